@@ -1,0 +1,2 @@
+"""Instant messaging on an MQTT broker."""
+

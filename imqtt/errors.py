@@ -1,0 +1,125 @@
+"""Every error that imqtt raises or sends. The `code` on the wire and the class are the same thing.
+
+ImqttError
++-- Malformed            a payload that is neither format, or not of a command's shape
++-- Invalid              a well-formed command that asks for what cannot be
++-- TooLarge             content or command beyond the limits of `Welcome`
++-- NotAllowed           a conversation that one is not in
++-- Conflict             a client_msg_id that was used for other content
++-- Unsupported          a command or kind of conversation that this server does not know
++-- Misrouted            a command published to the partition of another conversation, twice
++-- RateLimited          more messages a second than a device may send
++-- Busy                 more reads waiting than the server takes on
++-- Unavailable          the store cannot take anything just now
+|   +-- StoreFull
+|   +-- StoreReadOnly
+|   +-- ClockBehind      the server's clock stepped back further than ids may run ahead
++-- ClientError          raised by the SDK only
+|   +-- NotConnected
+|   +-- CredentialsRefused
+|   +-- DeviceStoreError
++-- SetupError           the operator has to change something before imqtt can run
+"""
+
+from typing import ClassVar
+
+
+class ImqttError(Exception):
+    """The root. `retryable`: the same thing may succeed later, unchanged."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, reason: str, *, retry_after: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after = retry_after  # milliseconds; 0: not said
+
+
+class Malformed(ImqttError):
+    code = "malformed"
+
+
+class Invalid(ImqttError):
+    code = "invalid"
+
+
+class TooLarge(ImqttError):
+    code = "too_large"
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        super().__init__(f"{what} of {size} bytes; at most {limit}")
+        self.size = size
+        self.limit = limit
+
+
+class NotAllowed(ImqttError):
+    code = "not_allowed"
+
+
+class Conflict(ImqttError):
+    code = "conflict"
+
+
+class Unsupported(ImqttError):
+    code = "unsupported"
+
+
+class Misrouted(ImqttError):
+    code = "misrouted"
+
+
+class RateLimited(ImqttError):
+    code = "rate_limited"
+    retryable = True
+
+
+class Busy(ImqttError):
+    code = "busy"
+    retryable = True
+
+
+class Unavailable(ImqttError):
+    code = "unavailable"
+    retryable = True
+
+
+class StoreFull(Unavailable):
+    """The store's disk is full: nothing of the batch is stored."""
+
+
+class StoreReadOnly(Unavailable):
+    """The store's files may not be written: nothing of the batch is stored."""
+
+
+class ClockBehind(Unavailable):
+    """The clock stepped back by more than ids may run ahead of it."""
+
+
+class ClientError(ImqttError):
+    code = "client"
+
+
+class NotConnected(ClientError):
+    retryable = True
+
+
+class CredentialsRefused(ClientError):
+    """No broker takes this device's username and password."""
+
+
+class DeviceStoreError(ClientError):
+    """The device's local store cannot be opened or written."""
+
+
+class SetupError(ImqttError):
+    code = "setup"
+
+
+WIRE_ERRORS: dict[str, type[ImqttError]] = {
+    error.code: error
+    for error in (
+        Malformed, Invalid, NotAllowed, Conflict, Unsupported, Misrouted, RateLimited, Busy, Unavailable,
+    )
+}  # fmt: skip
+"""The classes a `Rejected` frame's code stands for; `too_large` carries numbers and is built on its own."""

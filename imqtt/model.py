@@ -1,0 +1,359 @@
+"""The values that cross between rooms: commands, frames, and what they are made of.
+
+Both wire formats carry exactly these. Every value is frozen. Units: times are milliseconds since the
+Unix epoch; `seq` counts a conversation's events from 1; 0 (or an empty string) means "not given".
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+
+SNOWFLAKE_EPOCH = 1_735_689_600_000  # 2025-01-01T00:00:00Z, in milliseconds
+SNOWFLAKE_TIME_SHIFT = 22  # below the milliseconds: 10 bits of partition, 12 of sequence
+
+
+class Id(int):
+    """A 64-bit Snowflake id. JSON writes it as a string, since JavaScript's numbers end at 2**53."""
+
+    __slots__ = ()
+
+    @property
+    def time(self) -> int:
+        """When the event was ordered, in milliseconds since the Unix epoch."""
+        return (self >> SNOWFLAKE_TIME_SHIFT) + SNOWFLAKE_EPOCH
+
+
+class JsonText(str):
+    """A JSON value as compact UTF-8 text. The JSON format embeds it as the value that it is."""
+
+    __slots__ = ()
+
+
+class Device(NamedTuple):
+    """Who speaks: one device of one user. Its MQTT username is `user/device`."""
+
+    user: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.user}/{self.device}"
+
+
+class Value(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What all values have in common: immutable, and in JSON a field at its default is left out."""
+
+
+class Position(Value, frozen=True, omit_defaults=False):
+    """An event's place: another id at the same seq means that the store was restored from a backup."""
+
+    seq: int
+    id: Id
+
+
+class Key(NamedTuple):
+    """What makes a message one message, however often it is sent: `sender` is the user."""
+
+    conversation: str
+    sender: str
+    client_msg_id: str
+
+
+class Stored(NamedTuple):
+    """Where a message is stored already, and a digest of its content."""
+
+    position: Position
+    digest: bytes
+
+
+class Content(Value, frozen=True):
+    """What a message says: exactly one of `text`, `data` (with `content_type`) and `json`."""
+
+    text: str | None = None
+    data: bytes | None = None
+    content_type: str = ""
+    json: JsonText | None = None
+    reply_to: Position | None = None
+    mentions: tuple[str, ...] = ()
+
+
+class Event(Value, frozen=True, tag="event", tag_field="type"):
+    """One entry of a conversation's log; also the frame that carries it to a device.
+
+    `withheld` is the content's size in bytes where it would not fit into the device's packets; `content`
+    is empty then.
+    """
+
+    conversation: str
+    seq: int
+    id: Id
+    time: int
+    sender: str
+    device: str
+    client_msg_id: str
+    content: Content
+    kind: str = "message"
+    client_time: int = 0
+    withheld: int = 0
+
+    @property
+    def position(self) -> Position:
+        return Position(self.seq, self.id)
+
+
+class Cursor(Value, frozen=True):
+    """How far a device has got in a conversation: the last event that it has applied without a hole."""
+
+    conversation: str
+    seq: int = 0
+    id: Id = Id(0)
+
+
+# --- commands: device to server ---------------------------------------------------------------------
+
+
+class Command(Value, frozen=True, tag_field="type", tag=str.lower):
+    """What a device publishes."""
+
+    name: ClassVar[str] = "command"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.name = cls.__name__.lower()
+
+
+class Hello(Command, frozen=True):
+    """Registers the device and its connection, and syncs."""
+
+    nonce: str
+    platform: str = ""
+    max_packet: int = 0  # bytes
+    cursors: tuple[Cursor, ...] = ()
+    ref: str = ""
+
+
+class Send(Command, frozen=True):
+    """Appends a message to a conversation."""
+
+    conversation: str
+    client_msg_id: str
+    content: Content
+    client_time: int = 0
+
+
+class Mark(Command, frozen=True):
+    """Raises the user's delivered and read marks in a conversation."""
+
+    conversation: str
+    delivered: int = 0
+    read: int = 0
+
+
+class Typing(Command, frozen=True):
+    """Tells the other members that the user is typing, or has stopped. Never stored."""
+
+    conversation: str
+    typing: bool = True
+
+
+class Sync(Command, frozen=True):
+    """Asks for the events after each cursor and, with `heads`, for conversations' heads."""
+
+    cursors: tuple[Cursor, ...] = ()
+    heads: bool = False
+    heads_before: Id = Id(0)
+    ref: str = ""
+
+
+class History(Command, frozen=True):
+    """Asks for events before `before` (0: the newest), newest page first, each page in order of seq."""
+
+    conversation: str
+    before: int = 0
+    limit: int = 0
+    ref: str = ""
+
+
+class Status(Command, frozen=True):
+    """The device's state; with state `offline`, its last will."""
+
+    state: str
+    nonce: str
+    network: str = ""
+    battery: int | None = None  # percent
+
+
+AnyCommand = Hello | Send | Mark | Typing | Sync | History | Status
+
+PRESENCE_STATES = ("online", "away", "background", "offline")
+
+
+# --- frames: server to device -----------------------------------------------------------------------
+
+
+class Frame(Value, frozen=True, tag_field="type", tag=str.lower):
+    """What a device receives, several to a packet."""
+
+
+class Limits(Value, frozen=True, omit_defaults=False):
+    """What the server takes and gives. Sizes in bytes."""
+
+    content: int  # a message's body: UTF-8 of text, data before base64, compact JSON
+    command: int  # one command
+    page: int  # events in a page
+    cursors: int  # cursors in one `Hello` or `Sync`
+    rate: int  # messages a second that a device may send, sustained
+    presence: int  # seconds after which a device that says nothing is taken for offline
+
+
+class Welcome(Frame, frozen=True, omit_defaults=False):
+    """Answers `Hello`; the first page follows in a `Page` with the same `ref`."""
+
+    nonce: str
+    user: str
+    device: str
+    time: int
+    partitions: int
+    limits: Limits
+    ref: str = ""
+
+
+class Accepted(Frame, frozen=True):
+    """The message is stored, at this place. Sent only after the store has committed."""
+
+    conversation: str
+    client_msg_id: str
+    seq: int
+    id: Id
+    time: int
+
+
+class Rejected(Frame, frozen=True):
+    """A command was not carried out. `retryable`: the same command may succeed later."""
+
+    code: str
+    reason: str
+    retryable: bool = False
+    command: str = ""
+    conversation: str = ""
+    client_msg_id: str = ""
+    ref: str = ""
+    retry_after: int = 0  # milliseconds
+
+
+class Marks(Frame, frozen=True):
+    """How far a member has got: every event up to these seqs is delivered to him, read by him."""
+
+    conversation: str
+    user: str
+    delivered: int = 0
+    read: int = 0
+
+
+class Head(Value, frozen=True):
+    """A conversation's newest event. `latest` is that event, where the device sent no cursor for it."""
+
+    conversation: str
+    seq: int
+    id: Id
+    latest: Event | None = None
+    marks: tuple[Marks, ...] = ()
+
+
+class Slice(Value, frozen=True):
+    """Contiguous events of one conversation, in order of seq.
+
+    `restart`: the device's cursor is not in this store's log, so it drops what it has of the
+    conversation and begins anew with these events. `missing` says why there is nothing before the
+    first event (`start`, `archived`, `before_joined`), where that is so.
+    """
+
+    conversation: str
+    events: tuple[Event, ...] = ()
+    more: bool = False
+    restart: bool = False
+    missing: str = ""
+    history: bool = False
+
+
+class Page(Frame, frozen=True):
+    """Answers `Hello`, `Sync` and `History`; always one packet that the device takes.
+
+    `more_heads` is the next `heads_before`; 0: that was all. `more`: some cursors were not looked at, or
+    have more events than fitted, so ask again with the cursors where they are then.
+    """
+
+    ref: str = ""
+    heads: tuple[Head, ...] = ()
+    more_heads: Id = Id(0)
+    slices: tuple[Slice, ...] = ()
+    more: bool = False
+
+
+class Presence(Frame, frozen=True):
+    """A user's state over all devices, and when it was last known to be other than offline."""
+
+    user: str
+    state: str
+    last_seen: int = 0
+
+
+class PeerTyping(Frame, frozen=True, tag="typing"):
+    """Somebody is typing, or has stopped. Forget it after six seconds without another."""
+
+    conversation: str
+    user: str
+    typing: bool = True
+
+
+AnyFrame = Welcome | Accepted | Rejected | Event | Marks | Page | Presence | PeerTyping
+
+
+# --- JSON for the two types that JSON lacks ----------------------------------------------------------
+
+
+def to_json_type(value: object) -> object:
+    """msgspec's `enc_hook`: an `Id` becomes a string, a `JsonText` the value that it spells."""
+    if isinstance(value, Id):
+        return int.__repr__(value)
+    if isinstance(value, JsonText):
+        return msgspec.Raw(value.encode())
+    raise NotImplementedError(f"no JSON form for {type(value).__name__}")
+
+
+def from_json_type(wanted: type, value: object) -> object:
+    """msgspec's `dec_hook`, the inverse of `to_json_type`. Raises `ValueError` for what is out of range."""
+    if wanted is Id:
+        if isinstance(value, str) and 0 < len(value) <= 19 and value.isascii() and value.isdecimal():
+            number = int(value)
+            if number < 1 << 63:
+                return Id(number)
+        raise ValueError("an id is a string of decimal digits, below 2**63")
+    if wanted is JsonText:
+        return canonical_json(value)
+    raise NotImplementedError(f"no JSON form for {wanted.__name__}")
+
+
+MAX_JSON_DEPTH = 32
+
+
+def canonical_json(value: object) -> JsonText:
+    """Compact JSON text of a decoded value.
+
+    Raises `ValueError` for what a store or another client's parser would choke on: nesting deeper than
+    32, integers beyond 64 bits.
+    """
+    _check_json(value, 0)
+    return JsonText(msgspec.json.encode(value).decode())
+
+
+def _check_json(value: object, depth: int) -> None:
+    if depth >= MAX_JSON_DEPTH and isinstance(value, dict | list):
+        raise ValueError(f"JSON nested deeper than {MAX_JSON_DEPTH}")
+    if isinstance(value, dict):
+        for item in value.values():
+            _check_json(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_json(item, depth + 1)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("an integer beyond 64 bits")
