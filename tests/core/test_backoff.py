@@ -1,0 +1,13 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imqtt.core.backoff import backoff
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_a_wait_is_never_nothing_and_never_more_than_the_cap(attempt: int, chance: float) -> None:
+    assert 0.01 <= backoff(attempt, chance, base=0.1, cap=5.0) <= 5.0
+
+
+def test_waits_double() -> None:
+    assert [backoff(n, 1.0, base=1.0, cap=100.0) for n in (1, 2, 3, 4)] == [1.0, 2.0, 4.0, 8.0]

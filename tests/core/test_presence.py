@@ -1,0 +1,10 @@
+from imqtt.core.presence import of_user
+from imqtt.model import Presence
+
+
+def test_a_user_is_as_present_as_his_liveliest_device() -> None:
+    assert of_user("a", [("offline", 5), ("background", 3), ("away", 4)]) == Presence("a", "away", 5)
+
+
+def test_a_user_without_devices_is_offline() -> None:
+    assert of_user("a", []) == Presence("a", "offline", 0)

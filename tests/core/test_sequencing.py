@@ -1,0 +1,124 @@
+from collections.abc import Sequence
+from itertools import count
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, decide, receive
+from imqtt.errors import ClockBehind, Conflict, Invalid, NotAllowed, RateLimited
+from imqtt.model import Content, Device, Id, Key, Position, Send, Stored
+
+ALICE = Device("alice", "phone")
+BOB = Device("bob", "laptop")
+
+
+def message(sender: Device, conversation: str, name: str, text: str = "hi") -> Message:
+    return receive(sender, Send(conversation, name, Content(text=text)))
+
+
+def run(
+    messages: Sequence[Message],
+    heads: dict[str, Position] | None = None,
+    stored: dict[Key, Stored] | None = None,
+    tokens: int = 1_000,
+) -> list[Decision]:
+    numbers = count(100)
+    left = count(tokens, -1)
+    return decide(
+        messages,
+        heads or {},
+        stored or {},
+        lambda after: Id(max(next(numbers), after + 1)),
+        lambda _: next(left) > 0,
+    )
+
+
+def test_messages_take_the_seqs_after_the_head() -> None:
+    decisions = run(
+        [
+            message(ALICE, "d:alice:bob", "1"),
+            message(BOB, "d:alice:bob", "1"),
+            message(ALICE, "u:alice", "1"),
+        ],
+        heads={"d:alice:bob": Position(7, Id(5))},
+    )
+    assert [d.event.seq for d in decisions if isinstance(d, Append)] == [8, 9, 1]
+
+
+def test_a_message_twice_in_a_batch_is_stored_once() -> None:
+    first, again = run([message(ALICE, "u:alice", "1"), message(ALICE, "u:alice", "1")])
+    assert isinstance(first, Append)
+    assert again == Known(first.event.position)
+
+
+def test_a_message_that_is_stored_keeps_its_place() -> None:
+    sent = message(ALICE, "u:alice", "1")
+    place = Position(3, Id(9))
+    assert run([sent], stored={sent.key: Stored(place, sent.digest)}) == [Known(place)]
+
+
+def test_the_same_name_for_other_content_is_a_conflict() -> None:
+    sent = message(ALICE, "u:alice", "1", "one thing")
+    stored = {sent.key: Stored(Position(3, Id(9)), sent.digest)}
+    (decision,) = run([message(ALICE, "u:alice", "1", "another")], stored=stored)
+    assert isinstance(decision, Refuse)
+    assert isinstance(decision.error, Conflict)
+
+
+def test_the_senders_clock_is_no_part_of_the_content() -> None:
+    sent = receive(ALICE, Send("u:alice", "1", Content(text="hi"), client_time=1))
+    later = receive(ALICE, Send("u:alice", "1", Content(text="hi"), client_time=2))
+    assert sent.digest == later.digest
+
+
+def test_a_stranger_is_refused_and_takes_no_seq() -> None:
+    stranger, member = run(
+        [message(Device("eve", "x"), "d:alice:bob", "1"), message(ALICE, "d:alice:bob", "1")]
+    )
+    assert isinstance(stranger, Refuse)
+    assert isinstance(stranger.error, NotAllowed)
+    assert isinstance(member, Append)
+    assert member.event.seq == 1
+
+
+def test_a_name_that_is_no_conversation_is_refused() -> None:
+    (decision,) = run([message(ALICE, "d:bob:alice", "1")])
+    assert isinstance(decision, Refuse)
+    assert isinstance(decision.error, Invalid)
+
+
+def test_beyond_the_rate_a_message_is_refused_but_a_duplicate_is_not() -> None:
+    decisions = run([message(ALICE, "u:alice", name) for name in ("1", "2", "3", "1")], tokens=2)
+    assert [type(d) for d in decisions] == [Append, Append, Refuse, Known]
+    assert isinstance(decisions[2], Refuse)
+    assert isinstance(decisions[2].error, RateLimited)
+
+
+def test_a_clock_that_is_behind_refuses_new_messages_only() -> None:
+    def draw(after: int) -> Id:
+        raise ClockBehind("behind")
+
+    sent = message(ALICE, "u:alice", "1")
+    stored = {sent.key: Stored(Position(3, Id(9)), sent.digest)}
+    known, refused = decide([sent, message(ALICE, "u:alice", "2")], {}, stored, draw, lambda _: True)
+    assert isinstance(known, Known)
+    assert isinstance(refused, Refuse)
+    assert refused.error.retryable
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(["1", "2", "3"]), st.sampled_from(["x", "y"]))
+    ),
+    st.integers(0, 5),
+)
+def test_seqs_have_no_holes_and_no_key_is_stored_twice(sends: list[tuple[str, str, str]], head: int) -> None:
+    messages = [message(Device("a", d), "d:a:b" if d in "ab" else "u:a", n, text) for d, n, text in sends]
+    heads = {"d:a:b": Position(head, Id(3))} if head else {}
+    appended = [d.event for d in run(messages, heads) if isinstance(d, Append)]
+    for conversation, begin in (("d:a:b", head), ("u:a", 0)):
+        events = [event for event in appended if event.conversation == conversation]
+        assert [event.seq for event in events] == list(range(begin + 1, begin + 1 + len(events)))
+        assert [event.id for event in events] == sorted({event.id for event in events})
+    keys = [(event.conversation, event.sender, event.client_msg_id) for event in appended]
+    assert len(keys) == len(set(keys))
