@@ -1,0 +1,1 @@
+"""The owners of partitions: group commit, fan-out, reads, presence, and the application around them."""

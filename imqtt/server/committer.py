@@ -1,0 +1,180 @@
+"""Messages into the log: decided, appended in one group commit, decided again where the store knew better."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from random import random
+
+from imqtt.core.backoff import backoff
+from imqtt.core.conversations import members_of
+from imqtt.core.sequencing import Append, Decision, Message, Refuse, decide
+from imqtt.core.snowflake import Snowflake
+from imqtt.errors import Invalid, Unavailable
+from imqtt.model import Device, Id, Position
+from imqtt.server.counters import Counters
+from imqtt.server.heads import Heads
+from imqtt.state.base import State
+from imqtt.stores.base import AppendConflict, Key, OutcomeUnknown, Record, RecordRefused, Store, Stored
+
+log = logging.getLogger(__name__)
+
+
+class Committer:
+    """Commits one partition's messages, one batch at a time.
+
+    Nothing rests on being the only one: where a rival appended first, the store's indexes refuse, and the
+    batch is decided again from what the store holds then.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        state: State,
+        snowflake: Snowflake,
+        heads: Heads,
+        counters: Counters,
+        clock: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._snowflake = snowflake
+        self._heads = heads
+        self._counters = counters
+        self._clock = clock
+
+    async def commit(self, messages: Sequence[Message]) -> list[Decision]:
+        """One decision per message, in order, each carried out: what is `Append` or `Known` is durable.
+
+        Waits for as long as the outcome of an append is unknown. A store that says that it can take
+        nothing refuses the messages with that error.
+        """
+        settled: list[Decision] = []
+        stored = await self._recall(messages)
+        tokens = await self._tokens(messages, stored)
+        at_most = len(messages)
+        while pending := messages[len(settled) :]:
+            decisions = await self._decide(pending, stored, Counter(tokens))
+            places = [place for place, it in enumerate(decisions) if isinstance(it, Append)]
+            records = [_record(pending[place], decisions[place]) for place in places[:at_most]]
+            try:
+                committed = await self._append(records)
+            except RecordRefused as error:
+                if len(records) > 1:
+                    at_most = len(records) // 2
+                    continue
+                log.warning("the store refuses a message: %s", error)
+                refusal = Refuse(Invalid(f"the store cannot hold this message: {error}"))
+                settled += [*decisions[: places[0]], refusal]
+                at_most = len(messages)
+                continue
+            except Unavailable as error:
+                log.error("nothing can be stored: %s", error)
+                settled += [Refuse(error) if isinstance(it, Append) else it for it in decisions]
+                break
+            # Whatever stands before the first append that did not commit rests on what did.
+            end = places[committed] if committed < len(places) else len(pending)
+            settled += decisions[:end]
+            if committed < len(records):
+                self._counters.conflicts += 1
+                stored = await self._reread(pending)
+        await self._remember(messages, settled)
+        return settled
+
+    def forget(self) -> None:
+        """The partition may have had another owner: its heads are read anew."""
+        self._heads.forget()
+
+    async def _append(self, records: Sequence[Record]) -> int:
+        """How many of the records, from the first on, are stored. Raises `RecordRefused`, `Unavailable`."""
+        if not records:
+            return 0
+        first = [record.event.conversation for record in records if record.event.seq == 1]
+        attempt = 0
+        while True:
+            try:
+                if first:  # a user's `Sync` may look at too many conversations, never at too few
+                    await self._store.put_members([(user, it) for it in first for user in members_of(it)])
+                await self._store.append(records)
+            except OutcomeUnknown as error:
+                # Nothing new is decided before it is known whether these very records are stored.
+                attempt += 1
+                self._counters.commits_retried += 1
+                log.warning("append of %d events, try %d: %s", len(records), attempt, error)
+                await asyncio.sleep(backoff(attempt, random()))
+            except AppendConflict as conflict:
+                committed = await self._own_prefix(records) if attempt else conflict.stored
+                break
+            else:
+                committed = len(records)
+                break
+        self._counters.stored += committed
+        self._heads.put({it.event.conversation: it.event.position for it in records[:committed]})
+        return committed
+
+    async def _own_prefix(self, records: Sequence[Record]) -> int:
+        """After an unknown outcome: how many of these records, under these ids, are what is stored."""
+        stored = await self._store.find([record.key for record in records])
+        for count, record in enumerate(records):
+            found = stored.get(record.key)
+            if found is None or found.position != record.event.position:
+                return count
+        return len(records)
+
+    async def _decide(
+        self, messages: Sequence[Message], stored: dict[Key, Stored], tokens: Counter[Device]
+    ) -> list[Decision]:
+        heads = await self._load({message.send.conversation for message in messages})
+        now = self._clock()
+
+        def admit(device: Device) -> bool:
+            tokens[device] -= 1
+            return tokens[device] >= 0
+
+        def draw(after: int) -> Id:
+            return self._snowflake.draw(now, after)
+
+        return decide(messages, heads, stored, draw, admit)
+
+    async def _load(self, conversations: set[str]) -> dict[str, Position]:
+        heads: dict[str, Position] = {}
+        missing: list[str] = []
+        for conversation in conversations:
+            if (head := self._heads.get(conversation)) is not None:
+                heads[conversation] = head
+            else:
+                missing.append(conversation)
+        if missing:
+            found = await self._store.heads(missing)
+            self._heads.put(found)
+            heads.update(found)
+        return heads
+
+    async def _recall(self, messages: Sequence[Message]) -> dict[Key, Stored]:
+        keys = [message.key for message in messages]
+        maybe = await self._state.recall(keys)
+        return await self._store.find(maybe) if maybe else {}
+
+    async def _reread(self, messages: Sequence[Message]) -> dict[Key, Stored]:
+        """After a conflict: both keys are read, what is stored under them and where the logs end."""
+        self._heads.forget({message.send.conversation for message in messages})
+        return await self._store.find({message.key for message in messages})
+
+    async def _tokens(self, messages: Sequence[Message], stored: dict[Key, Stored]) -> dict[Device, int]:
+        wanted = Counter(it.sender for it in messages if it.key not in stored)
+        return await self._state.take(wanted, self._clock())
+
+    async def _remember(self, messages: Sequence[Message], decisions: Sequence[Decision]) -> None:
+        await self._state.remember(
+            [
+                message.key
+                for message, decision in zip(messages, decisions, strict=True)
+                if isinstance(decision, Append)
+            ]
+        )
+
+
+def _record(message: Message, decision: Decision) -> Record:
+    assert isinstance(decision, Append)  # noqa: S101 - the caller has filtered
+    return Record(decision.event, message.body, message.digest)

@@ -1,0 +1,28 @@
+"""What the server counts. Plain numbers, read by whoever reports them."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the process began."""
+
+    received: int = 0  # commands, redeliveries included
+    stored: int = 0  # events committed
+    known: int = 0  # messages that were stored already
+    rejected: int = 0  # commands refused
+    unanswered: int = 0  # refusals that were not sent, so that a flood is not answered with another
+    passed_on: int = 0  # commands published to the wrong partition
+    frames: int = 0  # frames to devices
+    packets: int = 0  # packets that carried them
+    packets_refused: int = 0  # packets that the broker did not take
+    reads: int = 0  # `Hello`, `Sync` and `History` served
+    commits_retried: int = 0  # appends whose outcome was unknown
+    conflicts: int = 0  # appends that met a row of the same seq or key
+    failures: int = 0  # batches that raised what no code expected
+    by_code: dict[str, int] = field(default_factory=dict)  # commands refused, by error code
+
+    def reject(self, code: str) -> None:
+        """Counts a refused command."""
+        self.rejected += 1
+        self.by_code[code] = self.by_code.get(code, 0) + 1

@@ -1,0 +1,67 @@
+"""Which devices a user has: read from the store, remembered in the state."""
+
+import logging
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from imqtt.errors import Unavailable
+from imqtt.model import Device, Hello
+from imqtt.protocol import Format
+from imqtt.server.patience import until_known
+from imqtt.state.base import State
+from imqtt.stores.base import Registration, Store
+
+log = logging.getLogger(__name__)
+
+
+class Devices:
+    """The store is the truth; a user whose list the state does not have is read from there."""
+
+    def __init__(self, store: Store, state: State) -> None:
+        self._store = store
+        self._state = state
+
+    async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        """Every device of each user. To miss no device, call it after the commit of what it is for."""
+        lists = await self._state.devices(users)
+        if len(lists) < len(users):
+            missing = [user for user in users if user not in lists]
+            lease = await self._state.lease_devices(missing)
+            read = await self._store.devices(missing)
+            await self._state.fill_devices(lease, read)
+            lists.update(read)
+        return lists
+
+    async def register(
+        self, spoke: Mapping[Device, tuple[Format, Hello | None]]
+    ) -> dict[Device, Registration]:
+        """Registers the devices of a batch by what they last sent, and returns their registrations.
+
+        Only a device that is new, or that changed its format or what its `Hello` says, costs a write.
+        """
+        lists = await self.of({device.user for device in spoke})
+        known = {it.device: it for user in lists for it in lists[user]}
+        current: dict[Device, Registration] = {}
+        changed: list[Registration] = []
+        for device, (format, hello) in spoke.items():
+            before = known.get(device)
+            if before is None:
+                now = Registration(device, format.value)
+            elif before.format != format.value:
+                now = msgspec.structs.replace(before, format=format.value)
+            else:
+                now = before
+            if hello is not None and (hello.platform, hello.max_packet) != (now.platform, now.max_packet):
+                now = Registration(device, format.value, hello.platform, hello.max_packet)
+            if now != before:
+                changed.append(now)
+            current[device] = now
+        if changed:
+            try:
+                await until_known("registering devices", lambda: self._store.put_devices(changed))
+            except Unavailable as error:
+                # They get their answers all the same, and are registered with their next command.
+                log.error("%d devices not registered: %s", len(changed), error)
+            await self._state.forget_devices({it.device.user for it in changed})
+        return current

@@ -1,0 +1,82 @@
+"""The connections over which the server publishes to devices.
+
+They are not the partitions' own: reading a partition's connection pauses when too much is unfinished,
+and a PUBACK that finishes something must not wait behind that.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from random import random
+
+from imqtt.broker.errors import LinkError
+from imqtt.broker.link import Link, Message
+from imqtt.core.backoff import backoff
+from imqtt.server.counters import Counters
+
+log = logging.getLogger(__name__)
+
+FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are failures
+
+
+class Lane:
+    """One connection. What it was given stays until the broker has confirmed it, over reconnections.
+
+    A packet may reach a device twice so; a device ignores what it has.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Link]], counters: Counters) -> None:
+        self._connect = connect
+        self._counters = counters
+        self._link: Link | None = None
+        self._unconfirmed: dict[asyncio.Future[None], Sequence[Message]] = {}  # in order of publication
+
+    def publish(self, messages: Sequence[Message]) -> asyncio.Future[None]:
+        """Publishes in order. The future is done when the broker has all of them; it never fails."""
+        done = asyncio.get_running_loop().create_future()
+        if not messages:
+            done.set_result(None)
+            return done
+        self._unconfirmed[done] = messages
+        if self._link is not None:
+            self._put(self._link, done, messages)
+        return done
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Connects, and again after every cut, until cancelled."""
+        attempt = 0
+        while True:
+            try:
+                link = await self._connect()
+            except (OSError, LinkError) as error:
+                attempt += 1
+                log.warning("no connection to publish over (%s); trying again", error)
+                await asyncio.sleep(backoff(attempt, random()))
+                continue
+            attempt = 0
+            try:
+                self._link = link
+                for done, messages in list(self._unconfirmed.items()):
+                    self._put(link, done, messages)
+                ready.set()
+                await link.wait_closed()
+                log.warning("the connection to publish over was cut; %d unconfirmed", len(self._unconfirmed))
+            finally:
+                self._link = None
+                await link.close()
+
+    def _put(self, link: Link, done: asyncio.Future[None], messages: Sequence[Message]) -> None:
+        link.publish(messages).add_done_callback(partial(self._confirm, done))
+
+    def _confirm(self, done: asyncio.Future[None], codes: asyncio.Future[list[int]]) -> None:
+        if codes.cancelled() or codes.exception() is not None:
+            return  # cut: the next connection publishes it again
+        if self._unconfirmed.pop(done, None) is None:
+            return
+        refused = sum(code >= FAILURE for code in codes.result())
+        if refused:
+            self._counters.packets_refused += refused
+            log.warning("the broker refused %d packets to devices, which will sync", refused)
+        if not done.done():
+            done.set_result(None)

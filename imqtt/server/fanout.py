@@ -1,0 +1,103 @@
+"""Frames on their way to devices, gathered so that each device gets one packet for a whole batch."""
+
+from collections.abc import Iterable
+
+from imqtt.broker.link import Message
+from imqtt.model import AnyFrame, Content, Device, Event, PeerTyping, Presence
+from imqtt.protocol import Format, encode_frame, join
+from imqtt.protocol.topics import down
+from imqtt.server.counters import Counters
+from imqtt.stores.base import Registration
+
+PACKET_OVERHEAD = 160  # bytes: MQTT's header, the longest topic, and what joins the frames
+
+
+class _Bundle:
+    """One device's frames, in the order in which they were added."""
+
+    __slots__ = ("durable", "format", "frames", "room")
+
+    def __init__(self, format: Format, room: int) -> None:
+        self.format = format
+        self.room = room
+        self.frames: list[bytes] = []
+        self.durable = False  # whether a loss would be noticed: QoS 1
+
+
+class Fanout:
+    """Encodes each frame once per format, and packs each device's frames into as few packets as fit."""
+
+    def __init__(self, max_packet: int, counters: Counters) -> None:
+        self._max_packet = max_packet
+        self._counters = counters
+        self._bundles: dict[Device, _Bundle] = {}
+
+    def add(self, frame: AnyFrame, registrations: Iterable[Registration], but: Device | None = None) -> None:
+        """Adds `frame` for every device of `registrations` except `but`."""
+        encoded: dict[Format, bytes] = {}
+        durable = not isinstance(frame, PeerTyping | Presence)
+        for registration in registrations:
+            device = registration.device
+            if device == but:
+                continue
+            bundle = self._bundles.get(device)
+            if bundle is None:
+                bundle = self._bundles[device] = _Bundle(
+                    Format(registration.format), packet_room(registration, self._max_packet)
+                )
+            data = encoded.get(bundle.format)
+            if data is None:
+                data = encoded[bundle.format] = encode_frame(frame, bundle.format)
+            if len(data) > bundle.room and isinstance(frame, Event):
+                data = encode_frame(withhold(frame, len(data)), bundle.format)
+            bundle.frames.append(data)
+            bundle.durable = bundle.durable or durable
+
+    def messages(self) -> list[Message]:
+        """The packets, each device's in order."""
+        messages: list[Message] = []
+        for device, bundle in self._bundles.items():
+            topic, qos = down(device), 1 if bundle.durable else 0
+            self._counters.frames += len(bundle.frames)
+            messages.extend(Message(topic, packet, qos) for packet in _pack(bundle))
+        self._counters.packets += len(messages)
+        return messages
+
+
+def packet_room(registration: Registration, max_packet: int) -> int:
+    """Bytes that frames may take in one packet to this device."""
+    return min(registration.max_packet or max_packet, max_packet) - PACKET_OVERHEAD
+
+
+def withhold(event: Event, size: int) -> Event:
+    """The event without its content, for a device whose packets cannot hold it."""
+    return Event(
+        conversation=event.conversation,
+        seq=event.seq,
+        id=event.id,
+        time=event.time,
+        sender=event.sender,
+        device=event.device,
+        client_msg_id=event.client_msg_id,
+        content=Content(),
+        kind=event.kind,
+        client_time=event.client_time,
+        withheld=size,
+    )
+
+
+def _pack(bundle: _Bundle) -> Iterable[bytes]:
+    frames = bundle.frames
+    size = sum(map(len, frames)) + len(frames)
+    if size <= bundle.room:
+        yield join(frames, bundle.format)
+        return
+    packed: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if packed and size + len(frame) + 1 > bundle.room:
+            yield join(packed, bundle.format)
+            packed, size = [], 0
+        packed.append(frame)
+        size += len(frame) + 1
+    yield join(packed, bundle.format)

@@ -1,0 +1,121 @@
+"""What came in: whose it is, what it asks for, and whether it came to the right partition."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from imqtt.broker.link import Message as Packet
+from imqtt.broker.link import Received
+from imqtt.core.conversations import check_member
+from imqtt.core.partitions import home_of, partition_of
+from imqtt.core.sequencing import Message, receive
+from imqtt.errors import ImqttError, Misrouted
+from imqtt.model import AnyCommand, Device, Hello, History, Mark, Rejected, Send, Status, Sync, Typing
+from imqtt.protocol import Bounds, Format, Outline, decode_command, format_of, outline
+from imqtt.protocol.topics import parse_up, up
+
+PASSED_ON = ("imqtt-passed-on", "1")
+TOPICS_CACHED = 50_000
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch, sorted by what is to be done. Lists are in order of receipt."""
+
+    spoke: dict[Device, tuple[Format, Hello | None]] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+    redelivered: list[bool] = field(default_factory=list)  # beside `messages`
+    marks: list[tuple[Device, Mark]] = field(default_factory=list)
+    typing: dict[tuple[str, str], tuple[Device, Typing]] = field(default_factory=dict)
+    status: list[tuple[Device, Hello | Status]] = field(default_factory=list)
+    reads: list[tuple[Device, Hello | Sync | History]] = field(default_factory=list)
+    refused: list[tuple[Device, Rejected]] = field(default_factory=list)
+    formats: dict[Device, Format] = field(default_factory=dict)  # of refused commands, for devices not known
+    pass_on: list[Packet] = field(default_factory=list)
+
+
+class Intake:
+    """Decodes and sorts what one partition receives. Never raises for anything that a device can send."""
+
+    def __init__(self, partition: int, partitions: int, bounds: Bounds) -> None:
+        self._partition = partition
+        self._partitions = partitions
+        self._bounds = bounds
+        self._devices: dict[str, Device | None] = {}
+
+    def sort(self, received: Sequence[Received], *, takeover: bool) -> Batch:
+        """`takeover`: the session may have had another owner until just now, who left things half done."""
+        batch = Batch()
+        for delivery in received:
+            device = self._device(delivery.topic)
+            if device is None:
+                continue  # no name that imqtt gives out, so nobody to answer
+            try:
+                command = decode_command(delivery.payload, self._bounds)
+                if self._partition_of(command, device) == self._partition:
+                    self._add(batch, device, command, again=takeover or delivery.dup)
+                else:
+                    self._pass_on(batch, device, command, delivery)
+                    continue
+            except ImqttError as error:
+                batch.refused.append((device, rejected(error, outline(delivery.payload))))
+                batch.formats.setdefault(device, format_of(delivery.payload))
+                continue
+            hello = command if isinstance(command, Hello) else None
+            if hello is None and (before := batch.spoke.get(device)) is not None:
+                hello = before[1]
+            batch.spoke[device] = (format_of(delivery.payload), hello)
+        return batch
+
+    def _add(self, batch: Batch, device: Device, command: AnyCommand, *, again: bool) -> None:
+        if isinstance(command, Send):
+            batch.messages.append(receive(device, command))
+            batch.redelivered.append(again)
+        elif isinstance(command, Mark):
+            check_member(command.conversation, device.user)
+            batch.marks.append((device, command))
+        elif isinstance(command, Typing):
+            check_member(command.conversation, device.user)
+            batch.typing[command.conversation, device.user] = (device, command)
+        elif isinstance(command, Status):
+            batch.status.append((device, command))
+        else:
+            if isinstance(command, Hello):
+                batch.status.append((device, command))
+            elif isinstance(command, History):
+                check_member(command.conversation, device.user)
+            batch.reads.append((device, command))
+
+    def _pass_on(self, batch: Batch, device: Device, command: AnyCommand, delivery: Received) -> None:
+        if PASSED_ON in delivery.properties:
+            # Marked by the owner that passed it on, or by a device that claims so: either way not again.
+            raise Misrouted(f"this is partition {self._partition}; publish to up/0, or compute the partition")
+        topic = up(device, self._partition_of(command, device))
+        batch.pass_on.append(Packet(topic, delivery.payload, 1, (PASSED_ON,)))
+
+    def _partition_of(self, command: AnyCommand, device: Device) -> int:
+        if isinstance(command, Hello | Sync | Status):
+            return partition_of(home_of(device.user), self._partitions)
+        return partition_of(command.conversation, self._partitions)
+
+    def _device(self, topic: str) -> Device | None:
+        try:
+            return self._devices[topic]
+        except KeyError:
+            if len(self._devices) >= TOPICS_CACHED:
+                self._devices.clear()
+            device = self._devices[topic] = parse_up(topic)
+            return device
+
+
+def rejected(error: ImqttError, named: Outline) -> Rejected:
+    """The frame that tells a command's sender what was wrong with it."""
+    return Rejected(
+        code=error.code,
+        reason=error.reason,
+        retryable=error.retryable,
+        command=named.type,
+        conversation=named.conversation,
+        client_msg_id=named.client_msg_id,
+        ref=named.ref,
+        retry_after=error.retry_after,
+    )

@@ -1,0 +1,216 @@
+"""What a partition's owner does with a batch: commit it, and tell the devices concerned."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from imqtt.broker.link import Message as Packet
+from imqtt.broker.link import Received
+from imqtt.core.conversations import members_of
+from imqtt.core.marks import merge
+from imqtt.core.sequencing import Append, Decision, Known, Refuse
+from imqtt.errors import Unavailable
+from imqtt.model import Accepted, AnyFrame, Device, Event, Marks, PeerTyping
+from imqtt.protocol import Format, Outline
+from imqtt.server.committer import Committer
+from imqtt.server.counters import Counters
+from imqtt.server.devices import Devices
+from imqtt.server.fanout import Fanout
+from imqtt.server.intake import Batch, Intake, rejected
+from imqtt.server.patience import until_known
+from imqtt.server.presence import Presences
+from imqtt.server.reads import Reads
+from imqtt.stores.base import Registration, Store
+
+REJECTIONS_PER_BATCH = 50  # to one device: a flood is not answered with another
+REREAD = 50  # events read together when known messages are told again: they mostly stand side by side
+
+Publish = Callable[[Sequence[Packet]], asyncio.Future[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A frame, for every device of these users but one."""
+
+    frame: AnyFrame
+    users: tuple[str, ...]
+    but: Device | None
+
+
+class Audience:
+    """The devices that a batch concerns, as they are registered after its commit."""
+
+    def __init__(
+        self,
+        lists: Mapping[str, tuple[Registration, ...]],
+        spoke: Mapping[Device, Registration],
+        formats: Mapping[Device, Format],
+    ) -> None:
+        self._lists = lists
+        self._spoke = spoke
+        self._formats = formats
+
+    def of(self, users: Sequence[str]) -> Iterable[Registration]:
+        """Every device of these users."""
+        if len(users) == 2:
+            return self._lists[users[0]] + self._lists[users[1]]
+        return [registration for user in users for registration in self._lists[user]]
+
+    def one(self, device: Device) -> Registration:
+        """A device of the batch. One that is not registered is answered in the format that it used."""
+        if (spoke := self._spoke.get(device)) is not None:
+            return spoke
+        for registration in self._lists[device.user]:
+            if registration.device == device:
+                return registration
+        return Registration(device, self._formats[device].value)
+
+
+class Owner:
+    """Carries out batches of one partition, one after the other.
+
+    When `carry_out` returns, every message of the batch that is to be stored is durable, and what it
+    returns is done when the broker has taken the frames for all devices. Only then may the batch be
+    PUBACKed: a crash anywhere before means that it comes again, and is answered from the store.
+    """
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        committer: Committer,
+        store: Store,
+        devices: Devices,
+        presences: Presences,
+        reads: Reads,
+        publish: Publish,
+        counters: Counters,
+        max_packet: int,
+    ) -> None:
+        self._intake = intake
+        self._committer = committer
+        self._store = store
+        self._devices = devices
+        self._presences = presences
+        self._reads = reads
+        self._publish = publish
+        self._counters = counters
+        self._max_packet = max_packet
+
+    def take_over(self) -> None:
+        """The session is this process's own from now on; whatever it remembers of the log may be old."""
+        self._committer.forget()
+
+    async def carry_out(self, received: Sequence[Received], *, takeover: bool) -> asyncio.Future[None]:
+        """Commits a batch and publishes its frames. See the class for what is durable when."""
+        self._counters.received += len(received)
+        batch = self._intake.sort(received, takeover=takeover)
+        registrations = await self._devices.register(batch.spoke)
+        decisions, told = await asyncio.gather(
+            self._committer.commit(batch.messages), self._raise_marks(batch)
+        )
+        told += await self._events(batch, decisions)
+        told += _typing(batch)
+        users = {user for it in told for user in it.users} | {device.user for device in batch.formats}
+        users.update(message.sender.user for message in batch.messages)
+        # The devices are read after the commit: whoever registers later finds the events in his `Sync`.
+        audience = Audience(await self._devices.of(users), registrations, batch.formats)
+        fanout = Fanout(self._max_packet, self._counters)
+        self._answer(fanout, audience, batch, decisions)
+        for it in told:
+            fanout.add(it.frame, audience.of(it.users), it.but)
+        self._reject(fanout, audience, batch)
+        self._counters.passed_on += len(batch.pass_on)
+        done = self._publish([*fanout.messages(), *batch.pass_on])
+        await self._hand_over(batch, registrations)
+        return done
+
+    def _answer(
+        self, fanout: Fanout, audience: Audience, batch: Batch, decisions: Sequence[Decision]
+    ) -> None:
+        """`Accepted` for what is stored; what is refused joins the batch's refusals."""
+        for message, decision in zip(batch.messages, decisions, strict=True):
+            send = message.send
+            if isinstance(decision, Refuse):
+                named = Outline(send.name, send.conversation, send.client_msg_id)
+                batch.refused.append((message.sender, rejected(decision.error, named)))
+                continue
+            if isinstance(decision, Known):
+                self._counters.known += 1
+                at = decision.position
+            else:
+                at = decision.event.position
+            accepted = Accepted(send.conversation, send.client_msg_id, at.seq, at.id, at.id.time)
+            fanout.add(accepted, (audience.one(message.sender),))
+
+    def _reject(self, fanout: Fanout, audience: Audience, batch: Batch) -> None:
+        sent: Counter[Device] = Counter()
+        for device, frame in batch.refused:
+            self._counters.reject(frame.code)
+            sent[device] += 1
+            if sent[device] > REJECTIONS_PER_BATCH:
+                self._counters.unanswered += 1
+                continue
+            fanout.add(frame, (audience.one(device),))
+
+    async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Told]:
+        """The batch's events for everybody but their senders, in order of seq.
+
+        Of messages that were known already, those are told again which an earlier owner may have stored
+        and told nobody of; they are read from the store.
+        """
+        told: list[Told] = []
+        read: dict[tuple[str, int], Event] = {}
+        for message, decision, again in zip(batch.messages, decisions, batch.redelivered, strict=True):
+            if isinstance(decision, Append):
+                event = decision.event
+            elif isinstance(decision, Known) and again:
+                place = (message.send.conversation, decision.position.seq)
+                if place not in read:
+                    found = await self._store.events_after(place[0], place[1] - 1, REREAD)
+                    read |= {(it.conversation, it.seq): it for it in found}
+                event = read[place]
+            else:
+                continue
+            told.append(Told(event, members_of(event.conversation), message.sender))
+        return told
+
+    async def _raise_marks(self, batch: Batch) -> list[Told]:
+        """Marks raised in the store, and frames for those that grew."""
+        if not batch.marks:
+            return []
+        # The heads as they were before this batch: nobody can have received what it brings.
+        heads = await self._store.heads({mark.conversation for _, mark in batch.marks})
+        last = {(mark.conversation, device.user): device for device, mark in batch.marks}
+        asked = (
+            Marks(mark.conversation, device.user, mark.delivered, mark.read) for device, mark in batch.marks
+        )
+        merged = merge(asked, heads)
+        if not merged:
+            return []
+        try:
+            grown = await until_known("raising marks", lambda: self._store.raise_marks(merged))
+        except Unavailable as error:
+            batch.refused += [
+                (device, rejected(error, Outline("mark", mark.conversation))) for device, mark in batch.marks
+            ]
+            return []
+        return [
+            Told(marks, members_of(marks.conversation), last[marks.conversation, marks.user])
+            for marks in grown
+        ]
+
+    async def _hand_over(self, batch: Batch, registrations: dict[Device, Registration]) -> None:
+        """Presence, and the reads that are served beside the batches."""
+        for device, status in batch.status:
+            await self._presences.heard(registrations[device], status)
+        await self._presences.refresh(batch.spoke)
+        for device, command in batch.reads:
+            self._reads.submit(registrations[device], command)
+
+
+def _typing(batch: Batch) -> Iterable[Told]:
+    for (conversation, user), (device, typing) in batch.typing.items():
+        others = tuple(member for member in members_of(conversation) if member != user)
+        yield Told(PeerTyping(conversation, user, typing.typing), others, device)

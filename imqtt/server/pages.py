@@ -1,0 +1,184 @@
+"""The answers to `Hello`, `Sync` and `History`: heads and events, as many as fit one packet."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from imqtt.core.conversations import check_member
+from imqtt.errors import ImqttError
+from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Slice, Sync
+from imqtt.protocol import Format, encode_frame
+from imqtt.server.fanout import withhold
+from imqtt.stores.base import Store
+
+PAGE_EVENTS = 100
+PAGE_HEADS = 100
+PAGE_OVERHEAD = 200  # bytes of a page's own fields, in JSON
+SLICE_OVERHEAD = 100  # and of a slice's, besides the conversation's id
+HEAD_OVERHEAD = 120
+MARKS_OVERHEAD = 100
+
+
+class Room:
+    """What is left of one page."""
+
+    def __init__(self, format: Format, size: int) -> None:
+        self._format = format
+        self._whole = size - PAGE_OVERHEAD - SLICE_OVERHEAD - HEAD_OVERHEAD - 262
+        self._bytes = size - PAGE_OVERHEAD
+        self._events = PAGE_EVENTS
+
+    def take(self, size: int) -> bool:
+        """Takes bytes, if they are there."""
+        if size > self._bytes:
+            return False
+        self._bytes -= size
+        return True
+
+    def event(self, event: Event) -> Event | None:
+        """The event, without its content if no page could hold it; None when this page is full."""
+        if self._events == 0:
+            return None
+        size = len(encode_frame(event, self._format)) + 1
+        if size > self._whole:
+            event = withhold(event, size)
+            size = len(encode_frame(event, self._format)) + 1
+        if not self.take(size):
+            return None
+        self._events -= 1
+        return event
+
+    @property
+    def events(self) -> int:
+        """How many more events fit at most."""
+        return self._events if self._bytes > 0 else 0
+
+
+class Pages:
+    """Reads the store for one device at a time. Nothing here waits for a partition's batches."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def answer(self, user: str, command: Hello | Sync | History, room: Room) -> Page:
+        """One page. Cursors of conversations that the user is not in are passed over."""
+        if isinstance(command, History):
+            return Page(command.ref, slices=(await self._history(command, room),))
+        cursors = [cursor for cursor in command.cursors if _is_member(cursor.conversation, user)]
+        heads: list[Head] = []
+        more_heads = Id(0)
+        if isinstance(command, Hello) or command.heads:
+            before = 0 if isinstance(command, Hello) else command.heads_before
+            known = {cursor.conversation for cursor in cursors}
+            heads, more_heads = await self._heads(user, before, known, room)
+        if isinstance(command, Hello) and not command.cursors and heads:
+            newest = heads[0]
+            latest = await self._latest_slice(newest.conversation, room)
+            return Page(command.ref, tuple(heads), more_heads, (latest,))
+        slices, more = await self._slices(cursors, room)
+        return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)
+
+    # --- heads
+
+    async def _heads(self, user: str, before: int, known: set[str], room: Room) -> tuple[list[Head], Id]:
+        """Heads, newest first, and the id to go on before (0: no more)."""
+        found = await self._store.heads_of(user, before, PAGE_HEADS + 1)
+        page = found[:PAGE_HEADS]
+        marks, latest = await asyncio.gather(
+            self._store.marks([head.conversation for head in page]),
+            asyncio.gather(*(self._latest(head) for head in page if head.conversation not in known)),
+        )
+        events = {event.conversation: event for event in latest if event is not None}
+        heads: list[Head] = []
+        for head in page:
+            its_marks = tuple(marks.get(head.conversation, ()))
+            full = self._fit_head(head, its_marks, events.get(head.conversation), room)
+            if full is None and heads:
+                break
+            heads.append(full or head)
+        more = len(heads) < len(found)
+        return heads, heads[-1].id if more else Id(0)
+
+    def _fit_head(
+        self, head: Head, marks: tuple[Marks, ...], latest: Event | None, room: Room
+    ) -> Head | None:
+        size = HEAD_OVERHEAD + len(head.conversation)
+        size += sum(MARKS_OVERHEAD + len(it.conversation) + len(it.user) for it in marks)
+        if not room.take(size):
+            return None
+        if latest is not None:
+            latest = room.event(latest)
+            if latest is None:
+                return None
+        return msgspec.structs.replace(head, latest=latest, marks=marks)
+
+    async def _latest(self, head: Head) -> Event | None:
+        events = await self._store.events_after(head.conversation, head.seq - 1, 1)
+        return events[0] if events else None
+
+    # --- events
+
+    async def _slices(self, cursors: Sequence[Cursor], room: Room) -> tuple[list[Slice], bool]:
+        """Slices for those cursors that are behind, in the order given, and whether there is more."""
+        heads = await self._store.heads([cursor.conversation for cursor in cursors])
+        placed = [(it.conversation, it.seq) for it in cursors if it.seq and it.id]
+        ids = await self._store.ids_at(placed)
+        slices: list[Slice] = []
+        for cursor in cursors:
+            head = heads.get(cursor.conversation)
+            moved = cursor.seq and cursor.id and ids.get((cursor.conversation, cursor.seq)) != cursor.id
+            if moved or (cursor.seq and head is None) or (head is not None and cursor.seq > head.seq):
+                # Another log than the device knows: the store was restored. (Raft's log matching check.)
+                if not room.events:
+                    return slices, True
+                part = await self._latest_slice(cursor.conversation, room)
+                slices.append(msgspec.structs.replace(part, restart=True))
+            elif head is not None and cursor.seq < head.seq:
+                if not room.events or not room.take(SLICE_OVERHEAD + len(cursor.conversation)):
+                    return slices, True
+                found = await self._store.events_after(cursor.conversation, cursor.seq, room.events)
+                events = _leading(found, room)
+                more = not events or events[-1].seq < head.seq
+                if events:
+                    slices.append(Slice(cursor.conversation, tuple(events), more))
+                if more:
+                    return slices, True
+        return slices, False
+
+    async def _latest_slice(self, conversation: str, room: Room) -> Slice:
+        """The latest events of a conversation that the device begins with."""
+        return await self._before(conversation, 0, PAGE_EVENTS, room)
+
+    async def _history(self, command: History, room: Room) -> Slice:
+        limit = min(command.limit or PAGE_EVENTS, PAGE_EVENTS)
+        part = await self._before(command.conversation, command.before, limit, room)
+        older = bool(part.events) and part.events[0].seq > 1
+        return msgspec.structs.replace(part, history=True, more=older)
+
+    async def _before(self, conversation: str, seq: int, limit: int, room: Room) -> Slice:
+        room.take(SLICE_OVERHEAD + len(conversation))
+        found = await self._store.events_before(conversation, seq, min(limit, room.events))
+        events = _leading(reversed(found), room)
+        events.reverse()
+        begins = not found or (bool(events) and events[0].seq == 1)
+        return Slice(conversation, tuple(events), missing="start" if begins else "")
+
+
+def _leading(events: Iterable[Event], room: Room) -> list[Event]:
+    """As many of the events, from the first on, as fit."""
+    leading: list[Event] = []
+    for event in events:
+        fitted = room.event(event)
+        if fitted is None:
+            break
+        leading.append(fitted)
+    return leading
+
+
+def _is_member(conversation: str, user: str) -> bool:
+    try:
+        check_member(conversation, user)
+    except ImqttError:
+        return False
+    return True

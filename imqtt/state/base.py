@@ -1,0 +1,75 @@
+"""What every state does. The suite in `tests/contract` defines it; this is its shape.
+
+State is shared by the owners of all partitions. Losing all of it costs speed, never a message: a missing
+answer always means "read the store". One call carries a whole batch, since a remote state costs a round
+trip. Times are milliseconds since the Unix epoch.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+import msgspec
+
+from imqtt.model import Device
+from imqtt.stores.base import Key, Registration
+
+
+class DevicePresence(msgspec.Struct, frozen=True):
+    """A device's last known state. `nonce` is that of the connection's `Hello`; times in milliseconds."""
+
+    device: Device
+    nonce: str
+    state: str
+    since: int
+    expires: int
+
+
+class State(Protocol):
+    """Seen ids, device lists, presence and rate limits."""
+
+    async def close(self) -> None:
+        """Lets go of connections."""
+
+    # --- deduplication: a hint that saves the index a miss
+
+    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+        """Those of `keys` that were maybe stored before. On a hit the store is read and answers."""
+
+    async def remember(self, keys: Collection[Key]) -> None:
+        """Notes keys, after their commit."""
+
+    # --- device lists: a cache of the store's
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        """The device lists that are known; a user without an entry is to be read from the store."""
+
+    async def lease_devices(self, users: Collection[str]) -> int:
+        """Begins a read of the store whose answer `fill_devices` brings. Returns the lease."""
+
+    async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
+        """Caches lists read from the store, but for users forgotten since the lease was given."""
+
+    async def forget_devices(self, users: Collection[str]) -> None:
+        """After a registration was committed: the next reader reads the store."""
+
+    # --- presence
+
+    async def arrive(self, presence: DevicePresence) -> None:
+        """A device's `Hello`: replaces whatever connection it had before."""
+
+    async def update(self, presence: DevicePresence) -> bool:
+        """A `Status`. False, and nothing changed, if its nonce is not the last `Hello`'s."""
+
+    async def refresh(self, devices: Collection[Device], expires: int) -> None:
+        """Any command of a device that is not offline keeps it present until `expires`."""
+
+    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
+        """The known devices of each user; a user without any has no entry."""
+
+    async def expired(self, now: int) -> list[DevicePresence]:
+        """Devices whose presence has run out by `now` and was not offline; they are offline from now on."""
+
+    # --- rate limits
+
+    async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
+        """Takes up to so many tokens from each device's bucket; returns how many there were."""

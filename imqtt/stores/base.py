@@ -1,0 +1,138 @@
+"""What every store does. The suite in `tests/contract` defines it; this is its shape.
+
+Two unique indexes are the truth: `(conversation, seq)` and `(conversation, sender, client_msg_id)`. So an
+append is a compare-and-set on the conversation's head, and two owners at once do no harm.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import msgspec
+
+from imqtt.errors import ImqttError
+from imqtt.model import Device, Event, Head, Marks, Position
+from imqtt.model import Key as Key
+from imqtt.model import Stored as Stored
+
+
+class Record(msgspec.Struct, frozen=True):
+    """An event on its way into the store.
+
+    `body` is the content as JSON text in UTF-8, `digest` 16 bytes of BLAKE2b of it. The row of an event
+    keeps its digest when its content moves to the archive.
+    """
+
+    event: Event
+    body: bytes
+    digest: bytes
+
+    @property
+    def key(self) -> Key:
+        return Key(self.event.conversation, self.event.sender, self.event.client_msg_id)
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """A device as the store knows it. `format` is `json` or `protobuf`; sizes in bytes."""
+
+    device: Device
+    format: str
+    platform: str = ""
+    max_packet: int = 0  # 0: the server's own bound
+
+
+class AppendConflict(ImqttError):
+    """A record met a row that has its seq or its key. The first `stored` records are committed."""
+
+    code = "append_conflict"
+
+    def __init__(self, stored: int) -> None:
+        super().__init__(f"a duplicate key after {stored} records")
+        self.stored = stored
+
+
+class OutcomeUnknown(ImqttError):
+    """The connection or the commit failed: any prefix of the records may be stored.
+
+    The same records are to be sent again before anything new is decided.
+    """
+
+    code = "outcome_unknown"
+    retryable = True
+
+
+class RecordRefused(ImqttError):
+    """The store takes none of these records, for a reason that lies in one of them."""
+
+    code = "record_refused"
+
+
+class Store(Protocol):
+    """Durable events, members, marks and devices.
+
+    Writes return after the commit. All of them may raise `OutcomeUnknown`, and `StoreFull` or
+    `StoreReadOnly` when nothing was written. Reads see everything committed before they began.
+    """
+
+    @property
+    def partitions(self) -> int:
+        """Fixed when the store is created."""
+
+    async def close(self) -> None:
+        """Finishes what was begun, and lets go of the files or connections."""
+
+    # --- the log
+
+    async def append(self, records: Sequence[Record]) -> None:
+        """Stores all records of one partition, in order.
+
+        Raises `AppendConflict` where a record's seq or key is taken (how many before it were committed is
+        in the error: SQLite none, MongoDB a prefix), and `RecordRefused`.
+        """
+
+    async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
+        """The position of each conversation's newest event; an empty conversation has no entry."""
+
+    async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
+        """Those of `keys` that are stored."""
+
+    async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The event id at each (conversation, seq) that exists."""
+
+    async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        """At most `limit` events with a greater seq, in order of seq."""
+
+    async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        """The last `limit` events with a smaller seq (0: of the whole log), in order of seq."""
+
+    # --- members
+
+    async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
+        """Writes (user, conversation) rows, before the event that adds the user. Idempotent."""
+
+    async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
+        """The user's conversations that have events, newest event first, without `latest` and `marks`.
+
+        Only those whose newest id is below `before` (0: all), at most `limit`.
+        """
+
+    # --- marks
+
+    async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
+        """Merges by maximum. Returns the merged registers of those that grew, in the order given.
+
+        `marks` holds each (conversation, user) once.
+        """
+
+    async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
+        """Every member's registers in each conversation that has any, in order of user."""
+
+    # --- devices
+
+    async def put_devices(self, registrations: Sequence[Registration]) -> None:
+        """Writes or replaces each device's registration."""
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        """Every device of each user, in order of device; a user without devices has an empty tuple."""
+
+    async def remove_device(self, device: Device) -> None:
+        """Forgets a device. Its events stay."""

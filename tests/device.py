@@ -1,0 +1,140 @@
+"""A device without an SDK: it publishes commands and keeps every frame that comes back."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Self, TypeVar
+
+from imqtt.broker.link import Link, Message, Settings, connect
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.core.partitions import home_of, partition_of
+from imqtt.model import (
+    Accepted,
+    AnyCommand,
+    AnyFrame,
+    Content,
+    Cursor,
+    Device,
+    Event,
+    Hello,
+    Page,
+    Rejected,
+    Send,
+    Welcome,
+)
+from imqtt.protocol import Format, decode_frames, encode_command
+from imqtt.protocol.topics import down, up
+
+F = TypeVar("F")
+WITHIN = 10.0
+
+
+class RawDevice:
+    """`async with RawDevice(broker, "alice/phone") as phone`: connected and subscribed, nothing said yet."""
+
+    def __init__(
+        self, broker: Mosquitto, name: str, format: Format = Format.JSON, *, partitions: int = 16
+    ) -> None:
+        self.broker = broker
+        self.device = Device(*name.split("/"))
+        self.format = format
+        self.partitions = partitions
+        self.frames: list[AnyFrame] = []
+        self._arrived = asyncio.Event()
+        self._link: Link | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.disconnect()
+
+    async def connect(self, **settings: object) -> None:
+        name = str(self.device)
+        password = self.broker.passwords.add(name)
+        given = {
+            "host": self.broker.host, "port": self.broker.port, "client_id": name, "username": name,
+            "password": password, "clean_start": True, **settings,
+        }  # fmt: skip
+        self._link = await connect(Settings(**given))  # type: ignore[arg-type]  # names are Settings' own
+        await self._link.subscribe(down(self.device))
+        self._reader = asyncio.create_task(self._read(self._link))
+
+    async def disconnect(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+        if self._link is not None:
+            await self._link.close()
+
+    async def command(self, command: AnyCommand, *, to: int | None = None) -> None:
+        """Publishes, to the right partition unless told otherwise, and waits for the broker's PUBACK."""
+        key = getattr(command, "conversation", home_of(self.device.user))
+        partition = partition_of(key, self.partitions) if to is None else to
+        await self.raw(encode_command(command, self.format), to=partition)
+
+    async def raw(self, payload: bytes, *, to: int = 0, topic: str = "", **fields: object) -> list[int]:
+        assert self._link is not None
+        message = Message(topic or up(self.device, to), payload, **fields)  # type: ignore[arg-type]
+        return await self._link.publish([message])
+
+    async def hello(self, *cursors: Cursor, nonce: str = "n1", **fields: object) -> tuple[Welcome, Page]:
+        """Says hello; returns the answer."""
+        start = len(self.frames)
+        await self.command(Hello(nonce, cursors=cursors, **fields))  # type: ignore[arg-type]
+        welcome = await self.frame(Welcome, since=start)
+        return welcome, await self.frame(Page, since=start)
+
+    async def send(
+        self, conversation: str, name: str, text: str = "hi", **fields: object
+    ) -> Accepted | Rejected:
+        """Sends a message; returns the answer."""
+        start = len(self.frames)
+        await self.command(Send(conversation, name, Content(text=text), **fields))  # type: ignore[arg-type]
+        return await self.answer(name, since=start)
+
+    async def answer(self, name: str, since: int = 0) -> Accepted | Rejected:
+        """The next answer to the message of this name."""
+
+        def matches(frame: AnyFrame) -> bool:
+            return isinstance(frame, Accepted | Rejected) and frame.client_msg_id == name
+
+        found = await self.until(matches, since=since)
+        assert isinstance(found, Accepted | Rejected)
+        return found
+
+    async def frame(self, kind: type[F], since: int = 0, within: float = WITHIN) -> F:
+        """The next frame of this kind."""
+        found = await self.until(lambda frame: isinstance(frame, kind), since=since, within=within)
+        assert isinstance(found, kind)
+        return found
+
+    async def until(
+        self, matches: Callable[[AnyFrame], bool], since: int = 0, within: float = WITHIN
+    ) -> AnyFrame:
+        """The first frame from number `since` on that matches; waits for it."""
+        at = since
+        try:
+            async with asyncio.timeout(within):
+                while True:
+                    for frame in self.frames[at:]:
+                        at += 1
+                        if matches(frame):
+                            return frame
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            raise AssertionError(
+                f"no such frame within {within} s; got {self.frames[since:][-20:]}"
+            ) from None
+
+    def events(self, conversation: str) -> list[Event]:
+        """The events received of a conversation, in order of arrival."""
+        return [it for it in self.frames if isinstance(it, Event) and it.conversation == conversation]
+
+    async def _read(self, link: Link) -> None:
+        while True:
+            for received in await link.receive(1_000):
+                self.frames.extend(decode_frames(received.payload))
+                link.ack(received)
+            self._arrived.set()

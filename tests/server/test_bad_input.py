@@ -1,0 +1,234 @@
+"""The sender gets an error that says what to do; others notice nothing."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.model import Accepted, Content, Cursor, Event, Hello, Mark, Rejected, Send
+from imqtt.server.app import Server, wall_clock
+from tests.device import RawDevice
+from tests.server.conftest import config_for
+
+Make = Callable[..., Awaitable[RawDevice]]
+PARTITION = 12  # of d:alice:bob
+
+BAD = {
+    "rubbish": (b"\xff\x00\x80rubbish", "malformed"),
+    "nothing": (b"", "malformed"),
+    "truncated protobuf": (bytes.fromhex("0a200a0b643a616c"), "malformed"),
+    "truncated JSON": (b'{"type":"send","conversation":"d:al', "malformed"),
+    "no object": (b"{]", "malformed"),
+    "wrong shape": (b'{"type":"send","conversation":5}', "malformed"),
+    "no content": (b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1"}', "malformed"),
+    "unknown command": (b'{"type":"teleport","to":"mars"}', "unsupported"),
+    "empty text": (
+        b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":""}}',
+        "invalid",
+    ),
+    "too large": (
+        b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":"'
+        + b"x" * 65_537
+        + b'"}}',
+        "too_large",
+    ),
+    "far too large": (b'{"type":"send","x":"' + b"x" * 300_000 + b'"}', "too_large"),
+    "lone surrogate": (
+        b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":"\\ud800"}}',
+        "malformed",
+    ),
+    "past 64 bits": (
+        b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"json":'
+        + b"9" * 30
+        + b"}}",
+        "malformed",
+    ),
+    "nested": (
+        b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"json":'
+        + b"[" * 5_000
+        + b"]" * 5_000
+        + b"}}",
+        "malformed",
+    ),
+    "two bodies": (
+        b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":"a","json":1}}',
+        "invalid",
+    ),
+    "mark past 2**53": (b'{"type":"mark","conversation":"d:alice:bob","read":9007199254740992}', "malformed"),
+    "negative mark": (b'{"type":"mark","conversation":"d:alice:bob","read":-1}', "malformed"),
+    "unknown state": (b'{"type":"status","state":"asleep","nonce":"n"}', "invalid"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_the_sender_is_told_and_the_rest_of_the_batch_is_stored(
+    serving: Server, device: Make, name: str
+) -> None:
+    payload, code = BAD[name]
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await bob.hello()
+    await alice.command(Send("d:alice:bob", "before", Content(text="1")))
+    await alice.raw(payload, to=PARTITION)
+    await alice.command(Send("d:alice:bob", "after", Content(text="2")))
+    rejected = await alice.frame(Rejected)
+    assert rejected.code == code
+    assert rejected.reason
+    assert not rejected.retryable
+    assert isinstance(await alice.answer("after"), Accepted)
+    await bob.until(lambda frame: isinstance(frame, Event) and frame.seq == 2)
+    assert [event.client_msg_id for event in bob.events("d:alice:bob")] == ["before", "after"]
+    assert not [frame for frame in bob.frames if isinstance(frame, Rejected)]
+
+
+async def test_unknown_fields_are_accepted(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    await alice.raw(
+        b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","colour":"blue",'
+        b'"content":{"text":"hi","font":{"size":[1,2]}}}',
+        to=PARTITION,
+    )
+    assert isinstance(await alice.answer("1"), Accepted)
+
+
+@pytest.mark.parametrize("conversation", ["d:bob:alice", "d:alice:b ob", "g:some", "d:alice", "u:é", "zzz"])
+async def test_a_conversation_that_is_none_is_refused(
+    serving: Server, device: Make, conversation: str
+) -> None:
+    alice = await device("alice/phone")
+    answer = await alice.send(conversation, "1")
+    assert isinstance(answer, Rejected)
+    assert answer.code == ("unsupported" if conversation.startswith("g:") else "invalid")
+
+
+async def test_nobody_writes_into_somebody_elses_conversation(serving: Server, device: Make) -> None:
+    eve, alice = await device("eve/phone"), await device("alice/phone")
+    await alice.hello()
+    for conversation in ("d:alice:bob", "u:alice"):
+        answer = await eve.send(conversation, "1")
+        assert isinstance(answer, Rejected)
+        assert answer.code == "not_allowed"
+    answer = await alice.send("u:alice", "1")
+    assert isinstance(answer, Accepted)
+    assert answer.seq == 1
+
+
+async def test_the_broker_keeps_a_device_to_its_own_topics(serving: Server, device: Make) -> None:
+    eve, alice = await device("eve/phone"), await device("alice/phone")
+    await alice.hello()
+    payload = b'{"type":"send","conversation":"u:alice","client_msg_id":"1","content":{"text":"forged"}}'
+    assert await eve.raw(payload, topic="imqtt/alice/phone/up/3") == [0x87]
+    assert await eve.raw(b'{"frames":[]}', topic="imqtt/alice/phone/down") == [0x87]
+    answer = await alice.send("u:alice", "mine")
+    assert isinstance(answer, Accepted)
+    assert answer.seq == 1
+
+
+async def test_a_command_that_was_passed_on_is_not_passed_on_again(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    payload = b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":"hi"}}'
+    await alice.raw(payload, to=5, properties=(("imqtt-passed-on", "1"),))
+    rejected = await alice.frame(Rejected)
+    assert (rejected.code, rejected.client_msg_id) == ("misrouted", "1")
+
+
+async def test_a_flood_is_not_answered_with_a_flood(serving: Server, device: Make) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    for number in range(5_000):
+        await alice.raw(b"{rubbish %d" % number, to=PARTITION)
+    assert isinstance(await bob.send("d:alice:bob", "1"), Accepted)
+    assert serving.counters.by_code["malformed"] == 5_000
+    assert serving.counters.rejected == 5_000
+
+
+async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    settings = config_for(broker, tmp_path, device_rate=1, device_burst=20)
+    await stack.enter_async_context(Server(settings))
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await bob.hello()
+    for number in range(50):
+        await alice.command(Send("d:alice:bob", f"m{number}", Content(text="hi")))
+    answers = [await alice.answer(f"m{number}") for number in range(50)]
+    accepted = [it for it in answers if isinstance(it, Accepted)]
+    rejected = [it for it in answers if isinstance(it, Rejected)]
+    assert 20 <= len(accepted) < 50
+    assert {it.code for it in rejected} == {"rate_limited"}
+    assert all(it.retryable and it.retry_after for it in rejected)
+    assert [it.seq for it in accepted] == list(range(1, len(accepted) + 1))
+    assert isinstance(await bob.send("d:alice:bob", "b1"), Accepted)
+
+
+async def test_a_million_conversations_do_not_grow_what_is_remembered(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    settings = config_for(broker, tmp_path, conversations_cached=64, device_burst=10_000)
+    server = await stack.enter_async_context(Server(settings))
+    alice = await device("alice/phone")
+    for number in range(2_000):
+        await alice.command(Send(f"d:alice:u{number:04}", "1", Content(text="hi")))
+    await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == "d:alice:u1999")
+    answer = await alice.send("d:alice:u0000", "2")
+    assert isinstance(answer, Accepted)
+    assert answer.seq == 2
+    assert server.counters.conflicts == 0
+
+
+async def test_a_clock_that_steps_back_an_hour(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    step = 0
+    await stack.enter_async_context(Server(config_for(broker, tmp_path), clock=lambda: wall_clock() + step))
+    alice = await device("alice/phone")
+    before = await alice.send("u:alice", "1")
+    step = -3_600_000
+    refused = await alice.send("u:alice", "2")
+    assert isinstance(refused, Rejected)
+    assert (refused.code, refused.retryable) == ("unavailable", True)
+    assert "clock" in refused.reason
+    again = await alice.send("u:alice", "1")
+    assert again == before
+    step = 1_000
+    after = await alice.send("u:alice", "2")
+    assert isinstance(after, Accepted)
+    assert isinstance(before, Accepted)
+    assert after.seq == 2
+    assert after.id > before.id
+
+
+async def test_a_clock_that_steps_back_a_little_is_not_noticed(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    step = 0
+    await stack.enter_async_context(Server(config_for(broker, tmp_path), clock=lambda: wall_clock() + step))
+    alice = await device("alice/phone")
+    before = await alice.send("u:alice", "1")
+    step = -30_000
+    after = await alice.send("u:alice", "2")
+    assert isinstance(before, Accepted)
+    assert isinstance(after, Accepted)
+    assert after.id > before.id
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        Hello("two words"),
+        Hello("n", max_packet=100),
+        Hello("n", cursors=tuple(Cursor(f"d:a:u{n}") for n in range(1_001))),
+    ],
+)
+async def test_a_hello_that_asks_for_what_cannot_be(serving: Server, device: Make, hello: Hello) -> None:
+    alice = await device("alice/phone")
+    await alice.command(hello)
+    rejected = await alice.frame(Rejected)
+    assert (rejected.code, rejected.command) == ("invalid", "hello")
+
+
+async def test_a_mark_with_nothing_to_mark_is_nothing(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    await alice.command(Mark("u:alice", read=5))
+    assert isinstance(await alice.send("u:alice", "1"), Accepted)
+    assert not [frame for frame in alice.frames if isinstance(frame, Rejected)]

@@ -1,0 +1,139 @@
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.model import Cursor, Hello, Mark, Marks, PeerTyping, Presence, Rejected, Status, Typing
+from imqtt.server.app import Server
+from tests.device import RawDevice
+from tests.server.conftest import config_for
+
+Make = Callable[..., Awaitable[RawDevice]]
+
+
+async def test_marks_are_told_to_those_concerned(serving: Server, device: Make) -> None:
+    alice, bob, tablet = await device("alice/phone"), await device("bob/laptop"), await device("bob/tablet")
+    for it in (alice, bob, tablet):
+        await it.hello()
+    for name in ("1", "2", "3"):
+        await alice.send("d:alice:bob", name)
+    await bob.command(Mark("d:alice:bob", delivered=3, read=2))
+    for it in (alice, tablet):
+        assert await it.frame(Marks) == Marks("d:alice:bob", "bob", 3, 2)
+    assert not [frame for frame in bob.frames if isinstance(frame, Marks)]
+
+
+async def test_marks_only_grow_and_never_past_the_head(serving: Server, device: Make) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await alice.hello()
+    for name in ("1", "2"):
+        await alice.send("d:alice:bob", name)
+    for mark in (Mark("d:alice:bob", read=1), Mark("d:alice:bob", delivered=1), Mark("d:alice:bob", read=99)):
+        await bob.command(mark)
+    await alice.until(lambda frame: frame == Marks("d:alice:bob", "bob", 2, 2))
+    told = [frame for frame in alice.frames if isinstance(frame, Marks)]
+    assert told in ([Marks("d:alice:bob", "bob", 1, 1), told[-1]], [told[-1]])
+
+
+async def test_a_new_device_learns_marks_from_its_heads(serving: Server, device: Make) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await alice.hello()
+    await alice.send("d:alice:bob", "1")
+    await bob.command(Mark("d:alice:bob", read=1))
+    await alice.frame(Marks)
+    tablet = await device("bob/tablet")
+    _, page = await tablet.hello(Cursor("d:alice:bob"))
+    assert page.heads[0].marks == (Marks("d:alice:bob", "bob", 1, 1),)
+
+
+async def test_a_mark_in_somebody_elses_conversation_is_refused(serving: Server, device: Make) -> None:
+    eve = await device("eve/phone")
+    await eve.command(Mark("d:alice:bob", read=1))
+    rejected = await eve.frame(Rejected)
+    assert (rejected.code, rejected.command, rejected.conversation) == ("not_allowed", "mark", "d:alice:bob")
+
+
+async def test_typing_is_told_to_the_other_and_kept_nowhere(serving: Server, device: Make) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await bob.hello()
+    await alice.command(Typing("d:alice:bob"))
+    assert await bob.frame(PeerTyping) == PeerTyping("d:alice:bob", "alice")
+    await alice.command(Typing("d:alice:bob", typing=False))
+    await bob.until(lambda frame: frame == PeerTyping("d:alice:bob", "alice", typing=False))
+
+
+async def together(alice: RawDevice, bob: RawDevice) -> None:
+    """The two know each other: they share a conversation."""
+    await alice.send("d:alice:bob", "hello")
+    await bob.hello(Cursor("d:alice:bob"))
+
+
+async def test_peers_hear_who_comes_and_goes(serving: Server, device: Make) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await together(alice, bob)
+    await alice.hello(nonce="first")
+    online = await bob.until(lambda frame: isinstance(frame, Presence) and frame.user == "alice")
+    assert isinstance(online, Presence)
+    assert online.state == "online"
+    assert abs(online.last_seen - time.time() * 1000) < 60_000
+    await alice.command(Status("away", "first"))
+    await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "away")
+    await alice.command(Status("offline", "first"))
+    await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "offline")
+
+
+async def test_who_says_hello_is_told_who_is_there(serving: Server, device: Make) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await together(alice, bob)
+    await alice.hello()
+    there = await alice.frame(Presence)
+    assert (there.user, there.state) == ("bob", "online")
+
+
+async def test_an_old_will_is_ignored(serving: Server, device: Make) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await together(alice, bob)
+    await alice.hello(nonce="old")
+    await alice.hello(nonce="new")
+    await alice.command(Status("offline", "old"))
+    await alice.command(Status("away", "new"))
+    await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "away")
+    states = [frame.state for frame in bob.frames if isinstance(frame, Presence)]
+    assert "offline" not in states
+
+
+async def test_a_user_is_there_while_any_device_is(serving: Server, device: Make) -> None:
+    alice, tablet, bob = await device("alice/phone"), await device("alice/tablet"), await device("bob/laptop")
+    await together(alice, bob)
+    await alice.hello(nonce="p")
+    await tablet.hello(nonce="t")
+    await alice.command(Status("offline", "p"))
+    await tablet.command(Status("background", "t"))
+    await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "background")
+    assert "offline" not in [frame.state for frame in bob.frames if isinstance(frame, Presence)]
+
+
+async def test_a_device_that_falls_silent_is_offline_after_a_while(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    await stack.enter_async_context(Server(config_for(broker, tmp_path, presence_ttl=1)))
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await together(alice, bob)
+    await alice.command(Hello("n1"))
+    await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "online")
+
+    async def stay() -> None:
+        await bob.command(Status("online", "n1"))
+
+    for _ in range(100):
+        await stay()
+        if any(isinstance(frame, Presence) and frame.state == "offline" for frame in bob.frames):
+            break
+        try:
+            await bob.until(
+                lambda frame: isinstance(frame, Presence) and frame.state == "offline", within=0.3
+            )
+        except AssertionError:
+            continue
+    assert any(isinstance(frame, Presence) and frame.state == "offline" for frame in bob.frames)

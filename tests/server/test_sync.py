@@ -1,0 +1,192 @@
+from collections.abc import Awaitable, Callable
+
+from imqtt.model import (
+    Accepted,
+    Content,
+    Cursor,
+    Hello,
+    History,
+    Id,
+    Page,
+    Rejected,
+    Send,
+    Slice,
+    Sync,
+    Welcome,
+)
+from imqtt.protocol import Format, encode_frame
+from imqtt.server.app import Server
+from tests.device import RawDevice
+
+Make = Callable[..., Awaitable[RawDevice]]
+
+
+async def fill(sender: RawDevice, conversation: str, count: int, text: str = "hi") -> list[Accepted]:
+    answers: list[Accepted] = []
+    for number in range(count):
+        await sender.command(Send(conversation, f"f{number}", Content(text=text)))
+    for number in range(count):
+        answer = await sender.answer(f"f{number}", since=0)
+        assert isinstance(answer, Accepted)
+        answers.append(answer)
+    return answers
+
+
+async def page_of(device: RawDevice, command: Sync | History) -> Page:
+    start = len(device.frames)
+    await device.command(command)
+    return await device.frame(Page, since=start)
+
+
+async def sync_all(device: RawDevice, cursor: Cursor) -> list[Slice]:
+    """Asks until there is no more."""
+    slices: list[Slice] = []
+    while True:
+        page = await page_of(device, Sync((cursor,)))
+        slices += page.slices
+        if page.slices:
+            last = page.slices[-1].events[-1]
+            cursor = Cursor(cursor.conversation, last.seq, last.id)
+        if not page.more:
+            return slices
+
+
+async def test_hello_tells_limits_and_partitions(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    welcome, page = await alice.hello(nonce="abc", ref="r1")
+    assert (welcome.nonce, welcome.ref, page.ref) == ("abc", "r1", "r1")
+    assert (welcome.user, welcome.device, welcome.partitions) == ("alice", "phone", 16)
+    assert welcome.limits.content == 65_536
+    assert welcome.limits.page == 100
+    assert page == Page("r1")
+
+
+async def test_a_new_device_gets_heads_and_the_latest_of_the_newest(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    await fill(alice, "d:alice:bob", 3)
+    newest = await fill(alice, "u:alice", 120)
+    tablet = await device("alice/tablet")
+    _, page = await tablet.hello()
+    assert [(head.conversation, head.seq) for head in page.heads] == [("u:alice", 120), ("d:alice:bob", 3)]
+    assert all(head.latest is not None and head.latest.seq == head.seq for head in page.heads)
+    (part,) = page.slices
+    assert (part.conversation, part.missing) == ("u:alice", "")
+    assert part.events[-1].id == newest[-1].id
+    # The heads' latest events count among the page's hundred.
+    assert [event.seq for event in part.events] == list(range(121 - len(part.events), 121))
+    assert len(part.events) >= 98
+
+
+async def test_a_device_that_was_away_gets_what_it_missed_in_batches_of_100(
+    serving: Server, device: Make
+) -> None:
+    alice = await device("alice/phone")
+    answers = await fill(alice, "d:alice:bob", 250)
+    bob = await device("bob/laptop")
+    at = Cursor("d:alice:bob", 10, answers[9].id)
+    _, page = await bob.hello(at)
+    assert page.more
+    assert [event.seq for event in page.slices[0].events] == list(range(11, 111))
+    slices = await sync_all(bob, at)
+    assert [len(part.events) for part in slices] == [100, 100, 40]
+    assert [event.seq for part in slices for event in part.events] == list(range(11, 251))
+    assert [part.more for part in slices] == [True, True, False]
+
+
+async def test_a_cursor_at_the_head_gets_nothing(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    answers = await fill(alice, "u:alice", 3)
+    page = await page_of(alice, Sync((Cursor("u:alice", 3, answers[2].id),), ref="x"))
+    assert page == Page("x")
+
+
+async def test_a_cursor_of_another_log_begins_anew(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    answers = await fill(alice, "u:alice", 5)
+    wrong_id = Cursor("u:alice", 3, Id(answers[2].id + 1))
+    past_the_end = Cursor("u:alice", 9, Id(answers[4].id + 1))
+    empty_here = Cursor("d:alice:bob", 2, Id(5))
+    for cursor in (wrong_id, past_the_end):
+        (part,) = (await page_of(alice, Sync((cursor,)))).slices
+        assert part.restart
+        assert [event.seq for event in part.events] == [1, 2, 3, 4, 5]
+    (part,) = (await page_of(alice, Sync((empty_here,)))).slices
+    assert part.restart
+    assert part.events == ()
+
+
+async def test_a_cursor_without_an_id_is_taken_at_its_word(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    await fill(alice, "u:alice", 5)
+    (part,) = (await page_of(alice, Sync((Cursor("u:alice", 3),)))).slices
+    assert [event.seq for event in part.events] == [4, 5]
+    assert not part.restart
+
+
+async def test_a_strangers_cursor_is_passed_over(serving: Server, device: Make) -> None:
+    alice, eve = await device("alice/phone"), await device("eve/phone")
+    await fill(alice, "d:alice:bob", 2)
+    page = await page_of(
+        eve, Sync((Cursor("d:alice:bob"), Cursor("nonsense"), Cursor("g:group")), heads=True)
+    )
+    assert page == Page()
+
+
+async def test_history_goes_backwards_to_the_start(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    await fill(alice, "u:alice", 130)
+    (newest,) = (await page_of(alice, History("u:alice"))).slices
+    assert newest.history
+    assert [event.seq for event in newest.events] == list(range(31, 131))
+    assert (newest.more, newest.missing) == (True, "")
+    (oldest,) = (await page_of(alice, History("u:alice", before=31, limit=500))).slices
+    assert [event.seq for event in oldest.events] == list(range(1, 31))
+    assert (oldest.more, oldest.missing) == (False, "start")
+    (few,) = (await page_of(alice, History("u:alice", before=31, limit=2))).slices
+    assert [event.seq for event in few.events] == [29, 30]
+
+
+async def test_history_of_a_conversation_one_is_not_in_is_refused(serving: Server, device: Make) -> None:
+    eve = await device("eve/phone")
+    await eve.command(History("d:alice:bob", ref="r9"))
+    rejected = await eve.frame(Rejected)
+    assert (rejected.code, rejected.command, rejected.ref) == ("not_allowed", "history", "r9")
+
+
+async def test_heads_come_in_pages_newest_first(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    for number in range(130):
+        await alice.command(Send(f"d:alice:u{number:03}", "m", Content(text="hi")))
+    for _ in range(130):
+        await alice.frame(Accepted)
+    await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == "d:alice:u129")
+    tablet = await device("alice/tablet")
+    _, page = await tablet.hello(Cursor("u:alice"))
+    heads = list(page.heads)
+    while page.more_heads:
+        page = await page_of(tablet, Sync(heads=True, heads_before=page.more_heads))
+        heads += page.heads
+    assert len(heads) == 130
+    assert [head.id for head in heads] == sorted((head.id for head in heads), reverse=True)
+
+
+async def test_a_page_fits_the_packets_of_its_device(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    await fill(alice, "d:alice:bob", 30, text="x" * 500)
+    await alice.send("d:alice:bob", "big", "y" * 5_000)
+    small = await device("bob/sensor", format=Format.JSON)
+    await small.hello(Cursor("d:alice:bob"), max_packet=2_048)
+    slices = await sync_all(small, Cursor("d:alice:bob"))
+    events = [event for part in slices for event in part.events]
+    assert [event.seq for event in events] == list(range(1, 32))
+    assert all(event.content.text == "x" * 500 for event in events[:30])
+    assert events[30].content == Content()
+    assert events[30].withheld > 5_000
+    for frame in small.frames:
+        assert len(encode_frame(frame, Format.JSON)) < 2_048
+
+
+async def test_hello_can_be_said_by_a_device_that_knows_no_partition(serving: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    await alice.command(Hello("n7"), to=0)
+    assert (await alice.frame(Welcome)).nonce == "n7"
