@@ -13,7 +13,7 @@ import msgspec
 
 from imqtt.core.conversations import check_member
 from imqtt.errors import Conflict, ImqttError, RateLimited
-from imqtt.model import Content, Device, Event, Id, Key, Position, Send, Stored, to_json_type
+from imqtt.model import Device, Event, Id, Key, Position, Send, Stored, to_json_type
 
 DIGEST_SIZE = 16
 EMPTY = Position(0, Id(0))
@@ -26,12 +26,9 @@ class Message(NamedTuple):
 
     sender: Device
     send: Send
+    key: Key
     body: bytes
     digest: bytes
-
-    @property
-    def key(self) -> Key:
-        return Key(self.send.conversation, self.sender.user, self.send.client_msg_id)
 
 
 class Append(NamedTuple):
@@ -57,13 +54,9 @@ Decision = Append | Known | Refuse
 
 def receive(sender: Device, send: Send) -> Message:
     """Encodes the content once, for the digest and for the store."""
-    body = encode_body(send.content)
-    return Message(sender, send, body, blake2b(body, digest_size=DIGEST_SIZE).digest())
-
-
-def encode_body(content: Content) -> bytes:
-    """A content's canonical JSON in UTF-8."""
-    return _encode(content)
+    body = _encode(send.content)
+    key = Key(send.conversation, sender.user, send.client_msg_id)
+    return Message(sender, send, key, body, blake2b(body, digest_size=DIGEST_SIZE).digest())
 
 
 def decide(

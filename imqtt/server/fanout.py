@@ -12,6 +12,9 @@ from imqtt.stores.base import Registration
 PACKET_OVERHEAD = 160  # bytes: MQTT's header, the longest topic, and what joins the frames
 
 
+SOFT = (PeerTyping, Presence)  # nobody notices one that is lost: QoS 0
+
+
 class _Bundle:
     """One device's frames, in the order in which they were added."""
 
@@ -34,8 +37,8 @@ class Fanout:
 
     def add(self, frame: AnyFrame, registrations: Iterable[Registration], but: Device | None = None) -> None:
         """Adds `frame` for every device of `registrations` except `but`."""
-        encoded: dict[Format, bytes] = {}
-        durable = not isinstance(frame, PeerTyping | Presence)
+        encoded: dict[str, bytes] = {}
+        durable = type(frame) not in SOFT
         for registration in registrations:
             device = registration.device
             if device == but:
@@ -45,9 +48,9 @@ class Fanout:
                 bundle = self._bundles[device] = _Bundle(
                     Format(registration.format), packet_room(registration, self._max_packet)
                 )
-            data = encoded.get(bundle.format)
+            data = encoded.get(registration.format)
             if data is None:
-                data = encoded[bundle.format] = encode_frame(frame, bundle.format)
+                data = encoded[registration.format] = encode_frame(frame, bundle.format)
             if len(data) > bundle.room and isinstance(frame, Event):
                 data = encode_frame(withhold(frame, len(data)), bundle.format)
             bundle.frames.append(data)

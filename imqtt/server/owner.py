@@ -9,7 +9,7 @@ from imqtt.broker.link import Message as Packet
 from imqtt.broker.link import Received
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
-from imqtt.core.sequencing import Append, Decision, Known, Refuse
+from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
 from imqtt.errors import Unavailable
 from imqtt.model import Accepted, AnyFrame, Device, Event, Marks, PeerTyping
 from imqtt.protocol import Format, Outline
@@ -107,17 +107,23 @@ class Owner:
         self._counters.received += len(received)
         batch = self._intake.sort(received, takeover=takeover)
         registrations = await self._devices.register(batch.spoke)
-        decisions, told = await asyncio.gather(
+        decisions, marks = await asyncio.gather(
             self._committer.commit(batch.messages), self._raise_marks(batch)
         )
-        told += await self._events(batch, decisions)
-        told += _typing(batch)
+        events = await self._events(batch, decisions)
+        told = [*marks, *_typing(batch)]
         users = {user for it in told for user in it.users} | {device.user for device in batch.formats}
         users.update(message.sender.user for message in batch.messages)
+        for event in events:
+            if event is not None:
+                users.update(members_of(event.conversation))
         # The devices are read after the commit: whoever registers later finds the events in his `Sync`.
         audience = Audience(await self._devices.of(users), registrations, batch.formats)
         fanout = Fanout(self._max_packet, self._counters)
-        self._answer(fanout, audience, batch, decisions)
+        for message, decision, event in zip(batch.messages, decisions, events, strict=True):
+            self._answer(fanout, audience, batch, message, decision)
+            if event is not None:
+                fanout.add(event, audience.of(members_of(event.conversation)), message.sender)
         for it in told:
             fanout.add(it.frame, audience.of(it.users), it.but)
         self._reject(fanout, audience, batch)
@@ -127,22 +133,21 @@ class Owner:
         return done
 
     def _answer(
-        self, fanout: Fanout, audience: Audience, batch: Batch, decisions: Sequence[Decision]
+        self, fanout: Fanout, audience: Audience, batch: Batch, message: Message, decision: Decision
     ) -> None:
         """`Accepted` for what is stored; what is refused joins the batch's refusals."""
-        for message, decision in zip(batch.messages, decisions, strict=True):
-            send = message.send
-            if isinstance(decision, Refuse):
-                named = Outline(send.name, send.conversation, send.client_msg_id)
-                batch.refused.append((message.sender, rejected(decision.error, named)))
-                continue
-            if isinstance(decision, Known):
-                self._counters.known += 1
-                at = decision.position
-            else:
-                at = decision.event.position
-            accepted = Accepted(send.conversation, send.client_msg_id, at.seq, at.id, at.id.time)
-            fanout.add(accepted, (audience.one(message.sender),))
+        send = message.send
+        if isinstance(decision, Refuse):
+            named = Outline(send.name, send.conversation, send.client_msg_id)
+            batch.refused.append((message.sender, rejected(decision.error, named)))
+            return
+        if isinstance(decision, Known):
+            self._counters.known += 1
+            at = decision.position
+        else:
+            at = decision.event.position
+        accepted = Accepted(send.conversation, send.client_msg_id, at.seq, at.id, at.id.time)
+        fanout.add(accepted, (audience.one(message.sender),))
 
     def _reject(self, fanout: Fanout, audience: Audience, batch: Batch) -> None:
         sent: Counter[Device] = Counter()
@@ -154,27 +159,26 @@ class Owner:
                 continue
             fanout.add(frame, (audience.one(device),))
 
-    async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Told]:
-        """The batch's events for everybody but their senders, in order of seq.
+    async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
+        """The event that each message is told as to everybody but its sender; None: to nobody.
 
         Of messages that were known already, those are told again which an earlier owner may have stored
         and told nobody of; they are read from the store.
         """
-        told: list[Told] = []
+        events: list[Event | None] = []
         read: dict[tuple[str, int], Event] = {}
         for message, decision, again in zip(batch.messages, decisions, batch.redelivered, strict=True):
             if isinstance(decision, Append):
-                event = decision.event
+                events.append(decision.event)
             elif isinstance(decision, Known) and again:
                 place = (message.send.conversation, decision.position.seq)
                 if place not in read:
                     found = await self._store.events_after(place[0], place[1] - 1, REREAD)
                     read |= {(it.conversation, it.seq): it for it in found}
-                event = read[place]
+                events.append(read[place])
             else:
-                continue
-            told.append(Told(event, members_of(event.conversation), message.sender))
-        return told
+                events.append(None)
+        return events
 
     async def _raise_marks(self, batch: Batch) -> list[Told]:
         """Marks raised in the store, and frames for those that grew."""

@@ -116,3 +116,16 @@ async def test_a_sender_that_was_never_heard_of_can_write_to_somebody_who_was_no
     _, page = await zoe.hello()
     assert [head.conversation for head in page.heads] == ["d:alice:zoe"]
     assert page.slices[0].events[0].content.text == "for later"
+
+
+async def test_what_one_device_is_told_is_in_order_of_seq(serving: Server, device: Make) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await alice.hello()
+    await bob.hello()
+    for number in range(200):
+        await alice.command(Send("d:alice:bob", f"a{number}", Content(text="hi")))
+        await bob.command(Send("d:alice:bob", f"b{number}", Content(text="hi")))
+    for it in (alice, bob):
+        await it.until(lambda frame: isinstance(frame, Accepted | Event) and frame.seq == 400)
+        seqs = [frame.seq for frame in it.frames if isinstance(frame, Accepted | Event)]
+        assert seqs == list(range(1, 401))
