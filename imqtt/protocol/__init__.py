@@ -1,0 +1,77 @@
+"""Bytes to model and back: topics, protobuf, JSON.
+
+A payload's format is found out by its first byte: `{` is JSON. No protobuf command or packet of frames
+can begin with it (it would be field 15 as a group).
+"""
+
+from enum import Enum
+
+from imqtt.errors import TooLarge
+from imqtt.model import AnyCommand, AnyFrame
+from imqtt.protocol import json_format, protobuf_format
+from imqtt.protocol.check import Bounds, check
+from imqtt.protocol.outline import READ_UP_TO, Outline
+
+__all__ = [
+    "Bounds", "Format", "Outline", "check", "decode_command", "decode_frames", "encode_command",
+    "encode_frame", "format_of", "join", "outline",
+]  # fmt: skip
+
+
+class Format(Enum):
+    """The two forms of the wire protocol."""
+
+    JSON = "json"
+    PROTOBUF = "protobuf"
+
+
+def format_of(payload: bytes) -> Format:
+    """JSON if the first byte is `{`, else protobuf."""
+    return Format.JSON if payload[:1] == b"{" else Format.PROTOBUF
+
+
+def decode_command(payload: bytes, bounds: Bounds) -> AnyCommand:
+    """A checked command. Raises `Malformed`, `Unsupported`, `Invalid` or `TooLarge`."""
+    if len(payload) > bounds.command:
+        raise TooLarge("a command", len(payload), bounds.command)
+    if payload[:1] == b"{":
+        command = json_format.decode_command(payload)
+    else:
+        command = protobuf_format.decode_command(payload)
+    check(command, bounds)
+    return command
+
+
+def outline(payload: bytes) -> Outline:
+    """What names a command that did not decode or was refused, as far as it can be read. Never raises."""
+    if payload[:1] == b"{":
+        return json_format.outline(payload)
+    return protobuf_format.outline(payload) if len(payload) <= READ_UP_TO else Outline()
+
+
+def encode_command(command: AnyCommand, format: Format) -> bytes:
+    """The payload to publish."""
+    if format is Format.JSON:
+        return json_format.encode_command(command)
+    return protobuf_format.encode_command(command)
+
+
+def encode_frame(frame: AnyFrame, format: Format) -> bytes:
+    """One encoded frame, for `join`."""
+    if format is Format.JSON:
+        return json_format.encode_frame(frame)
+    return protobuf_format.encode_frame(frame)
+
+
+def join(frames: list[bytes], format: Format) -> bytes:
+    """The payload that carries these encoded frames, in their order."""
+    if format is Format.JSON:
+        return json_format.join(frames)
+    return protobuf_format.join(frames)
+
+
+def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
+    """The frames of a packet, in their order. Raises `Malformed`."""
+    if payload[:1] == b"{":
+        return json_format.decode_frames(payload)
+    return protobuf_format.decode_frames(payload)

@@ -1,0 +1,122 @@
+"""The JSON form. A command is one object with a `type`; a packet down is `{"frames": [...]}`."""
+
+import re
+
+import msgspec
+
+from imqtt.errors import Malformed, Unsupported
+from imqtt.model import AnyCommand, AnyFrame, Value, from_json_type, to_json_type
+from imqtt.protocol.outline import READ_UP_TO, Outline
+
+
+class _Packet(Value, frozen=True):
+    frames: tuple[AnyFrame, ...]
+
+
+class _RawPacket(Value, frozen=True):
+    frames: tuple[msgspec.Raw, ...]
+
+
+class _Names(Value, frozen=True):
+    type: str = ""
+    conversation: str = ""
+    client_msg_id: str = ""
+    ref: str = ""
+
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_encoder = msgspec.json.Encoder(enc_hook=to_json_type)
+_command: msgspec.json.Decoder[AnyCommand] = msgspec.json.Decoder(AnyCommand, dec_hook=from_json_type)
+_frame: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame, dec_hook=from_json_type)
+_packet = msgspec.json.Decoder(_Packet, dec_hook=from_json_type)
+_raw_packet = msgspec.json.Decoder(_RawPacket)
+_names = msgspec.json.Decoder(_Names)
+_COMMANDS = {command.__struct_config__.tag for command in AnyCommand.__args__}
+_FRAMES = {frame.__struct_config__.tag for frame in AnyFrame.__args__}
+
+
+def encode_command(command: AnyCommand) -> bytes:
+    return _encoder.encode(command)
+
+
+def decode_command(payload: bytes) -> AnyCommand:
+    """Raises `Malformed`, or `Unsupported` for a command of a later version."""
+    try:
+        return _command.decode(payload)
+    except _UNREADABLE as error:
+        kind = outline(payload).type
+        if kind and kind not in _COMMANDS:
+            raise Unsupported(f"no command of type {kind[:32]!r}") from None
+        raise Malformed(_reason("not a command", error)) from None
+
+
+def outline(payload: bytes) -> Outline:
+    """What names the command in `payload`, as far as it can be read."""
+    if len(payload) <= READ_UP_TO:
+        try:
+            found = _names.decode(payload)
+        except _UNREADABLE:
+            pass
+        else:
+            return Outline.of(found.type, found.conversation, found.client_msg_id, found.ref)
+    return _scan(payload)
+
+
+def encode_frame(frame: AnyFrame) -> bytes:
+    """One frame, to be joined with others by `join`: an event goes to many devices and is encoded once."""
+    return _encoder.encode(frame)
+
+
+def join(frames: list[bytes]) -> bytes:
+    """A packet of encoded frames."""
+    return b'{"frames":[' + b",".join(frames) + b"]}"
+
+
+def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
+    """Raises `Malformed`. Frames of a later version are left out."""
+    try:
+        return _packet.decode(payload).frames
+    except _UNREADABLE:
+        return _known_frames(payload)
+
+
+def _known_frames(payload: bytes) -> tuple[AnyFrame, ...]:
+    try:
+        frames = _raw_packet.decode(payload).frames
+        return tuple(_frame.decode(frame) for frame in frames if _names.decode(frame).type in _FRAMES)
+    except _UNREADABLE as error:
+        raise Malformed(_reason("not a packet of frames", error)) from None
+
+
+def _reason(what: str, error: Exception) -> str:
+    """In ASCII, since the parser quotes what it met, and short."""
+    return ascii(f"{what}: {error}")[1:-1][:120]
+
+
+# --- JSON that no parser takes ------------------------------------------------------------------------
+
+_SCANNED = 4096  # bytes: a client that writes its names before the content gets them back
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]:,]', re.DOTALL)
+
+
+def _scan(payload: bytes) -> Outline:
+    """The names at the top level, whatever the fault: cut off, a lone surrogate, a value of another type."""
+    found: dict[bytes, bytes] = {}
+    depth = 0
+    key = before = b""
+    for match in _TOKENS.finditer(payload, 0, _SCANNED):
+        token = match[0]
+        if token in (b"{", b"["):
+            depth += 1
+        elif token in (b"}", b"]"):
+            depth -= 1
+        elif depth == 1 and token[:1] == b'"' and token[-1:] == b'"':
+            if before == b":":
+                found[key] = token[1:-1]
+            else:
+                key = token[1:-1]
+        before = token
+    values = (found.get(name.encode(), b"") for name in Outline._fields)
+    # A name with an escape in it is left out, since it is not read as JSON here.
+    return Outline.of(*("" if b"\\" in value else value.decode("latin-1") for value in values))

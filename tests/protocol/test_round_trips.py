@@ -1,0 +1,83 @@
+"""Both forms carry the same values, and nothing gets lost on the way."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imqtt.model import AnyCommand, AnyFrame
+from imqtt.protocol import (
+    Bounds,
+    Format,
+    decode_command,
+    decode_frames,
+    encode_command,
+    encode_frame,
+    format_of,
+    join,
+    outline,
+)
+from imqtt.protocol.generated import imqtt_pb2 as pb
+from tests.protocol.strategies import commands, frames
+
+WIDE = Bounds(content=1 << 20, command=1 << 20)
+BOTH = pytest.mark.parametrize("format", Format, ids=[each.value for each in Format])
+
+
+@BOTH
+@given(command=commands)
+def test_a_command_comes_out_as_it_went_in(format: Format, command: AnyCommand) -> None:
+    payload = encode_command(command, format)
+    assert format_of(payload) is format
+    assert decode_command(payload, WIDE) == command
+
+
+@BOTH
+@given(packet=st.lists(frames, max_size=4))
+def test_a_packet_of_frames_comes_out_as_it_went_in(format: Format, packet: list[AnyFrame]) -> None:
+    payload = join([encode_frame(frame, format) for frame in packet], format)
+    assert decode_frames(payload) == tuple(packet)
+
+
+@given(command=commands)
+def test_what_json_says_protobuf_says_too(command: AnyCommand) -> None:
+    from_json = decode_command(encode_command(command, Format.JSON), WIDE)
+    from_protobuf = decode_command(encode_command(from_json, Format.PROTOBUF), WIDE)
+    assert encode_command(from_protobuf, Format.JSON) == encode_command(command, Format.JSON)
+
+
+@given(frame=frames)
+def test_what_a_protobuf_frame_says_json_says_too(frame: AnyFrame) -> None:
+    (from_protobuf,) = decode_frames(join([encode_frame(frame, Format.PROTOBUF)], Format.PROTOBUF))
+    assert encode_frame(from_protobuf, Format.JSON) == encode_frame(frame, Format.JSON)
+
+
+@given(command=commands)
+def test_json_is_one_object_of_plain_json(command: AnyCommand) -> None:
+    payload = encode_command(command, Format.JSON)
+    value = json.loads(payload)
+    assert value["type"] == command.name
+    assert payload[:1] == b"{"
+    assert None not in value.values()
+
+
+@given(command=commands)
+def test_protobuf_is_what_any_protobuf_library_writes(command: AnyCommand) -> None:
+    payload = encode_command(command, Format.PROTOBUF)
+    assert pb.Command.FromString(payload).SerializeToString() == payload
+
+
+@given(packet=st.lists(frames, max_size=4))
+def test_protobuf_frames_are_what_any_protobuf_library_writes(packet: list[AnyFrame]) -> None:
+    payload = join([encode_frame(frame, Format.PROTOBUF) for frame in packet], Format.PROTOBUF)
+    assert pb.Frames.FromString(payload).SerializeToString() == payload
+
+
+@BOTH
+@given(command=commands)
+def test_a_command_is_outlined_by_its_names(format: Format, command: AnyCommand) -> None:
+    found = outline(encode_command(command, format))
+    assert found.type == command.name
+    for name in ("conversation", "client_msg_id", "ref"):
+        assert getattr(found, name) == getattr(command, name, "")
