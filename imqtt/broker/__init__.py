@@ -1,0 +1,13 @@
+"""An MQTT 5 client for servers: publishes and receives by the thousand, and acks when told to.
+
+It needs `mqtt5` and the standard library, and nothing else of imqtt. `link` says how to use it.
+"""
+
+from imqtt.broker.errors import Closed, LinkError, Refused, SubscriptionRefused
+from imqtt.broker.link import Link, connect
+from imqtt.broker.values import Message, Received, Settings, Will
+
+__all__ = [
+    "Closed", "Link", "LinkError", "Message", "Received", "Refused", "Settings", "SubscriptionRefused",
+    "Will", "connect",
+]  # fmt: skip
