@@ -14,7 +14,7 @@ from imqtt.model import Device
 from imqtt.stores.base import Key, Registration
 
 
-class DevicePresence(msgspec.Struct, frozen=True):
+class DevicePresence(msgspec.Struct, frozen=True, gc=False):
     """A device's last known state. `nonce` is that of the connection's `Hello`; times in milliseconds."""
 
     device: Device
@@ -33,7 +33,10 @@ class State(Protocol):
     # --- deduplication: a hint that saves the index a miss
 
     async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
-        """Those of `keys` that were maybe stored before. On a hit the store is read and answers."""
+        """Those of `keys` that were maybe stored before. On a hit the store is read and answers.
+
+        A key that was never remembered may be among them, seldom; one remembered long ago may be missing.
+        """
 
     async def remember(self, keys: Collection[Key]) -> None:
         """Notes keys, after their commit."""
@@ -47,7 +50,10 @@ class State(Protocol):
         """Begins a read of the store whose answer `fill_devices` brings. Returns the lease."""
 
     async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
-        """Caches lists read from the store, but for users forgotten since the lease was given."""
+        """Caches lists read from the store, but for users forgotten since the lease was given.
+
+        A lease that is never brought back costs nothing.
+        """
 
     async def forget_devices(self, users: Collection[str]) -> None:
         """After a registration was committed: the next reader reads the store."""
@@ -61,15 +67,21 @@ class State(Protocol):
         """A `Status`. False, and nothing changed, if its nonce is not the last `Hello`'s."""
 
     async def refresh(self, devices: Collection[Device], expires: int) -> None:
-        """Any command of a device that is not offline keeps it present until `expires`."""
+        """Any command of a device that is not offline keeps it present until `expires`, or later."""
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         """The known devices of each user; a user without any has no entry."""
 
     async def expired(self, now: int) -> list[DevicePresence]:
-        """Devices whose presence has run out by `now` and was not offline; they are offline from now on."""
+        """Devices whose presence has run out by `now` and was not offline; they are offline from now on.
+
+        Each is returned once, as it is now: `since` is when it ran out.
+        """
 
     # --- rate limits
 
     async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
-        """Takes up to so many tokens from each device's bucket; returns how many there were."""
+        """Takes up to so many tokens from each device's bucket; returns how many there were.
+
+        The rate and burst are the state's own. Between two calls whose clock stepped back nothing is added.
+        """

@@ -15,7 +15,7 @@ from imqtt.model import Key as Key
 from imqtt.model import Stored as Stored
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """An event on its way into the store.
 
     `body` is the content as JSON text in UTF-8, `digest` 16 bytes of BLAKE2b of it. The row of an event
@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True):
         return Key(self.event.conversation, self.event.sender, self.event.client_msg_id)
 
 
-class Registration(msgspec.Struct, frozen=True):
+class Registration(msgspec.Struct, frozen=True, gc=False):
     """A device as the store knows it. `format` is `json` or `protobuf`; sizes in bytes."""
 
     device: Device
@@ -69,8 +69,10 @@ class RecordRefused(ImqttError):
 class Store(Protocol):
     """Durable events, members, marks and devices.
 
-    Writes return after the commit. All of them may raise `OutcomeUnknown`, and `StoreFull` or
-    `StoreReadOnly` when nothing was written. Reads see everything committed before they began.
+    Writes return after the commit, and take effect in the order in which they were called. All of them may
+    raise `OutcomeUnknown`, and `StoreFull` or `StoreReadOnly` when nothing was written. A caller who is
+    cancelled does not know the outcome either, and harms no other. Reads see everything committed before
+    they began, and raise `Unavailable` when they cannot be served. So does everything once closed.
     """
 
     @property
@@ -86,7 +88,10 @@ class Store(Protocol):
         """Stores all records of one partition, in order.
 
         Raises `AppendConflict` where a record's seq or key is taken (how many before it were committed is
-        in the error: SQLite none, MongoDB a prefix), and `RecordRefused`.
+        in the error: SQLite none, MongoDB a prefix), and `RecordRefused`, having stored nothing.
+
+        The seqs of a conversation's records follow each other, and the first follows its head: a store
+        refuses what is taken, but need not look for a gap.
         """
 
     async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
@@ -112,7 +117,8 @@ class Store(Protocol):
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
         """The user's conversations that have events, newest event first, without `latest` and `marks`.
 
-        Only those whose newest id is below `before` (0: all), at most `limit`.
+        Only those whose newest id is below `before` (0: all), at most `limit`. Newest ids are
+        taken to be distinct: an id names its partition, and grows within it.
         """
 
     # --- marks
@@ -120,7 +126,8 @@ class Store(Protocol):
     async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
         """Merges by maximum. Returns the merged registers of those that grew, in the order given.
 
-        `marks` holds each (conversation, user) once.
+        Registers that were never raised are 0; bounding them by the head is the caller's. `marks` holds each
+        (conversation, user) once.
         """
 
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:

@@ -1,0 +1,264 @@
+"""State in the process: for a server of one process, and what tests compare others with.
+
+Everything is bounded by count, so a million conversations, users or devices that each come once do not
+make it grow; what is dropped costs a read of the store or a guess that errs on the careful side.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from itertools import count
+
+from imqtt.core.bucket import Bucket, Rate
+from imqtt.model import Device
+from imqtt.state.base import DevicePresence
+from imqtt.stores.base import Key, Registration
+
+
+class MemoryState:
+    """A `State` of one event loop. `rate` tokens a second and `burst` at once are what a device may take.
+
+    Bounds are counts: `seen` keys, `users` whose device lists are kept, `devices` whose presence is kept,
+    and as many devices' buckets.
+    """
+
+    def __init__(
+        self, rate: int, burst: int, *, seen: int = 200_000, users: int = 100_000, devices: int = 200_000
+    ) -> None:
+        self._seen = _Seen(seen)
+        self._lists = _DeviceLists(users)
+        self._presences = _Presences(devices)
+        self._buckets = _Buckets(Rate(rate, burst), devices)
+
+    async def close(self) -> None:
+        return
+
+    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+        return self._seen.among(keys)
+
+    async def remember(self, keys: Collection[Key]) -> None:
+        self._seen.add(keys)
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        return self._lists.of(users)
+
+    async def lease_devices(self, users: Collection[str]) -> int:
+        return self._lists.lease
+
+    async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
+        self._lists.fill(lease, lists)
+
+    async def forget_devices(self, users: Collection[str]) -> None:
+        self._lists.forget(users)
+
+    async def arrive(self, presence: DevicePresence) -> None:
+        self._presences.put(presence)
+
+    async def update(self, presence: DevicePresence) -> bool:
+        return self._presences.update(presence)
+
+    async def refresh(self, devices: Collection[Device], expires: int) -> None:
+        self._presences.refresh(devices, expires)
+
+    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
+        return self._presences.of(users)
+
+    async def expired(self, now: int) -> list[DevicePresence]:
+        return list(self._presences.expire(now))
+
+    async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
+        return {device: self._buckets.take(device, tokens, now) for device, tokens in wanted.items()}
+
+
+class _Seen:
+    """The last `size / 2` to `size` keys, in two generations: when one is full, the older one goes.
+
+    Only the keys' hashes are kept, a quarter of the memory: the answer is "maybe", so two keys that share
+    one do no harm.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._half = max(size // 2, 1)
+        self._new: set[int] = set()
+        self._old: set[int] = set()
+
+    def among(self, keys: Collection[Key]) -> frozenset[Key]:
+        return frozenset(key for key in keys if (seen := hash(key)) in self._new or seen in self._old)
+
+    def add(self, keys: Collection[Key]) -> None:
+        for key in keys:
+            if len(self._new) >= self._half:
+                self._old, self._new = self._new, set()
+            self._new.add(hash(key))
+
+
+class _DeviceLists:
+    """Device lists, the least recently used dropped first, and which users were forgotten since which lease.
+
+    Leases as in memcached (Nishtala et al., "Scaling Memcache at Facebook", 2013): what was read from the
+    store before a user was forgotten is older than that, and is not cached.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lists: OrderedDict[str, tuple[Registration, ...]] = OrderedDict()
+        self._forgotten: OrderedDict[str, int] = OrderedDict()  # user -> the first lease given after
+        self._oldest = 0  # leases before this one are older than what is remembered in `_forgotten`
+        self.lease = 0
+
+    def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        found: dict[str, tuple[Registration, ...]] = {}
+        for user in users:
+            if (devices := self._lists.get(user)) is not None:
+                self._lists.move_to_end(user)
+                found[user] = devices
+        return found
+
+    def fill(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
+        if lease < self._oldest:
+            return
+        for user, devices in lists.items():
+            if self._forgotten.get(user, 0) <= lease:
+                self._lists[user] = devices
+                self._lists.move_to_end(user)
+        while len(self._lists) > self._size:
+            self._lists.popitem(last=False)
+
+    def forget(self, users: Collection[str]) -> None:
+        self.lease += 1
+        for user in users:
+            self._lists.pop(user, None)
+            self._forgotten[user] = self.lease
+            self._forgotten.move_to_end(user)
+        while len(self._forgotten) > self._size:
+            _, self._oldest = self._forgotten.popitem(last=False)
+
+
+class _Entry:
+    """A device's presence. `due` is when the queue of expiries will look at it; 0: it does not have it."""
+
+    __slots__ = ("due", "expires", "nonce", "since", "state")
+
+    def __init__(self) -> None:
+        self.due = 0
+
+    def set(self, presence: DevicePresence) -> None:
+        self.nonce = presence.nonce
+        self.state = presence.state
+        self.since = presence.since
+        self.expires = presence.expires
+
+    def of(self, device: Device) -> DevicePresence:
+        return DevicePresence(device, self.nonce, self.state, self.since, self.expires)
+
+
+class _Presences:
+    """Devices' presence, the least recently heard of dropped first.
+
+    `refresh` is called for every batch and must cost nothing: it moves an expiry and leaves the queue as it
+    is. Who comes to the front of the queue and is not due goes back in.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[Device, _Entry] = OrderedDict()
+        self._devices: dict[str, set[Device]] = {}
+        self._queue: list[tuple[int, int, Device]] = []
+        self._order = count()
+
+    def put(self, presence: DevicePresence) -> None:
+        device = presence.device
+        entry = self._entries.get(device)
+        if entry is None:
+            entry = self._entries[device] = _Entry()
+            self._devices.setdefault(device.user, set()).add(device)
+            if len(self._entries) > self._size:
+                self._drop_oldest()
+        else:
+            self._entries.move_to_end(device)
+        entry.set(presence)
+        if entry.state != "offline" and (not entry.due or presence.expires < entry.due):
+            self._enqueue(device, entry)
+
+    def update(self, presence: DevicePresence) -> bool:
+        entry = self._entries.get(presence.device)
+        if entry is None or entry.nonce != presence.nonce:
+            return False
+        self.put(presence)
+        return True
+
+    def refresh(self, devices: Collection[Device], expires: int) -> None:
+        for device in devices:
+            entry = self._entries.get(device)
+            if entry is not None and entry.state != "offline":
+                entry.expires = max(entry.expires, expires)
+                self._entries.move_to_end(device)
+
+    def of(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
+        return {
+            user: tuple(self._entries[device].of(device) for device in sorted(self._devices[user]))
+            for user in users
+            if user in self._devices
+        }
+
+    def expire(self, now: int) -> Iterator[DevicePresence]:
+        while self._queue and self._queue[0][0] <= now:
+            due, _, device = heapq.heappop(self._queue)
+            entry = self._entries.get(device)
+            if entry is None or entry.due != due:
+                continue  # dropped, or looked at by another entry of the queue
+            entry.due = 0
+            if entry.state == "offline":
+                continue
+            if entry.expires > now:
+                self._enqueue(device, entry)
+                continue
+            entry.state, entry.since = "offline", entry.expires
+            yield entry.of(device)
+
+    def _enqueue(self, device: Device, entry: _Entry) -> None:
+        entry.due = entry.expires
+        heapq.heappush(self._queue, (entry.due, next(self._order), device))
+        if len(self._queue) > 2 * self._size:  # mostly of devices that were dropped
+            self._queue = [
+                (entry.due, next(self._order), device) for device, entry in self._entries.items() if entry.due
+            ]
+            heapq.heapify(self._queue)
+
+    def _drop_oldest(self) -> None:
+        device, _ = self._entries.popitem(last=False)
+        devices = self._devices[device.user]
+        devices.discard(device)
+        if not devices:
+            del self._devices[device.user]
+
+
+class _Buckets:
+    """Devices' token buckets, the least recently used dropped first.
+
+    A full bucket is as good as none, and one that was not used for long is full. Should one be dropped
+    before, newcomers begin with no more than it had, since any of them may be the one it belonged to.
+    """
+
+    def __init__(self, rate: Rate, size: int) -> None:
+        self._rate = rate
+        self._size = size
+        self._buckets: OrderedDict[Device, Bucket] = OrderedDict()
+        self._dropped: Bucket | None = None
+
+    def take(self, device: Device, wanted: int, now: int) -> int:
+        bucket = self._buckets.get(device)
+        if bucket is None:
+            bucket = self._dropped or self._rate.fresh(now)
+        self._buckets[device], taken = self._rate.take(bucket, wanted, now)
+        self._buckets.move_to_end(device)
+        if len(self._buckets) > self._size:
+            self._drop_oldest(now)
+        return taken
+
+    def _drop_oldest(self, now: int) -> None:
+        _, bucket = self._buckets.popitem(last=False)
+        emptiest = self._rate.refill(bucket, now)
+        if self._dropped is not None:
+            emptiest = min(emptiest, self._rate.refill(self._dropped, now))
+        self._dropped = emptiest if emptiest.level < self._rate.full else None

@@ -1,0 +1,91 @@
+"""The embedded store: one SQLite database, written by one process.
+
+Everything written shares the transactions of one thread (`sqlite_writer`); reads go past it
+(`sqlite_reader`). In WAL mode with `synchronous=FULL` a commit is on the disk when it returns.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Self
+
+from imqtt.errors import SetupError
+from imqtt.model import Device, Marks
+from imqtt.stores import sqlite_file, sqlite_statements
+from imqtt.stores.base import Record, Registration
+from imqtt.stores.sqlite_reader import READERS, SqliteReader
+from imqtt.stores.sqlite_writer import Writer
+
+
+class SqliteStore(SqliteReader):
+    """A `Store` in one file. To read one that a server may be using, take `SqliteReader.attach`.
+
+    Beside `<path>` there are `<path>-wal` and `<path>-shm` while it is open, which belong to it: a backup
+    is made with SQLite's own `.backup` or `VACUUM INTO`, not by copying the one file. `<path>.lock` is held
+    for as long as the store is open.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        partitions: int,
+        connection: sqlite3.Connection,
+        lock: sqlite3.Connection,
+        readers: int = READERS,
+    ) -> None:
+        super().__init__(path, partitions, readers)
+        self._writer = Writer(path, connection)
+        self._lock = lock
+
+    @classmethod
+    async def open(cls, path: Path, partitions: int, *, readers: int = READERS) -> Self:
+        """Opens the store at `path`, or creates it for so many `partitions`.
+
+        A store that exists keeps its number: compare `store.partitions`. Raises `SetupError` for whatever
+        the operator has to put right: a directory that is missing or may not be written, a file that is
+        read-only, locked, of another program, of a newer imqtt, or in use by another server.
+        """
+        path = await asyncio.to_thread(path.resolve)
+        number, connection, lock = await asyncio.to_thread(_open, path, partitions)
+        return cls(path, number, connection, lock, readers)
+
+    async def close(self) -> None:
+        """Commits what was submitted, brings the log into the file and lets go of it."""
+        await super().close()
+        await self._writer.close()
+        self._lock.close()
+
+    async def append(self, records: Sequence[Record]) -> None:
+        """As `Store.append`; what it raises, it has stored nothing of."""
+        if records:
+            await self._writer.append(records)
+
+    async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
+        if rows:
+            await self._writer.submit(sqlite_statements.put_members(rows))
+
+    async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
+        if not marks:
+            return []
+        grown: list[Marks] = await self._writer.submit(sqlite_statements.raise_marks(marks))
+        return grown
+
+    async def put_devices(self, registrations: Sequence[Registration]) -> None:
+        if registrations:
+            await self._writer.submit(sqlite_statements.put_devices(registrations))
+
+    async def remove_device(self, device: Device) -> None:
+        await self._writer.submit(sqlite_statements.remove_device(device))
+
+
+def _open(path: Path, partitions: int) -> tuple[int, sqlite3.Connection, sqlite3.Connection]:
+    if not path.parent.is_dir():
+        raise SetupError(f"{path.parent} is not a directory; create it, or name another path for the store")
+    with contextlib.ExitStack() as on_failure:
+        lock = on_failure.enter_context(contextlib.closing(sqlite_file.lock(path)))
+        connection = on_failure.enter_context(contextlib.closing(sqlite_file.open_to_write(path)))
+        number = sqlite_file.prepare(connection, path, partitions)
+        on_failure.pop_all()
+    return number, connection, lock

@@ -1,0 +1,68 @@
+"""The stores that the contract's suites run against, and what the suites write into them.
+
+Another store joins by an entry in `STORES`.
+"""
+
+from collections.abc import Awaitable, Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from imqtt.model import Content, Event, Id, to_json_type
+from imqtt.stores.base import Record, Store
+from imqtt.stores.sqlite import SqliteStore
+
+PARTITIONS = 16
+FIRST_ID = (400 << 22) * 86_400_000  # some day in 2026
+
+_encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
+
+
+class StoreKind(NamedTuple):
+    """`locate` names an empty place for a store, given a directory of the test's own; `open` opens it."""
+
+    locate: Callable[[Path], str]
+    open: Callable[[str, int], Awaitable[Store]]
+
+
+async def _open_sqlite(location: str, partitions: int) -> Store:
+    return await SqliteStore.open(Path(location), partitions)
+
+
+STORES = {
+    "sqlite": StoreKind(lambda directory: str(directory / "imqtt.db"), _open_sqlite),
+}
+
+
+def record(
+    conversation: str,
+    seq: int,
+    *,
+    message: str = "",
+    sender: str = "alice",
+    content: Content | None = None,
+    number: int | None = None,
+) -> Record:
+    """A message `message` (by default named by its seq), whose id is the `number`-th."""
+    content = content or Content(text=f"message {seq}")
+    event_id = Id(FIRST_ID + (seq if number is None else number) * 4_096)
+    body = _encode(content)
+    event = Event(
+        conversation=conversation,
+        seq=seq,
+        id=event_id,
+        time=event_id.time,
+        sender=sender,
+        device="phone",
+        client_msg_id=message or f"m{seq}",
+        content=content,
+        client_time=1_790_000_000_000 + seq,
+    )
+    return Record(event, body, blake2b(body, digest_size=16).digest())
+
+
+def log(conversation: str, first: int, last: int) -> list[Record]:
+    """Messages `first` to `last` of a conversation."""
+    return [record(conversation, seq) for seq in range(first, last + 1)]

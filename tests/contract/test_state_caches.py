@@ -1,0 +1,82 @@
+"""Seen ids and device lists: hints and caches, whose every miss means "read the store"."""
+
+from imqtt.model import Device, Key
+from imqtt.state.base import State
+from imqtt.stores.base import Registration
+
+ALICE = (Registration(Device("alice", "laptop"), "json"), Registration(Device("alice", "phone"), "protobuf"))
+BOB = (Registration(Device("bob", "phone"), "json", "ios", 4_096),)
+
+
+# --- seen ids
+
+
+async def test_what_was_remembered_is_recalled(state: State) -> None:
+    keys = [Key("d:alice:bob", "alice", f"m{number}") for number in range(100)]
+    await state.remember(keys[:50])
+    recalled = await state.recall(keys)
+    assert set(keys[:50]) <= recalled <= set(keys)
+    assert await state.recall([]) == frozenset()
+
+
+async def test_other_keys_are_not_recalled(state: State) -> None:
+    await state.remember([Key("d:alice:bob", "alice", "m1")])
+    others = [
+        Key("d:alice:bob", "bob", "m1"),
+        Key("d:alice:carol", "alice", "m1"),
+        Key("d:alice:bob", "alice", "m2"),
+    ]
+    assert await state.recall(others) == frozenset()  # "maybe" allows a hit, but a rare one
+
+
+async def test_remembering_again_changes_nothing(state: State) -> None:
+    key = Key("d:alice:bob", "alice", "m1")
+    await state.remember([key, key])
+    await state.remember([key])
+    await state.remember([])
+    assert await state.recall([key, key]) == frozenset([key])
+
+
+# --- device lists
+
+
+async def test_a_list_that_was_filled_is_known(state: State) -> None:
+    assert await state.devices(["alice", "bob"]) == {}
+    lease = await state.lease_devices(["alice", "bob"])
+    await state.fill_devices(lease, {"alice": ALICE, "bob": BOB})
+    assert await state.devices(["alice", "bob", "carol"]) == {"alice": ALICE, "bob": BOB}
+
+
+async def test_a_user_without_devices_is_known_to_have_none(state: State) -> None:
+    await state.fill_devices(await state.lease_devices(["carol"]), {"carol": ()})
+    assert await state.devices(["carol"]) == {"carol": ()}
+
+
+async def test_a_forgotten_list_is_read_again(state: State) -> None:
+    await state.fill_devices(await state.lease_devices(["alice", "bob"]), {"alice": ALICE, "bob": BOB})
+    await state.forget_devices(["alice", "nobody"])
+    assert await state.devices(["alice", "bob"]) == {"bob": BOB}
+
+
+async def test_what_was_read_before_a_registration_is_not_cached_after_it(state: State) -> None:
+    """The race of reader and writer: read the old list, commit, forget, and only then fill."""
+    lease = await state.lease_devices(["alice", "bob"])
+    await state.forget_devices(["alice"])
+    await state.fill_devices(lease, {"alice": ALICE, "bob": BOB})
+    assert await state.devices(["alice", "bob"]) == {"bob": BOB}
+
+
+async def test_what_was_read_after_a_registration_is_cached(state: State) -> None:
+    early = await state.lease_devices(["alice"])
+    await state.forget_devices(["alice"])
+    late = await state.lease_devices(["alice"])
+    await state.fill_devices(late, {"alice": ALICE})
+    await state.fill_devices(early, {"alice": ()})
+    assert await state.devices(["alice"]) == {"alice": ALICE}
+
+
+async def test_several_readers_of_one_user_may_all_fill(state: State) -> None:
+    leases = [await state.lease_devices(["alice"]) for _ in range(3)]
+    for lease in leases:
+        await state.fill_devices(lease, {"alice": ALICE})
+    assert await state.devices(["alice"]) == {"alice": ALICE}

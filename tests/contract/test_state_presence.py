@@ -1,0 +1,111 @@
+"""Presence: of the last connection's nonce, for as long as the device is heard of."""
+
+from imqtt.model import Device
+from imqtt.state.base import DevicePresence, State
+
+PHONE = Device("alice", "phone")
+LAPTOP = Device("alice", "laptop")
+TV = Device("bob", "tv")
+
+
+def presence(
+    device: Device = PHONE,
+    state: str = "online",
+    *,
+    nonce: str = "n1",
+    since: int = 1_000,
+    expires: int = 2_000,
+) -> DevicePresence:
+    return DevicePresence(device, nonce, state, since, expires)
+
+
+async def states(state: State, user: str = "alice") -> dict[str, str]:
+    return {it.device.device: it.state for it in (await state.presence([user])).get(user, ())}
+
+
+async def test_who_has_arrived_is_present(state: State) -> None:
+    await state.arrive(presence(PHONE))
+    await state.arrive(presence(LAPTOP, "away", nonce="n2"))
+    await state.arrive(presence(TV))
+    found = await state.presence(["alice", "bob", "carol"])
+    assert set(found) == {"alice", "bob"}
+    assert set(found["alice"]) == {presence(PHONE), presence(LAPTOP, "away", nonce="n2")}
+    assert found["bob"] == (presence(TV),)
+
+
+async def test_a_new_connection_replaces_the_last(state: State) -> None:
+    await state.arrive(presence(nonce="old"))
+    now = presence(nonce="new", since=1_500, expires=2_500)
+    await state.arrive(now)
+    assert (await state.presence(["alice"]))["alice"] == (now,)
+
+
+async def test_a_status_of_this_connection_counts(state: State) -> None:
+    await state.arrive(presence())
+    away = presence(state="away", since=1_500, expires=2_500)
+    assert await state.update(away) is True
+    assert (await state.presence(["alice"]))["alice"] == (away,)
+
+
+async def test_a_status_of_another_connection_changes_nothing(state: State) -> None:
+    await state.arrive(presence(nonce="old"))
+    await state.arrive(presence(nonce="new"))
+    assert await state.update(presence(state="offline", nonce="old")) is False
+    assert (await state.presence(["alice"]))["alice"] == (presence(nonce="new"),)
+
+
+async def test_a_status_of_a_device_that_never_said_hello_changes_nothing(state: State) -> None:
+    assert await state.update(presence()) is False
+    assert await state.presence(["alice"]) == {}
+
+
+async def test_a_device_comes_back_with_the_nonce_that_it_left_with(state: State) -> None:
+    await state.arrive(presence())
+    assert await state.update(presence(state="offline", since=1_500)) is True
+    assert await states(state) == {"phone": "offline"}
+    assert await state.update(presence(state="online", since=1_600)) is True
+    assert await states(state) == {"phone": "online"}
+
+
+async def test_presence_runs_out_once(state: State) -> None:
+    await state.arrive(presence(PHONE, expires=2_000))
+    await state.arrive(presence(LAPTOP, expires=3_000))
+    assert await state.expired(1_999) == []
+    gone = await state.expired(2_000)
+    assert [(it.device, it.state) for it in gone] == [(PHONE, "offline")]
+    assert await states(state) == {"phone": "offline", "laptop": "online"}
+    assert await state.expired(2_500) == []
+    assert [it.device for it in await state.expired(9_000)] == [LAPTOP]
+    assert await state.expired(9_000) == []
+
+
+async def test_whatever_a_device_says_keeps_it_present(state: State) -> None:
+    await state.arrive(presence(PHONE, expires=2_000))
+    await state.arrive(presence(LAPTOP, expires=2_000))
+    await state.refresh([PHONE, TV], 5_000)
+    assert [it.device for it in await state.expired(4_999)] == [LAPTOP]
+    assert [it.device for it in await state.expired(5_000)] == [PHONE]
+    assert await state.presence(["bob"]) == {}
+
+
+async def test_speaking_does_not_bring_back_who_is_offline(state: State) -> None:
+    await state.arrive(presence())
+    await state.update(presence(state="offline"))
+    await state.refresh([PHONE], 9_000)
+    assert await states(state) == {"phone": "offline"}
+    assert await state.expired(10_000) == []
+
+
+async def test_an_earlier_expiry_counts_too(state: State) -> None:
+    await state.arrive(presence(expires=9_000))
+    await state.arrive(presence(nonce="n2", expires=2_000))
+    assert [it.device for it in await state.expired(2_000)] == [PHONE]
+    assert await state.expired(9_000) == []
+
+
+async def test_who_ran_out_and_arrives_again_runs_out_again(state: State) -> None:
+    await state.arrive(presence(expires=2_000))
+    await state.expired(2_000)
+    await state.arrive(presence(nonce="n2", expires=4_000))
+    assert await states(state) == {"phone": "online"}
+    assert [it.device for it in await state.expired(4_000)] == [PHONE]

@@ -1,0 +1,39 @@
+"""A writer that is killed in mid-stream loses nothing that was acknowledged, and leaves no hole."""
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
+
+import pytest
+
+from tests.contract.conftest import Place
+from tests.contract.stores import log
+
+
+@pytest.mark.parametrize("appends", [1, 40, 400])
+async def test_what_was_acknowledged_survives_kill_9(place: Place, appends: int) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.contract.writing", place.kind, place.location, stdout=PIPE
+    )
+    assert process.stdout is not None
+    acknowledged: dict[str, int] = {}
+
+    def note(line: bytes) -> None:
+        conversation, seq = line.decode().split()
+        acknowledged[conversation] = int(seq)
+
+    for _ in range(appends):
+        note(await asyncio.wait_for(process.stdout.readline(), 30))
+    process.kill()
+    *whole, _ = (await process.stdout.read()).split(b"\n")  # the last line may have been cut off
+    for line in whole:
+        note(line)
+    await process.wait()
+
+    store = await place.open()
+    for conversation, last in acknowledged.items():
+        events = await store.events_after(conversation, 0, 1_000_000)
+        assert len(events) >= last
+        assert events == [it.event for it in log(conversation, 1, len(events))]
+        await store.append(log(conversation, len(events) + 1, len(events) + 1))
+    await store.close()

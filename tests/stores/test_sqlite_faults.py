@@ -1,0 +1,176 @@
+"""A SQLite store whose disk is full, failing, read-only or locked: nothing half, and then it goes on."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import sqlite3
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from imqtt.errors import StoreFull, StoreReadOnly
+from imqtt.model import Content, Device, Marks
+from imqtt.stores import sqlite_checkpoint, sqlite_file
+from imqtt.stores.base import AppendConflict, OutcomeUnknown, Registration
+from imqtt.stores.sqlite import SqliteStore
+from tests.contract.stores import log, record
+
+D = "d:alice:bob"
+LARGE = Content(text="x" * 20_000)
+
+
+async def filled(store: SqliteStore) -> int:
+    """Appends until the disk is full; returns the last seq that was stored."""
+    last = 0
+    with contextlib.suppress(StoreFull):
+        while True:
+            await store.append([record(D, last + 1, content=LARGE)])
+            last += 1
+    return last
+
+
+@pytest.fixture
+async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteStore]:
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.05)
+    store = await SqliteStore.open(tmp_path / "imqtt.db", 16)
+    await store.append(log(D, 1, 3))
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("may not mount a file system")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+async def pragma(store: SqliteStore, text: str) -> None:
+    await store._writer.submit(lambda connection: connection.execute(f"PRAGMA {text}").fetchall())
+
+
+async def seqs(store: SqliteStore, conversation: str) -> list[int]:
+    return [event.seq for event in await store.events_after(conversation, 0, 10_000)]
+
+
+async def test_when_the_database_may_not_grow_everybody_in_the_transaction_is_told(
+    store: SqliteStore,
+) -> None:
+    await pragma(store, "max_page_count = 1")  # SQLite takes the present size for the least
+    outcomes = await asyncio.gather(
+        store.append([record("u:alice", seq, content=LARGE) for seq in range(1, 20)]),
+        store.append([record("u:bob", 1, content=LARGE)]),
+        store.raise_marks([Marks(D, "bob", 3, 3)]),
+        return_exceptions=True,
+    )
+    assert all(isinstance(it, StoreFull) for it in outcomes)
+    assert await store.heads([D, "u:alice", "u:bob"]) == {D: record(D, 3).event.position}
+    assert await store.marks([D]) == {}
+
+    await pragma(store, "max_page_count = 1000000")
+    await store.append([record("u:alice", seq, content=LARGE) for seq in range(1, 20)])
+    assert await seqs(store, "u:alice") == list(range(1, 20))
+
+
+async def test_a_full_disk_loses_nothing_and_takes_writes_again_when_there_is_room(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(300_000))
+    path = small_disk / "imqtt.db"
+    store = await SqliteStore.open(path, 16)
+    last = await filled(store)
+    assert last > 0
+    assert await seqs(store, D) == list(range(1, last + 1))
+    with pytest.raises(StoreFull):
+        await store.append([record(D, last + 1, content=LARGE)])
+
+    ballast.unlink()
+    await store.append([record(D, last + 1, content=LARGE)])
+    await store.close()
+    store = await SqliteStore.open(path, 16)
+    assert await seqs(store, D) == list(range(1, last + 2))
+    await store.close()
+
+
+async def test_no_room_to_create_a_store(small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(1_048_576))
+    with pytest.raises(Exception, match=r"no room on the disk|cannot be"):
+        await SqliteStore.open(small_disk / "imqtt.db", 16)
+
+
+async def test_a_disk_that_fails_leaves_the_outcome_unknown_and_a_retry_settles_it(
+    store: SqliteStore,
+) -> None:
+    records = [record("u:alice", seq, content=LARGE) for seq in range(1, 10)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))  # writing further fails, as on a bad disk
+    try:
+        with pytest.raises(OutcomeUnknown):
+            await store.append(records)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with contextlib.suppress(AppendConflict):
+        await store.append(records)
+    assert await seqs(store, "u:alice") == list(range(1, 10))
+    assert await seqs(store, D) == [1, 2, 3]
+
+
+async def test_a_store_that_turns_read_only_says_so(store: SqliteStore) -> None:
+    await pragma(store, "query_only = 1")
+    with pytest.raises(StoreReadOnly):
+        await store.append(log(D, 4, 4))
+    with pytest.raises(StoreReadOnly):
+        await store.put_devices([Registration(Device("alice", "phone"), "json")])
+    assert await seqs(store, D) == [1, 2, 3]
+
+
+async def test_while_another_program_writes_the_store_waits(store: SqliteStore, tmp_path: Path) -> None:
+    shell = sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    with pytest.raises(OutcomeUnknown, match="another program"):
+        await store.append(log(D, 4, 4))
+    assert await seqs(store, D) == [1, 2, 3]
+    shell.execute("ROLLBACK")
+    shell.close()
+    await store.append(log(D, 4, 4))
+    assert await seqs(store, D) == [1, 2, 3, 4]
+
+
+async def test_a_gap_is_never_stored_for_a_conversation_that_does_not_exist(store: SqliteStore) -> None:
+    with pytest.raises(AppendConflict):
+        await store.append(log("u:alice", 5, 6))
+    assert await store.heads(["u:alice"]) == {}
+
+
+async def test_waiting_requests_share_a_transaction(store: SqliteStore) -> None:
+    together: list[int] = []
+    commit = store._writer._commit
+
+    def counting(requests: list[object]) -> object:
+        together.append(len(requests))
+        return commit(requests)  # type: ignore[arg-type]  # as it came
+
+    store._writer._commit = counting  # type: ignore[assignment,method-assign]  # to look at the groups
+    await asyncio.gather(*(store.append(log(f"d:p{number}:q", 1, 2)) for number in range(100)))
+    assert sum(together) == 100
+    assert len(together) < 20
+
+
+async def test_the_log_does_not_grow_without_bound(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_checkpoint, "INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(sqlite_checkpoint, "LOG_PAGES", 50)
+    sizes: list[int] = []
+    for seq in range(1, 801):
+        await store.append([record("u:alice", seq, content=LARGE)])
+        sizes.append((tmp_path / "imqtt.db-wal").stat().st_size)
+    assert max(sizes) < 800 * 20_000 / 2
+    assert len(await seqs(store, "u:alice")) == 800

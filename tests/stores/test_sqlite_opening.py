@@ -1,0 +1,192 @@
+"""Opening a SQLite store: what is refused says what the operator has to do."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imqtt.errors import SetupError
+from imqtt.stores import sqlite_file
+from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite_reader import SqliteReader
+from tests.contract.stores import log, record
+
+D = "d:alice:bob"
+
+
+async def made(path: Path) -> None:
+    store = await SqliteStore.open(path, 16)
+    await store.append(log(D, 1, 3))
+    await store.close()
+
+
+async def refused(path: Path) -> str:
+    with pytest.raises(SetupError) as caught:
+        await SqliteStore.open(path, 16)
+    return caught.value.reason
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    assert "is not a directory" in await refused(tmp_path / "nowhere" / "imqtt.db")
+    assert not (tmp_path / "nowhere").exists()
+
+
+async def test_a_directory_in_place_of_the_file(tmp_path: Path) -> None:
+    assert "is not a file" in await refused(tmp_path)
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    path.write_text("a shopping list, and long enough to be read as a header\n" * 100)
+    before = path.read_bytes()
+    assert "not an SQLite database" in await refused(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_database_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    assert "another program" in await refused(path)
+    assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
+    other.close()
+
+
+async def test_a_database_of_a_newer_imqtt(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    await made(path)
+    with sqlite3.connect(path) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    newer.close()
+    assert "schema 99" in await refused(path)
+
+
+async def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    path.touch()
+    await made(path)
+    assert path.stat().st_size > 0
+
+
+async def test_a_store_in_use_is_refused_within_a_process(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    store = await SqliteStore.open(path, 16)
+    assert "in use by another imqtt server" in await refused(path)
+    (tmp_path / "link.db").symlink_to(path)
+    assert "in use by another imqtt server" in await refused(tmp_path / "link.db")
+    await store.append(log(D, 1, 1))
+    await store.close()
+    await made_again(path)
+
+
+async def made_again(path: Path) -> None:
+    store = await SqliteStore.open(path, 16)
+    assert len(await store.events_after(D, 0, 10)) == 1
+    await store.close()
+
+
+async def test_a_store_in_use_is_refused_to_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    store = await SqliteStore.open(path, 16)
+    program = (
+        "import asyncio, pathlib, sys\n"
+        "from imqtt.stores.sqlite import SqliteStore\n"
+        "asyncio.run(SqliteStore.open(pathlib.Path(sys.argv[1]), 16))\n"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert other.returncode != 0
+    assert "in use by another imqtt server" in other.stderr
+    await store.close()
+
+
+async def test_what_refuses_to_open_leaves_the_lock_free(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    path.write_bytes(b"not a database" * 100)
+    await refused(path)
+    path.unlink()
+    await made(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any file")
+async def test_a_read_only_file(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    await made(path)
+    path.chmod(0o400)
+    assert "may not be written" in await refused(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any directory")
+async def test_a_read_only_directory(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "writable" in await refused(tmp_path / "imqtt.db")
+    tmp_path.chmod(0o700)
+
+
+async def test_a_file_that_sqlite_may_only_read(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    await made(path)
+    connection = sqlite_file.connect_to_read(path)
+    with pytest.raises(SetupError, match="may not be written"):
+        sqlite_file.prepare(connection, path, 16)
+    connection.close()
+
+
+async def test_a_store_that_another_program_holds_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.05)
+    path = tmp_path / "imqtt.db"
+    await made(path)
+    shell = sqlite3.connect(path, isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    assert "locked by another program" in await refused(path)
+    shell.execute("ROLLBACK")
+    shell.close()
+    await made_of(path, 3)
+
+
+async def made_of(path: Path, events: int) -> None:
+    store = await SqliteStore.open(path, 16)
+    assert len(await store.events_after(D, 0, 10)) == events
+    await store.close()
+
+
+# --- reading only
+
+
+async def test_a_reader_reads_beside_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    store = await SqliteStore.open(path, 5)
+    await store.append(log(D, 1, 3))
+    reader = await SqliteReader.attach(path)
+    assert reader.partitions == 5
+    assert len(await reader.events_after(D, 0, 10)) == 3
+    await store.append([record(D, 4)])
+    assert len(await reader.events_after(D, 0, 10)) == 4
+    await reader.close()
+    await store.close()
+
+
+async def test_a_reader_reads_without_a_server_too(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    await made(path)
+    reader = await SqliteReader.attach(path)
+    assert len(await reader.events_after(D, 0, 10)) == 3
+    await reader.close()
+    await made_of(path, 3)
+
+
+async def test_there_is_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="there is no store"):
+        await SqliteReader.attach(tmp_path / "imqtt.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_closed_store_leaves_one_file_and_its_lock(tmp_path: Path) -> None:
+    await made(tmp_path / "imqtt.db")
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["imqtt.db", "imqtt.db.lock"]
