@@ -1,0 +1,235 @@
+"""`python -m bench`: direct messages between 20 pairs of devices, beside the bare broker; and the codecs.
+
+Prints tables and writes `bench/latest.json`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import codec, report
+from bench.processes import Failed, lines, running
+from bench.traffic import devices
+from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
+from imqtt.cli.passwords import SERVER_ACCOUNT
+from imqtt.errors import SetupError
+
+LATEST = Path(__file__).parent / "latest.json"
+PARTITIONS = 16
+WINDOW = 32  # `--sweep` finds the knee: half of it carries a quarter less, twice as much a tenth more
+SERVER_READY = "imqtt is ready"
+RELAY_READY = "relay is ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to run. Times in seconds, size in bytes of text."""
+
+    seconds: float
+    warmup: float
+    relay_seconds: float
+    lone: int
+    codec_seconds: float
+    window: int
+    size: int
+    directory: Path | None
+
+
+async def main() -> None:
+    arguments = _arguments()
+    options = Options(
+        seconds=1.5 if arguments.quick else arguments.seconds,
+        warmup=0.5 if arguments.quick else 3.0,
+        relay_seconds=1.5 if arguments.quick else 8.0,
+        lone=40 if arguments.quick else 600,
+        codec_seconds=0.02 if arguments.quick else 0.3,
+        window=arguments.window,
+        size=arguments.size,
+        directory=arguments.directory,
+    )
+    found: dict[str, Any] = {}
+    method = report.method(options.window, options.size, options.seconds)
+    report.print_method(method)
+    if arguments.memory:
+        found["memory"] = await measure_memory(options, arguments.memory)
+    elif arguments.sweep:
+        found["windows"] = await sweep(options)
+    else:
+        found["direct"] = await measure_direct(options)
+        rows = codec.measure(options.codec_seconds)
+        report.print_codec(rows)
+        found["codec"] = [row._asdict() for row in rows]
+    if not arguments.quick:
+        write(found | {"method": method})
+
+
+def write(found: dict[str, Any]) -> None:
+    """Puts what was found beside what other runs have left."""
+    try:
+        latest = json.loads(LATEST.read_text())
+    except (OSError, ValueError):
+        latest = {}
+    LATEST.write_text(json.dumps(latest | found, indent=2) + "\n")
+    print(f"\nwritten to {os.path.relpath(LATEST)}")
+
+
+# --- the measurements -------------------------------------------------------------------------------
+
+
+async def measure_direct(options: Options) -> dict[str, float]:
+    """Through the server, then through the bare relay, each on a broker of its own."""
+    steady = {"warmup": options.warmup, "seconds": options.seconds}
+    phases = [
+        {"kind": "saturate", "name": "saturated", "window": options.window, **steady},
+        {"kind": "pace", "name": "half load", "part": 0.5, **steady},
+        {"kind": "lone", "name": "lone", "count": options.lone},
+    ]
+    async with through_server(options) as plan:
+        through = [phase async for phase in load(plan | {"phases": phases})]
+    relayed = {"warmup": options.warmup, "seconds": options.relay_seconds}
+    phases = [
+        {"kind": "saturate", "name": "relay saturated", "window": options.window, **relayed},
+        {"kind": "lone", "name": "relay lone", "count": options.lone},
+    ]
+    async with through_relay(options) as plan:
+        bare = [phase async for phase in load(plan | {"phases": phases})]
+    report.print_phases([*through, *bare])
+    saturated, half, lone = through
+    direct = {
+        "stored_per_second": saturated["per_second"],
+        "bare_relay_per_second": bare[0]["per_second"],
+        "server_cpu_us": saturated["cpu_us"]["server"],
+        "broker_cpu_us": saturated["cpu_us"]["broker"],
+        "p50_saturated_ms": saturated["p50_ms"],
+        "p99_saturated_ms": saturated["p99_ms"],
+        "p50_half_load_ms": half["p50_ms"],
+        "p99_half_load_ms": half["p99_ms"],
+        "p50_lone_ms": lone["p50_ms"],
+    }
+    report.print_direct(direct)
+    return direct
+
+
+async def sweep(options: Options) -> list[dict[str, Any]]:
+    """Throughput against latency for windows of different sizes, through the server."""
+    steady = {"warmup": options.warmup, "seconds": options.seconds}
+    phases = [
+        {"kind": "saturate", "name": f"window {window}", "window": window, **steady}
+        for window in (2, 4, 8, 16, 32, 64, 128)
+    ]
+    async with through_server(options) as plan:
+        through = [phase async for phase in load(plan | {"phases": phases})]
+    report.print_phases(through)
+    return through
+
+
+async def measure_memory(options: Options, messages: int) -> list[dict[str, Any]]:
+    """The server's memory in steps, while it stores so many messages."""
+    phase = {
+        "kind": "count", "name": "memory", "messages": messages, "window": options.window, "steps": 20,
+    }  # fmt: skip
+    steps = []
+    async with through_server(options) as plan:
+        async for step in load(plan | {"phases": [phase]}):
+            if "phase" not in step:
+                report.print_memory(step)
+                steps.append(step)
+    return steps
+
+
+# --- what runs --------------------------------------------------------------------------------------
+
+
+async def load(plan: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """Runs the load generator; yields what it prints."""
+    async for line in lines(sys.executable, "-m", "bench.load", stdin=json.dumps(plan).encode()):
+        yield json.loads(line)
+
+
+@contextlib.asynccontextmanager
+async def through_server(options: Options) -> AsyncIterator[dict[str, Any]]:
+    """A broker and an imqtt server; yields how to reach them."""
+    async with _broker(options) as (broker, directory, plan):
+        settings = {
+            "BROKER_HOST": INTERNAL_HOST,
+            "BROKER_PORT": str(broker.internal_port),
+            "BROKER_USERNAME": SERVER_ACCOUNT,
+            "BROKER_PASSWORD": broker.server_password,
+            "STORE": f"sqlite:///{directory / 'imqtt.db'}",
+            "PARTITIONS": str(PARTITIONS),
+        }
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("IMQTT_")}
+        environment |= {f"IMQTT_{name}": value for name, value in settings.items()}
+        async with running(
+            sys.executable, "-m", "imqtt", "serve",
+            ready=SERVER_READY, log=directory / "server.log", environment=environment,
+        ) as pid:  # fmt: skip
+            yield plan | {"through": "server", "pids": plan["pids"] | {"server": pid}}
+
+
+@contextlib.asynccontextmanager
+async def through_relay(options: Options) -> AsyncIterator[dict[str, Any]]:
+    """A broker and the bare relay; yields how to reach them."""
+    async with _broker(options) as (broker, directory, plan):
+        account = {
+            "host": INTERNAL_HOST, "port": broker.internal_port, "username": SERVER_ACCOUNT,
+            "password": broker.server_password,
+        }  # fmt: skip
+        async with running(
+            sys.executable, "-m", "bench.relay",
+            ready=RELAY_READY, log=directory / "relay.log", stdin=json.dumps(account).encode(),
+        ) as pid:  # fmt: skip
+            yield plan | {"through": "relay", "pids": plan["pids"] | {"relay": pid}}
+
+
+@contextlib.asynccontextmanager
+async def _broker(options: Options) -> AsyncIterator[tuple[Mosquitto, Path, dict[str, Any]]]:
+    with tempfile.TemporaryDirectory(prefix="imqtt-bench-", dir=options.directory) as name:
+        directory = Path(name)
+        broker = Mosquitto(directory / "broker")
+        await broker.start()
+        try:
+            passwords = await asyncio.to_thread(broker.passwords.add_all, map(str, devices()))
+            yield (
+                broker,
+                directory,
+                {
+                    "host": broker.host, "port": broker.port, "passwords": passwords, "size": options.size,
+                    "partitions": PARTITIONS, "pids": {"broker": broker.pid},
+                },
+            )  # fmt: skip
+        finally:
+            await broker.kill()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke test; writes nothing")
+    parser.add_argument(
+        "--memory", type=int, metavar="N", help="send N messages, and print the server's memory"
+    )
+    parser.add_argument("--sweep", action="store_true", help="try windows of different sizes")
+    parser.add_argument(
+        "--window", type=int, default=WINDOW, help="messages that each device keeps unanswered"
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="measured part of a phase")
+    parser.add_argument("--size", type=int, default=200, help="bytes of text in a message")
+    parser.add_argument("--directory", type=Path, help="where the store and the broker keep their files")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except (Failed, SetupError) as error:
+        sys.exit(f"bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

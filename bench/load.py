@@ -1,0 +1,299 @@
+"""The load generator: one process with all devices, each with a connection of its own.
+
+Reads a plan (JSON) from stdin and prints one line of JSON for each of its phases. A message is done when its
+sender has its answer and the other device has the message.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import uvloop
+
+from bench.processes import cpu_seconds, resident_bytes
+from bench.traffic import DEVICES, Broken, Traffic, devices, traffic
+from imqtt.broker import Link, Message, Settings, connect
+from imqtt.protocol.topics import down
+
+GRACE_SECONDS = 30.0  # for what is in flight at the end of a phase
+LONE_GAP_SECONDS = 0.002
+TICK_SECONDS = 0.001  # of the schedule: a message leaves late by half of it on average
+FAILURE = 0x80  # reason codes from here on are failures
+
+clock = time.perf_counter
+
+
+@dataclass(slots=True)
+class Measured:
+    """One phase, within its measured part. Latencies in milliseconds, CPU in microseconds a message."""
+
+    phase: str
+    seconds: float
+    messages: int  # done
+    per_second: float
+    offered: float  # a second; 0: as many as the windows let through
+    window: int
+    p50_ms: float  # from send to the other device; from the scheduled time, where there was one
+    p99_ms: float
+    max_ms: float
+    accepted_p50_ms: float  # from send to the sender's answer
+    accepted_p99_ms: float
+    cpu_us: dict[str, float] = field(default_factory=dict)
+
+
+class Load:
+    """All devices, their links, and the messages that are on their way."""
+
+    def __init__(self, traffic: Traffic, plan: dict[str, Any]) -> None:
+        self._traffic = traffic
+        self._pids: dict[str, int] = plan["pids"]
+        self._plan = plan
+        self._links: list[Link] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._topics = [traffic.topic(device) for device in range(DEVICES)]
+        self._sent = [0] * DEVICES  # messages that each device has sent, ever
+        self._on_way: dict[int, tuple[float, bool]] = {}  # number: when sent, and whether one half is there
+        self._window = 0  # messages that each device keeps unanswered; 0: none are sent on their own
+        self._delivered: list[float] = []  # latencies
+        self._taken: list[float] = []
+        self._done = 0
+        self._since = 0.0  # messages sent before do not count for latency
+        self._idle = asyncio.Event()
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # --- the devices
+
+    async def connect(self) -> None:
+        """Connects, subscribes and greets; returns when every device is greeted back."""
+        for who in devices():
+            username = str(who)
+            link = await connect(
+                Settings(
+                    self._plan["host"], self._plan["port"], username, username=username,
+                    password=self._plan["passwords"][username], clean_start=True,
+                )
+            )  # fmt: skip
+            await link.subscribe(down(who))
+            self._links.append(link)
+        self._tasks = [asyncio.create_task(self._listen(device)) for device in range(DEVICES)]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+        for device, link in enumerate(self._links):
+            hello = self._traffic.hello(device)
+            if hello is not None:
+                await link.publish([Message(*hello)])
+        async with asyncio.timeout(GRACE_SECONDS):
+            while not self._traffic.ready():
+                await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Ends all links."""
+        for task in self._tasks:
+            task.remove_done_callback(self._ended)
+            task.cancel()
+        for link in self._links:
+            await link.close()
+
+    async def _listen(self, device: int) -> None:
+        link = self._links[device]
+        while True:
+            batch = await link.receive(1_000)
+            now = clock()
+            free = 0
+            for received in batch:
+                heard = self._traffic.hear(device, received.payload)
+                for number in heard.taken:
+                    self._taken.append(self._half(number, now))
+                    free += 1
+                for number in heard.delivered:
+                    self._delivered.append(self._half(number, now))
+                link.ack(received)
+            if free and self._window:
+                self._send(device, free, now)
+            if not self._on_way:
+                self._idle.set()
+
+    def _half(self, number: int, now: float) -> float:
+        sent, other_half = self._on_way[number]
+        if other_half:
+            del self._on_way[number]
+            self._done += 1
+        else:
+            self._on_way[number] = sent, True
+        return (now - sent) * 1e3 if sent >= self._since else -1.0
+
+    def _send(self, device: int, count: int, when: float) -> None:
+        first = self._sent[device]
+        self._sent[device] = first + count
+        messages = []
+        for place in range(first, first + count):
+            number = place * DEVICES + device
+            self._on_way[number] = when, False
+            messages.append(Message(self._topics[device], self._traffic.message(number)))
+        self._links[device].publish(messages).add_done_callback(self._published)
+        self._idle.clear()
+
+    def _published(self, codes: asyncio.Future[list[int]]) -> None:
+        if max(codes.result()) >= FAILURE and not self.failure.done():
+            self.failure.set_exception(Broken(f"the broker refused a message: {codes.result()}"))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and not self.failure.done():
+            self.failure.set_exception(task.exception() or Broken("a device stopped listening"))
+
+    # --- the phases
+
+    async def saturate(self, name: str, *, window: int, warmup: float, seconds: float) -> Measured:
+        """Each device keeps `window` messages unanswered."""
+        self._window = window
+        now = clock()
+        for device in range(DEVICES):
+            self._send(device, window, now)
+        await asyncio.sleep(warmup)
+        edge = self._begin()
+        await asyncio.sleep(seconds)
+        measured = self._measure(name, edge, window=window)
+        await self._drain()
+        return measured
+
+    async def pace(self, name: str, *, rate: float, warmup: float, seconds: float) -> Measured:
+        """Sends when the schedule says so, however long the answers take.
+
+        Latency counts from the scheduled time, so a stall is charged to every message that it held up.
+        """
+        start = clock()
+        edge = None
+        sent = 0
+        while (now := clock()) < start + warmup + seconds:
+            if edge is None and now >= start + warmup:
+                edge = self._begin()
+            due = int((now - start) * rate) + 1
+            for place in range(sent, due):
+                self._send(place % DEVICES, 1, start + place / rate)
+            sent = due
+            await asyncio.sleep(TICK_SECONDS)  # anything shorter would spin, and take what is measured
+        assert edge is not None
+        measured = self._measure(name, edge, offered=rate)
+        await self._drain()
+        return self._latencies(measured)  # those of the slowest are in by now
+
+    async def lone(self, name: str, *, count: int) -> Measured:
+        """One message at a time, in an otherwise idle system."""
+        edge = self._begin()
+        for place in range(count):
+            self._send(place % DEVICES, 1, clock())
+            await self._drain()
+            await asyncio.sleep(LONE_GAP_SECONDS)
+        return self._latencies(self._measure(name, edge))
+
+    async def count(
+        self, name: str, *, messages: int, window: int, steps: int, step: Callable[[dict[str, int]], None]
+    ) -> Measured:
+        """Sends `messages`, and tells at each step how much memory the processes hold."""
+        edge = self._begin()
+        self._window = window
+        for device in range(DEVICES):
+            self._send(device, window, clock())
+        for number in range(steps + 1):
+            while self._done < number * messages // steps:
+                await asyncio.sleep(0.01)
+            self._taken.clear()
+            self._delivered.clear()
+            step({"messages": self._done} | {who: resident_bytes(pid) for who, pid in self._pids.items()})
+        measured = self._measure(name, edge, window=window)
+        await self._drain()
+        return measured
+
+    async def _drain(self) -> None:
+        self._window = 0
+        try:
+            async with asyncio.timeout(GRACE_SECONDS):
+                if self._on_way:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            raise Broken(f"{len(self._on_way)} messages never arrived") from None
+
+    def _begin(self) -> dict[str, float]:
+        self._taken.clear()
+        self._delivered.clear()
+        self._done = 0
+        self._since = clock()
+        return self._cpu()
+
+    def _cpu(self) -> dict[str, float]:
+        used = {who: cpu_seconds(pid) for who, pid in self._pids.items()}
+        return used | {"load": time.process_time()}
+
+    def _measure(
+        self, name: str, edge: dict[str, float], *, window: int = 0, offered: float = 0.0
+    ) -> Measured:
+        seconds = clock() - self._since
+        done = max(self._done, 1)
+        used = self._cpu()
+        cpu = {who: round((used[who] - edge[who]) / done * 1e6, 1) for who in used}
+        measured = Measured(
+            name, round(seconds, 2), self._done, round(self._done / seconds, 1), round(offered, 1), window,
+            0.0, 0.0, 0.0, 0.0, 0.0, cpu,
+        )  # fmt: skip
+        return self._latencies(measured)
+
+    def _latencies(self, measured: Measured) -> Measured:
+        delivered = sorted(latency for latency in self._delivered if latency >= 0)
+        taken = sorted(latency for latency in self._taken if latency >= 0)
+        measured.p50_ms, measured.p99_ms = _percentile(delivered, 0.5), _percentile(delivered, 0.99)
+        measured.max_ms = _percentile(delivered, 1.0)
+        measured.accepted_p50_ms, measured.accepted_p99_ms = _percentile(taken, 0.5), _percentile(taken, 0.99)
+        return measured
+
+
+def _percentile(ordered: list[float], part: float) -> float:
+    """Nearest rank; NaN of nothing."""
+    if not ordered:
+        return float("nan")
+    return round(ordered[min(int(part * len(ordered)), len(ordered) - 1)], 3)
+
+
+async def run(plan: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    """Connects, and goes through the plan's phases. Raises `Broken` or what ended a link."""
+    way = traffic(plan["through"], plan["partitions"], plan["size"])
+    load = Load(way, plan)
+    await load.connect()
+    saturated = 0.0
+    for phase in plan["phases"]:
+        options = dict(phase)
+        kind = options.pop("kind")
+        if kind == "pace":
+            options["rate"] = options.pop("part") * saturated
+        if kind == "count":
+            options["step"] = tell
+        working = asyncio.create_task(getattr(load, kind)(**options), name=kind)
+        await asyncio.wait((working, load.failure), return_when=asyncio.FIRST_COMPLETED)
+        if load.failure.done():
+            load.failure.result()
+        measured: Measured = await working
+        if kind == "saturate":
+            saturated = measured.per_second
+        tell(asdict(measured))
+    way.finish()
+    await load.close()
+
+
+def _tell(what: dict[str, Any]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def main() -> None:
+    plan = json.loads(sys.stdin.read())
+    try:
+        uvloop.run(run(plan, _tell))
+    except (Broken, OSError) as error:
+        sys.exit(f"the load generator gave up: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The processes of a benchmark, and what the kernel says about them."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+START_SECONDS = 20.0
+_TICK = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process with all its threads, in steps of 10 ms."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    fields = stat.rpartition(")")[2].split()  # the command's name may hold anything
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set size."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+
+
+class Failed(Exception):
+    """A process of the benchmark ended, or never became ready."""
+
+
+@contextlib.asynccontextmanager
+async def running(
+    *command: str, ready: str, log: Path, stdin: bytes = b"", environment: Mapping[str, str] | None = None
+) -> AsyncIterator[int]:
+    """A process that has printed `ready`; yields its pid, and ends it with SIGTERM.
+
+    Raises `Failed`, with the end of what it said.
+    """
+    with log.open("ab") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, stderr=errors,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(stdin)
+    process.stdin.close()
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while line := await process.stdout.readline():
+                if ready in line.decode(errors="replace"):
+                    break
+            else:
+                raise Failed(f"{' '.join(command)} ended: {log.read_text()[-1_000:]}")
+        yield process.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def lines(*command: str, stdin: bytes) -> AsyncIterator[str]:
+    """What a process prints, line by line. Raises `Failed` if it ends with another status than 0."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(stdin)
+    process.stdin.close()
+    try:
+        while line := await process.stdout.readline():
+            yield line.decode()
+        said = (await process.stderr.read()).decode(errors="replace")
+        if await process.wait() != 0:
+            raise Failed(said[-2_000:])
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,194 @@
+"""What the load generator says and hears: messages through the server, or through the bare relay."""
+
+import secrets
+from array import array
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from imqtt.core.partitions import home_of, partition_of
+from imqtt.model import Content, Device, Hello, Send
+from imqtt.protocol import Format, encode_command
+from imqtt.protocol.generated import imqtt_pb2 as pb
+from imqtt.protocol.topics import up
+
+PAIRS = 20
+DEVICES = 2 * PAIRS
+DIGITS = 12  # of a message's number, which is its client_msg_id
+
+_WORDS = "the broker carries what the store knows and a device that asks is told once and in order "
+
+
+class Broken(Exception):
+    """A promise was not kept while it was being measured, which is then worth nothing."""
+
+
+def text_of(size: int) -> str:
+    """`size` characters of ASCII text."""
+    return (_WORDS * (size // len(_WORDS) + 1))[:size]
+
+
+def devices() -> list[Device]:
+    """Devices 2n and 2n+1 are a pair."""
+    return [Device(f"user{number:02}", "phone") for number in range(DEVICES)]
+
+
+def conversation_of(number: int) -> str:
+    """Between device `number` and the other of its pair."""
+    first = number - number % 2
+    return f"d:user{first:02}:user{first + 1:02}"
+
+
+@dataclass(slots=True)
+class Heard:
+    """Numbers of messages: taken (the sender has its answer), and delivered (to the other device)."""
+
+    taken: list[int] = field(default_factory=list)
+    delivered: list[int] = field(default_factory=list)
+
+
+class Traffic(Protocol):
+    """One way for messages to go. Devices are counted from 0; message n is sent by device n % DEVICES."""
+
+    def topic(self, device: int) -> str:
+        """Where the device publishes its messages."""
+
+    def message(self, number: int) -> bytes:
+        """The payload of a message."""
+
+    def hello(self, device: int) -> tuple[str, bytes] | None:
+        """Topic and payload of what the device says first, if it says anything."""
+
+    def hear(self, device: int, payload: bytes) -> Heard:
+        """What a packet to the device says. Raises `Broken`."""
+
+    def ready(self) -> bool:
+        """Whether every device has been greeted."""
+
+    def finish(self) -> None:
+        """Once everything is answered: raises `Broken` if something does not add up."""
+
+
+class _Template:
+    """A message's payload, encoded once with a placeholder: the load generator shares the processors."""
+
+    def __init__(self, conversation: str, text: str) -> None:
+        placeholder = "x" * DIGITS
+        payload = encode_command(Send(conversation, placeholder, Content(text)), Format.PROTOBUF)
+        self.before, self.after = payload.split(placeholder.encode())
+
+    def fill(self, number: int) -> bytes:
+        return b"%b%012d%b" % (self.before, number, self.after)
+
+
+class ThroughServer:
+    """Messages that are ordered, stored and answered. Checks every seq that a device gets to see."""
+
+    def __init__(self, partitions: int, size: int) -> None:
+        self._partitions = partitions
+        self._devices = devices()
+        self._text = text_of(size)
+        self._templates = [_Template(conversation_of(number), self._text) for number in range(DEVICES)]
+        self._last = array("q", [0] * DEVICES)  # each device has seen every seq up to this one
+        self._ahead: list[set[int]] = [set() for _ in range(DEVICES)]  # and these
+        self._numbers: list[dict[int, int]] = [{} for _ in range(PAIRS)]  # seq to number, until both saw it
+        self._welcomed = 0
+
+    def topic(self, device: int) -> str:
+        return up(self._devices[device], partition_of(conversation_of(device), self._partitions))
+
+    def message(self, number: int) -> bytes:
+        return self._templates[number % DEVICES].fill(number)
+
+    def hello(self, device: int) -> tuple[str, bytes]:
+        who = self._devices[device]
+        partition = partition_of(home_of(who.user), self._partitions)
+        return up(who, partition), encode_command(Hello(secrets.token_hex(8)), Format.PROTOBUF)
+
+    def hear(self, device: int, payload: bytes) -> Heard:
+        heard = Heard()
+        for frame in pb.Frames.FromString(payload).frames:
+            which = frame.WhichOneof("frame")
+            if which == "accepted":
+                accepted = frame.accepted
+                number = int(accepted.client_msg_id)
+                self._at(device, accepted.seq, number)
+                heard.taken.append(number)
+            elif which == "event":
+                event = frame.event
+                number = int(event.client_msg_id)
+                if event.content.text != self._text:
+                    raise Broken(f"message {number} arrived with another text")
+                self._at(device, event.seq, number)
+                heard.delivered.append(number)
+            elif which == "rejected":
+                rejected = frame.rejected
+                raise Broken(f"the server rejected a message, {rejected.code}: {rejected.reason}")
+            elif which == "welcome":
+                self._welcomed += 1
+        return heard
+
+    def _at(self, device: int, seq: int, number: int) -> None:
+        """The device has learned that message `number` is at `seq`.
+
+        No order is promised between its own answers and the other's messages: only that there is no hole
+        in the end, and nothing twice.
+        """
+        last, ahead = self._last[device], self._ahead[device]
+        if seq <= last or seq in ahead:
+            raise Broken(f"device {device} saw seq {seq} twice")
+        if seq == last + 1:
+            last = seq
+            while last + 1 in ahead:
+                last += 1
+                ahead.remove(last)
+            self._last[device] = last
+        else:
+            ahead.add(seq)
+        numbers = self._numbers[device // 2]
+        there = numbers.pop(seq, None)
+        if there is None:
+            numbers[seq] = number
+        elif there != number:
+            raise Broken(f"seq {seq} of pair {device // 2} is two messages: {there} and {number}")
+
+    def ready(self) -> bool:
+        return self._welcomed == DEVICES
+
+    def finish(self) -> None:
+        for pair in range(PAIRS):
+            if self._numbers[pair] or self._ahead[2 * pair] or self._ahead[2 * pair + 1]:
+                raise Broken(f"the devices of pair {pair} do not agree about their conversation")
+
+
+class ThroughRelay:
+    """The same packets, relayed as they are: to the other device, and to the sender as its answer."""
+
+    def __init__(self, partitions: int, size: int) -> None:
+        self._server = ThroughServer(partitions, size)
+        template = _Template(conversation_of(0), text_of(size))
+        self._place = slice(len(template.before), len(template.before) + DIGITS)
+        self._last = [[-1, -1] for _ in range(DEVICES)]  # by device: the last number of each of the pair
+        self.topic = self._server.topic
+        self.message = self._server.message
+
+    def hello(self, device: int) -> None:
+        """Nobody there to greet."""
+
+    def hear(self, device: int, payload: bytes) -> Heard:
+        number = int(payload[self._place])
+        last = self._last[device]
+        if number <= last[number % 2]:
+            raise Broken(f"device {device} got message {number} after {last[number % 2]}")
+        last[number % 2] = number
+        return Heard([number], []) if number % DEVICES == device else Heard([], [number])
+
+    def ready(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        """Whatever was lost was missed before."""
+
+
+def traffic(through: str, partitions: int, size: int) -> Traffic:
+    """`server` or `relay`; `size` is that of the text, in bytes."""
+    return ThroughServer(partitions, size) if through == "server" else ThroughRelay(partitions, size)
