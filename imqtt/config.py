@@ -11,7 +11,7 @@ from typing import Any
 from imqtt.errors import SetupError
 
 
-def _setting(default: Any, help: str, *, secret: bool = False) -> Any:  # noqa: A002 - the flag's help
+def _setting(default: Any, help: str, *, secret: bool = False) -> Any:
     return field(default=default, repr=not secret, metadata={"help": help, "secret": secret})
 
 

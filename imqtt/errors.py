@@ -10,6 +10,7 @@ ImqttError
 +-- Misrouted            a command published to the partition of another conversation, twice
 +-- RateLimited          more messages a second than a device may send
 +-- Busy                 more reads waiting than the server takes on
++-- Failed               the server could not carry it out, for a reason of its own
 +-- Unavailable          the store cannot take anything just now
 |   +-- StoreFull
 |   +-- StoreReadOnly
@@ -79,6 +80,11 @@ class Busy(ImqttError):
     retryable = True
 
 
+class Failed(ImqttError):
+    code = "error"
+    retryable = True
+
+
 class Unavailable(ImqttError):
     code = "unavailable"
     retryable = True
@@ -119,7 +125,8 @@ class SetupError(ImqttError):
 WIRE_ERRORS: dict[str, type[ImqttError]] = {
     error.code: error
     for error in (
-        Malformed, Invalid, NotAllowed, Conflict, Unsupported, Misrouted, RateLimited, Busy, Unavailable,
+        Malformed, Invalid, NotAllowed, Conflict, Unsupported, Misrouted, RateLimited, Busy, Failed,
+        Unavailable,
     )
 }  # fmt: skip
 """The classes a `Rejected` frame's code stands for; `too_large` carries numbers and is built on its own."""

@@ -17,10 +17,17 @@ class Id(int):
 
     __slots__ = ()
 
+    def __new__(cls, number: int = 0) -> "Id":
+        """There is one zero: msgspec leaves out a field that *is* its default, not one that equals it."""
+        return int.__new__(cls, number) if number else _NO_ID
+
     @property
     def time(self) -> int:
         """When the event was ordered, in milliseconds since the Unix epoch."""
         return (self >> SNOWFLAKE_TIME_SHIFT) + SNOWFLAKE_EPOCH
+
+
+_NO_ID = int.__new__(Id, 0)
 
 
 class JsonText(str):
@@ -39,8 +46,12 @@ class Device(NamedTuple):
         return f"{self.user}/{self.device}"
 
 
-class Value(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What all values have in common: immutable, and in JSON a field at its default is left out."""
+class Value(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What all values have in common: immutable, and in JSON a field at its default is left out.
+
+    Being frozen they form no cycles, so the garbage collector need not look at them (a tenth of the
+    server's time otherwise).
+    """
 
 
 class Position(Value, frozen=True, omit_defaults=False):

@@ -27,9 +27,7 @@ from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
 from imqtt.server.presence import Presences
 from imqtt.server.reads import Reads
-from imqtt.state import open_state
 from imqtt.state.base import State
-from imqtt.stores import open_store
 from imqtt.stores.base import Store
 
 log = logging.getLogger(__name__)
@@ -47,28 +45,28 @@ def wall_clock() -> int:
 class Server:
     """All partitions of one deployment, in one process.
 
-    `async with Server(config)` returns when every partition receives; leaving it finishes what was begun.
-    Raises `SetupError` where the operator has to change something.
+    `async with Server(config, store, state)` returns when every partition receives; leaving it finishes what
+    was begun. Store and state are the caller's, to open and to close. Raises `SetupError` where the operator
+    has to change something.
     """
 
-    def __init__(self, config: ServerConfig, clock: Callable[[], int] = wall_clock) -> None:
-        if config.partitions > MAX_PARTITIONS:
-            raise SetupError(f"{config.partitions} partitions; at most {MAX_PARTITIONS}")
+    def __init__(
+        self, config: ServerConfig, store: Store, state: State, clock: Callable[[], int] = wall_clock
+    ) -> None:
+        if store.partitions > MAX_PARTITIONS:
+            raise SetupError(f"{store.partitions} partitions; at most {MAX_PARTITIONS}")
         self.config = config
         self.counters = Counters()
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._partitions: list[Partition] = []
         self._serving: list[asyncio.Task[None]] = []
-        self._store: Store | None = None
-        self._state: State | None = None
+        self._store = store
+        self._state = state
 
     async def __aenter__(self) -> Self:
-        config = self.config
-        self._store = await open_store(config.store, config.partitions)
         try:
-            self._state = open_state(config.state, rate=config.device_rate, burst=config.device_burst)
-            await self._start(self._store, self._state)
+            await self._start()
         except BaseException:
             await self._end()
             raise
@@ -90,11 +88,10 @@ class Server:
     @property
     def partitions(self) -> int:
         """How many partitions the store was created with."""
-        assert self._store is not None  # noqa: S101 - between enter and exit
         return self._store.partitions
 
-    async def _start(self, store: Store, state: State) -> None:
-        config, counters = self.config, self.counters
+    async def _start(self) -> None:
+        config, counters, store, state = self.config, self.counters, self._store, self._state
         if store.partitions != config.partitions:
             log.info("the store was created with %d partitions, which holds", store.partitions)
         tls = _tls(config)
@@ -187,10 +184,6 @@ class Server:
         for task in (*self._serving, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._serving, *self._tasks, return_exceptions=True)
-        if self._state is not None:
-            await self._state.close()
-        if self._store is not None:
-            await self._store.close()
 
     def _settings(self, client_id: str, tls: ssl.SSLContext | None, *, clean: bool) -> Settings:
         config = self.config

@@ -51,6 +51,16 @@ class Committer:
         nothing refuses the messages with that error.
         """
         settled: list[Decision] = []
+        try:
+            await self._settle(messages, settled)
+        except Unavailable as error:
+            log.error("nothing can be read or stored: %s", error)
+            settled += [Refuse(error)] * (len(messages) - len(settled))
+        await self._remember(messages, settled)
+        return settled
+
+    async def _settle(self, messages: Sequence[Message], settled: list[Decision]) -> None:
+        """Adds one decision after another to `settled`, each carried out."""
         stored = await self._recall(messages)
         tokens = await self._tokens(messages, stored)
         at_most = len(messages)
@@ -71,16 +81,18 @@ class Committer:
                 continue
             except Unavailable as error:
                 log.error("nothing can be stored: %s", error)
-                settled += [Refuse(error) if isinstance(it, Append) else it for it in decisions]
-                break
+                # A duplicate of what was to be appended in this very batch is not stored either.
+                settled += [
+                    it if isinstance(it, Refuse) or message.key in stored else Refuse(error)
+                    for message, it in zip(pending, decisions, strict=True)
+                ]
+                return
             # Whatever stands before the first append that did not commit rests on what did.
             end = places[committed] if committed < len(places) else len(pending)
             settled += decisions[:end]
             if committed < len(records):
                 self._counters.conflicts += 1
                 stored = await self._reread(pending)
-        await self._remember(messages, settled)
-        return settled
 
     def forget(self) -> None:
         """The partition may have had another owner: its heads are read anew."""

@@ -46,7 +46,7 @@ class Intake:
         """`takeover`: the session may have had another owner until just now, who left things half done."""
         batch = Batch()
         for delivery in received:
-            device = self._device(delivery.topic)
+            device = self.device(delivery.topic)
             if device is None:
                 continue  # no name that imqtt gives out, so nobody to answer
             try:
@@ -97,7 +97,8 @@ class Intake:
             return partition_of(home_of(device.user), self._partitions)
         return partition_of(command.conversation, self._partitions)
 
-    def _device(self, topic: str) -> Device | None:
+    def device(self, topic: str) -> Device | None:
+        """Who published to `topic`; None where its names are not ones that imqtt gives out."""
         try:
             return self._devices[topic]
         except KeyError:

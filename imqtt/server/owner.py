@@ -10,9 +10,9 @@ from imqtt.broker.link import Received
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
-from imqtt.errors import Unavailable
+from imqtt.errors import Failed, Unavailable
 from imqtt.model import Accepted, AnyFrame, Device, Event, Marks, PeerTyping
-from imqtt.protocol import Format, Outline
+from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
@@ -107,9 +107,7 @@ class Owner:
         self._counters.received += len(received)
         batch = self._intake.sort(received, takeover=takeover)
         registrations = await self._devices.register(batch.spoke)
-        decisions, marks = await asyncio.gather(
-            self._committer.commit(batch.messages), self._raise_marks(batch)
-        )
+        decisions, marks = await self._commit(batch)
         events = await self._events(batch, decisions)
         told = [*marks, *_typing(batch)]
         users = {user for it in told for user in it.users} | {device.user for device in batch.formats}
@@ -131,6 +129,23 @@ class Owner:
         done = self._publish([*fanout.messages(), *batch.pass_on])
         await self._hand_over(batch, registrations)
         return done
+
+    def give_up(self, delivery: Received) -> asyncio.Future[None]:
+        """Tells the sender of a command that carrying it out raised what no code expected."""
+        fanout = Fanout(self._max_packet, self._counters)
+        device = self._intake.device(delivery.topic)
+        if device is not None:
+            error = Failed("the server failed on this command; its log says why", retry_after=60_000)
+            sender = Registration(device, format_of(delivery.payload).value)
+            self._counters.reject(error.code)
+            fanout.add(rejected(error, outline(delivery.payload)), (sender,))
+        return self._publish(fanout.messages())
+
+    async def _commit(self, batch: Batch) -> tuple[list[Decision], list[Told]]:
+        if not batch.marks:
+            return await self._committer.commit(batch.messages), []
+        # Side by side, so that they share a commit.
+        return await asyncio.gather(self._committer.commit(batch.messages), self._raise_marks(batch))
 
     def _answer(
         self, fanout: Fanout, audience: Audience, batch: Batch, message: Message, decision: Decision

@@ -104,13 +104,11 @@ class Partition:
             return await self._owner.carry_out(received, takeover=takeover)
         except Exception:
             # A fault of this server's own. Nothing may block a partition: the batch is idempotent, so its
-            # commands are tried one by one, and the one that cannot be carried out is left.
+            # commands are tried one by one, and the sender of the one that fails again is told.
             self._counters.failures += 1
             if len(received) == 1:
                 log.exception("partition %d: a command on %s failed", self._number, received[0].topic)
-                done = asyncio.get_running_loop().create_future()
-                done.set_result(None)
-                return done
+                return self._owner.give_up(received[0])
             log.exception("partition %d: a batch of %d failed", self._number, len(received))
         finishing = [await self._carry_out([one], takeover=True) for one in received]
         return asyncio.ensure_future(_all(finishing))

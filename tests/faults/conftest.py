@@ -1,3 +1,3 @@
 from tests.server.conftest import device as device
-from tests.server.conftest import serving as serving
+from tests.server.conftest import running as running
 from tests.server.conftest import stack as stack

@@ -11,7 +11,7 @@ import pytest
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import SetupError
 from imqtt.model import Accepted, Content, Send
-from imqtt.server.app import Server
+from imqtt.serving import serving
 from tests.device import RawDevice
 from tests.server.conftest import config_for
 
@@ -21,7 +21,7 @@ Make = Callable[..., Awaitable[RawDevice]]
 async def test_a_locked_store_makes_senders_wait_and_loses_nothing(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
-    await stack.enter_async_context(Server(config_for(broker, tmp_path)))
+    await stack.enter_async_context(serving(config_for(broker, tmp_path)))
     alice = await device("alice/phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
     with closing(sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)) as rival:
@@ -39,21 +39,21 @@ async def test_a_locked_store_makes_senders_wait_and_loses_nothing(
 
 
 async def test_a_store_in_use_is_refused(broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack) -> None:
-    await stack.enter_async_context(Server(config_for(broker, tmp_path)))
+    await stack.enter_async_context(serving(config_for(broker, tmp_path)))
     with pytest.raises(SetupError, match="in use"):
-        async with Server(config_for(broker, tmp_path)):
+        async with serving(config_for(broker, tmp_path)):
             pass
 
 
 async def test_a_file_that_is_no_store_is_refused(broker: Mosquitto, tmp_path: Path) -> None:
     (tmp_path / "imqtt.db").write_text("this is a letter to my aunt, not a database, and it is long enough")
     with pytest.raises(SetupError):
-        async with Server(config_for(broker, tmp_path)):
+        async with serving(config_for(broker, tmp_path)):
             pass
 
 
 @pytest.mark.parametrize("store", ["mysql://x", "sqlite:///", "imqtt.db"])
 async def test_a_store_of_another_kind_is_refused(broker: Mosquitto, tmp_path: Path, store: str) -> None:
     with pytest.raises(SetupError, match="store"):
-        async with Server(config_for(broker, tmp_path, store=store)):
+        async with serving(config_for(broker, tmp_path, store=store)):
             pass

@@ -7,6 +7,7 @@ import pytest
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.config import ServerConfig
 from imqtt.server.app import Server
+from imqtt.serving import serving
 from tests.device import RawDevice
 
 Device = Callable[..., RawDevice]
@@ -31,9 +32,9 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 
 @pytest.fixture
-async def serving(broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack) -> Server:
+async def running(broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack) -> Server:
     """A server in this process."""
-    return await stack.enter_async_context(Server(config_for(broker, tmp_path)))
+    return await stack.enter_async_context(serving(config_for(broker, tmp_path)))
 
 
 @pytest.fixture

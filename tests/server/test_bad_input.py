@@ -9,6 +9,7 @@ import pytest
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.model import Accepted, Content, Cursor, Event, Hello, Mark, Rejected, Send
 from imqtt.server.app import Server, wall_clock
+from imqtt.serving import serving
 from tests.device import RawDevice
 from tests.server.conftest import config_for
 
@@ -64,7 +65,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 async def test_the_sender_is_told_and_the_rest_of_the_batch_is_stored(
-    serving: Server, device: Make, name: str
+    running: Server, device: Make, name: str
 ) -> None:
     payload, code = BAD[name]
     alice, bob = await device("alice/phone"), await device("bob/laptop")
@@ -82,7 +83,7 @@ async def test_the_sender_is_told_and_the_rest_of_the_batch_is_stored(
     assert not [frame for frame in bob.frames if isinstance(frame, Rejected)]
 
 
-async def test_unknown_fields_are_accepted(serving: Server, device: Make) -> None:
+async def test_unknown_fields_are_accepted(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     await alice.raw(
         b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","colour":"blue",'
@@ -94,7 +95,7 @@ async def test_unknown_fields_are_accepted(serving: Server, device: Make) -> Non
 
 @pytest.mark.parametrize("conversation", ["d:bob:alice", "d:alice:b ob", "g:some", "d:alice", "u:é", "zzz"])
 async def test_a_conversation_that_is_none_is_refused(
-    serving: Server, device: Make, conversation: str
+    running: Server, device: Make, conversation: str
 ) -> None:
     alice = await device("alice/phone")
     answer = await alice.send(conversation, "1")
@@ -102,7 +103,7 @@ async def test_a_conversation_that_is_none_is_refused(
     assert answer.code == ("unsupported" if conversation.startswith("g:") else "invalid")
 
 
-async def test_nobody_writes_into_somebody_elses_conversation(serving: Server, device: Make) -> None:
+async def test_nobody_writes_into_somebody_elses_conversation(running: Server, device: Make) -> None:
     eve, alice = await device("eve/phone"), await device("alice/phone")
     await alice.hello()
     for conversation in ("d:alice:bob", "u:alice"):
@@ -114,7 +115,7 @@ async def test_nobody_writes_into_somebody_elses_conversation(serving: Server, d
     assert answer.seq == 1
 
 
-async def test_the_broker_keeps_a_device_to_its_own_topics(serving: Server, device: Make) -> None:
+async def test_the_broker_keeps_a_device_to_its_own_topics(running: Server, device: Make) -> None:
     eve, alice = await device("eve/phone"), await device("alice/phone")
     await alice.hello()
     payload = b'{"type":"send","conversation":"u:alice","client_msg_id":"1","content":{"text":"forged"}}'
@@ -125,7 +126,7 @@ async def test_the_broker_keeps_a_device_to_its_own_topics(serving: Server, devi
     assert answer.seq == 1
 
 
-async def test_a_command_that_was_passed_on_is_not_passed_on_again(serving: Server, device: Make) -> None:
+async def test_a_command_that_was_passed_on_is_not_passed_on_again(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     payload = b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":"hi"}}'
     await alice.raw(payload, to=5, properties=(("imqtt-passed-on", "1"),))
@@ -133,20 +134,20 @@ async def test_a_command_that_was_passed_on_is_not_passed_on_again(serving: Serv
     assert (rejected.code, rejected.client_msg_id) == ("misrouted", "1")
 
 
-async def test_a_flood_is_not_answered_with_a_flood(serving: Server, device: Make) -> None:
+async def test_a_flood_is_not_answered_with_a_flood(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     for number in range(5_000):
         await alice.raw(b"{rubbish %d" % number, to=PARTITION)
     assert isinstance(await bob.send("d:alice:bob", "1"), Accepted)
-    assert serving.counters.by_code["malformed"] == 5_000
-    assert serving.counters.rejected == 5_000
+    assert running.counters.by_code["malformed"] == 5_000
+    assert running.counters.rejected == 5_000
 
 
 async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     settings = config_for(broker, tmp_path, device_rate=1, device_burst=20)
-    await stack.enter_async_context(Server(settings))
+    await stack.enter_async_context(serving(settings))
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await bob.hello()
     for number in range(50):
@@ -165,7 +166,7 @@ async def test_a_million_conversations_do_not_grow_what_is_remembered(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     settings = config_for(broker, tmp_path, conversations_cached=64, device_burst=10_000)
-    server = await stack.enter_async_context(Server(settings))
+    server = await stack.enter_async_context(serving(settings))
     alice = await device("alice/phone")
     for number in range(2_000):
         await alice.command(Send(f"d:alice:u{number:04}", "1", Content(text="hi")))
@@ -180,7 +181,7 @@ async def test_a_clock_that_steps_back_an_hour(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     step = 0
-    await stack.enter_async_context(Server(config_for(broker, tmp_path), clock=lambda: wall_clock() + step))
+    await stack.enter_async_context(serving(config_for(broker, tmp_path), clock=lambda: wall_clock() + step))
     alice = await device("alice/phone")
     before = await alice.send("u:alice", "1")
     step = -3_600_000
@@ -202,7 +203,7 @@ async def test_a_clock_that_steps_back_a_little_is_not_noticed(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     step = 0
-    await stack.enter_async_context(Server(config_for(broker, tmp_path), clock=lambda: wall_clock() + step))
+    await stack.enter_async_context(serving(config_for(broker, tmp_path), clock=lambda: wall_clock() + step))
     alice = await device("alice/phone")
     before = await alice.send("u:alice", "1")
     step = -30_000
@@ -220,14 +221,14 @@ async def test_a_clock_that_steps_back_a_little_is_not_noticed(
         Hello("n", cursors=tuple(Cursor(f"d:a:u{n}") for n in range(1_001))),
     ],
 )
-async def test_a_hello_that_asks_for_what_cannot_be(serving: Server, device: Make, hello: Hello) -> None:
+async def test_a_hello_that_asks_for_what_cannot_be(running: Server, device: Make, hello: Hello) -> None:
     alice = await device("alice/phone")
     await alice.command(hello)
     rejected = await alice.frame(Rejected)
     assert (rejected.code, rejected.command) == ("invalid", "hello")
 
 
-async def test_a_mark_with_nothing_to_mark_is_nothing(serving: Server, device: Make) -> None:
+async def test_a_mark_with_nothing_to_mark_is_nothing(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     await alice.command(Mark("u:alice", read=5))
     assert isinstance(await alice.send("u:alice", "1"), Accepted)

@@ -6,13 +6,14 @@ from pathlib import Path
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.model import Cursor, Hello, Mark, Marks, PeerTyping, Presence, Rejected, Status, Typing
 from imqtt.server.app import Server
+from imqtt.serving import serving
 from tests.device import RawDevice
 from tests.server.conftest import config_for
 
 Make = Callable[..., Awaitable[RawDevice]]
 
 
-async def test_marks_are_told_to_those_concerned(serving: Server, device: Make) -> None:
+async def test_marks_are_told_to_those_concerned(running: Server, device: Make) -> None:
     alice, bob, tablet = await device("alice/phone"), await device("bob/laptop"), await device("bob/tablet")
     for it in (alice, bob, tablet):
         await it.hello()
@@ -24,7 +25,7 @@ async def test_marks_are_told_to_those_concerned(serving: Server, device: Make) 
     assert not [frame for frame in bob.frames if isinstance(frame, Marks)]
 
 
-async def test_marks_only_grow_and_never_past_the_head(serving: Server, device: Make) -> None:
+async def test_marks_only_grow_and_never_past_the_head(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await alice.hello()
     for name in ("1", "2"):
@@ -36,7 +37,7 @@ async def test_marks_only_grow_and_never_past_the_head(serving: Server, device: 
     assert told in ([Marks("d:alice:bob", "bob", 1, 1), told[-1]], [told[-1]])
 
 
-async def test_a_new_device_learns_marks_from_its_heads(serving: Server, device: Make) -> None:
+async def test_a_new_device_learns_marks_from_its_heads(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await alice.hello()
     await alice.send("d:alice:bob", "1")
@@ -47,14 +48,14 @@ async def test_a_new_device_learns_marks_from_its_heads(serving: Server, device:
     assert page.heads[0].marks == (Marks("d:alice:bob", "bob", 1, 1),)
 
 
-async def test_a_mark_in_somebody_elses_conversation_is_refused(serving: Server, device: Make) -> None:
+async def test_a_mark_in_somebody_elses_conversation_is_refused(running: Server, device: Make) -> None:
     eve = await device("eve/phone")
     await eve.command(Mark("d:alice:bob", read=1))
     rejected = await eve.frame(Rejected)
     assert (rejected.code, rejected.command, rejected.conversation) == ("not_allowed", "mark", "d:alice:bob")
 
 
-async def test_typing_is_told_to_the_other_and_kept_nowhere(serving: Server, device: Make) -> None:
+async def test_typing_is_told_to_the_other_and_kept_nowhere(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await bob.hello()
     await alice.command(Typing("d:alice:bob"))
@@ -69,7 +70,7 @@ async def together(alice: RawDevice, bob: RawDevice) -> None:
     await bob.hello(Cursor("d:alice:bob"))
 
 
-async def test_peers_hear_who_comes_and_goes(serving: Server, device: Make) -> None:
+async def test_peers_hear_who_comes_and_goes(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await together(alice, bob)
     await alice.hello(nonce="first")
@@ -83,7 +84,7 @@ async def test_peers_hear_who_comes_and_goes(serving: Server, device: Make) -> N
     await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "offline")
 
 
-async def test_who_says_hello_is_told_who_is_there(serving: Server, device: Make) -> None:
+async def test_who_says_hello_is_told_who_is_there(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await together(alice, bob)
     await alice.hello()
@@ -91,7 +92,7 @@ async def test_who_says_hello_is_told_who_is_there(serving: Server, device: Make
     assert (there.user, there.state) == ("bob", "online")
 
 
-async def test_an_old_will_is_ignored(serving: Server, device: Make) -> None:
+async def test_an_old_will_is_ignored(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await together(alice, bob)
     await alice.hello(nonce="old")
@@ -103,7 +104,7 @@ async def test_an_old_will_is_ignored(serving: Server, device: Make) -> None:
     assert "offline" not in states
 
 
-async def test_a_user_is_there_while_any_device_is(serving: Server, device: Make) -> None:
+async def test_a_user_is_there_while_any_device_is(running: Server, device: Make) -> None:
     alice, tablet, bob = await device("alice/phone"), await device("alice/tablet"), await device("bob/laptop")
     await together(alice, bob)
     await alice.hello(nonce="p")
@@ -117,7 +118,7 @@ async def test_a_user_is_there_while_any_device_is(serving: Server, device: Make
 async def test_a_device_that_falls_silent_is_offline_after_a_while(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
-    await stack.enter_async_context(Server(config_for(broker, tmp_path, presence_ttl=1)))
+    await stack.enter_async_context(serving(config_for(broker, tmp_path, presence_ttl=1)))
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await together(alice, bob)
     await alice.command(Hello("n1"))

@@ -13,7 +13,7 @@ from tests.device import RawDevice
 Make = Callable[..., Awaitable[RawDevice]]
 
 
-async def test_a_message_is_accepted_and_reaches_everybody_else(serving: Server, device: Make) -> None:
+async def test_a_message_is_accepted_and_reaches_everybody_else(running: Server, device: Make) -> None:
     phone, tablet = await device("alice/phone"), await device("alice/tablet")
     laptop = await device("bob/laptop", format=Format.PROTOBUF)
     for it in (phone, tablet, laptop):
@@ -29,7 +29,7 @@ async def test_a_message_is_accepted_and_reaches_everybody_else(serving: Server,
     assert phone.events("d:alice:bob") == []
 
 
-async def test_every_kind_of_content_arrives_as_it_was_sent(serving: Server, device: Make) -> None:
+async def test_every_kind_of_content_arrives_as_it_was_sent(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop", format=Format.PROTOBUF)
     await bob.hello()
     contents = [
@@ -45,7 +45,7 @@ async def test_every_kind_of_content_arrives_as_it_was_sent(serving: Server, dev
     assert bob.events("d:alice:bob")[0].client_time == 99
 
 
-async def test_a_resend_keeps_its_place_and_is_told_to_nobody_else(serving: Server, device: Make) -> None:
+async def test_a_resend_keeps_its_place_and_is_told_to_nobody_else(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await bob.hello()
     first = await alice.send("d:alice:bob", "m1")
@@ -58,7 +58,7 @@ async def test_a_resend_keeps_its_place_and_is_told_to_nobody_else(serving: Serv
     await bob.until(lambda frame: isinstance(frame, Event) and frame.seq == 2)
 
 
-async def test_a_name_used_for_other_content_is_a_conflict(serving: Server, device: Make) -> None:
+async def test_a_name_used_for_other_content_is_a_conflict(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     await alice.send("u:alice", "m1", "one")
     answer = await alice.send("u:alice", "m1", "two")
@@ -66,7 +66,7 @@ async def test_a_name_used_for_other_content_is_a_conflict(serving: Server, devi
     assert (answer.code, answer.retryable) == ("conflict", False)
 
 
-async def test_two_users_talking_at_once_see_one_order(serving: Server, device: Make) -> None:
+async def test_two_users_talking_at_once_see_one_order(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     watcher = await device("alice/watcher")
     for it in (alice, bob, watcher):
@@ -85,7 +85,7 @@ async def test_two_users_talking_at_once_see_one_order(serving: Server, device: 
 
 @pytest.mark.parametrize("format", list(Format))
 async def test_a_device_that_knows_no_partitions_publishes_to_0(
-    serving: Server, device: Make, format: Format
+    running: Server, device: Make, format: Format
 ) -> None:
     alice, bob = await device("alice/phone", format=format), await device("bob/laptop")
     await bob.hello()
@@ -98,7 +98,7 @@ async def test_a_device_that_knows_no_partitions_publishes_to_0(
     assert [event.client_msg_id for event in bob.events("d:alice:bob")] == [f"m{n}" for n in range(20)]
 
 
-async def test_a_device_registers_with_whatever_it_says_first(serving: Server, device: Make) -> None:
+async def test_a_device_registers_with_whatever_it_says_first(running: Server, device: Make) -> None:
     tablet = await device("alice/tablet", format=Format.PROTOBUF)
     await tablet.send("u:alice", "note", "to self")
     phone = await device("alice/phone")
@@ -108,7 +108,7 @@ async def test_a_device_registers_with_whatever_it_says_first(serving: Server, d
 
 
 async def test_a_sender_that_was_never_heard_of_can_write_to_somebody_who_was_not(
-    serving: Server, device: Make
+    running: Server, device: Make
 ) -> None:
     alice = await device("alice/phone")
     assert isinstance(await alice.send("d:alice:zoe", "m1", "for later"), Accepted)
@@ -118,7 +118,7 @@ async def test_a_sender_that_was_never_heard_of_can_write_to_somebody_who_was_no
     assert page.slices[0].events[0].content.text == "for later"
 
 
-async def test_what_one_device_is_told_is_in_order_of_seq(serving: Server, device: Make) -> None:
+async def test_what_one_device_is_told_is_in_order_of_seq(running: Server, device: Make) -> None:
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await alice.hello()
     await bob.hello()

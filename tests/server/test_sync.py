@@ -51,7 +51,7 @@ async def sync_all(device: RawDevice, cursor: Cursor) -> list[Slice]:
             return slices
 
 
-async def test_hello_tells_limits_and_partitions(serving: Server, device: Make) -> None:
+async def test_hello_tells_limits_and_partitions(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     welcome, page = await alice.hello(nonce="abc", ref="r1")
     assert (welcome.nonce, welcome.ref, page.ref) == ("abc", "r1", "r1")
@@ -61,7 +61,7 @@ async def test_hello_tells_limits_and_partitions(serving: Server, device: Make) 
     assert page == Page("r1")
 
 
-async def test_a_new_device_gets_heads_and_the_latest_of_the_newest(serving: Server, device: Make) -> None:
+async def test_a_new_device_gets_heads_and_the_latest_of_the_newest(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     await fill(alice, "d:alice:bob", 3)
     newest = await fill(alice, "u:alice", 120)
@@ -78,7 +78,7 @@ async def test_a_new_device_gets_heads_and_the_latest_of_the_newest(serving: Ser
 
 
 async def test_a_device_that_was_away_gets_what_it_missed_in_batches_of_100(
-    serving: Server, device: Make
+    running: Server, device: Make
 ) -> None:
     alice = await device("alice/phone")
     answers = await fill(alice, "d:alice:bob", 250)
@@ -93,14 +93,14 @@ async def test_a_device_that_was_away_gets_what_it_missed_in_batches_of_100(
     assert [part.more for part in slices] == [True, True, False]
 
 
-async def test_a_cursor_at_the_head_gets_nothing(serving: Server, device: Make) -> None:
+async def test_a_cursor_at_the_head_gets_nothing(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     answers = await fill(alice, "u:alice", 3)
     page = await page_of(alice, Sync((Cursor("u:alice", 3, answers[2].id),), ref="x"))
     assert page == Page("x")
 
 
-async def test_a_cursor_of_another_log_begins_anew(serving: Server, device: Make) -> None:
+async def test_a_cursor_of_another_log_begins_anew(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     answers = await fill(alice, "u:alice", 5)
     wrong_id = Cursor("u:alice", 3, Id(answers[2].id + 1))
@@ -115,7 +115,7 @@ async def test_a_cursor_of_another_log_begins_anew(serving: Server, device: Make
     assert part.events == ()
 
 
-async def test_a_cursor_without_an_id_is_taken_at_its_word(serving: Server, device: Make) -> None:
+async def test_a_cursor_without_an_id_is_taken_at_its_word(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     await fill(alice, "u:alice", 5)
     (part,) = (await page_of(alice, Sync((Cursor("u:alice", 3),)))).slices
@@ -123,7 +123,7 @@ async def test_a_cursor_without_an_id_is_taken_at_its_word(serving: Server, devi
     assert not part.restart
 
 
-async def test_a_strangers_cursor_is_passed_over(serving: Server, device: Make) -> None:
+async def test_a_strangers_cursor_is_passed_over(running: Server, device: Make) -> None:
     alice, eve = await device("alice/phone"), await device("eve/phone")
     await fill(alice, "d:alice:bob", 2)
     page = await page_of(
@@ -132,7 +132,7 @@ async def test_a_strangers_cursor_is_passed_over(serving: Server, device: Make) 
     assert page == Page()
 
 
-async def test_history_goes_backwards_to_the_start(serving: Server, device: Make) -> None:
+async def test_history_goes_backwards_to_the_start(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     await fill(alice, "u:alice", 130)
     (newest,) = (await page_of(alice, History("u:alice"))).slices
@@ -146,14 +146,14 @@ async def test_history_goes_backwards_to_the_start(serving: Server, device: Make
     assert [event.seq for event in few.events] == [29, 30]
 
 
-async def test_history_of_a_conversation_one_is_not_in_is_refused(serving: Server, device: Make) -> None:
+async def test_history_of_a_conversation_one_is_not_in_is_refused(running: Server, device: Make) -> None:
     eve = await device("eve/phone")
     await eve.command(History("d:alice:bob", ref="r9"))
     rejected = await eve.frame(Rejected)
     assert (rejected.code, rejected.command, rejected.ref) == ("not_allowed", "history", "r9")
 
 
-async def test_heads_come_in_pages_newest_first(serving: Server, device: Make) -> None:
+async def test_heads_come_in_pages_newest_first(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     for number in range(130):
         await alice.command(Send(f"d:alice:u{number:03}", "m", Content(text="hi")))
@@ -170,7 +170,7 @@ async def test_heads_come_in_pages_newest_first(serving: Server, device: Make) -
     assert [head.id for head in heads] == sorted((head.id for head in heads), reverse=True)
 
 
-async def test_a_page_fits_the_packets_of_its_device(serving: Server, device: Make) -> None:
+async def test_a_page_fits_the_packets_of_its_device(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     await fill(alice, "d:alice:bob", 30, text="x" * 500)
     await alice.send("d:alice:bob", "big", "y" * 5_000)
@@ -186,7 +186,7 @@ async def test_a_page_fits_the_packets_of_its_device(serving: Server, device: Ma
         assert len(encode_frame(frame, Format.JSON)) < 2_048
 
 
-async def test_hello_can_be_said_by_a_device_that_knows_no_partition(serving: Server, device: Make) -> None:
+async def test_hello_can_be_said_by_a_device_that_knows_no_partition(running: Server, device: Make) -> None:
     alice = await device("alice/phone")
     await alice.command(Hello("n7"), to=0)
     assert (await alice.frame(Welcome)).nonce == "n7"

@@ -1,0 +1,27 @@
+"""A server on the store and the state that its settings name."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from imqtt.config import ServerConfig
+from imqtt.server.app import Server, wall_clock
+from imqtt.state import open_state
+from imqtt.stores import open_store
+
+
+@asynccontextmanager
+async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -> AsyncIterator[Server]:
+    """`async with serving(config) as server`: every partition receives; on leaving, all is finished.
+
+    `clock` gives milliseconds since the Unix epoch. Raises `SetupError`.
+    """
+    store = await open_store(config.store, config.partitions)
+    try:
+        state = open_state(config.state, rate=config.device_rate, burst=config.device_burst)
+        try:
+            async with Server(config, store, state, clock) as server:
+                yield server
+        finally:
+            await state.close()
+    finally:
+        await store.close()

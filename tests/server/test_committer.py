@@ -1,0 +1,153 @@
+"""The committer against a store that does what real ones do at their worst, one thing at a time.
+
+The store is SQLite's own; what a test injects is an outcome of `append` at a moment that it chooses.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, receive
+from imqtt.core.snowflake import Snowflake
+from imqtt.errors import ImqttError, StoreFull
+from imqtt.model import Content, Device, Send
+from imqtt.server.app import wall_clock
+from imqtt.server.committer import Committer
+from imqtt.server.counters import Counters
+from imqtt.server.heads import Heads
+from imqtt.state.memory import MemoryState
+from imqtt.stores.base import OutcomeUnknown, Record, RecordRefused
+from imqtt.stores.sqlite import SqliteStore
+
+ALICE = Device("alice", "phone")
+Fault = Callable[[Sequence[Record]], ImqttError | None]
+
+
+class FaultyStore(SqliteStore):
+    """Raises what `before` says instead of appending, and what `after` says once it has."""
+
+    before: Fault | None = None
+    after: Fault | None = None
+
+    async def append(self, records: Sequence[Record]) -> None:
+        if self.before is not None and (error := self.before(records)) is not None:
+            raise error
+        await super().append(records)
+        if self.after is not None and (error := self.after(records)) is not None:
+            raise error
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FaultyStore]:
+    store = await FaultyStore.open(tmp_path / "imqtt.db", 16)
+    assert isinstance(store, FaultyStore)
+    yield store
+    await store.close()
+
+
+def committer(store: SqliteStore) -> Committer:
+    return Committer(
+        store=store,
+        state=MemoryState(rate=10_000, burst=10_000),
+        snowflake=Snowflake(0, 60_000),
+        heads=Heads(100),
+        counters=Counters(),
+        clock=wall_clock,
+    )
+
+
+def messages(*names: str, conversation: str = "u:alice") -> list[Message]:
+    return [receive(ALICE, Send(conversation, name, Content(text=f"text {name}"))) for name in names]
+
+
+def once(error: ImqttError) -> Fault:
+    left = [error]
+    return lambda _: left.pop() if left else None
+
+
+def refusing(name: str) -> Fault:
+    def fault(records: Sequence[Record]) -> ImqttError | None:
+        return RecordRefused("no") if any(it.event.client_msg_id == name for it in records) else None
+
+    return fault
+
+
+async def log(store: SqliteStore, conversation: str = "u:alice") -> list[tuple[int, str]]:
+    events = await store.events_after(conversation, 0, 1_000)
+    return [(event.seq, event.client_msg_id) for event in events]
+
+
+def seqs(decisions: Sequence[Decision]) -> list[int]:
+    return [
+        it.event.seq if isinstance(it, Append) else it.position.seq
+        for it in decisions
+        if not isinstance(it, Refuse)
+    ]
+
+
+async def test_an_append_that_may_have_failed_is_sent_again(store: FaultyStore) -> None:
+    store.before = once(OutcomeUnknown("gone"))
+    decisions = await committer(store).commit(messages("1", "2"))
+    assert [type(it) for it in decisions] == [Append, Append]
+    assert await log(store) == [(1, "1"), (2, "2")]
+
+
+async def test_an_append_that_had_succeeded_after_all_is_recognised(store: FaultyStore) -> None:
+    store.after = once(OutcomeUnknown("no answer"))
+    decisions = await committer(store).commit(messages("1", "2"))
+    assert [type(it) for it in decisions] == [Append, Append]  # so everybody is told of the events
+    stored = await store.events_after("u:alice", 0, 10)
+    assert [it.event.id for it in decisions if isinstance(it, Append)] == [event.id for event in stored]
+
+
+async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
+    one, other = committer(store), committer(store)
+    await one.commit(messages("1"))
+    await other.commit(messages("2", "3"))
+    decisions = await one.commit(messages("3", "4", "2", "5"))  # its head is old, and two are known
+    assert [type(it) for it in decisions] == [Known, Append, Known, Append]
+    assert seqs(decisions) == [3, 4, 2, 5]
+    assert await log(store) == [(1, "1"), (2, "2"), (3, "3"), (4, "4"), (5, "5")]
+
+
+async def test_what_the_store_cannot_hold_is_found_and_the_rest_is_stored(store: FaultyStore) -> None:
+    store.before = refusing("5")
+    names = [str(number) for number in range(12)]
+    decisions = await committer(store).commit(messages(*names))
+    refused = [name for name, it in zip(names, decisions, strict=True) if isinstance(it, Refuse)]
+    assert refused == ["5"]
+    assert [seq for seq, _ in await log(store)] == list(range(1, 12))
+    assert [name for _, name in await log(store)] == [name for name in names if name != "5"]
+
+
+async def test_a_full_store_accepts_nothing_not_even_what_it_would_have_known_by_then(
+    store: FaultyStore,
+) -> None:
+    its_committer = committer(store)
+    await its_committer.commit(messages("old"))
+    store.before = once(StoreFull("full"))
+    decisions = await its_committer.commit(messages("old", "new", "new"))
+    assert [type(it) for it in decisions] == [Known, Refuse, Refuse]
+    assert await log(store) == [(1, "old")]
+    assert seqs(await its_committer.commit(messages("new"))) == [2]
+
+
+async def test_a_store_that_cannot_be_read_refuses(store: FaultyStore) -> None:
+    its_committer = committer(store)
+    await store.close()
+    (decision,) = await its_committer.commit(messages("1"))
+    assert isinstance(decision, Refuse)
+    assert decision.error.retryable
+
+
+async def test_members_are_known_before_the_first_event(store: FaultyStore) -> None:
+    seen: list[list[str]] = []
+
+    def fault(records: Sequence[Record]) -> None:
+        seen.append([it.event.conversation for it in records])
+
+    store.before = fault
+    await committer(store).commit(messages("1", conversation="d:alice:bob"))
+    (head,) = await store.heads_of("bob", 0, 10)
+    assert (head.conversation, head.seq) == ("d:alice:bob", 1)
