@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from random import random
 
@@ -65,7 +64,7 @@ class Committer:
         tokens = await self._tokens(messages, stored)
         at_most = len(messages)
         while pending := messages[len(settled) :]:
-            decisions = await self._decide(pending, stored, Counter(tokens))
+            decisions = await self._decide(pending, stored, tokens.copy())
             places = [place for place, it in enumerate(decisions) if isinstance(it, Append)]
             records = [_record(pending[place], decisions[place]) for place in places[:at_most]]
             try:
@@ -135,14 +134,15 @@ class Committer:
         return len(records)
 
     async def _decide(
-        self, messages: Sequence[Message], stored: dict[Key, Stored], tokens: Counter[Device]
+        self, messages: Sequence[Message], stored: dict[Key, Stored], tokens: dict[Device, int]
     ) -> list[Decision]:
         heads = await self._load({message.send.conversation for message in messages})
         now = self._clock()
 
         def admit(device: Device) -> bool:
-            tokens[device] -= 1
-            return tokens[device] >= 0
+            left = tokens.get(device, 0)
+            tokens[device] = left - 1
+            return left > 0
 
         def draw(after: int) -> Id:
             return self._snowflake.draw(now, after)
@@ -174,7 +174,10 @@ class Committer:
         return await self._store.find({message.key for message in messages})
 
     async def _tokens(self, messages: Sequence[Message], stored: dict[Key, Stored]) -> dict[Device, int]:
-        wanted = Counter(it.sender for it in messages if it.key not in stored)
+        wanted: dict[Device, int] = {}
+        for message in messages:
+            if message.key not in stored:
+                wanted[message.sender] = wanted.get(message.sender, 0) + 1
         return await self._state.take(wanted, self._clock())
 
     async def _remember(self, messages: Sequence[Message], decisions: Sequence[Decision]) -> None:

@@ -18,12 +18,13 @@ SOFT = (PeerTyping, Presence)  # nobody notices one that is lost: QoS 0
 class _Bundle:
     """One device's frames, in the order in which they were added."""
 
-    __slots__ = ("durable", "format", "frames", "room")
+    __slots__ = ("durable", "format", "frames", "room", "size")
 
     def __init__(self, format: Format, room: int) -> None:
         self.format = format
         self.room = room
         self.frames: list[bytes] = []
+        self.size = 0  # bytes of the frames, and what joins them
         self.durable = False  # whether a loss would be noticed: QoS 1
 
 
@@ -54,15 +55,19 @@ class Fanout:
             if len(data) > bundle.room and isinstance(frame, Event):
                 data = encode_frame(withhold(frame, len(data)), bundle.format)
             bundle.frames.append(data)
+            bundle.size += len(data) + 1
             bundle.durable = bundle.durable or durable
 
     def messages(self) -> list[Message]:
         """The packets, each device's in order."""
         messages: list[Message] = []
         for device, bundle in self._bundles.items():
-            topic, qos = down(device), 1 if bundle.durable else 0
-            self._counters.frames += len(bundle.frames)
-            messages.extend(Message(topic, packet, qos) for packet in _pack(bundle))
+            topic, qos, frames = down(device), 1 if bundle.durable else 0, bundle.frames
+            self._counters.frames += len(frames)
+            if bundle.size <= bundle.room:
+                messages.append(Message(topic, join(frames, bundle.format), qos))
+            else:
+                messages.extend(Message(topic, packet, qos) for packet in _pack(bundle))
         self._counters.packets += len(messages)
         return messages
 
@@ -90,14 +95,9 @@ def withhold(event: Event, size: int) -> Event:
 
 
 def _pack(bundle: _Bundle) -> Iterable[bytes]:
-    frames = bundle.frames
-    size = sum(map(len, frames)) + len(frames)
-    if size <= bundle.room:
-        yield join(frames, bundle.format)
-        return
     packed: list[bytes] = []
     size = 0
-    for frame in frames:
+    for frame in bundle.frames:
         if packed and size + len(frame) + 1 > bundle.room:
             yield join(packed, bundle.format)
             packed, size = [], 0

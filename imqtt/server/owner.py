@@ -165,6 +165,8 @@ class Owner:
         fanout.add(accepted, (audience.one(message.sender),))
 
     def _reject(self, fanout: Fanout, audience: Audience, batch: Batch) -> None:
+        if not batch.refused:
+            return
         sent: Counter[Device] = Counter()
         for device, frame in batch.refused:
             self._counters.reject(frame.code)

@@ -45,10 +45,14 @@ class Partition:
         self._counters = counters
         self._max_batch = max_batch
         self._stopping = asyncio.Event()
+        self._receiver: asyncio.Task[None] | None = None
+        self._waiting = False  # the receiver, for messages: it has begun nothing
 
     def stop(self) -> None:
         """Takes nothing on any more; `run` returns when what was begun is finished."""
         self._stopping.set()
+        if self._receiver is not None and self._waiting:
+            self._receiver.cancel()
 
     async def run(self, ready: asyncio.Event) -> None:
         """Holds the session, and takes it again after every cut, until stopped or cancelled."""
@@ -80,24 +84,31 @@ class Partition:
 
     async def _serve(self, link: Link, connected: float) -> None:
         unfinished: asyncio.Queue[Finishing | None] = asyncio.Queue(UNFINISHED_BATCHES)
-        loop = asyncio.get_running_loop()
-        finisher = asyncio.create_task(_finish(link, unfinished), name=f"partition-{self._number}-finisher")
-        stop = asyncio.create_task(self._stopping.wait(), name=f"partition-{self._number}-stop")
+        name = f"partition-{self._number}"
+        finisher = asyncio.create_task(_finish(link, unfinished), name=f"{name}-finisher")
+        self._receiver = asyncio.create_task(
+            self._receive(link, connected, unfinished), name=f"{name}-receiver"
+        )
         try:
-            while not self._stopping.is_set():
-                receiving = asyncio.ensure_future(link.receive(self._max_batch))
-                await asyncio.wait((receiving, stop), return_when=asyncio.FIRST_COMPLETED)
-                if not receiving.done():
-                    receiving.cancel()
-                    break
-                received = receiving.result()
-                takeover = loop.time() - connected < TAKEOVER_SECONDS
-                await unfinished.put((received, await self._carry_out(received, takeover=takeover)))
+            await asyncio.wait([self._receiver])
+            if not self._receiver.cancelled():  # by `stop`, while it waited
+                self._receiver.result()
             await unfinished.put(None)
             await finisher
         finally:
-            stop.cancel()
+            self._receiver.cancel()
             finisher.cancel()
+
+    async def _receive(
+        self, link: Link, connected: float, unfinished: asyncio.Queue[Finishing | None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            self._waiting = True
+            received = await link.receive(self._max_batch)
+            self._waiting = False
+            takeover = loop.time() - connected < TAKEOVER_SECONDS
+            await unfinished.put((received, await self._carry_out(received, takeover=takeover)))
 
     async def _carry_out(self, received: Sequence[Received], *, takeover: bool) -> asyncio.Future[None]:
         try:
