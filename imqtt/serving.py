@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from imqtt.config import ServerConfig
+from imqtt.core.snowflake import MAX_PARTITIONS
+from imqtt.errors import SetupError
 from imqtt.server.app import Server, wall_clock
 from imqtt.state import open_state
 from imqtt.stores import open_store
@@ -15,6 +17,8 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
 
     `clock` gives milliseconds since the Unix epoch. Raises `SetupError`.
     """
+    if config.partitions > MAX_PARTITIONS:  # before a store is created that could never be served
+        raise SetupError(f"partitions: {config.partitions}; at most {MAX_PARTITIONS}")
     store = await open_store(config.store, config.partitions)
     try:
         state = open_state(config.state, rate=config.device_rate, burst=config.device_burst)

@@ -40,6 +40,7 @@ class RawDevice:
         self.partitions = partitions
         self.frames: list[AnyFrame] = []
         self._arrived = asyncio.Event()
+        self._password = ""
         self._link: Link | None = None
         self._reader: asyncio.Task[None] | None = None
 
@@ -52,10 +53,10 @@ class RawDevice:
 
     async def connect(self, **settings: object) -> None:
         name = str(self.device)
-        password = self.broker.passwords.add(name)
+        self._password = self._password or self.broker.passwords.add(name)
         given = {
             "host": self.broker.host, "port": self.broker.port, "client_id": name, "username": name,
-            "password": password, "clean_start": True, **settings,
+            "password": self._password, "clean_start": True, **settings,
         }  # fmt: skip
         self._link = await connect(Settings(**given))  # type: ignore[arg-type]  # names are Settings' own
         await self._link.subscribe(down(self.device))

@@ -12,7 +12,7 @@ from typing import Self
 
 from imqtt.broker.link import Settings, connect
 from imqtt.config import ServerConfig
-from imqtt.core.snowflake import MAX_PARTITIONS, Snowflake
+from imqtt.core.snowflake import Snowflake
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
@@ -53,8 +53,6 @@ class Server:
     def __init__(
         self, config: ServerConfig, store: Store, state: State, clock: Callable[[], int] = wall_clock
     ) -> None:
-        if store.partitions > MAX_PARTITIONS:
-            raise SetupError(f"{store.partitions} partitions; at most {MAX_PARTITIONS}")
         self.config = config
         self.counters = Counters()
         self._clock = clock

@@ -51,7 +51,8 @@ class Lane:
                 link = await self._connect()
             except (OSError, LinkError) as error:
                 attempt += 1
-                log.warning("no connection to publish over (%s); trying again", error)
+                level = logging.WARNING if attempt == 1 else logging.DEBUG
+                log.log(level, "no connection to publish over (%s); trying again", error)
                 await asyncio.sleep(backoff(attempt, random()))
                 continue
             attempt = 0

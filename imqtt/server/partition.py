@@ -64,8 +64,9 @@ class Partition:
             except (OSError, LinkError) as error:
                 if isinstance(error, Refused) and not error.retryable and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
-                log.warning("partition %d: no connection (%s); trying again", self._number, error)
                 attempt += 1
+                level = logging.WARNING if attempt == 1 else logging.DEBUG
+                log.log(level, "partition %d: no connection (%s); trying again", self._number, error)
                 await self._pause(backoff(attempt, random()))
                 continue
             connected = loop.time()

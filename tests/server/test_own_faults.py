@@ -1,14 +1,19 @@
 """A fault of the server's own code in one command: told to its sender, and no end to the partition."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
+from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core import sequencing
+from imqtt.errors import SetupError
 from imqtt.model import Accepted, Content, Device, Rejected, Send
 from imqtt.server import intake
 from imqtt.server.app import Server
+from imqtt.serving import serving
 from tests.device import RawDevice
+from tests.server.conftest import config_for
 
 Make = Callable[..., Awaitable[RawDevice]]
 
@@ -32,3 +37,13 @@ async def test_the_rest_of_the_batch_is_carried_out(
     assert isinstance(second, Rejected)
     assert (second.code, second.retryable, second.command) == ("error", True, "send")
     assert running.counters.failures >= 1
+
+
+async def test_more_partitions_than_ids_have_room_for(broker: Mosquitto, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="1024"):
+        async with serving(config_for(broker, tmp_path, partitions=1_025)):
+            pass
+    async with serving(config_for(broker, tmp_path, partitions=3)) as server:
+        assert server.partitions == 3
+    async with serving(config_for(broker, tmp_path, partitions=5)) as server:
+        assert server.partitions == 3  # fixed when the store was created

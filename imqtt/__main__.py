@@ -1,0 +1,8 @@
+"""`python -m imqtt` is `imqtt`."""
+
+import sys
+
+from imqtt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

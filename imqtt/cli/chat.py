@@ -1,0 +1,49 @@
+"""`imqtt chat`: a conversation in the terminal."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from imqtt.cli.connection import Brokers, DeviceName, DeviceStore, Password, User, resolve
+from imqtt.cli.data import DEFAULT, Data
+from imqtt.errors import SetupError
+
+
+def chat(
+    to: Annotated[
+        str,
+        typer.Argument(
+            metavar="[TO]", help="A user or a conversation; without it, where something was last."
+        ),
+    ] = "",
+    *,
+    user: User = "",
+    device: DeviceName = "",
+    password: Password = "",
+    brokers: Brokers = None,
+    device_store: DeviceStore = None,
+    data: Data = DEFAULT,
+) -> None:
+    """Talk in the terminal.
+
+    Shows what was said, and behind your own messages how far they got: `·` waits to be stored, `✓` is
+    stored, `✓✓` has reached another's device, and coloured, has been read. Messages written without
+    a connection are sent when there is one.
+
+    Enter sends, Alt-Enter begins a new line, PageUp brings older messages; `/to USER` changes the
+    conversation, `/quit` or Ctrl-C leaves.
+    """
+    import asyncio
+    import logging
+
+    connection = resolve(
+        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store
+    )
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do without")
+
+    from imqtt.cli.conversing import converse
+
+    logging.disable()  # whatever a library has to say would tear the screen
+    asyncio.run(converse(connection, to))

@@ -1,0 +1,106 @@
+"""Who speaks, and where: the options that `send`, `tail`, `history` and `chat` have in common."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imqtt.cli.data import DataDirectory
+from imqtt.errors import SetupError
+from imqtt.model import Device
+
+PANEL = "Connection"
+
+User = Annotated[
+    str,
+    typer.Option(
+        "--user", "-u", envvar="IMQTT_USER", help="Who you are. Not needed if one user's is saved.",
+        show_default=False, rich_help_panel=PANEL,
+    ),
+]  # fmt: skip
+DeviceName = Annotated[
+    str,
+    typer.Option(
+        "--device", "-d", envvar="IMQTT_DEVICE", show_default=False, rich_help_panel=PANEL,
+        help="On which device: one that nothing else connects as at the same time."
+        " Not needed if the user has one saved.",
+    ),
+]  # fmt: skip
+Password = Annotated[
+    str,
+    typer.Option(
+        "--password", envvar="IMQTT_PASSWORD", show_default=False, rich_help_panel=PANEL,
+        help="The device's. Everybody on this machine sees arguments: better in the variable, or saved by"
+        " `imqtt device add --save`.",
+    ),
+]  # fmt: skip
+Brokers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--broker", "-b", envvar="IMQTT_BROKER", metavar="HOST:PORT", show_default=False,
+        rich_help_panel=PANEL,
+        help="Where to connect; several are tried in turn. Not needed with the data directory of `imqtt up`.",
+    ),
+]  # fmt: skip
+DeviceStore = Annotated[
+    Path | None,
+    typer.Option(
+        "--device-store", metavar="FILE", show_default=False, rich_help_panel=PANEL,
+        help="Where this device keeps unsent messages and how far it has read. Without it: in the data"
+        " directory if its password is saved there, else in memory.",
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """All that a client needs."""
+
+    device: Device
+    password: str = field(repr=False)
+    brokers: list[str]
+    store: Path | None
+
+
+def resolve(
+    *, data: Path, user: str, device: str, password: str, brokers: list[str] | None, store: Path | None
+) -> Connection:
+    """Fills in from the data directory what was not given. Raises `SetupError` for what cannot be known."""
+    directory = DataDirectory(data)
+    who = _who(directory, user, device, password)
+    if not password:
+        saved = directory.password(who)
+        if saved is None:
+            raise SetupError(
+                f"no password for {who}: set IMQTT_PASSWORD, or `imqtt device add {who} --save`"
+                f" (looked in {directory.path})"
+            )
+        password = saved
+        store = store or directory.device_store(who)
+    return Connection(who, password, brokers or [_broker(directory)], store)
+
+
+def _who(directory: DataDirectory, user: str, device: str, password: str) -> Device:
+    if "/" in user and not device:
+        user, _, device = user.partition("/")
+    if user and device:
+        return Device(user, device)
+    saved = [it for it in directory.saved() if user in ("", it.user) and device in ("", it.device)]
+    if len(saved) == 1 and not password:
+        return saved[0]
+    if saved and not password:
+        raise SetupError(f"which one are you? --user and --device choose from {', '.join(map(str, saved))}")
+    missing = "--device" if user else "--user"
+    raise SetupError(f"{missing} is needed: no credential that fits is saved in {directory.path}")
+
+
+def _broker(directory: DataDirectory) -> str:
+    try:
+        known = json.loads((directory.path / "listeners.json").read_text())
+        host, port = known["host"], known["port"]
+    except (OSError, ValueError, KeyError):
+        raise SetupError(f"--broker is needed: {directory.path} is no data directory of `imqtt up`") from None
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - that is where it listens
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,233 @@
+"""A chat at work: between the client, which has the messages, and the screen, which shows them."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any
+from uuid import uuid4
+
+from imqtt.cli.connection import Connection
+from imqtt.cli.screen import Screen
+from imqtt.cli.transcript import Transcript
+from imqtt.cli.wording import conversation_with, peer_of, printable, since
+from imqtt.client import Client, Phase, Refused, Restarted
+from imqtt.errors import ImqttError, SetupError
+from imqtt.model import Content, Marks, PeerTyping, Presence
+
+PAGE = 100  # messages that are fetched at once
+TYPING_SECONDS = 6.0  # how long somebody is shown as typing without saying so again
+NOTE_SECONDS = 8.0  # how long a note stays in the line above the one to write in
+HELP = "Enter sends · Alt-Enter new line · PageUp older · /to USER · /quit"
+
+
+async def converse(connection: Connection, to: str) -> None:
+    """Until the person leaves. Raises `SetupError`, `CredentialsRefused` or what else ends the client."""
+    client = Client(
+        user=connection.device.user,
+        device=connection.device.device,
+        password=connection.password,
+        brokers=connection.brokers,
+        store=connection.store,
+        platform="imqtt chat",
+        wait=3.0,
+    )
+    async with client:
+        conversation = conversation_with(connection.device.user, to) if to else await _latest(client)
+        await Chat(client, conversation).run()
+
+
+async def _latest(client: Client) -> str:
+    known = await client.conversations(1)
+    if not known:
+        raise SetupError("there is no conversation yet: `imqtt chat USER` begins one")
+    return known[0].conversation
+
+
+class Chat:
+    """One person's screen. It shows one conversation at a time."""
+
+    def __init__(self, client: Client, conversation: str) -> None:
+        self._client = client
+        self._device = client.settings.device
+        self._conversation = conversation
+        self._transcript = Transcript(self._device.user)
+        self._typing_until = 0.0
+        self._typed = False
+        self._note = (0.0, "")
+        self._fetching = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._screen = Screen(self._transcript, self, title=self._title, state=self._state, hint=self._hint)
+
+    async def run(self) -> None:
+        """Shows the conversation until the person leaves; raises what ends the client."""
+        self._say(HELP, 30.0)
+        events, notices = self._client.events(), self._client.notices()  # nothing is missed from here on
+        await self._open(self._conversation)
+        screen = asyncio.create_task(self._screen.application.run_async(), name="screen")
+        followers = [
+            asyncio.create_task(self._follow_events(events), name="events"),
+            asyncio.create_task(self._follow_notices(notices), name="notices"),
+            asyncio.create_task(self._follow_states(), name="states"),
+        ]
+        try:
+            await asyncio.wait((screen, followers[0]), return_when=asyncio.FIRST_COMPLETED)
+            if not screen.done():
+                self._screen.application.exit()
+                await screen
+                followers[0].result()
+        finally:
+            for task in (screen, *followers, *self._tasks):
+                task.cancel()
+            await asyncio.gather(screen, *followers, *self._tasks, return_exceptions=True)
+
+    # --- what the person does
+
+    def send(self, text: str) -> None:
+        if text.startswith("/"):
+            self._command(text)
+            return
+        message, content = uuid4().hex, Content(text=text)
+        self._transcript.wait(message, content, _now())
+        self._do(self._post(self._conversation, message, content))
+
+    def typing(self, *, typing: bool) -> None:
+        if typing or self._typed:
+            self._typed = typing
+            self._do(self._client.typing(self._conversation, typing))
+
+    def older(self) -> None:
+        if not self._transcript.begins and not self._fetching:
+            self._fetching = True
+            self._do(self._fetch_older())
+
+    def _command(self, text: str) -> None:
+        command, _, argument = text.partition(" ")
+        if command == "/to" and argument.strip():
+            try:
+                conversation = conversation_with(self._device.user, argument.strip())
+            except ImqttError as error:
+                self._say(error.reason)
+                return
+            self._do(self._open(conversation))
+        else:
+            self._say(HELP)
+
+    async def _post(self, conversation: str, message: str, content: Content) -> None:
+        try:
+            await self._client.post(conversation, content, client_msg_id=message)
+        except ImqttError as error:
+            self._transcript.refuse(message, error.reason)
+
+    async def _open(self, conversation: str) -> None:
+        self._conversation = conversation
+        self._typing_until = 0.0
+        self._transcript.clear()
+        for entry in await self._client.outbox():
+            if entry.conversation == conversation:
+                self._transcript.wait(entry.client_msg_id, entry.content, entry.client_time)
+                if entry.refused:
+                    self._transcript.refuse(entry.client_msg_id, entry.reason)
+        for marks in (await self._client.marks(conversation)).values():
+            self._transcript.mark(marks)
+        self._do(self._fetch_older())
+
+    async def _fetch_older(self) -> None:
+        conversation, first = self._conversation, self._transcript.first
+        self._fetching = True
+        try:
+            events = await self._client.history(conversation, first or None, PAGE)
+        finally:
+            self._fetching = False
+        if conversation != self._conversation:
+            return
+        before = self._screen.count()
+        self._transcript.add(events)
+        if len(events) < PAGE and self._client.state.phase is Phase.ESTABLISHED:
+            self._transcript.begins = True
+        self._screen.grew_at_the_top(self._screen.count() - before)
+        await self._client.mark_read(conversation)
+
+    # --- what happens
+
+    async def _follow_events(self, events: Any) -> None:
+        async for event in events:
+            if event.conversation == self._conversation:
+                self._transcript.add([event])
+                if event.sender != self._device.user:
+                    self._typing_until = 0.0
+                    await self._client.mark_read(event.conversation, event.seq)
+            elif event.sender != self._device.user:
+                self._say(f"{event.sender} wrote to you: /to {event.sender}")
+            self._screen.changed()
+
+    async def _follow_notices(self, notices: Any) -> None:
+        async for notice in notices:
+            match notice:
+                case Marks() if notice.conversation == self._conversation:
+                    self._transcript.mark(notice)
+                case PeerTyping() if notice.conversation == self._conversation:
+                    self._typing_until = time.monotonic() + TYPING_SECONDS if notice.typing else 0.0
+                case Refused():
+                    self._transcript.refuse(notice.entry.client_msg_id, notice.error.reason)
+                case Restarted() if notice.conversation == self._conversation:
+                    self._say("the server was restored from a backup: this is what it has")
+                    await self._open(self._conversation)
+                case Presence():
+                    pass  # the title asks for it
+            self._screen.changed()
+
+    async def _follow_states(self) -> None:
+        async for _ in self._client.states():
+            self._screen.changed()
+
+    # --- what is shown around the transcript
+
+    def _title(self) -> str:
+        peer = peer_of(self._device.user, self._conversation)
+        if not peer:
+            return "notes to yourself"
+        presence = self._client.presence_of(peer)
+        if presence is None:
+            return peer
+        if presence.state == "offline" and presence.last_seen:
+            return f"{peer} · last seen {since(presence.last_seen, _now())}"
+        return f"{peer} · {presence.state}"
+
+    def _state(self) -> tuple[bool, str]:
+        state = self._client.state
+        if state.phase is Phase.ESTABLISHED:
+            return True, f"{self._device}"
+        if state.phase is Phase.CONNECTING:
+            return False, "connecting …"
+        return False, "no connection, trying again …"
+
+    def _hint(self) -> str:
+        now = time.monotonic()
+        if now < self._typing_until:
+            return f"{peer_of(self._device.user, self._conversation)} is typing …"
+        state = self._client.state
+        if state.phase is not Phase.ESTABLISHED and state.reason:
+            return printable(f"what you write is sent later ({state.reason})")
+        until, note = self._note
+        return note if now < until else ""
+
+    def _say(self, note: str, seconds: float = NOTE_SECONDS) -> None:
+        self._note = (time.monotonic() + seconds, printable(note))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does it beside what goes on; an error is shown."""
+
+        async def attempt() -> None:
+            try:
+                await work
+            except ImqttError as error:
+                self._say(error.reason)
+            self._screen.changed()
+
+        task = asyncio.create_task(attempt(), name="chat")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,96 @@
+"""The data directory of `imqtt up`: everything that one deployment on one machine keeps."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imqtt.errors import SetupError
+from imqtt.model import Device
+
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        envvar="IMQTT_DATA",
+        metavar="DIR",
+        show_default=True,
+        help="The data directory of `imqtt up`.",
+    ),
+]
+DEFAULT = Path("data")
+
+
+class DataDirectory:
+    """Events in `imqtt.db`, saved credentials, and what `Mosquitto` keeps: passwords, state, log, ports."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    @property
+    def store(self) -> str:
+        return f"sqlite:///{self.path / 'imqtt.db'}"
+
+    def check_exists(self) -> None:
+        """Raises `SetupError` unless `imqtt up` has made this directory."""
+        if not (self.path / "listeners.json").is_file():
+            raise SetupError(f"{self.path} is no data directory: `imqtt up --data {self.path}` makes it one")
+
+    # --- credentials that `imqtt device add --save` leaves for the other commands
+
+    def save(self, device: Device, password: str) -> Path:
+        """Keeps a device's password in a file that only this user reads."""
+        path = self._credential(device)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            draft = path.with_name(path.name + ".new")
+            draft.unlink(missing_ok=True)
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(password + "\n")
+            draft.replace(path)
+        except OSError as error:
+            raise SetupError(f"cannot save the credential in {path}: {error.strerror}") from error
+        return path
+
+    def saved(self) -> list[Device]:
+        """The devices whose passwords are kept here, in order of name."""
+        with contextlib.suppress(OSError):
+            return sorted(
+                Device(*name.name.split("@")) for name in self._credentials.glob("*@*") if _whole(name)
+            )
+        return []
+
+    def password(self, device: Device) -> str | None:
+        try:
+            return self._credential(device).read_text().strip()
+        except OSError:
+            return None
+
+    def forget(self, device: Device) -> None:
+        """Removes a device's saved password, and what it kept of its conversations."""
+        self._credential(device).unlink(missing_ok=True)
+        for path in self._stores.glob(f"{device.user}@{device.device}.db*"):
+            path.unlink(missing_ok=True)
+
+    def device_store(self, device: Device) -> Path:
+        """Where a device of this machine keeps its outbox and cursors."""
+        self._stores.mkdir(mode=0o700, exist_ok=True)
+        return self._stores / f"{device.user}@{device.device}.db"
+
+    @property
+    def _credentials(self) -> Path:
+        return self.path / "credentials"
+
+    @property
+    def _stores(self) -> Path:
+        return self.path / "devices"
+
+    def _credential(self, device: Device) -> Path:
+        # One file name, joined by a character that no name has: `..` is a name, too.
+        return self._credentials / f"{device.user}@{device.device}"
+
+
+def _whole(path: Path) -> bool:
+    return path.name.count("@") == 1 and not path.name.endswith(".new")

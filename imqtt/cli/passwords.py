@@ -1,0 +1,213 @@
+"""Mosquitto's password file: who may connect to the broker.
+
+One line an account: `username:$7$101$salt$hash`, PBKDF2 with SHA-512 as `mosquitto_passwd` writes it. The
+file is replaced as a whole, under a lock, so that a broker which reads it at any moment reads a complete one.
+"""
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from imqtt.errors import SetupError
+from imqtt.model import Device
+from imqtt.protocol.topics import MAX_NAME, is_name
+
+SERVER_ACCOUNT = "imqtt-server"
+
+ITERATIONS = 101  # Mosquitto's own default. Generated passwords hold 192 bits, so more would buy nothing,
+# and Mosquitto checks every connected client's password again at each reload, on its only thread.
+SALT_BYTES = 12
+HASH_BYTES = 64
+RESEND_SECONDS = 0.05
+RELOAD_SECONDS = 15.0
+
+Login = Callable[[str, str], bool]
+"""Tries to log in with a username and password. Raises `OSError` when no broker answers."""
+
+
+def parse_device(name: str) -> Device:
+    """The device called `user/device`. Raises `SetupError` for a name that imqtt does not give out."""
+    user, slash, device = name.partition("/")
+    if not slash or not is_name(user) or not is_name(device):
+        raise SetupError(f"{name!r} is no device: write USER/DEVICE, each of letters, digits and . _ -")
+    if len(name) > MAX_NAME:
+        raise SetupError(f"{name!r} has {len(name)} characters; USER/DEVICE has at most {MAX_NAME}")
+    return Device(user, device)
+
+
+class Passwords:
+    """The accounts of one broker.
+
+    A change is followed by SIGHUP to the broker in `pid_file`, if one runs, and where `login` is given the
+    call returns when the broker acts on it. Mosquitto then disconnects whoever is connected with a password
+    that no longer holds.
+    """
+
+    def __init__(self, path: Path, pid_file: Path, login: Login | None = None) -> None:
+        self.path = path
+        self._pid_file = pid_file
+        self._login = login
+
+    def usernames(self) -> list[str]:
+        """Every account, the server's among them, in order of name."""
+        return sorted(self._read())
+
+    def add(self, username: str, password: str | None = None) -> str:
+        """Gives `username` this password, or a new random one, in place of any it had. Returns it.
+
+        Raises `SetupError` for a name that is no device's, an unwritable file, or a broker that does not
+        take the change.
+        """
+        return self.add_all([username], password)[username]
+
+    def add_all(self, usernames: Iterable[str], password: str | None = None) -> dict[str, str]:
+        """The same for many accounts with one reload."""
+        given = {username: password or secrets.token_urlsafe(24) for username in usernames}
+        for username in given:
+            if username != SERVER_ACCOUNT:
+                parse_device(username)
+        with self._changing() as accounts:
+            accounts.update({username: _hash(word) for username, word in given.items()})
+        if given and self._reload():
+            self._expect(*list(given.items())[-1], accepted=True)
+        return given
+
+    def remove(self, username: str) -> bool:
+        """Takes the account away; its live connection ends. False if there was none."""
+        if username not in self._read():
+            return False
+        # Nobody knows the old password, so that it is refused cannot be tried. A new one can be: once the
+        # broker accepts that, the old one is dead; once it refuses it, so is the account.
+        password = self.add(username) if self._login else ""
+        with self._changing() as accounts:
+            accounts.pop(username, None)
+        if self._reload() and password:
+            self._expect(username, password, accepted=False)
+        return True
+
+    def holds(self, username: str, password: str) -> bool:
+        """Whether the file has this password for `username`."""
+        stored = self._read().get(username, "")
+        parts = stored.split("$")
+        if len(parts) != 5 or parts[1] != "7":
+            return False
+        salt, digest = base64.b64decode(parts[3]), base64.b64decode(parts[4])
+        found = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, int(parts[2]), len(digest))
+        return secrets.compare_digest(found, digest)
+
+    def _read(self) -> dict[str, str]:
+        try:
+            lines = self.path.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise SetupError(f"cannot read the password file {self.path}: {error.strerror}") from error
+        return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, str]]:
+        """Yields the accounts; whatever they are at the end is on disk when this returns."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # The lock is a file of its own: the password file's inode changes with each rename.
+            with self.path.with_name(self.path.name + ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                accounts = self._read()
+                yield accounts
+                self._write(accounts)
+        except OSError as error:
+            raise SetupError(f"cannot write the password file {self.path}: {error.strerror}") from error
+
+    def _write(self, accounts: dict[str, str]) -> None:
+        draft = self.path.with_name(self.path.name + ".new")
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.writelines(f"{username}:{word}\n" for username, word in sorted(accounts.items()))
+            file.flush()
+            os.fsync(descriptor)
+        if self.path.exists():  # a broker that runs as another user keeps its access
+            owner = self.path.stat()
+            if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
+                os.chown(draft, owner.st_uid, owner.st_gid)
+        draft.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _reload(self) -> bool:
+        """Asks the running broker to read the file again. False if none runs."""
+        pid = broker_pid(self._pid_file)
+        if pid is None:
+            return False
+        try:
+            os.kill(pid, signal.SIGHUP)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            raise SetupError(
+                f"the file is changed, but Mosquitto (process {pid}) belongs to another user: "
+                f"have it reload with `kill -HUP {pid}`"
+            ) from None
+        return True
+
+    def _expect(self, username: str, password: str, *, accepted: bool) -> None:
+        if self._login is None:
+            return
+        deadline = time.monotonic() + RELOAD_SECONDS
+        pause = 0.001
+        while True:
+            try:
+                if self._login(username, password) is accepted:
+                    return
+            except OSError:
+                if broker_pid(self._pid_file) is None:
+                    return  # it ended meanwhile, and reads the file when it starts
+            if time.monotonic() > deadline:
+                raise SetupError(
+                    f"the file is changed, but Mosquitto does not act on it after {RELOAD_SECONDS:.0f} s"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+            if pause > RESEND_SECONDS:
+                self._reload()  # a broker that is just starting ignores the first
+
+
+def broker_pid(pid_file: Path) -> int | None:
+    """The process in `pid_file` if it is a Mosquitto: after a crash the number may be anybody's."""
+    try:
+        pid = int(pid_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    program = command_line(pid).partition(" ")[0]
+    return pid if Path(program).name == "mosquitto" else None
+
+
+def command_line(pid: int) -> str:
+    """What process `pid` runs; an empty text if there is none."""
+    proc = Path(f"/proc/{pid}/cmdline")
+    if proc.parent.parent.joinpath("self").exists():
+        try:
+            return proc.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            return ""
+    listed = subprocess.run(  # noqa: S603 - a number, not a user's text
+        ["/bin/ps", "-ww", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.strip()
+
+
+def _hash(password: str) -> str:
+    salt = secrets.token_bytes(SALT_BYTES)
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ITERATIONS, HASH_BYTES)
+    return f"$7${ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"

@@ -1,0 +1,78 @@
+"""Where a broker listens: ports that are given, that it had last time, or that are free."""
+
+import contextlib
+import errno
+import random
+import socket
+from dataclasses import dataclass
+
+from imqtt.errors import SetupError
+
+FREE = range(20_000, 32_000)
+INTERNAL_HOST = "127.0.0.1"  # a device's credential works on the internal listener too
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The host of the public listeners, and the ports of all. The internal listener is on loopback."""
+
+    host: str
+    port: int
+    websocket_port: int
+    internal_port: int
+
+
+class PortTaken(SetupError):
+    """Somebody else listens there."""
+
+
+def choose(given: Listeners, last: Listeners) -> Listeners:
+    """The given ports; for one that is 0, the one of last time if it is free, else any that is.
+
+    Raises `PortTaken`, and `SetupError` for an address that cannot be listened on.
+    """
+    with contextlib.ExitStack() as held:  # all at once, so that no two get the same
+        return Listeners(
+            given.host,
+            _choose(given.host, given.port, last.port, held),
+            _choose(given.host, given.websocket_port, last.websocket_port, held),
+            _choose(INTERNAL_HOST, given.internal_port, last.internal_port, held),
+        )
+
+
+def if_free(host: str, port: int) -> int:
+    """`port` if nobody listens there, else 0."""
+    with contextlib.ExitStack() as held:
+        try:
+            return _bind(host, port, held)
+        except OSError:
+            return 0
+
+
+def _choose(host: str, given: int, last: int, held: contextlib.ExitStack) -> int:
+    if last and not given:
+        with contextlib.suppress(OSError):
+            return _bind(host, last, held)
+    try:
+        return _bind(host, given, held)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"port {given} on {host} is in use: stop what listens there, or give another"
+            ) from None
+        raise SetupError(f"cannot listen on {host}:{given}: {error.strerror}") from error
+
+
+def _bind(host: str, port: int, held: contextlib.ExitStack) -> int:
+    """Takes a port (0: any that is free) until `held` closes. Raises `OSError`."""
+    if port == 0:
+        # A system gives outgoing connections their ports from 32768 on. A client that tries a stopped
+        # broker on such a port may be given that very port, connect to itself, and keep the broker from it.
+        for candidate in random.sample(FREE, 100):
+            with contextlib.suppress(OSError):
+                return _bind(host, candidate, held)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that only waits out its last connection
+    taken.bind((host, port))
+    return int(taken.getsockname()[1])

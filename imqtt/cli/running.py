@@ -1,0 +1,45 @@
+"""Running something until it ends or a signal ends it."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a supervisor, a terminal that closes
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs `main()` on uvloop where there is one.
+
+    A signal cancels it, so that it ends through its own `finally`s, and this returns. A second signal
+    cancels whatever that is waiting for.
+    """
+    try:
+        from uvloop import new_event_loop
+    except ImportError:  # Windows has none
+        new_event_loop = asyncio.new_event_loop  # type: ignore[assignment]  # any loop will do
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_until_signal(main))
+
+
+async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(main(), name="main")
+    signalled = False
+
+    def end() -> None:
+        nonlocal signalled
+        signalled = True
+        task.cancel()
+
+    for number in ENDING:
+        loop.add_signal_handler(number, end)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not signalled:
+            raise
+    finally:
+        for number in ENDING:
+            loop.remove_signal_handler(number)

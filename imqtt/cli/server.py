@@ -1,0 +1,139 @@
+"""`imqtt up` and `imqtt serve`: the server, with or without a broker of its own."""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imqtt.cli.data import DEFAULT, Data, DataDirectory
+from imqtt.cli.output import Json, print_json, print_line
+from imqtt.cli.settings import server_config, server_flags
+
+if TYPE_CHECKING:
+    from imqtt.cli.mosquitto import Mosquitto
+
+MQTT_PORT, WEBSOCKET_PORT = 1883, 8083  # what a new data directory gets where they are free
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log nothing but warnings.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more than warnings.")]
+
+
+@server_flags()
+def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -> None:
+    """Run the server on a broker that runs elsewhere.
+
+    The broker needs the configuration of `deploy/mosquitto`. Every setting is a flag or an environment
+    variable. `imqtt is ready` on stdout says that all partitions are subscribed; SIGTERM or Ctrl-C finishes
+    what was begun and ends it.
+    """
+    from imqtt.cli import running, upkeep
+
+    config = server_config(flags)
+    _log_to_stderr(logging.WARNING if quiet else logging.INFO)
+
+    def say_ready(partitions: int) -> None:
+        broker = f"{config.broker_host}:{config.broker_port}"
+        if as_json:
+            print_json({"ready": True, "partitions": partitions, "broker": broker, "store": config.store})
+        else:
+            print_line(f"imqtt is ready: {partitions} partitions on {broker}, store {config.store}")
+
+    running.run(lambda: upkeep.serve(config, say_ready))
+
+
+@server_flags(without=("broker_host", "broker_port", "broker_username", "broker_password", "broker_ca",
+                       "broker_certificate", "broker_key", "store", "state"))  # fmt: skip
+def up(
+    *,
+    data: Data = DEFAULT,
+    host: Annotated[
+        str, typer.Option(help="Where devices may connect from: 0.0.0.0 is everywhere, without encryption.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65_535, help="For devices. 0: as last time, else 1883, else any that is free."
+        ),
+    ] = 0,
+    websocket_port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65_535, help="For browsers. 0: as last time, else 8083, else any that is free."
+        ),
+    ] = 0,
+    internal_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="For the server, on loopback. 0: as last time, else any.")
+    ] = 0,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    **flags: str | None,
+) -> None:
+    """Run a broker and the server on one data directory.
+
+    Needs Mosquitto, installed but not running. Says where to connect, and ends both on Ctrl-C. The broker is
+    started again if it dies.
+    """
+    from imqtt.cli import running, upkeep
+    from imqtt.cli.mosquitto import Mosquitto
+    from imqtt.cli.ports import if_free
+
+    started = time.monotonic()
+    directory = DataDirectory(data)
+    new = not (directory.path / "listeners.json").exists()
+    broker = Mosquitto(
+        directory.path,
+        host=host,
+        port=port or (if_free(host, MQTT_PORT) if new else 0),
+        websocket_port=websocket_port or (if_free(host, WEBSOCKET_PORT) if new else 0),
+        internal_port=internal_port,
+    )
+    server_config(flags)  # what is wrong with it is told before anything is started
+    _log_to_stderr(logging.INFO if verbose else logging.WARNING)
+    if not verbose:
+        # When the broker dies, one line says so, not one for each of the server's connections.
+        for name in ("partition", "egress"):
+            logging.getLogger(f"imqtt.server.{name}").setLevel(logging.ERROR)
+
+    def say_ready(partitions: int) -> None:
+        _say_ready(broker, directory, partitions, time.monotonic() - started, as_json=as_json)
+
+    running.run(lambda: upkeep.up(broker, directory, flags, say_ready))
+    if not as_json:
+        print_line("imqtt has ended; its data is kept.")
+
+
+def _say_ready(
+    broker: "Mosquitto", directory: DataDirectory, partitions: int, seconds: float, *, as_json: bool
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "ready": True,
+                "host": broker.host,
+                "port": broker.port,
+                "websocket_port": broker.websocket_port,
+                "internal_port": broker.internal_port,
+                "data": str(directory.path),
+                "partitions": partitions,
+                "broker_pid": broker.pid,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    where = "" if directory.path == DEFAULT.absolute() else f" --data {directory.path}"
+    print_line(
+        f"imqtt is ready after {seconds:.1f} s. Ctrl-C ends it.\n"
+        f"\n"
+        f"  devices    {broker.host}:{broker.port}\n"
+        f"  browsers   ws://{broker.host}:{broker.websocket_port}\n"
+        f"  data       {directory.path}\n"
+        f"  broker log {broker.log}\n"
+        f"\n"
+        f"  Give a device its credential:  imqtt device add alice/phone --save{where}\n"
+        f"  Talk:                          imqtt chat bob --user alice{where}\n"
+    )
+
+
+def _log_to_stderr(level: int) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)

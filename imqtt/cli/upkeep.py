@@ -1,0 +1,83 @@
+"""What `imqtt serve` and `imqtt up` keep running: the server, and for the latter its broker."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from imqtt.cli.data import DataDirectory
+from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
+from imqtt.cli.passwords import SERVER_ACCOUNT
+from imqtt.cli.settings import server_config
+from imqtt.config import ServerConfig
+from imqtt.errors import SetupError
+from imqtt.serving import serving
+
+log = logging.getLogger("imqtt")
+
+RESTART_SECONDS = (0.1, 10.0)  # first and longest wait before a broker that died is started again
+STEADY_SECONDS = 60.0  # a broker that ran for so long begins anew with the first
+
+
+async def serve(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
+    """The server alone. `say_ready` gets the number of partitions when all of them receive."""
+    async with serving(config) as server:
+        say_ready(server.partitions)
+        await server.wait()
+
+
+async def up(
+    broker: Mosquitto, directory: DataDirectory, flags: dict[str, Any], say_ready: Callable[[int], None]
+) -> None:
+    """A broker, and the server on it."""
+    async with broker, _kept_running(broker):
+        config = server_config(
+            flags,
+            broker_host=INTERNAL_HOST,
+            broker_port=broker.internal_port,
+            broker_username=SERVER_ACCOUNT,
+            broker_password=broker.server_password,
+            broker_ca="",
+            store=directory.store,
+            state="memory:",
+        )
+        async with serving(config) as server:
+            say_ready(server.partitions)
+            await server.wait()
+
+
+@contextlib.asynccontextmanager
+async def _kept_running(broker: Mosquitto) -> AsyncIterator[None]:
+    """Starts the broker again whenever it ends by itself."""
+    task = asyncio.create_task(_keep_running(broker), name="broker")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _keep_running(broker: Mosquitto) -> None:
+    first, longest = RESTART_SECONDS
+    pause = first
+    while True:
+        since = time.monotonic()
+        status = await broker.wait()
+        if time.monotonic() - since > STEADY_SECONDS:
+            pause = first
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        log.error("Mosquitto ended %s; starting it again in %.1f s", how, pause)
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+            try:
+                await broker.start()
+            except SetupError as error:
+                log.error("%s; trying again in %.1f s", error.reason, pause)
+            else:
+                log.warning("Mosquitto runs again, as process %s", broker.pid)
+                break

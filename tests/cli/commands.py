@@ -1,0 +1,135 @@
+"""Running `imqtt` as its users do."""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from unittest import mock
+
+from imqtt.cli.app import run
+from tests.services import eventually
+
+START_SECONDS = 30.0
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, without settings for imqtt, and with a terminal width that wraps nothing."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("IMQTT_")}
+    return kept | {"COLUMNS": "200", "NO_COLOR": "1"} | more
+
+
+async def imqtt(*arguments: object, stdin: str = "", **variables: str) -> Outcome:
+    """Runs one command to its end, in a thread of this process: most of a process's time is its start.
+
+    Not for commands that take signals. One at a time.
+    """
+    return await asyncio.to_thread(_run, list(map(str, arguments)), stdin, variables)
+
+
+def _run(arguments: list[str], stdin: str, variables: dict[str, str]) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    given = io.TextIOWrapper(io.BytesIO(stdin.encode()))
+    with (
+        mock.patch.dict(os.environ, environment(**variables), clear=True),
+        mock.patch("sys.stdin", given),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        status = run(arguments)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+async def imqtt_process(*arguments: object, within: float = 30.0, **variables: str) -> Outcome:
+    """Runs one command to its end, as a process."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "imqtt", *map(str, arguments),
+        env=environment(**variables),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(within):
+            out, err = await process.communicate()
+    except BaseException:
+        process.kill()
+        raise
+    assert process.returncode is not None
+    return Outcome(process.returncode, out.decode(), err.decode())
+
+
+class Up:
+    """`imqtt up --json` as a process. `ready` is what it says when it is."""
+
+    def __init__(self, data: Path, *arguments: object) -> None:
+        self.data = data
+        self.ready: dict[str, Any] = {}
+        self._arguments = arguments
+        self._log = data.with_suffix(".log")
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def log(self) -> str:
+        """What it has said on stderr."""
+        return self._log.read_text()
+
+    async def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "imqtt", "up", "--json", "--data", str(self.data), "--verbose",
+                "--port", str(_any_port()), "--websocket-port", str(_any_port()), *map(str, self._arguments),
+                env=environment(), stdout=asyncio.subprocess.PIPE, stderr=log,
+            )  # fmt: skip
+        assert self._process.stdout is not None
+        async with asyncio.timeout(START_SECONDS):
+            line = await self._process.stdout.readline()
+        assert line, self.log
+        self.ready = json.loads(line)
+
+    async def end(self, how: signal.Signals = signal.SIGINT) -> int:
+        """Its exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(how)
+        async with asyncio.timeout(START_SECONDS):
+            return await self.process.wait()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.end()
+        await eventually(lambda: not is_alive(self.ready["broker_pid"]), what="the broker's end")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _any_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

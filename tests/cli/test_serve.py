@@ -1,0 +1,53 @@
+"""`imqtt serve`: the server on a broker that somebody else runs."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
+from tests.cli.commands import environment, imqtt_process
+from tests.services import ServerProcess
+
+
+async def test_sigterm_ends_it_cleanly(broker: Mosquitto, tmp_path: Path) -> None:
+    server = ServerProcess(broker, tmp_path)
+    await server.start()
+    assert await server.stop() == 0
+    said = server.log.read_text()
+    assert f"imqtt is ready: 16 partitions on {INTERNAL_HOST}:{broker.internal_port}" in said
+    assert "Traceback" not in said
+
+
+async def test_the_password_can_be_in_a_file(broker: Mosquitto, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_text("guess\n")
+    refused = await imqtt_process(
+        "serve", "--broker-port", broker.internal_port, "--broker-password-file", tmp_path / "wrong",
+        "--store", f"sqlite:///{tmp_path / 'imqtt.db'}", "--quiet",
+    )  # fmt: skip
+    assert refused.status == 1
+    assert "the broker does not take the server" in refused.err.splitlines()[-1]
+    assert "guess" not in refused.err
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+async def test_it_waits_for_a_broker_and_can_be_ended_meanwhile(tmp_path: Path, how: signal.Signals) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "imqtt", "serve", "--broker-port", "1",
+        "--store", f"sqlite:///{tmp_path / 'imqtt.db'}",
+        env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(20):
+            assert b"no connection" in await process.stderr.readline()
+            process.send_signal(how)
+            _, rest = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
+    assert b"Traceback" not in rest

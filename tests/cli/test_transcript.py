@@ -1,0 +1,141 @@
+"""What a chat shows: order, ticks and names, whatever order things happen in."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imqtt.cli.transcript import Transcript
+from imqtt.cli.wording import columns, printable, wrapped
+from imqtt.model import Content, Event, Id, Marks
+
+CONVERSATION = "d:alice:bob"
+
+
+def event(seq: int, sender: str = "alice", text: str = "", client_msg_id: str = "") -> Event:
+    return Event(
+        conversation=CONVERSATION,
+        seq=seq,
+        id=Id(seq),
+        time=1_790_000_000_000 + seq,
+        sender=sender,
+        device="phone",
+        client_msg_id=client_msg_id or f"m{seq}",
+        content=Content(text=text or f"text {seq}"),
+    )
+
+
+def shown(transcript: Transcript, width: int = 80) -> list[str]:
+    return ["".join(text for _, text in line) for line in transcript.lines(width)]
+
+
+def ticks(transcript: Transcript) -> list[tuple[str, str]]:
+    return [
+        (style, text.strip())
+        for line in transcript.lines(80)
+        for style, text in line
+        if style.startswith("class:tick")
+    ]
+
+
+def test_a_message_goes_from_waiting_over_stored_and_delivered_to_read() -> None:
+    transcript = Transcript("alice")
+    transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
+    assert ticks(transcript) == [("class:tick", "·")]
+    transcript.add([event(1, text="hi", client_msg_id="m1")])
+    assert ticks(transcript) == [("class:tick", "✓")]
+    transcript.mark(Marks(CONVERSATION, "bob", delivered=1))
+    assert ticks(transcript) == [("class:tick", "✓✓")]
+    transcript.mark(Marks(CONVERSATION, "bob", delivered=1, read=1))
+    assert ticks(transcript) == [("class:tick.read", "✓✓")]
+
+
+def test_ones_own_marks_tick_nothing() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1)])
+    transcript.mark(Marks(CONVERSATION, "alice", delivered=1, read=1))
+    assert ticks(transcript) == [("class:tick", "✓")]
+
+
+def test_others_messages_have_no_ticks() -> None:
+    transcript = Transcript("bob")
+    transcript.add([event(1, "alice")])
+    assert ticks(transcript) == []
+
+
+def test_an_event_that_comes_twice_is_shown_once() -> None:
+    transcript = Transcript("alice")
+    transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
+    transcript.add([event(1, text="hi", client_msg_id="m1")])
+    transcript.add([event(1, text="hi", client_msg_id="m1")])
+    assert sum(line.endswith("  hi ✓") for line in shown(transcript)) == 1
+
+
+def test_a_refused_message_says_why() -> None:
+    transcript = Transcript("alice")
+    transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
+    transcript.refuse("m1", "content of 70000 bytes; at most 65536")
+    assert ticks(transcript) == [("class:tick.failed", "✗ not sent: content of 70000 bytes; at most 65536")]
+
+
+@given(st.permutations(range(1, 8)))
+def test_events_are_in_order_of_seq_whatever_order_they_come_in(order: list[int]) -> None:
+    transcript = Transcript("alice")
+    for seq in order:
+        transcript.add([event(seq)])
+    texts = [line.split("  ")[-1] for line in shown(transcript) if "text" in line]
+    assert texts == [f"text {seq} ✓" for seq in range(1, 8)]
+    assert (transcript.first, transcript.last, len(transcript)) == (1, 7, 7)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=10))
+def test_marks_only_grow(marks: list[tuple[int, int]]) -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1)])
+    best = 0
+    for delivered, read in marks:
+        transcript.mark(Marks(CONVERSATION, "bob", delivered, read))
+        best = max(best, 2 * (read >= 1) or (delivered >= 1))
+        assert (
+            ticks(transcript)
+            == [[("class:tick", "✓")], [("class:tick", "✓✓")], [("class:tick.read", "✓✓")]][best]
+        )
+
+
+def test_a_text_of_many_lines_keeps_them_and_ends_with_its_tick() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1, text="one\ntwo")])
+    assert [line.strip() for line in shown(transcript)][-1] == "two ✓"
+    assert shown(transcript)[-2].endswith("alice  one")
+
+
+def test_a_text_cannot_steer_the_terminal() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1, "bob", text="\x1b[2Jhi\x07")])
+    assert "\x1b" not in shown(transcript)[-1]
+    assert shown(transcript)[-1].endswith("\ufffd[2Jhi\ufffd")
+
+
+def test_a_store_that_was_restored_begins_it_anew() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1), event(2)])
+    transcript.clear()
+    transcript.add([event(1, text="another")])
+    assert len(transcript) == 1
+    assert shown(transcript)[-1].endswith("another ✓")
+
+
+@given(st.text(), st.integers(30, 90))
+def test_no_line_is_wider_than_the_screen_and_no_word_is_lost(text: str, width: int) -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1, text="x" + text)])
+    lines = shown(transcript, width)[2:]
+    assert all(columns(line) <= width for line in lines)
+    said = "".join(line[15:] if not number else line for number, line in enumerate(lines))
+    assert said.replace(" ", "") == printable("x" + text + "✓").replace(" ", "").replace("\n", "")
+
+
+def test_a_line_breaks_between_words() -> None:
+    assert wrapped("one two three", 8) == ["one two", "three"]
+    assert wrapped("  indented", 20) == ["  indented"]
+    assert wrapped("abcdefgh", 3) == ["abc", "def", "gh"]
+    assert wrapped("日本語", 4) == ["日本", "語"]
+    assert wrapped("", 4) == [""]

@@ -1,0 +1,107 @@
+"""Real processes for tests: a Mosquitto, and an imqtt server, on free ports in directories of their own."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
+from imqtt.cli.passwords import SERVER_ACCOUNT
+
+READY = "imqtt is ready"  # how `imqtt serve` begins its ready line
+START_SECONDS = 20.0
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[object] | object], *, within: float = 10.0, what: str = ""
+) -> None:
+    """Returns when `condition` holds; fails after `within` seconds, saying `what` was waited for."""
+    deadline = asyncio.get_running_loop().time() + within
+    pause = 0.001
+    while True:
+        answer = condition()
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if answer:
+            return
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError(f"not within {within} s: {what or condition}")
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.05)
+
+
+class ServerProcess:
+    """`imqtt serve` as a process of its own, on a broker and a store in `directory`.
+
+    `settings` are those of `ServerConfig`, in place of what it would get here.
+    """
+
+    def __init__(self, broker: Mosquitto, directory: Path, **settings: object) -> None:
+        self.broker = broker
+        self.store = directory / "imqtt.db"
+        self.log = directory / "server.log"
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        if self._process is None or self._process.returncode is not None:
+            return None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Returns when the server is subscribed to all partitions; fails with its log if it ends before."""
+        settings: Mapping[str, object] = {
+            "broker_host": INTERNAL_HOST,
+            "broker_port": self.broker.internal_port,
+            "broker_username": SERVER_ACCOUNT,
+            "broker_password": self.broker.server_password,
+            "store": f"sqlite:///{self.store}",
+            **self._settings,
+        }
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("IMQTT_")}
+        environment |= {f"IMQTT_{name.upper()}": str(value) for name, value in settings.items()}
+        start = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "imqtt", "serve", env=environment, stdout=log, stderr=log
+            )
+        process = self._process
+
+        def is_ready() -> bool:
+            said = self.log.read_bytes()[start:].decode(errors="replace")
+            if process.returncode is not None:
+                raise AssertionError(f"imqtt serve ended with {process.returncode}: {said}")
+            return READY in said
+
+        try:
+            await eventually(is_ready, within=START_SECONDS, what="the server's ready line")
+        except AssertionError:
+            await self.kill()
+            raise
+
+    async def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        return await self._end(lambda process: process.terminate())
+
+    async def kill(self) -> int:
+        """SIGKILL: whatever it was doing is left as it is."""
+        return await self._end(lambda process: process.kill())
+
+    async def _end(self, how: Callable[[asyncio.subprocess.Process], None]) -> int:
+        if self._process is None:
+            return 0
+        with contextlib.suppress(ProcessLookupError):
+            how(self._process)
+        return await self._process.wait()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.pid is not None:
+            await self.kill()
