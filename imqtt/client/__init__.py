@@ -1,0 +1,20 @@
+"""The SDK: a device of a user, with an outbox, a log of its own, and a connection that repairs itself."""
+
+from imqtt.client.client import Client
+from imqtt.client.settings import Timing
+from imqtt.client.values import (
+    ConnectionState,
+    Entry,
+    Notice,
+    Refused,
+    Restarted,
+    Skipped,
+    Summary,
+)
+from imqtt.core.connection import Phase
+from imqtt.protocol import Format
+
+__all__ = [
+    "Client", "ConnectionState", "Entry", "Format", "Notice", "Phase", "Refused", "Restarted", "Skipped",
+    "Summary", "Timing",
+]  # fmt: skip

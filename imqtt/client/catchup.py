@@ -1,0 +1,175 @@
+"""How a device finds out what it misses, and gets it.
+
+The heads tell what there is, newest first; the server's list is read down to what was complete at the
+last time. Conversations that turn out to be behind are asked for, many at once, one question at a time.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from random import random, uniform
+
+from imqtt.client.replica import Replica, Want
+from imqtt.client.requests import Requests
+from imqtt.client.settings import Timing
+from imqtt.client.store import Changes, LocalStore
+from imqtt.client.uplink import Uplink
+from imqtt.client.wanted import Wanted
+from imqtt.core.partitions import home_of
+from imqtt.errors import ImqttError, NotConnected
+from imqtt.model import SNOWFLAKE_TIME_SHIFT, Cursor, Id, Page, Position, Sync
+
+CURSORS = 100  # in one question: a page holds no more events, nor heads
+MARGIN = 3_600_000 << SNOWFLAKE_TIME_SHIFT  # an id's clock may be behind another's by an hour
+WHOLE_WALK_EVERY = 86_400  # seconds: however sure the device is, it looks at every head once a day
+
+
+class CatchUp:
+    """Outlives connections, and knows between them what is wanted."""
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        store: LocalStore,
+        uplink: Uplink,
+        requests: Requests,
+        timing: Timing,
+        meta: Mapping[str, str],
+        commit: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.complete = asyncio.Event()  # since the connection was made, everything missed has come
+        self._replica = replica
+        self._store = store
+        self._uplink = uplink
+        self._requests = requests
+        self._timing = timing
+        self._commit = commit
+        self._home = home_of(uplink.device.user)
+        self._wanted = Wanted(random)
+        self._firm: set[str] = set()  # to be asked for even if no event is known to be missing
+        self._changed = asyncio.Event()
+        self._complete_to = int(meta.get("complete_to", 0))  # id of the newest head at the last complete walk
+        self._whole_walk_at = int(meta.get("whole_walk_at", 0))  # seconds since the Unix epoch
+
+    def want(self, wanted: Mapping[str, Want]) -> None:
+        """Takes wishes on."""
+        now = time.monotonic()
+        self._firm.update(name for name, want in wanted.items() if want is not Want.HOLE)
+        for conversation, want in wanted.items():
+            wait = uniform(0.1, 1.0) * self._timing.hole if want is Want.HOLE else 0.0
+            self._wanted.add(conversation, now + wait)
+        if wanted:
+            self._changed.set()
+
+    def cursors(self, before: int = 1 << 63) -> tuple[Cursor, ...]:
+        """The cursors of the conversations that come first in the list of heads."""
+        newest = self._replica.newest(self._at_once, before)
+        return tuple(_cursor(it.conversation, it.cursor) for it in newest)
+
+    @property
+    def _at_once(self) -> int:
+        limits = self._uplink.limits
+        return CURSORS if limits is None else max(1, min(CURSORS, limits.cursors))
+
+    async def run(self, page: Page) -> None:
+        """Catches up after the `Hello` that `page` answers, and keeps at it until the connection ends."""
+        while True:
+            await self._walk(page)
+            next_walk = time.monotonic() + self._timing.sync * uniform(0.75, 1.25)
+            while (now := time.monotonic()) < next_walk:
+                self._changed.clear()
+                due = self._wanted.next_at()
+                if due is not None and due <= now:
+                    await self._repair()
+                    continue
+                self.complete.set()
+                await self._wait(min(next_walk, due or next_walk) - now)
+            page = await self._ask(Sync(cursors=self.cursors(), heads=True))
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _ask(self, sync: Sync) -> Page:
+        while True:
+            try:
+                return await self._requests.ask(sync, self._home)
+            except NotConnected:
+                raise
+            except ImqttError:
+                # Refused for good, by a server that is not as this device takes it to be. Another connection
+                # begins with another `Welcome`; until then, asking seldom does no harm.
+                await asyncio.sleep(self._timing.patience)
+
+    # --- heads
+
+    async def _walk(self, page: Page) -> None:
+        """Reads the list of heads as far down as something may have happened since the last time."""
+        newest = page.heads[0].id if page.heads else Id(0)
+        bound = self._complete_to - MARGIN
+        whole = self._replica.adopting or time.time() - self._whole_walk_at > WHOLE_WALK_EVERY
+        if newest < self._complete_to:
+            whole = True  # the store is older than what this device has seen: restored from a backup
+        while page.more_heads and (whole or page.more_heads >= bound):
+            before = page.more_heads
+            page = await self._ask(Sync(cursors=self.cursors(before), heads=True, heads_before=before))
+            if page.more_heads >= before:
+                break  # a list that does not go down would have no end
+        self._complete_to = newest
+        changes = Changes(meta={"complete_to": str(newest), "adopted": "1"})
+        if whole:
+            self._whole_walk_at = int(time.time())
+            changes.meta["whole_walk_at"] = str(self._whole_walk_at)
+        if self._replica.adopting:
+            self._replica.end_adoption()
+            await self._commit()
+        # What the heads told is stored already, so what is still behind is known after a restart as well.
+        await self._store.apply(changes)
+
+    # --- events
+
+    async def _repair(self) -> None:
+        """One question for what is wanted now."""
+        names = self._wanted.due(time.monotonic(), self._at_once)
+        logs = {name: self._replica.logs[name] for name in names}
+        for name in names:
+            if not logs[name].is_behind and name not in self._firm:
+                self._wanted.done(name)  # what was missing has come by itself
+                del logs[name]
+        if not logs:
+            return
+        self._firm.difference_update(logs)
+        asked = {name: log.cursor for name, log in logs.items()}
+        try:
+            page = await self._ask(Sync(cursors=tuple(_cursor(*it) for it in asked.items())))
+        except BaseException:
+            self._firm.update(logs)
+            self._wanted.retry(list(logs), time.monotonic())
+            raise
+        now = time.monotonic()
+        moved = {name for name, log in logs.items() if log.cursor != asked[name]}
+        unfinished = {part.conversation for part in page.slices if part.more or part.restart}
+        for name, log in logs.items():
+            if name in moved:
+                if log.is_behind or name in unfinished:
+                    self._ask_again(name, now, helped=True)
+                else:
+                    self._wanted.done(name)
+            elif page.more and moved:
+                self._ask_again(name, now, helped=True)  # its turn did not come
+            elif log.is_behind:
+                self._ask_again(name, now, helped=False)
+            else:
+                self._wanted.done(name)
+
+    def _ask_again(self, name: str, now: float, *, helped: bool) -> None:
+        self._firm.add(name)
+        self._wanted.again(name, now, helped=helped)
+
+
+def _cursor(conversation: str, position: Position) -> Cursor:
+    return Cursor(conversation, position.seq, position.id)

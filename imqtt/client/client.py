@@ -1,0 +1,419 @@
+"""The client: everything that a program does with imqtt, on one device of one user."""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+from uuid import uuid4
+
+from imqtt.client.catchup import CatchUp
+from imqtt.client.connector import Connector
+from imqtt.client.feed import Events, Feed, Queue, Topic
+from imqtt.client.history import Reader
+from imqtt.client.inbox import Inbox
+from imqtt.client.marker import Marker
+from imqtt.client.mqtt import Lost
+from imqtt.client.replica import Replica
+from imqtt.client.requests import Requests
+from imqtt.client.sender import Sender
+from imqtt.client.session import Session
+from imqtt.client.settings import Settings, Timing, check_device, parse_addresses
+from imqtt.client.store import LocalStore
+from imqtt.client.uplink import Uplink
+from imqtt.client.values import ConnectionState, Entry, Notice, Summary
+from imqtt.core.connection import Phase
+from imqtt.core.outbox import Key
+from imqtt.core.partitions import home_of
+from imqtt.errors import ClientError, ImqttError, NotConnected
+from imqtt.model import (
+    Accepted,
+    Content,
+    Event,
+    Marks,
+    Position,
+    Presence,
+    Send,
+    Status,
+    Typing,
+    canonical_json,
+)
+from imqtt.protocol import Bounds, Format, check
+
+log = logging.getLogger(__name__)
+
+MAX_NOTICES = 1_000  # that wait for one iterator; the oldest go first
+TYPING_EVERY = 3.0  # seconds; who hears of it forgets it after six
+UNBOUNDED = Bounds(content=1 << 28, command=1 << 28)  # the server's bounds are not known yet
+
+
+class Client:
+    """One device of one user. To be used as `async with Client(...) as client`.
+
+    `brokers`: `host:port` or a URL (mqtt, mqtts, ws, wss), one or several to be tried in turn.
+    `store`: the file of the device's log and outbox; without one they end with the process.
+    `start`: what a device that begins with nothing takes for new. `latest`: what is stored after its first
+    connection; the rest is history. `beginning`: everything, from every conversation's first event.
+    `keep`: how many events of a conversation stay in the store, roughly; all by default.
+    `wait`: how long entering waits, in seconds, until the device has caught up. It also returns when the
+    first try to connect has failed: a client works without a connection too.
+
+    Entering raises `SetupError`, `DeviceStoreError`, and `CredentialsRefused`.
+    """
+
+    def __init__(
+        self,
+        *,
+        user: str,
+        device: str,
+        password: str,
+        brokers: str | Iterable[str] = "127.0.0.1:1883",
+        store: Path | str | None = None,
+        format: Format = Format.PROTOBUF,
+        start: Literal["latest", "beginning"] = "latest",
+        keep: int | None = None,
+        platform: str = "",
+        max_packet: int = 0,
+        tls: ssl.SSLContext | None = None,
+        wait: float = 10.0,
+        timing: Timing | None = None,
+    ) -> None:
+        self.settings = Settings(
+            device=check_device(user, device),
+            password=password,
+            addresses=parse_addresses(brokers),
+            format=format,
+            start=start,
+            platform=platform,
+            max_packet=max_packet,
+            keep=keep,
+            tls=tls,
+            timing=timing or Timing(),
+        )
+        self._path = None if store is None else Path(store)
+        self._wait = wait
+        self._states: Topic[ConnectionState] = Topic(100)
+        self._notices: Topic[Notice] = Topic(MAX_NOTICES)
+        self._failure: Exception | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._puts: set[asyncio.Task[None]] = set()
+        self._typed: dict[str, float] = {}
+
+    # --- beginning and end
+
+    async def __aenter__(self) -> Self:
+        settings = self.settings
+        self._store = await LocalStore.open(self._path, settings.device)
+        memory = await self._store.load()
+        adopting = settings.start == "latest" and "adopted" not in memory.meta
+        self._uplink = Uplink(settings.device, settings.format)
+        self._requests = Requests(self._uplink, settings.timing)
+        self._replica = Replica(
+            settings.device, memory, adopting=adopting, void=self._requests.void, keep=settings.keep
+        )
+        self._sender = Sender(self._uplink, self._store, settings.timing, memory.unsent, self._notices.tell)
+        self._marker = Marker(self._replica, self._uplink, settings.timing)
+        self._catchup = CatchUp(
+            replica=self._replica,
+            store=self._store,
+            uplink=self._uplink,
+            requests=self._requests,
+            timing=settings.timing,
+            meta=memory.meta,
+            commit=self._commit,
+        )
+        self._feed = Feed(self._store, self._replica.ordinal)
+        self._inbox = Inbox(
+            replica=self._replica,
+            store=self._store,
+            sender=self._sender,
+            requests=self._requests,
+            catchup=self._catchup,
+            marker=self._marker,
+            feed=self._feed,
+            notices=self._notices,
+        )
+        self._session = Session(
+            settings=settings,
+            uplink=self._uplink,
+            inbox=self._inbox,
+            requests=self._requests,
+            catchup=self._catchup,
+            sender=self._sender,
+            marker=self._marker,
+        )
+        self._reader = Reader(self._replica, self._store, self._requests, self._uplink, self._commit)
+        self._connector = Connector(settings, self._uplink, self._session, self._states.tell)
+        self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{settings.name}")
+        try:
+            await self._first_contact()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Says goodbye, and lets go of the store. What is unsent stays in it."""
+        if self._running is None:
+            return
+        running, self._running = self._running, None
+        try:
+            if self.state.phase is Phase.ESTABLISHED:
+                with contextlib.suppress(Lost, NotConnected, TimeoutError):
+                    async with asyncio.timeout(self.settings.timing.farewell):
+                        await self._session.farewell()
+        finally:
+            running.cancel()
+            await asyncio.wait([running, *self._puts])
+            await self._store.close()
+
+    async def _run(self) -> None:
+        """The connection's task: whatever ends it ends the client."""
+        try:
+            await self._connector.run()
+        except asyncio.CancelledError:
+            self._end(None, "closed")
+            raise
+        except ImqttError as error:
+            self._end(error, str(error))
+        except Exception as error:
+            log.exception("the client of %s ends", self.settings.name)
+            self._end(error, f"a fault of the client: {error}")
+
+    def _end(self, failure: Exception | None, reason: str) -> None:
+        self._failure = failure
+        self._connector.close(reason)
+        self._sender.fail(failure or NotConnected("the client is closed; the message is in the outbox"))
+        self._feed.signal.end(failure)
+        self._notices.signal.end(failure)
+        self._states.signal.end(failure)
+
+    async def _first_contact(self) -> None:
+        """Until the device has caught up, or a first try has failed, or the time is over."""
+        complete = asyncio.create_task(self._catchup.complete.wait())
+        try:
+            async with asyncio.timeout(self._wait):
+                await self._connector.tried.wait()
+                if self._uplink.is_attached:
+                    assert self._running is not None  # noqa: S101 - it was made before
+                    await asyncio.wait([complete, self._running], return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass
+        finally:
+            complete.cancel()
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # --- messages
+
+    async def send(
+        self,
+        conversation: str,
+        content: object,
+        *,
+        content_type: str = "",
+        reply_to: Position | None = None,
+        mentions: Iterable[str] = (),
+        client_msg_id: str | None = None,
+    ) -> Accepted:
+        """Sends a message, and returns once the server has stored it.
+
+        `content` is text, or bytes with a `content_type`, or a `Content`, or what JSON can say. It is in the
+        device's outbox before it is sent, and stays there until it is stored or refused: giving up waiting
+        (a timeout, a cancellation, the end of the process) does not take it back. With a `client_msg_id` of
+        one's own, sending the same again is no second message.
+
+        Raises what the server refuses it with (`Conflict`, `NotAllowed`, `Invalid`, `TooLarge`,
+        `Unsupported`); then it is not in the outbox any more. And `CredentialsRefused`, `DeviceStoreError`.
+        """
+        made = _content(content, content_type, reply_to, tuple(mentions))
+        entry = self._entry(conversation, made, client_msg_id)
+        stored = self._sender.wait(entry.key)
+        try:
+            await self._put(entry)
+            return await stored
+        finally:
+            self._sender.forget(entry.key, stored)
+
+    async def post(
+        self,
+        conversation: str,
+        content: object,
+        *,
+        content_type: str = "",
+        reply_to: Position | None = None,
+        mentions: Iterable[str] = (),
+        client_msg_id: str | None = None,
+    ) -> str:
+        """Puts a message into the outbox and returns its client_msg_id, without waiting for the server.
+
+        If the server refuses it, it stays in the outbox as such, and `notices` tells.
+        """
+        made = _content(content, content_type, reply_to, tuple(mentions))
+        entry = self._entry(conversation, made, client_msg_id)
+        await self._put(entry)
+        return entry.client_msg_id
+
+    async def outbox(self) -> list[Entry]:
+        """What is not stored yet, and what was refused, in the order in which it was given."""
+        return list((await self._store.entries()).values())
+
+    async def discard(self, conversation: str, client_msg_id: str) -> bool:
+        """Takes a message out of the outbox. If it was sent already, it may be stored nevertheless."""
+        return await self._sender.discard(Key(conversation, client_msg_id))
+
+    def direct(self, other: str) -> str:
+        """The id of the conversation with another user, or of one's own."""
+        user = self.settings.device.user
+        return home_of(user) if other == user else "d:" + ":".join(sorted((user, other)))
+
+    def _entry(self, conversation: str, content: Content, client_msg_id: str | None) -> Entry:
+        self._check()
+        now = time.time_ns() // 1_000_000
+        entry = Entry(conversation, client_msg_id or uuid4().hex, content, now)
+        limits = self._uplink.limits
+        bounds = UNBOUNDED if limits is None else Bounds(limits.content, limits.command, limits.cursors)
+        check(Send(conversation, entry.client_msg_id, content, now), bounds)
+        return entry
+
+    async def _put(self, entry: Entry) -> None:
+        # It is in the outbox or it is not: a cancellation in between must not leave it unsent there.
+        task = asyncio.create_task(self._sender.put(entry))
+        self._puts.add(task)
+        task.add_done_callback(self._puts.discard)
+        await asyncio.shield(task)
+
+    # --- what comes
+
+    def events(self, consumer: str | None = None, *, conversation: str | None = None) -> Events:
+        """An async iterator of new events, each conversation's in order, own and other devices' included.
+
+        Without a name it begins with what comes after this call. A named `consumer` goes on, also after a
+        restart, behind the last event that it finished: asking for the next one finishes it. A new name
+        begins with the oldest event that the store holds as new.
+        """
+        return self._feed.events(consumer, conversation)
+
+    def notices(self) -> Queue[Notice]:
+        """An async iterator of marks, presences, typing, and of what the program ought to know.
+
+        Not stored: if more than 1,000 wait, the oldest are dropped.
+        """
+        return self._notices.iterate()
+
+    async def history(self, conversation: str, before: int | None = None, limit: int = 100) -> list[Event]:
+        """At most `limit` events before seq `before` (default: the newest), in order of seq.
+
+        From the device's store where it is whole there, else from the server. Fewer than `limit` only at
+        the beginning of what there is, or without a connection. Raises `NotAllowed`, and `NotConnected`
+        if the device has nothing of it.
+        """
+        return await self._reader.history(conversation, before, limit)
+
+    async def conversations(self, limit: int = 1_000) -> list[Summary]:
+        """The user's conversations, the one with the newest event first."""
+        return await self._store.summaries(limit)
+
+    async def conversation(self, conversation: str) -> Summary | None:
+        """One of them, if the device knows it."""
+        found = await self._store.summaries(1, conversation)
+        return found[0] if found else None
+
+    # --- marks, presence, typing
+
+    async def mark_read(self, conversation: str, seq: int | None = None) -> None:
+        """Marks everything up to `seq` as read; by default all that has arrived. Sent in a moment."""
+        if self._replica.mark_read(conversation, seq):
+            await self._inbox.commit()
+
+    async def marks(self, conversation: str) -> dict[str, Marks]:
+        """How far each member has got, by user."""
+        return await self._store.marks(conversation)
+
+    def presence_of(self, user: str) -> Presence | None:
+        """The user's presence as last told; None: never told."""
+        return self._inbox.presences.get(user)
+
+    async def typing(self, conversation: str, typing: bool = True) -> None:
+        """Tells the others that the user is typing. May be called at every key; does nothing offline."""
+        now = time.monotonic()
+        if typing and now - self._typed.get(conversation, -TYPING_EVERY) < TYPING_EVERY:
+            return
+        if typing:
+            self._typed[conversation] = now
+            if len(self._typed) > 100:
+                del self._typed[next(iter(self._typed))]
+        else:
+            self._typed.pop(conversation, None)
+        with contextlib.suppress(NotConnected, Lost):
+            await self._uplink.publish(Typing(conversation, typing), conversation)
+
+    async def set_status(self, state: str, *, network: str = "", battery: int | None = None) -> None:
+        """Tells whether the device is `online`, `away` or in the `background`. Holds until told otherwise."""
+        status = Status(state, "-", network, battery)
+        check(status, UNBOUNDED)
+        self._session.status = Status(state, "", network, battery)
+        with contextlib.suppress(NotConnected, Lost):
+            await self._session.say(status)
+
+    # --- the connection
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where the connection is."""
+        return self._connector.state
+
+    def states(self) -> Queue[ConnectionState]:
+        """An async iterator of the connection's states, from the present one on."""
+        return self._states.iterate(self.state)
+
+    async def caught_up(self) -> None:
+        """Returns when, on the present connection, the device has all that it had missed.
+
+        Raises what ended the client.
+        """
+        while not self._catchup.complete.is_set():
+            changed = self._states.signal.watch()
+            self._check()
+            if self._running is None:
+                raise ClientError("the client is closed")
+            done = asyncio.create_task(self._catchup.complete.wait())
+            other = asyncio.create_task(changed.wait())
+            try:
+                await asyncio.wait([done, other], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                done.cancel()
+                other.cancel()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was odd about what came, by kind: malformed packets, rejected commands and the like."""
+        return dict(self._inbox.counts) | ({"events": self._replica.odd} if self._replica.odd else {})
+
+    async def _commit(self) -> None:
+        await self._inbox.commit()
+
+
+def _content(
+    content: object, content_type: str, reply_to: Position | None, mentions: tuple[str, ...]
+) -> Content:
+    given: dict[str, Any] = {"content_type": content_type, "reply_to": reply_to, "mentions": mentions}
+    if isinstance(content, Content):
+        return content
+    if isinstance(content, str):
+        return Content(text=content, **given)
+    if isinstance(content, bytes | bytearray | memoryview):
+        return Content(data=bytes(content), **given)
+    return Content(json=canonical_json(content), **given)

@@ -1,0 +1,173 @@
+"""A SQLite file with a thread of its own, so that no write holds the event loop up.
+
+Whatever was submitted while one transaction ran goes into the next one together. Operations run in the
+order in which they were submitted.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self, TypeVar
+
+from imqtt.errors import DeviceStoreError
+
+T = TypeVar("T")
+
+Operation = Callable[[sqlite3.Connection], T]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    operation: Operation[Any]
+    durable: bool
+    done: "asyncio.Future[Any]"
+
+
+class Database:
+    """One connection, held exclusively: a second process that opens the file is told so.
+
+    Without a path it is a temporary database, which SQLite keeps in memory and moves to a temporary file
+    as it grows.
+    """
+
+    def __init__(self, path: Path | None, schema: str, version: int) -> None:
+        self._path = path
+        self._schema = schema
+        self._version = version
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, "imqtt-device-store")
+        self._lock = Lock()
+        self._waiting: list[_Job] = []
+        self._working = False
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path | None, schema: str, version: int) -> Self:
+        """Raises `DeviceStoreError`."""
+        database = cls(path, schema, version)
+        try:
+            await database._loop.run_in_executor(database._thread, database._open)
+        except BaseException:
+            database._thread.shutdown(wait=False)
+            raise
+        return database
+
+    def submit(self, operation: Operation[T], *, durable: bool = False) -> "asyncio.Future[T]":
+        """Runs `operation` in a transaction. It happens also if nobody waits for the future.
+
+        A committed transaction survives the end of this process in any case, and with `durable` the
+        machine's as well: for an fsync more, which only what exists nowhere else is worth.
+        """
+        done: asyncio.Future[T] = self._loop.create_future()
+        if self._closed:
+            done.set_exception(DeviceStoreError(f"{self._name}: the client is closed"))
+            return done
+        with self._lock:
+            self._waiting.append(_Job(operation, durable, done))
+            if self._working:
+                return done
+            self._working = True
+        self._thread.submit(self._work)
+        return done
+
+    async def close(self) -> None:
+        """Finishes what was submitted, and lets go of the file."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._loop.run_in_executor(self._thread, self._close)
+        self._thread.shutdown(wait=False)
+
+    # --- in the thread
+
+    @property
+    def _name(self) -> str:
+        return str(self._path or "the temporary store")
+
+    def _open(self) -> None:
+        try:
+            connection = sqlite3.connect(
+                str(self._path or ""), timeout=0.5, isolation_level=None, check_same_thread=False
+            )
+            try:
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+                if self._path is not None:
+                    connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA cache_size = -8192")
+                self._create(connection)
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+        self._connection = connection
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN EXCLUSIVE")
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found == 0:
+            for statement in filter(str.strip, self._schema.split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {self._version}")
+        connection.execute("COMMIT")
+        if found not in (0, self._version):
+            raise DeviceStoreError(
+                f"{self._name} was written by another version of imqtt ({found}, not {self._version})"
+            )
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                jobs, self._waiting = self._waiting, []
+                if not jobs:
+                    self._working = False
+                    return
+            answers = self._commit(jobs)
+            # The loop may be gone already; then nobody waits either.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_tell, jobs, answers)
+
+    def _commit(self, jobs: list[_Job]) -> list[Any]:
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - nothing is submitted before it is open
+        try:
+            connection.execute(
+                f"PRAGMA synchronous = {'FULL' if any(it.durable for it in jobs) else 'NORMAL'}"
+            )
+            connection.execute("BEGIN IMMEDIATE")
+            answers = [job.operation(connection) for job in jobs]
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - it is handed to whoever submitted the operation
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            if len(jobs) > 1:
+                return [answer for job in jobs for answer in self._commit([job])]
+            return [self._error(error) if isinstance(error, sqlite3.Error) else error]
+        return answers
+
+    def _close(self) -> None:
+        self._work()
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+
+    def _error(self, error: sqlite3.Error) -> DeviceStoreError:
+        if "locked" in str(error):
+            return DeviceStoreError(f"{self._name} is in use by another process")
+        return DeviceStoreError(f"{self._name}: {error}")
+
+
+def _tell(jobs: list[_Job], answers: list[Any]) -> None:
+    for job, answer in zip(jobs, answers, strict=True):
+        if job.done.done():
+            continue
+        if isinstance(answer, Exception):
+            job.done.set_exception(answer)
+        else:
+            job.done.set_result(answer)

@@ -1,0 +1,24 @@
+"""A bot that answers everybody. Killed and started again, it goes on behind the last message it answered.
+
+python -m imqtt.client.examples.bot 127.0.0.1:1883 PASSWORD echo.db
+"""
+
+import asyncio
+import sys
+
+from imqtt.client import Client
+
+
+async def main(broker: str, password: str, store: str) -> None:
+    async with Client(
+        user="echo", device="bot", password=password, brokers=broker, store=store, start="beginning"
+    ) as client:
+        async for event in client.events("answering"):
+            if event.sender != "echo" and event.content.text:
+                # Named after what it answers: answering twice, after a kill, is still one answer.
+                answer = f"You said: {event.content.text}"
+                await client.send(event.conversation, answer, client_msg_id=f"re-{event.id}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,193 @@
+"""What comes out of a client, as async iterators: events in order, notices, the connection's states."""
+
+import asyncio
+from collections import deque
+from typing import Generic, Self, TypeVar
+from weakref import WeakSet
+
+from imqtt.client.store import LocalStore
+from imqtt.model import Event
+
+T = TypeVar("T")
+
+READ_AHEAD = 100  # events that an iterator takes from the store at once
+MAX_NOTICES = 1_000  # that wait for one iterator; the oldest go first
+
+
+class Signal:
+    """Wakes whoever waits, all of them, and says when there will be no more."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.failure: Exception | None = None
+        self._event = asyncio.Event()
+
+    def notify(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    def end(self, failure: Exception | None) -> None:
+        """Iterators give out what they have, then stop, or raise `failure`."""
+        self.ended, self.failure = True, failure
+        self.notify()
+
+    def watch(self) -> asyncio.Event:
+        """Taken before looking, waited for after, so that nothing happens unseen in between."""
+        return self._event
+
+    def stop(self) -> Exception:
+        """What an iterator that has nothing more raises."""
+        return self.failure or StopAsyncIteration()
+
+
+class Feed:
+    """All that is new on a device, in order of local ordinals."""
+
+    def __init__(self, store: LocalStore, ordinal: int) -> None:
+        self.signal = Signal()
+        self.ordinal = ordinal  # of the newest event that is stored
+        self._store = store
+        self._iterators: WeakSet[Events] = WeakSet()
+
+    def advance(self, ordinal: int) -> None:
+        """Events up to this one are stored."""
+        if ordinal > self.ordinal:
+            self.ordinal = ordinal
+            self.signal.notify()
+
+    @property
+    def wanted_after(self) -> int | None:
+        """The ordinal after which some iterator has yet to read."""
+        return min((it.position for it in self._iterators), default=None)
+
+    def events(self, consumer: str | None, conversation: str | None) -> "Events":
+        return Events(self, self._store, consumer, conversation)
+
+    def enter(self, events: "Events") -> None:
+        self._iterators.add(events)
+
+    def leave(self, events: "Events") -> None:
+        self._iterators.discard(events)
+
+
+class Events:
+    """Events as they become known, each conversation in order of seq.
+
+    It reads from the device's store, a few at a time: however slow its consumer is, neither memory nor
+    the connection suffers. With a consumer's name, the place is kept in the store: asking for the next
+    event says that the last one is finished, and after a restart it goes on behind that one.
+    """
+
+    def __init__(self, feed: Feed, store: LocalStore, consumer: str | None, conversation: str | None) -> None:
+        self.position = feed.ordinal  # of the last event given out
+        self._feed = feed
+        self._store = store
+        self._consumer = consumer
+        self._conversation = conversation
+        self._begun = False
+        self._unfinished = False
+        self._ahead: deque[tuple[int, Event]] = deque()
+        self._read_to = self.position
+        if consumer is None:
+            feed.enter(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._begun:
+            self._begun = True
+            if self._consumer is not None:
+                self.position = self._read_to = await self._store.consumer(self._consumer)
+        await self.finish()
+        signal = self._feed.signal
+        while not self._ahead:
+            changed = signal.watch()
+            if self._read_to < self._feed.ordinal:
+                await self._read()
+            elif signal.ended:
+                self.close()
+                raise signal.stop()
+            else:
+                await changed.wait()
+        self.position, event = self._ahead.popleft()
+        self._unfinished = True
+        return event
+
+    async def finish(self) -> None:
+        """Says that the last event is finished, for a consumer that will not ask for another."""
+        if self._unfinished and self._consumer is not None:
+            await self._store.finish(self._consumer, self.position)
+        self._unfinished = False
+
+    def close(self) -> None:
+        """Lets go: the store may remove events that this iterator has not given out."""
+        self._feed.leave(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def _read(self) -> None:
+        known = self._feed.ordinal
+        found = await self._store.new_events(self._read_to, READ_AHEAD, self._conversation)
+        self._ahead.extend(found)
+        last = found[-1][0] if found else 0
+        self._read_to = last if len(found) == READ_AHEAD else max(known, last)
+        if not found:
+            self.position = self._read_to
+
+
+class Queue(Generic[T]):
+    """An iterator of things that are not kept. It holds the newest `size`, and counts what it let go."""
+
+    def __init__(self, topic: "Topic[T]", size: int) -> None:
+        self.dropped = 0
+        self.waiting: deque[T] = deque(maxlen=size)
+        self._topic = topic
+
+    def put(self, item: T) -> None:
+        self.dropped += len(self.waiting) == self.waiting.maxlen
+        self.waiting.append(item)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        signal = self._topic.signal
+        while not self.waiting:
+            changed = signal.watch()
+            if signal.ended:
+                self.close()
+                raise StopAsyncIteration
+            await changed.wait()
+        return self.waiting.popleft()
+
+    def close(self) -> None:
+        self._topic.leave(self)
+
+
+class Topic(Generic[T]):
+    """Tells every iterator what happens from its making on."""
+
+    def __init__(self, size: int) -> None:
+        self.signal = Signal()
+        self._size = size
+        self._queues: WeakSet[Queue[T]] = WeakSet()  # one that is dropped is gone
+
+    def tell(self, item: T) -> None:
+        for queue in self._queues:
+            queue.put(item)
+        self.signal.notify()
+
+    def iterate(self, *first: T) -> Queue[T]:
+        queue = Queue(self, self._size)
+        for item in first:
+            queue.put(item)
+        self._queues.add(queue)
+        return queue
+
+    def leave(self, queue: Queue[T]) -> None:
+        self._queues.discard(queue)

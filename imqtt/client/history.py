@@ -1,0 +1,62 @@
+"""Reading back: from the device's own log where it is whole, else from the server."""
+
+from collections.abc import Awaitable, Callable
+
+from imqtt.client.replica import Replica
+from imqtt.client.requests import Requests
+from imqtt.client.store import LocalStore
+from imqtt.client.uplink import Uplink
+from imqtt.errors import NotConnected
+from imqtt.model import Event, History, Slice
+
+
+class Reader:
+    """What the server answers is put in front of the device's log where it meets it, for the next time."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        store: LocalStore,
+        requests: Requests,
+        uplink: Uplink,
+        commit: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._replica = replica
+        self._store = store
+        self._requests = requests
+        self._uplink = uplink
+        self._commit = commit
+
+    async def history(self, conversation: str, before: int | None, limit: int) -> list[Event]:
+        """At most `limit` events before seq `before`, in order of seq."""
+        log = self._replica.logs.get(conversation)
+        if log is None or not log.begun:
+            return await self._ask(conversation, before or 0, limit)
+        end = log.cursor.seq + 1 if before is None else before
+        if end > log.cursor.seq + 1 and log.is_behind and self._uplink.is_attached:
+            return await self._ask(conversation, end, limit)
+        end = min(end, log.cursor.seq + 1)
+        own = await self._store.events(conversation, max(log.base + 1, end - limit), end - 1)
+        wanted = limit - len(own)
+        if wanted <= 0 or log.base == 0 or log.missing or end <= 1:
+            return own
+        if not self._uplink.is_attached:
+            if own:
+                return own
+            raise NotConnected(f"this device does not have {conversation} before seq {end}")
+        older = await self._ask(conversation, own[0].seq if own else end, wanted)
+        return older + own
+
+    async def _ask(self, conversation: str, before: int, limit: int) -> list[Event]:
+        """From the server, page by page."""
+        events: list[Event] = []
+        while len(events) < limit:
+            page = await self._requests.ask(History(conversation, before, limit - len(events)), conversation)
+            part = next((it for it in page.slices if it.history), Slice(conversation))
+            self._replica.extend(conversation, part)
+            await self._commit()
+            events[:0] = part.events
+            if not part.events or not part.more:
+                break
+            before = part.events[0].seq
+        return events

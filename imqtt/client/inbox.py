@@ -1,0 +1,129 @@
+"""What becomes of the frames that a device receives: first into its store, then told."""
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+from imqtt.client.catchup import CatchUp
+from imqtt.client.feed import Feed, Topic
+from imqtt.client.marker import Marker
+from imqtt.client.replica import Replica, Step
+from imqtt.client.requests import Requests
+from imqtt.client.sender import Sender
+from imqtt.client.store import LocalStore
+from imqtt.client.values import Notice
+from imqtt.core.outbox import Key
+from imqtt.errors import Malformed
+from imqtt.model import Accepted, AnyFrame, Event, Marks, Page, PeerTyping, Presence, Rejected, Welcome
+from imqtt.protocol import decode_frames
+
+log = logging.getLogger(__name__)
+
+MAX_PRESENCES = 10_000  # users whose presence is remembered
+
+
+class Inbox:
+    """Takes frames in the order in which they came. Outlives connections."""
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        store: LocalStore,
+        sender: Sender,
+        requests: Requests,
+        catchup: CatchUp,
+        marker: Marker,
+        feed: Feed,
+        notices: Topic[Notice],
+    ) -> None:
+        self.counts: Counter[str] = Counter()  # what was odd, by kind
+        self.presences: OrderedDict[str, Presence] = OrderedDict()
+        self._replica = replica
+        self._store = store
+        self._sender = sender
+        self._requests = requests
+        self._catchup = catchup
+        self._marker = marker
+        self._feed = feed
+        self._notices = notices
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def take(self, payloads: Iterable[bytes], welcome: Callable[[Welcome], None]) -> None:
+        """Returns when everything in these packets is stored and told."""
+        frames: list[AnyFrame] = []
+        for payload in payloads:
+            try:
+                frames += decode_frames(payload)
+            except Malformed as error:
+                self.counts["malformed"] += 1
+                log.warning("a packet is dropped: %s", error)
+        keys = [Key(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
+        entries = await self._sender.entries(keys) if keys else {}
+        answers: list[Page | Rejected] = []
+        for frame in frames:
+            if isinstance(frame, Event):
+                self._replica.event(frame)
+            elif isinstance(frame, Accepted):
+                self._replica.accepted(frame, entries.get(Key(frame.conversation, frame.client_msg_id)))
+            elif isinstance(frame, Page):
+                self._replica.page(frame, self._requests.asked(frame.ref))
+                answers.append(frame)
+            elif isinstance(frame, Rejected):
+                answers.append(frame)
+            elif isinstance(frame, Welcome):
+                welcome(frame)
+            else:
+                self._tell(frame)
+        await self.commit(answers)
+
+    async def commit(self, answers: Sequence[Page | Rejected] = ()) -> None:
+        """Stores what the replica has come to, and only then tells of it."""
+        step = self._replica.take()
+        if step.changes:
+            step.changes.wanted_after = self._feed.wanted_after
+        stored = self._store.apply(step.changes) if step.changes else None
+        # Also if the connection ends now: the replica has changed, so this has to be told.
+        task = asyncio.create_task(self._settle(step, stored, self._replica.ordinal, answers))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        await asyncio.shield(task)
+
+    async def _settle(
+        self,
+        step: Step,
+        stored: "asyncio.Future[dict[str, int]] | None",
+        ordinal: int,
+        answers: Sequence[Page | Rejected],
+    ) -> None:
+        if stored is not None:
+            self._replica.trimmed(await stored)
+        self._feed.advance(ordinal)
+        for accepted in step.accepted:
+            self._sender.accepted(accepted)
+        for notice in step.notices:
+            self._notices.tell(notice)
+        self._catchup.want(step.wanted)
+        self._marker.add(step.marked)
+        for answer in answers:
+            if self._requests.answer(answer) or isinstance(answer, Page):
+                continue
+            if answer.client_msg_id:
+                await self._sender.rejected(answer)
+            else:
+                self.counts[f"rejected {answer.code}"] += 1
+                log.warning(
+                    "a %s is rejected: %s: %s", answer.command or "command", answer.code, answer.reason
+                )
+
+    def _tell(self, frame: Marks | Presence | PeerTyping) -> None:
+        if isinstance(frame, Marks):
+            self._replica.marks(frame)
+            return
+        if isinstance(frame, Presence):
+            self.presences[frame.user] = frame
+            self.presences.move_to_end(frame.user)
+            if len(self.presences) > MAX_PRESENCES:
+                self.presences.popitem(last=False)
+        self._notices.tell(frame)

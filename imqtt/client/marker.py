@@ -1,0 +1,49 @@
+"""The user's own marks on their way to the server: many that rise within a moment are one command."""
+
+import asyncio
+from collections.abc import Iterable
+
+from imqtt.client.replica import Replica
+from imqtt.client.settings import Timing
+from imqtt.client.uplink import Uplink
+from imqtt.model import Mark
+
+AT_ONCE = 50  # commands before the next pause
+
+
+class Marker:
+    """Outlives connections. What does not arrive is seen in the heads of a later sync, and sent again."""
+
+    def __init__(self, replica: Replica, uplink: Uplink, timing: Timing) -> None:
+        self._replica = replica
+        self._uplink = uplink
+        self._timing = timing
+        self._waiting: dict[str, None] = {}  # conversations, in order
+        self._changed = asyncio.Event()
+
+    def add(self, conversations: Iterable[str]) -> None:
+        """These have marks that the server does not know."""
+        self._waiting.update(dict.fromkeys(conversations))
+        if self._waiting:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Sends while there is a connection."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(self._timing.marks)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Sends what has come together, at most a certain number."""
+        names = list(self._waiting)[:AT_ONCE]
+        for name in names:
+            log = self._replica.logs.get(name)
+            if log is not None and log.has_marks:
+                delivered, read = log.delivered, log.read
+                await self._uplink.publish(Mark(name, delivered, read), name)
+                log.told_delivered = max(log.told_delivered, delivered)
+                log.told_read = max(log.told_read, read)
+            self._waiting.pop(name, None)
+        if not self._waiting:
+            self._changed.clear()

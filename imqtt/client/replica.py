@@ -1,0 +1,424 @@
+"""A device's copy of its conversations: what each frame changes in it. No I/O, no clock.
+
+Frames go in one by one; `take` gives out what they came to: what is to be stored, what is missing, which
+marks are to be sent, what is to be told. Nothing of it may be told to anybody before it is stored.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from imqtt.client.store import Changes, Memory
+from imqtt.client.values import NOTHING, Entry, LogState, Notice, Restarted, Skipped
+from imqtt.core.outbox import Key
+from imqtt.core.reorder import Reorder
+from imqtt.model import Accepted, Device, Event, Head, Id, Marks, Page, Position, Slice
+
+MAX_SEQ = 1 << 53
+MAX_ID = 1 << 63
+
+
+class Want(Enum):
+    """Why a conversation's events are to be asked for."""
+
+    BEHIND = "behind"  # the server has said that there are more: now
+    HOLE = "hole"  # later ones arrived: soon, the missing ones may be on their way
+    CHECK = "check"  # the server's log may be another one than ours: now
+
+
+@dataclass(slots=True)
+class Log:
+    """One conversation's log. It holds the events after `base` up to the cursor.
+
+    `delivered` and `read` are the user's own marks as this device would have them, `told_…` as the server
+    is known to have them. A log that is not `begun` only keeps events aside until its head is known.
+    """
+
+    conversation: str
+    order: Reorder
+    base: int = 0
+    head: Position = NOTHING
+    missing: str = ""
+    delivered: int = 0
+    read: int = 0
+    told_delivered: int = 0
+    told_read: int = 0
+    begun: bool = True
+
+    @property
+    def cursor(self) -> Position:
+        return self.order.cursor
+
+    @property
+    def is_behind(self) -> bool:
+        return self.begun and self.head.seq > self.cursor.seq
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether the server does not have this device's marks."""
+        return self.delivered > self.told_delivered or self.read > self.told_read
+
+    def state(self) -> LogState:
+        return LogState(self.conversation, self.cursor, self.base, self.head, self.missing)
+
+
+@dataclass(slots=True)
+class Step:
+    """What some frames came to."""
+
+    changes: Changes = field(default_factory=Changes)
+    wanted: dict[str, Want] = field(default_factory=dict)
+    marked: set[str] = field(default_factory=set)
+    accepted: list[Accepted] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+
+
+class Replica:
+    """All logs of one device.
+
+    While it is `adopting`, conversations that it does not know begin at their head: it is new, and what
+    was stored before it came is history. Afterwards they begin at seq 1, so that nothing is missed.
+    `void` is told conversations of which answers to earlier questions say nothing any more.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        memory: Memory,
+        *,
+        adopting: bool,
+        void: Callable[[str], None],
+        keep: int | None = None,
+    ) -> None:
+        self.device = device
+        self.adopting = adopting
+        self.odd = 0  # events that no server sends
+        self.logs: dict[str, Log] = {}
+        self.ordinal = int(memory.meta.get("ordinal", 0))
+        self._void = void
+        self._keep = keep
+        self._step = Step()
+        self._touched: set[str] = set()
+        self._remarked: set[str] = set()  # logs whose own marks rose
+        for state in memory.logs:
+            log = Log(state.conversation, Reorder(state.cursor), state.base, state.head, state.missing)
+            self.logs[state.conversation] = log
+            if log.is_behind:
+                self._want(log, Want.BEHIND)
+        for marks in memory.own_marks:
+            if (known := self.logs.get(marks.conversation)) is not None:
+                known.delivered, known.read = marks.delivered, marks.read
+
+    def take(self) -> Step:
+        """What has come together since the last call."""
+        step, self._step = self._step, Step()
+        step.wanted = {
+            name: want
+            for name, want in step.wanted.items()
+            if want is not Want.HOLE or self.logs[name].is_behind
+        }
+        for name in self._touched:
+            log = self.logs[name]
+            if not log.begun:
+                continue
+            step.changes.logs[name] = log.state()
+            if self._keep is not None and log.cursor.seq - log.base > self._keep + self._keep // 8:
+                step.changes.trim.append((name, log.cursor.seq - self._keep))
+        self._touched.clear()
+        for name in self._remarked:
+            log = self.logs[name]
+            step.changes.marks.append(Marks(name, self.device.user, log.delivered, log.read))
+            if log.has_marks:
+                step.marked.add(name)
+        self._remarked.clear()
+        if step.changes.events:
+            step.changes.meta["ordinal"] = str(self.ordinal)
+        return step
+
+    # --- frames
+
+    def event(self, event: Event) -> None:
+        """An event that came by itself."""
+        if self._plausible(event):
+            self._offer(self._log(event.conversation), event)
+
+    def accepted(self, frame: Accepted, entry: Entry | None) -> None:
+        """A message of this device is stored. `entry`: its content, if it is still in the outbox."""
+        key = Key(frame.conversation, frame.client_msg_id)
+        self._step.changes.sent.append(key)
+        self._step.accepted.append(frame)
+        if not (0 < frame.seq < MAX_SEQ and 0 < frame.id < MAX_ID):
+            self.odd += 1
+        elif entry is not None:
+            self._offer(self._log(frame.conversation), _own_event(self.device, frame, entry))
+        else:
+            log = self._log(frame.conversation)
+            self._raise_head(log, Position(frame.seq, frame.id))
+            if log.is_behind:
+                self._want(log, Want.HOLE)
+
+    def marks(self, frame: Marks) -> None:
+        """A member's marks."""
+        self._step.changes.marks.append(frame)
+        self._step.notices.append(frame)
+        log = self.logs.get(frame.conversation)
+        if frame.user == self.device.user and log is not None:
+            log.told_delivered = max(log.told_delivered, frame.delivered)
+            log.told_read = max(log.told_read, frame.read)
+            log.delivered = max(log.delivered, frame.delivered)
+            log.read = max(log.read, frame.read)
+
+    def page(self, page: Page, asked: Collection[str]) -> None:
+        """The answer to a `Hello` or `Sync` that had cursors of the conversations `asked`."""
+        self._trust(page, asked)
+        for part in page.slices:
+            if part.history:
+                continue
+            events = [
+                it for it in part.events if it.conversation == part.conversation and self._plausible(it)
+            ]
+            log = self.logs.get(part.conversation)
+            if not part.restart:
+                self._slice(part, events)
+            elif log is not None and part.conversation in asked:
+                # Our log has the cursor that was judged, even if events have come after it since.
+                self._restart(log, part, events)
+        for head in page.heads:
+            self._head(head)
+
+    # --- what the device itself decides
+
+    def end_adoption(self) -> None:
+        """Every head has been seen. What is not known now was begun after this device came."""
+        self.adopting = False
+        for log in self.logs.values():
+            if not log.begun:
+                # It moved to the front of the list of heads while that was read.
+                self._begin(log, Position(log.order.lowest_aside - 1, Id(0)))
+
+    def mark_read(self, conversation: str, seq: int | None) -> bool:
+        """Raises the user's own marks, up to `seq` or the cursor. False if they were there already."""
+        log = self.logs.get(conversation)
+        if log is None:
+            return False
+        read = log.cursor.seq if seq is None else min(seq, max(log.head.seq, log.cursor.seq))
+        if read <= log.read:
+            return False
+        log.read = read
+        self._mark_delivered(log, read)
+        return True
+
+    def extend(self, conversation: str, part: Slice) -> None:
+        """Puts a page of history in front of the log, where it meets it."""
+        log = self.logs.get(conversation)
+        if log is None or not log.begun or self._keep is not None:
+            return
+        fits = [event for event in part.events if event.seq <= log.base and self._plausible(event)]
+        if fits and fits[-1].seq == log.base and fits[0].seq == log.base - len(fits) + 1:
+            for event in fits:
+                self._step.changes.events[conversation, event.seq] = (None, event)
+            log.base = fits[0].seq - 1
+            log.missing = part.missing
+            self._touched.add(conversation)
+        elif not part.events and part.missing:
+            log.missing = part.missing
+            self._touched.add(conversation)
+
+    def trimmed(self, bases: Mapping[str, int]) -> None:
+        """The store has removed what was before these seqs."""
+        for conversation, base in bases.items():
+            log = self.logs[conversation]
+            if base > log.base:
+                log.base, log.missing = base, ""
+
+    def newest(self, limit: int, before: int = MAX_ID) -> list[Log]:
+        """The logs with the newest events, of those before this id."""
+        known = [log for log in self.logs.values() if 0 < log.cursor.id < before]
+        return sorted(known, key=lambda log: -log.cursor.id)[:limit]
+
+    # --- the log
+
+    def _log(self, conversation: str) -> Log:
+        log = self.logs.get(conversation)
+        if log is None:
+            log = self.logs[conversation] = Log(conversation, Reorder(), begun=not self.adopting)
+        return log
+
+    def _offer(self, log: Log, event: Event) -> None:
+        if not log.begun and event.seq == 1:
+            log.begun = True
+        step = log.order.offer(event)
+        if step.diverged:
+            self._doubt(log)
+            return
+        self._apply(log, step.events)
+        self._raise_head(log, event.position)
+        if log.is_behind:
+            self._want(log, Want.HOLE)
+
+    def _apply(self, log: Log, events: Iterable[Event], *, new: bool = True) -> None:
+        """These follow the log's last event. `new`: not history, but what a consumer waits for."""
+        changes = self._step.changes
+        for event in events:
+            ordinal = None
+            if new:
+                self.ordinal += 1
+                ordinal = self.ordinal
+            changes.events[log.conversation, event.seq] = (ordinal, event)
+            if event.sender != self.device.user:
+                self._mark_delivered(log, event.seq)
+            elif event.device == self.device.device:
+                # Also where `Accepted` got lost and the log itself tells.
+                key = Key(log.conversation, event.client_msg_id)
+                if key not in changes.sent:
+                    changes.sent.append(key)
+                    self._step.accepted.append(_accepted(event))
+            self._touched.add(log.conversation)
+        self._raise_head(log, log.cursor)
+
+    def _begin(self, log: Log, cursor: Position) -> None:
+        log.begun = True
+        log.base = cursor.seq
+        self._touched.add(log.conversation)
+        self._apply(log, log.order.begin(cursor))
+        if log.is_behind:
+            self._want(log, Want.HOLE)
+
+    def _raise_head(self, log: Log, position: Position) -> None:
+        if position.seq > log.head.seq:
+            log.head = position
+            self._touched.add(log.conversation)
+
+    # --- pages
+
+    def _slice(self, part: Slice, events: list[Event]) -> None:
+        if not events:
+            return
+        log = self._log(part.conversation)
+        if not log.begun:
+            live = {event.seq for event in events if log.order.holds(event.seq)}
+            log.base, log.missing = events[0].seq - 1, part.missing
+            log.begun = True
+            for event in events:
+                self._apply(log, (event,), new=event.seq in live)
+            self._apply(log, log.order.begin(events[-1].position))
+        else:
+            expected = log.cursor.seq + 1
+            if events[0].seq > expected and part.missing not in ("", "start"):
+                self._step.notices.append(
+                    Skipped(part.conversation, expected, events[0].seq - 1, part.missing)
+                )
+                log.missing = part.missing
+                self._begin(log, Position(events[0].seq - 1, Id(0)))
+            for event in events:
+                self._offer(log, event)
+        if part.more:
+            self._want(log, Want.BEHIND)
+
+    def _trust(self, page: Page, asked: Collection[str]) -> None:
+        """Goes on with doubtful logs of which the server has looked at the cursor, and knows it."""
+        told = {part.conversation: part.restart for part in page.slices if not part.history}
+        for name in asked:
+            log = self.logs.get(name)
+            looked_at = name in told or not page.more
+            if log is not None and log.order.in_doubt and looked_at and not told.get(name, False):
+                self._apply(log, log.order.trust())
+
+    def _restart(self, log: Log, part: Slice, events: list[Event]) -> None:
+        name, old = log.conversation, log.cursor
+        self._void(name)
+        changes = self._step.changes
+        changes.restarted.add(name)
+        changes.events = {key: value for key, value in changes.events.items() if key[0] != name}
+        changes.marks = [marks for marks in changes.marks if marks.conversation != name]
+        log.order = Reorder(events[-1].position if events else NOTHING)
+        log.base = events[0].seq - 1 if events else 0
+        log.missing, log.head = part.missing, log.cursor
+        log.delivered, log.read = (min(it, log.cursor.seq) for it in (log.delivered, log.read))
+        log.told_delivered = log.told_read = 0
+        for event in events:
+            # Ids grow with time, so what is younger than our log cannot have been in it.
+            self._apply(log, (event,), new=event.id > old.id)
+        self._mark_delivered(log, log.delivered)
+        self._touched.add(name)
+        self._step.notices.append(Restarted(name, events[0].seq if events else 0))
+        # What was kept aside may have been of either log: whatever came after these events is asked for.
+        self._want(log, Want.BEHIND)
+
+    def _head(self, head: Head) -> None:
+        position = Position(head.seq, head.id)
+        if not (0 < head.seq < MAX_SEQ and 0 < head.id < MAX_ID):
+            self.odd += 1
+            return
+        log = self._log(head.conversation)
+        if not log.begun:
+            self._adopt(log, head)
+        cursor = log.cursor
+        if head.seq > cursor.seq:
+            self._raise_head(log, position)
+            self._want(log, Want.BEHIND)
+        elif head.seq < cursor.seq or (cursor.id and head.id != cursor.id):
+            # A page that was overtaken by events, or a restored store: the server can tell.
+            log.order.in_doubt = True
+            self._doubt(log)
+        log.told_delivered = log.told_read = 0
+        for marks in head.marks:
+            self._step.changes.marks.append(marks)
+            if marks.user == self.device.user:
+                log.told_delivered, log.told_read = marks.delivered, marks.read
+                log.delivered = max(log.delivered, marks.delivered)
+                log.read = max(log.read, marks.read)
+        if log.has_marks:
+            self._step.marked.add(log.conversation)
+
+    def _adopt(self, log: Log, head: Head) -> None:
+        """Begins a log at its head, or before it where events after this device's `Hello` have come."""
+        latest, lowest = head.latest, log.order.lowest_aside
+        if 0 < lowest <= head.seq:
+            self._begin(log, Position(lowest - 1, Id(0)))
+        elif latest is None or latest.seq != head.seq or not self._plausible(latest):
+            self._begin(log, Position(head.seq, head.id))
+        else:
+            log.begun = True
+            log.base = head.seq - 1
+            following = log.order.begin(latest.position)
+            self._apply(log, (latest,), new=False)
+            self._apply(log, following)
+
+    # --- what is to be done
+
+    def _doubt(self, log: Log) -> None:
+        """What was asked before may have been answered before, too: only a new answer helps."""
+        self._void(log.conversation)
+        self._want(log, Want.CHECK)
+
+    def _want(self, log: Log, want: Want) -> None:
+        if log.begun and (want is not Want.HOLE or log.conversation not in self._step.wanted):
+            self._step.wanted[log.conversation] = want
+
+    def _mark_delivered(self, log: Log, seq: int) -> None:
+        log.delivered = max(log.delivered, seq)
+        self._remarked.add(log.conversation)
+
+    def _plausible(self, event: Event) -> bool:
+        fine = 0 < event.seq < MAX_SEQ and 0 < event.id < MAX_ID
+        self.odd += not fine
+        return fine
+
+
+def _own_event(device: Device, frame: Accepted, entry: Entry) -> Event:
+    return Event(
+        conversation=frame.conversation,
+        seq=frame.seq,
+        id=frame.id,
+        time=frame.time,
+        sender=device.user,
+        device=device.device,
+        client_msg_id=frame.client_msg_id,
+        content=entry.content,
+        client_time=entry.client_time,
+    )
+
+
+def _accepted(event: Event) -> Accepted:
+    return Accepted(event.conversation, event.client_msg_id, event.seq, event.id, event.time)

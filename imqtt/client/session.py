@@ -1,0 +1,133 @@
+"""One established connection, from `Hello` until it is lost."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from random import uniform
+
+import msgspec
+
+from imqtt.client.catchup import CatchUp
+from imqtt.client.inbox import Inbox
+from imqtt.client.marker import Marker
+from imqtt.client.mqtt import Lost, Mqtt
+from imqtt.client.requests import Requests
+from imqtt.client.sender import Sender
+from imqtt.client.settings import Settings
+from imqtt.client.uplink import Uplink
+from imqtt.core.partitions import home_of
+from imqtt.errors import NotConnected
+from imqtt.model import Hello, Status, Welcome
+from imqtt.protocol.topics import down
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """Who takes part in a connection, and in which order."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        uplink: Uplink,
+        inbox: Inbox,
+        requests: Requests,
+        catchup: CatchUp,
+        sender: Sender,
+        marker: Marker,
+    ) -> None:
+        self.status = Status("online", "")  # what the program last said of the device
+        self._settings = settings
+        self._uplink = uplink
+        self._inbox = inbox
+        self._requests = requests
+        self._catchup = catchup
+        self._sender = sender
+        self._marker = marker
+        self._home = home_of(settings.device.user)
+
+    async def run(self, mqtt: Mqtt, nonce: str, established: Callable[[], None]) -> None:
+        """Until the connection is lost: raises `Lost`, or what else went wrong."""
+        self._catchup.complete.clear()
+        try:
+            # Before `Hello`, so that nothing is published to the device while it does not listen.
+            await mqtt.subscribe(down(self._settings.device))
+            self._uplink.attach(mqtt, nonce)
+            async with asyncio.TaskGroup() as tasks:
+                welcomed = asyncio.Event()
+                tasks.create_task(self._receive(mqtt, nonce, welcomed), name="imqtt-receive")
+                tasks.create_task(self._converse(welcomed, established), name="imqtt-converse")
+        except BaseExceptionGroup as group:
+            raise _cause(group) from group
+        finally:
+            self._uplink.detach()
+            self._catchup.complete.clear()
+
+    async def say(self, status: Status) -> None:
+        """Tells the server the device's state, on this connection. Raises `NotConnected` or `Lost`."""
+        await self._uplink.publish(msgspec.structs.replace(status, nonce=self._uplink.nonce), self._home)
+
+    async def farewell(self) -> None:
+        """What is to be said before a clean end, after which the broker keeps the last will to itself."""
+        await self._marker.flush()
+        await self.say(Status("offline", ""))
+
+    async def _receive(self, mqtt: Mqtt, nonce: str, welcomed: asyncio.Event) -> None:
+        def welcome(frame: Welcome) -> None:
+            if frame.nonce != nonce:
+                return  # the answer to an earlier connection's `Hello`
+            self._uplink.partitions = frame.partitions
+            self._uplink.limits = frame.limits
+            welcomed.set()
+
+        while True:
+            await self._inbox.take(await mqtt.receive(), welcome)
+
+    async def _converse(self, welcomed: asyncio.Event, established: Callable[[], None]) -> None:
+        hello = Hello(
+            self._uplink.nonce,
+            self._settings.platform,
+            self._settings.max_packet,
+            self._catchup.cursors(),
+        )
+        page = await self._requests.ask(hello, self._home)
+        try:
+            async with asyncio.timeout(self._settings.timing.answer):
+                await welcomed.wait()  # it comes before the page, unless it got lost
+        except TimeoutError:
+            raise Lost("the server answered without a Welcome") from None
+        established()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._catchup.run(page), name="imqtt-catch-up")
+            tasks.create_task(self._sender.run(), name="imqtt-outbox")
+            tasks.create_task(self._marker.run(), name="imqtt-marks")
+            tasks.create_task(self._stay_present(), name="imqtt-presence")
+
+    async def _stay_present(self) -> None:
+        """Says something before the server takes a silent device for gone."""
+        if self.status != Status("online", ""):
+            await self.say(self.status)
+        while True:
+            limits = self._uplink.limits
+            ttl = 300 if limits is None or limits.presence <= 0 else limits.presence
+            due = self._uplink.spoke_at + ttl * uniform(0.3, 0.5)
+            if (wait := due - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            else:
+                await self.say(self.status)
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What ended a connection: a fault, if there is one among what went down with it."""
+    causes: list[BaseException] = []
+    groups: list[BaseExceptionGroup[BaseException]] = [group]
+    while groups:
+        for error in groups.pop().exceptions:
+            if isinstance(error, BaseExceptionGroup):
+                groups.append(error)
+            else:
+                causes.append(error)
+    faults = [error for error in causes if not isinstance(error, Lost | NotConnected)]
+    return faults[0] if faults else Lost(str(causes[0]))

@@ -1,0 +1,317 @@
+"""What a device keeps: its log, cursors, marks and outbox, in one SQLite file.
+
+Whatever belongs together is written together: events with the cursor that counts them, and an accepted
+message's event with its leaving the outbox. So the device may be killed at any time.
+"""
+
+import sqlite3
+from asyncio import Future
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from imqtt.client.database import Database
+from imqtt.client.values import Entry, LogState, Summary
+from imqtt.core.outbox import Key
+from imqtt.errors import Conflict, DeviceStoreError
+from imqtt.model import Content, Device, Event, Id, Marks, Position, from_json_type, to_json_type
+
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE conversations (
+    conversation TEXT PRIMARY KEY, seq INTEGER NOT NULL, id INTEGER NOT NULL, base INTEGER NOT NULL,
+    head_seq INTEGER NOT NULL, head_id INTEGER NOT NULL, missing TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE events (
+    conversation TEXT NOT NULL, seq INTEGER NOT NULL, ordinal INTEGER, sender TEXT NOT NULL,
+    body BLOB NOT NULL, PRIMARY KEY (conversation, seq)
+);
+CREATE UNIQUE INDEX events_by_ordinal ON events (ordinal) WHERE ordinal IS NOT NULL;
+CREATE TABLE marks (
+    conversation TEXT NOT NULL, user TEXT NOT NULL, delivered INTEGER NOT NULL, read INTEGER NOT NULL,
+    PRIMARY KEY (conversation, user)
+) WITHOUT ROWID;
+CREATE TABLE outbox (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, conversation TEXT NOT NULL, client_msg_id TEXT NOT NULL,
+    client_time INTEGER NOT NULL, content BLOB NOT NULL, refused TEXT NOT NULL, reason TEXT NOT NULL,
+    UNIQUE (conversation, client_msg_id)
+);
+CREATE TABLE consumers (name TEXT PRIMARY KEY, ordinal INTEGER NOT NULL) WITHOUT ROWID
+"""
+
+_encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
+_event = msgspec.json.Decoder(Event, dec_hook=from_json_type).decode
+_content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What a client knows when it starts: everything but events and contents."""
+
+    logs: tuple[LogState, ...]
+    own_marks: tuple[Marks, ...]
+    unsent: tuple[Key, ...]  # in the order in which they were given
+    meta: dict[str, str]
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one batch of frames changes, applied as one transaction in the order of the fields.
+
+    An event's ordinal numbers what is new to the device, over all conversations; history has none.
+    """
+
+    restarted: set[str] = field(default_factory=set)
+    events: dict[tuple[str, int], tuple[int | None, Event]] = field(default_factory=dict)
+    logs: dict[str, LogState] = field(default_factory=dict)
+    marks: list[Marks] = field(default_factory=list)
+    sent: list[Key] = field(default_factory=list)
+    trim: list[tuple[str, int]] = field(default_factory=list)  # up to which seq
+    wanted_after: int | None = None  # an iterator has yet to read the events after this ordinal
+    meta: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.restarted or self.events or self.logs or self.marks or self.sent or self.trim or self.meta
+        )
+
+
+class LocalStore:
+    """Methods that return a future have taken effect in their order of calling, awaited or not.
+
+    All of them raise `DeviceStoreError`.
+    """
+
+    def __init__(self, database: Database, device: Device) -> None:
+        self._database = database
+        self._device = device
+
+    @classmethod
+    async def open(cls, path: Path | None, device: Device) -> Self:
+        """Opens or creates the store of one device; without a path one that ends with the process."""
+        database = await Database.open(path, SCHEMA, VERSION)
+
+        def claim(connection: sqlite3.Connection) -> str:
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('device', ?)", (str(device),))
+            return str(connection.execute("SELECT value FROM meta WHERE name = 'device'").fetchone()[0])
+
+        owner = await database.submit(claim)
+        if owner != str(device):
+            await database.close()
+            raise DeviceStoreError(f"{path} belongs to {owner}, not to {device}")
+        return cls(database, device)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    def load(self) -> Future[Memory]:
+        return self._database.submit(lambda it: _load(it, self._device.user))
+
+    def apply(self, changes: Changes) -> Future[dict[str, int]]:
+        """One transaction. It survives a kill of the process; a crash of the machine may undo it, and all
+        that came after it, which the next sync brings again. Returns the bases of logs that were trimmed."""
+        return self._database.submit(lambda it: _apply(it, changes))
+
+    # --- the log
+
+    def new_events(self, after: int, limit: int, conversation: str | None) -> Future[list[tuple[int, Event]]]:
+        """New events with their ordinals, from the one after ordinal `after` on."""
+        query = (
+            "SELECT ordinal, body FROM events"
+            " WHERE ordinal > ? AND (? IS NULL OR conversation = ?) ORDER BY ordinal LIMIT ?"
+        )
+
+        def read(connection: sqlite3.Connection) -> list[tuple[int, Event]]:
+            rows = connection.execute(query, (after, conversation, conversation, limit))
+            return [(ordinal, _event(body)) for ordinal, body in rows]
+
+        return self._database.submit(read)
+
+    def events(self, conversation: str, first: int, last: int) -> Future[list[Event]]:
+        """The events with these seqs that are there, in order of seq."""
+        query = "SELECT body FROM events WHERE conversation = ? AND seq BETWEEN ? AND ? ORDER BY seq"
+        return self._database.submit(
+            lambda it: [_event(body) for (body,) in it.execute(query, (conversation, first, last))]
+        )
+
+    def summaries(self, limit: int, conversation: str | None = None) -> Future[list[Summary]]:
+        """Conversations, the one with the newest event first."""
+        return self._database.submit(lambda it: _summaries(it, self._device.user, limit, conversation))
+
+    def marks(self, conversation: str) -> Future[dict[str, Marks]]:
+        """Each member's marks."""
+        query = "SELECT user, delivered, read FROM marks WHERE conversation = ? ORDER BY user"
+        return self._database.submit(
+            lambda it: {row[0]: Marks(conversation, *row) for row in it.execute(query, (conversation,))}
+        )
+
+    # --- consumers
+
+    def consumer(self, name: str) -> Future[int]:
+        """The ordinal of the last event that it has finished; 0 for a new one."""
+
+        def read(connection: sqlite3.Connection) -> int:
+            connection.execute("INSERT OR IGNORE INTO consumers VALUES (?, 0)", (name,))
+            query = "SELECT ordinal FROM consumers WHERE name = ?"
+            return int(connection.execute(query, (name,)).fetchone()[0])
+
+        return self._database.submit(read)
+
+    def finish(self, name: str, ordinal: int) -> Future[None]:
+        statement = "UPDATE consumers SET ordinal = ? WHERE name = ?"
+        return self._database.submit(lambda it: _run(it, statement, (ordinal, name)))
+
+    # --- the outbox
+
+    def put(self, entry: Entry) -> Future[bool]:
+        """Adds a message; False if this very message is there already. Raises `Conflict`.
+
+        Durable against a crash of the machine too: until it is accepted, it exists nowhere else.
+        """
+        return self._database.submit(lambda it: _put(it, entry), durable=True)
+
+    def entries(self, keys: Collection[Key] | None = None) -> Future[dict[Key, Entry]]:
+        """Messages in the outbox, in the order in which they were given; all of them without `keys`."""
+        return self._database.submit(lambda it: _entries(it, keys))
+
+    def refuse(self, key: Key, code: str, reason: str) -> Future[None]:
+        """Keeps a message that will not be sent again, for its user to see."""
+        statement = "UPDATE outbox SET refused = ?, reason = ? WHERE conversation = ? AND client_msg_id = ?"
+        return self._database.submit(lambda it: _run(it, statement, (code, reason, *key)))
+
+    def discard(self, key: Key) -> Future[bool]:
+        """Forgets a message of the outbox. False if it is not there."""
+        statement = "DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?"
+        return self._database.submit(lambda it: it.execute(statement, key).rowcount > 0)
+
+
+# --- the statements, run in the database's thread ------------------------------------------------------
+
+
+def _run(connection: sqlite3.Connection, statement: str, values: Sequence[object]) -> None:
+    connection.execute(statement, values)
+
+
+def _load(connection: sqlite3.Connection, user: str) -> Memory:
+    logs = connection.execute(
+        "SELECT conversation, seq, id, base, head_seq, head_id, missing FROM conversations"
+    )
+    marks = connection.execute("SELECT * FROM marks WHERE user = ?", (user,))
+    unsent = connection.execute(
+        "SELECT conversation, client_msg_id FROM outbox WHERE refused = '' ORDER BY position"
+    )
+    return Memory(
+        tuple(
+            LogState(name, Position(seq, Id(id_)), base, Position(head, Id(head_id)), missing)
+            for name, seq, id_, base, head, head_id, missing in logs
+        ),
+        tuple(Marks(*row) for row in marks),
+        tuple(Key(*row) for row in unsent),
+        dict(connection.execute("SELECT name, value FROM meta")),
+    )
+
+
+def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
+    for conversation in changes.restarted:
+        connection.execute("DELETE FROM events WHERE conversation = ?", (conversation,))
+        connection.execute("DELETE FROM marks WHERE conversation = ?", (conversation,))
+    connection.executemany(
+        # An event that comes again, as history, stays new to whoever has yet to read it.
+        "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT (conversation, seq) DO UPDATE"
+        " SET body = excluded.body, sender = excluded.sender, ordinal = coalesce(excluded.ordinal, ordinal)",
+        (
+            (event.conversation, event.seq, ordinal, event.sender, _encode(event))
+            for ordinal, event in changes.events.values()
+        ),
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            (it.conversation, it.cursor.seq, it.cursor.id, it.base, it.head.seq, it.head.id, it.missing)
+            for it in changes.logs.values()
+        ),
+    )
+    connection.executemany(
+        "INSERT INTO marks VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        " SET delivered = max(delivered, excluded.delivered), read = max(read, excluded.read)",
+        ((it.conversation, it.user, it.delivered, it.read) for it in changes.marks),
+    )
+    connection.executemany("DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?", changes.sent)
+    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", changes.meta.items())
+    return {name: _trim(connection, name, seq, changes.wanted_after) for name, seq in changes.trim}
+
+
+def _trim(connection: sqlite3.Connection, conversation: str, seq: int, wanted_after: int | None) -> int:
+    """Removes events up to `seq`, but none that a consumer or an iterator has yet to read."""
+    (kept,) = connection.execute(
+        "SELECT min(seq) FROM events WHERE conversation = ?"
+        " AND ordinal > min((SELECT coalesce(min(ordinal), 1 << 62) FROM consumers), ?)",
+        (conversation, (1 << 62) if wanted_after is None else wanted_after),
+    ).fetchone()
+    upto = seq if kept is None else min(seq, kept - 1)
+    connection.execute("DELETE FROM events WHERE conversation = ? AND seq <= ?", (conversation, upto))
+    connection.execute(
+        "UPDATE conversations SET base = max(base, ?) WHERE conversation = ?", (upto, conversation)
+    )
+    return upto
+
+
+def _summaries(
+    connection: sqlite3.Connection, user: str, limit: int, conversation: str | None
+) -> list[Summary]:
+    where, values = ("WHERE c.conversation = ?", [conversation]) if conversation else ("", [])
+    rows = connection.execute(
+        f"""
+        WITH c AS (
+            SELECT c.*, coalesce(m.delivered, 0) delivered, coalesce(m.read, 0) read FROM conversations c
+            LEFT JOIN marks m ON m.conversation = c.conversation AND m.user = ?
+            {where} ORDER BY max(c.head_id, c.id) DESC LIMIT ?
+        )
+        SELECT conversation, max(head_seq, seq), max(head_id, id), delivered, read,
+            (SELECT body FROM events e WHERE e.conversation = c.conversation AND e.seq = c.seq),
+            max(0, head_seq - max(seq, read)) + max(0, base - read) + (
+                SELECT count(*) FROM events e WHERE e.conversation = c.conversation
+                AND e.seq > max(c.read, c.base) AND e.seq <= c.seq AND e.sender <> ?)
+        FROM c
+        """,  # noqa: S608 - a clause of this function's own
+        (user, *values, limit, user),
+    )
+    return [
+        Summary(name, Position(seq, Id(id_)), None if body is None else _event(body), unread, delivered, read)
+        for name, seq, id_, delivered, read, body, unread in rows
+    ]
+
+
+def _put(connection: sqlite3.Connection, entry: Entry) -> bool:
+    content = _encode(entry.content)
+    found = connection.execute(
+        "SELECT content, refused FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key
+    ).fetchone()
+    if found is not None:
+        if found[0] != content:
+            raise Conflict(f"the client_msg_id {entry.client_msg_id} is in use for other content")
+        if not found[1]:
+            return False
+        connection.execute("DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key)
+    connection.execute(
+        "INSERT INTO outbox (conversation, client_msg_id, client_time, content, refused, reason)"
+        " VALUES (?, ?, ?, ?, '', '')",
+        (*entry.key, entry.client_time, content),
+    )
+    return True
+
+
+def _entries(connection: sqlite3.Connection, keys: Iterable[Key] | None) -> dict[Key, Entry]:
+    query = "SELECT conversation, client_msg_id, content, client_time, refused, reason FROM outbox"
+    if keys is None:
+        rows = connection.execute(f"{query} ORDER BY position").fetchall()
+    else:
+        one = f"{query} WHERE conversation = ? AND client_msg_id = ?"
+        rows = [row for key in keys for row in connection.execute(one, key)]
+    return {
+        Key(row[0], row[1]): Entry(row[0], row[1], _content(row[2]), row[3], row[4], row[5]) for row in rows
+    }

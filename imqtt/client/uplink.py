@@ -1,0 +1,48 @@
+"""How commands leave a device: encoded, to their conversation's partition, while there is a connection."""
+
+import time
+
+from imqtt.client.mqtt import Mqtt
+from imqtt.core.partitions import partition_of
+from imqtt.errors import NotConnected
+from imqtt.model import AnyCommand, Device, Limits
+from imqtt.protocol import Format, encode_command
+from imqtt.protocol.topics import up
+
+
+class Uplink:
+    """Outlives connections. What the server told in its last `Welcome` holds until the next one."""
+
+    def __init__(self, device: Device, format: Format) -> None:
+        self.device = device
+        self.partitions = 0  # 0: not known
+        self.limits: Limits | None = None
+        self.nonce = ""
+        self.spoke_at = 0.0  # when the device last said something, on `time.monotonic`
+        self._format = format
+        self._mqtt: Mqtt | None = None
+
+    @property
+    def is_attached(self) -> bool:
+        return self._mqtt is not None
+
+    def attach(self, mqtt: Mqtt, nonce: str) -> None:
+        self._mqtt, self.nonce = mqtt, nonce
+
+    def detach(self) -> None:
+        self._mqtt = None
+
+    def topic(self, place: str, *, anywhere: bool = False) -> str:
+        """Where commands for this conversation go. `anywhere`: to partition 0, which passes them on."""
+        known = self.partitions and not anywhere
+        return up(self.device, partition_of(place, self.partitions) if known else 0)
+
+    def encode(self, command: AnyCommand) -> bytes:
+        return encode_command(command, self._format)
+
+    async def publish(self, command: AnyCommand, place: str, *, anywhere: bool = False) -> None:
+        """Returns at the broker's PUBACK. Raises `NotConnected` or `mqtt.Lost`."""
+        if self._mqtt is None:
+            raise NotConnected("there is no connection to a broker just now")
+        self.spoke_at = time.monotonic()
+        await self._mqtt.publish(self.topic(place, anywhere=anywhere), self.encode(command))

@@ -1,0 +1,111 @@
+"""What a client gives to the program that uses it, beside the frames of `imqtt.model`."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from imqtt.core.connection import Phase
+from imqtt.core.outbox import Key
+from imqtt.errors import WIRE_ERRORS, ImqttError, TooLarge
+from imqtt.model import Content, Event, Id, Marks, PeerTyping, Position, Presence, Rejected, Value
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """Where the connection is. `reason` says why the last try or connection ended."""
+
+    phase: Phase = Phase.IDLE
+    address: str = ""
+    tries: int = 0  # since the last connection that lasted
+    retry_in: float = 0.0  # seconds, in phase `idle`
+    reason: str = ""
+
+
+class Summary(Value, frozen=True):
+    """A conversation as this device has it.
+
+    `head` is its newest event as far as is known, `last` the newest that has arrived. `unread` counts
+    others' events after the user's own read mark, on whichever device he set it.
+    """
+
+    conversation: str
+    head: Position
+    last: Event | None
+    unread: int
+    delivered: int = 0
+    read: int = 0
+
+
+class Entry(Value, frozen=True):
+    """A message in the outbox. `refused`: the server will not take it; it is not sent again."""
+
+    conversation: str
+    client_msg_id: str
+    content: Content
+    client_time: int = 0
+    refused: str = ""  # the error's code
+    reason: str = ""
+
+    @property
+    def key(self) -> Key:
+        return Key(self.conversation, self.client_msg_id)
+
+
+class Restarted(Value, frozen=True):
+    """A conversation was begun anew, since the server's log of it is another one: a restored backup.
+
+    What the device had of it is gone; `begins` is the first event that it has now (0: none).
+    """
+
+    conversation: str
+    begins: int
+
+
+class Skipped(Value, frozen=True):
+    """Events of a conversation that the server does not give out: `archived` or `before_joined`."""
+
+    conversation: str
+    first: int
+    last: int
+    missing: str
+
+
+class Refused(Value, frozen=True):
+    """A message for which nobody waits any more was refused. It stays in the outbox until discarded."""
+
+    entry: Entry
+    error: ImqttError
+
+
+Notice = Marks | Presence | PeerTyping | Restarted | Skipped | Refused
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """How much of a conversation a device has: the events after `base` up to `cursor`, without a hole.
+
+    `missing` says why the server has nothing before `base` either; `head` is the newest event known of.
+    """
+
+    conversation: str
+    cursor: Position
+    base: int
+    head: Position
+    missing: str = ""
+
+
+NOTHING = Position(0, Id(0))
+
+
+def error_of(frame: Rejected, size: int = 0, limit: int = 0) -> ImqttError:
+    """The error that a `Rejected` stands for. `size` and `limit` are those of the content, if it is known.
+
+    A code of a later version becomes an `ImqttError` with that code.
+    """
+    if frame.code == TooLarge.code and size:
+        return TooLarge("content", size, limit)
+    kind = WIRE_ERRORS.get(frame.code)
+    if kind is not None:
+        return kind(frame.reason, retry_after=frame.retry_after)
+    error = ImqttError(f"{frame.code}: {frame.reason}", retry_after=frame.retry_after)
+    error.code = frame.code  # type: ignore[misc]  # the class knows no such code
+    return error

@@ -1,0 +1,138 @@
+"""How a device's connection goes: which broker is tried when, and when trying ends.
+
+idle --> connecting --> established --> idle (waiting) --> connecting ...
+                                        any of them --> closed
+
+Times are in seconds on any clock that does not step back.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+from imqtt.core.backoff import backoff
+
+WINDOW = 300.0  # seconds for which a failure counts against an address
+STABLE = 10.0  # a connection that lasted so long was no failure
+PATIENCE = 3  # rounds of refusals until a device that was let in before gives up
+
+
+class Phase(Enum):
+    """Where a connection is."""
+
+    IDLE = "idle"  # not begun, or waiting before the next try
+    CONNECTING = "connecting"  # to the broker, then for the server's `Welcome`
+    ESTABLISHED = "established"
+    CLOSED = "closed"
+
+
+class Try(NamedTuple):
+    """Connect to the address of this number, after so many seconds."""
+
+    address: int
+    wait: float
+
+
+class Failures:
+    """The failures of one address, within a sliding window."""
+
+    def __init__(self, window: float = WINDOW) -> None:
+        self._window = window
+        self._times: deque[float] = deque(maxlen=64)
+
+    def add(self, now: float) -> None:
+        self._times.append(now)
+
+    def count(self, now: float) -> int:
+        while self._times and self._times[0] <= now - self._window:
+            self._times.popleft()
+        return len(self._times)
+
+
+class Connection:
+    """The state machine. `chance` draws from 0 to 1.
+
+    `next` says what to try; `established`, `failed`, `refused` and `lost` tell it how that went.
+    """
+
+    def __init__(
+        self, addresses: int, chance: Callable[[], float], *, base: float = 0.5, cap: float = 30.0
+    ) -> None:
+        if addresses < 1:
+            raise ValueError("a connection needs an address")
+        self.phase = Phase.IDLE
+        self.tries = 0  # since the last connection that was stable
+        self._chance = chance
+        self._base = base
+        self._cap = cap
+        self._failures = [Failures() for _ in range(addresses)]
+        self._last_tried = [-1] * addresses  # number of the try
+        self._count = 0
+        self._current = 0
+        self._since = 0.0
+        self._outcomes: dict[int, bool] = {}  # this round's failed addresses: did it refuse?
+        self._refusing = 0  # rounds on end in which some address refused and none let in
+        self._was_let_in = False
+
+    def next(self, now: float) -> Try:
+        """The next address: the one with the fewest recent failures, then the one tried longest ago."""
+        address = min(
+            range(len(self._failures)),
+            key=lambda it: (self._failures[it].count(now), self._last_tried[it], it),
+        )
+        wait = 0.0
+        if self.tries:
+            # One round over all addresses counts as one failure: another broker is tried soon.
+            rounds = 1 + (self.tries - 1) // len(self._failures)
+            wait = backoff(rounds, self._chance(), base=self._base, cap=self._cap)
+        self.phase = Phase.IDLE
+        self._current = address
+        return Try(address, wait)
+
+    def connecting(self) -> None:
+        """The wait is over."""
+        self._count += 1
+        self._last_tried[self._current] = self._count
+        self.phase = Phase.CONNECTING
+
+    def established(self, now: float) -> None:
+        """The server has welcomed the device."""
+        self.phase = Phase.ESTABLISHED
+        self._since = now
+        self._was_let_in = True
+        self._refusing = 0
+        self._outcomes.clear()
+
+    def failed(self, now: float) -> None:
+        """The address could not be reached, hung up, or the server behind it did not answer."""
+        self._fail(now, refused=False)
+
+    def refused(self, now: float) -> bool:
+        """The broker does not take the credentials. True if it is time to give up.
+
+        One broker's word is not enough: every address is tried, and a device that was let in before asks
+        for some rounds, since a broker may be reading its password file just then.
+        """
+        self._fail(now, refused=True)
+        return self._refusing >= (PATIENCE if self._was_let_in else 1)
+
+    def lost(self, now: float) -> None:
+        """An established connection ended."""
+        if now - self._since >= STABLE:
+            self.tries = 1
+            self.phase = Phase.IDLE
+        else:
+            self._fail(now, refused=False)
+
+    def close(self) -> None:
+        self.phase = Phase.CLOSED
+
+    def _fail(self, now: float, *, refused: bool) -> None:
+        self.phase = Phase.IDLE
+        self.tries += 1
+        self._failures[self._current].add(now)
+        self._outcomes[self._current] = refused
+        if len(self._outcomes) == len(self._failures):
+            self._refusing = self._refusing + 1 if any(self._outcomes.values()) else 0
+            self._outcomes.clear()

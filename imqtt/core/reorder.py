@@ -1,0 +1,118 @@
+"""One conversation's events, put back into their order on a device.
+
+The device's cursor is the last event that it has applied without a hole. Events that come early are kept
+aside, up to a bound; what was dropped for the bound stays missing and is asked for like any other hole.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from imqtt.model import Event, Id, Position
+
+NOTHING = Position(0, Id(0))
+
+
+class Step(NamedTuple):
+    """What to do about an event: apply `events`, in this order.
+
+    `diverged`: the event cannot belong to the log that the cursor is in, since ids grow with seq. The
+    store was restored from a backup, or the event is from before that: ask with the cursor. Until then
+    nothing is applied, since what follows the cursor by its seq may follow another event; a cursor behind
+    it would be in the server's log again, and nobody would notice what is wrong before it.
+    """
+
+    events: tuple[Event, ...] = ()
+    diverged: bool = False
+
+
+APPLY_NOTHING = Step()
+DIVERGED = Step(diverged=True)
+
+
+class Reorder:
+    """Gives each event of a conversation out once, in order of seq, whatever order they come in."""
+
+    __slots__ = ("_aside", "_highest", "_limit", "cursor", "in_doubt")
+
+    def __init__(self, cursor: Position = NOTHING, limit: int = 1_000) -> None:
+        self.cursor = cursor
+        self.in_doubt = False
+        self._limit = limit
+        self._aside: dict[int, Event] = {}
+        self._highest = cursor.seq
+
+    @property
+    def aside(self) -> int:
+        """How many events are kept aside."""
+        return len(self._aside)
+
+    @property
+    def lowest_aside(self) -> int:
+        """The seq of the first event kept aside; 0: there is none."""
+        return min(self._aside, default=0)
+
+    def holds(self, seq: int) -> bool:
+        """Whether the event of this seq is kept aside."""
+        return seq in self._aside
+
+    def offer(self, event: Event) -> Step:
+        """Takes an event that arrived."""
+        seq, cursor = event.seq, self.cursor
+        if seq <= cursor.seq:
+            same_log = event.id == cursor.id if seq == cursor.seq else event.id < cursor.id
+            return APPLY_NOTHING if same_log or not cursor.id else self._doubt()
+        if event.id <= cursor.id:
+            return self._doubt()
+        if seq > cursor.seq + 1 or self.in_doubt:
+            return self._keep(event)
+        self._highest = max(self._highest, seq)
+        self._aside.pop(seq, None)
+        self.cursor = event.position
+        return Step((event, *self._follow()))
+
+    def trust(self) -> tuple[Event, ...]:
+        """The server knows the cursor: what made it doubtful was from another time. Returns what follows."""
+        self.in_doubt = False
+        return tuple(self._follow())
+
+    def begin(self, cursor: Position) -> tuple[Event, ...]:
+        """Moves the cursor: a log begun at its head, or begun anew. Returns what can be applied then."""
+        self.cursor = cursor
+        self.in_doubt = False
+        self._aside = {seq: it for seq, it in self._aside.items() if seq > cursor.seq and it.id > cursor.id}
+        self._highest = max(self._aside, default=cursor.seq)
+        return tuple(self._follow())
+
+    def holes(self) -> list[range]:
+        """The seqs that are missing up to the highest one seen, as ranges, lowest first."""
+        holes: list[range] = []
+        expected = self.cursor.seq + 1
+        for seq in sorted(self._aside):
+            if seq > expected:
+                holes.append(range(expected, seq))
+            expected = seq + 1
+        if expected <= self._highest:
+            holes.append(range(expected, self._highest + 1))
+        return holes
+
+    def _keep(self, event: Event) -> Step:
+        known = self._aside.get(event.seq)
+        if known is not None:
+            return APPLY_NOTHING if known.id == event.id else self._doubt()
+        self._highest = max(self._highest, event.seq)
+        self._aside[event.seq] = event
+        if len(self._aside) > self._limit:
+            # The nearest are applied first; the farthest comes again with the pages that fill the hole.
+            del self._aside[max(self._aside)]
+        return APPLY_NOTHING
+
+    def _doubt(self) -> Step:
+        self.in_doubt = True
+        return DIVERGED
+
+    def _follow(self) -> Iterable[Event]:
+        while (event := self._aside.pop(self.cursor.seq + 1, None)) is not None:
+            if event.id <= self.cursor.id:
+                break  # not of this log: the hole that it leaves is asked for
+            self.cursor = event.position
+            yield event

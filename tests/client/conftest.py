@@ -1,0 +1,41 @@
+"""A broker with a server that can be told to misbehave, and devices on it."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.client import Client, Timing
+from tests.client.little_server import LittleServer
+
+QUICK = Timing(connect=2.0, answer=0.4, patience=2.0, retry=0.1, retry_most=0.5, hole=0.05, marks=0.05)
+
+Devices = Callable[..., Client]
+
+
+@pytest.fixture
+async def little(broker: Mosquitto) -> AsyncIterator[LittleServer]:
+    async with LittleServer(broker) as server:
+        yield server
+
+
+@pytest.fixture
+def device(broker: Mosquitto, tmp_path: Path) -> Devices:
+    """`device("alice/phone")` makes a client; `stored=True` gives it a file that the next one finds."""
+    passwords: dict[str, str] = {}
+
+    def make(name: str = "alice/phone", *, stored: bool = False, **settings: Any) -> Client:
+        if "password" in settings:
+            passwords[name] = settings["password"]
+        elif name not in passwords:
+            passwords[name] = broker.passwords.add(name)
+        user, device = name.split("/")
+        given = {
+            "password": passwords[name], "brokers": f"{broker.host}:{broker.port}", "timing": QUICK,
+            "store": tmp_path / f"{user}-{device}.db" if stored else None, **settings,
+        }  # fmt: skip
+        return Client(user=user, device=device, **given)
+
+    return make

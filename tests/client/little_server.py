@@ -1,0 +1,242 @@
+"""A server small enough to be told to misbehave: it keeps logs in memory and speaks the real protocol.
+
+What a real server will not do on demand, it does: loses answers, repeats and shuffles events, rejects,
+forgets what it stored, falls silent.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Self
+
+from imqtt.broker.link import Link, Message, Settings, connect
+from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
+from imqtt.cli.passwords import SERVER_ACCOUNT
+from imqtt.core.conversations import members_of
+from imqtt.model import (
+    SNOWFLAKE_TIME_SHIFT,
+    Accepted,
+    AnyCommand,
+    AnyFrame,
+    Content,
+    Cursor,
+    Device,
+    Event,
+    Head,
+    Hello,
+    History,
+    Id,
+    Limits,
+    Mark,
+    Marks,
+    Page,
+    Rejected,
+    Send,
+    Slice,
+    Sync,
+    Welcome,
+)
+from imqtt.protocol import Bounds, Format, decode_command, encode_frame, format_of, join
+from imqtt.protocol.topics import down, parse_up
+
+PAGE = 100
+LIMITS = Limits(content=65_536, command=262_144, page=PAGE, cursors=1_000, rate=1_000, presence=300)
+
+
+class LittleServer:
+    """`async with LittleServer(broker) as server`.
+
+    `heard` has every command with its device and partition. `refuse(command)` may return a `Rejected`
+    instead of the command's being carried out; `lose(device, frame)` true: the frame is not sent.
+    """
+
+    def __init__(self, broker: Mosquitto, *, partitions: int = 4) -> None:
+        self.broker = broker
+        self.partitions = partitions
+        self.heard: list[tuple[Device, int, AnyCommand]] = []
+        self.logs: dict[str, list[Event]] = defaultdict(list)
+        self.marks: dict[tuple[str, str], Marks] = {}
+        self.devices: dict[Device, Format] = {}
+        self.refuse: Callable[[AnyCommand], Rejected | None] = lambda _: None
+        self.lose: Callable[[Device, AnyFrame], bool] = lambda _device, _frame: False
+        self.silent = False
+        self.page_size = PAGE
+        self.heads_size = PAGE
+        self._clock = 1 << 40
+        self._arrived = asyncio.Event()
+        self._link: Link | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.disconnect()
+
+    async def connect(self) -> None:
+        self._link = await connect(
+            Settings(
+                host=INTERNAL_HOST,
+                port=self.broker.internal_port,
+                client_id="little-server",
+                username=SERVER_ACCOUNT,
+                password=self.broker.server_password,
+                clean_start=True,
+            )
+        )
+        await self._link.subscribe("imqtt/+/+/up/+")
+        self._reader = asyncio.create_task(self._read(self._link))
+
+    async def disconnect(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+        if self._link is not None:
+            await self._link.close()
+
+    # --- what tests do with it
+
+    def commands(self, kind: type, device: str = "") -> list[AnyCommand]:
+        return [it for who, _, it in self.heard if isinstance(it, kind) and device in ("", str(who))]
+
+    def store(self, conversation: str, text: str, sender: str = "bob/phone", name: str = "") -> Event:
+        """Stores an event and tells nobody."""
+        user, device = sender.split("/")
+        log = self.logs[conversation]
+        self._clock += 1
+        id_ = Id(self._clock << SNOWFLAKE_TIME_SHIFT)
+        event = Event(
+            conversation,
+            len(log) + 1,
+            id_,
+            id_.time,
+            user,
+            device,
+            name or f"m{self._clock}",
+            Content(text=text),
+        )
+        log.append(event)
+        return event
+
+    async def tell(self, device: str, *frames: AnyFrame) -> None:
+        """Sends frames to a device in one packet."""
+        who = Device(*device.split("/"))
+        form = self.devices.get(who, Format.PROTOBUF)
+        await self.raw(
+            device, join([encode_frame(it, form) for it in frames if not self.lose(who, it)], form)
+        )
+
+    async def raw(self, device: str, payload: bytes) -> None:
+        assert self._link is not None
+        await self._link.publish([Message(down(Device(*device.split("/"))), payload)])
+
+    def restore(self, conversation: str, seq: int) -> None:
+        """Goes back to a backup that ended at `seq`."""
+        del self.logs[conversation][seq:]
+
+    # --- what it does by itself
+
+    async def _read(self, link: Link) -> None:
+        while True:
+            for received in await link.receive(100):
+                link.ack(received)
+                device = parse_up(received.topic)
+                assert device is not None
+                command = decode_command(received.payload, Bounds())
+                self.devices[device] = format_of(received.payload)
+                self.heard.append((device, int(received.topic.rsplit("/", 1)[1]), command))
+                if not self.silent:
+                    await self._answer(device, command)
+
+    async def _answer(self, device: Device, command: AnyCommand) -> None:
+        refusal = self.refuse(command)
+        if refusal is not None:
+            await self.tell(str(device), refusal)
+        elif isinstance(command, Send):
+            await self._store(device, command)
+        elif isinstance(command, Mark):
+            key = (command.conversation, device.user)
+            marks = Marks(command.conversation, device.user, command.delivered, command.read)
+            self.marks[key] = marks
+            await self._publish(command.conversation, marks, device)
+        elif isinstance(command, Hello):
+            welcome = Welcome(
+                command.nonce, device.user, device.device, 0, self.partitions, LIMITS, command.ref
+            )
+            await self.tell(str(device), welcome, self._page(device.user, command, command.cursors, 0))
+        elif isinstance(command, Sync):
+            before = command.heads_before if command.heads else None
+            await self.tell(str(device), self._page(device.user, command, command.cursors, before))
+        elif isinstance(command, History):
+            log = self.logs.get(command.conversation, [])
+            end = command.before - 1 if command.before else len(log)
+            start = max(0, end - min(command.limit or PAGE, self.page_size))
+            part = Slice(
+                command.conversation,
+                tuple(log[start:end]),
+                start > 0,
+                False,
+                "start" if start == 0 else "",
+                True,
+            )
+            await self.tell(str(device), Page(command.ref, slices=(part,)))
+
+    async def _store(self, device: Device, send: Send) -> None:
+        log = self.logs[send.conversation]
+        known = next(
+            (it for it in log if (it.sender, it.client_msg_id) == (device.user, send.client_msg_id)), None
+        )
+        event = known or self.store(send.conversation, "", str(device), send.client_msg_id)
+        if known is None:
+            event = log[-1] = Event(
+                event.conversation, event.seq, event.id, event.time, event.sender, event.device,
+                event.client_msg_id, send.content, "message", send.client_time,
+            )  # fmt: skip
+            await self._publish(send.conversation, event, device)
+        accepted = Accepted(event.conversation, event.client_msg_id, event.seq, event.id, event.time)
+        await self.tell(str(device), accepted)
+
+    async def _publish(self, conversation: str, frame: AnyFrame, but: Device) -> None:
+        for device in self.devices:
+            if device != but and device.user in members_of(conversation):
+                await self.tell(str(device), frame)
+
+    def _page(
+        self, user: str, command: Hello | Sync, cursors: tuple[Cursor, ...], before: int | None
+    ) -> Page:
+        heads: list[Head] = []
+        more_heads = Id(0)
+        if before is not None:
+            mine = [it for name, it in self.logs.items() if it and user in members_of(name)]
+            mine.sort(key=lambda log: -log[-1].id)
+            mine = [log for log in mine if not before or log[-1].id < before]
+            known = {it.conversation for it in cursors}
+            for log in mine[: self.heads_size]:
+                last = log[-1]
+                marks = tuple(it for (name, _), it in self.marks.items() if name == last.conversation)
+                latest = None if last.conversation in known else last
+                heads.append(Head(last.conversation, last.seq, last.id, latest, marks))
+            if len(mine) > self.heads_size:
+                more_heads = heads[-1].id
+        if isinstance(command, Hello) and not cursors and heads:
+            log = self.logs[heads[0].conversation]
+            part = Slice(
+                heads[0].conversation, tuple(log[-PAGE:]), missing="start" if len(log) <= PAGE else ""
+            )
+            return Page(command.ref, tuple(heads), more_heads, (part,))
+        slices: list[Slice] = []
+        room, more = self.page_size, False
+        for cursor in cursors:
+            log = self.logs.get(cursor.conversation, [])
+            if cursor.seq and cursor.id and (len(log) < cursor.seq or log[cursor.seq - 1].id != cursor.id):
+                slices.append(Slice(cursor.conversation, tuple(log[-PAGE:]), restart=True))
+            elif len(log) > cursor.seq:
+                if room == 0:
+                    more = True
+                    break
+                part = log[cursor.seq : cursor.seq + room]
+                room -= len(part)
+                unfinished = cursor.seq + len(part) < len(log)
+                slices.append(Slice(cursor.conversation, tuple(part), unfinished))
+                more = more or unfinished
+        return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)

@@ -1,0 +1,304 @@
+"""What a device misses it finds out and gets, whatever it had before and whatever the server does."""
+
+import asyncio
+from collections.abc import Awaitable
+
+import pytest
+
+from imqtt.client import Restarted
+from imqtt.model import Event, History, Mark, Marks, Page, Sync
+from tests.client.conftest import QUICK, Devices
+from tests.client.little_server import LittleServer
+from tests.client.test_messages import TALK, take, texts
+from tests.services import eventually
+
+
+async def whole(client: object, conversation: str = TALK, limit: int = 10_000) -> list[Event]:
+    return await client.history(conversation, limit=limit)  # type: ignore[attr-defined,no-any-return]
+
+
+async def test_a_new_device_gets_heads_with_their_latest_and_the_newest_conversation(
+    little: LittleServer, device: Devices
+) -> None:
+    for number in range(5):
+        little.store("d:alice:carol", f"c{number}", "carol/phone")
+    for number in range(150):
+        little.store(TALK, f"b{number}")
+    async with device() as alice:
+        events = alice.events("everything")
+        summaries = await alice.conversations()
+        assert [(it.conversation, it.head.seq, it.unread) for it in summaries] == [
+            (TALK, 150, 150),
+            ("d:alice:carol", 5, 5),
+        ]
+        assert [it.last and it.last.content.text for it in summaries] == ["b149", "c4"]
+        asked = len(little.commands(History))
+        assert texts(await alice.history(TALK)) == [f"b{number}" for number in range(50, 150)]
+        assert len(little.commands(History)) == asked
+        new = little.store(TALK, "new")
+        await little.tell("alice/phone", new)
+        assert await take(events, 1) == [new]  # what was there before the device is history
+
+
+async def test_a_new_device_that_starts_at_the_beginning_misses_nothing(
+    little: LittleServer, device: Devices
+) -> None:
+    little.page_size = 7
+    for number in range(40):
+        little.store(TALK, f"b{number}")
+        little.store("d:alice:carol", f"c{number}", "carol/phone")
+    async with device(start="beginning") as alice:
+        seen = await take(alice.events("archive"), 80)
+        assert texts([it for it in seen if it.conversation == TALK]) == [f"b{number}" for number in range(40)]
+
+
+async def test_a_device_that_was_away_gets_what_it_missed_in_order(
+    little: LittleServer, device: Devices
+) -> None:
+    little.store(TALK, "before")
+    async with device(stored=True):
+        pass
+    missed = [little.store(TALK, f"b{number}") for number in range(250)]
+    missed += [little.store(f"d:alice:user{number}", "hi", f"user{number}/phone") for number in range(150)]
+    async with device(stored=True) as alice:
+        seen = await take(alice.events("reader"), 400)
+        assert sorted(seen, key=lambda it: it.id) == missed
+        assert [it for it in seen if it.conversation == TALK] == missed[:250]
+        assert len(await alice.conversations()) == 151
+
+
+async def test_many_conversations_are_read_from_several_pages_of_heads(
+    little: LittleServer, device: Devices
+) -> None:
+    little.heads_size = 10
+    for number in range(45):
+        little.store(f"d:alice:user{number}", "hi", f"user{number}/phone")
+    async with device(stored=True) as alice:
+        assert len(await alice.conversations()) == 45
+    little.store("d:alice:user3", "again", "user3/phone")
+    before = len(little.commands(Sync))
+    async with device(stored=True) as alice:
+        assert (await alice.conversations())[0].head.seq == 2
+    assert len(little.commands(Sync)) - before <= 5
+
+
+async def test_an_event_during_the_first_heads_is_new_and_what_was_before_it_is_history(
+    little: LittleServer, device: Devices
+) -> None:
+    little.heads_size = 1
+    little.store("d:alice:carol", "old", "carol/phone")
+    old = little.store(TALK, "old")
+    held: list[Page] = []
+
+    def lose(_: object, frame: object) -> bool:
+        if isinstance(frame, Page) and len(held) < 1:
+            held.append(frame)
+            return True
+        return False
+
+    little.lose = lose
+    async with device(wait=0) as alice:
+        events = alice.events("reader")
+        await eventually(lambda: held)
+        live = little.store(TALK, "live")
+        await little.tell("alice/phone", live)
+        assert await take(events, 1) == [live]
+        await alice.caught_up()
+        assert await whole(alice) == [old, live]
+
+
+async def test_a_lost_last_message_is_found_by_the_next_sync(little: LittleServer, device: Devices) -> None:
+    timing = type(QUICK)(answer=0.4, sync=0.3, hole=0.05, marks=0.05)
+    async with device(timing=timing) as alice:
+        events = alice.events()
+        lost = little.store(TALK, "lost")
+        assert await take(events, 1) == [lost]
+
+
+async def test_a_hole_is_asked_for_once_though_many_events_come_after_it(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device() as alice:
+        events = alice.events()
+        stored = [little.store(TALK, str(number)) for number in range(30)]
+        asked = len(little.commands(Sync))
+        for event in stored[1:]:
+            await little.tell("alice/phone", event)
+        assert await take(events, 30) == stored
+        assert len(little.commands(Sync)) - asked <= 2
+
+
+async def test_a_server_that_keeps_a_hole_open_is_not_asked_in_a_loop(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device() as alice:
+        little.store(TALK, "never given out")
+        event = little.store(TALK, "hi")
+        little.lose = lambda _, frame: isinstance(frame, Page) and bool(frame.slices)
+        asked = len(little.commands(Sync))
+        await little.tell("alice/phone", event)
+        await asyncio.sleep(1.5)  # a time in which a loop would ask hundreds of times
+        assert 1 <= len(little.commands(Sync)) - asked <= 4
+        little.lose = lambda _, __: False
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
+
+
+async def whole_is(client: object, log: list[Event]) -> bool:
+    return await whole(client) == log
+
+
+@pytest.mark.parametrize("after", [0, 3, 10])
+async def test_a_restored_store_is_noticed_and_the_conversation_begun_anew(
+    little: LittleServer, device: Devices, after: int
+) -> None:
+    """`after`: how many messages are stored after the restore, before the device is back."""
+    for number in range(5):
+        little.store(TALK, str(number))
+    async with device(stored=True) as alice:
+        await alice.mark_read(TALK)
+    little.restore(TALK, 2)
+    new = [little.store(TALK, f"new {number}") for number in range(after)]
+    async with device(stored=True, wait=0) as alice:
+        notices = alice.notices()
+        assert await asyncio.wait_for(anext(notices), 10) == Restarted(TALK, 1)
+        if after == 0:
+            new = [little.store(TALK, "new 0")]
+            await little.tell("alice/phone", *new)
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
+        assert await take(alice.events("reader"), len(new)) == new
+
+
+async def test_a_store_that_lost_everything_is_noticed(little: LittleServer, device: Devices) -> None:
+    for number in range(5):
+        little.store(TALK, str(number))
+    async with device(stored=True) as alice:
+        assert len(await whole(alice)) == 5
+    little.logs.clear()
+    async with device(stored=True) as alice:
+        assert await whole(alice) == []
+        accepted = await alice.send(TALK, "first")
+        assert accepted.seq == 1
+        assert texts(await whole(alice)) == ["first"]
+
+
+async def test_an_answer_that_comes_twice_and_late_does_no_harm(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(stored=True) as alice:
+        for number in range(3):
+            await alice.send(TALK, str(number))
+    little.restore(TALK, 1)
+    little.store(TALK, "other")
+    pages: list[Page] = []
+    little.lose = lambda _, frame: isinstance(frame, Page) and pages.append(frame) is not None
+    async with device(stored=True) as alice:
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
+        events = alice.events()
+        late, little.lose = pages[:], lambda _device, _frame: False
+        for page in late:
+            await little.tell("alice/phone", page, page)
+        last = await alice.send(TALK, "last")
+        assert await take(events, 1) == [little.logs[TALK][-1]]
+        assert last.seq == 3
+        assert await whole(alice) == little.logs[TALK]
+
+
+async def test_history_comes_from_the_server_once_and_then_from_the_device(
+    little: LittleServer, device: Devices
+) -> None:
+    little.page_size = 30
+    stored = [little.store(TALK, str(number)) for number in range(250)]
+    newer = little.store("d:alice:carol", "hi", "carol/phone")
+    assert newer.seq == 1
+    async with device(stored=True) as alice:
+        assert await alice.history(TALK, before=201, limit=5) == stored[195:200]
+        assert await alice.history(TALK, limit=50) == stored[200:]
+        assert await whole(alice) == stored
+        asked = len(little.commands(History))
+        assert await whole(alice) == stored
+        assert await alice.history(TALK, before=100, limit=50) == stored[49:99]
+        assert await alice.history(TALK, before=1) == []
+        assert len(little.commands(History)) == asked
+    async with device(stored=True, brokers="127.0.0.1:1", wait=0) as offline:
+        assert await whole(offline) == stored
+
+
+async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(keep=20, stored=True) as alice:
+        await asyncio.wait_for(drain(alice.events("slow"), 0), 1)
+        stored = [little.store(TALK, str(number)) for number in range(200)]
+        for start in range(0, 200, 10):
+            await little.tell("alice/phone", *stored[start : start + 10])
+        assert await take(alice.events("slow"), 200) == stored
+        asked = len(little.commands(History))
+        assert await alice.history(TALK, limit=20) == stored[180:]
+        assert len(little.commands(History)) == asked
+        assert await alice.history(TALK, limit=60) == stored[140:]
+
+
+async def drain(events: object, count: int) -> None:
+    waiting = asyncio.ensure_future(anext(events))  # type: ignore[call-overload]
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+
+
+async def test_delivered_marks_go_out_by_themselves_and_together(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device() as alice:
+        stored = [little.store(TALK, str(number)) for number in range(20)]
+        await little.tell("alice/phone", *stored)
+        await eventually(lambda: little.marks.get((TALK, "alice")) == Marks(TALK, "alice", 20, 0))
+        assert len(little.commands(Mark)) == 1
+        await alice.mark_read(TALK, 12)
+        await alice.mark_read(TALK, 7)
+        await eventually(lambda: little.marks[TALK, "alice"].read == 12)
+        summary = await alice.conversation(TALK)
+        assert summary is not None
+        assert (summary.unread, summary.read, summary.delivered) == (8, 12, 20)
+        await alice.send(TALK, "mine")
+        summary = await alice.conversation(TALK)
+        assert summary is not None
+        assert summary.unread == 8  # one's own messages are read
+
+
+async def test_marks_that_the_server_does_not_have_are_sent_again(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(stored=True) as alice:
+        await little.tell("alice/phone", *[little.store(TALK, str(number)) for number in range(5)])
+        await eventually(lambda: little.marks.get((TALK, "alice")))
+        await alice.mark_read(TALK)
+        await eventually(lambda: little.marks[TALK, "alice"].read == 5)
+    little.marks.clear()
+    async with device(stored=True):
+        await eventually(lambda: little.marks.get((TALK, "alice")) == Marks(TALK, "alice", 5, 5))
+
+
+async def test_a_peers_marks_and_typing_are_told(little: LittleServer, device: Devices) -> None:
+    async with device("alice/phone") as alice, device("bob/phone") as bob:
+        notices = alice.notices()
+        await alice.send(TALK, "hi")
+        await eventually(lambda: bob_has(bob, 1))
+        await bob.mark_read(TALK)
+        await eventually(lambda: marks_are(alice, 1, 1))
+        told = await asyncio.wait_for(anext(notices), 10)
+        assert (told.conversation, told.user, told.delivered) == (TALK, "bob", 1)
+
+
+def bob_has(bob: object, seq: int) -> Awaitable[bool]:
+    async def has() -> bool:
+        summary = await bob.conversation(TALK)  # type: ignore[attr-defined]
+        return summary is not None and summary.head.seq == seq
+
+    return has()
+
+
+def marks_are(client: object, delivered: int, read: int) -> Awaitable[bool]:
+    async def are() -> bool:
+        marks = (await client.marks(TALK)).get("bob", Marks(TALK, "bob"))  # type: ignore[attr-defined]
+        return bool(marks.delivered >= delivered and marks.read >= read)
+
+    return are()

@@ -1,0 +1,220 @@
+"""A client keeps itself connected, and says so; what it cannot do it says too."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.client import Client, Phase
+from imqtt.errors import CredentialsRefused, DeviceStoreError, SetupError
+from imqtt.model import Hello, Rejected, Status
+from tests.client.conftest import Devices
+from tests.client.little_server import LittleServer
+from tests.client.test_messages import TALK, take
+from tests.services import eventually
+
+
+def cut(client: Client) -> None:
+    """Ends the client's connection without a word, as networks do."""
+    client._uplink._mqtt._client._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+
+
+async def test_states_are_told_as_they_follow_each_other(
+    little: LittleServer, device: Devices, broker: Mosquitto
+) -> None:
+    alice = device()
+    phases = []
+
+    async def watch() -> None:
+        async for state in alice.states():
+            phases.append(state.phase)  # noqa: PERF401 - it is looked at while it grows
+
+    async with alice:
+        watching = asyncio.create_task(watch())
+        await eventually(lambda: phases)
+        assert phases == [Phase.ESTABLISHED]
+        await little.disconnect()
+        await broker.kill()
+        await eventually(lambda: Phase.IDLE in phases)
+        await broker.start()
+        await little.connect()
+        await eventually(lambda: phases[-1] is Phase.ESTABLISHED)
+    await asyncio.wait_for(watching, 10)
+    assert phases[-1] is Phase.CLOSED
+    assert Phase.CONNECTING in phases
+
+
+async def test_a_message_survives_the_broker(
+    little: LittleServer, device: Devices, broker: Mosquitto
+) -> None:
+    async with device() as alice:
+        await little.disconnect()
+        await broker.kill()
+        sending = asyncio.create_task(alice.send(TALK, "hi"))
+        await asyncio.sleep(0.2)
+        await broker.start()
+        await little.connect()
+        assert (await asyncio.wait_for(sending, 15)).seq == 1
+
+
+async def test_a_wrong_password_is_said_on_entering(device: Devices, little: LittleServer) -> None:
+    with pytest.raises(CredentialsRefused, match="alice/phone"):
+        async with device(password="wrong"):
+            pass
+
+
+async def test_revoked_credentials_end_the_client_and_whoever_waits_is_told(
+    little: LittleServer, device: Devices, broker: Mosquitto
+) -> None:
+    async with device(stored=True) as alice:
+        waiting = asyncio.create_task(anext(alice.events()))
+        little.silent = True
+        sending = asyncio.create_task(alice.send(TALK, "hi"))
+        await eventually(alice.outbox)
+        broker.passwords.remove("alice/phone")
+        await little.disconnect()
+        await broker.kill()
+        await broker.start()
+        for task in (sending, waiting):
+            with pytest.raises(CredentialsRefused):
+                await asyncio.wait_for(task, 15)
+        assert alice.state.phase is Phase.CLOSED
+        with pytest.raises(CredentialsRefused):
+            await alice.send(TALK, "more")
+        assert len(await alice.outbox()) == 1
+
+
+async def test_another_broker_is_tried_when_one_is_away(
+    little: LittleServer, device: Devices, broker: Mosquitto
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = f"127.0.0.1:{nobody.getsockname()[1]}"
+        async with device(brokers=[away, f"mqtt://{broker.host}:{broker.port}"], wait=0) as alice:
+            await asyncio.wait_for(alice.caught_up(), 10)
+            assert alice.state.address == f"mqtt://{broker.host}:{broker.port}"
+
+
+async def test_websockets_work_too(little: LittleServer, device: Devices, broker: Mosquitto) -> None:
+    async with device(brokers=f"ws://{broker.host}:{broker.websocket_port}") as alice:
+        assert (await alice.send(TALK, "hi")).seq == 1
+
+
+async def test_a_client_works_without_a_connection_and_ends_at_once(device: Devices) -> None:
+    started = time.monotonic()
+    async with device(brokers="127.0.0.1:1", stored=True) as alice:
+        assert alice.state.phase is not Phase.ESTABLISHED
+        assert alice.state.reason
+        await alice.post(TALK, "later")
+        await alice.typing(TALK)
+        await alice.set_status("away")
+        assert await alice.conversations() == []
+    assert time.monotonic() - started < 3
+
+
+async def test_a_broker_that_accepts_and_says_nothing_is_given_up(device: Devices) -> None:
+    server = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    started = time.monotonic()
+    async with device(brokers=f"127.0.0.1:{port}") as alice:
+        assert "timed out" in alice.state.reason
+    assert time.monotonic() - started < 6
+    server.close()
+
+
+async def test_hello_is_said_again_until_there_is_an_answer(little: LittleServer, device: Devices) -> None:
+    little.silent = True
+    async with device(wait=0) as alice:
+        await eventually(lambda: len(little.commands(Hello)) >= 2)
+        assert alice.state.phase is Phase.CONNECTING
+        little.silent = False
+        await asyncio.wait_for(alice.caught_up(), 10)
+    partitions = {partition for _, partition, it in little.heard if isinstance(it, Hello)}
+    assert partitions == {0}  # until the server has told how many there are
+    assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
+
+
+async def test_a_hello_that_is_refused_for_good_is_tried_on_another_connection(
+    little: LittleServer, device: Devices
+) -> None:
+    refused = [1]
+
+    def refuse(command: object) -> Rejected | None:
+        if isinstance(command, Hello) and refused[0]:
+            refused[0] -= 1
+            return Rejected("invalid", "no such platform", False, "hello", ref=command.ref)
+        return None
+
+    little.refuse = refuse
+    async with device() as alice:
+        await asyncio.wait_for(alice.caught_up(), 10)
+        assert len({it.nonce for it in little.commands(Hello)}) == 2  # type: ignore[union-attr]
+
+
+async def test_a_clean_end_says_offline_and_the_will_says_it_otherwise(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device():
+        pass
+    await eventually(lambda: little.commands(Status))
+    async with device() as alice:
+        nonce = little.commands(Hello)[-1].nonce  # type: ignore[union-attr]
+        cut(alice)
+        await eventually(lambda: len(little.commands(Status)) >= 2)
+        assert little.commands(Status)[1] == Status("offline", nonce)
+        await eventually(lambda: len(little.commands(Hello)) == 3)
+
+
+async def test_a_status_holds_over_connections(little: LittleServer, device: Devices) -> None:
+    async with device() as alice:
+        await alice.set_status("background", network="wifi", battery=80)
+        cut(alice)
+        await eventually(lambda: len(little.commands(Hello)) == 2)
+        nonce = little.commands(Hello)[-1].nonce  # type: ignore[union-attr]
+        await eventually(lambda: Status("background", nonce, "wifi", 80) in little.commands(Status))
+
+
+async def test_a_device_that_only_listens_says_that_it_is_there(
+    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msgspec
+
+    from tests.client import little_server
+
+    monkeypatch.setattr(little_server, "LIMITS", msgspec.structs.replace(little_server.LIMITS, presence=1))
+    async with device():
+        await eventually(lambda: len(little.commands(Status)) >= 3)
+
+
+async def test_two_clients_cannot_have_one_store(little: LittleServer, device: Devices) -> None:
+    async with device(stored=True):
+        with pytest.raises(DeviceStoreError, match="in use"):
+            async with device(stored=True):
+                pass
+
+
+async def test_iterators_stop_when_the_client_is_closed(little: LittleServer, device: Devices) -> None:
+    async with device() as alice:
+        events, notices = alice.events(), alice.notices()
+        waiting = [asyncio.create_task(take(it, 1)) for it in (events, notices)]
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*waiting) == [[], []]
+
+
+@pytest.mark.parametrize("name", ["alice/ph one", "a+b/phone", "/phone", "a" * 60 + "/phone"])
+def test_names_that_no_device_can_have_are_refused(name: str) -> None:
+    user, device = name.split("/")
+    with pytest.raises(SetupError, match="user and device"):
+        Client(user=user, device=device, password="x")
+
+
+@pytest.mark.parametrize("address", ["", "http://host", "host:port", "mqtt://", "host:99999"])
+def test_addresses_that_are_none_are_refused(address: str) -> None:
+    with pytest.raises(SetupError, match="address"):
+        Client(user="alice", device="phone", password="x", brokers=address)
+
+
+def test_a_password_does_not_show() -> None:
+    assert "secret" not in repr(Client(user="alice", device="phone", password="secret").settings)

@@ -1,0 +1,209 @@
+"""Sending and receiving, with a server that does what it is told."""
+
+import asyncio
+
+import pytest
+
+from imqtt.client import Client, Format
+from imqtt.errors import Conflict, NotAllowed
+from imqtt.model import Accepted, Event, Rejected, Send
+from tests.client.conftest import Devices
+from tests.client.little_server import LittleServer
+from tests.services import eventually
+
+TALK = "d:alice:bob"
+
+
+async def take(events: object, count: int, within: float = 10.0) -> list[Event]:
+    """The next events of an iterator."""
+    taken: list[Event] = []
+    async with asyncio.timeout(within):
+        async for event in events:  # type: ignore[attr-defined]
+            taken.append(event)
+            if len(taken) == count:
+                break
+    return taken
+
+
+def texts(events: list[Event]) -> list[str | None]:
+    return [event.content.text for event in events]
+
+
+@pytest.mark.parametrize("format", list(Format))
+async def test_a_sent_message_is_stored_and_is_in_the_senders_own_log(
+    little: LittleServer, device: Devices, format: Format
+) -> None:
+    async with device(format=format) as alice:
+        events = alice.events()
+        accepted = await alice.send(TALK, "hi")
+        assert (accepted.seq, accepted.id) == (1, little.logs[TALK][0].id)
+        assert await take(events, 1) == little.logs[TALK]
+        assert await alice.outbox() == []
+
+
+async def test_both_sides_see_one_order(little: LittleServer, device: Devices) -> None:
+    async with device("alice/phone") as alice, device("bob/phone") as bob:
+        hers, his = alice.events(), bob.events()
+        await asyncio.gather(
+            *(alice.send(TALK, f"a{number}") for number in range(20)),
+            *(bob.send(TALK, f"b{number}") for number in range(20)),
+        )
+        seen = await take(hers, 40)
+        assert seen == await take(his, 40) == little.logs[TALK]
+        assert [it for it in texts(seen) if it and it[0] == "a"] == [f"a{number}" for number in range(20)]
+
+
+async def test_a_lost_answer_is_asked_for_with_the_same_name(little: LittleServer, device: Devices) -> None:
+    lost: list[Accepted] = []
+
+    def lose(_: object, frame: object) -> bool:
+        if isinstance(frame, Accepted) and len(lost) < 2:
+            lost.append(frame)
+            return True
+        return False
+
+    little.lose = lose
+    async with device() as alice:
+        accepted = await alice.send(TALK, "hi")
+        assert accepted == lost[0] == lost[1]
+        assert len({it.client_msg_id for it in little.commands(Send)}) == 1  # type: ignore[union-attr]
+        assert len(little.logs[TALK]) == 1
+
+
+async def test_a_retryable_rejection_does_not_change_the_senders_order(
+    little: LittleServer, device: Devices
+) -> None:
+    busy = [3]
+
+    def refuse(command: object) -> Rejected | None:
+        if isinstance(command, Send) and command.content.text == "0" and busy[0]:
+            busy[0] -= 1
+            return Rejected(
+                "busy", "later", True, "send", command.conversation, command.client_msg_id, retry_after=20
+            )
+        return None
+
+    little.refuse = refuse
+    async with device() as alice:
+        await asyncio.gather(*(alice.send(TALK, str(number)) for number in range(5)))
+        assert texts(little.logs[TALK]) == ["0", "1", "2", "3", "4"]
+
+
+async def test_what_the_server_refuses_is_raised_and_leaves_the_outbox(
+    little: LittleServer, device: Devices
+) -> None:
+    little.refuse = lambda it: (
+        Rejected("not_allowed", "not yours", False, "send", it.conversation, it.client_msg_id)
+        if isinstance(it, Send)
+        else None
+    )
+    async with device() as alice:
+        with pytest.raises(NotAllowed, match="not yours"):
+            await alice.send("d:bob:carol", "hi")
+        assert await alice.outbox() == []
+
+
+async def test_a_refused_post_stays_in_the_outbox_and_a_notice_tells(
+    little: LittleServer, device: Devices
+) -> None:
+    little.refuse = lambda it: (
+        Rejected("code_of_tomorrow", "no", False, "send", it.conversation, it.client_msg_id)
+        if isinstance(it, Send)
+        else None
+    )
+    async with device(stored=True) as alice:
+        notices = alice.notices()
+        name = await alice.post(TALK, "hi")
+        refused = await asyncio.wait_for(anext(notices), 10)
+        assert refused.entry.client_msg_id == name
+        assert refused.error.code == "code_of_tomorrow"
+    async with device(stored=True) as alice:
+        assert [it.refused for it in await alice.outbox()] == ["code_of_tomorrow"]
+        assert await alice.discard(TALK, name)
+        assert await alice.outbox() == []
+
+
+async def test_one_client_msg_id_is_one_message(little: LittleServer, device: Devices) -> None:
+    async with device() as alice:
+        first, second = await asyncio.gather(
+            alice.send(TALK, "hi", client_msg_id="m1"), alice.send(TALK, "hi", client_msg_id="m1")
+        )
+        assert first == second
+        assert await alice.send(TALK, "hi", client_msg_id="m1") == first
+        little.silent = True
+        await alice.post(TALK, "hello", client_msg_id="m2")
+        with pytest.raises(Conflict):
+            await alice.post(TALK, "other", client_msg_id="m2")
+
+
+async def test_giving_up_waiting_does_not_take_a_message_back(little: LittleServer, device: Devices) -> None:
+    async with device() as alice:
+        little.silent = True
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(alice.send(TALK, "hi"), 0.1)
+        assert len(await alice.outbox()) == 1
+        little.silent = False
+        await eventually(lambda: little.logs[TALK])
+
+
+async def test_events_in_any_order_and_twice_come_out_once_in_order(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device() as alice:
+        events = alice.events()
+        stored = [little.store(TALK, str(number)) for number in range(10)]
+        for place in (2, 0, 0, 4, 3, 2, 1, 9, 8, 5, 1, 7):
+            await little.tell("alice/phone", stored[place])
+        assert await take(events, 10) == stored  # the seventh was lost, and asked for
+
+
+async def test_a_slow_reader_holds_nothing_up(little: LittleServer, device: Devices) -> None:
+    async with device() as alice:
+        slow, quick = alice.events(), alice.events()
+        stored = [little.store(TALK, str(number)) for number in range(300)]
+        await little.tell("alice/phone", *stored)
+        assert await take(quick, 300) == stored
+        assert await take(slow, 1) == stored[:1]
+        await alice.send(TALK, "still here")
+        assert texts(await take(slow, 300))[-1] == "still here"
+
+
+async def test_a_consumer_goes_on_where_it_had_finished(little: LittleServer, device: Devices) -> None:
+    async with device(stored=True) as alice:
+        stored = [little.store(TALK, str(number)) for number in range(5)]
+        await little.tell("alice/phone", *stored)
+        assert await take(alice.events("bot"), 3) == stored[:3]  # the third is given out, and not finished
+    async with device(stored=True) as alice:
+        events = alice.events("bot")
+        assert await take(events, 2) == stored[2:4]
+        await events.finish()
+    async with device(stored=True) as alice:
+        assert await take(alice.events("bot"), 1) == stored[4:]
+
+
+async def test_packets_that_are_not_frames_do_no_harm(little: LittleServer, device: Devices) -> None:
+    async with device(format=Format.JSON) as alice:
+        events = alice.events()
+        for rubbish in (b"", b"\xff\xff", b"{", b'{"frames":[{"type":"of_tomorrow"}]}', b'{"frames":{}}'):
+            await little.raw("alice/phone", rubbish)
+        event = little.store(TALK, "hi")
+        await little.tell("alice/phone", event)
+        assert await take(events, 1) == [event]
+        assert alice.counts["malformed"] >= 2
+
+
+async def test_what_cannot_be_sent_is_refused_at_once(little: LittleServer, device: Devices) -> None:
+    async with device() as alice:
+        for content in ("", b"bytes without a type", "x" * 70_000):
+            with pytest.raises(Exception, match="content") as caught:
+                await alice.send(TALK, content)
+            assert caught.value.code in ("invalid", "too_large")  # type: ignore[attr-defined]
+        assert await alice.outbox() == []
+        accepted = await alice.send(TALK, {"lat": 1.5})
+        assert little.logs[TALK][accepted.seq - 1].content.json == '{"lat":1.5}'
+
+
+async def test_the_first_device_of_a_conversation_is_known_by_name(device: Devices) -> None:
+    alice: Client = device()
+    assert (alice.direct("bob"), alice.direct("Zoe")) == ("d:alice:bob", "d:Zoe:alice")
+    assert alice.direct("alice") == "u:alice"

@@ -1,0 +1,138 @@
+"""A device's store: what belongs together is written together, in order, and outlives the process."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from imqtt.client.store import Changes, LocalStore
+from imqtt.client.values import Entry, LogState
+from imqtt.core.outbox import Key
+from imqtt.errors import Conflict, DeviceStoreError
+from imqtt.model import Content, Device, Event, Id, Marks, Position
+
+ALICE = Device("alice", "phone")
+TALK = "d:alice:bob"
+
+
+def event(seq: int, sender: str = "bob", conversation: str = TALK) -> Event:
+    return Event(conversation, seq, Id(seq * 10), 0, sender, "phone", f"m{seq}", Content(text=str(seq)))
+
+
+def changes(*seqs: int, start: int = 0) -> Changes:
+    last = seqs[-1]
+    position = Position(last, Id(last * 10))
+    return Changes(
+        events={(TALK, seq): (start + number, event(seq)) for number, seq in enumerate(seqs, 1)},
+        logs={TALK: LogState(TALK, position, 0, position)},
+        meta={"ordinal": str(start + len(seqs))},
+    )
+
+
+@pytest.fixture(params=["file", "temporary"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "alice.db" if request.param == "file" else None
+
+
+async def test_events_come_out_by_seq_and_by_ordinal(path: Path | None) -> None:
+    store = await LocalStore.open(path, ALICE)
+    await store.apply(changes(1, 2, 3))
+    assert await store.events(TALK, 2, 9) == [event(2), event(3)]
+    assert await store.new_events(1, 1, None) == [(2, event(2))]
+    assert await store.new_events(0, 10, "d:alice:carol") == []
+    await store.close()
+
+
+async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    store = await LocalStore.open(tmp_path / "a.db", ALICE)
+    await store.apply(changes(1, 2))
+    await store.apply(Changes(marks=[Marks(TALK, "alice", 2, 1), Marks(TALK, "bob", 1, 1)]))
+    await store.put(Entry(TALK, "m1", Content(text="x")))
+    await store.put(Entry(TALK, "m2", Content(text="y")))
+    await store.close()
+    store = await LocalStore.open(tmp_path / "a.db", ALICE)
+    memory = await store.load()
+    assert [log.cursor for log in memory.logs] == [Position(2, Id(20))]
+    assert memory.own_marks == (Marks(TALK, "alice", 2, 1),)
+    assert memory.unsent == (Key(TALK, "m1"), Key(TALK, "m2"))
+    assert memory.meta["ordinal"] == "2"
+    await store.close()
+
+
+async def test_what_is_asked_for_at_once_is_done_in_order(path: Path | None) -> None:
+    store = await LocalStore.open(path, ALICE)
+    done: list[int] = []
+    futures = [store.apply(changes(seq, start=seq - 1)) for seq in range(1, 200)]
+    for number, future in enumerate(futures):
+        future.add_done_callback(lambda _, number=number: done.append(number))
+    assert len(await store.events(TALK, 1, 1_000)) == 199
+    await asyncio.gather(*futures)
+    assert done == list(range(199))
+    await store.close()
+
+
+async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None) -> None:
+    store = await LocalStore.open(path, ALICE)
+    await store.put(Entry(TALK, "m1", Content(text="x")))
+    outcomes = await asyncio.gather(
+        store.put(Entry(TALK, "m2", Content(text="y"))),
+        store.put(Entry(TALK, "m1", Content(text="other"))),
+        store.put(Entry(TALK, "m3", Content(text="z"))),
+        store.put(Entry(TALK, "m1", Content(text="x"))),
+        return_exceptions=True,
+    )
+    assert outcomes[0] is True
+    assert isinstance(outcomes[1], Conflict)
+    assert outcomes[2:] == [True, False]
+    assert [key.client_msg_id for key in await store.entries()] == ["m1", "m2", "m3"]
+    await store.close()
+
+
+async def test_a_cancelled_write_happens_nevertheless(path: Path | None) -> None:
+    store = await LocalStore.open(path, ALICE)
+    store.apply(changes(1)).cancel()
+    assert await store.events(TALK, 1, 1) == [event(1)]
+    await store.close()
+
+
+async def test_unread_counts_what_others_sent_after_the_read_mark(path: Path | None) -> None:
+    store = await LocalStore.open(path, ALICE)
+    made = changes(*range(1, 11))
+    made.events[TALK, 10] = (10, event(10, "alice"))
+    made.logs[TALK] = LogState(TALK, Position(10, Id(100)), 0, Position(13, Id(130)))
+    made.marks.append(Marks(TALK, "alice", 10, 4))
+    await store.apply(made)
+    (summary,) = await store.summaries(10)
+    assert (summary.unread, summary.head.seq, summary.read) == (5 + 3, 13, 4)
+    assert summary.last == event(10, "alice")
+    await store.close()
+
+
+async def test_trimming_leaves_what_a_consumer_or_an_iterator_has_not_read(path: Path | None) -> None:
+    store = await LocalStore.open(path, ALICE)
+    await store.apply(changes(*range(1, 101)))
+    assert await store.consumer("bot") == 0
+    await store.finish("bot", 30)
+    assert await store.apply(Changes(trim=[(TALK, 80)])) == {TALK: 30}
+    await store.finish("bot", 100)
+    assert await store.apply(Changes(trim=[(TALK, 80)], wanted_after=50)) == {TALK: 50}
+    assert await store.apply(Changes(trim=[(TALK, 80)])) == {TALK: 80}
+    assert [it.seq for it in await store.events(TALK, 1, 100)] == list(range(81, 101))
+    await store.close()
+
+
+async def test_a_store_of_another_device_or_version_or_kind_is_not_opened(tmp_path: Path) -> None:
+    await (await LocalStore.open(tmp_path / "a.db", ALICE)).close()
+    with pytest.raises(DeviceStoreError, match="belongs to alice/phone"):
+        await LocalStore.open(tmp_path / "a.db", Device("bob", "phone"))
+    connection = sqlite3.connect(tmp_path / "a.db")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(DeviceStoreError, match="another version"):
+        await LocalStore.open(tmp_path / "a.db", ALICE)
+    (tmp_path / "b.db").write_text("not a database, but some text that is long enough" * 100)
+    with pytest.raises(DeviceStoreError):
+        await LocalStore.open(tmp_path / "b.db", ALICE)
+    with pytest.raises(DeviceStoreError):
+        await LocalStore.open(tmp_path / "nowhere" / "c.db", ALICE)

@@ -1,0 +1,122 @@
+"""Which broker is tried when, and when trying ends."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imqtt.core.connection import Connection, Phase
+
+
+def connection(addresses: int = 2) -> Connection:
+    return Connection(addresses, lambda: 1.0, base=0.5, cap=30.0)
+
+
+def attempt(machine: Connection, now: float) -> int:
+    address, _ = machine.next(now)
+    machine.connecting()
+    return address
+
+
+def test_the_first_try_does_not_wait_and_states_follow_each_other() -> None:
+    machine = connection()
+    assert machine.phase is Phase.IDLE
+    assert machine.next(0.0) == (0, 0.0)
+    machine.connecting()
+    assert machine.phase is Phase.CONNECTING
+    machine.established(1.0)
+    assert machine.phase is Phase.ESTABLISHED
+    machine.lost(100.0)
+    assert machine.phase is Phase.IDLE
+    machine.close()
+    assert machine.phase is Phase.CLOSED
+
+
+def test_addresses_take_turns_and_each_round_waits_longer() -> None:
+    machine = connection()
+    seen = []
+    for _ in range(8):
+        address, wait = machine.next(0.0)
+        machine.connecting()
+        machine.failed(0.0)
+        seen.append((address, wait))
+    assert seen == [(0, 0.0), (1, 0.5), (0, 0.5), (1, 1.0), (0, 1.0), (1, 2.0), (0, 2.0), (1, 4.0)]
+
+
+def test_an_address_that_failed_often_lately_is_tried_later() -> None:
+    machine = connection()
+    for _ in range(2):
+        attempt(machine, 0.0)
+        machine.failed(0.0)
+    assert attempt(machine, 0.0) == 0
+    machine.failed(0.0)
+    assert attempt(machine, 1.0) == 1
+    machine.established(1.0)
+    machine.lost(60.0)  # it lasted: no failure of that address
+    assert attempt(machine, 60.0) == 1
+    machine.established(60.0)
+    machine.lost(400.0)
+    assert attempt(machine, 400.0) == 0  # the window has slid past its failures; 1 was tried last
+
+
+def test_a_connection_that_lasted_begins_a_new_count() -> None:
+    machine = connection(1)
+    for _ in range(5):
+        attempt(machine, 0.0)
+        machine.failed(0.0)
+    attempt(machine, 10.0)
+    machine.established(10.0)
+    machine.lost(12.0)  # too short
+    assert machine.next(12.0).wait > 4.0
+    machine.connecting()
+    machine.established(20.0)
+    machine.lost(40.0)
+    assert machine.next(40.0).wait == 0.5
+
+
+def test_refused_by_every_broker_is_the_end_for_a_device_that_never_got_in() -> None:
+    machine = connection()
+    attempt(machine, 0.0)
+    assert not machine.refused(0.0)
+    attempt(machine, 1.0)
+    assert machine.refused(1.0)
+
+
+def test_one_broker_that_cannot_be_reached_does_not_make_a_wrong_password_right() -> None:
+    machine = connection()
+    attempt(machine, 0.0)
+    machine.failed(0.0)
+    attempt(machine, 1.0)
+    assert machine.refused(1.0)
+
+
+def test_a_device_that_was_let_in_before_asks_some_rounds() -> None:
+    machine = connection(1)
+    attempt(machine, 0.0)
+    machine.established(0.0)
+    machine.lost(100.0)
+    answers = []
+    for number in range(3):
+        attempt(machine, 100.0 + number)
+        answers.append(machine.refused(100.0 + number))
+    assert answers == [False, False, True]
+
+
+@given(st.integers(1, 4), st.lists(st.sampled_from(["failed", "refused", "short", "long"]), max_size=60))
+def test_no_wait_is_longer_than_the_cap_and_every_address_is_tried(count: int, outcomes: list[str]) -> None:
+    machine = Connection(count, lambda: 1.0, base=0.5, cap=30.0)
+    now = 0.0
+    tried: list[int] = []
+    for outcome in outcomes:
+        address, wait = machine.next(now)
+        assert 0.0 <= wait <= 30.0
+        machine.connecting()
+        tried.append(address)
+        if outcome == "failed":
+            machine.failed(now)
+        elif outcome == "refused":
+            machine.refused(now)
+        else:
+            machine.established(now)
+            now += 0.1 if outcome == "short" else 20.0
+            machine.lost(now)
+    if outcomes and set(outcomes) <= {"failed", "refused", "short"} and len(outcomes) >= count:
+        assert set(tried) == set(range(count))
