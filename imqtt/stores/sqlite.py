@@ -1,6 +1,6 @@
 """The embedded store: one SQLite database, written by one process.
 
-Everything written shares the transactions of one thread (`sqlite_writer`); reads go past it
+Everything written shares the transactions of one connection (`sqlite_writer`); reads go past it
 (`sqlite_reader`). In WAL mode with `synchronous=FULL` a commit is on the disk when it returns.
 """
 
@@ -13,7 +13,7 @@ from typing import Self
 
 from imqtt.errors import SetupError
 from imqtt.model import Device, Marks
-from imqtt.stores import sqlite_file, sqlite_statements
+from imqtt.stores import sqlite_file
 from imqtt.stores.base import Record, Registration
 from imqtt.stores.sqlite_reader import READERS, SqliteReader
 from imqtt.stores.sqlite_writer import Writer
@@ -54,7 +54,7 @@ class SqliteStore(SqliteReader):
     async def close(self) -> None:
         """Commits what was submitted, brings the log into the file and lets go of it."""
         await super().close()
-        await self._writer.close()
+        self._writer.close()
         self._lock.close()
 
     async def append(self, records: Sequence[Record]) -> None:
@@ -64,20 +64,20 @@ class SqliteStore(SqliteReader):
 
     async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
         if rows:
-            await self._writer.submit(sqlite_statements.put_members(rows))
+            await self._writer.submit(lambda tables: tables.put_members(rows))
 
     async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
         if not marks:
             return []
-        grown: list[Marks] = await self._writer.submit(sqlite_statements.raise_marks(marks))
+        grown: list[Marks] = await self._writer.submit(lambda tables: tables.raise_marks(marks))
         return grown
 
     async def put_devices(self, registrations: Sequence[Registration]) -> None:
         if registrations:
-            await self._writer.submit(sqlite_statements.put_devices(registrations))
+            await self._writer.submit(lambda tables: tables.put_devices(registrations))
 
     async def remove_device(self, device: Device) -> None:
-        await self._writer.submit(sqlite_statements.remove_device(device))
+        await self._writer.submit(lambda tables: tables.remove_device(device))
 
 
 def _open(path: Path, partitions: int) -> tuple[int, sqlite3.Connection, sqlite3.Connection]:

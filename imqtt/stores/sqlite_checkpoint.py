@@ -16,8 +16,8 @@ from imqtt.stores import sqlite_file
 
 log = logging.getLogger(__name__)
 
-INTERVAL_SECONDS = 0.1
-LOG_PAGES = 4_000  # 16 MiB: from here on the writer has the log begin anew
+INTERVAL_SECONDS = 0.5  # more often copies pages more often; less often holds commits up for longer
+LOG_PAGES = 8_000  # 16 MiB: from here on the writer has the log begin anew
 
 
 class Checkpointer:

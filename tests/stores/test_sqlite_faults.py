@@ -54,7 +54,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def pragma(store: SqliteStore, text: str) -> None:
-    await store._writer.submit(lambda connection: connection.execute(f"PRAGMA {text}").fetchall())
+    await store._writer.submit(lambda tables: tables.connection.execute(f"PRAGMA {text}").fetchall())
 
 
 async def seqs(store: SqliteStore, conversation: str) -> list[int]:
@@ -163,14 +163,14 @@ async def test_waiting_requests_share_a_transaction(store: SqliteStore) -> None:
     assert len(together) < 20
 
 
-async def test_the_log_does_not_grow_without_bound(
-    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_log_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_checkpoint, "INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr(sqlite_checkpoint, "LOG_PAGES", 50)
+    store = await SqliteStore.open(tmp_path / "imqtt.db", 16)
     sizes: list[int] = []
     for seq in range(1, 801):
         await store.append([record("u:alice", seq, content=LARGE)])
         sizes.append((tmp_path / "imqtt.db-wal").stat().st_size)
     assert max(sizes) < 800 * 20_000 / 2
     assert len(await seqs(store, "u:alice")) == 800
+    await store.close()

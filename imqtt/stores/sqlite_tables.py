@@ -1,0 +1,90 @@
+"""What the SQLite store writes, each kind of row."""
+
+import sqlite3
+from collections.abc import Collection, Sequence
+
+from imqtt.model import Device, Marks
+from imqtt.stores.base import Record, Registration
+
+NUMBERS_KEPT = 200_000  # conversations whose number is remembered
+
+_PUT_CONVERSATION = "INSERT INTO conversations (name) VALUES (?) ON CONFLICT DO NOTHING"
+_NUMBER = "SELECT number FROM conversations WHERE name = ?"
+_PUT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_MEMBER = "INSERT INTO members VALUES (?, ?) ON CONFLICT DO NOTHING"
+_RAISE_MARKS = """
+    INSERT INTO marks VALUES (?, ?, ?, ?)
+    ON CONFLICT DO UPDATE
+        SET delivered = max(delivered, excluded.delivered), read = max(read, excluded.read)
+        WHERE excluded.delivered > delivered OR excluded.read > read
+    RETURNING delivered, read
+"""
+_PUT_DEVICE = "INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?, ?)"
+_REMOVE_DEVICE = "DELETE FROM devices WHERE user = ? AND device = ?"
+
+
+class Tables:
+    """Writes rows over one connection, within whatever transaction its owner has begun."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self._numbers: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """A transaction was rolled back: the numbers that it gave are not given."""
+        self._numbers.clear()
+
+    def put_events(self, records: Sequence[Record]) -> None:
+        """A row for each record; raises `sqlite3.IntegrityError` where a seq or a key is taken."""
+        rows = []
+        for record in records:
+            event = record.event
+            # Only a conversation's first event makes it: one that begins later does not follow anything,
+            # and its row fails for want of a number.
+            number = self._number(event.conversation, create=event.seq == 1)
+            # An `Id` is made a plain int: sqlite3 would search its adapters for the subclass.
+            rows.append((
+                number, event.seq, int(event.id), event.sender, event.device, event.client_msg_id,
+                event.kind, event.client_time, record.digest, record.body.decode(),
+            ))  # fmt: skip
+        self.connection.executemany(_PUT_EVENT, rows)
+
+    def put_members(self, rows: Collection[tuple[str, str]]) -> None:
+        """`rows` are (user, conversation)."""
+        self.connection.executemany(
+            _PUT_MEMBER, [(user, self._number(name, create=True)) for user, name in rows]
+        )
+
+    def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
+        """The merged registers of those that grew."""
+        grown: list[Marks] = []
+        for it in marks:
+            if not (it.delivered or it.read):
+                continue
+            number = self._number(it.conversation, create=True)
+            row = self.connection.execute(_RAISE_MARKS, (number, it.user, it.delivered, it.read)).fetchone()
+            if row is not None:
+                grown.append(Marks(it.conversation, it.user, *row))
+        return grown
+
+    def put_devices(self, registrations: Sequence[Registration]) -> None:
+        self.connection.executemany(
+            _PUT_DEVICE, [(*it.device, it.format, it.platform, it.max_packet) for it in registrations]
+        )
+
+    def remove_device(self, device: Device) -> None:
+        self.connection.execute(_REMOVE_DEVICE, tuple(device))
+
+    def _number(self, name: str, *, create: bool) -> int | None:
+        number = self._numbers.get(name)
+        if number is not None:
+            return number
+        if create:
+            self.connection.execute(_PUT_CONVERSATION, (name,))
+        row = self.connection.execute(_NUMBER, (name,)).fetchone()
+        if row is None:
+            return None
+        if len(self._numbers) >= NUMBERS_KEPT:
+            self._numbers.clear()
+        number = self._numbers[name] = int(row[0])
+        return number
