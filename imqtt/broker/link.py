@@ -77,6 +77,7 @@ class Link(asyncio.Protocol):
         self._lost: asyncio.Future[None] = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._flushing = False  # a flush is scheduled
+        self._acking: asyncio.TimerHandle | None = None  # a flush of PUBACKs is
         self._reading = True
         self._writable = True
 
@@ -135,8 +136,11 @@ class Link(asyncio.Protocol):
         if self.closed is not None:
             return
         self._session.ack(received)
-        if not self._flushing:
-            self._flush_soon()
+        if not (self._flushing or self._acking):
+            if self._settings.ack_delay:
+                self._acking = self._loop.call_later(self._settings.ack_delay, self._flush)
+            else:
+                self._flush_soon()
         if not self._reading:
             self._read_on()
 
@@ -334,10 +338,14 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
+        if self._acking is not None:
+            self._acking.cancel()
+            self._acking = None
         if self._transport is None or self.closed is not None:
             return
-        while self._session.pending and (self._writable or self._session.state is State.ENDED):
-            data, events = self._session.send(self._loop.time(), _ROOM)
+        session = self._session
+        while (session.pending or session.owing) and (self._writable or session.state is State.ENDED):
+            data, events = session.send(self._loop.time(), _ROOM)
             self._transport.write(data)
             if events:
                 self._handle(events)

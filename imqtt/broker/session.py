@@ -3,7 +3,7 @@
     session = Session(settings, now)              its CONNECT is the first thing to send
     events = session.receive(data, now)           whatever arrives, in any pieces
     session.publish(…), .subscribe(…), .ack(…)    never wait, never fail
-    data, events = session.send(now, room)        at most about `room` bytes; again while `session.pending`
+    data, events = session.send(now, room)        about `room` bytes; again while `pending` or `owing`
     events = session.tick(now)                    at `session.deadline`, for the keep alive
 
 `now` is in seconds, of any clock that does not step back. After an `Ended` the session does nothing more,
@@ -82,6 +82,7 @@ class Session:
         self._keep_alive = KeepAlive(settings.keep_alive, now)
         self._reading = True
         self._out: list[bytes] = [_connect(settings)]
+        self._acks: list[bytes] = []
 
     # --- in
 
@@ -179,7 +180,7 @@ class Session:
         """Lets its PUBACK leave, as soon as all before it are acked."""
         if self.state is State.OPEN:
             for packet_id in self._receipts.ack(received.receipt):
-                self._out.append(_PUBACK + packet_id.to_bytes(2, "big"))
+                self._acks.append(_PUBACK + packet_id.to_bytes(2, "big"))
 
     def load(self, unread: int) -> float:
         """How full the room for received messages is: 1 is the bound. `unread`: messages not yet taken."""
@@ -220,12 +221,18 @@ class Session:
 
     @property
     def pending(self) -> bool:
-        """Whether there is something to send now."""
+        """Whether there is something to send now, PUBACKs aside: they may wait."""
         return bool(self._out) or (self.state is State.OPEN and self._publications.waiting)
 
+    @property
+    def owing(self) -> bool:
+        """Whether PUBACKs wait to be sent."""
+        return bool(self._acks)
+
     def send(self, now: float, room: int) -> tuple[bytes, list[Event]]:
-        """What to write, and what is done once it is written."""
-        out, self._out = self._out, []
+        """What to write, PUBACKs included, and what is done once it is written."""
+        out, self._out = self._acks + self._out, []
+        self._acks = []
         events: list[Event] = []
         if self.state is State.OPEN:
             events.extend(self._publications.send(out, room))

@@ -34,6 +34,9 @@ class Settings:
     `keep_alive`: at most so long without a packet to the broker; 0: no limit, and no detection of a peer
     that has gone silent. The broker may set another in CONNACK, which is then what counts.
 
+    `ack_delay`: how long PUBACKs may wait for others to leave with. Each write costs both sides, and nobody
+    waits for a PUBACK but the broker's memory.
+
     `timeout`: of the whole of connecting, and of closing.
     """
 
@@ -47,6 +50,7 @@ class Settings:
     keep_alive: int = 30
     receive_max: int = 1_000
     receive_bytes: int = 16 * 1024 * 1024
+    ack_delay: float = 0.0
     max_packet: int | None = None
     tls: ssl.SSLContext | None = None
     will: Will | None = None

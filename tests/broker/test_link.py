@@ -416,3 +416,15 @@ async def test_the_broker_draws_a_client_id_for_who_has_none(broker: Broker, ope
 async def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(ConnectionRefusedError):
         await connect(Broker(tmp_path).settings("one"))
+
+
+async def test_acks_may_wait_for_others_but_not_for_ever(broker: Broker, open_link: Open) -> None:
+    receiver = await open_link(broker.settings("patient", ack_delay=0.1))
+    sender = await open_link(broker.settings("sender"))
+    await receiver.subscribe("t/#")
+    await sender.publish(numbered(10))
+    for received in await take(receiver, 10):
+        receiver.ack(received)
+    assert receiver._session.owing
+
+    await eventually(lambda: not receiver._session.owing)

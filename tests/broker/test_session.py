@@ -27,7 +27,7 @@ def opened(**connack: object) -> Session:
 def sent(session: Session) -> list[mqtt5.Packet]:
     """Everything that it has to say now."""
     found: list[mqtt5.Packet] = []
-    while session.pending:
+    while session.pending or session.owing:
         data, _ = session.send(0.0, ROOM)
         view = memoryview(data)
         while view:
