@@ -268,7 +268,8 @@ async def run(plan: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> N
         options = dict(phase)
         kind = options.pop("kind")
         if kind == "pace":
-            options["rate"] = options.pop("part") * saturated
+            part = options.pop("part", None)
+            options["rate"] = options["rate"] if part is None else part * saturated
         if kind == "count":
             options["step"] = tell
         working = asyncio.create_task(getattr(load, kind)(**options), name=kind)

@@ -19,6 +19,7 @@ from imqtt.cli.mosquitto import executable
 GOALS = {  # by key: the figure that `direct` should reach, and whether more is better
     "stored_per_second": (10_000, True),
     "p99_half_load_ms": (20, False),
+    "p99_5000_ms": (20, False),
     "p50_lone_ms": (5, False),
 }
 

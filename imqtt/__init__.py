@@ -1,2 +1,1 @@
 """Instant messaging on an MQTT broker."""
-

@@ -28,7 +28,6 @@ class ServerConfig:
     )
     broker_certificate: str = _setting("", "PEM file with the server's own certificate, for mutual TLS")
     broker_key: str = _setting("", "PEM file with the key of that certificate")
-    broker_links: int = _setting(2, "connections over which frames are published to devices")
     store: str = _setting("sqlite:///imqtt.db", "where events are kept: sqlite:///path")
     state: str = _setting("memory:", "where seen ids, device lists and presence are kept: memory:")
     partitions: int = _setting(16, "used when the store is created, and fixed from then on")
@@ -37,7 +36,7 @@ class ServerConfig:
     max_packet: int = _setting(262_144, "largest packet to a device that did not say less in `Hello`")
     device_rate: int = _setting(1_000, "messages a second that one device may send, sustained")
     device_burst: int = _setting(4_000, "messages that one device may send at once")
-    max_batch: int = _setting(500, "commands that a partition decides together")
+    max_batch: int = _setting(500, "commands that are decided together, at most")
     conversations_cached: int = _setting(
         100_000, "heads of conversations kept in memory, over all partitions"
     )

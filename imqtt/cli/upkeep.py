@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -25,6 +26,7 @@ STEADY_SECONDS = 60.0  # a broker that ran for so long begins anew with the firs
 async def serve(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
     """The server alone. `say_ready` gets the number of partitions when all of them receive."""
     async with serving(config) as server:
+        _calm_collector()
         say_ready(server.partitions)
         await server.wait()
 
@@ -45,8 +47,20 @@ async def up(
             state="memory:",
         )
         async with serving(config) as server:
+            _calm_collector()
             say_ready(server.partitions)
             await server.wait()
+
+
+def _calm_collector() -> None:
+    """Has the garbage collector leave alone what stays for good, and look less often at what does not.
+
+    A message leaves no cycles behind, so the collector, at its defaults a tenth of the server's time, finds
+    nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,7 @@ class Message(NamedTuple):
     key: Key
     body: bytes
     digest: bytes
+    partition: int = 0
 
 
 class Append(NamedTuple):
@@ -52,26 +53,26 @@ class Refuse(NamedTuple):
 Decision = Append | Known | Refuse
 
 
-def receive(sender: Device, send: Send) -> Message:
+def receive(sender: Device, send: Send, partition: int = 0) -> Message:
     """Encodes the content once, for the digest and for the store."""
     body = _encode(send.content)
     key = Key(send.conversation, sender.user, send.client_msg_id)
-    return Message(sender, send, key, body, blake2b(body, digest_size=DIGEST_SIZE).digest())
+    return Message(sender, send, key, body, blake2b(body, digest_size=DIGEST_SIZE).digest(), partition)
 
 
 def decide(
     messages: Sequence[Message],
     heads: Mapping[str, Position],
     stored: Mapping[Key, Stored],
-    draw: Callable[[int], Id],
+    draw: Callable[[int, int], Id],
     admit: Callable[[Device], bool],
 ) -> list[Decision]:
     """One decision per message, in order.
 
     `heads` has each conversation's newest position (absent: empty), `stored` the position and digest of
-    keys known to be stored, `draw` gives an id greater than its argument, `admit` takes a token of the
-    device's rate. Duplicates are found before permission and rate are asked: a message that was accepted
-    stays accepted.
+    keys known to be stored, `draw` gives a partition's next id, greater than the given one, `admit` takes a
+    token of the device's rate. Duplicates are found before permission and rate are asked: a message that
+    was accepted stays accepted.
     """
     newest: dict[str, Position] = {}
     seen: dict[Key, Stored] = {}
@@ -88,7 +89,7 @@ def decide(
             if not admit(message.sender):
                 raise RateLimited("more messages a second than this device may send", retry_after=1_000)
             head = newest.get(conversation) or heads.get(conversation, EMPTY)
-            event = _event(message, Position(head.seq + 1, draw(head.id)))
+            event = _event(message, Position(head.seq + 1, draw(message.partition, head.id)))
         except ImqttError as error:
             decisions.append(Refuse(error))
             continue

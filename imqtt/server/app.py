@@ -16,6 +16,7 @@ from imqtt.core.snowflake import Snowflake
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
+from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 SESSION_EXPIRY = 7 * 86_400  # seconds: how long the broker queues for a server that is away
 KEEP_ALIVE = 30  # seconds
 DRAIN_SECONDS = 10.0
+ACK_DELAY = 0.005  # seconds
 
 
 def wall_clock() -> int:
@@ -94,14 +96,14 @@ class Server:
             log.info("the store was created with %d partitions, which holds", store.partitions)
         tls = _tls(config)
         process = secrets.token_hex(4)  # no two processes share a connection to publish over
-        lanes = [
-            Lane(
-                partial(connect, self._settings(f"imqtt-server-out-{process}-{number}", tls, clean=True)),
-                counters,
+        # Reads have one of their own: a large page holds up nobody's message.
+        lanes = {
+            name: Lane(
+                partial(connect, self._settings(f"imqtt-server-{name}-{process}", tls, clean=True)), counters
             )
-            for number in range(config.broker_links)
-        ]
-        publish = lanes[0].publish
+            for name in ("events", "reads")
+        }
+        publish = lanes["reads"].publish
         devices = Devices(store, state)
         presences = Presences(
             store=store,
@@ -134,36 +136,38 @@ class Server:
             clock=self._clock,
         )
         ready: list[asyncio.Event] = []
-        for number, lane in enumerate(lanes):
+        for name, lane in lanes.items():
             ready.append(asyncio.Event())
-            self._spawn(self._tasks, lane.run(ready[-1]), f"lane-{number}")
+            self._spawn(self._tasks, lane.run(ready[-1]), f"lane-{name}")
         self._spawn(self._tasks, reads.run(), "reads")
         self._spawn(self._tasks, presences.run(), "presences")
+        committer = Committer(
+            store=store,
+            state=state,
+            snowflakes=[Snowflake(it, config.clock_tolerance * 1_000) for it in range(store.partitions)],
+            heads=Heads(config.conversations_cached),
+            counters=counters,
+            clock=self._clock,
+        )
+        owner = Owner(
+            intake=Intake(store.partitions, bounds),
+            committer=committer,
+            store=store,
+            devices=devices,
+            presences=presences,
+            reads=reads,
+            publish=lanes["events"].publish,
+            counters=counters,
+            max_packet=config.max_packet,
+        )
+        batcher = Batcher(owner, counters, config.max_batch)
+        self._spawn(self._tasks, batcher.run(), "batcher")
         for number in range(store.partitions):
-            committer = Committer(
-                store=store,
-                state=state,
-                snowflake=Snowflake(number, config.clock_tolerance * 1_000),
-                heads=Heads(max(config.conversations_cached // store.partitions, 1)),
-                counters=counters,
-                clock=self._clock,
-            )
-            owner = Owner(
-                intake=Intake(number, store.partitions, bounds),
-                committer=committer,
-                store=store,
-                devices=devices,
-                presences=presences,
-                reads=reads,
-                publish=lanes[number % len(lanes)].publish,
-                counters=counters,
-                max_packet=config.max_packet,
-            )
             settings = self._settings(f"imqtt-server-{number}", tls, clean=False)
-            session = Partition(number, owner, partial(connect, settings), counters, config.max_batch)
-            self._partitions.append(session)
+            partition = Partition(number, batcher, partial(connect, settings), config.max_batch)
+            self._partitions.append(partition)
             ready.append(asyncio.Event())
-            self._spawn(self._serving, session.run(ready[-1]), f"partition-{number}")
+            self._spawn(self._serving, partition.run(ready[-1]), f"partition-{number}")
         await self._all_ready(ready)
 
     async def _all_ready(self, ready: Sequence[asyncio.Event]) -> None:
@@ -195,6 +199,7 @@ class Server:
             session_expiry=0 if clean else SESSION_EXPIRY,
             keep_alive=KEEP_ALIVE,
             receive_max=4 * config.max_batch,
+            ack_delay=ACK_DELAY,
             tls=tls,
         )
 

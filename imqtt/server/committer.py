@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Committer:
-    """Commits one partition's messages, one batch at a time.
+    """Commits the messages of some partitions, one batch at a time.
 
     Nothing rests on being the only one: where a rival appended first, the store's indexes refuse, and the
     batch is decided again from what the store holds then.
@@ -31,14 +31,14 @@ class Committer:
         *,
         store: Store,
         state: State,
-        snowflake: Snowflake,
+        snowflakes: Sequence[Snowflake],
         heads: Heads,
         counters: Counters,
         clock: Callable[[], int],
     ) -> None:
         self._store = store
         self._state = state
-        self._snowflake = snowflake
+        self._snowflakes = snowflakes  # by partition
         self._heads = heads
         self._counters = counters
         self._clock = clock
@@ -94,7 +94,7 @@ class Committer:
                 stored = await self._reread(pending)
 
     def forget(self) -> None:
-        """The partition may have had another owner: its heads are read anew."""
+        """A partition may have had another owner: heads are read anew."""
         self._heads.forget()
 
     async def _append(self, records: Sequence[Record]) -> int:
@@ -144,8 +144,8 @@ class Committer:
             tokens[device] = left - 1
             return left > 0
 
-        def draw(after: int) -> Id:
-            return self._snowflake.draw(now, after)
+        def draw(partition: int, after: int) -> Id:
+            return self._snowflakes[partition].draw(now, after)
 
         return decide(messages, heads, stored, draw, admit)
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from imqtt.broker.link import Link, Received
 from imqtt.broker.link import Message as Packet
-from imqtt.broker.link import Received
 from imqtt.core.conversations import check_member
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.core.sequencing import Message, receive
@@ -15,6 +16,18 @@ from imqtt.protocol.topics import parse_up, up
 
 PASSED_ON = ("imqtt-passed-on", "1")
 TOPICS_CACHED = 50_000
+
+
+class Delivery(NamedTuple):
+    """A command as a partition's session received it, and the link that wants its ack.
+
+    `again`: an earlier owner may have received it before, stored it, and told nobody.
+    """
+
+    partition: int
+    received: Received
+    link: Link
+    again: bool
 
 
 @dataclass(slots=True)
@@ -34,42 +47,42 @@ class Batch:
 
 
 class Intake:
-    """Decodes and sorts what one partition receives. Never raises for anything that a device can send."""
+    """Decodes and sorts what is received. Never raises for anything that a device can send."""
 
-    def __init__(self, partition: int, partitions: int, bounds: Bounds) -> None:
-        self._partition = partition
+    def __init__(self, partitions: int, bounds: Bounds) -> None:
         self._partitions = partitions
         self._bounds = bounds
         self._devices: dict[str, Device | None] = {}
 
-    def sort(self, received: Sequence[Received], *, takeover: bool) -> Batch:
-        """`takeover`: the session may have had another owner until just now, who left things half done."""
+    def sort(self, deliveries: Sequence[Delivery]) -> Batch:
+        """Sorts a batch by what is to be done."""
         batch = Batch()
-        for delivery in received:
-            device = self.device(delivery.topic)
+        for delivery in deliveries:
+            received = delivery.received
+            device = self.device(received.topic)
             if device is None:
                 continue  # no name that imqtt gives out, so nobody to answer
             try:
-                command = decode_command(delivery.payload, self._bounds)
-                if self._partition_of(command, device) == self._partition:
-                    self._add(batch, device, command, again=takeover or delivery.dup)
-                else:
-                    self._pass_on(batch, device, command, delivery)
+                command = decode_command(received.payload, self._bounds)
+                partition = self._partition_of(command, device)
+                if partition != delivery.partition:
+                    self._pass_on(batch, device, partition, received)
                     continue
+                self._add(batch, device, command, delivery)
             except ImqttError as error:
-                batch.refused.append((device, rejected(error, outline(delivery.payload))))
-                batch.formats.setdefault(device, format_of(delivery.payload))
+                batch.refused.append((device, rejected(error, outline(received.payload))))
+                batch.formats.setdefault(device, format_of(received.payload))
                 continue
             hello = command if isinstance(command, Hello) else None
             if hello is None and (before := batch.spoke.get(device)) is not None:
                 hello = before[1]
-            batch.spoke[device] = (format_of(delivery.payload), hello)
+            batch.spoke[device] = (format_of(received.payload), hello)
         return batch
 
-    def _add(self, batch: Batch, device: Device, command: AnyCommand, *, again: bool) -> None:
+    def _add(self, batch: Batch, device: Device, command: AnyCommand, delivery: Delivery) -> None:
         if isinstance(command, Send):
-            batch.messages.append(receive(device, command))
-            batch.redelivered.append(again)
+            batch.messages.append(receive(device, command, delivery.partition))
+            batch.redelivered.append(delivery.again)
         elif isinstance(command, Mark):
             check_member(command.conversation, device.user)
             batch.marks.append((device, command))
@@ -85,12 +98,11 @@ class Intake:
                 check_member(command.conversation, device.user)
             batch.reads.append((device, command))
 
-    def _pass_on(self, batch: Batch, device: Device, command: AnyCommand, delivery: Received) -> None:
-        if PASSED_ON in delivery.properties:
+    def _pass_on(self, batch: Batch, device: Device, partition: int, received: Received) -> None:
+        if PASSED_ON in received.properties:
             # Marked by the owner that passed it on, or by a device that claims so: either way not again.
-            raise Misrouted(f"this is partition {self._partition}; publish to up/0, or compute the partition")
-        topic = up(device, self._partition_of(command, device))
-        batch.pass_on.append(Packet(topic, delivery.payload, 1, (PASSED_ON,)))
+            raise Misrouted("this is another conversation's partition; publish to up/0, or compute it")
+        batch.pass_on.append(Packet(up(device, partition), received.payload, 1, (PASSED_ON,)))
 
     def _partition_of(self, command: AnyCommand, device: Device) -> int:
         if isinstance(command, Hello | Sync | Status):

@@ -1,4 +1,4 @@
-"""What a partition's owner does with a batch: commit it, and tell the devices concerned."""
+"""What the owner of partitions does with a batch: commit it, and tell the devices concerned."""
 
 import asyncio
 from collections import Counter
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from imqtt.broker.link import Message as Packet
-from imqtt.broker.link import Received
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
@@ -17,7 +16,7 @@ from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.fanout import Fanout
-from imqtt.server.intake import Batch, Intake, rejected
+from imqtt.server.intake import Batch, Delivery, Intake, rejected
 from imqtt.server.patience import until_known
 from imqtt.server.presence import Presences
 from imqtt.server.reads import Reads
@@ -68,7 +67,7 @@ class Audience:
 
 
 class Owner:
-    """Carries out batches of one partition, one after the other.
+    """Carries out batches of the partitions that it owns, one after the other.
 
     When `carry_out` returns, every message of the batch that is to be stored is durable, and what it
     returns is done when the broker has taken the frames for all devices. Only then may the batch be
@@ -99,13 +98,13 @@ class Owner:
         self._max_packet = max_packet
 
     def take_over(self) -> None:
-        """The session is this process's own from now on; whatever it remembers of the log may be old."""
+        """A session is this process's own from now on; whatever it remembers of the log may be old."""
         self._committer.forget()
 
-    async def carry_out(self, received: Sequence[Received], *, takeover: bool) -> asyncio.Future[None]:
+    async def carry_out(self, deliveries: Sequence[Delivery]) -> asyncio.Future[None]:
         """Commits a batch and publishes its frames. See the class for what is durable when."""
-        self._counters.received += len(received)
-        batch = self._intake.sort(received, takeover=takeover)
+        self._counters.received += len(deliveries)
+        batch = self._intake.sort(deliveries)
         registrations = await self._devices.register(batch.spoke)
         decisions, marks = await self._commit(batch)
         events = await self._events(batch, decisions)
@@ -130,15 +129,16 @@ class Owner:
         await self._hand_over(batch, registrations)
         return done
 
-    def give_up(self, delivery: Received) -> asyncio.Future[None]:
+    def give_up(self, delivery: Delivery) -> asyncio.Future[None]:
         """Tells the sender of a command that carrying it out raised what no code expected."""
+        topic, payload = delivery.received[:2]
         fanout = Fanout(self._max_packet, self._counters)
-        device = self._intake.device(delivery.topic)
+        device = self._intake.device(topic)
         if device is not None:
             error = Failed("the server failed on this command; its log says why", retry_after=60_000)
-            sender = Registration(device, format_of(delivery.payload).value)
             self._counters.reject(error.code)
-            fanout.add(rejected(error, outline(delivery.payload)), (sender,))
+            sender = Registration(device, format_of(payload).value)
+            fanout.add(rejected(error, outline(payload)), (sender,))
         return self._publish(fanout.messages())
 
     async def _commit(self, batch: Batch) -> tuple[list[Decision], list[Told]]:

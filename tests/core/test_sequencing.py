@@ -28,7 +28,7 @@ def run(
         messages,
         heads or {},
         stored or {},
-        lambda after: Id(max(next(numbers), after + 1)),
+        lambda _, after: Id(max(next(numbers), after + 1)),
         lambda _: next(left) > 0,
     )
 
@@ -95,7 +95,7 @@ def test_beyond_the_rate_a_message_is_refused_but_a_duplicate_is_not() -> None:
 
 
 def test_a_clock_that_is_behind_refuses_new_messages_only() -> None:
-    def draw(after: int) -> Id:
+    def draw(partition: int, after: int) -> Id:
         raise ClockBehind("behind")
 
     sent = message(ALICE, "u:alice", "1")

@@ -50,7 +50,7 @@ def committer(store: SqliteStore) -> Committer:
     return Committer(
         store=store,
         state=MemoryState(rate=10_000, burst=10_000),
-        snowflake=Snowflake(0, 60_000),
+        snowflakes=[Snowflake(0, 60_000)],
         heads=Heads(100),
         counters=Counters(),
         clock=wall_clock,

@@ -1,0 +1,96 @@
+"""What the sessions of many partitions receive, carried out in batches.
+
+A batch is whatever came while the last one was being stored, from all partitions together: they share one
+decision, one commit, and one packet to each device. With a batch for each of 16 partitions, a message at
+4,200 a second cost the server 156 us and took 26 ms at the median; see `make bench`.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+
+from imqtt.server.counters import Counters
+from imqtt.server.intake import Delivery
+from imqtt.server.owner import Owner
+
+log = logging.getLogger(__name__)
+
+UNFINISHED_BATCHES = 4  # published, and waiting for the broker to confirm it
+
+Finishing = tuple[Sequence[Delivery], asyncio.Future[None]]
+
+
+class Batcher:
+    """Carries out batches one after the other, and PUBACKs each when it is finished."""
+
+    def __init__(self, owner: Owner, counters: Counters, max_batch: int) -> None:
+        self._owner = owner
+        self._counters = counters
+        self._max_batch = max_batch
+        self._inbox: deque[Delivery] = deque()
+        self._arrival = asyncio.Event()
+        self._unfinished: asyncio.Queue[Finishing] = asyncio.Queue(UNFINISHED_BATCHES)
+        self._begun = 0  # deliveries given, and not yet finished
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def put(self, deliveries: Sequence[Delivery]) -> None:
+        """Takes deliveries on. They are bounded by what their links receive without an ack."""
+        self._inbox.extend(deliveries)
+        self._begun += len(deliveries)
+        self._idle.clear()
+        self._arrival.set()
+
+    def take_over(self) -> None:
+        """A partition's session is this process's own from now on."""
+        self._owner.take_over()
+
+    async def drained(self) -> None:
+        """Waits until everything that was given is finished."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._finish(), name="finisher")
+            while True:
+                await self._arrival.wait()
+                inbox = self._inbox
+                batch = list(islice(inbox, self._max_batch))
+                for _ in batch:
+                    inbox.popleft()
+                if not inbox:
+                    self._arrival.clear()
+                await self._unfinished.put((batch, await self._carry_out(batch)))
+
+    async def _carry_out(self, batch: Sequence[Delivery]) -> asyncio.Future[None]:
+        try:
+            return await self._owner.carry_out(batch)
+        except Exception:
+            # A fault of this server's own. Nothing may block a partition: the batch is idempotent, so its
+            # commands are tried one by one, and the sender of the one that fails again is told.
+            self._counters.failures += 1
+            if len(batch) == 1:
+                log.exception("a command on %s failed", batch[0].received.topic)
+                return self._owner.give_up(batch[0])
+            log.exception("a batch of %d failed", len(batch))
+        finishing = [await self._carry_out([one]) for one in batch]
+        return asyncio.ensure_future(_all(finishing))
+
+    async def _finish(self) -> None:
+        """PUBACKs batches in order, each when the broker has taken its frames: the transaction's end."""
+        while True:
+            batch, published = await self._unfinished.get()
+            await published
+            for delivery in batch:
+                delivery.link.ack(delivery.received)
+            self._begun -= len(batch)
+            if not self._begun:
+                self._idle.set()
+
+
+async def _all(futures: Sequence[asyncio.Future[None]]) -> None:
+    for future in futures:
+        await future
