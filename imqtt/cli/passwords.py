@@ -70,7 +70,7 @@ class Passwords:
 
     def add_all(self, usernames: Iterable[str], password: str | None = None) -> dict[str, str]:
         """The same for many accounts with one reload."""
-        given = {username: password or secrets.token_urlsafe(24) for username in usernames}
+        given = {username: password or secrets.token_hex(16) for username in usernames}
         for username in given:
             if username != SERVER_ACCOUNT:
                 parse_device(username)
