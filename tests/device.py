@@ -68,6 +68,12 @@ class RawDevice:
         if self._link is not None:
             await self._link.close()
 
+    async def stop_reading(self) -> None:
+        """Stays connected and takes nothing any more: its PUBACKs stop, and then its socket fills."""
+        assert self._reader is not None
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+
     async def command(self, command: AnyCommand, *, to: int | None = None) -> None:
         """Publishes, to the right partition unless told otherwise, and waits for the broker's PUBACK."""
         key = getattr(command, "conversation", home_of(self.device.user))
