@@ -1,4 +1,4 @@
-"""Devices that take nothing, and devices that give too much: nobody else notices, nothing accepted is lost."""
+"""Devices that take nothing, and devices that give too much: nobody else notices, and nothing is lost."""
 
 import asyncio
 import time
