@@ -311,6 +311,8 @@ class Link(asyncio.Protocol):
 
     def _tick(self) -> None:
         self._handle(self._session.tick(self._loop.time()))
+        if self.closed is not None and self._transport is not None:
+            self._transport.abort()  # a silent peer takes nothing either: what is unsent stays unsent
         deadline = self._session.deadline
         if deadline is not None:
             self._timer = self._loop.call_at(deadline, self._tick)

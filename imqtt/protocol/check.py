@@ -28,7 +28,7 @@ from imqtt.protocol.topics import is_name
 MAX_CONVERSATION = 131  # `d:` and two names of 64 characters
 MAX_SEQ = (1 << 53) - 1  # what JavaScript counts exactly
 MAX_ID = (1 << 63) - 1
-MIN_PACKET = 1024  # bytes: room for any frame whose content is withheld
+MIN_PACKET = 2048  # bytes: room for any frame whose content is withheld
 MAX_MENTIONS = 100
 
 _CONVERSATION = re.compile(r"[!-~]{3,131}")

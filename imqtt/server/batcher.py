@@ -10,13 +10,17 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
+from random import random
 
+from imqtt.core.backoff import backoff
+from imqtt.errors import Unavailable
 from imqtt.server.counters import Counters
 from imqtt.server.intake import Delivery
 from imqtt.server.owner import Owner
 
 log = logging.getLogger(__name__)
 
+WAITING_BATCHES = 8
 UNFINISHED_BATCHES = 4  # published, and waiting for the broker to confirm it
 
 Finishing = tuple[Sequence[Delivery], asyncio.Future[None]]
@@ -31,13 +35,17 @@ class Batcher:
         self._max_batch = max_batch
         self._inbox: deque[Delivery] = deque()
         self._arrival = asyncio.Event()
+        self._taken = asyncio.Event()
         self._unfinished: asyncio.Queue[Finishing] = asyncio.Queue(UNFINISHED_BATCHES)
         self._begun = 0  # deliveries given, and not yet finished
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def put(self, deliveries: Sequence[Delivery]) -> None:
-        """Takes deliveries on. They are bounded by what their links receive without an ack."""
+    async def put(self, deliveries: Sequence[Delivery]) -> None:
+        """Takes deliveries on. Waits while too many wait: at QoS 0 no ack bounds what a link receives."""
+        while len(self._inbox) >= WAITING_BATCHES * self._max_batch:
+            self._taken.clear()
+            await self._taken.wait()
         self._inbox.extend(deliveries)
         self._begun += len(deliveries)
         self._idle.clear()
@@ -61,23 +69,33 @@ class Batcher:
                 batch = list(islice(inbox, self._max_batch))
                 for _ in batch:
                     inbox.popleft()
+                self._taken.set()
                 if not inbox:
                     self._arrival.clear()
                 await self._unfinished.put((batch, await self._carry_out(batch)))
 
     async def _carry_out(self, batch: Sequence[Delivery]) -> asyncio.Future[None]:
-        try:
-            return await self._owner.carry_out(batch)
-        except Exception:
-            # A fault of this server's own. Nothing may block a partition: the batch is idempotent, so its
-            # commands are tried one by one, and the sender of the one that fails again is told.
-            self._counters.failures += 1
-            if len(batch) == 1:
-                log.exception("a command on %s failed", batch[0].received.topic)
-                return self._owner.give_up(batch[0])
-            log.exception("a batch of %d failed", len(batch))
-        finishing = [await self._carry_out([one]) for one in batch]
-        return asyncio.ensure_future(_all(finishing))
+        attempt = 0
+        while True:
+            try:
+                return await self._owner.carry_out(batch)
+            except Unavailable as error:
+                # A store that cannot be read blocks, on purpose. Something of the batch may be stored already
+                # and told to nobody, so from now on it is like one that an earlier owner has left.
+                attempt += 1
+                log.warning("a batch of %d, try %d: %s", len(batch), attempt, error)
+                await asyncio.sleep(backoff(attempt, random()))
+            except Exception:
+                # A fault of this server's own. Nothing may block a partition: the batch is idempotent, so its
+                # commands are tried one by one, and the sender of the one that fails again is told.
+                self._counters.failures += 1
+                if len(batch) == 1:
+                    log.exception("a command on %s failed", batch[0].received.topic)
+                    return self._owner.give_up(batch[0])
+                log.exception("a batch of %d failed", len(batch))
+                finishing = [await self._carry_out([one._replace(again=True)]) for one in batch]
+                return asyncio.ensure_future(_all(finishing))
+            batch = [delivery._replace(again=True) for delivery in batch]
 
     async def _finish(self) -> None:
         """PUBACKs batches in order, each when the broker has taken its frames: the transaction's end."""

@@ -63,8 +63,20 @@ class Committer:
         stored = await self._recall(messages)
         tokens = await self._tokens(messages, stored)
         at_most = len(messages)
+        looked_up = set(stored)
         while pending := messages[len(settled) :]:
             decisions = await self._decide(pending, stored, tokens.copy())
+            # Whoever is refused for now is not refused what is stored: the state may have forgotten that.
+            doubtful = [
+                message.key
+                for message, it in zip(pending, decisions, strict=True)
+                if isinstance(it, Refuse) and it.error.retryable and message.key not in looked_up
+            ]
+            if doubtful:
+                looked_up.update(doubtful)
+                if found := await self._store.find(doubtful):
+                    stored |= found
+                    continue
             places = [place for place, it in enumerate(decisions) if isinstance(it, Append)]
             records = [_record(pending[place], decisions[place]) for place in places[:at_most]]
             try:
@@ -107,22 +119,27 @@ class Committer:
             try:
                 if first:  # a user's `Sync` may look at too many conversations, never at too few
                     await self._store.put_members([(user, it) for it in first for user in members_of(it)])
-                await self._store.append(records)
-            except OutcomeUnknown as error:
-                # Nothing new is decided before it is known whether these very records are stored.
+                committed = await self._append_once(records, again=attempt > 0)
+                break
+            except (OutcomeUnknown, Unavailable) as error:
+                # Nothing new is decided before it is known whether these very records are stored. A first
+                # append that is refused outright has stored nothing.
+                if attempt == 0 and isinstance(error, Unavailable):
+                    raise
                 attempt += 1
                 self._counters.commits_retried += 1
                 log.warning("append of %d events, try %d: %s", len(records), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
-            except AppendConflict as conflict:
-                committed = await self._own_prefix(records) if attempt else conflict.stored
-                break
-            else:
-                committed = len(records)
-                break
         self._counters.stored += committed
         self._heads.put({it.event.conversation: it.event.position for it in records[:committed]})
         return committed
+
+    async def _append_once(self, records: Sequence[Record], *, again: bool) -> int:
+        try:
+            await self._store.append(records)
+        except AppendConflict as conflict:
+            return await self._own_prefix(records) if again else conflict.stored
+        return len(records)
 
     async def _own_prefix(self, records: Sequence[Record]) -> int:
         """After an unknown outcome: how many of these records, under these ids, are what is stored."""

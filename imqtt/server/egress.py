@@ -17,6 +17,7 @@ from imqtt.server.counters import Counters
 
 log = logging.getLogger(__name__)
 
+SHORT_LIVED_SECONDS = 5.0
 FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are failures
 
 
@@ -46,6 +47,7 @@ class Lane:
     async def run(self, ready: asyncio.Event) -> None:
         """Connects, and again after every cut, until cancelled."""
         attempt = 0
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 link = await self._connect()
@@ -55,7 +57,7 @@ class Lane:
                 log.log(level, "no connection to publish over (%s); trying again", error)
                 await asyncio.sleep(backoff(attempt, random()))
                 continue
-            attempt = 0
+            connected = loop.time()
             try:
                 self._link = link
                 for done, messages in list(self._unconfirmed.items()):
@@ -66,6 +68,9 @@ class Lane:
             finally:
                 self._link = None
                 await link.close()
+            # A broker that accepts and cuts at once is not to be asked in a loop.
+            attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
+            await asyncio.sleep(backoff(attempt, random()))
 
     def _put(self, link: Link, done: asyncio.Future[None], messages: Sequence[Message]) -> None:
         link.publish(messages).add_done_callback(partial(self._confirm, done))

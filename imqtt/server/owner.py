@@ -144,8 +144,15 @@ class Owner:
     async def _commit(self, batch: Batch) -> tuple[list[Decision], list[Told]]:
         if not batch.marks:
             return await self._committer.commit(batch.messages), []
-        # Side by side, so that they share a commit.
-        return await asyncio.gather(self._committer.commit(batch.messages), self._raise_marks(batch))
+        # Side by side, so that they share a commit; and neither is left behind when the other fails.
+        decisions, marks = await asyncio.gather(
+            self._committer.commit(batch.messages), self._raise_marks(batch), return_exceptions=True
+        )
+        if isinstance(decisions, BaseException):
+            raise decisions
+        if isinstance(marks, BaseException):
+            raise marks
+        return decisions, marks
 
     def _answer(
         self, fanout: Fanout, audience: Audience, batch: Batch, message: Message, decision: Decision
@@ -201,16 +208,14 @@ class Owner:
         """Marks raised in the store, and frames for those that grew."""
         if not batch.marks:
             return []
-        # The heads as they were before this batch: nobody can have received what it brings.
-        heads = await self._store.heads({mark.conversation for _, mark in batch.marks})
         last = {(mark.conversation, device.user): device for device, mark in batch.marks}
-        asked = (
+        asked = [
             Marks(mark.conversation, device.user, mark.delivered, mark.read) for device, mark in batch.marks
-        )
-        merged = merge(asked, heads)
-        if not merged:
-            return []
+        ]
         try:
+            # The heads as they were before this batch: nobody can have received what it brings.
+            heads = await self._store.heads({mark.conversation for mark in asked})
+            merged = merge(asked, heads)
             grown = await until_known("raising marks", lambda: self._store.raise_marks(merged))
         except Unavailable as error:
             batch.refused += [

@@ -1,6 +1,5 @@
 """The answers to `Hello`, `Sync` and `History`: heads and events, as many as fit one packet."""
 
-import asyncio
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -36,9 +35,9 @@ class Room:
         self._bytes -= size
         return True
 
-    def event(self, event: Event) -> Event | None:
+    def event(self, event: Event, *, counted: bool = True) -> Event | None:
         """The event, without its content if no page could hold it; None when this page is full."""
-        if self._events == 0:
+        if counted and self._events == 0:
             return None
         size = len(encode_frame(event, self._format)) + 1
         if size > self._whole:
@@ -46,7 +45,7 @@ class Room:
             size = len(encode_frame(event, self._format)) + 1
         if not self.take(size):
             return None
-        self._events -= 1
+        self._events -= counted
         return event
 
     @property
@@ -75,7 +74,7 @@ class Pages:
         if isinstance(command, Hello) and not command.cursors and heads:
             newest = heads[0]
             latest = await self._latest_slice(newest.conversation, room)
-            return Page(command.ref, tuple(heads), more_heads, (latest,))
+            return Page(command.ref, tuple(heads), more_heads, () if latest is None else (latest,))
         slices, more = await self._slices(cursors, room)
         return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)
 
@@ -85,10 +84,9 @@ class Pages:
         """Heads, newest first, and the id to go on before (0: no more)."""
         found = await self._store.heads_of(user, before, PAGE_HEADS + 1)
         page = found[:PAGE_HEADS]
-        marks, latest = await asyncio.gather(
-            self._store.marks([head.conversation for head in page]),
-            asyncio.gather(*(self._latest(head) for head in page if head.conversation not in known)),
-        )
+        marks = await self._store.marks([head.conversation for head in page])
+        # One after the other: a device that logs in takes one of the store's readers and not all.
+        latest = [await self._latest(head) for head in page if head.conversation not in known]
         events = {event.conversation: event for event in latest if event is not None}
         heads: list[Head] = []
         for head in page:
@@ -108,7 +106,7 @@ class Pages:
         if not room.take(size):
             return None
         if latest is not None:
-            latest = room.event(latest)
+            latest = room.event(latest, counted=False)
             if latest is None:
                 return None
         return msgspec.structs.replace(head, latest=latest, marks=marks)
@@ -130,9 +128,9 @@ class Pages:
             moved = cursor.seq and cursor.id and ids.get((cursor.conversation, cursor.seq)) != cursor.id
             if moved or (cursor.seq and head is None) or (head is not None and cursor.seq > head.seq):
                 # Another log than the device knows: the store was restored. (Raft's log matching check.)
-                if not room.events:
-                    return slices, True
                 part = await self._latest_slice(cursor.conversation, room)
+                if part is None or (head is not None and not part.events):
+                    return slices, True
                 slices.append(msgspec.structs.replace(part, restart=True))
             elif head is not None and cursor.seq < head.seq:
                 if not room.events or not room.take(SLICE_OVERHEAD + len(cursor.conversation)):
@@ -146,19 +144,21 @@ class Pages:
                     return slices, True
         return slices, False
 
-    async def _latest_slice(self, conversation: str, room: Room) -> Slice:
-        """The latest events of a conversation that the device begins with."""
-        return await self._before(conversation, 0, PAGE_EVENTS, room)
+    async def _latest_slice(self, conversation: str, room: Room) -> Slice | None:
+        """The latest events of a conversation that the device begins with; None when the page is full."""
+        if not room.events or not room.take(SLICE_OVERHEAD + len(conversation)):
+            return None
+        return await self._before(conversation, 0, room.events, room)
 
     async def _history(self, command: History, room: Room) -> Slice:
+        room.take(SLICE_OVERHEAD + len(command.conversation))
         limit = min(command.limit or PAGE_EVENTS, PAGE_EVENTS)
         part = await self._before(command.conversation, command.before, limit, room)
         older = bool(part.events) and part.events[0].seq > 1
         return msgspec.structs.replace(part, history=True, more=older)
 
     async def _before(self, conversation: str, seq: int, limit: int, room: Room) -> Slice:
-        room.take(SLICE_OVERHEAD + len(conversation))
-        found = await self._store.events_before(conversation, seq, min(limit, room.events))
+        found = await self._store.events_before(conversation, seq, limit)
         events = _leading(reversed(found), room)
         events.reverse()
         begins = not found or (bool(events) and events[0].seq == 1)

@@ -89,7 +89,7 @@ class Partition:
         while not self._stopping.is_set():
             received = await link.receive(self._max_batch)
             takeover = loop.time() - connected < TAKEOVER_SECONDS
-            self._batcher.put([Delivery(self._number, it, link, takeover or it.dup) for it in received])
+            await self._batcher.put([Delivery(self._number, it, link, takeover or it.dup) for it in received])
 
     async def _pause(self, seconds: float) -> None:
         try:

@@ -1,6 +1,7 @@
 """Who is there: from `Hello`, `Status` and the last will, and told to the users' peers."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 
@@ -80,11 +81,14 @@ class Presences:
     async def run(self) -> None:
         """Tells peers of changes, and finds devices that have fallen silent, until cancelled."""
         interval = max(self._ttl / 10_000, 0.5)
+        loop = asyncio.get_running_loop()
+        sweep = loop.time() + interval
         while True:
-            try:
-                await asyncio.wait_for(self._wake.wait(), interval)
-            except TimeoutError:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(sweep - loop.time(), 0.0))
+            if loop.time() >= sweep:
                 await self._sweep()
+                sweep = loop.time() + interval
             self._wake.clear()
             while self._changed:
                 user, presence = self._changed.popitem()

@@ -17,6 +17,8 @@ from imqtt.stores.base import Registration
 
 log = logging.getLogger(__name__)
 
+EXCUSES = 500  # `Busy` answers on their way at most: whoever gets none asks again as well
+
 Job = tuple[Registration, Hello | Sync | History]
 
 
@@ -50,6 +52,7 @@ class Reads:
         self._at_once = at_once
         self._queue: asyncio.Queue[Job] = asyncio.Queue(waiting)
         self._clock = clock
+        self._excuses = 0  # `Busy` on their way
 
     def submit(self, registration: Registration, command: Hello | Sync | History) -> None:
         """Takes a read on, or rejects it as busy."""
@@ -58,7 +61,15 @@ class Reads:
         except asyncio.QueueFull:
             error = Busy("too many reads are waiting; ask again later", retry_after=5_000)
             self._counters.reject(error.code)
-            self._send(registration, [rejected(error, _outline(command))])
+            if self._excuses < EXCUSES:
+                self._excuses += 1
+                sent = self._send(registration, [rejected(error, _outline(command))])
+                sent.add_done_callback(self._excused)
+            else:
+                self._counters.unanswered += 1
+
+    def _excused(self, _: asyncio.Future[None]) -> None:
+        self._excuses -= 1
 
     async def run(self) -> None:
         """Serves until cancelled."""

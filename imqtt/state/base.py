@@ -64,7 +64,11 @@ class State(Protocol):
         """A device's `Hello`: replaces whatever connection it had before."""
 
     async def update(self, presence: DevicePresence) -> bool:
-        """A `Status`. False, and nothing changed, if its nonce is not the last `Hello`'s."""
+        """A `Status`. False, and nothing changed, if its nonce is not the last `Hello`'s.
+
+        A device of which nothing is known (the state was lost, and its connection was not) is taken at its
+        word, but for `offline`, which changes nothing.
+        """
 
     async def refresh(self, devices: Collection[Device], expires: int) -> None:
         """Any command of a device that is not offline keeps it present until `expires`, or later."""

@@ -182,7 +182,8 @@ class _Presences:
 
     def update(self, presence: DevicePresence) -> bool:
         entry = self._entries.get(presence.device)
-        if entry is None or entry.nonce != presence.nonce:
+        known = presence.state != "offline" if entry is None else entry.nonce == presence.nonce
+        if not known:
             return False
         self.put(presence)
         return True

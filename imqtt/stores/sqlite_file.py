@@ -96,6 +96,8 @@ def prepare(connection: sqlite3.Connection, path: Path, partitions: int) -> int:
         if _is_empty(connection, path):
             _create(connection, path, partitions)
         number = _check(connection, path)
+        # A copy made with `VACUUM INTO` is in another mode, in which `synchronous=FULL` promises less.
+        _set_wal(connection, path)
         # SQLite opens a file that it may not write without a word, and says so when it is to write.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -195,14 +197,18 @@ def _is_empty(connection: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
+def _set_wal(connection: sqlite3.Connection, path: Path) -> None:
+    mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise SetupError(f"{path.parent} is on a file system without shared memory; SQLite's WAL needs it")
+
+
 def _create(connection: sqlite3.Connection, path: Path, partitions: int) -> None:
     # Whole pages are logged, so larger ones would write more for each message (8 KiB: twice the log).
     # With 4 KiB a commit writes 30 % more for messages of 200 bytes, and takes twice the CPU for those of
     # 2,000; with 1 KiB those spill into chains of pages.
     connection.execute("PRAGMA page_size = 2048")
-    mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    if mode != "wal":
-        raise SetupError(f"{path.parent} is on a file system without shared memory; SQLite's WAL needs it")
+    _set_wal(connection, path)
     # One transaction: whoever is interrupted here leaves an empty database, which the next one takes.
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA.split(";"):

@@ -54,9 +54,11 @@ async def test_a_status_of_another_connection_changes_nothing(state: State) -> N
     assert (await state.presence(["alice"]))["alice"] == (presence(nonce="new"),)
 
 
-async def test_a_status_of_a_device_that_never_said_hello_changes_nothing(state: State) -> None:
-    assert await state.update(presence()) is False
+async def test_a_device_of_which_nothing_is_known_is_taken_at_its_word_unless_it_goes(state: State) -> None:
+    assert await state.update(presence(state="offline")) is False
     assert await state.presence(["alice"]) == {}
+    assert await state.update(presence()) is True
+    assert await state.presence(["alice"]) == {"alice": (presence(),)}
 
 
 async def test_a_device_comes_back_with_the_nonce_that_it_left_with(state: State) -> None:

@@ -151,3 +151,36 @@ async def test_members_are_known_before_the_first_event(store: FaultyStore) -> N
     await committer(store).commit(messages("1", conversation="d:alice:bob"))
     (head,) = await store.heads_of("bob", 0, 10)
     assert (head.conversation, head.seq) == ("d:alice:bob", 1)
+
+
+async def test_an_outcome_that_is_unknown_stays_so_until_the_store_answers(store: FaultyStore) -> None:
+    answers: list[ImqttError] = [StoreFull("full")]
+
+    def before(records: Sequence[Record]) -> ImqttError | None:
+        return answers.pop() if store.after is None and answers else None
+
+    def after(records: Sequence[Record]) -> ImqttError:
+        store.after = None
+        return OutcomeUnknown("no answer")
+
+    store.before, store.after = before, after
+    (decision,) = await committer(store).commit(messages("1"))
+    assert isinstance(decision, Append)  # stored by the first try, though the second met a full disk
+    assert not answers
+    assert await log(store) == [(1, "1")]
+
+
+async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_forgotten_it(
+    store: FaultyStore,
+) -> None:
+    await committer(store).commit(messages("1", "2"))
+    forgetful = Committer(
+        store=store,
+        state=MemoryState(rate=1, burst=1),
+        snowflakes=[Snowflake(0, 60_000)],
+        heads=Heads(100),
+        counters=Counters(),
+        clock=wall_clock,
+    )
+    decisions = await forgetful.commit(messages("1", "2", "3"))
+    assert [type(it) for it in decisions[:2]] == [Known, Known]

@@ -138,3 +138,20 @@ async def test_a_device_that_falls_silent_is_offline_after_a_while(
         except AssertionError:
             continue
     assert any(isinstance(frame, Presence) and frame.state == "offline" for frame in bob.frames)
+
+
+async def test_devices_that_stayed_connected_are_there_again_after_a_restart_of_the_server(
+    broker: Mosquitto, tmp_path: Path, device: Make
+) -> None:
+    async with serving(config_for(broker, tmp_path)):
+        alice, bob = await device("alice/phone"), await device("bob/laptop")
+        await together(alice, bob)
+        await alice.hello(nonce="a")
+    async with serving(config_for(broker, tmp_path)):
+        await bob.command(Status("online", "n1"))
+        await alice.command(Status("offline", "a"))  # nothing is known of it: changes nothing
+        start = len(bob.frames)
+        await alice.command(Status("online", "a"))
+        online = await bob.until(lambda frame: isinstance(frame, Presence), since=start)
+        assert isinstance(online, Presence)
+        assert (online.user, online.state) == ("alice", "online")

@@ -1,17 +1,19 @@
 """A fault of the server's own code in one command: told to its sender, and no end to the partition."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core import sequencing
-from imqtt.errors import SetupError
-from imqtt.model import Accepted, Content, Device, Rejected, Send
+from imqtt.errors import SetupError, Unavailable
+from imqtt.model import Accepted, Content, Device, Event, Rejected, Send
 from imqtt.server import intake
 from imqtt.server.app import Server
 from imqtt.serving import serving
+from imqtt.stores.base import Registration
+from imqtt.stores.sqlite import SqliteStore
 from tests.device import RawDevice
 from tests.server.conftest import config_for
 
@@ -47,3 +49,24 @@ async def test_more_partitions_than_ids_have_room_for(broker: Mosquitto, tmp_pat
         assert server.partitions == 3
     async with serving(config_for(broker, tmp_path, partitions=5)) as server:
         assert server.partitions == 3  # fixed when the store was created
+
+
+async def test_a_store_that_cannot_be_read_after_the_commit_costs_time_only(
+    running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await bob.hello()
+    await alice.send("d:alice:bob", "1")
+    real, failures = SqliteStore.devices, [Unavailable("no"), Unavailable("still no")]
+
+    async def failing(store: SqliteStore, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        if failures:
+            raise failures.pop()
+        return await real(store, users)
+
+    monkeypatch.setattr(SqliteStore, "devices", failing)
+    await running._state.forget_devices(["alice", "bob"])
+    answer = await alice.send("d:alice:bob", "2")
+    assert isinstance(answer, Accepted)
+    assert not failures
+    await bob.until(lambda frame: isinstance(frame, Event) and frame.seq == answer.seq)

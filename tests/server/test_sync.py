@@ -190,3 +190,42 @@ async def test_hello_can_be_said_by_a_device_that_knows_no_partition(running: Se
     alice = await device("alice/phone")
     await alice.command(Hello("n7"), to=0)
     assert (await alice.frame(Welcome)).nonce == "n7"
+
+
+async def test_a_new_device_of_a_user_of_many_conversations_gets_the_newest_ones_events_too(
+    running: Server, device: Make
+) -> None:
+    alice = await device("alice/phone")
+    for number in range(120):
+        await alice.command(Send(f"d:alice:u{number:03}", "m", Content(text="hi")))
+    await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == "d:alice:u119")
+    await fill(alice, "u:alice", 5)
+    tablet = await device("alice/tablet")
+    _, page = await tablet.hello()
+    assert len(page.heads) == 100
+    (part,) = page.slices
+    assert (part.conversation, part.missing) == ("u:alice", "start")
+    assert [event.seq for event in part.events] == [1, 2, 3, 4, 5]
+
+
+async def test_many_conversations_begin_anew_in_small_packets(running: Server, device: Make) -> None:
+    alice = await device("alice/phone")
+    names = [f"d:alice:u{number:03}" for number in range(60)]
+    for name in names:
+        await alice.command(Send(name, "m", Content(text="x" * 300)))
+    await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == names[-1])
+    tablet = await device("alice/tablet")
+    cursors = {name: Cursor(name, 1, Id(1)) for name in names}  # ids of another store
+    await tablet.hello(*cursors.values(), max_packet=4_096)
+    restarted: list[str] = []
+    for _ in range(100):
+        page = await page_of(tablet, Sync(tuple(cursors.values())))
+        for part in page.slices:
+            assert part.restart
+            assert len(part.events) == 1
+            restarted.append(part.conversation)
+            cursors[part.conversation] = Cursor(part.conversation, 1, part.events[0].id)
+        assert len(encode_frame(page, Format.JSON)) < 4_096
+        if not page.more:
+            break
+    assert sorted(restarted) == names

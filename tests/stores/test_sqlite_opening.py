@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,16 @@ async def test_there_is_nothing_to_read(tmp_path: Path) -> None:
 async def test_a_closed_store_leaves_one_file_and_its_lock(tmp_path: Path) -> None:
     await made(tmp_path / "imqtt.db")
     assert sorted(it.name for it in tmp_path.iterdir()) == ["imqtt.db", "imqtt.db.lock"]
+
+
+async def test_a_copy_in_another_journal_mode_is_brought_into_wal(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "imqtt.db", 16)
+    await store.close()
+    with closing(sqlite3.connect(tmp_path / "imqtt.db")) as connection:
+        connection.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),))
+
+    copy = await SqliteStore.open(tmp_path / "copy.db", 16)
+
+    await copy.close()
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
