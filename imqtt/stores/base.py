@@ -85,7 +85,7 @@ class Store(Protocol):
     # --- the log
 
     async def append(self, records: Sequence[Record]) -> None:
-        """Stores all records of one partition, in order.
+        """Stores all records, of whatever partitions, each conversation's in order.
 
         Raises `AppendConflict` where a record's seq or key is taken (how many before it were committed is
         in the error: SQLite none, MongoDB a prefix), and `RecordRefused`, having stored nothing.
