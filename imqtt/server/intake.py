@@ -38,6 +38,9 @@ class Batch:
     messages: list[Message] = field(default_factory=list)
     redelivered: list[bool] = field(default_factory=list)  # beside `messages`
     marks: list[tuple[Device, Mark]] = field(default_factory=list)
+    marked_again: set[tuple[str, str]] = field(
+        default_factory=set
+    )  # (conversation, user) of redelivered marks
     typing: dict[tuple[str, str], tuple[Device, Typing]] = field(default_factory=dict)
     status: list[tuple[Device, Hello | Status]] = field(default_factory=list)
     reads: list[tuple[Device, Hello | Sync | History]] = field(default_factory=list)
@@ -86,6 +89,8 @@ class Intake:
         elif isinstance(command, Mark):
             check_member(command.conversation, device.user)
             batch.marks.append((device, command))
+            if delivery.again:
+                batch.marked_again.add((command.conversation, device.user))
         elif isinstance(command, Typing):
             check_member(command.conversation, device.user)
             batch.typing[command.conversation, device.user] = (device, command)

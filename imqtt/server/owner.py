@@ -217,6 +217,12 @@ class Owner:
             heads = await self._store.heads({mark.conversation for mark in asked})
             merged = merge(asked, heads)
             grown = await until_known("raising marks", lambda: self._store.raise_marks(merged))
+            # An earlier owner may have raised these and told nobody.
+            untold = batch.marked_again - {(marks.conversation, marks.user) for marks in grown}
+            if untold:
+                found = await self._store.marks({conversation for conversation, _ in untold})
+                told = [marks for members in found.values() for marks in members]
+                grown += [marks for marks in told if (marks.conversation, marks.user) in untold]
         except Unavailable as error:
             batch.refused += [
                 (device, rejected(error, Outline("mark", mark.conversation))) for device, mark in batch.marks

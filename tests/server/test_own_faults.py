@@ -8,7 +8,7 @@ import pytest
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core import sequencing
 from imqtt.errors import SetupError, Unavailable
-from imqtt.model import Accepted, Content, Device, Event, Rejected, Send
+from imqtt.model import Accepted, Content, Device, Event, Mark, Marks, Rejected, Send
 from imqtt.server import intake
 from imqtt.server.app import Server
 from imqtt.serving import serving
@@ -70,3 +70,17 @@ async def test_a_store_that_cannot_be_read_after_the_commit_costs_time_only(
     assert isinstance(answer, Accepted)
     assert not failures
     await bob.until(lambda frame: isinstance(frame, Event) and frame.seq == answer.seq)
+
+
+async def test_marks_that_an_owner_raised_and_told_nobody_are_told_by_the_next(
+    broker: Mosquitto, tmp_path: Path, device: Make
+) -> None:
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    async with serving(config_for(broker, tmp_path)) as server:
+        await alice.hello()
+        await alice.send("d:alice:bob", "1")
+        await server._store.raise_marks([Marks("d:alice:bob", "bob", 1, 1)])
+    # The command that did it comes again, to an owner who has only just taken over.
+    await bob.command(Mark("d:alice:bob", read=1))
+    async with serving(config_for(broker, tmp_path)):
+        assert await alice.frame(Marks) == Marks("d:alice:bob", "bob", 1, 1)
