@@ -65,14 +65,24 @@ def _choose(host: str, given: int, last: int, held: contextlib.ExitStack) -> int
 
 def _bind(host: str, port: int, held: contextlib.ExitStack) -> int:
     """Takes a port (0: any that is free) until `held` closes. Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if port == 0:
         # A system gives outgoing connections their ports from 32768 on. A client that tries a stopped
         # broker on such a port may be given that very port, connect to itself, and keep the broker from it.
         for candidate in random.sample(FREE, 100):
             with contextlib.suppress(OSError):
+                _check_unused(family, candidate)
                 return _bind(host, candidate, held)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     taken = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that only waits out its last connection
     taken.bind((host, port))
     return int(taken.getsockname()[1])
+
+
+def _check_unused(family: socket.AddressFamily, port: int) -> None:
+    """Raises `OSError` for a port on which anything listens, or an ended connection still lingers.
+
+    Mosquitto listens for websockets on every address, and does not get a port that lingers.
+    """
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind(("", port))

@@ -18,6 +18,9 @@ from imqtt.server.counters import Counters
 log = logging.getLogger(__name__)
 
 SHORT_LIVED_SECONDS = 5.0
+Publish = Callable[[Sequence[Message]], asyncio.Future[None]]
+"""`Lane.publish`, as those see it who do not care over which lane."""
+
 FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are failures
 
 

@@ -1,7 +1,7 @@
-"""The newest position of each conversation, as far as a partition's owner remembers."""
+"""The newest position of each conversation, as far as the owner of its partition remembers."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from imqtt.model import Position
 
@@ -12,9 +12,6 @@ class Heads:
     def __init__(self, size: int) -> None:
         self._size = size
         self._positions: OrderedDict[str, Position] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._positions)
 
     def get(self, conversation: str) -> Position | None:
         position = self._positions.get(conversation)
@@ -30,7 +27,7 @@ class Heads:
         while len(self._positions) > self._size:
             self._positions.popitem(last=False)
 
-    def forget(self, conversations: Mapping[str, object] | set[str] | None = None) -> None:
+    def forget(self, conversations: Collection[str] | None = None) -> None:
         """Drops some entries, or all: another owner may have appended since."""
         if conversations is None:
             self._positions.clear()

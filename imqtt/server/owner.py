@@ -2,10 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from imqtt.broker.link import Message as Packet
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
@@ -15,6 +14,7 @@ from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
+from imqtt.server.egress import Publish
 from imqtt.server.fanout import Fanout
 from imqtt.server.intake import Batch, Delivery, Intake, rejected
 from imqtt.server.patience import until_known
@@ -24,8 +24,6 @@ from imqtt.stores.base import Registration, Store
 
 REJECTIONS_PER_BATCH = 50  # to one device: a flood is not answered with another
 REREAD = 50  # events read together when known messages are told again: they mostly stand side by side
-
-Publish = Callable[[Sequence[Packet]], asyncio.Future[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +204,6 @@ class Owner:
 
     async def _raise_marks(self, batch: Batch) -> list[Told]:
         """Marks raised in the store, and frames for those that grew."""
-        if not batch.marks:
-            return []
         last = {(mark.conversation, device.user): device for device, mark in batch.marks}
         asked = [
             Marks(mark.conversation, device.user, mark.delivered, mark.read) for device, mark in batch.marks

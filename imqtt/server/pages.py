@@ -85,13 +85,11 @@ class Pages:
         found = await self._store.heads_of(user, before, PAGE_HEADS + 1)
         page = found[:PAGE_HEADS]
         marks = await self._store.marks([head.conversation for head in page])
-        # One after the other: a device that logs in takes one of the store's readers and not all.
-        latest = [await self._latest(head) for head in page if head.conversation not in known]
-        events = {event.conversation: event for event in latest if event is not None}
         heads: list[Head] = []
         for head in page:
-            its_marks = tuple(marks.get(head.conversation, ()))
-            full = self._fit_head(head, its_marks, events.get(head.conversation), room)
+            # One after the other: a device that logs in takes one of the store's readers and not all.
+            latest = None if head.conversation in known else await self._latest(head)
+            full = self._fit_head(head, tuple(marks.get(head.conversation, ())), latest, room)
             if full is None and heads:
                 break
             heads.append(full or head)

@@ -5,12 +5,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from imqtt.broker.link import Message as Packet
 from imqtt.core.conversations import members_of
 from imqtt.core.presence import of_user
 from imqtt.model import Device, Head, Hello, Presence, Status
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
+from imqtt.server.egress import Publish
 from imqtt.server.fanout import Fanout
 from imqtt.state.base import DevicePresence, State
 from imqtt.stores.base import Registration, Store
@@ -32,7 +32,7 @@ class Presences:
         store: Store,
         state: State,
         devices: Devices,
-        publish: Callable[[Sequence[Packet]], asyncio.Future[None]],
+        publish: Publish,
         counters: Counters,
         max_packet: int,
         ttl: int,

@@ -4,11 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from imqtt.broker.link import Message as Packet
 from imqtt.errors import Busy, ImqttError, Unavailable
 from imqtt.model import AnyFrame, Hello, History, Limits, Sync, Welcome
 from imqtt.protocol import Format, Outline
 from imqtt.server.counters import Counters
+from imqtt.server.egress import Publish
 from imqtt.server.fanout import Fanout, packet_room
 from imqtt.server.intake import rejected
 from imqtt.server.pages import Pages, Room
@@ -32,7 +32,7 @@ class Reads:
         self,
         pages: Pages,
         presences: Presences,
-        publish: Callable[[Sequence[Packet]], asyncio.Future[None]],
+        publish: Publish,
         counters: Counters,
         *,
         partitions: int,
