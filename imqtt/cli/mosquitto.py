@@ -123,7 +123,8 @@ class Mosquitto:
             await self._end_orphan()
             for attempt in range(3):
                 if not self._settled:
-                    self._listeners = choose(self._given, self._known())
+                    last = self._known() if attempt == 0 else self._given  # those of the first try were taken
+                    self._listeners = choose(self._given, last)
                 self._prepare()
                 try:
                     await self._launch(program)
