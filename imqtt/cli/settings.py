@@ -3,16 +3,17 @@
 import inspect
 import os
 from collections.abc import Callable, Collection
-from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from imqtt.cli.output import read_secret
-from imqtt.config import ServerConfig
+from imqtt.config import SETTINGS, ServerConfig, SettingsFile
 from imqtt.errors import SetupError
 
 PANEL = "Server settings"
+FILE = "config"  # the flag `--config`, the variable IMQTT_CONFIG
 
 
 class BadSetting(typer.TyperException):
@@ -22,7 +23,7 @@ class BadSetting(typer.TyperException):
 
 
 def server_flags(without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a command one flag for each setting but those in `without`.
+    """Gives a command one flag for each setting but those in `without`, and `--config`.
 
     The command receives them as keywords, as text or None, for `server_config`. A secret has no flag, since
     everybody on the machine sees a process's arguments: `--broker-password-file` names a file instead.
@@ -47,50 +48,58 @@ def server_flags(without: Collection[str] = ()) -> Callable[[Callable[..., Any]]
 
 
 def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
-    """The settings from a command's flags, else from the environment; `given` comes before both.
+    """The settings from a command's flags, else the environment, else the file of `--config`.
 
-    Raises `BadSetting`.
+    `given` comes before all of them. Raises `BadSetting`, and `SetupError` for a secret's file that cannot
+    be read.
     """
-    values: dict[str, Any] = {}
-    for setting in fields(ServerConfig):
-        values[setting.name] = flags.get(setting.name)
-        file = flags.get(f"{setting.name}_file") or os.environ.get(f"IMQTT_{setting.name.upper()}_FILE")
-        if setting.metadata["secret"] and file:
-            values[setting.name] = read_secret(file)
+    values: dict[str, Any] = {setting.name: flags.get(setting.name) for setting in SETTINGS}
     try:
-        return ServerConfig.from_environment(os.environ, **(values | given))
+        named = flags.get(FILE) or os.environ.get(f"IMQTT_{FILE.upper()}")
+        file = SettingsFile.read(Path(named)) if named else None
+    except SetupError as error:
+        raise BadSetting(error.reason) from error
+    for setting in SETTINGS:
+        if setting.secret:
+            key = f"{setting.name}_file"
+            secret = flags.get(key) or os.environ.get(f"{setting.variable}_FILE")
+            if not secret and file is not None and setting.variable not in os.environ:
+                secret = str(file.settings.get(key, ""))
+            values[setting.name] = read_secret(secret) if secret else None
+    try:
+        return ServerConfig.from_environment(os.environ, file, **(values | given))
     except SetupError as error:
         raise BadSetting(error.reason) from error
 
 
 def _options(without: Collection[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for setting in fields(ServerConfig):
+    options: dict[str, Any] = {
+        FILE: _option(
+            "--config",
+            "FILE",
+            "settings by their names, in TOML; flags and the environment come before it"
+            f" [none; IMQTT_{FILE.upper()}]",
+        )
+    }
+    for setting in SETTINGS:
         if setting.name in without:
             continue
-        name, text = setting.name, setting.metadata["help"]
-        variable = f"IMQTT_{name.upper()}"
-        if setting.metadata["secret"]:
-            options[f"{name}_file"] = Annotated[
-                str | None,
-                typer.Option(
-                    f"--{name.replace('_', '-')}-file",
-                    metavar="FILE",
-                    help=f"{text}: a file whose first line it is; or in {variable}",
-                    rich_help_panel=PANEL,
-                ),
-            ]
-            continue
-        default = "" if setting.default is MISSING else str(setting.default)
-        number = setting.type in (int, "int")
-        # Text, though it be a number: `ServerConfig` itself says what is wrong with it, wherever it is from.
-        options[name] = Annotated[
-            str | None,
-            typer.Option(
-                f"--{name.replace('_', '-')}",
-                metavar="N" if number else "TEXT",
-                help=f"{text} [{default or 'none'}; {variable}]",
-                rich_help_panel=PANEL,
-            ),
-        ]
+        if setting.secret:
+            options[f"{setting.name}_file"] = _option(
+                setting.flag,
+                "FILE",
+                f"{setting.help}: a file whose first line it is; or in {setting.variable}",
+            )
+        else:
+            # Text, though it be a number: `ServerConfig` says what is wrong with it, wherever it is from.
+            default = "none" if setting.default == "" else setting.default
+            options[setting.name] = _option(
+                setting.flag,
+                "N" if setting.number else "TEXT",
+                f"{setting.help} [{default}; {setting.variable}]",
+            )
     return options
+
+
+def _option(flag: str, metavar: str, help: str) -> Any:
+    return Annotated[str | None, typer.Option(flag, metavar=metavar, help=help, rich_help_panel=PANEL)]

@@ -1,0 +1,205 @@
+"""One definition, three places to say it: a flag, the environment, a file."""
+
+from pathlib import Path
+
+import pytest
+
+from imqtt.cli.settings import BadSetting, server_config
+from imqtt.config import SETTINGS, ServerConfig, SettingsFile, redacted
+from imqtt.errors import SetupError
+from tests.cli.commands import imqtt
+
+NUMBERS = [setting for setting in SETTINGS if setting.number]
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting.variable, raising=False)
+        monkeypatch.delenv(f"{setting.variable}_FILE", raising=False)
+    monkeypatch.delenv("IMQTT_CONFIG", raising=False)
+
+
+def settings_file(directory: Path, *lines: str, mode: int = 0o640) -> str:
+    path = directory / "imqtt.toml"
+    path.write_text("\n".join(lines) + "\n")
+    path.chmod(mode)
+    return str(path)
+
+
+def other(setting_default: str | int) -> str | int:
+    return setting_default + 7 if isinstance(setting_default, int) else "something/else"
+
+
+def test_every_setting_can_stand_in_the_file(tmp_path: Path) -> None:
+    lines = [f"{one.name} = {other(one.default)!r}" for one in SETTINGS]
+    config = server_config({"config": settings_file(tmp_path, *lines)})
+    assert [getattr(config, one.name) for one in SETTINGS] == [other(one.default) for one in SETTINGS]
+
+
+def test_every_setting_can_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for one in SETTINGS:
+        monkeypatch.setenv(one.variable, str(other(one.default)))
+    config = server_config({})
+    assert [getattr(config, one.name) for one in SETTINGS] == [other(one.default) for one in SETTINGS]
+
+
+def test_a_flag_comes_before_the_environment_before_the_file_before_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: dict[str, str | None] = {}
+    assert server_config(flags).max_batch == ServerConfig().max_batch
+    flags["config"] = settings_file(tmp_path, "max_batch = 10")
+    assert server_config(flags).max_batch == 10
+    monkeypatch.setenv("IMQTT_MAX_BATCH", "20")
+    assert server_config(flags).max_batch == 20
+    flags["max_batch"] = "30"
+    assert server_config(flags).max_batch == 30
+
+
+def test_the_variable_names_the_file_where_no_flag_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMQTT_CONFIG", settings_file(tmp_path, "max_batch = 10"))
+    assert server_config({}).max_batch == 10
+
+
+def test_a_secret_is_found_in_the_nearest_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def secret(name: str) -> str:
+        (tmp_path / name).write_text(f"{name}\n")
+        return str(tmp_path / name)
+
+    flags: dict[str, str | None] = {"config": settings_file(tmp_path, 'broker_password = "in the file"')}
+    assert server_config(flags).broker_password == "in the file"
+    flags["config"] = settings_file(tmp_path, f'broker_password_file = "{secret("beside")}"')
+    assert server_config(flags).broker_password == "beside"
+    monkeypatch.setenv("IMQTT_BROKER_PASSWORD", "in the variable")
+    assert server_config(flags).broker_password == "in the variable"
+    monkeypatch.setenv("IMQTT_BROKER_PASSWORD_FILE", secret("named"))
+    assert server_config(flags).broker_password == "named"
+    flags["broker_password_file"] = secret("flagged")
+    assert server_config(flags).broker_password == "flagged"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('broker_hots = "x"', "broker_hots: no such setting; did you mean broker_host?"),
+        ('broker-host = "x"', "broker-host: no such setting; did you mean broker_host?"),
+        ('zzz = "x"', "zzz: no such setting"),
+        (
+            'store_pasword_file = "x"',
+            "store_pasword_file: no such setting; did you mean store_password_file?",
+        ),
+        ("[broker]\nhost = 1", "broker: no such setting"),
+        ('max_batch = "500"', "max_batch: '500' is not a whole number"),
+        ("max_batch = true", "max_batch: True is not a whole number"),
+        ("max_batch = 1.5", "max_batch: 1.5 is not a whole number"),
+        ("max_batch = 0", "max_batch: 0 is less than 1"),
+        ("partitions = -1", "partitions: -1 is less than 0"),
+        ("store = 5", "store: not a text in quotes"),
+        ("broker_password = 12345", "broker_password: not a text in quotes"),
+        ("max_batch = ", "is not TOML"),
+    ],
+)
+def test_a_line_that_cannot_be_meant_is_told_with_its_file_and_key(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    path = settings_file(tmp_path, line)
+    with pytest.raises(BadSetting) as refused:
+        server_config({"config": path})
+    assert path in refused.value.message
+    assert said in refused.value.message
+    assert "12345" not in refused.value.message
+
+
+async def test_the_command_tells_it_in_one_line(tmp_path: Path) -> None:
+    path = settings_file(tmp_path, 'stor = "sqlite:///x.db"')
+    outcome = await imqtt("serve", "--config", path)
+    said = f"imqtt: {path}: stor: no such setting; did you mean store?\n"
+    assert (outcome.status, outcome.out, outcome.err) == (2, "", said)
+
+
+async def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    outcome = await imqtt("serve", IMQTT_CONFIG=str(tmp_path / "none.toml"))
+    assert outcome.status == 2
+    assert (
+        outcome.err == f"imqtt: cannot read the settings in {tmp_path}/none.toml: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ('state_password = "secret"', "use state_password_file"),
+        ('state = "redis://:secret@host/0"', "use state_password_file"),
+        ('store = "mongodb://imqtt:secret@host/imqtt"', "use store_password_file"),
+    ],
+)
+def test_a_password_may_not_stand_where_everybody_can_read_it(
+    tmp_path: Path, line: str, instead: str
+) -> None:
+    with pytest.raises(SetupError, match=instead) as refused:
+        SettingsFile.read(Path(settings_file(tmp_path, line, mode=0o644)))
+    assert "secret@" not in refused.value.reason
+    assert '"secret"' not in refused.value.reason
+    SettingsFile.read(Path(settings_file(tmp_path, line, mode=0o640)))
+
+
+def test_a_file_without_passwords_may_be_read_by_everybody(tmp_path: Path) -> None:
+    lines = ('store = "mongodb://imqtt@host/imqtt"', 'store_password_file = "/nowhere"')
+    SettingsFile.read(Path(settings_file(tmp_path, *lines, mode=0o644)))
+
+
+def test_a_secret_and_its_file_cannot_both_be_meant(tmp_path: Path) -> None:
+    lines = ('state_password = "a"', 'state_password_file = "b"')
+    with pytest.raises(SetupError, match="only one of them"):
+        SettingsFile.read(Path(settings_file(tmp_path, *lines)))
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=lambda one: one.name)
+def test_a_number_is_0_only_where_that_is_the_default(setting: object) -> None:
+    name, default = setting.name, setting.default  # type: ignore[attr-defined]
+    if default == 0:
+        assert getattr(ServerConfig.from_environment({}, **{name: 0}), name) == 0
+    else:
+        with pytest.raises(SetupError, match=f"{name}: 0 is less than 1"):
+            ServerConfig.from_environment({}, **{name: 0})
+
+
+def test_no_password_shows_in_the_settings_repr() -> None:
+    config = ServerConfig(
+        broker_password="hidden1",
+        store="mongodb://imqtt:hidden2@host/imqtt",
+        store_password="hidden3",
+        state="redis://:hidden4@host/0",
+        state_password="hidden5",
+    )
+    assert "hidden" not in repr(config)
+    assert "store='mongodb://imqtt:***@host/imqtt'" in repr(config)
+    assert "max_batch=500" in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:////var/lib/a:b@c/imqtt.db", "sqlite:////var/lib/a:b@c/imqtt.db"),
+        ("memory:", "memory:"),
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://:word@host:6379/0", "redis://:***@host:6379/0"),
+        ("redis://host/0?password=word&db=1", "redis://host/0?password=***&db=1"),
+        ("mongodb://user@host/name", "mongodb://user@host/name"),
+        ("mongodb://user:word@a:1,b:2/name?w=1", "mongodb://user:***@a:1,b:2/name?w=1"),
+        ("mongodb://user:un/esc@ped?@host/name", "mongodb://user:***@host/name"),
+        (
+            "mongodb://h/n?tlsCertificateKeyFilePassword=word",
+            "mongodb://h/n?tlsCertificateKeyFilePassword=***",
+        ),
+        (
+            "mongodb://h/n?a=1&authMechanismProperties=AWS_SESSION_TOKEN:word",
+            "mongodb://h/n?a=1&authMechanismProperties=***",
+        ),
+    ],
+)
+def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert redacted(url) == shown
