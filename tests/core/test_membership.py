@@ -1,0 +1,59 @@
+"""A view of who is alive is acted upon when it has stood for a period."""
+
+from imqtt.core.membership import Membership, contention
+
+A, AB, ABC = frozenset("a"), frozenset("ab"), frozenset("abc")
+
+
+def test_a_view_is_acted_upon_once_it_has_stood_for_a_period() -> None:
+    membership = Membership(1.0)
+    assert not membership.see(0.0, AB)
+    assert membership.acted is None
+    assert not membership.see(0.9, AB)
+    assert membership.see(1.0, AB)
+    assert membership.acted == AB
+
+
+def test_who_goes_and_comes_back_within_a_period_has_not_gone() -> None:
+    membership = Membership(1.0)
+    membership.see(0.0, AB)
+    membership.see(1.0, AB)
+    assert not membership.see(1.2, A)
+    assert not membership.see(1.9, AB)
+    assert membership.acted == AB
+    assert not membership.see(2.0, ABC)
+    assert membership.see(3.0, ABC)
+    assert membership.acted == ABC
+
+
+def test_the_last_view_holds_while_nothing_is_known() -> None:
+    membership = Membership(1.0)
+    membership.see(0.0, AB)
+    membership.see(1.0, AB)
+    membership.see_nothing()
+    assert membership.acted == AB
+
+
+def test_the_first_view_after_an_outage_has_to_stand_anew() -> None:
+    """A Redis that comes back empty shows each worker itself alone."""
+    membership = Membership(1.0)
+    membership.see(0.0, AB)
+    membership.see(1.0, AB)
+    membership.see_nothing()
+    assert not membership.see(30.0, A)
+    assert not membership.see(30.2, AB)
+    assert not membership.see(31.1, AB)
+    assert membership.acted == AB
+    assert membership.see(31.2, AB)
+
+
+def test_alone_there_is_nothing_to_wait_for() -> None:
+    assert Membership(0.0).see(5.0, A)
+
+
+def test_waits_double_with_each_cut_up_to_a_bound() -> None:
+    waits = [contention(cuts, 1.0) for cuts in range(1, 20)]
+    assert waits[:4] == [0.2, 0.4, 0.8, 1.6]
+    assert waits == sorted(waits)
+    assert waits[-1] == 300.0
+    assert contention(5, 0.0) == contention(5, 1.0) / 2
