@@ -14,12 +14,14 @@ ImqttError
 +-- Unavailable          the store cannot take anything just now
 |   +-- StoreFull
 |   +-- StoreReadOnly
+|   +-- StoreUnreachable whoever asks waits and asks again: nobody is told
 |   +-- ClockBehind      the server's clock stepped back further than ids may run ahead
 +-- ClientError          raised by the SDK only
 |   +-- NotConnected
 |   +-- CredentialsRefused
 |   +-- DeviceStoreError
 +-- SetupError           the operator has to change something before imqtt can run
+    +-- StoreInUse       somebody else has the store open
 """
 
 from typing import ClassVar
@@ -98,6 +100,10 @@ class StoreReadOnly(Unavailable):
     """The store's files may not be written: nothing of the batch is stored."""
 
 
+class StoreUnreachable(Unavailable):
+    """No connection to the store, or none in time: nothing is known of what was asked."""
+
+
 class ClockBehind(Unavailable):
     """The clock stepped back by more than ids may run ahead of it."""
 
@@ -120,6 +126,10 @@ class DeviceStoreError(ClientError):
 
 class SetupError(ImqttError):
     code = "setup"
+
+
+class StoreInUse(SetupError):
+    """Somebody else has opened the store for himself alone, or this one asks to be alone and is not."""
 
 
 WIRE_ERRORS: dict[str, type[ImqttError]] = {

@@ -9,6 +9,9 @@ from imqtt.errors import SetupError
 from imqtt.server.app import Server, wall_clock
 from imqtt.state import open_state
 from imqtt.stores import open_store
+from imqtt.stores.base import Identity
+
+PARTITIONS = 16  # of a store that is created without saying how many
 
 
 @asynccontextmanager
@@ -19,9 +22,26 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
     """
     if config.partitions > MAX_PARTITIONS:  # before a store is created that could never be served
         raise SetupError(f"partitions: {config.partitions}; at most {MAX_PARTITIONS}")
-    store = await open_store(config.store, config.partitions)
+    store = await open_store(
+        config.store,
+        Identity.draw(config.partitions or PARTITIONS),
+        shared=config.state != "memory:",
+        password=config.store_password,
+        driver=config.mongo_driver,
+    )
     try:
-        state = open_state(config.state, rate=config.device_rate, burst=config.device_burst)
+        asked, created = config.partitions, store.identity.partitions
+        if asked and asked != created:
+            raise SetupError(
+                f"partitions: {asked} is asked for; the store was created with {created}, which is for good"
+            )
+        state = await open_state(
+            config.state,
+            cluster=store.identity.cluster,
+            rate=config.device_rate,
+            burst=config.device_burst,
+            password=config.state_password,
+        )
         try:
             async with Server(config, store, state, clock) as server:
                 yield server

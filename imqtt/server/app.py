@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import os
 import secrets
+import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
+from importlib.metadata import version
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from imqtt.broker.link import Settings, connect
 from imqtt.config import ServerConfig
@@ -16,26 +19,29 @@ from imqtt.core.snowflake import Snowflake
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
+from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
+from imqtt.server.condition import Condition
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.egress import Lane
 from imqtt.server.heads import Heads
+from imqtt.server.health import Health, HealthPage
 from imqtt.server.intake import Intake
 from imqtt.server.owner import Owner
 from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
 from imqtt.server.presence import Presences
 from imqtt.server.reads import Reads
-from imqtt.state.base import State
+from imqtt.server.rollcall import Presence, RollCall
+from imqtt.state.base import State, Worker
 from imqtt.stores.base import Store
 
 log = logging.getLogger(__name__)
 
 SESSION_EXPIRY = 7 * 86_400  # seconds: how long the broker queues for a server that is away
 KEEP_ALIVE = 30  # seconds
-DRAIN_SECONDS = 10.0
 ACK_DELAY = 0.005  # seconds
 
 
@@ -45,11 +51,11 @@ def wall_clock() -> int:
 
 
 class Server:
-    """All partitions of one deployment, in one process.
+    """One worker: those partitions of a deployment that are its own, among the workers that share its state.
 
-    `async with Server(config, store, state)` returns when every partition receives; leaving it finishes what
-    was begun. Store and state are the caller's, to open and to close. Raises `SetupError` where the operator
-    has to change something.
+    `async with Server(config, store, state)` returns when all that is its own receives; leaving it finishes
+    what was begun. Store and state are the caller's, to open and to close. Raises `SetupError` where the
+    operator has to change something.
     """
 
     def __init__(
@@ -59,8 +65,11 @@ class Server:
         self.counters = Counters()
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
-        self._partitions: list[Partition] = []
-        self._serving: list[asyncio.Task[None]] = []
+        self._assignment: Assignment | None = None
+        self._condition = Condition()
+        self._page: HealthPage | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._status = "starting"
         self._store = store
         self._state = state
 
@@ -75,27 +84,54 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for partition in self._partitions:
-            partition.stop()
-        if self._serving:
-            await asyncio.wait(self._serving, timeout=DRAIN_SECONDS)
+        self._status = "leaving"
+        if self._assignment is not None:
+            await self._assignment.leave()
         await self._end()
 
     async def wait(self) -> None:
         """Runs until cancelled; raises what ended the server, if something did."""
-        await _first_failure([*self._serving, *self._tasks])
+        await _first_failure(self._tasks)
+
+    @property
+    def worker(self) -> Worker:
+        """This process, as it shows itself to the other workers."""
+        assert self._assignment is not None  # noqa: S101 - made on entering
+        return self._assignment.worker
+
+    def health(self) -> Health:
+        """How this worker is. It serves while it is connected, though the store or the state be away."""
+        worker = self.worker if self._assignment is not None else None
+        holdings = worker.holdings if worker is not None else ()
+        connected = all(lane.connected for lane in self._lanes.values())
+        status = self._status
+        if status == "ok" and not connected:
+            status = "cut off"
+        elif status == "ok" and worker is not None and worker.trouble:
+            status = "degraded"
+        return Health(
+            status=status,
+            worker=worker.id if worker is not None else "",
+            store=self._condition.store or "ok",
+            state=self._state.trouble or "ok",
+            broker=self._condition.rival or ("ok" if connected else "not connected"),
+            partitions=tuple(it.partition for it in holdings),
+            unfinished=sum(it.unfinished for it in holdings),
+        )
 
     @property
     def partitions(self) -> int:
         """How many partitions the store was created with."""
-        return self._store.partitions
+        return self._store.identity.partitions
 
     async def _start(self) -> None:
         config, counters, store, state = self.config, self.counters, self._store, self._state
-        if store.partitions != config.partitions:
-            log.info("the store was created with %d partitions, which holds", store.partitions)
+        if config.health:
+            self._page = HealthPage(config.health, self.health)
+            await self._page.start()
         tls = _tls(config)
-        process = secrets.token_hex(4)  # no two processes share a connection to publish over
+        process = secrets.token_hex(4)
+        host, pid, started = socket.gethostname(), os.getpid(), self._clock()
         # Reads have one of their own: a large page holds up nobody's message.
         lanes = {
             name: Lane(
@@ -103,6 +139,7 @@ class Server:
             )
             for name in ("events", "reads")
         }
+        self._lanes = lanes
         publish = lanes["reads"].publish
         devices = Devices(store, state)
         presences = Presences(
@@ -121,7 +158,7 @@ class Server:
             presences,
             publish,
             counters,
-            partitions=store.partitions,
+            partitions=store.identity.partitions,
             limits=Limits(
                 content=bounds.content,
                 command=bounds.command,
@@ -135,22 +172,21 @@ class Server:
             waiting=config.reads_waiting,
             clock=self._clock,
         )
-        ready: list[asyncio.Event] = []
-        for name, lane in lanes.items():
-            ready.append(asyncio.Event())
-            self._spawn(self._tasks, lane.run(ready[-1]), f"lane-{name}")
-        self._spawn(self._tasks, reads.run(), "reads")
-        self._spawn(self._tasks, presences.run(), "presences")
+        self._spawn(reads.run(), "reads")
+        self._spawn(presences.run(), "presences")
         committer = Committer(
             store=store,
             state=state,
-            snowflakes=[Snowflake(it, config.clock_tolerance * 1_000) for it in range(store.partitions)],
+            snowflakes=[
+                Snowflake(it, config.clock_tolerance * 1_000) for it in range(store.identity.partitions)
+            ],
             heads=Heads(config.conversations_cached),
             counters=counters,
+            condition=self._condition,
             clock=self._clock,
         )
         owner = Owner(
-            intake=Intake(store.partitions, bounds),
+            intake=Intake(store.identity.partitions, bounds),
             committer=committer,
             store=store,
             devices=devices,
@@ -160,15 +196,59 @@ class Server:
             counters=counters,
             max_packet=config.max_packet,
         )
-        batcher = Batcher(owner, counters, config.max_batch)
-        self._spawn(self._tasks, batcher.run(), "batcher")
-        for number in range(store.partitions):
-            settings = self._settings(f"imqtt-server-{number}", tls, clean=False)
-            partition = Partition(number, batcher, partial(connect, settings), config.max_batch)
-            self._partitions.append(partition)
-            ready.append(asyncio.Event())
-            self._spawn(self._serving, partition.run(ready[-1]), f"partition-{number}")
-        await self._all_ready(ready)
+        batcher = Batcher(owner, counters, self._condition, config.max_batch)
+        self._spawn(batcher.run(), "batcher")
+
+        def partitions(assignment: Assignment) -> list[Partition]:
+            return [
+                Partition(
+                    number,
+                    batcher,
+                    partial(connect, self._settings(f"imqtt-server-{number}", tls, clean=False)),
+                    config.max_batch,
+                    broker_steady=lanes["events"].steady,
+                    confirmed=assignment.confirmed,
+                    outranked=assignment.outranked,
+                )
+                for number in range(store.identity.partitions)
+            ]
+
+        async def stranger(known: Collection[str]) -> str:
+            other = await roll_call.outranked(known)
+            if other is None:
+                return ""
+            return (
+                f"worker {other.worker} ({other.host}, pid {other.pid}) serves the same store and is not in "
+                "this worker's Redis: is it the same one? What both want is left to it"
+            )
+
+        worker = Worker(process, host, pid, started, version("imqtt"))
+        assignment = Assignment(
+            worker,
+            state,
+            batcher,
+            partitions,
+            condition=self._condition,
+            stranger=stranger,
+            ttl=config.worker_ttl,
+            clock=self._clock,
+        )
+
+        def warn(trouble: str) -> None:
+            log.warning("%s", trouble)
+            self._condition.rival = trouble
+
+        roll_call = RollCall(
+            Presence(store.identity.cluster, process, host, pid, started),
+            partial(connect, self._settings(f"imqtt-server-present-{process}", tls, clean=True)),
+            away=lambda: assignment.away,
+            warn=warn,
+        )
+        lanes_ready = [self._begin(lane.run, f"lane-{name}") for name, lane in lanes.items()]
+        await self._all_ready([*lanes_ready, self._begin(roll_call.run, "roll-call")])
+        self._assignment = assignment
+        await self._all_ready([self._begin(assignment.run, "assignment")])
+        self._status = "ok"
 
     async def _all_ready(self, ready: Sequence[asyncio.Event]) -> None:
         """Waits for every event; raises if a task ends before."""
@@ -183,9 +263,11 @@ class Server:
             failing.cancel()
 
     async def _end(self) -> None:
-        for task in (*self._serving, *self._tasks):
+        if self._page is not None:
+            self._page.stop()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._serving, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _settings(self, client_id: str, tls: ssl.SSLContext | None, *, clean: bool) -> Settings:
         config = self.config
@@ -203,10 +285,14 @@ class Server:
             tls=tls,
         )
 
-    @staticmethod
-    def _spawn(tasks: list[asyncio.Task[None]], work: Awaitable[None], name: str) -> None:
-        tasks.append(asyncio.ensure_future(work))
-        tasks[-1].set_name(name)
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    def _begin(self, run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> asyncio.Event:
+        """Spawns what says by an event when it is ready; returns the event."""
+        ready = asyncio.Event()
+        self._spawn(run(ready), name)
+        return ready
 
 
 async def _all_set(events: Sequence[asyncio.Event]) -> None:

@@ -7,13 +7,15 @@ decision, one commit, and one packet to each device. With a batch for each of 16
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import islice
+from operator import attrgetter
 from random import random
 
 from imqtt.core.backoff import backoff
 from imqtt.errors import Unavailable
+from imqtt.server.condition import Condition
 from imqtt.server.counters import Counters
 from imqtt.server.intake import Delivery
 from imqtt.server.owner import Owner
@@ -24,40 +26,77 @@ WAITING_BATCHES = 8
 UNFINISHED_BATCHES = 4  # published, and waiting for the broker to confirm it
 
 Finishing = tuple[Sequence[Delivery], asyncio.Future[None]]
+_partition = attrgetter("partition")
+
+
+class Begun:
+    """What was received of one partition and is not finished: how many, and since when, oldest first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.arrivals: deque[tuple[float, int]] = deque()
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def begin(self, count: int, now: float) -> None:
+        self.count += count
+        self.arrivals.append((now, count))
+        self.idle.clear()
+
+    def finish(self, count: int) -> None:
+        self.count -= count
+        while count:
+            since, waiting = self.arrivals.popleft()
+            if waiting > count:
+                self.arrivals.appendleft((since, waiting - count))
+            count -= min(waiting, count)
+        if not self.count:
+            self.idle.set()
 
 
 class Batcher:
     """Carries out batches one after the other, and PUBACKs each when it is finished."""
 
-    def __init__(self, owner: Owner, counters: Counters, max_batch: int) -> None:
+    def __init__(self, owner: Owner, counters: Counters, condition: Condition, max_batch: int) -> None:
         self._owner = owner
         self._counters = counters
+        self._condition = condition
         self._max_batch = max_batch
         self._inbox: deque[Delivery] = deque()
         self._arrival = asyncio.Event()
         self._taken = asyncio.Event()
         self._unfinished: asyncio.Queue[Finishing] = asyncio.Queue(UNFINISHED_BATCHES)
-        self._begun = 0  # deliveries given, and not yet finished
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._begun: dict[int, Begun] = {}  # by partition
 
-    async def put(self, deliveries: Sequence[Delivery]) -> None:
-        """Takes deliveries on. Waits while too many wait: at QoS 0 no ack bounds what a link receives."""
+    async def put(self, partition: int, deliveries: Sequence[Delivery]) -> None:
+        """Takes a partition's deliveries on.
+
+        Waits while too many wait: at QoS 0 no ack bounds what a link receives.
+        """
         while len(self._inbox) >= WAITING_BATCHES * self._max_batch:
             self._taken.clear()
             await self._taken.wait()
         self._inbox.extend(deliveries)
-        self._begun += len(deliveries)
-        self._idle.clear()
+        if partition not in self._begun:
+            self._begun[partition] = Begun()
+        self._begun[partition].begin(len(deliveries), asyncio.get_running_loop().time())
         self._arrival.set()
 
     def take_over(self) -> None:
         """A partition's session is this process's own from now on."""
         self._owner.take_over()
 
-    async def drained(self) -> None:
-        """Waits until everything that was given is finished."""
-        await self._idle.wait()
+    async def drained(self, partition: int) -> None:
+        """Waits until everything that was given of a partition is finished."""
+        if (begun := self._begun.get(partition)) is not None:
+            await begun.idle.wait()
+
+    def unfinished(self, partition: int) -> tuple[int, float]:
+        """A partition's deliveries that are not finished, and how many seconds the oldest has waited."""
+        begun = self._begun.get(partition)
+        if begun is None or not begun.count:
+            return 0, 0.0
+        return begun.count, asyncio.get_running_loop().time() - begun.arrivals[0][0]
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -72,14 +111,17 @@ class Batcher:
                 self._taken.set()
                 if not inbox:
                     self._arrival.clear()
+                # A sharded store takes a partition's records in one round trip if they stand together.
+                batch.sort(key=_partition)
                 await self._unfinished.put((batch, await self._carry_out(batch)))
 
     async def _carry_out(self, batch: Sequence[Delivery]) -> asyncio.Future[None]:
         attempt = 0
         while True:
             try:
-                return await self._owner.carry_out(batch)
+                finishing = await self._owner.carry_out(batch)
             except Unavailable as error:
+                self._condition.store_failed(error)
                 # A store that cannot be read blocks, on purpose. Something of the batch may be stored already
                 # and told to nobody, so from now on it is like one that an earlier owner has left.
                 attempt += 1
@@ -93,8 +135,11 @@ class Batcher:
                     log.exception("a command on %s failed", batch[0].received.topic)
                     return self._owner.give_up(batch[0])
                 log.exception("a batch of %d failed", len(batch))
-                finishing = [await self._carry_out([one._replace(again=True)]) for one in batch]
-                return asyncio.ensure_future(_all(finishing))
+                parts = [await self._carry_out([one._replace(again=True)]) for one in batch]
+                return asyncio.ensure_future(_all(parts))
+            else:
+                self._condition.store_answered()
+                return finishing
             batch = [delivery._replace(again=True) for delivery in batch]
 
     async def _finish(self) -> None:
@@ -102,11 +147,12 @@ class Batcher:
         while True:
             batch, published = await self._unfinished.get()
             await published
+            finished: Counter[int] = Counter()
             for delivery in batch:
                 delivery.link.ack(delivery.received)
-            self._begun -= len(batch)
-            if not self._begun:
-                self._idle.set()
+                finished[delivery.partition] += 1
+            for partition, count in finished.items():
+                self._begun[partition].finish(count)
 
 
 async def _all(futures: Sequence[asyncio.Future[None]]) -> None:

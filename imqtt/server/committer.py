@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from random import random
 
@@ -9,8 +10,9 @@ from imqtt.core.backoff import backoff
 from imqtt.core.conversations import members_of
 from imqtt.core.sequencing import Append, Decision, Message, Refuse, decide
 from imqtt.core.snowflake import Snowflake
-from imqtt.errors import Invalid, Unavailable
+from imqtt.errors import Invalid, StoreUnreachable, Unavailable
 from imqtt.model import Device, Id, Position
+from imqtt.server.condition import Condition
 from imqtt.server.counters import Counters
 from imqtt.server.heads import Heads
 from imqtt.state.base import State
@@ -34,6 +36,7 @@ class Committer:
         snowflakes: Sequence[Snowflake],
         heads: Heads,
         counters: Counters,
+        condition: Condition,
         clock: Callable[[], int],
     ) -> None:
         self._store = store
@@ -41,28 +44,49 @@ class Committer:
         self._snowflakes = snowflakes  # by partition
         self._heads = heads
         self._counters = counters
+        self._condition = condition
         self._clock = clock
 
     async def commit(self, messages: Sequence[Message]) -> list[Decision]:
         """One decision per message, in order, each carried out: what is `Append` or `Known` is durable.
 
         Waits for as long as the outcome of an append is unknown. A store that says that it can take
-        nothing refuses the messages with that error.
+        nothing refuses the messages with that error. Raises `StoreUnreachable` where what is stored cannot
+        be read.
         """
         settled: list[Decision] = []
+        if not messages:
+            return settled
         try:
             await self._settle(messages, settled)
+        except StoreUnreachable:
+            raise  # whoever has the batch waits and brings it again: what is settled will be known then
         except Unavailable as error:
             log.error("nothing can be read or stored: %s", error)
             settled += [Refuse(error)] * (len(messages) - len(settled))
-        await self._remember(messages, settled)
         return settled
+
+    async def remember(self, messages: Sequence[Message], decisions: Sequence[Decision]) -> None:
+        """Notes in the state what `commit` has stored: duplicates of it are looked up from now on."""
+        await self._state.remember(
+            [
+                message.key
+                for message, decision in zip(messages, decisions, strict=True)
+                if isinstance(decision, Append)
+            ]
+        )
 
     async def _settle(self, messages: Sequence[Message], settled: list[Decision]) -> None:
         """Adds one decision after another to `settled`, each carried out."""
-        stored = await self._recall(messages)
-        tokens = await self._tokens(messages, stored)
+        keys = [message.key for message in messages]
+        wanted = Counter(message.sender for message in messages)
+        # Together, for one round trip. A duplicate takes a token as well, and is answered without one.
+        maybe, tokens = await asyncio.gather(
+            self._state.recall(keys), self._state.take(wanted, self._clock())
+        )
+        stored = await self._store.find(maybe) if maybe else {}
         at_most = len(messages)
+        conflicts = 0  # in a row, with nothing stored between
         looked_up = set(stored)
         while pending := messages[len(settled) :]:
             decisions = await self._decide(pending, stored, tokens.copy())
@@ -91,6 +115,11 @@ class Committer:
                 at_most = len(messages)
                 continue
             except Unavailable as error:
+                # What is stored already is answered, though the store takes nothing more.
+                if unknown := [message.key for message in pending if message.key not in looked_up]:
+                    looked_up.update(unknown)
+                    stored |= await self._store.find(unknown)
+                    continue
                 log.error("nothing can be stored: %s", error)
                 # A duplicate of what was to be appended in this very batch is not stored either.
                 settled += [
@@ -103,6 +132,9 @@ class Committer:
             settled += decisions[:end]
             if committed < len(records):
                 self._counters.conflicts += 1
+                conflicts = 0 if committed else conflicts + 1
+                if conflicts > 1:  # a rival is at work, or what was met is not to be seen yet
+                    await asyncio.sleep(backoff(conflicts - 1, random(), base=0.01, cap=1.0))
                 stored = await self._reread(pending)
 
     def forget(self) -> None:
@@ -124,12 +156,19 @@ class Committer:
             except (OutcomeUnknown, Unavailable) as error:
                 # Nothing new is decided before it is known whether these very records are stored. A first
                 # append that is refused outright has stored nothing.
-                if attempt == 0 and isinstance(error, Unavailable):
+                if (
+                    attempt == 0
+                    and isinstance(error, Unavailable)
+                    and not isinstance(error, StoreUnreachable)
+                ):
                     raise
                 attempt += 1
                 self._counters.commits_retried += 1
+                self._condition.store_failed(error)
                 log.warning("append of %d events, try %d: %s", len(records), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
+        if attempt:
+            self._condition.store_answered()
         self._counters.stored += committed
         self._heads.put({it.event.conversation: it.event.position for it in records[:committed]})
         return committed
@@ -180,31 +219,10 @@ class Committer:
             heads.update(found)
         return heads
 
-    async def _recall(self, messages: Sequence[Message]) -> dict[Key, Stored]:
-        keys = [message.key for message in messages]
-        maybe = await self._state.recall(keys)
-        return await self._store.find(maybe) if maybe else {}
-
     async def _reread(self, messages: Sequence[Message]) -> dict[Key, Stored]:
         """After a conflict: both keys are read, what is stored under them and where the logs end."""
         self._heads.forget({message.send.conversation for message in messages})
         return await self._store.find({message.key for message in messages})
-
-    async def _tokens(self, messages: Sequence[Message], stored: dict[Key, Stored]) -> dict[Device, int]:
-        wanted: dict[Device, int] = {}
-        for message in messages:
-            if message.key not in stored:
-                wanted[message.sender] = wanted.get(message.sender, 0) + 1
-        return await self._state.take(wanted, self._clock())
-
-    async def _remember(self, messages: Sequence[Message], decisions: Sequence[Decision]) -> None:
-        await self._state.remember(
-            [
-                message.key
-                for message, decision in zip(messages, decisions, strict=True)
-                if isinstance(decision, Append)
-            ]
-        )
 
 
 def _record(message: Message, decision: Decision) -> Record:

@@ -34,6 +34,7 @@ class Lane:
         self._connect = connect
         self._counters = counters
         self._link: Link | None = None
+        self._since = 0.0  # when it was connected, by the event loop's clock
         self._unconfirmed: dict[asyncio.Future[None], Sequence[Message]] = {}  # in order of publication
 
     def publish(self, messages: Sequence[Message]) -> asyncio.Future[None]:
@@ -46,6 +47,14 @@ class Lane:
         if self._link is not None:
             self._put(self._link, done, messages)
         return done
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None
+
+    def steady(self, since: float) -> bool:
+        """Whether the connection that there was at `since` is there still."""
+        return self._link is not None and self._since < since
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connects, and again after every cut, until cancelled."""
@@ -62,7 +71,7 @@ class Lane:
                 continue
             connected = loop.time()
             try:
-                self._link = link
+                self._link, self._since = link, connected
                 for done, messages in list(self._unconfirmed.items()):
                     self._put(link, done, messages)
                 ready.set()

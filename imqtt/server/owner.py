@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
-from imqtt.errors import Failed, Unavailable
+from imqtt.errors import Failed, StoreUnreachable, Unavailable
 from imqtt.model import Accepted, AnyFrame, Device, Event, Marks, PeerTyping
 from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
@@ -103,8 +103,7 @@ class Owner:
         """Commits a batch and publishes its frames. See the class for what is durable when."""
         self._counters.received += len(deliveries)
         batch = self._intake.sort(deliveries)
-        registrations = await self._devices.register(batch.spoke)
-        decisions, marks = await self._commit(batch)
+        registrations, decisions, marks = await self._commit(batch)
         events = await self._events(batch, decisions)
         told = [*marks, *_typing(batch)]
         users = {user for it in told for user in it.users} | {device.user for device in batch.formats}
@@ -113,7 +112,12 @@ class Owner:
             if event is not None:
                 users.update(members_of(event.conversation))
         # The devices are read after the commit: whoever registers later finds the events in his `Sync`.
-        audience = Audience(await self._devices.of(users), registrations, batch.formats)
+        lists, _, _ = await asyncio.gather(  # one round trip to the state
+            self._devices.of(users),
+            self._committer.remember(batch.messages, decisions),
+            self._presences.refresh(batch.spoke),
+        )
+        audience = Audience(lists, registrations, batch.formats)
         fanout = Fanout(self._max_packet, self._counters)
         for message, decision, event in zip(batch.messages, decisions, events, strict=True):
             self._answer(fanout, audience, batch, message, decision)
@@ -139,18 +143,21 @@ class Owner:
             fanout.add(rejected(error, outline(payload)), (sender,))
         return self._publish(fanout.messages())
 
-    async def _commit(self, batch: Batch) -> tuple[list[Decision], list[Told]]:
-        if not batch.marks:
-            return await self._committer.commit(batch.messages), []
-        # Side by side, so that they share a commit; and neither is left behind when the other fails.
-        decisions, marks = await asyncio.gather(
-            self._committer.commit(batch.messages), self._raise_marks(batch), return_exceptions=True
+    async def _commit(self, batch: Batch) -> tuple[dict[Device, Registration], list[Decision], list[Told]]:
+        """Registers, commits and marks side by side, so that they share round trips and commits."""
+        registrations, decisions, marks = await asyncio.gather(
+            self._devices.register(batch.spoke),
+            self._committer.commit(batch.messages),
+            self._raise_marks(batch),
+            return_exceptions=True,  # nothing is left behind when something else fails
         )
+        if isinstance(registrations, BaseException):
+            raise registrations
         if isinstance(decisions, BaseException):
             raise decisions
         if isinstance(marks, BaseException):
             raise marks
-        return decisions, marks
+        return registrations, decisions, marks
 
     def _answer(
         self, fanout: Fanout, audience: Audience, batch: Batch, message: Message, decision: Decision
@@ -204,6 +211,8 @@ class Owner:
 
     async def _raise_marks(self, batch: Batch) -> list[Told]:
         """Marks raised in the store, and frames for those that grew."""
+        if not batch.marks:
+            return []
         last = {(mark.conversation, device.user): device for device, mark in batch.marks}
         asked = [
             Marks(mark.conversation, device.user, mark.delivered, mark.read) for device, mark in batch.marks
@@ -212,13 +221,16 @@ class Owner:
             # The heads as they were before this batch: nobody can have received what it brings.
             heads = await self._store.heads({mark.conversation for mark in asked})
             merged = merge(asked, heads)
-            grown = await until_known("raising marks", lambda: self._store.raise_marks(merged))
-            # An earlier owner may have raised these and told nobody.
-            untold = batch.marked_again - {(marks.conversation, marks.user) for marks in grown}
+            grown, tries = await until_known("raising marks", lambda: self._store.raise_marks(merged))
+            # An earlier owner, or an earlier try, may have raised these and told nobody.
+            again = batch.marked_again if tries == 1 else {(it.conversation, it.user) for it in merged}
+            untold = again - {(marks.conversation, marks.user) for marks in grown}
             if untold:
                 found = await self._store.marks({conversation for conversation, _ in untold})
                 told = [marks for members in found.values() for marks in members]
                 grown += [marks for marks in told if (marks.conversation, marks.user) in untold]
+        except StoreUnreachable:
+            raise  # the batch is brought again
         except Unavailable as error:
             batch.refused += [
                 (device, rejected(error, Outline("mark", mark.conversation))) for device, mark in batch.marks
@@ -233,7 +245,6 @@ class Owner:
         """Presence, and the reads that are served beside the batches."""
         for device, status in batch.status:
             await self._presences.heard(registrations[device], status)
-        await self._presences.refresh(batch.spoke)
         for device, command in batch.reads:
             self._reads.submit(registrations[device], command)
 

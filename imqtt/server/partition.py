@@ -5,13 +5,16 @@ PUBACKed comes again, in order, to the new one.
 """
 
 import asyncio
+import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from random import random
 
 from imqtt.broker.errors import LinkError, Refused
 from imqtt.broker.link import Link
 from imqtt.core.backoff import backoff
+from imqtt.core.membership import contention
 from imqtt.errors import SetupError
 from imqtt.protocol.topics import all_up
 from imqtt.server.batcher import Batcher
@@ -22,20 +25,44 @@ log = logging.getLogger(__name__)
 # After connecting, what is known already is taken for an earlier owner's unfinished work.
 TAKEOVER_SECONDS = 10.0
 SHORT_LIVED_SECONDS = 5.0
+CUTS_REMEMBERED_SECONDS = 600.0
+CONTESTED_CUTS = 4  # so many unexplained cuts lately are no accident
+YIELD_SECONDS = 10.0  # until who yields a session looks again whether the other one is still there
 
 
 class Partition:
-    """Holds one partition's session, and hands on what it receives."""
+    """Holds one partition's session for as long as `run` runs, and hands on what it receives.
+
+    `broker_steady(since)` tells whether the broker has kept this process's other connections since then: a
+    cut is unexplained if it has. `confirmed` waits until it is known anew who is to hold what; whoever runs
+    this stops it meanwhile if that is another worker. `outranked`: there is one that this worker leaves a
+    session to which both keep taking.
+    """
 
     def __init__(
-        self, number: int, batcher: Batcher, connect: Callable[[], Awaitable[Link]], max_batch: int
+        self,
+        number: int,
+        batcher: Batcher,
+        connect: Callable[[], Awaitable[Link]],
+        max_batch: int,
+        *,
+        broker_steady: Callable[[float], bool],
+        confirmed: Callable[[], Awaitable[None]],
+        outranked: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._number = number
+        self.number = number
         self._batcher = batcher
         self._connect = connect
         self._max_batch = max_batch
+        self._broker_steady = broker_steady
+        self._confirmed = confirmed
+        self._outranked = outranked
         self._stopping = asyncio.Event()
         self._receiver: asyncio.Task[None] | None = None
+        self._cuts: deque[float] = deque()
+        self._held_before = False
+        self.held_since: float | None = None
+        """When the session was taken, by the event loop's clock; None while it is not held."""
 
     def stop(self) -> None:
         """Takes nothing on any more; `run` returns when what was begun is finished."""
@@ -43,8 +70,22 @@ class Partition:
         if self._receiver is not None:
             self._receiver.cancel()
 
+    @property
+    def cuts(self) -> int:
+        """How often the session was taken away lately, unexplained."""
+        now = asyncio.get_running_loop().time()
+        while self._cuts and self._cuts[0] < now - CUTS_REMEMBERED_SECONDS:
+            self._cuts.popleft()
+        return len(self._cuts)
+
+    @property
+    def contested(self) -> bool:
+        """Whether somebody keeps taking the session from this worker."""
+        return self.cuts >= CONTESTED_CUTS
+
     async def run(self, ready: asyncio.Event) -> None:
         """Holds the session, and takes it again after every cut, until stopped or cancelled."""
+        self._stopping.clear()
         attempt = 0
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
@@ -55,32 +96,62 @@ class Partition:
                     raise SetupError(f"the broker does not take the server: {error}") from error
                 attempt += 1
                 level = logging.WARNING if attempt == 1 else logging.DEBUG
-                log.log(level, "partition %d: no connection (%s); trying again", self._number, error)
+                log.log(level, "partition %d: no connection (%s); trying again", self.number, error)
                 await self._pause(backoff(attempt, random()))
                 continue
             connected = loop.time()
             try:
-                await link.subscribe(all_up(self._number))
+                await link.subscribe(all_up(self.number))
+                self.held_since = connected
                 ready.set()
                 await self._serve(link, connected)
             except (OSError, LinkError) as error:
-                log.warning("partition %d: %s", self._number, error)
+                log.warning("partition %d: %s", self.number, error)
             finally:
+                self.held_since = None
                 await link.close()
-            # Two who take a session from each other starve it: the shorter it was held, the longer the wait.
+            if self._stopping.is_set():
+                return
             attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
-            await self._pause(backoff(attempt, random()))
+            await self._recover(attempt)
+
+    async def _recover(self, attempt: int) -> None:
+        """Waits after a cut until the session may be taken again."""
+        cut = asyncio.get_running_loop().time()
+        await self._pause(backoff(attempt, random()))
+        if self._broker_steady(cut):
+            self._cuts.append(cut)
+            cuts = self.cuts
+            wait = contention(cuts, random())
+            if self.contested:
+                log.warning(
+                    "partition %d: its session was taken from here %d times in %d minutes; does another "
+                    "imqtt serve this broker? Next try in %.1f s",
+                    self.number, cuts, CUTS_REMEMBERED_SECONDS // 60, wait,
+                )  # fmt: skip
+            await self._pause(wait)
+            while self.contested and not self._stopping.is_set() and await self._outranked():
+                await self._pause(YIELD_SECONDS)
+        confirming = asyncio.ensure_future(self._confirmed())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((confirming, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            confirming.cancel()
+            stopping.cancel()
 
     async def _serve(self, link: Link, connected: float) -> None:
-        self._batcher.take_over()
+        if self._held_before:
+            self._batcher.take_over()
+        self._held_before = True
         self._receiver = asyncio.create_task(
-            self._receive(link, connected), name=f"partition-{self._number}-receiver"
+            self._receive(link, connected), name=f"partition-{self.number}-receiver"
         )
         try:
             await asyncio.wait([self._receiver])
             if not self._receiver.cancelled():  # by `stop`
                 self._receiver.result()
-            await self._batcher.drained()
+            await self._batcher.drained(self.number)
         finally:
             self._receiver.cancel()
 
@@ -89,10 +160,10 @@ class Partition:
         while not self._stopping.is_set():
             received = await link.receive(self._max_batch)
             takeover = loop.time() - connected < TAKEOVER_SECONDS
-            await self._batcher.put([Delivery(self._number, it, link, takeover or it.dup) for it in received])
+            deliveries = [Delivery(self.number, it, link, takeover or it.dup) for it in received]
+            await self._batcher.put(self.number, deliveries)
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()

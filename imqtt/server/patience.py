@@ -14,13 +14,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-async def until_known(what: str, write: Callable[[], Awaitable[T]]) -> T:
-    """The write's result. Waits for as long as its outcome is unknown; any other error passes through."""
+async def until_known(what: str, write: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+    """The write's result, and how many tries it took.
+
+    Waits for as long as its outcome is unknown; any other error passes through.
+    """
     attempt = 0
     while True:
+        attempt += 1
         try:
-            return await write()
+            return await write(), attempt
         except OutcomeUnknown as error:
-            attempt += 1
             log.warning("%s, try %d: %s", what, attempt, error)
             await asyncio.sleep(backoff(attempt, random()))

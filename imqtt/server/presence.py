@@ -85,7 +85,8 @@ class Presences:
         sweep = loop.time() + interval
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(sweep - loop.time(), 0.0))
+                async with asyncio.timeout_at(sweep):
+                    await self._wake.wait()
             if loop.time() >= sweep:
                 await self._sweep()
                 sweep = loop.time() + interval

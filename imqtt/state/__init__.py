@@ -1,16 +1,21 @@
-"""What may be lost at the cost of speed only: seen ids, device lists, presence, rate limits."""
+"""What may be lost at the cost of speed only: seen ids, device lists, presence, rate limits, workers."""
 
 from imqtt.errors import SetupError
 from imqtt.state.base import State
 
 
-def open_state(url: str, *, rate: int, burst: int) -> State:
-    """The state that `url` names: `memory:`. Rates are messages a second for one device.
+async def open_state(url: str, *, cluster: str, rate: int, burst: int, password: str = "") -> State:
+    """The state that `url` names: `memory:`, or `redis://host:port/number` (`rediss:`, `unix:` as well).
 
-    Raises `SetupError`.
+    `cluster` is the store's: several may use one Redis. Rates are messages a second for one device. Raises
+    `SetupError` for whatever the operator has to put right.
     """
     if url == "memory:":
         from imqtt.state.memory import MemoryState
 
         return MemoryState(rate=rate, burst=burst)
-    raise SetupError(f"state {url!r} is none that this version knows: memory:")
+    if url.startswith(("redis://", "rediss://", "unix://")):
+        from imqtt.state.redis import RedisState
+
+        return await RedisState.open(url, cluster=cluster, rate=rate, burst=burst, password=password)
+    raise SetupError(f"state {url!r} is none that imqtt knows: memory:, redis://host:port/number")

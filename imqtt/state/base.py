@@ -10,8 +10,16 @@ from typing import Protocol
 
 import msgspec
 
+from imqtt.errors import ImqttError
 from imqtt.model import Device
 from imqtt.stores.base import Key, Registration
+
+
+class StateAway(ImqttError):
+    """The state cannot be reached, or not in time."""
+
+    code = "state_away"
+    retryable = True
 
 
 class DevicePresence(msgspec.Struct, frozen=True, gc=False):
@@ -24,11 +32,60 @@ class DevicePresence(msgspec.Struct, frozen=True, gc=False):
     expires: int
 
 
+class Holding(msgspec.Struct, frozen=True, gc=False):
+    """A partition whose session a worker holds, or has not let go of yet. Times in milliseconds."""
+
+    partition: int
+    since: int
+    unfinished: int = 0  # commands received, and not PUBACKed yet
+    oldest: int = 0  # how long the oldest of them has waited
+    cuts: int = 0  # how often the session was taken from this worker in the last minutes, unexplained
+
+
+class Worker(msgspec.Struct, frozen=True, gc=False):
+    """A server process as it shows itself to the others. `started` in milliseconds since the Unix epoch."""
+
+    id: str
+    host: str
+    pid: int
+    started: int
+    version: str = ""
+    holdings: tuple[Holding, ...] = ()
+    leaving: bool = False  # lets go of what it holds, and takes nothing on
+    trouble: str = ""  # what an operator should know of: a rival, a state that does not answer
+
+
 class State(Protocol):
-    """Seen ids, device lists, presence and rate limits."""
+    """Seen ids, device lists, presence, rate limits and workers.
+
+    A state that cannot be reached answers as one that knows nothing, soon, and says so in `trouble`; only
+    `beat` raises `StateAway`.
+    """
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may serve one store with it."""
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it at the moment, for the operator; "" if nothing is."""
 
     async def close(self) -> None:
         """Lets go of connections."""
+
+    # --- workers: who is alive
+
+    async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
+        """Shows `worker` to the others for `ttl` milliseconds. Returns all that show themselves, by id.
+
+        Raises `StateAway` where it cannot be known who is alive.
+        """
+
+    async def workers(self) -> list[Worker]:
+        """All that show themselves, by id, for whoever is no worker. Raises `StateAway`."""
+
+    async def leave(self, worker: str) -> None:
+        """The worker of this id is gone; at once, instead of when its time has run out."""
 
     # --- deduplication: a hint that saves the index a miss
 

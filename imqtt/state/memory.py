@@ -4,6 +4,7 @@ Everything is bounded by count, so a million conversations, users or devices tha
 make it grow; what is dropped costs a read of the store or a guess that errs on the careful side.
 """
 
+import asyncio
 import heapq
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +12,7 @@ from itertools import count
 
 from imqtt.core.bucket import Bucket, Rate
 from imqtt.model import Device
-from imqtt.state.base import DevicePresence
+from imqtt.state.base import DevicePresence, Worker
 from imqtt.stores.base import Key, Registration
 
 
@@ -29,9 +30,30 @@ class MemoryState:
         self._lists = _DeviceLists(users)
         self._presences = _Presences(devices)
         self._buckets = _Buckets(Rate(rate, burst), devices)
+        self._workers: dict[str, tuple[Worker, float]] = {}  # and until when, by the loop's clock
+
+    @property
+    def shared(self) -> bool:
+        return False
+
+    @property
+    def trouble(self) -> str:
+        return ""
 
     async def close(self) -> None:
         return
+
+    async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
+        self._workers[worker.id] = (worker, asyncio.get_running_loop().time() + ttl / 1_000)
+        return await self.workers()
+
+    async def workers(self) -> list[Worker]:
+        now = asyncio.get_running_loop().time()
+        self._workers = {id: it for id, it in self._workers.items() if it[1] > now}
+        return [worker for _, (worker, _) in sorted(self._workers.items())]
+
+    async def leave(self, worker: str) -> None:
+        self._workers.pop(worker, None)
 
     async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
         return self._seen.among(keys)

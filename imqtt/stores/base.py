@@ -4,8 +4,9 @@ Two unique indexes are the truth: `(conversation, seq)` and `(conversation, send
 append is a compare-and-set on the conversation's head, and two owners at once do no harm.
 """
 
+import secrets
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -13,6 +14,8 @@ from imqtt.errors import ImqttError
 from imqtt.model import Device, Event, Head, Marks, Position
 from imqtt.model import Key as Key
 from imqtt.model import Stored as Stored
+
+HOW_TO_FINISH = "run the same `imqtt store copy` again, and it goes on from here"
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -38,6 +41,21 @@ class Registration(msgspec.Struct, frozen=True, gc=False):
     format: str
     platform: str = ""
     max_packet: int = 0  # 0: the server's own bound
+
+
+class Identity(NamedTuple):
+    """What is fixed when a store is created, and kept by a copy of it.
+
+    `cluster` are 16 hexadecimal digits drawn at random: they tell one deployment from another.
+    """
+
+    partitions: int
+    cluster: str
+
+    @classmethod
+    def draw(cls, partitions: int) -> "Identity":
+        """Of a new store."""
+        return cls(partitions, secrets.token_hex(8))
 
 
 class AppendConflict(ImqttError):
@@ -72,12 +90,13 @@ class Store(Protocol):
     Writes return after the commit, and take effect in the order in which they were called. All of them may
     raise `OutcomeUnknown`, and `StoreFull` or `StoreReadOnly` when nothing was written. A caller who is
     cancelled does not know the outcome either, and harms no other. Reads see everything committed before
-    they began, and raise `Unavailable` when they cannot be served. So does everything once closed.
+    they began, and raise `StoreUnreachable` when they cannot be served. Once closed, everything raises
+    `Unavailable`.
     """
 
     @property
-    def partitions(self) -> int:
-        """Fixed when the store is created."""
+    def identity(self) -> Identity:
+        """As it was when the store was created."""
 
     async def close(self) -> None:
         """Finishes what was begun, and lets go of the files or connections."""
@@ -143,3 +162,27 @@ class Store(Protocol):
 
     async def remove_device(self, device: Device) -> None:
         """Forgets a device. Its events stay."""
+
+    # --- everything, for a copy of the store
+
+    async def set_unfinished(self, unfinished: bool) -> None:
+        """Marks the store as a copy that is not whole yet, or that is.
+
+        One that is not is refused to whoever does not open it `copying`: a server would take its missing
+        conversations for conversations that there never were.
+        """
+
+    async def conversations(self, after: str, limit: int) -> list[str]:
+        """The first `limit` conversations that have events, members or marks and whose names follow `after`.
+
+        In order of their names' code points; "" is before all of them.
+        """
+
+    async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
+        """As `events_after`, with body and digest as they were appended."""
+
+    async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
+        """The users that have a member row in each conversation, in order; one without any has no entry."""
+
+    async def registrations(self, after: Device, limit: int) -> list[Registration]:
+        """The first `limit` devices that follow `after` in order of (user, device)."""

@@ -14,7 +14,7 @@ from typing import Self
 from imqtt.errors import SetupError
 from imqtt.model import Device, Marks
 from imqtt.stores import sqlite_file
-from imqtt.stores.base import Record, Registration
+from imqtt.stores.base import Identity, Record, Registration
 from imqtt.stores.sqlite_reader import READERS, SqliteReader
 from imqtt.stores.sqlite_writer import Writer
 
@@ -30,26 +30,26 @@ class SqliteStore(SqliteReader):
     def __init__(
         self,
         path: Path,
-        partitions: int,
+        identity: Identity,
         connection: sqlite3.Connection,
         lock: sqlite3.Connection,
         readers: int = READERS,
     ) -> None:
-        super().__init__(path, partitions, readers)
+        super().__init__(path, identity, readers)
         self._writer = Writer(path, connection)
         self._lock = lock
 
     @classmethod
-    async def open(cls, path: Path, partitions: int, *, readers: int = READERS) -> Self:
-        """Opens the store at `path`, or creates it for so many `partitions`.
+    async def open(cls, path: Path, new: Identity, *, copying: bool = False, readers: int = READERS) -> Self:
+        """Opens the store at `path`, or creates it as `new`; `copying`, as an unfinished copy.
 
-        A store that exists keeps its number: compare `store.partitions`. Raises `SetupError` for whatever
+        A store that exists keeps its own identity. Raises `SetupError` for whatever
         the operator has to put right: a directory that is missing or may not be written, a file that is
         read-only, locked, of another program, of a newer imqtt, or in use by another server.
         """
         path = await asyncio.to_thread(path.resolve)
-        number, connection, lock = await asyncio.to_thread(_open, path, partitions)
-        return cls(path, number, connection, lock, readers)
+        identity, connection, lock = await asyncio.to_thread(_open, path, new, copying)
+        return cls(path, identity, connection, lock, readers)
 
     async def close(self) -> None:
         """Commits what was submitted, brings the log into the file and lets go of it."""
@@ -76,16 +76,22 @@ class SqliteStore(SqliteReader):
         if registrations:
             await self._writer.submit(lambda tables: tables.put_devices(registrations))
 
+    async def set_unfinished(self, unfinished: bool) -> None:
+        statement = sqlite_file.SET_UNFINISHED if unfinished else sqlite_file.SET_FINISHED
+        await self._writer.submit(lambda tables: tables.connection.execute(statement) and None)
+
     async def remove_device(self, device: Device) -> None:
         await self._writer.submit(lambda tables: tables.remove_device(device))
 
 
-def _open(path: Path, partitions: int) -> tuple[int, sqlite3.Connection, sqlite3.Connection]:
+def _open(
+    path: Path, new: Identity, copying: bool
+) -> tuple[Identity, sqlite3.Connection, sqlite3.Connection]:
     if not path.parent.is_dir():
         raise SetupError(f"{path.parent} is not a directory; create it, or name another path for the store")
     with contextlib.ExitStack() as on_failure:
         lock = on_failure.enter_context(contextlib.closing(sqlite_file.lock(path)))
         connection = on_failure.enter_context(contextlib.closing(sqlite_file.open_to_write(path)))
-        number = sqlite_file.prepare(connection, path, partitions)
+        identity = sqlite_file.prepare(connection, path, new, copying=copying)
         on_failure.pop_all()
-    return number, connection, lock
+    return identity, connection, lock

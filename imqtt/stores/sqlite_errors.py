@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from imqtt.errors import ImqttError, StoreFull, StoreReadOnly, Unavailable
+from imqtt.errors import ImqttError, StoreFull, StoreReadOnly, StoreUnreachable
 from imqtt.stores.base import OutcomeUnknown, RecordRefused
 
 # What the whole transaction fails with, whichever request it was that met it.
@@ -48,4 +48,4 @@ def write_error(error: Exception) -> ImqttError:
 
 def read_error(error: sqlite3.Error) -> ImqttError:
     """What a failed read is to its caller."""
-    return Unavailable(f"the store cannot be read: {error}", retry_after=1_000)
+    return StoreUnreachable(f"the store cannot be read: {error}", retry_after=1_000)

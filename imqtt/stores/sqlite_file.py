@@ -11,7 +11,8 @@ import os
 import sqlite3
 from pathlib import Path
 
-from imqtt.errors import SetupError
+from imqtt.errors import SetupError, StoreInUse
+from imqtt.stores.base import HOW_TO_FINISH, Identity
 
 APPLICATION_ID = 0x696D7174  # "imqt": what `file` and other programs know the database by
 SCHEMA_VERSION = 1
@@ -21,6 +22,9 @@ WRITER_CACHE_KIB = 65_536  # holds the pages that messages to some 100,000 conve
 READER_CACHE_KIB = 4_096
 LOG_BYTES_KEPT = 67_108_864  # a log that a long read, such as a backup, made larger is cut to this
 BUSY_SECONDS = 5.0  # for another program that writes, such as a shell or a backup
+
+SET_UNFINISHED = "INSERT INTO meta VALUES ('unfinished', 1) ON CONFLICT DO NOTHING"
+SET_FINISHED = "DELETE FROM meta WHERE name = 'unfinished'"
 
 _SCHEMA = """
 CREATE TABLE meta (
@@ -55,6 +59,8 @@ CREATE TABLE members (
     PRIMARY KEY (user, conversation)
 ) WITHOUT ROWID;
 
+CREATE INDEX IF NOT EXISTS members_by_conversation ON members (conversation);
+
 CREATE TABLE marks (
     conversation INTEGER NOT NULL REFERENCES conversations,
     user TEXT NOT NULL,
@@ -87,15 +93,17 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         raise _setup_error(path, error) from error
 
 
-def prepare(connection: sqlite3.Connection, path: Path, partitions: int) -> int:
-    """Makes an empty database a store for so many partitions; returns how many it is for.
+def prepare(connection: sqlite3.Connection, path: Path, new: Identity, *, copying: bool = False) -> Identity:
+    """Makes an empty database a store of identity `new`; returns the identity that the store has.
 
-    Raises `SetupError` for anything that cannot be used.
+    `copying` makes it an unfinished copy, and takes one that is. Raises `SetupError` for anything that cannot
+    be used.
     """
     try:
         if _is_empty(connection, path):
-            _create(connection, path, partitions)
-        number = _check(connection, path)
+            _create(connection, path, new, copying=copying)
+        _complete(connection)
+        identity = _check(connection, path, copying=copying)
         # A copy made with `VACUUM INTO` is in another mode, in which `synchronous=FULL` promises less.
         _set_wal(connection, path)
         # SQLite opens a file that it may not write without a word, and says so when it is to write.
@@ -104,11 +112,11 @@ def prepare(connection: sqlite3.Connection, path: Path, partitions: int) -> int:
         connection.execute("ROLLBACK")
     except sqlite3.Error as error:
         raise _setup_error(path, error) from error
-    return number
+    return identity
 
 
-def inspect(path: Path) -> int:
-    """Returns for how many partitions the existing database at `path` is. Raises `SetupError`."""
+def inspect(path: Path) -> Identity:
+    """Returns the identity of the existing database at `path`. Raises `SetupError`."""
     _check_sqlite()
     if not path.is_file():
         raise SetupError(f"there is no store at {path}")
@@ -173,7 +181,7 @@ def lock(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         connection.close()
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise SetupError(
+            raise StoreInUse(
                 f"{path} is in use by another imqtt server; stop that one, or name another path here"
             ) from error
         raise SetupError(f"{file} cannot be locked: {error}; is the directory writable?") from error
@@ -203,7 +211,7 @@ def _set_wal(connection: sqlite3.Connection, path: Path) -> None:
         raise SetupError(f"{path.parent} is on a file system without shared memory; SQLite's WAL needs it")
 
 
-def _create(connection: sqlite3.Connection, path: Path, partitions: int) -> None:
+def _create(connection: sqlite3.Connection, path: Path, new: Identity, *, copying: bool) -> None:
     # Whole pages are logged, so larger ones would write more for each message (8 KiB: twice the log).
     # With 4 KiB a commit writes 30 % more for messages of 200 bytes, and takes twice the CPU for those of
     # 2,000; with 1 KiB those spill into chains of pages.
@@ -213,24 +221,36 @@ def _create(connection: sqlite3.Connection, path: Path, partitions: int) -> None
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA.split(";"):
         connection.execute(statement)
-    connection.execute("INSERT INTO meta VALUES ('partitions', ?)", (partitions,))
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", new._asdict().items())
+    if copying:
+        connection.execute(SET_UNFINISHED)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> int:
+def _complete(connection: sqlite3.Connection) -> None:
+    """Gives a store what was added since it was made: a cluster of its own, an index."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+        connection.execute("CREATE INDEX IF NOT EXISTS members_by_conversation ON members (conversation)")
+        connection.execute(
+            "INSERT INTO meta VALUES ('cluster', ?) ON CONFLICT DO NOTHING", (Identity.draw(0).cluster,)
+        )
+
+
+def _check(connection: sqlite3.Connection, path: Path, *, copying: bool = False) -> Identity:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         raise SetupError(
             f"{path} has schema {version}, and this imqtt knows {SCHEMA_VERSION}; "
             "use the imqtt that made it, or a newer one"
         )
-    found = connection.execute("SELECT value FROM meta WHERE name = 'partitions'").fetchone()
-    if found is None:
+    found = dict(connection.execute("SELECT name, value FROM meta"))
+    if "partitions" not in found:
         raise SetupError(f"{path} does not say how many partitions it has; restore it from a backup")
-    partitions: int = found[0]
-    return partitions
+    if "unfinished" in found and not copying:
+        raise SetupError(f"{path} is a copy that is not finished; {HOW_TO_FINISH}")
+    return Identity(found["partitions"], found.get("cluster", ""))
 
 
 def _setup_error(path: Path, error: sqlite3.Error) -> SetupError:

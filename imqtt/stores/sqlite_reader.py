@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import msgspec
 from imqtt.errors import Unavailable
 from imqtt.model import Content, Device, Event, Head, Id, Marks, Position, from_json_type
 from imqtt.stores import sqlite_file
-from imqtt.stores.base import Key, Registration, Stored
+from imqtt.stores.base import Identity, Key, Record, Registration, Stored
 from imqtt.stores.sqlite_errors import is_of_connection, read_error
 
 READERS = 8  # more than a server's reads at once, so that a partition's own do not wait behind logins
@@ -80,6 +80,27 @@ FROM json_each(?) AS wanted CROSS JOIN devices AS d ON d.user = wanted.value
 ORDER BY d.device
 """
 
+_CONVERSATIONS = "SELECT name FROM conversations WHERE name > ? ORDER BY name LIMIT ?"
+
+_RECORDS_AFTER = """
+SELECT e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time, e.digest
+FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number
+WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?
+"""
+
+_MEMBERS = """
+SELECT c.name, m.user
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = wanted.value
+CROSS JOIN members AS m ON m.conversation = c.number
+ORDER BY m.user
+"""
+
+_REGISTRATIONS = """
+SELECT user, device, format, platform, max_packet FROM devices
+WHERE (user, device) > (?, ?) ORDER BY user, device LIMIT ?
+"""
+
 _encode = msgspec.json.encode
 _decode_content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
 _ARCHIVED = Content()
@@ -93,9 +114,9 @@ class SqliteReader:
     In WAL mode they never wait for the writer, and see everything that was committed before they began.
     """
 
-    def __init__(self, path: Path, partitions: int, readers: int = READERS) -> None:
+    def __init__(self, path: Path, identity: Identity, readers: int = READERS) -> None:
         self._path = path
-        self._partitions = partitions
+        self._identity = identity
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="imqtt-sqlite-reader")
         self._local = threading.local()
         self._connections: set[sqlite3.Connection] = set()
@@ -108,8 +129,8 @@ class SqliteReader:
         return SqliteReader(path, await asyncio.to_thread(sqlite_file.inspect, path))
 
     @property
-    def partitions(self) -> int:
-        return self._partitions
+    def identity(self) -> Identity:
+        return self._identity
 
     async def close(self) -> None:
         """Waits for reads that have begun."""
@@ -167,6 +188,27 @@ class SqliteReader:
             lists[user].append(Registration(Device(user, device), *rest))
         return {user: tuple(registrations) for user, registrations in lists.items()}
 
+    # --- everything, for a copy of the store
+
+    async def conversations(self, after: str, limit: int) -> list[str]:
+        # Whatever gives a conversation its number writes an event, member or mark in the same transaction.
+        return [name for (name,) in await self._rows(_CONVERSATIONS, after, limit)]
+
+    async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
+        return await self._read(lambda it: _records(it, conversation, seq, limit))
+
+    async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
+        if not conversations:
+            return {}
+        members: dict[str, list[str]] = {}
+        for name, user in await self._rows(_MEMBERS, _json(conversations)):
+            members.setdefault(name, []).append(user)
+        return members
+
+    async def registrations(self, after: Device, limit: int) -> list[Registration]:
+        rows = await self._rows(_REGISTRATIONS, *after, limit)
+        return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
+
     # --- in the pool
 
     async def _rows(self, sql: str, *parameters: object) -> list[Any]:
@@ -195,24 +237,30 @@ class SqliteReader:
 def _events(connection: sqlite3.Connection, sql: str, conversation: str, seq: int, limit: int) -> list[Event]:
     # All rows first: a statement that is left halfway would keep the log from being reset.
     rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
-    events: list[Event] = []
-    for number, place, sender, device, client_msg_id, content, kind, client_time in rows:
-        event_id = Id(place)
-        events.append(
-            Event(
-                conversation=conversation,
-                seq=number,
-                id=event_id,
-                time=event_id.time,
-                sender=sender,
-                device=device,
-                client_msg_id=client_msg_id,
-                content=_ARCHIVED if content is None else _decode_content(content),
-                kind=sys.intern(kind),
-                client_time=client_time,
-            )
-        )
-    return events
+    return [_event(conversation, row) for row in rows]
+
+
+def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit: int) -> list[Record]:
+    rows = connection.execute(_RECORDS_AFTER, (conversation, seq, limit)).fetchall()
+    return [Record(_event(conversation, row), (row[5] or "").encode(), row[8]) for row in rows]
+
+
+def _event(conversation: str, row: Sequence[Any]) -> Event:
+    """`row` has the columns of `_EVENT`, and may have more."""
+    seq, number, sender, device, client_msg_id, content, kind, client_time = row[:8]
+    event_id = Id(number)
+    return Event(
+        conversation=conversation,
+        seq=seq,
+        id=event_id,
+        time=event_id.time,
+        sender=sender,
+        device=device,
+        client_msg_id=client_msg_id,
+        content=_decode_content(content) if content else _ARCHIVED,
+        kind=sys.intern(kind),
+        client_time=client_time,
+    )
 
 
 def _json(values: Collection[object]) -> str:

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import msgspec
 
 from imqtt.model import Content, Event, Id, to_json_type
-from imqtt.stores.base import Record, Store
+from imqtt.stores.base import Identity, Record, Store
+from imqtt.stores.mongo import MongoStore
 from imqtt.stores.sqlite import SqliteStore
+from tests.mongodb import database_url
 
 PARTITIONS = 16
 FIRST_ID = (400 << 22) * 86_400_000  # some day in 2026
@@ -28,11 +30,21 @@ class StoreKind(NamedTuple):
 
 
 async def _open_sqlite(location: str, partitions: int) -> Store:
-    return await SqliteStore.open(Path(location), partitions)
+    return await SqliteStore.open(Path(location), Identity.draw(partitions))
+
+
+async def _open_mongodb(location: str, partitions: int) -> Store:
+    return await MongoStore.open(location, Identity.draw(partitions))
+
+
+async def _open_motor(location: str, partitions: int) -> Store:
+    return await MongoStore.open(location, Identity.draw(partitions), driver="motor")
 
 
 STORES = {
     "sqlite": StoreKind(lambda directory: str(directory / "imqtt.db"), _open_sqlite),
+    "mongodb": StoreKind(lambda _: database_url(), _open_mongodb),
+    "motor": StoreKind(lambda _: database_url(), _open_motor),
 }
 
 

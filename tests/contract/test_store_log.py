@@ -44,7 +44,7 @@ async def test_what_was_appended_is_read_as_it_was(store: Store) -> None:
 
 
 async def test_an_empty_store_answers_with_nothing(store: Store) -> None:
-    assert store.partitions == PARTITIONS
+    assert store.identity.partitions == PARTITIONS
     assert await store.heads([D]) == {}
     assert await store.heads([]) == {}
     assert await store.find([Key(D, "alice", "m1")]) == {}
@@ -261,7 +261,7 @@ async def test_what_is_stored_outlives_the_process_that_stored_it(place: Place) 
     await store.append(log(D, 1, 20))
     await store.close()
     store = await place.open(16)
-    assert store.partitions == 7
+    assert store.identity.partitions == 7
     assert await store.events_after(D, 0, 100) == [it.event for it in log(D, 1, 20)]
     with pytest.raises(AppendConflict):
         await store.append(log(D, 20, 21))

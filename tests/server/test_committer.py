@@ -14,10 +14,11 @@ from imqtt.errors import ImqttError, StoreFull
 from imqtt.model import Content, Device, Send
 from imqtt.server.app import wall_clock
 from imqtt.server.committer import Committer
+from imqtt.server.condition import Condition
 from imqtt.server.counters import Counters
 from imqtt.server.heads import Heads
 from imqtt.state.memory import MemoryState
-from imqtt.stores.base import OutcomeUnknown, Record, RecordRefused
+from imqtt.stores.base import Identity, OutcomeUnknown, Record, RecordRefused
 from imqtt.stores.sqlite import SqliteStore
 
 ALICE = Device("alice", "phone")
@@ -40,7 +41,7 @@ class FaultyStore(SqliteStore):
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[FaultyStore]:
-    store = await FaultyStore.open(tmp_path / "imqtt.db", 16)
+    store = await FaultyStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     assert isinstance(store, FaultyStore)
     yield store
     await store.close()
@@ -53,6 +54,7 @@ def committer(store: SqliteStore) -> Committer:
         snowflakes=[Snowflake(0, 60_000)],
         heads=Heads(100),
         counters=Counters(),
+        condition=Condition(),
         clock=wall_clock,
     )
 
@@ -126,10 +128,11 @@ async def test_a_full_store_accepts_nothing_not_even_what_it_would_have_known_by
 ) -> None:
     its_committer = committer(store)
     await its_committer.commit(messages("old"))
-    store.before = once(StoreFull("full"))
+    store.before = lambda _: StoreFull("full")
     decisions = await its_committer.commit(messages("old", "new", "new"))
     assert [type(it) for it in decisions] == [Known, Refuse, Refuse]
     assert await log(store) == [(1, "old")]
+    store.before = None
     assert seqs(await its_committer.commit(messages("new"))) == [2]
 
 
@@ -180,6 +183,7 @@ async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_for
         snowflakes=[Snowflake(0, 60_000)],
         heads=Heads(100),
         counters=Counters(),
+        condition=Condition(),
         clock=wall_clock,
     )
     decisions = await forgetful.commit(messages("1", "2", "3"))

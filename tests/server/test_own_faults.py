@@ -7,7 +7,7 @@ import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core import sequencing
-from imqtt.errors import SetupError, Unavailable
+from imqtt.errors import SetupError, StoreUnreachable
 from imqtt.model import Accepted, Content, Device, Event, Mark, Marks, Rejected, Send
 from imqtt.server import intake
 from imqtt.server.app import Server
@@ -47,8 +47,11 @@ async def test_more_partitions_than_ids_have_room_for(broker: Mosquitto, tmp_pat
             pass
     async with serving(config_for(broker, tmp_path, partitions=3)) as server:
         assert server.partitions == 3
-    async with serving(config_for(broker, tmp_path, partitions=5)) as server:
+    async with serving(config_for(broker, tmp_path)) as server:
         assert server.partitions == 3  # fixed when the store was created
+    with pytest.raises(SetupError, match=r"5 is asked for.*created with 3, which is for good"):
+        async with serving(config_for(broker, tmp_path, partitions=5)):
+            pass
 
 
 async def test_a_store_that_cannot_be_read_after_the_commit_costs_time_only(
@@ -57,7 +60,7 @@ async def test_a_store_that_cannot_be_read_after_the_commit_costs_time_only(
     alice, bob = await device("alice/phone"), await device("bob/laptop")
     await bob.hello()
     await alice.send("d:alice:bob", "1")
-    real, failures = SqliteStore.devices, [Unavailable("no"), Unavailable("still no")]
+    real, failures = SqliteStore.devices, [StoreUnreachable("no"), StoreUnreachable("still no")]
 
     async def failing(store: SqliteStore, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         if failures:

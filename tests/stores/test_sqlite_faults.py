@@ -14,7 +14,7 @@ import pytest
 from imqtt.errors import StoreFull, StoreReadOnly
 from imqtt.model import Content, Device, Marks
 from imqtt.stores import sqlite_checkpoint, sqlite_file
-from imqtt.stores.base import AppendConflict, OutcomeUnknown, Registration
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Registration
 from imqtt.stores.sqlite import SqliteStore
 from tests.contract.stores import log, record
 
@@ -35,7 +35,7 @@ async def filled(store: SqliteStore) -> int:
 @pytest.fixture
 async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteStore]:
     monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.05)
-    store = await SqliteStore.open(tmp_path / "imqtt.db", 16)
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     await store.append(log(D, 1, 3))
     yield store
     await store.close()
@@ -84,7 +84,7 @@ async def test_a_full_disk_loses_nothing_and_takes_writes_again_when_there_is_ro
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(300_000))
     path = small_disk / "imqtt.db"
-    store = await SqliteStore.open(path, 16)
+    store = await SqliteStore.open(path, Identity.draw(16))
     last = await filled(store)
     assert last > 0
     assert await seqs(store, D) == list(range(1, last + 1))
@@ -94,7 +94,7 @@ async def test_a_full_disk_loses_nothing_and_takes_writes_again_when_there_is_ro
     ballast.unlink()
     await store.append([record(D, last + 1, content=LARGE)])
     await store.close()
-    store = await SqliteStore.open(path, 16)
+    store = await SqliteStore.open(path, Identity.draw(16))
     assert await seqs(store, D) == list(range(1, last + 2))
     await store.close()
 
@@ -102,7 +102,7 @@ async def test_a_full_disk_loses_nothing_and_takes_writes_again_when_there_is_ro
 async def test_no_room_to_create_a_store(small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(1_048_576))
     with pytest.raises(Exception, match=r"no room on the disk|cannot be"):
-        await SqliteStore.open(small_disk / "imqtt.db", 16)
+        await SqliteStore.open(small_disk / "imqtt.db", Identity.draw(16))
 
 
 async def test_a_disk_that_fails_leaves_the_outcome_unknown_and_a_retry_settles_it(
@@ -166,7 +166,7 @@ async def test_waiting_requests_share_a_transaction(store: SqliteStore) -> None:
 async def test_the_log_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_checkpoint, "INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr(sqlite_checkpoint, "LOG_PAGES", 50)
-    store = await SqliteStore.open(tmp_path / "imqtt.db", 16)
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     sizes: list[int] = []
     for seq in range(1, 801):
         await store.append([record("u:alice", seq, content=LARGE)])

@@ -11,6 +11,7 @@ import pytest
 
 from imqtt.errors import SetupError
 from imqtt.stores import sqlite_file
+from imqtt.stores.base import Identity
 from imqtt.stores.sqlite import SqliteStore
 from imqtt.stores.sqlite_reader import SqliteReader
 from tests.contract.stores import log, record
@@ -19,14 +20,14 @@ D = "d:alice:bob"
 
 
 async def made(path: Path) -> None:
-    store = await SqliteStore.open(path, 16)
+    store = await SqliteStore.open(path, Identity.draw(16))
     await store.append(log(D, 1, 3))
     await store.close()
 
 
 async def refused(path: Path) -> str:
     with pytest.raises(SetupError) as caught:
-        await SqliteStore.open(path, 16)
+        await SqliteStore.open(path, Identity.draw(16))
     return caught.value.reason
 
 
@@ -74,7 +75,7 @@ async def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
 
 async def test_a_store_in_use_is_refused_within_a_process(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
-    store = await SqliteStore.open(path, 16)
+    store = await SqliteStore.open(path, Identity.draw(16))
     assert "in use by another imqtt server" in await refused(path)
     (tmp_path / "link.db").symlink_to(path)
     assert "in use by another imqtt server" in await refused(tmp_path / "link.db")
@@ -84,18 +85,19 @@ async def test_a_store_in_use_is_refused_within_a_process(tmp_path: Path) -> Non
 
 
 async def made_again(path: Path) -> None:
-    store = await SqliteStore.open(path, 16)
+    store = await SqliteStore.open(path, Identity.draw(16))
     assert len(await store.events_after(D, 0, 10)) == 1
     await store.close()
 
 
 async def test_a_store_in_use_is_refused_to_another_process(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
-    store = await SqliteStore.open(path, 16)
+    store = await SqliteStore.open(path, Identity.draw(16))
     program = (
         "import asyncio, pathlib, sys\n"
+        "from imqtt.stores.base import Identity\n"
         "from imqtt.stores.sqlite import SqliteStore\n"
-        "asyncio.run(SqliteStore.open(pathlib.Path(sys.argv[1]), 16))\n"
+        "asyncio.run(SqliteStore.open(pathlib.Path(sys.argv[1]), Identity.draw(16)))\n"
     )
     other = subprocess.run(
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False, timeout=30
@@ -133,7 +135,7 @@ async def test_a_file_that_sqlite_may_only_read(tmp_path: Path) -> None:
     await made(path)
     connection = sqlite_file.connect_to_read(path)
     with pytest.raises(SetupError, match="may not be written"):
-        sqlite_file.prepare(connection, path, 16)
+        sqlite_file.prepare(connection, path, Identity.draw(16))
     connection.close()
 
 
@@ -152,7 +154,7 @@ async def test_a_store_that_another_program_holds_locked(
 
 
 async def made_of(path: Path, events: int) -> None:
-    store = await SqliteStore.open(path, 16)
+    store = await SqliteStore.open(path, Identity.draw(16))
     assert len(await store.events_after(D, 0, 10)) == events
     await store.close()
 
@@ -162,10 +164,10 @@ async def made_of(path: Path, events: int) -> None:
 
 async def test_a_reader_reads_beside_the_server(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
-    store = await SqliteStore.open(path, 5)
+    store = await SqliteStore.open(path, Identity.draw(5))
     await store.append(log(D, 1, 3))
     reader = await SqliteReader.attach(path)
-    assert reader.partitions == 5
+    assert reader.identity.partitions == 5
     assert len(await reader.events_after(D, 0, 10)) == 3
     await store.append([record(D, 4)])
     assert len(await reader.events_after(D, 0, 10)) == 4
@@ -194,12 +196,12 @@ async def test_a_closed_store_leaves_one_file_and_its_lock(tmp_path: Path) -> No
 
 
 async def test_a_copy_in_another_journal_mode_is_brought_into_wal(tmp_path: Path) -> None:
-    store = await SqliteStore.open(tmp_path / "imqtt.db", 16)
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     await store.close()
     with closing(sqlite3.connect(tmp_path / "imqtt.db")) as connection:
         connection.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),))
 
-    copy = await SqliteStore.open(tmp_path / "copy.db", 16)
+    copy = await SqliteStore.open(tmp_path / "copy.db", Identity.draw(16))
 
     await copy.close()
     with closing(sqlite3.connect(tmp_path / "copy.db")) as connection:

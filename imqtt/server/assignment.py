@@ -1,0 +1,212 @@
+"""Which partitions this worker holds: those that are its own by the hash that every live worker computes.
+
+Nothing that is right or wrong rests on it: two who hold a session in turn are sorted out by the broker, and
+two who append to one log by the store. It decides how much is done twice.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+import msgspec
+
+from imqtt.core.membership import Membership
+from imqtt.core.partitions import assign
+from imqtt.server.batcher import Batcher
+from imqtt.server.condition import Condition
+from imqtt.server.partition import Partition
+from imqtt.state.base import Holding, State, StateAway, Worker
+
+log = logging.getLogger(__name__)
+
+BEATS = 10  # in the time after which a worker that does not show itself is dead
+STABLE_BEATS = 2  # for so long a view of who is alive has to stand before it is acted upon
+HANDOVER_SECONDS = 15.0  # a worker that is alive and does not let go by then is taken over from
+DRAIN_SECONDS = 10.0  # for what was begun, when the process ends
+
+
+class Assignment:
+    """Shows this worker to the others, and holds and lets go of partitions as workers come and go.
+
+    `partitions` has one `Partition` for each number. `stranger` says who, beside the workers named, keeps
+    what is fought over; "" if nobody does. `ttl` in seconds: a worker that has shown no sign for so
+    long is dead. With a state that is not shared there is nobody else, and everything is held at once.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        state: State,
+        batcher: Batcher,
+        partitions: Callable[["Assignment"], Sequence[Partition]],
+        *,
+        condition: Condition,
+        stranger: Callable[[Collection[str]], Awaitable[str]],
+        ttl: float,
+        clock: Callable[[], int],
+    ) -> None:
+        self._worker = worker
+        self._state = state
+        self._condition = condition
+        self._stranger = stranger
+        self._batcher = batcher
+        self._partitions = partitions(self)
+        self._ttl = ttl
+        self._clock = clock
+        self._beat_seconds = ttl / BEATS
+        self._membership = Membership(STABLE_BEATS * self._beat_seconds if state.shared else 0.0)
+        self._holding: dict[int, asyncio.Task[None]] = {}
+        self._ready: dict[int, asyncio.Event] = {}
+        self._wanted: dict[int, float] = {}  # partitions that another worker is to let go of: since when
+        self._wake = asyncio.Event()
+        self._beats = asyncio.Condition()
+        self._known = 0  # beats that were begun
+        self._answered = 0  # the number of the last beat whose answer was acted upon, or could not be had
+        self._seen_at = asyncio.get_running_loop().time()  # when this worker last showed itself
+        self._leaving = self._left = self._away = False
+
+    @property
+    def worker(self) -> Worker:
+        """This worker, as it shows itself now."""
+        return msgspec.structs.replace(
+            self._worker, holdings=self.holdings(), leaving=self._leaving, trouble=self._trouble()
+        )
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """The partitions whose sessions this worker holds."""
+        loop_now, now = asyncio.get_running_loop().time(), self._clock()
+        holdings: list[Holding] = []
+        for it in self._partitions:
+            if it.held_since is None:
+                continue
+            unfinished, oldest = self._batcher.unfinished(it.number)
+            since = now - int((loop_now - it.held_since) * 1_000)
+            holdings.append(Holding(it.number, since, unfinished, int(oldest * 1_000), it.cuts))
+        return tuple(holdings)
+
+    async def confirmed(self) -> None:
+        """Waits until it is known anew who is to hold what, or that this cannot be known now."""
+        asked = self._known
+        self._wake.set()
+        async with self._beats:
+            await self._beats.wait_for(lambda: self._answered > asked)
+
+    async def outranked(self) -> bool:
+        """Whether a worker that this one does not see in its state is to keep what both keep taking."""
+        self._condition.rival = await self._stranger(self._membership.acted or ())
+        return bool(self._condition.rival)
+
+    @property
+    def away(self) -> bool:
+        """Whether it cannot be known at the moment who is alive."""
+        return self._away
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Until cancelled. `ready` is set when everything that is to be held at first is held."""
+        try:
+            while True:
+                await self._beat()
+                self._raise_failures()
+                if not ready.is_set() and self._is_ready():
+                    ready.set()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._beat_seconds):
+                        await self._wake.wait()
+                self._wake.clear()
+        finally:
+            for task in self._holding.values():
+                task.cancel()
+            await asyncio.gather(*self._holding.values(), return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Lets go of everything, when what was begun is finished; others take it as it comes free."""
+        self._leaving = True
+        self._wake.set()
+        for number in self._holding:
+            self._partitions[number].stop()
+        if self._holding:
+            await asyncio.wait(self._holding.values(), timeout=DRAIN_SECONDS)
+        self._left = True
+        await self._state.leave(self._worker.id)
+
+    async def _beat(self) -> None:
+        if self._left:
+            return
+        self._known += 1
+        number = self._known
+        try:
+            alive = await self._state.beat(self.worker, int(self._ttl * 1_000))
+        except StateAway as error:
+            log.debug("who is alive is not known: %s", error)
+            self._away = True
+            self._membership.see_nothing()
+            self._follow(())
+        else:
+            self._away = False
+            now = asyncio.get_running_loop().time()
+            if now - self._seen_at > self._ttl:
+                # The others took this worker for dead meanwhile, and hold what was its own. What it sees now
+                # they see as well, and let go when it has stood for as long as they wait.
+                self._membership.see_nothing()
+            self._seen_at = now
+            staying = frozenset(it.id for it in alive if not it.leaving)
+            if not self._membership.see(now, staying):
+                return
+            self._follow([it for it in alive if it.id != self._worker.id])
+        async with self._beats:
+            self._answered = number
+            self._beats.notify_all()
+
+    def _follow(self, others: Sequence[Worker]) -> None:
+        """Holds what is this worker's own, and lets go of the rest."""
+        acted = self._membership.acted
+        if acted is None or self._leaving:
+            return
+        held_by_others = {it.partition for worker in others for it in worker.holdings}
+        now = asyncio.get_running_loop().time()
+        for number, owner in enumerate(assign(len(self._partitions), acted)):
+            if owner != self._worker.id:
+                self._wanted.pop(number, None)
+                if number in self._holding:
+                    log.debug("partition %d goes to another worker", number)
+                    self._partitions[number].stop()
+            elif number in self._holding:
+                if number in held_by_others and self._partitions[number].held_since is None:
+                    self._partitions[number].stop()  # taken while this worker was away; it is let go first
+            else:
+                since = self._wanted.setdefault(number, now)
+                if number not in held_by_others or now - since > HANDOVER_SECONDS:
+                    del self._wanted[number]
+                    self._hold(number)
+
+    def _hold(self, number: int) -> None:
+        ready = self._ready[number] = asyncio.Event()
+        task = asyncio.create_task(self._partitions[number].run(ready), name=f"partition-{number}")
+        self._holding[number] = task
+        task.add_done_callback(lambda _: self._let_go(number))
+
+    def _let_go(self, number: int) -> None:
+        task = self._holding[number]
+        if task.cancelled() or task.exception() is None:
+            del self._holding[number]
+        self._wake.set()  # the others wait for it
+
+    def _raise_failures(self) -> None:
+        for task in self._holding.values():
+            if task.done():
+                task.result()
+
+    def _is_ready(self) -> bool:
+        """Whether everything that is this worker's own, and free, is held."""
+        return self._membership.acted is not None and all(
+            self._ready[number].is_set() for number in self._holding
+        )
+
+    def _trouble(self) -> str:
+        contested = [it.number for it in self._partitions if it.contested]
+        troubles = [self._condition.rival, self._condition.store, self._state.trouble]
+        if contested:
+            numbers = ", ".join(map(str, contested))
+            troubles.append(f"the sessions of partitions {numbers} are being taken from this worker")
+        return "; ".join(it for it in troubles if it)

@@ -1,0 +1,69 @@
+"""The health page: 200 while the worker serves, and what is wrong in words."""
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.errors import SetupError
+from imqtt.serving import serving
+from tests.broker.peers import free_port
+from tests.server.conftest import config_for
+from tests.services import eventually
+
+
+async def ask(port: int, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") -> tuple[str, bytes]:
+    """The status line and the body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.decode().partition("\r\n")[0], body
+
+
+async def test_a_worker_that_serves_is_healthy(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    port = free_port()
+    await stack.enter_async_context(serving(config_for(broker, tmp_path, health=f"127.0.0.1:{port}")))
+    status, body = await ask(port)
+    assert status == "HTTP/1.1 200 OK"
+    health = json.loads(body)
+    assert (health["status"], health["store"], health["state"], health["broker"]) == ("ok",) * 4
+    assert health["partitions"] == list(range(16))
+    assert (await ask(port, b"HEAD /x HTTP/1.0\r\n\r\n"))[1] == b""
+    assert (await ask(port, b"POST / HTTP/1.1\r\n\r\n"))[0].startswith("HTTP/1.1 405")
+    assert (await ask(port, b"x" * 20_000 + b"\r\n\r\n")) == ("", b"")
+
+
+async def test_a_worker_without_its_broker_is_not(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    port = free_port()
+    await stack.enter_async_context(serving(config_for(broker, tmp_path, health=f"127.0.0.1:{port}")))
+    await broker.stop()
+
+    async def unhealthy() -> bool:
+        status, body = await ask(port)
+        return status.startswith("HTTP/1.1 503") and json.loads(body)["broker"] == "not connected"
+
+    await eventually(unhealthy)
+    await broker.start()
+
+    async def healthy() -> bool:
+        return (await ask(port))[0].startswith("HTTP/1.1 200")
+
+    await eventually(healthy)
+
+
+@pytest.mark.parametrize("address", ["80000", "127.0.0.1:80000", "127.0.0.1:x", "192.0.2.1:1234"])
+async def test_an_address_that_cannot_be_listened_on_is_an_error(
+    broker: Mosquitto, tmp_path: Path, address: str
+) -> None:
+    with pytest.raises(SetupError, match="health"):
+        async with serving(config_for(broker, tmp_path, health=address)):
+            pass
