@@ -1,5 +1,6 @@
 """What may be lost at the cost of speed only: seen ids, device lists, presence, rate limits, workers."""
 
+from imqtt.config import redacted
 from imqtt.errors import SetupError
 from imqtt.state.base import State
 
@@ -18,4 +19,4 @@ async def open_state(url: str, *, cluster: str, rate: int, burst: int, password:
         from imqtt.state.redis import RedisState
 
         return await RedisState.open(url, cluster=cluster, rate=rate, burst=burst, password=password)
-    raise SetupError(f"state {url!r} is none that imqtt knows: memory:, redis://host:port/number")
+    raise SetupError(f"state {redacted(url)!r} is none that imqtt knows: memory:, redis://host:port/number")

@@ -1,9 +1,12 @@
 """The states that the contract's suites run against. Another one joins by an entry in `STATES`."""
 
+import secrets
 from collections.abc import Awaitable, Callable
 
 from imqtt.state.base import State
 from imqtt.state.memory import MemoryState
+from imqtt.state.redis import RedisState
+from tests.redis_server import shared_redis
 
 RATE = 10  # tokens a second
 BURST = 20
@@ -13,6 +16,11 @@ async def _open_memory(rate: int, burst: int) -> State:
     return MemoryState(rate, burst)
 
 
+async def _open_redis(rate: int, burst: int) -> State:
+    return await RedisState.open(shared_redis(), cluster=secrets.token_hex(8), rate=rate, burst=burst)
+
+
 STATES: dict[str, Callable[[int, int], Awaitable[State]]] = {
     "memory": _open_memory,
+    "redis": _open_redis,
 }

@@ -37,6 +37,12 @@ async def test_remembering_again_changes_nothing(state: State) -> None:
     assert await state.recall([key, key]) == frozenset([key])
 
 
+async def test_few_new_keys_look_as_if_they_were_stored(state: State) -> None:
+    await state.remember([Key("d:alice:bob", "alice", f"m{number}") for number in range(5_000)])
+    new = [Key("d:alice:bob", "alice", f"n{number}") for number in range(5_000)]
+    assert len(await state.recall(new)) < 5
+
+
 # --- device lists
 
 
@@ -80,3 +86,23 @@ async def test_several_readers_of_one_user_may_all_fill(state: State) -> None:
     for lease in leases:
         await state.fill_devices(lease, {"alice": ALICE})
     assert await state.devices(["alice"]) == {"alice": ALICE}
+
+
+async def test_all_that_a_registration_says_is_kept(state: State) -> None:
+    phone = Registration(
+        Device("bob", "p" * 60), "protobuf", "h\N{LATIN SMALL LETTER E WITH ACUTE} \x7f", (1 << 32) - 1
+    )
+    await state.fill_devices(await state.lease_devices(["bob"]), {"bob": (phone, *BOB)})
+    assert await state.devices(["bob"]) == {"bob": (phone, *BOB)}
+
+
+async def test_nothing_is_asked_of_nobody(state: State) -> None:
+    assert await state.devices([]) == {}
+    await state.forget_devices([])
+    await state.fill_devices(await state.lease_devices([]), {})
+
+
+async def test_a_lease_that_was_never_given_fills_nothing(state: State) -> None:
+    await state.forget_devices(["alice"])
+    await state.fill_devices(0, {"alice": ALICE})
+    assert await state.devices(["alice"]) == {}

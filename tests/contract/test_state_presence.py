@@ -111,3 +111,30 @@ async def test_who_ran_out_and_arrives_again_runs_out_again(state: State) -> Non
     await state.arrive(presence(nonce="n2", expires=4_000))
     assert await states(state) == {"phone": "online"}
     assert [it.device for it in await state.expired(4_000)] == [PHONE]
+
+
+async def test_many_who_fall_silent_at_once_are_all_found_once(state: State) -> None:
+    devices = [Device(f"user{number}", "phone") for number in range(2_500)]
+    for device in devices:
+        await state.arrive(presence(device))
+    gone = await state.expired(2_000)
+    assert sorted(it.device for it in gone) == sorted(devices)
+    assert {(it.nonce, it.state, it.since) for it in gone} == {("n1", "offline", 2_000)}
+    assert await state.expired(9_000) == []
+
+
+async def test_commands_do_not_shorten_a_presence(state: State) -> None:
+    await state.arrive(presence(expires=9_000))
+    await state.refresh([PHONE], 2_000)
+    assert await state.expired(8_999) == []
+    await state.refresh([], 20_000)
+    assert [it.device for it in await state.expired(9_000)] == [PHONE]
+
+
+async def test_nonces_and_states_are_kept_as_they_are(state: State) -> None:
+    strange = presence(
+        state="do not disturb \N{SLEEPING FACE}", nonce="\x00 '\"\n\x7f", since=-1, expires=1 << 52
+    )
+    await state.arrive(strange)
+    assert await state.presence(["alice"]) == {"alice": (strange,)}
+    assert await state.presence([]) == {}

@@ -41,6 +41,17 @@ async def test_a_clock_that_steps_back_an_hour_does_not_silence_anybody(state: S
     assert await state.take({PHONE: 100}, 1_000) == {PHONE: RATE}
 
 
+async def test_a_clock_that_is_a_little_behind_gives_nothing(state: State) -> None:
+    await state.take({PHONE: BURST}, 10_000)
+    assert await state.take({PHONE: 1}, 9_000) == {PHONE: 0}
+    assert await state.take({PHONE: 100}, 12_000) in ({PHONE: 2 * RATE}, {PHONE: BURST})
+
+
+async def test_hundreds_of_devices_take_at_once(state: State) -> None:
+    wanted = {Device(f"user{number}", "phone"): number % 30 for number in range(500)}
+    assert await state.take(wanted, 0) == {device: min(it, BURST) for device, it in wanted.items()}
+
+
 @pytest.mark.asyncio
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(

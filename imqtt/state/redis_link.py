@@ -1,0 +1,196 @@
+"""The link to Redis: what is asked together goes together, in bounded time, or not at all.
+
+Calls that are made within one iteration of the event loop, or while others are on their way, share the next
+round trip. A round trip that takes too long, or a Redis that takes nothing, means that it is away: every call
+fails at once then, and costs its caller nothing, while one task tries to get it back.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from random import random
+from typing import Any, NamedTuple
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+
+from imqtt.core.backoff import backoff
+from imqtt.state.base import StateAway
+from imqtt.state.redis_address import Address, is_away, open_first, pack
+from imqtt.state.redis_keys import Keys
+
+log = logging.getLogger(__name__)
+
+# A round trip takes 0.2 ms on one machine and some in a data center. Whoever waits longer would rather read
+# the store; and everybody waits for the slowest.
+TRIP_SECONDS = 0.25
+GRACE_SECONDS = 0.05
+# A Redis that comes and goes is asked less and less often, until it has stayed for so long.
+STEADY_SECONDS = 5.0
+RETRY_SECONDS = 1.0  # at most, between two tries
+
+
+class Request(NamedTuple):
+    packed: bytes
+    answer: asyncio.Future[Any]
+
+
+class Link:
+    """One connection, made again when it breaks. Belongs to the event loop that it was opened on."""
+
+    def __init__(self, address: Address, keys: Keys, connection: AbstractConnection) -> None:
+        self._address = address
+        self._keys = keys
+        self._loop = asyncio.get_running_loop()
+        self._recovered: list[Callable[[], None]] = []
+        self._waiting: list[Request] = []
+        self._under_way: deque[Request] = deque()
+        self._wake = asyncio.Event()
+        self._trouble = ""
+        self._closed = False
+        self._task = self._loop.create_task(self._run(connection), name="redis-link")
+
+    @classmethod
+    async def open(cls, address: Address, keys: Keys) -> "Link":
+        """Raises `SetupError` where there is no Redis that will do."""
+        return cls(address, keys, await open_first(address, keys))
+
+    @property
+    def trouble(self) -> str:
+        """Since when Redis is away, and why; "" if it is there."""
+        return self._trouble
+
+    def when_back(self, recovered: Callable[[], None]) -> None:
+        """Has `recovered` called each time that Redis is back, before anybody else's call is taken."""
+        self._recovered.append(recovered)
+
+    async def call(self, *command: str | bytes | int) -> Any:
+        """Redis's answer, whose shape is the command's. Raises `StateAway`."""
+        return await self.submit(*command)
+
+    def submit(self, *command: str | bytes | int) -> asyncio.Future[Any]:
+        """A call whose answer one need not wait for. Calls are carried out in the order of their making.
+
+        Where one fails with `StateAway`, all that were made after it fail too, until Redis is back.
+        """
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        if self._trouble or self._closed:
+            answer.set_exception(StateAway(self._trouble or "the state is closed"))
+            return answer
+        self._waiting.append(Request(pack(command), answer))
+        self._wake.set()
+        return answer
+
+    async def close(self) -> None:
+        """Lets go. What is under way fails."""
+        self._closed = True
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._fail("the state is closed")
+
+    async def _run(self, connection: AbstractConnection) -> None:
+        attempt = 0
+        while True:
+            connected = self._loop.time()
+            try:
+                await self._serve(connection)
+            except Exception as error:  # noqa: BLE001 - told below; who asked is told as well
+                self._away(error)
+            finally:
+                with contextlib.suppress(RedisError, OSError):  # it is given up either way
+                    await connection.disconnect(nowait=True)
+            if self._loop.time() - connected > STEADY_SECONDS:
+                attempt = 0
+            connection, attempt = await self._connect_again(attempt)
+            log.info("Redis at %s is back", self._address)
+            self._trouble = ""
+            for recovered in self._recovered:
+                recovered()
+
+    async def _serve(self, connection: AbstractConnection) -> None:
+        """Round trips, one after the other, until one fails."""
+        while True:
+            if not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            self._under_way.extend(self._waiting)
+            self._waiting.clear()
+            packed = b"".join([request.packed for request in self._under_way])
+            try:
+                async with asyncio.timeout(TRIP_SECONDS):
+                    await connection.send_packed_command(packed, check_health=False)
+                    packed = b""
+                    await self._read_answers(connection)
+            except TimeoutError:
+                await self._read_late(connection, sent=not packed)
+
+    async def _read_late(self, connection: AbstractConnection, *, sent: bool) -> None:
+        """Looks once more: where the loop stood still, time ran out before the answer was looked at."""
+        if sent:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_SECONDS):
+                    return await self._read_answers(connection)
+        raise TimeoutError(f"no answer in {TRIP_SECONDS} s")
+
+    async def _read_answers(self, connection: AbstractConnection) -> None:
+        while self._under_way:
+            error: Exception | None = None
+            result: Any = None
+            try:
+                # The connection stays: a read that is given up is taken up again, see `_read_late`.
+                result = await connection.read_response(disconnect_on_error=False)
+            except ResponseError as refusal:
+                if is_away(refusal):
+                    raise
+                error = refusal  # a mistake of ours, which its caller is to hear of
+            answer = self._under_way.popleft().answer
+            if answer.done():
+                continue  # its caller was cancelled
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)
+
+    def _away(self, error: Exception) -> None:
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        why = str(error).rstrip(".") or repr(error)
+        self._trouble = f"Redis at {self._address} is away since {since}: {why}"
+        if is_away(error):
+            log.warning("%s; the store is read instead", self._trouble)
+        else:
+            log.error("%s; the store is read instead", self._trouble, exc_info=error)
+        self._fail(self._trouble)
+
+    def _fail(self, reason: str) -> None:
+        requests = [*self._under_way, *self._waiting]
+        self._under_way.clear()
+        self._waiting.clear()
+        for request in requests:
+            if not request.answer.done():
+                request.answer.set_exception(StateAway(reason))
+
+    async def _connect_again(self, attempt: int) -> tuple[AbstractConnection, int]:
+        while True:
+            if attempt:
+                await asyncio.sleep(backoff(attempt, random(), base=0.05, cap=RETRY_SECONDS))
+            attempt += 1
+            try:
+                return await self._address.connect(self._keys), attempt
+            except Exception as error:
+                if not is_away(error):
+                    log.exception("Redis at %s", self._address)
+                else:
+                    log.debug("Redis at %s: %s", self._address, error)
+
+
+def undelivered(answer: asyncio.Future[Any]) -> bool:
+    """Whether a call that nobody waited for has to be made again. A mistake of ours is logged."""
+    if answer.cancelled():
+        return True
+    error = answer.exception()
+    if error is not None and not isinstance(error, StateAway):
+        log.error("Redis does not take what it is told", exc_info=error)
+    return isinstance(error, StateAway)

@@ -1,0 +1,52 @@
+"""Workers: who is alive, as they say themselves."""
+
+from imqtt.state.base import Holding, State, Worker
+from tests.services import eventually
+
+ALONE = Worker("w1", "north", 4_711, 1_700_000_000_000)
+BUSY = Worker(
+    "w2",
+    "south",
+    4_712,
+    1_700_000_000_001,
+    "0.2",
+    (Holding(3, 1_700_000_000_002, 17, 250, 1), Holding(11, 1_700_000_000_003)),
+    trouble="the store does not answer \N{WARNING SIGN}",
+)
+LONG = 60_000
+
+
+async def test_a_worker_sees_itself(state: State) -> None:
+    assert await state.workers() == []
+    assert await state.beat(ALONE, LONG) == [ALONE]
+    assert await state.workers() == [ALONE]
+
+
+async def test_workers_see_each_other_by_id_with_all_that_they_say(state: State) -> None:
+    await state.beat(BUSY, LONG)
+    assert await state.beat(ALONE, LONG) == [ALONE, BUSY]
+    assert await state.workers() == [ALONE, BUSY]
+
+
+async def test_what_a_worker_said_last_counts(state: State) -> None:
+    await state.beat(BUSY, LONG)
+    idle = Worker(BUSY.id, BUSY.host, BUSY.pid, BUSY.started)
+    assert await state.beat(idle, LONG) == [idle]
+
+
+async def test_a_worker_that_leaves_is_gone_at_once(state: State) -> None:
+    await state.beat(ALONE, LONG)
+    await state.beat(BUSY, LONG)
+    await state.leave(BUSY.id)
+    await state.leave("unknown")
+    assert await state.workers() == [ALONE]
+
+
+async def test_a_worker_that_falls_silent_is_gone_when_its_time_has_run_out(state: State) -> None:
+    await state.beat(BUSY, 50)
+
+    async def is_gone() -> bool:
+        return await state.beat(ALONE, LONG) == [ALONE]
+
+    await eventually(is_gone)
+    assert await state.beat(BUSY, LONG) == [ALONE, BUSY]

@@ -1,0 +1,183 @@
+"""Real Redis servers: one that a whole test run shares, and ones that a test may stop, pause and kill.
+
+The shared one is the one at `IMQTT_TEST_REDIS`, else a container where Docker answers, else a local process.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from imqtt.cli.ports import Listeners, choose
+
+ADDRESS = "IMQTT_TEST_REDIS"
+START_SECONDS = 20.0
+_ANY = Listeners("127.0.0.1", 0, 0, 0)
+
+
+def program() -> str | None:
+    """Debian has it where an ordinary user finds it; others beside what only root runs."""
+    return shutil.which(
+        "redis-server", path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin:/usr/local/bin"
+    )
+
+
+def missing(why: str) -> None:
+    """Nothing to test with: the test is skipped, but never on CI."""
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+class RedisServer:
+    """A local `redis-server` of a test's own. It keeps nothing on disk, and its port over restarts.
+
+    Further `options` are those of its command line.
+    """
+
+    def __init__(self, directory: Path, *options: str, password: str = "") -> None:
+        self.port = choose(_ANY, _ANY).port  # see there why not any that the system gives
+        self.password = password
+        self._directory = directory
+        self._options = [*options, *(["--requirepass", password] if password else [])]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Without its password."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Returns when it answers."""
+        self.launch()
+        while not self.answers():
+            await asyncio.sleep(0.01)
+
+    def launch(self) -> None:
+        path = program()
+        if path is None:
+            missing("redis-server is not installed")
+        assert path is not None
+        assert self._process is None
+        self._directory.mkdir(parents=True, exist_ok=True)
+        command = [
+            path, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory),
+            "--save", "", "--appendonly", "no", "--logfile", "redis.log", *self._options,
+        ]  # fmt: skip
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._deadline = time.monotonic() + START_SECONDS
+
+    def answers(self) -> bool:
+        """Whether it takes commands yet. Fails, with its log, if it never will."""
+        assert self._process is not None
+        if self._process.poll() is not None or time.monotonic() > self._deadline:
+            log = self._directory / "redis.log"
+            raise AssertionError(f"redis-server does not start: {log.read_text() if log.exists() else ''}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+            probe.sendall(b"PING\r\n")
+            return probe.recv(100).startswith((b"+PONG", b"-NOAUTH"))
+        return False
+
+    async def stop(self) -> None:
+        """SIGTERM: it says goodbye."""
+        self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Connections stay, and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def command(self, *words: str | int) -> bytes:
+        """Sends one command over a connection of its own, and returns what comes back, unparsed."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+            commands = [["AUTH", self.password]] if self.password else []
+            commands.append([str(word) for word in words])
+            for it in commands:
+                parts = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in it)
+                connection.sendall(f"*{len(it)}\r\n{parts}".encode())
+            connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end(signal.SIGKILL)
+
+
+@functools.cache
+def shared_redis() -> str:
+    """The address of a Redis that lasts until the tests end. Who uses it has a cluster id of his own."""
+    return os.environ.get(ADDRESS) or _in_docker() or _local()
+
+
+def _in_docker() -> str | None:
+    try:
+        import docker
+        from docker.errors import DockerException
+    except ImportError:
+        return None
+    try:
+        client = docker.from_env(timeout=5)
+        client.ping()
+    except DockerException:
+        return None
+    from testcontainers.community.redis import RedisContainer
+
+    container = RedisContainer("redis:7")
+    container.start()
+    atexit.register(container.stop)
+    return f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+
+
+def _local() -> str:
+    directory = Path(tempfile.mkdtemp(prefix="imqtt-redis-"))
+    server = RedisServer(directory)
+    server.launch()
+
+    def end() -> None:
+        server._end(signal.SIGKILL)
+        shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(end)
+    while not server.answers():
+        time.sleep(0.01)
+    return server.url

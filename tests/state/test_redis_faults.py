@@ -1,0 +1,386 @@
+"""Redis slow, away, wiped or full costs speed only: answers come soon, and it is used again by itself."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import uvloop
+from redis.exceptions import ResponseError
+
+from imqtt.model import Device, Key
+from imqtt.state import redis_lists
+from imqtt.state.base import DevicePresence, StateAway, Worker
+from imqtt.state.redis import RedisState
+from imqtt.state.redis_link import GRACE_SECONDS, TRIP_SECONDS
+from imqtt.stores.base import Registration
+from tests.redis_server import RedisServer
+from tests.services import eventually
+
+RATE, BURST = 10, 20
+PHONE = Device("alice", "phone")
+ALICE = (Registration(PHONE, "json"),)
+KEY = Key("d:alice:bob", "alice", "m1")
+WORKER = Worker("w1", "north", 1, 1_700_000_000_000)
+LONG = 60_000
+SOON = TRIP_SECONDS + GRACE_SECONDS + 0.5  # and what a busy machine adds
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    async with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+async def state(server: RedisServer) -> AsyncIterator[RedisState]:
+    state = await open_at(server)
+    yield state
+    await state.close()
+
+
+async def open_at(server: RedisServer) -> RedisState:
+    return await RedisState.open(server.url, cluster="c", rate=RATE, burst=BURST)
+
+
+def presence(state: str = "online", nonce: str = "n1", since: int = 1_000) -> DevicePresence:
+    return DevicePresence(PHONE, nonce, state, since, since + 1_000)
+
+
+async def is_back(state: RedisState) -> None:
+    await eventually(lambda: state.trouble == "", what="Redis in use again")
+
+
+async def notices(state: RedisState) -> None:
+    """Asks until the state knows that Redis is away."""
+    while not state.trouble:
+        await state.recall([KEY])
+
+
+async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
+    began = time.monotonic()
+    for _ in range(20):
+        assert await state.recall([KEY]) == frozenset()
+        await state.remember([KEY])
+        assert await state.devices(["alice"]) == {}
+        await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
+        assert await state.update(presence()) is True
+        assert await state.presence(["alice"]) == {}
+        await state.refresh([PHONE], 9_000)
+        assert await state.expired(9_000) == []
+        await state.leave("w1")
+        with pytest.raises(StateAway):
+            await state.workers()
+        with pytest.raises(StateAway):
+            await state.beat(WORKER, LONG)
+    assert time.monotonic() - began < 0.5
+    assert "127.0.0.1" in state.trouble
+
+
+async def test_killed_and_started_again(
+    server: RedisServer, state: RedisState, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "imqtt")
+    await server.kill()
+    await notices(state)
+    await knows_nothing_and_says_so_at_once(state)
+    await server.start()
+    await is_back(state)
+    assert await state.beat(WORKER, LONG) == [WORKER]
+    await state.remember([KEY])
+    assert await state.recall([KEY]) == {KEY}
+    levels = [record.levelname for record in caplog.records if record.name.startswith("imqtt.state")]
+    assert levels == ["WARNING", "INFO"]  # once when it goes, once when it is back
+
+
+async def test_ended_properly_and_started_again(server: RedisServer, state: RedisState) -> None:
+    await server.stop()
+    await notices(state)
+    await server.start()
+    await is_back(state)
+    assert await state.devices(["alice"]) == {}
+
+
+async def test_paused_and_resumed(server: RedisServer, state: RedisState) -> None:
+    await state.remember([KEY])
+    server.pause()
+    began = time.monotonic()
+    assert await state.recall([KEY]) == frozenset()
+    assert time.monotonic() - began < SOON
+    await knows_nothing_and_says_so_at_once(state)
+    assert "no answer in" in state.trouble
+    server.resume()
+    await is_back(state)
+    assert await state.recall([KEY]) == {KEY}
+
+
+async def test_all_who_wait_are_answered_when_it_hangs(server: RedisServer, state: RedisState) -> None:
+    server.pause()
+    began = time.monotonic()
+    first = [asyncio.create_task(state.devices([f"user{number}"])) for number in range(50)]
+    await asyncio.sleep(TRIP_SECONDS / 2)
+    later = [asyncio.create_task(state.take({PHONE: 1}, number)) for number in range(10)]
+    assert await asyncio.gather(*first) == [{}] * 50
+    assert await asyncio.gather(*later) == [{PHONE: 1}] * 10
+    assert time.monotonic() - began < SOON
+
+
+async def test_limits_hold_roughly_while_it_is_away(server: RedisServer, state: RedisState) -> None:
+    await server.kill()
+    await notices(state)
+    assert await state.take({PHONE: 100}, 1_000) == {PHONE: BURST}
+    assert await state.take({PHONE: 100}, 1_000) == {PHONE: 0}
+    assert await state.take({PHONE: 100}, 2_000) == {PHONE: RATE}
+
+
+async def test_a_loop_that_stood_still_does_not_take_it_for_away(state: RedisState) -> None:
+    await state.remember([KEY])
+    for turns in range(6):  # before it is sent, while it is under way, and after
+        asked = asyncio.create_task(state.recall([KEY]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(TRIP_SECONDS * 1.1)
+        assert await asked == {KEY}
+    assert state.trouble == ""
+
+
+@pytest.mark.parametrize("fault", [RedisServer.kill, RedisServer.stop])
+def test_on_uvloop_too(tmp_path: Path, fault: Callable[[RedisServer], Awaitable[None]]) -> None:
+    async def scenario() -> None:
+        async with RedisServer(tmp_path) as server:
+            state = await open_at(server)
+            await test_a_loop_that_stood_still_does_not_take_it_for_away(state)
+            for _ in range(3):
+                await fault(server)
+                await notices(state)
+                await knows_nothing_and_says_so_at_once(state)
+                assert "RuntimeError" not in state.trouble
+                await server.start()
+                await is_back(state)
+            server.pause()
+            assert await state.recall([KEY]) == frozenset()
+            server.resume()
+            await is_back(state)
+            await state.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
+async def test_closing_while_it_is_away(server: RedisServer, tmp_path: Path) -> None:
+    state = await open_at(server)
+    server.pause()
+    asked = asyncio.create_task(state.devices(["alice"]))
+    await asyncio.sleep(0.01)
+    await state.close()
+    assert await asked == {}
+    assert await state.recall([KEY]) == frozenset()
+    with pytest.raises(StateAway):
+        await state.beat(WORKER, LONG)
+
+
+async def test_a_full_redis_is_as_good_as_away(server: RedisServer, state: RedisState) -> None:
+    server.command("CONFIG", "SET", "maxmemory", 1)
+    await state.remember([KEY])
+    assert "OOM" in state.trouble or "maxmemory" in state.trouble
+    await knows_nothing_and_says_so_at_once(state)
+    server.command("CONFIG", "SET", "maxmemory", 0)
+    await is_back(state)
+
+
+async def test_a_primary_that_is_deposed_is_as_good_as_away(server: RedisServer, state: RedisState) -> None:
+    server.command("REPLICAOF", "127.0.0.1", 1)
+    await state.remember([KEY])
+    assert "read only replica" in state.trouble
+    await knows_nothing_and_says_so_at_once(state)
+    server.command("REPLICAOF", "NO", "ONE")
+    await is_back(state)
+
+
+async def test_a_user_whose_rights_are_taken_and_given_back(server: RedisServer, state: RedisState) -> None:
+    server.command("ACL", "SETUSER", "default", "-setbit")
+    await state.remember([KEY])
+    assert "can't run this command" in state.trouble
+    server.command("ACL", "SETUSER", "default", "+@all")
+    await is_back(state)
+
+
+async def test_a_mistake_of_ours_is_not_hidden(server: RedisServer, state: RedisState) -> None:
+    server.command("SET", "imqtt:c:workers", "not a hash")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await state.beat(WORKER, LONG)
+    assert state.trouble == ""
+    assert await state.devices(["alice"]) == {}
+
+
+# --- wiped
+
+
+async def test_a_wiped_redis_knows_nothing_and_goes_on(server: RedisServer, state: RedisState) -> None:
+    for _ in range(3):
+        await state.remember([KEY])
+        await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
+        await state.arrive(presence())
+        assert await state.take({PHONE: BURST}, 1_000) == {PHONE: BURST}
+        await state.beat(WORKER, LONG)
+        server.command("FLUSHALL")
+        server.command("SCRIPT", "FLUSH")
+        assert await state.recall([KEY]) == frozenset()
+        assert await state.devices(["alice"]) == {}
+        assert await state.presence(["alice"]) == {}
+        assert await state.update(presence("offline")) is False
+        assert await state.expired(1_000_000) == []
+        assert await state.workers() == []
+        assert state.trouble == ""
+
+
+async def test_what_was_read_before_a_flush_and_a_registration_is_not_cached(
+    server: RedisServer, state: RedisState
+) -> None:
+    """The flush takes the note that the user was forgotten with it."""
+    lease = await state.lease_devices(["alice"])
+    await state.forget_devices(["alice"])
+    server.command("FLUSHALL")
+    await state.fill_devices(lease, {"alice": ()})
+    assert await state.devices(["alice"]) == {}
+    newer = await state.lease_devices(["alice"])
+    await state.fill_devices(lease, {"alice": ()})
+    assert await state.devices(["alice"]) == {}
+    await state.fill_devices(newer, {"alice": ALICE})
+    assert await state.devices(["alice"]) == {"alice": ALICE}
+
+
+async def test_flushes_under_load_bring_back_no_old_list(server: RedisServer, state: RedisState) -> None:
+    """Readers and a writer of one user: once a registration is forgotten, nobody reads an older list."""
+    version = 0
+    forgotten = 0  # what every reader that begins now has to see at least
+    over = False
+
+    async def register() -> None:
+        nonlocal version, forgotten
+        while not over:
+            version += 1
+            committed = version
+            await asyncio.sleep(0)
+            await state.forget_devices(["alice"])
+            forgotten = committed
+
+    async def read() -> None:
+        while not over:
+            least = forgotten
+            known = (await state.devices(["alice"])).get("alice")
+            if known is not None:
+                assert known[0].max_packet >= least
+                continue
+            lease = await state.lease_devices(["alice"])
+            read = (Registration(PHONE, "json", max_packet=version),)
+            await asyncio.sleep(0)
+            await state.fill_devices(lease, {"alice": read})
+
+    tasks = [asyncio.create_task(it) for it in (register(), read(), read(), read())]
+    while version < 300:
+        await asyncio.to_thread(server.command, "FLUSHALL")
+    over = True
+    await asyncio.gather(*tasks)
+
+
+# --- what Redis did not hear while it was away
+
+
+async def test_a_registration_that_redis_did_not_hear_of_is_told_later(
+    server: RedisServer, state: RedisState
+) -> None:
+    other = await open_at(server)
+    users = [f"user{number}" for number in range(3)]
+    await state.fill_devices(await state.lease_devices(users), dict.fromkeys(users, ()))
+    server.pause()
+    await state.forget_devices(["user0"])  # waited for, in vain
+    await state.forget_devices(["user1"])  # not even asked
+    server.resume()
+    await is_back(state)
+    assert await state.devices(users) == {"user2": ()}
+    assert await other.devices(users) == {"user2": ()}
+    await other.close()
+
+
+async def test_a_caller_who_is_cancelled_has_forgotten_all_the_same(
+    server: RedisServer, state: RedisState
+) -> None:
+    await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ()})
+    server.pause()
+    forgetting = asyncio.create_task(state.forget_devices(["alice"]))
+    await asyncio.sleep(0.01)
+    forgetting.cancel()
+    with suppress(asyncio.CancelledError):
+        await forgetting
+    await notices(state)
+    server.resume()
+    await is_back(state)
+    assert await state.devices(["alice"]) == {}
+
+
+async def test_too_many_registrations_to_keep_make_it_forget_everything(
+    server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_lists, "UNDELIVERED", 5)
+    other = await open_at(server)
+    users = [f"user{number}" for number in range(20)]
+    await state.fill_devices(await state.lease_devices(users), dict.fromkeys(users, ()))
+    early = await other.lease_devices(users)
+    server.pause()
+    await notices(state)
+    for user in users[:10]:
+        await state.forget_devices([user])
+    server.resume()
+    await is_back(state)
+    assert await state.devices(users) == {}
+    assert await other.devices(users) == {}
+    await other.fill_devices(early, dict.fromkeys(users, ()))
+    assert await state.devices(users) == {}
+    await state.fill_devices(await state.lease_devices(users), dict.fromkeys(users, ALICE))
+    assert len(await other.devices(users)) == len(users)
+    await other.close()
+
+
+async def test_a_connection_that_began_while_it_was_away_counts(
+    server: RedisServer, state: RedisState
+) -> None:
+    await state.arrive(presence(nonce="old"))
+    server.pause()
+    await notices(state)
+    await state.arrive(presence(nonce="new", since=1_500))
+    assert await state.update(presence("offline", "old", since=1_600)) is False
+    assert await state.update(presence("away", "new", since=1_700)) is True
+    server.resume()
+    await is_back(state)
+    assert await state.presence(["alice"]) == {"alice": (presence("away", "new", since=1_700),)}
+
+
+async def test_a_later_connection_that_another_worker_heard_of_stays(
+    server: RedisServer, state: RedisState
+) -> None:
+    other = await open_at(server)
+    await other.arrive(presence(nonce="his", since=1_600))
+    server.pause()
+    await notices(state)
+    await state.arrive(presence(nonce="mine", since=1_500))
+    server.resume()
+    await is_back(state)
+    assert await state.presence(["alice"]) == {"alice": (presence(nonce="his", since=1_600),)}
+    await other.close()
+
+
+async def test_who_spoke_while_it_was_away_is_not_taken_for_silent(
+    server: RedisServer, state: RedisState
+) -> None:
+    await state.arrive(presence())
+    server.pause()
+    await notices(state)
+    await state.refresh([PHONE], 9_000)
+    server.resume()
+    await is_back(state)
+    assert await state.expired(8_000) == []
+    assert [it.device for it in await state.expired(9_000)] == [PHONE]
