@@ -1,31 +1,35 @@
-# Everything that is installed goes into .venv; Mosquitto comes from the system's packages.
+# Python packages go into .venv; Mosquitto, and Redis for tests and benchmarks, come from the system's.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check bench proto format mosquitto clean
+.PHONY: help demo test check bench proto docs format mosquitto redis clean
 
 help:
 	@echo "make demo    three users on a real broker, the server killed in mid-stream, and an audit"
-	@echo "make test    every test, against a real Mosquitto"
+	@echo "make test    every test, against a real Mosquitto and Redis, and MongoDB's protocol"
 	@echo "make check   ruff, mypy --strict, import rules, generated code is current"
 	@echo "make bench   throughput, latency and CPU, beside the bare broker; writes bench/latest.json"
 	@echo "make proto   regenerates the protobuf code"
+	@echo "make docs    writes the settings' table into docs/deployment.md"
 
 $(READY): pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	@$(BIN)/pip install --quiet --editable . --group dev
+	@$(BIN)/pip install --quiet --editable '.[scale,motor]' --group dev
 	@touch $@
 
 mosquitto:
 	@./deploy/mosquitto/install
 
+redis:
+	@./tests/install-redis
+
 demo: $(READY) mosquitto
 	@$(BIN)/python -m tests.demo
 
-test: $(READY) mosquitto
+test: $(READY) mosquitto redis
 	$(BIN)/pytest
 
 check: $(READY)
@@ -34,12 +38,16 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(BIN)/python -m tests.protocol.generated
+	@$(BIN)/python -m tests.deploy.generated
 
-bench: $(READY) mosquitto
+bench: $(READY) mosquitto redis
 	@$(BIN)/python -m bench
 
 proto: $(READY)
 	@$(BIN)/python -m tests.protocol.generated --write
+
+docs: $(READY)
+	@$(BIN)/python -m tests.deploy.generated --write
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -1,0 +1,177 @@
+"""The scripts that deploy/compose.yaml starts its containers with, on this machine's own programs."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from imqtt.cli.installation import executable
+from imqtt.cli.login import log_in
+from imqtt.cli.ports import Listeners, choose
+from tests.services import eventually
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+HOST = "127.0.0.1"
+
+needs_flock = pytest.mark.skipif(
+    shutil.which("flock") is None, reason="flock is Linux's, as the containers are"
+)
+
+
+async def script(name: str, *arguments: object, **variables: object) -> str:
+    """Runs one of them to its end; what it says on stdout."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"))
+    process = await asyncio.create_subprocess_exec(
+        "/bin/sh", DEPLOY / "compose" / name, *map(str, arguments),
+        env=os.environ | {"PATH": path} | {name: str(value) for name, value in variables.items()},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+class Container:
+    """The files of a broker's container. On free ports, though `mosquitto-start` knows a container's only."""
+
+    def __init__(self, directory: Path) -> None:
+        self.data, self.made, self.secret = directory / "data", directory / "made", directory / "secret"
+        self.data.mkdir()
+        self.made.mkdir()
+        self.secret.write_text("0123abcd\n")
+        free = choose(Listeners(HOST, 0, 0, 0), Listeners(HOST, 0, 0, 0))
+        self.ports = {1883: free.port, 8083: free.websocket_port, 1884: free.internal_port}
+        self.device = {"PASSWORDS": self.data / "passwords", "PID_FILE": self.data / "mosquitto.pid"}
+
+    async def prepare(self) -> None:
+        await script(
+            "mosquitto-start", "true",
+            GIVEN=DEPLOY / "mosquitto", DATA=self.data, MADE=self.made, SECRET=self.secret,
+        )  # fmt: skip
+        conf = self.made / "mosquitto.conf"
+        text = conf.read_text().replace("\nuser mosquitto\n", "\nuser root\n")
+        assert re.findall(r"^listener (.*)$", text, re.MULTILINE) == ["1883 0.0.0.0", "8083 0.0.0.0", "1884"]
+        conf.write_text(re.sub(r"^listener (\d+).*$", self._here, text, flags=re.MULTILINE))
+        health = self.made / "health" / "mosquitto_pub"
+        health.write_text(health.read_text().replace("-p 1884", f"-p {self.ports[1884]}"))
+
+    def _here(self, listener: re.Match[str]) -> str:
+        return f"listener {self.ports[int(listener[1])]} {HOST}"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        process = await asyncio.create_subprocess_exec(
+            executable(), "-c", self.made / "mosquitto.conf", stdout=asyncio.subprocess.DEVNULL
+        )
+        try:
+            await eventually(lambda: self.takes("imqtt-server", self.secret.read_text().strip()))
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+    def takes(self, username: str, password: str, listener: int = 1884) -> bool:
+        try:
+            return log_in(HOST, self.ports[listener], username, password)
+        except ConnectionError:
+            return False
+
+    async def healthy(self) -> bool:
+        """What compose.yaml asks."""
+        process = await asyncio.create_subprocess_exec(
+            "mosquitto_pub", "-q", "1", "-t", "imqtt/health", "-n",
+            env=os.environ | {"XDG_CONFIG_HOME": str(self.made / "health")},
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        return await process.wait() == 0
+
+
+@pytest.fixture
+async def container(tmp_path: Path) -> Container:
+    container = Container(tmp_path)
+    await container.prepare()
+    return container
+
+
+@needs_flock
+async def test_the_broker_is_healthy_when_it_runs_and_takes_the_servers_account(container: Container) -> None:
+    assert not await container.healthy()
+    async with container.running():
+        assert await container.healthy()
+        assert not container.takes("imqtt-server", "guess")
+    assert not await container.healthy()
+
+
+@needs_flock
+async def test_a_device_that_is_added_can_connect_and_one_that_is_revoked_cannot(
+    container: Container,
+) -> None:
+    async with container.running():
+        said = await script("device", "add", "alice/phone", "--json", **container.device)
+        found = re.search(r'"password":"(\w+)"', said)
+        assert found
+        await eventually(lambda: container.takes("alice/phone", found[1], 1883))
+        assert "alice/phone" in await script("device", "list", **container.device)
+        await script("device", "revoke", "alice/phone", **container.device)
+        await eventually(lambda: not container.takes("alice/phone", found[1], 1883))
+        assert container.takes("imqtt-server", "0123abcd")
+
+
+@needs_flock
+async def test_a_new_start_keeps_the_devices_and_takes_a_new_secret(container: Container) -> None:
+    await script("device", "add", "alice/phone", **container.device)
+    (container.secret).write_text("4567cdef\n")
+    await container.prepare()
+    async with container.running():
+        assert await container.healthy()
+        assert not container.takes("imqtt-server", "0123abcd")
+    accounts = [line.partition(":")[0] for line in (container.data / "passwords").read_text().splitlines()]
+    assert sorted(accounts) == ["alice/phone", "imqtt-server"]
+
+
+@needs_flock
+async def test_what_the_start_writes_is_for_the_broker_alone(container: Container) -> None:
+    written = [
+        path for place in (container.data, container.made) for path in place.rglob("*") if path.is_file()
+    ]
+    assert len(written) > 4
+    assert [path.name for path in written if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="the tests have a Redis elsewhere")
+async def test_redis_wants_its_password_and_says_nothing_of_it_in_its_arguments(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("0123abcd\n")
+    port = choose(Listeners(HOST, 0, 0, 0), Listeners(HOST, 0, 0, 0)).port
+    places = {"GIVEN": DEPLOY / "compose", "MADE": tmp_path, "SECRET": tmp_path / "secret"}
+    process = await asyncio.create_subprocess_exec(
+        "/bin/sh", DEPLOY / "compose" / "redis-start", "--port", str(port), "--bind", HOST,
+        env=os.environ | {name: str(path) for name, path in places.items()}, cwd=tmp_path,
+        stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+
+        async def says(password: str, *command: str) -> str:
+            asked = await asyncio.create_subprocess_exec(
+                "redis-cli", "-h", HOST, "-p", str(port), *command,
+                env=os.environ | {"REDISCLI_AUTH": password},
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            return (await asked.communicate())[0].decode()
+
+        async def answers() -> bool:
+            return "PONG" in await says("0123abcd", "ping")
+
+        await eventually(answers)
+        assert "NOAUTH" in await says("", "ping")
+        assert "allkeys-lru" in await says("0123abcd", "config", "get", "maxmemory-policy")
+        assert "0123abcd" not in Path(f"/proc/{process.pid}/cmdline").read_text()
+    finally:
+        process.terminate()
+        await process.wait()
