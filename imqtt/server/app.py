@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from types import TracebackType
@@ -238,11 +239,13 @@ class Server:
             log.warning("%s", trouble)
             self._condition.rival = trouble
 
+        present = self._settings(f"imqtt-server-present-{process}", tls, clean=True)
         roll_call = RollCall(
             Presence(store.identity.cluster, process, host, pid, started),
-            partial(connect, self._settings(f"imqtt-server-present-{process}", tls, clean=True)),
+            lambda will: connect(replace(present, will=will)),
             away=lambda: assignment.away,
             warn=warn,
+            gone=assignment.suspect,
         )
         lanes_ready = [self._begin(lane.run, f"lane-{name}") for name, lane in lanes.items()]
         await self._all_ready([*lanes_ready, self._begin(roll_call.run, "roll-call")])

@@ -63,6 +63,7 @@ class Assignment:
         self._beats = asyncio.Condition()
         self._known = 0  # beats that were begun
         self._answered = 0  # the number of the last beat whose answer was acted upon, or could not be had
+        self._suspects: dict[str, int | None] = {}  # by id: how often they had shown themselves
         self._seen_at = asyncio.get_running_loop().time()  # when this worker last showed itself
         self._leaving = self._left = self._away = False
 
@@ -70,7 +71,11 @@ class Assignment:
     def worker(self) -> Worker:
         """This worker, as it shows itself now."""
         return msgspec.structs.replace(
-            self._worker, holdings=self.holdings(), leaving=self._leaving, trouble=self._trouble()
+            self._worker,
+            beats=self._known,
+            holdings=self.holdings(),
+            leaving=self._leaving,
+            trouble=self._trouble(),
         )
 
     def holdings(self) -> tuple[Holding, ...]:
@@ -150,13 +155,29 @@ class Assignment:
                 # they see as well, and let go when it has stood for as long as they wait.
                 self._membership.see_nothing()
             self._seen_at = now
-            staying = frozenset(it.id for it in alive if not it.leaving)
-            if not self._membership.see(now, staying):
+            self._suspects = {it.id: self._suspects[it.id] for it in alive if it.id in self._suspects}
+            alive = [it for it in alive if not self._is_gone(it)]
+            if not self._membership.see(now, frozenset(it.id for it in alive if not it.leaving)):
                 return
             self._follow([it for it in alive if it.id != self._worker.id])
         async with self._beats:
             self._answered = number
             self._beats.notify_all()
+
+    def suspect(self, worker: str) -> None:
+        """The broker has lost a worker's connection. It is dead unless it shows itself again."""
+        self._suspects[worker] = None
+        self._wake.set()
+
+    def _is_gone(self, worker: Worker) -> bool:
+        if worker.id not in self._suspects:
+            return False
+        before = self._suspects[worker.id]
+        if before is not None and worker.beats > before:
+            del self._suspects[worker.id]  # only its connection was lost
+            return False
+        self._suspects[worker.id] = worker.beats
+        return True
 
     def _follow(self, others: Sequence[Worker]) -> None:
         """Holds what is this worker's own, and lets go of the rest."""

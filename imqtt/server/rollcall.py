@@ -15,6 +15,7 @@ import msgspec
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, LinkError, Refused
 from imqtt.broker.link import Link, Message
+from imqtt.broker.values import Will
 from imqtt.core.backoff import backoff
 from imqtt.errors import SetupError
 
@@ -28,7 +29,8 @@ SHORT_LIVED_SECONDS = 5.0
 class Presence(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
     """A server process. `started` in milliseconds since the Unix epoch; `asks`: others are to answer.
 
-    `away`: it does not reach its state, and cannot know who else is there.
+    `away`: it does not reach its state, and cannot know who else is there. `gone`: its connection ended
+    without a goodbye; this is what the broker says in its stead.
     """
 
     cluster: str
@@ -37,6 +39,7 @@ class Presence(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
     pid: int
     started: int
     away: bool = False
+    gone: bool = False
     asks: bool = False
 
     @property
@@ -57,21 +60,25 @@ def rival(mine: Presence, other: Presence) -> bool:
 class RollCall:
     """One connection on which the servers of a broker make themselves known.
 
-    `away` tells whether this one does not reach its state at the moment.
+    `away` tells whether this one does not reach its state at the moment. `gone` is told of workers whose
+    connections ended: a process that is killed is known to be gone at once, before its time in the state
+    has run out.
     """
 
     def __init__(
         self,
         me: Presence,
-        connect: Callable[[], Awaitable[Link]],
+        connect: Callable[[Will], Awaitable[Link]],
         *,
         away: Callable[[], bool],
         warn: Callable[[str], None],
+        gone: Callable[[str], None],
     ) -> None:
         self._me = me
         self._connect = connect
         self._away = away
         self._warn = warn
+        self._gone = gone
         self._link: Link | None = None
         self._heard: dict[str, Presence] = {}  # in answer to the last question
         self._asking: asyncio.Task[None] | None = None
@@ -109,10 +116,11 @@ class RollCall:
         """
         attempt = 0
         loop = asyncio.get_running_loop()
+        will = Will(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
         while True:
             connected = loop.time()
             try:
-                link = await self._connect()
+                link = await self._connect(will)
                 try:
                     await self._answer(link, ready)
                 finally:
@@ -147,6 +155,9 @@ class RollCall:
         except msgspec.DecodeError:
             return
         if other.worker == self._me.worker:
+            return
+        if other.gone:
+            self._gone(other.worker)
             return
         if rival(self._me, other):
             raise SetupError(
