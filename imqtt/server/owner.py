@@ -243,8 +243,7 @@ class Owner:
 
     async def _hand_over(self, batch: Batch, registrations: dict[Device, Registration]) -> None:
         """Presence, and the reads that are served beside the batches."""
-        for device, status in batch.status:
-            await self._presences.heard(registrations[device], status)
+        await self._presences.heard(batch.status)
         for device, command in batch.reads:
             self._reads.submit(registrations[device], command)
 

@@ -13,7 +13,7 @@ from imqtt.server.devices import Devices
 from imqtt.server.egress import Publish
 from imqtt.server.fanout import Fanout
 from imqtt.state.base import DevicePresence, State
-from imqtt.stores.base import Registration, Store
+from imqtt.stores.base import Store
 
 log = logging.getLogger(__name__)
 
@@ -49,34 +49,41 @@ class Presences:
         self._changed: dict[str, Presence] = {}  # as last told, for users whose peers are to be told
         self._wake = asyncio.Event()
 
-    async def heard(self, registration: Registration, command: Hello | Status) -> None:
-        """Takes a `Hello` or `Status`, and notes whether the user's peers are to be told."""
-        device = registration.device
+    async def heard(self, commands: Sequence[tuple[Device, Hello | Status]]) -> None:
+        """Takes a batch's `Hello` and `Status`, in order, and notes of which users peers are to be told."""
+        if not commands:
+            return
+        users = {device.user for device, _ in commands}
+        before = await self._of_all(users)
+        # One round trip to the state for all of them: after a broker's restart everybody says hello at once.
+        await asyncio.gather(*(self._take(device, command) for device, command in commands))
+        after = await self._of_all(users)
+        for user in users:
+            self._note(before[user], after[user])
+
+    async def _take(self, device: Device, command: Hello | Status) -> None:
         now = self._clock()
-        before = await self.of(device.user)
         state = command.state if isinstance(command, Status) else "online"
         presence = DevicePresence(device, command.nonce, state, since=now, expires=now + self._ttl)
         if isinstance(command, Hello):
             await self._state.arrive(presence)
-        elif not await self._state.update(presence):
-            return  # of another connection: a broker may replay an old will
-        self._note(before, await self.of(device.user))
+        else:  # of another connection it changes nothing: a broker may replay an old will
+            await self._state.update(presence)
 
     async def refresh(self, devices: Collection[Device]) -> None:
         """Whatever a device says keeps it present."""
         await self._state.refresh(devices, self._clock() + self._ttl)
 
-    async def of(self, user: str) -> Presence:
-        """A user's presence over all devices."""
-        found = await self._state.presence([user])
-        return of_user(user, [(it.state, it.since) for it in found.get(user, ())])
+    async def _of_all(self, users: Collection[str]) -> dict[str, Presence]:
+        """Each user's presence over all devices."""
+        found = await self._state.presence(users)
+        return {user: of_user(user, [(it.state, it.since) for it in found.get(user, ())]) for user in users}
 
     async def of_peers(self, user: str, heads: Sequence[Head]) -> list[Presence]:
         """Those of the user's peers in these conversations who are there."""
         peers = _peers(user, heads)
-        found = await self._state.presence(peers)
-        presences = (of_user(peer, [(it.state, it.since) for it in found.get(peer, ())]) for peer in peers)
-        return [presence for presence in presences if presence.state != "offline"]
+        presences = await self._of_all(peers)
+        return [presence for presence in presences.values() if presence.state != "offline"]
 
     async def run(self) -> None:
         """Tells peers of changes, and finds devices that have fallen silent, until cancelled."""
@@ -88,7 +95,10 @@ class Presences:
                 async with asyncio.timeout_at(sweep):
                     await self._wake.wait()
             if loop.time() >= sweep:
-                await self._sweep()
+                try:
+                    await self._sweep()
+                except Exception:
+                    log.exception("devices that have fallen silent were not looked for")
                 sweep = loop.time() + interval
             self._wake.clear()
             while self._changed:
@@ -100,10 +110,9 @@ class Presences:
 
     async def _sweep(self) -> None:
         now = self._clock()
-        for gone in await self._state.expired(now):
-            after = await self.of(gone.device.user)
-            if after.state == "offline":
-                self._changed[gone.device.user] = after
+        if gone := await self._state.expired(now):
+            after = await self._of_all({it.device.user for it in gone})
+            self._changed |= {user: it for user, it in after.items() if it.state == "offline"}
 
     def _note(self, before: Presence, after: Presence) -> None:
         if before.state != after.state:
