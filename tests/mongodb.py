@@ -1,0 +1,192 @@
+"""MongoDB for tests: one server for all that only need a database, and servers of their own for faults.
+
+The one is at `IMQTT_TEST_MONGODB`, if that is set (an address without a database; of a replica set of several
+nodes, name them all). Else it is a container, where a Docker daemon answers; else a process: `mongod` if
+there is one, or SecantusDB, which speaks MongoDB's protocol.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from imqtt.cli.ports import Listeners, choose
+
+START_SECONDS = 30.0
+REPLICA_SET = "rs0"
+_ADDRESS = "IMQTT_TEST_MONGODB"
+_ANY = Listeners("127.0.0.1", 0, 0, 0)
+
+
+def database_url() -> str:
+    """The address of a new, empty database on the one server. It is dropped when the tests end."""
+    name = f"imqtt_test_{secrets.token_hex(6)}"
+    address, _, options = _server().partition("?")
+    url = f"{address.rstrip('/')}/{name}?{options}"
+    if _ADDRESS in os.environ:  # the others end, and their data with them
+        atexit.register(_drop, url, name)
+    return url
+
+
+@functools.cache
+def _server() -> str:
+    return os.environ.get(_ADDRESS) or _container() or _process()
+
+
+def _drop(url: str, name: str) -> None:
+    with MongoClient[dict[str, object]](url) as client:
+        client.drop_database(name)
+
+
+def _container() -> str | None:
+    import docker
+    from docker.errors import DockerException
+    from testcontainers.core.container import DockerContainer
+
+    try:
+        docker.from_env(timeout=3).ping()
+    except DockerException:
+        return None
+    container = DockerContainer("mongo:7").with_exposed_ports(27017)
+    container.with_command(f"--replSet {REPLICA_SET} --bind_ip_all").start()
+    atexit.register(container.stop)
+    url = _direct(container.get_container_host_ip(), int(container.get_exposed_port(27017)))
+    _wait_until_writable(url, "127.0.0.1:27017")
+    return url
+
+
+def _process() -> str:
+    directory = Path(tempfile.mkdtemp(prefix="imqtt-mongodb-"))
+    server = MongoServer(directory)
+    server.launch()
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(server.end, signal.SIGKILL)
+    server.wait_until_writable()
+    return _direct("127.0.0.1", server.port)
+
+
+class MongoServer:
+    """A process of its own, which can be stopped, paused and started again on its port and data.
+
+    `mongod`, or else SecantusDB. `options` are added to its command line.
+    """
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.port = choose(_ANY, _ANY).port
+        self.is_secantus = shutil.which("mongod") is None
+        self._directory = directory
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Of a database in it."""
+        address, _, options = _direct("127.0.0.1", self.port).partition("?")
+        return f"{address}imqtt?{options}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Returns when it takes writes."""
+        self.launch()
+        await asyncio.to_thread(self.wait_until_writable)
+
+    async def stop(self) -> None:
+        """SIGTERM."""
+        await asyncio.to_thread(self.end, signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        await asyncio.to_thread(self.end, signal.SIGKILL)
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay, and nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    # --- without an event loop
+
+    def launch(self) -> None:
+        """Starts the process."""
+        data = self._directory / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        if self.is_secantus:
+            program = Path(sysconfig.get_path("scripts")) / "secantusd-py"
+            command = [sys.executable, str(program), "--storage-path", str(data), "--sync-on-commit"]
+        else:
+            command = ["mongod", "--dbpath", str(data), "--bind_ip", "127.0.0.1", "--replSet", REPLICA_SET]
+        with (self._directory / "mongodb.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--port", str(self.port), *self._options], stdout=log, stderr=log
+            )
+
+    def wait_until_writable(self) -> None:
+        try:
+            _wait_until_writable(
+                _direct("127.0.0.1", self.port), "" if self.is_secantus else f"127.0.0.1:{self.port}"
+            )
+        except AssertionError as error:
+            self.end(signal.SIGKILL)
+            said = (self._directory / "mongodb.log").read_text(errors="replace")
+            raise AssertionError(f"{error}: {said[-2_000:]}") from None
+
+    def end(self, number: signal.Signals) -> None:
+        """Sends the signal and waits for the end; a process that is paused goes on for it."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _direct(host: str, port: int) -> str:
+    # Directly: a container's replica set knows itself by an address that is not the one outside.
+    return f"mongodb://{host}:{port}/?directConnection=true"
+
+
+def _wait_until_writable(url: str, member: str) -> None:
+    """Initiates a replica set of the one `member`, if any is named, and waits for it to be primary."""
+    deadline = time.monotonic() + START_SECONDS
+    with MongoClient[dict[str, object]](url, serverSelectionTimeoutMS=500) as client:
+        while True:
+            with contextlib.suppress(PyMongoError):
+                hello = client.admin.command("hello")
+                if hello["isWritablePrimary"]:
+                    return
+                if member and "setName" not in hello:
+                    members = [{"_id": 0, "host": member}]
+                    client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
+            if time.monotonic() > deadline:
+                raise AssertionError(f"MongoDB at {url} takes no writes after {START_SECONDS:g} s")
+            time.sleep(0.05)

@@ -1,0 +1,299 @@
+"""Who has a MongoDB store open: one process alone, or several that share their state."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from imqtt.errors import StoreInUse
+from imqtt.stores import mongo_claim, mongo_client
+from imqtt.stores.base import Identity
+from imqtt.stores.mongo import MongoStore
+from tests.contract.stores import log
+from tests.mongodb import MongoServer, database_url
+from tests.services import eventually
+
+D = "d:alice:bob"
+DRIVERS = ("pymongo", "motor")
+HOLDING = """
+import asyncio, sys
+from imqtt.stores import open_store
+from imqtt.stores.base import Identity
+
+async def main(url, shared):
+    store = await open_store(url, Identity.draw(16), shared=bool(shared))
+    print("open", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def url() -> str:
+    return database_url()
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](url) as client:
+        yield client.get_default_database()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim is renewed and runs out within parts of a second."""
+    monkeypatch.setattr(mongo_claim, "RENEWAL_SECONDS", 0.1)
+    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 0.8)
+    monkeypatch.setattr(mongo_claim, "LOOK_SECONDS", 0.05)
+
+
+async def opened(url: str, *, shared: bool = False, driver: str = "pymongo") -> MongoStore:
+    return await MongoStore.open(url, Identity.draw(16), shared=shared, driver=driver)
+
+
+async def refused(url: str, *, shared: bool = False) -> str:
+    with pytest.raises(StoreInUse) as caught:
+        await opened(url, shared=shared)
+    return caught.value.reason
+
+
+async def holder(url: str, *, shared: bool = False) -> asyncio.subprocess.Process:
+    """Another process that has the store open until its input ends."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLDING, url, "shared" if shared else "", stdin=PIPE, stdout=PIPE
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 30) == b"open\n"
+    return process
+
+
+def claimed(database: Database[dict[str, Any]], **fields: object) -> str:
+    """Writes the claim of a process on another machine, by the server's clock just now; returns its id."""
+    claim = {"host": "elsewhere", "machine": "another", "pid": 1, "shared": False, "open": True, **fields}
+    claim_id = "0" * 16
+    database.servers.update_one(
+        {"_id": claim_id}, {"$set": claim, "$currentDate": {"seen": True}}, upsert=True
+    )
+    return claim_id
+
+
+# --- who may
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_store_that_one_has_for_itself_is_refused_to_all_others(url: str, driver: str) -> None:
+    store = await opened(url, driver=driver)
+    for shared in (False, True):
+        assert f"process {os.getpid()} on {socket.gethostname()}" in await refused(url, shared=shared)
+    await store.append(log(D, 1, 1))
+    await store.close()
+    store = await opened(url, driver=driver)
+    await store.close()
+
+
+async def test_any_number_may_share_a_store(url: str, database: Database[dict[str, Any]]) -> None:
+    stores = [await opened(url, shared=True) for _ in range(3)]
+    other = await holder(url, shared=True)
+    assert database.servers.count_documents({}) == 4
+    assert "which shares it" in await refused(url)
+    for number, store in enumerate(stores, 1):
+        await store.append(log(D, number, number))
+        await store.close()
+    assert f"process {other.pid}" in await refused(url)
+    await other.communicate(b"")
+    await (await opened(url)).close()
+    assert database.servers.count_documents({}) == 0
+
+
+async def test_a_store_that_another_process_has_is_refused(url: str) -> None:
+    other = await holder(url)
+    assert f"process {other.pid} on {socket.gethostname()}" in await refused(url)
+    assert "one Redis" in await refused(url, shared=True)
+    await other.communicate(b"")
+    await (await opened(url)).close()
+
+
+async def test_who_is_refused_leaves_no_claim(url: str, database: Database[dict[str, Any]]) -> None:
+    store = await opened(url)
+    await refused(url)
+    assert database.servers.count_documents({}) == 1
+    await store.close()
+    assert database.servers.count_documents({}) == 0
+
+
+@pytest.mark.parametrize("round", range(3))
+async def test_of_many_who_start_at_once_one_gets_the_store(url: str, round: int) -> None:
+    outcomes = await asyncio.gather(*(opened(url) for _ in range(6)), return_exceptions=True)
+    won = [it for it in outcomes if isinstance(it, MongoStore)]
+    assert len(won) == 1
+    assert sum(isinstance(it, StoreInUse) for it in outcomes) == 5
+    await won[0].close()
+
+
+async def test_whoever_is_cancelled_while_opening_leaves_no_claim(
+    url: str, database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 600)  # what is in the way stays there
+    claimed(database)
+    database.meta.insert_one({"_id": "imqtt", "schema": 1, **Identity.draw(4)._asdict()})
+    opening = asyncio.create_task(opened(url))
+    await eventually(lambda: database.servers.count_documents({}) == 2)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert database.servers.count_documents({}) == 1
+
+
+# --- those that ended without a word
+
+
+async def test_the_claim_of_a_killed_process_is_nobodys(url: str, database: Database[dict[str, Any]]) -> None:
+    other = await holder(url)
+    other.kill()
+    await other.wait()
+    assert database.servers.count_documents({}) == 1
+    began = asyncio.get_running_loop().time()
+    store = await opened(url)
+    assert asyncio.get_running_loop().time() - began < mongo_claim.RENEWAL_SECONDS
+    assert database.servers.count_documents({}) == 1
+    await store.close()
+
+
+async def test_the_claim_of_an_earlier_process_of_the_same_number_is_nobodys(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    await (await opened(url)).close()
+    claimed(database, pid=os.getpid(), machine=mongo_claim._machine())
+    began = asyncio.get_running_loop().time()
+    await (await opened(url)).close()
+    assert asyncio.get_running_loop().time() - began < mongo_claim.RENEWAL_SECONDS
+    assert database.servers.count_documents({}) == 0
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_claim_of_elsewhere_is_waited_for_until_it_runs_out(
+    url: str, database: Database[dict[str, Any]], quick: None, is_open: bool
+) -> None:
+    await (await opened(url)).close()
+    # An id greater than any: one that is opening as well is not stepped back from.
+    database.servers.insert_one(
+        {"_id": "x", "host": "elsewhere", "machine": "another", "pid": 1, "shared": False, "open": is_open}
+    )
+    database.servers.update_one({"_id": "x"}, {"$currentDate": {"seen": True}})
+    began = asyncio.get_running_loop().time()
+    store = await opened(url)
+    assert 0.5 < asyncio.get_running_loop().time() - began < 5
+    assert database.servers.find_one({"_id": "x"}) is None
+    await store.close()
+
+
+async def test_a_claim_of_elsewhere_that_lives_refuses(
+    url: str, database: Database[dict[str, Any]], quick: None
+) -> None:
+    await (await opened(url)).close()
+    claimed(database, pid=4711)
+
+    async def live() -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            claimed(database, pid=4711)
+
+    living = asyncio.create_task(live())
+    assert "process 4711 on elsewhere" in await refused(url)
+    living.cancel()
+
+
+async def test_a_claim_that_ran_out_long_ago_is_not_waited_for(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    await (await opened(url)).close()
+    claim_id = claimed(database)
+    long_ago = datetime.now(UTC) - timedelta(minutes=1)
+    database.servers.update_one({"_id": claim_id}, {"$set": {"seen": long_ago}})
+    began = asyncio.get_running_loop().time()
+    await (await opened(url)).close()
+    assert asyncio.get_running_loop().time() - began < mongo_claim.RENEWAL_SECONDS
+
+
+async def test_who_shares_a_store_clears_away_what_dead_ones_left(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    other = await holder(url, shared=True)
+    other.kill()
+    await other.wait()
+    store = await opened(url, shared=True)
+    assert database.servers.count_documents({}) == 1
+    await store.close()
+
+
+# --- those that live
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_claim_is_renewed_for_as_long_as_the_store_is_open(
+    url: str, database: Database[dict[str, Any]], quick: None, driver: str
+) -> None:
+    store = await opened(url, driver=driver)
+    first = database.servers.find_one()
+    assert first is not None
+    await eventually(lambda: (database.servers.find_one() or first)["seen"] > first["seen"])
+    await store.close()
+
+
+async def test_a_claim_that_was_taken_away_is_put_back_and_said(
+    url: str, database: Database[dict[str, Any]], quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await opened(url)
+    database.servers.delete_many({})
+    await eventually(lambda: database.servers.count_documents({"open": True}) == 1)
+    await eventually(lambda: "stood still" in caplog.text)
+    await store.close()
+    assert database.servers.count_documents({}) == 0
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_claim_outlives_a_server_that_is_away(
+    tmp_path: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    driver: str,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(mongo_client, "SELECTION_SECONDS", 0.3)
+    async with MongoServer(tmp_path) as server:
+        store = await opened(server.url, driver=driver)
+        await server.kill()
+        await eventually(lambda: "cannot be told that this process lives" in caplog.text)
+        await server.start()
+        with MongoClient[dict[str, Any]](server.url) as client:
+            servers = client.get_default_database().servers
+            seen = (servers.find_one() or {})["seen"]
+            await eventually(lambda: (servers.find_one() or {})["seen"] > seen)
+        await store.append(log(D, 1, 1))
+        await store.close()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_closing_does_not_wait_for_a_server_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str
+) -> None:
+    monkeypatch.setattr(mongo_claim, "RELEASE_SECONDS", 0.2)
+    monkeypatch.setattr(mongo_client, "FAREWELL_SECONDS", 0.2)
+    async with MongoServer(tmp_path) as server:
+        store = await opened(server.url, driver=driver)
+        server.pause()
+        async with asyncio.timeout(5):
+            await store.close()

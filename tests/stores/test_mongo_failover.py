@@ -1,0 +1,229 @@
+"""A primary that is deposed with rows that no majority had: each record is in the log once, or not yet.
+
+No replica set of several nodes is at hand everywhere, so this one is in memory: it has just what `append`
+and what resolves its outcome rest on. That is the two unique indexes over what the primary itself has, reads
+of what a majority has, and the two ways in which a step-down can end.
+"""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any, cast
+
+import bson
+import pytest
+from pymongo.errors import AutoReconnect
+
+from imqtt.errors import StoreFull
+from imqtt.model import Position
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused
+from imqtt.stores.mongo import MongoStore
+from imqtt.stores.mongo_client import Client, Database
+from tests.contract.stores import log, record
+
+D = "d:alice:bob"
+Row = dict[str, Any]
+
+
+class ReplicaSet:
+    """The database and its collection `events`, as far as the store's log asks."""
+
+    def __init__(self) -> None:
+        self.local: list[Row] = []  # what the primary has applied; the first `majority` cannot be rolled back
+        self.majority = 0
+        self.replicating = True
+        self.refusal: Row | None = None  # of the document with this `at`, its `code` and `errmsg`
+
+    def depose(self, *, rolled_back: bool) -> None:
+        """Another node is primary: it has what a majority had, or all that this one had."""
+        if rolled_back:
+            del self.local[self.majority :]
+        self.majority = len(self.local)
+
+    # --- as the driver calls it
+
+    def get_collection(self, name: str) -> "ReplicaSet":
+        return self
+
+    async def command(self, command: Row) -> Row:
+        assert command["ordered"]
+        assert command["writeConcern"] == {"w": "majority", "j": True}
+        reply: Row = {"ok": 1}
+        for index, document in enumerate(command["documents"]):
+            row = bson.decode(document.raw)
+            failed = self._failure(index, row)
+            if failed:
+                reply["writeErrors"] = [{"index": index, **failed}]
+                break
+            self.local.append(row)
+        if not self.replicating and len(self.local) > self.majority:
+            raise AutoReconnect("connection closed")
+        self.majority = len(self.local)
+        return reply
+
+    async def find_one(self, wanted: Row, fields: Row, **_: object) -> Row | None:
+        for row in reversed(self.local[: self.majority]):
+            if all(row[name] == value for name, value in wanted.items()):
+                return row
+        return None
+
+    def _failure(self, index: int, row: Row) -> Row | None:
+        if self.refusal is not None and self.refusal["at"] == index:
+            return self.refusal
+        taken = any(
+            [it[name] for name in index] == [row[name] for name in index]
+            for it in self.local
+            for index in ("pcs", "pcum")
+        )
+        return {"code": 11000, "errmsg": "duplicate key"} if taken else None
+
+
+class ImpatientReplicaSet(ReplicaSet):
+    """One that says so at once if all that a command met is a duplicate that no majority has.
+
+    MongoDB waits for a majority then too; the store does not rest on that.
+    """
+
+    async def command(self, command: Row) -> Row:
+        before = len(self.local)
+        try:
+            return await super().command(command)
+        except AutoReconnect:
+            if len(self.local) > before:
+                raise
+            return {"ok": 1, "writeErrors": [{"index": 0, "code": 11000, "errmsg": "duplicate key"}]}
+
+
+@pytest.fixture(params=[ReplicaSet, ImpatientReplicaSet])
+def replica_set(request: pytest.FixtureRequest) -> ReplicaSet:
+    kind: type[ReplicaSet] = request.param
+    return kind()
+
+
+@pytest.fixture
+def store(replica_set: ReplicaSet) -> MongoStore:
+    return MongoStore(cast("Client", None), cast("Database", replica_set), Identity.draw(1))
+
+
+def seqs(replica_set: ReplicaSet) -> list[int]:
+    return [row["s"] for row in replica_set.local]
+
+
+async def test_a_row_that_was_rolled_back_is_stored_by_sending_it_again(
+    replica_set: ReplicaSet, store: MongoStore
+) -> None:
+    await store.append(log(D, 1, 2))
+    replica_set.replicating = False
+    with pytest.raises(OutcomeUnknown):
+        await store.append(log(D, 3, 5))
+    assert seqs(replica_set) == [1, 2, 3, 4, 5]
+    assert await store.heads([D]) == {D: log(D, 2, 2)[0].event.position}
+    replica_set.depose(rolled_back=True)
+    replica_set.replicating = True
+    await store.append(log(D, 3, 5))
+    assert seqs(replica_set) == [1, 2, 3, 4, 5]
+
+
+async def test_a_row_that_was_kept_is_found_by_sending_it_again(
+    replica_set: ReplicaSet, store: MongoStore
+) -> None:
+    replica_set.replicating = False
+    with pytest.raises(OutcomeUnknown):
+        await store.append(log(D, 1, 3))
+    replica_set.depose(rolled_back=False)
+    replica_set.replicating = True
+    with pytest.raises(AppendConflict) as caught:
+        await store.append(log(D, 1, 3))
+    assert caught.value.stored == 0
+    found = await store.find([it.key for it in log(D, 1, 3)])
+    assert [found[it.key].position for it in log(D, 1, 3)] == [it.event.position for it in log(D, 1, 3)]
+    assert seqs(replica_set) == [1, 2, 3]
+
+
+async def test_a_duplicate_that_no_majority_has_is_not_taken_for_stored(
+    replica_set: ReplicaSet, store: MongoStore
+) -> None:
+    replica_set.replicating = False
+    for _ in range(3):
+        with pytest.raises(OutcomeUnknown):
+            await store.append(log(D, 1, 1))
+    rival = record(D, 1, message="another", sender="bob", number=77)
+    with pytest.raises(OutcomeUnknown):
+        await store.append([rival])
+    replica_set.depose(rolled_back=True)
+    replica_set.replicating = True
+    await store.append([rival])
+    assert [row["u"] for row in replica_set.local] == ["bob"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_befalls_the_primaries_each_record_is_stored_once_in_order(
+    replica_set: ReplicaSet, store: MongoStore, seed: int
+) -> None:
+    chance = Random(seed)
+
+    def something_happens() -> None:
+        if chance.random() < 0.4:
+            replica_set.replicating = not replica_set.replicating
+        if chance.random() < 0.3:
+            replica_set.depose(rolled_back=chance.random() < 0.5)
+
+    acknowledged: list[Record] = []
+    while len(acknowledged) < 40:
+        first = len(acknowledged) + 1
+        acknowledged += await stored(store, log(D, first, first + chance.randrange(5)), something_happens)
+        # What was acknowledged stays, whatever happens to what was not.
+        kept = replica_set.local[: replica_set.majority]
+        expected = [(it.event.seq, it.event.id) for it in acknowledged]
+        assert [(row["s"], row["i"]) for row in kept][: len(expected)] == expected
+    assert len({(row["u"], row["m"]) for row in replica_set.local}) == len(replica_set.local)
+
+
+async def stored(
+    store: MongoStore, records: Sequence[Record], between: Callable[[], None]
+) -> Sequence[Record]:
+    """As a server appends: the same again until it is known, then what is left of it."""
+    left = list(records)
+    while left:
+        between()
+        try:
+            await store.append(left)
+            break
+        except OutcomeUnknown:
+            continue
+        except AppendConflict:
+            found = await store.find([it.key for it in left])
+            left = [it for it in left if it.key not in found]
+    return records
+
+
+# --- what the server refuses
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (121, RecordRefused),
+        (10334, RecordRefused),
+        (14031, StoreFull),
+        (8000, StoreFull),
+        (189, OutcomeUnknown),
+    ],
+)
+async def test_a_first_record_that_is_refused_says_why_and_nothing_is_stored(
+    replica_set: ReplicaSet, store: MongoStore, code: int, expected: type[Exception]
+) -> None:
+    replica_set.refusal = {"at": 0, "code": code, "errmsg": "no"}
+    with pytest.raises(expected):
+        await store.append(log(D, 1, 3))
+    assert seqs(replica_set) == []
+
+
+@pytest.mark.parametrize("code", [121, 14031, 189])
+async def test_a_later_record_that_is_refused_leaves_those_before_it_stored(
+    replica_set: ReplicaSet, store: MongoStore, code: int
+) -> None:
+    replica_set.refusal = {"at": 2, "code": code, "errmsg": "no"}
+    with pytest.raises(AppendConflict) as caught:
+        await store.append(log(D, 1, 3))
+    assert caught.value.stored == 2
+    assert await store.heads([D]) == {D: Position(2, log(D, 2, 2)[0].event.id)}

@@ -1,0 +1,203 @@
+"""What a MongoDB that hangs, dies or doubts leaves unknown is known once the same rows are sent again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from imqtt.errors import StoreUnreachable
+from imqtt.model import Device, Marks
+from imqtt.stores import mongo, mongo_client
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, Registration
+from imqtt.stores.mongo import MongoStore
+from tests.contract.stores import log
+from tests.mongodb import MongoServer
+
+D = "d:alice:bob"
+PHONE = Registration(Device("alice", "phone"), "json")
+
+
+@pytest.fixture(params=["pymongo", "motor"])
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A driver that gives up early."""
+    monkeypatch.setattr(mongo_client, "SELECTION_SECONDS", 0.5)
+    monkeypatch.setattr(mongo_client, "ANSWER_SECONDS", 1.0)
+    return str(request.param)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[MongoServer]:
+    test_commands = (
+        "--enable-test-commands"
+        if MongoServer(tmp_path).is_secantus
+        else "--setParameter=enableTestCommands=1"
+    )
+    async with MongoServer(tmp_path, test_commands) as server:
+        yield server
+
+
+@pytest.fixture
+async def store(server: MongoServer, driver: str) -> AsyncIterator[MongoStore]:
+    store = await MongoStore.open(server.url, Identity.draw(16), driver=driver)
+    yield store
+    await store.close()
+
+
+async def stored_for_sure(store: MongoStore, records: Sequence[Record]) -> int:
+    """Sends the records until it is known that they are stored; how often that was unknown."""
+    unknown = 0
+    while True:
+        try:
+            await store.append(records)
+        except OutcomeUnknown:
+            unknown += 1
+            await asyncio.sleep(0.05)
+        except AppendConflict:
+            found = await store.find([it.key for it in records])
+            if all(it.key in found and found[it.key].position == it.event.position for it in records):
+                return unknown
+            records = [it for it in records if it.key not in found]
+        else:
+            return unknown
+
+
+def fail(server: MongoServer, times: int, **data: object) -> None:
+    """Has the next `times` inserts fail so."""
+    with MongoClient[dict[str, Any]](server.url) as client:
+        data = {"failCommands": ["insert"], **data}
+        client.admin.command({"configureFailPoint": "failCommand", "mode": {"times": times}, "data": data})
+
+
+async def test_a_server_that_is_away_leaves_writes_unknown_and_reads_impossible(
+    server: MongoServer, store: MongoStore
+) -> None:
+    await server.stop()
+    for write in (
+        store.append(log(D, 1, 2)),
+        store.put_members([("alice", D)]),
+        store.raise_marks([Marks(D, "alice", 1, 1)]),
+        store.put_devices([PHONE]),
+        store.remove_device(PHONE.device),
+    ):
+        with pytest.raises(OutcomeUnknown):
+            await write
+    for read in (
+        store.heads([D]),
+        store.heads([f"d:alice:user{number}" for number in range(99)]),
+        store.find([log(D, 1, 1)[0].key]),
+        store.events_after(D, 0, 1),
+        store.heads_of("alice", 0, 1),
+        store.marks([D]),
+        store.devices(["alice"]),
+        store.conversations("", 1),
+    ):
+        with pytest.raises(StoreUnreachable):
+            await read
+    await server.start()
+    await stored_for_sure(store, log(D, 1, 2))
+    await store.put_members([("alice", D)])
+    assert [head.seq for head in await store.heads_of("alice", 0, 10)] == [2]
+
+
+async def test_a_server_that_hangs_in_mid_append(server: MongoServer, store: MongoStore) -> None:
+    server.pause()
+    with pytest.raises(OutcomeUnknown):
+        await store.append(log(D, 1, 5))
+    server.resume()
+    # The first try may come through only now, before the second or after it.
+    await stored_for_sure(store, log(D, 1, 5))
+    await store.append(log(D, 6, 6))
+    assert await store.events_after(D, 0, 100) == [it.event for it in log(D, 1, 6)]
+
+
+async def test_a_server_that_is_killed_in_mid_append(server: MongoServer, store: MongoStore) -> None:
+    done = dict.fromkeys(range(4), 0)
+    unknown = 0
+    writing = True
+
+    async def write(number: int) -> None:
+        nonlocal unknown
+        while writing:
+            first = done[number] + 1
+            unknown += await stored_for_sure(store, log(f"d:p{number}:q", first, first + 6))
+            done[number] += 7
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in done:
+            tasks.create_task(write(number))
+        for least in (21, 42, 63):
+            while min(done.values()) < least:
+                await asyncio.sleep(0.01)
+            await server.kill()
+            await server.start()
+        writing = False
+    assert unknown >= 3
+    for number, last in done.items():
+        name = f"d:p{number}:q"
+        assert await store.events_after(name, 0, 10_000) == [it.event for it in log(name, 1, last)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"writeConcernError": {"code": 91, "errmsg": "shutting down"}}, id="no majority"),
+        pytest.param({"errorCode": 10107}, id="not the primary"),
+        pytest.param({"errorCode": 11602}, id="stepping down"),
+        pytest.param({"errorCode": 13}, id="not allowed"),
+        pytest.param({"closeConnection": True}, id="cut off"),
+    ],
+)
+async def test_whatever_goes_wrong_with_an_insert_its_outcome_is_unknown(
+    server: MongoServer, store: MongoStore, fault: dict[str, object]
+) -> None:
+    fail(server, 1, **fault)
+    with pytest.raises(OutcomeUnknown):
+        await store.append(log(D, 1, 5))
+    await stored_for_sure(store, log(D, 1, 5))
+    assert await store.events_after(D, 0, 100) == [it.event for it in log(D, 1, 5)]
+
+
+async def test_a_duplicate_met_without_a_majority_says_nothing(
+    server: MongoServer, store: MongoStore
+) -> None:
+    await store.append(log(D, 1, 3))
+    fail(server, 1, writeConcernError={"code": 64, "errmsg": "waiting"})
+    with pytest.raises(OutcomeUnknown, match="no majority"):
+        await store.append(log(D, 3, 5))
+    with pytest.raises(AppendConflict):
+        await store.append(log(D, 3, 5))
+
+
+async def test_a_duplicate_that_cannot_be_read_says_nothing(server: MongoServer, store: MongoStore) -> None:
+    await store.append(log(D, 1, 3))
+    fail(server, 9, failCommands=["find"], errorCode=11600)
+    with pytest.raises(OutcomeUnknown, match="cannot be read"):
+        await store.append(log(D, 3, 5))
+    fail(server, 0)
+
+
+async def test_an_append_larger_than_a_command_is_sent_in_parts(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongo, "WRITES_AT_ONCE", 10)
+    monkeypatch.setattr(mongo, "BYTES_AT_ONCE", 2_000)
+    await store.append(log(D, 40, 40))
+    with pytest.raises(AppendConflict) as caught:
+        await store.append(log(D, 1, 60))
+    assert caught.value.stored == 39
+    await store.append(log(D, 41, 90))
+    assert [it.seq for it in await store.events_after(D, 0, 100)] == list(range(1, 91))
+
+
+async def test_closing_finishes_what_a_cancelled_caller_began(server: MongoServer, store: MongoStore) -> None:
+    appending = asyncio.create_task(store.append(log(D, 1, 5)))
+    marking = asyncio.create_task(store.raise_marks([Marks(D, "bob", 1, 1)]))
+    await asyncio.sleep(0)
+    appending.cancel()
+    await store.close()
+    assert await marking == [Marks(D, "bob", 1, 1)]
+    with MongoClient[dict[str, Any]](server.url) as client:
+        assert client.get_default_database().events.count_documents({}) == 5

@@ -1,0 +1,333 @@
+"""Opening a MongoDB store: what is refused says what the operator has to do."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from imqtt.cli.ports import Listeners, choose
+from imqtt.errors import SetupError, Unavailable
+from imqtt.model import Device
+from imqtt.stores import attach_store, mongo_opening, open_store
+from imqtt.stores.base import Identity, Registration
+from imqtt.stores.mongo import MongoStore
+from tests.contract.stores import log
+from tests.mongodb import MongoServer, database_url
+
+D = "d:alice:bob"
+DRIVERS = ("pymongo", "motor")
+ANY = Listeners("127.0.0.1", 0, 0, 0)
+
+
+@pytest.fixture
+def url() -> str:
+    return database_url()
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database[dict[str, Any]]]:
+    """The database that `url` names, as an operator's shell has it."""
+    with MongoClient[dict[str, Any]](url) as client:
+        yield client.get_default_database()
+
+
+@pytest.fixture
+async def secured(tmp_path: Path) -> AsyncIterator[MongoServer]:
+    """A server that lets nobody in but the user `imqtt` of `admin`, whose password is `s3cret/?`."""
+    server = MongoServer(tmp_path)
+    if not server.is_secantus:
+        pytest.skip("a mongod with users needs a key file, and is not tried")
+    async with server:
+        with MongoClient[dict[str, Any]](server.url) as client:
+            client.admin.command("createUser", "imqtt", pwd="s3cret/?", roles=["root"])
+    async with MongoServer(tmp_path, "--auth") as server:
+        yield server
+
+
+async def made(url: str, partitions: int = 16) -> Identity:
+    store = await MongoStore.open(url, Identity.draw(partitions))
+    await store.append(log(D, 1, 3))
+    await store.close()
+    return store.identity
+
+
+async def refused(url: str, *, driver: str = "pymongo", password: str = "") -> str:
+    with pytest.raises(SetupError) as caught:
+        await open_store(url, Identity.draw(16), driver=driver, password=password)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_nobody_at_the_address(driver: str) -> None:
+    url = f"mongodb://127.0.0.1:{choose(ANY, ANY).port}/imqtt"
+    began = asyncio.get_running_loop().time()
+    reason = await refused(url, driver=driver)
+    assert asyncio.get_running_loop().time() - began < 10
+    assert "no primary of MongoDB answers within 5 s: 127.0.0.1:" in reason
+    assert "is it running at that address" in reason
+    assert "Topology" not in reason
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_server_that_hangs(driver: str, tmp_path: Path) -> None:
+    async with MongoServer(tmp_path) as server:
+        server.pause()
+        assert "no primary of MongoDB answers within 5 s" in await refused(server.url, driver=driver)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_server_without_a_replica_set(driver: str, tmp_path: Path) -> None:
+    server = MongoServer(tmp_path)
+    if not server.is_secantus:
+        pytest.skip("MongoServer starts mongod with a replica set")
+    async with MongoServer(tmp_path, "--standalone") as server:
+        reason = await refused(server.url, driver=driver)
+    assert "not a replica set" in reason
+    assert "--replSet" in reason
+
+
+async def test_an_older_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongo_opening, "OLDEST_SERVER", (99, 1))
+    assert "the store needs 99.1 or newer" in await refused(url)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_wrong_password_is_refused_and_shows_nowhere(
+    driver: str, secured: MongoServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with_user = secured.url.replace("//", "//imqtt@") + "&authSource=admin"
+    reason = await refused(with_user, driver=driver, password="wr0ng-one")
+    assert "lets nobody in with this user and password" in reason
+    assert "readWrite" in reason
+    assert "wr0ng-one" not in reason + caplog.text
+    assert "lets nobody in" in await refused(secured.url, driver=driver)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_password_may_be_given_beside_the_address(driver: str, secured: MongoServer) -> None:
+    with_user = secured.url.replace("//", "//imqtt@") + "&authSource=admin"
+    store = await MongoStore.open(with_user, Identity.draw(16), password="s3cret/?", driver=driver)
+    await store.append(log(D, 1, 1))
+    assert "s3cret" not in repr(vars(store))
+    await store.close()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    "address", ["mongodb://alice:pass/w0rd@host/imqtt", "mongodb://alice:p@ss:w0rd@host/imqtt", "mongodb://:"]
+)
+async def test_an_address_that_is_none(address: str, driver: str) -> None:
+    reason = await refused(address, driver=driver)
+    assert "the store's address" in reason
+    assert "w0rd" not in reason
+
+
+async def test_a_database_name_that_is_none() -> None:
+    assert "names no MongoDB database" in await refused("mongodb://127.0.0.1/a.b")
+
+
+async def test_an_unknown_driver(url: str) -> None:
+    assert "pymongo, motor" in await refused(url, driver="pymysql")
+
+
+@pytest.mark.parametrize(
+    ("module", "driver"), [("pymongo", "pymongo"), ("bson", "pymongo"), ("motor", "motor")]
+)
+def test_a_driver_that_is_not_installed(module: str, driver: str) -> None:
+    program = (
+        "import asyncio, sys\n"
+        f"sys.modules[{module!r}] = None\n"
+        "from imqtt.stores import open_store\n"
+        "from imqtt.stores.base import Identity\n"
+        f"asyncio.run(open_store('mongodb://127.0.0.1/x', Identity.draw(1), driver={driver!r}))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    extra = "motor" if driver == "motor" else "mongodb"
+    assert "imqtt.errors.SetupError: " in run.stderr
+    assert f"pip install 'imqtt[{extra}]'" in run.stderr
+
+
+async def test_a_database_that_holds_something_else(url: str, database: Database[dict[str, Any]]) -> None:
+    database.shop.insert_one({"theirs": 1})
+    assert "holds something else (shop)" in await refused(url)
+    assert database.list_collection_names() == ["shop"]
+
+
+async def test_a_meta_that_is_not_imqtts(url: str, database: Database[dict[str, Any]]) -> None:
+    database.meta.insert_one({"theirs": 1})
+    assert "collection `meta` that is not imqtt's" in await refused(url)
+    assert database.list_collection_names() == ["meta"]
+
+
+@pytest.mark.parametrize("schema", [0, 2, 99, None, "1"])
+async def test_an_older_or_newer_schema(url: str, database: Database[dict[str, Any]], schema: object) -> None:
+    await made(url)
+    database.meta.update_one({}, {"$set": {"schema": schema}})
+    assert f"has schema {schema}, and this imqtt knows 1" in await refused(url)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("partitions", None, "how many partitions"),
+        ("partitions", "16", "how many partitions"),
+        ("partitions", 0, "how many partitions"),
+        ("cluster", None, "which it is"),
+        ("cluster", 7, "which it is"),
+    ],
+)
+async def test_a_meta_of_another_shape(
+    url: str, database: Database[dict[str, Any]], field: str, value: object, said: str
+) -> None:
+    await made(url)
+    database.meta.update_one({}, {"$set": {field: value}})
+    assert said in await refused(url)
+
+
+@pytest.mark.parametrize(
+    ("collection", "name"), [("events", "by_seq"), ("events", "by_key"), ("marks", "by_conversation")]
+)
+async def test_an_index_that_is_another(
+    url: str, database: Database[dict[str, Any]], collection: str, name: str
+) -> None:
+    await made(url)
+    database[collection].drop_index(name)
+    database[collection].create_index([("c", 1), ("s", 1)], name=name, unique=True)
+    assert f"{name} of {database.name}.{collection} is not the one" in await refused(url)
+
+
+async def test_an_index_that_is_not_unique(url: str, database: Database[dict[str, Any]]) -> None:
+    await made(url)
+    database.events.drop_index("by_seq")
+    database.events.create_index([("p", 1), ("c", 1), ("s", 1)], name="by_seq")
+    assert "by_seq" in await refused(url)
+
+
+async def test_an_index_that_looks_away(url: str, database: Database[dict[str, Any]]) -> None:
+    await made(url)
+    database.events.drop_index("by_seq")
+    database.events.create_index(
+        [("p", 1), ("c", 1), ("s", 1)], name="by_seq", unique=True, partialFilterExpression={"s": {"$gt": 9}}
+    )
+    assert "by_seq" in await refused(url)
+
+
+async def test_an_index_that_is_missing_is_made(url: str, database: Database[dict[str, Any]]) -> None:
+    await made(url)
+    before = database.events.index_information()
+    database.events.drop_index("by_key")
+    await (await MongoStore.open(url, Identity.draw(16))).close()
+    assert database.events.index_information() == before
+
+
+async def test_an_index_that_cannot_be_made(url: str, database: Database[dict[str, Any]]) -> None:
+    await made(url)
+    database.events.drop_index("by_seq")
+    twice = database.events.find_one({"s": 3})
+    assert twice is not None
+    database.events.insert_one({**twice, "_id": 1, "m": "another"})
+    assert "by_seq" in await refused(url)
+
+
+async def test_what_was_left_half_made_is_completed(url: str, database: Database[dict[str, Any]]) -> None:
+    database.meta.insert_one({"_id": "imqtt", "schema": 1, "partitions": 5, "cluster": "00c0ffee00c0ffee"})
+    assert await made(url) == Identity(5, "00c0ffee00c0ffee")
+
+
+async def test_of_two_who_create_a_store_both_get_the_same(url: str) -> None:
+    stores = await asyncio.gather(
+        *(MongoStore.open(url, Identity.draw(partitions), shared=True) for partitions in range(1, 6))
+    )
+    assert len({store.identity for store in stores}) == 1
+    for store in stores:
+        await store.close()
+
+
+async def test_a_store_keeps_its_identity(url: str) -> None:
+    identity = await made(url, 7)
+    assert await made_again(url) == identity
+
+
+async def made_again(url: str) -> Identity:
+    store = await MongoStore.open(url, Identity.draw(16))
+    assert len(await store.events_after(D, 0, 10)) == 3
+    await store.close()
+    return store.identity
+
+
+async def test_an_unfinished_copy_is_opened_by_whoever_copies_alone(url: str) -> None:
+    store = await MongoStore.open(url, Identity.draw(3), copying=True)
+    await store.close()
+    assert "is a copy that is not finished" in await refused(url)
+    store = await MongoStore.open(url, Identity.draw(3), copying=True)
+    await store.set_unfinished(False)
+    await store.close()
+    store = await MongoStore.open(url, Identity.draw(3))
+    await store.set_unfinished(True)
+    await store.close()
+    assert "is a copy that is not finished" in await refused(url)
+
+
+# --- reading beside a server
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_reader_sees_what_a_server_writes_and_leaves_no_trace(
+    url: str, database: Database[dict[str, Any]], driver: str
+) -> None:
+    store = await MongoStore.open(url, Identity.draw(16))
+    await store.append(log(D, 1, 3))
+    claims = {it["_id"] for it in database.servers.find()}
+    reader = await attach_store(url, driver=driver)
+    assert reader.identity == store.identity
+    await store.append(log(D, 4, 5))
+    assert (await reader.heads([D]))[D].seq == 5
+    assert {it["_id"] for it in database.servers.find()} == claims
+    await reader.close()
+    await reader.close()
+    with pytest.raises(Unavailable, match="closed"):
+        await reader.heads([D])
+    await store.close()
+
+
+async def test_a_reader_makes_no_store(url: str, database: Database[dict[str, Any]]) -> None:
+    with pytest.raises(SetupError, match="there is no store"):
+        await attach_store(url)
+    assert database.list_collection_names() == []
+    database.shop.insert_one({"theirs": 1})
+    with pytest.raises(SetupError, match="something else"):
+        await attach_store(url)
+
+
+# --- many at once: what is joined in the server answers as single queries do
+
+
+async def test_many_are_found_as_few_are(url: str) -> None:
+    store = await MongoStore.open(url, Identity.draw(16))
+    records = [it for number in range(60) for it in log(f"d:alice:user{number}", 1, 1 + number % 3)]
+    await store.append(records)
+    heads, stored, ids = await asyncio.gather(
+        store.heads([f"d:alice:user{number}" for number in range(60)] + ["d:alice:nobody"]),
+        store.find([it.key for it in records] + [records[0].key._replace(client_msg_id="none")]),
+        store.ids_at([(it.event.conversation, it.event.seq) for it in records] + [(D, 1)]),
+    )
+    for number in range(60):
+        name = f"d:alice:user{number}"
+        assert {name: heads[name]} == await store.heads([name])
+    assert len(heads) == 60
+    for it in records:
+        assert await store.find([it.key]) == {it.key: stored[it.key]}
+        assert ids[it.event.conversation, it.event.seq] == it.event.id
+    assert len(stored) == len(ids) == len(records)
+    await store.put_devices([Registration(Device("alice", "phone"), "json")])
+    await store.close()
