@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from imqtt.cli import chat, device, messages, server
+from imqtt.cli import chat, device, messages, server, store, workers
 from imqtt.cli.output import complain
 from imqtt.errors import ImqttError
 
@@ -25,7 +25,9 @@ app = typer.Typer(
 RUNNING, TALKING = "Running it", "Talking"
 app.command("up", rich_help_panel=RUNNING)(server.up)
 app.command("serve", rich_help_panel=RUNNING)(server.serve)
+app.command("workers", rich_help_panel=RUNNING)(workers.workers)
 app.add_typer(device.app, name="device", rich_help_panel=RUNNING)
+app.add_typer(store.app, name="store", rich_help_panel=RUNNING)
 app.command("chat", rich_help_panel=TALKING)(chat.chat)
 app.command("send", rich_help_panel=TALKING)(messages.send)
 app.command("tail", rich_help_panel=TALKING)(messages.tail)

@@ -1,6 +1,7 @@
 """Running something until it ends or a signal ends it."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a supervisor, a terminal that closes
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs `main()` on uvloop where there is one.
+def run(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool = False) -> None:
+    """Runs `main()` on uvloop where there is one; `with_stdin`: no longer than stdin is open.
 
     A signal cancels it, so that it ends through its own `finally`s, and this returns. A second signal
     cancels whatever that is waiting for.
@@ -20,10 +21,10 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         new_event_loop = asyncio.new_event_loop  # type: ignore[assignment]  # any loop will do
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_until_signal(main))
+        runner.run(_until_signal(main, with_stdin=with_stdin))
 
 
-async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(main(), name="main")
     signalled = False
@@ -35,6 +36,14 @@ async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     for number in ENDING:
         loop.add_signal_handler(number, end)
+
+    def read() -> None:
+        if not os.read(0, 4_096):
+            loop.remove_reader(0)
+            end()
+
+    if with_stdin:
+        loop.add_reader(0, read)
     try:
         await task
     except asyncio.CancelledError:

@@ -1,6 +1,7 @@
 """`imqtt up` and `imqtt serve`: the server, with or without a broker of its own."""
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,11 +10,14 @@ import typer
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
 from imqtt.cli.output import Json, print_json, print_line
 from imqtt.cli.settings import server_config, server_flags
+from imqtt.config import SETTINGS, redacted
 
 if TYPE_CHECKING:
     from imqtt.cli.mosquitto import Mosquitto
 
 MQTT_PORT, WEBSOCKET_PORT = 1883, 8083  # what a new data directory gets where they are free
+
+UPS_OWN = {"broker", "store", "mongo", "state", "workers", "worker"}  # what `imqtt up` sets by itself
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log nothing but warnings.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more than warnings.")]
@@ -23,27 +27,34 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more than wa
 def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -> None:
     """Run the server on a broker that runs elsewhere.
 
-    The broker needs the configuration of `deploy/mosquitto`. Every setting is a flag or an environment
-    variable. `imqtt is ready` on stdout says that all partitions are subscribed; SIGTERM or Ctrl-C finishes
-    what was begun and ends it.
+    Started any number of times on the same MongoDB and Redis, on any number of machines, the processes share
+    the work; `--workers` starts several here, and `imqtt workers` shows who does what.
+
+    The broker needs the configuration of `deploy/mosquitto`. Every setting is a flag, an environment
+    variable or a line of the file that `--config` names. `imqtt is ready` on stdout says that all partitions
+    are served; SIGTERM or Ctrl-C finishes what was begun and ends it.
     """
-    from imqtt.cli import running, upkeep
+    from imqtt.cli import crew, running, upkeep
 
     config = server_config(flags)
-    _log_to_stderr(logging.WARNING if quiet else logging.INFO)
+    lifeline = crew.LIFELINE in os.environ
+    _log_to_stderr(logging.WARNING if quiet else logging.INFO, many=lifeline or config.workers > 1)
+    store = redacted(config.store)
 
     def say_ready(partitions: int) -> None:
         broker = f"{config.broker_host}:{config.broker_port}"
         if as_json:
-            print_json({"ready": True, "partitions": partitions, "broker": broker, "store": config.store})
+            print_json({"ready": True, "partitions": partitions, "broker": broker, "store": store})
         else:
-            print_line(f"imqtt is ready: {partitions} partitions on {broker}, store {config.store}")
+            print_line(f"imqtt is ready: {partitions} partitions on {broker}, store {store}")
 
-    running.run(lambda: upkeep.serve(config, say_ready))
+    if config.workers > 1:
+        running.run(lambda: crew.run(config, say_ready))
+    else:
+        running.run(lambda: upkeep.serve(config, say_ready), with_stdin=lifeline)
 
 
-@server_flags(without=("broker_host", "broker_port", "broker_username", "broker_password", "broker_ca",
-                       "broker_certificate", "broker_key", "store", "state"))  # fmt: skip
+@server_flags(without=[it.name for it in SETTINGS if it.name.split("_")[0] in UPS_OWN])
 def up(
     *,
     data: Data = DEFAULT,
@@ -135,5 +146,8 @@ def _say_ready(
     )
 
 
-def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+def _log_to_stderr(level: int, *, many: bool = False) -> None:
+    process = "[%(process)d] " if many else ""
+    logging.basicConfig(
+        level=level, format=f"%(asctime)s {process}%(levelname)s %(name)s: %(message)s", force=True
+    )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from imqtt.config import redacted
 from imqtt.errors import SetupError
 from imqtt.stores.base import Identity, Store
 from imqtt.stores.copy_source import Source
@@ -62,4 +63,6 @@ async def attach_store(url: str, *, password: str = "", driver: str = "pymongo")
 
 
 def _unknown(url: str) -> SetupError:
-    return SetupError(f"store {url!r} is none that imqtt knows: sqlite:///path, mongodb://host/database")
+    return SetupError(
+        f"store {redacted(url)!r} is none that imqtt knows: sqlite:///path, mongodb://host/database"
+    )

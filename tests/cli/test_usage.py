@@ -66,8 +66,8 @@ async def test_a_bad_variable_is_told_like_a_bad_flag() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--store", "mongo://nowhere"), "store 'mongo://nowhere' is none that this version knows"),
-        (("--state", "redis:"), "state 'redis:' is none that this version knows"),
+        (("--store", "mongo://nowhere"), "store 'mongo://nowhere' is none that imqtt knows"),
+        (("--state", "redis:"), "state 'redis:' is none that imqtt knows"),
         (("--broker-password-file", "/nowhere/password"), "cannot read a password from /nowhere/password"),
         (("--partitions", "5000"), "partitions: 5000; at most"),
     ],

@@ -1,0 +1,226 @@
+"""`imqtt store`: what is kept, moved from one store to another."""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imqtt.cli.output import Json, complain, print_json, print_line, read_secret
+from imqtt.errors import ImqttError, SetupError, StoreInUse, Unavailable
+
+if TYPE_CHECKING:
+    from imqtt.stores.base import Store
+    from imqtt.stores.copy_proof import Copied, CopyDiffers
+    from imqtt.stores.copy_source import Progress, Source
+
+LINE_SECONDS = 5.0  # between two lines of progress, where nobody looks at a terminal
+
+app = typer.Typer(
+    help="Move what is stored from one store to another, and make backups.\n\n"
+    "A store is named as in `imqtt serve --store`: `sqlite:///path` or `mongodb://host/database`.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _group() -> None:
+    pass  # so that a single command keeps its name
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The store to be copied; it is only read.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="Where to: nothing yet, or a copy of SOURCE to be gone on with."
+        ),
+    ],
+    *,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live", help="Read SOURCE beside the server that has it open: a backup as of about now."
+        ),
+    ] = False,
+    source_password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="SOURCE's password: a file whose first line it is.")
+    ] = None,
+    target_password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TARGET's password: a file whose first line it is.")
+    ] = None,
+    driver: Annotated[str, typer.Option(help="What speaks to MongoDB: pymongo, or motor.")] = "pymongo",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show how far it has got.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a store, and prove that the copy holds the same.
+
+    Stop the server first, and start it on TARGET afterwards: its devices go on as if nothing had happened. A
+    copy that is interrupted, by whatever it be, is gone on with by the same command. TARGET is compared with
+    SOURCE conversation by conversation when all is there; until then no server opens it. Status 1 says that
+    it is not a whole copy.
+    """
+    import asyncio
+
+    passwords = [
+        "" if file is None else read_secret(str(file))
+        for file in (source_password_file, target_password_file)
+    ]
+    if source == target:
+        raise SetupError("SOURCE and TARGET are the same store")
+    started = datetime.now().astimezone()
+    copied = asyncio.run(_copy(source, target, passwords, driver, live=live, quiet=quiet, as_json=as_json))
+    if as_json:
+        print_json({"done": True, "live": live, **copied._asdict()})
+        return
+    print_line(
+        f"{shown(target)} holds what {shown(source)} does: {copied.conversations:,} conversations with"
+        f" {copied.events:,} events ({copied.added:,} of them new), {copied.members:,} members,"
+        f" {copied.marks:,} marks and {copied.devices:,} devices; digest {copied.digest}."
+    )
+    if live:
+        print_line(f"As of {started:%H:%M:%S}: what was stored after that may not be in it.")
+
+
+def shown(url: str) -> str:
+    """A store's name without the password that may be in it."""
+    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:...@", url)
+
+
+async def _copy(
+    source_url: str, target_url: str, passwords: list[str], driver: str,
+    *, live: bool, quiet: bool, as_json: bool,
+) -> "Copied":  # fmt: skip
+    import asyncio
+
+    from imqtt.stores import open_store
+    from imqtt.stores.base import HOW_TO_FINISH, OutcomeUnknown
+    from imqtt.stores.copy import copy
+    from imqtt.stores.copy_proof import CopyDiffers
+
+    source = await _open_source(source_url, passwords[0], driver, live=live)
+    try:
+        target = await open_store(
+            target_url, source.identity, password=passwords[1], driver=driver, copying=True
+        )
+        try:
+            with _progress(quiet=quiet, as_json=as_json) as tell:
+                return await copy(source, target, live=live, tell=tell)
+        except CopyDiffers as error:
+            raise _different(error, target_url, as_json=as_json) from error
+        except (OutcomeUnknown, Unavailable) as error:
+            raise SetupError(f"{error.reason}; {HOW_TO_FINISH}") from error
+        except asyncio.CancelledError:
+            complain(f"{shown(target_url)} is not finished; {HOW_TO_FINISH}")
+            raise
+        finally:
+            await target.close()
+    finally:
+        await source.close()
+
+
+async def _open_source(url: str, password: str, driver: str, *, live: bool) -> "Source":
+    """The store that is there, and nobody else's meanwhile unless it is read `live`."""
+    from imqtt.stores import attach_store, open_store
+
+    reader = await attach_store(url, password=password, driver=driver)  # which does not make one
+    if live and reader.identity.cluster:
+        return reader
+    await reader.close()
+    if live:
+        raise SetupError(f"{shown(url)} is of an older imqtt; start the server of this one on it first")
+    try:
+        store: Store = await open_store(url, reader.identity, password=password, driver=driver)
+    except StoreInUse as error:
+        raise SetupError(f"{error.reason}; or, for a backup of it as it runs, --live") from error
+    return store
+
+
+def _different(error: "CopyDiffers", target: str, *, as_json: bool) -> ImqttError:
+    if as_json:
+        print_json(
+            {"done": False, "difference": error.reason, "conversation": error.conversation, "seq": error.seq}
+        )
+    return SetupError(
+        f"{error.reason}; {shown(target)} is marked as unfinished, and no server opens it:"
+        " remove it, and copy again"
+    )
+
+
+# --- how far it has got
+
+
+@contextmanager
+def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[["Progress"], None]]:
+    if quiet:
+        yield lambda progress: None
+    elif sys.stderr.isatty() and not as_json:
+        with _bar() as tell:
+            yield tell
+    else:
+        yield _Lines(as_json=as_json).tell
+
+
+class _Lines:
+    """A line at the beginning of each phase, and every few seconds."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._phase = ""
+        self._next = 0.0
+
+    def tell(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        if progress.phase == self._phase and now < self._next:
+            return
+        self._phase, self._next = progress.phase, now + LINE_SECONDS
+        if self._as_json:
+            print_json(progress._asdict())
+            return
+        all_events = f" of {progress.all_events:,}" if progress.all_events else ""
+        all_conversations = f" of {progress.all_conversations:,}" if progress.all_conversations else ""
+        print(
+            f"{progress.phase}: {progress.conversations:,}{all_conversations} conversations,"
+            f" {progress.events:,}{all_events} events",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[["Progress"], None]]:
+    from rich import progress as rich
+    from rich.console import Console
+    from rich.table import Column
+
+    columns = (
+        rich.TextColumn("{task.description:>9}"),
+        rich.BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the numbers leave of the line
+        rich.TextColumn(
+            "{task.fields[conversations]:,} conversations, {task.fields[events]} events{task.fields[rate]}"
+        ),
+        rich.TimeRemainingColumn(compact=True),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
+        tasks: dict[str, rich.TaskID] = {}
+
+        def tell(it: "Progress") -> None:
+            if it.phase not in tasks:
+                tasks[it.phase] = bar.add_task(it.phase, total=None, conversations=0, events="", rate="")
+            task = bar.tasks[tasks[it.phase]]
+            bar.update(
+                task.id,
+                completed=it.events,
+                total=it.all_events or None,
+                conversations=it.conversations,
+                events=f"{it.events:,}/{it.all_events:,}" if it.all_events else f"{it.events:,}",
+                rate=f", {task.speed:,.0f}/s" if task.speed else "",
+            )
+
+        yield tell

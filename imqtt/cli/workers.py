@@ -1,0 +1,129 @@
+"""`imqtt workers`: who owns what, since when, and how far behind."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imqtt.cli.output import Json, print_json, print_line, print_table
+from imqtt.cli.settings import server_config, server_flags
+from imqtt.config import SETTINGS
+from imqtt.errors import SetupError
+
+if TYPE_CHECKING:
+    from imqtt.config import ServerConfig
+    from imqtt.state.base import Worker
+
+ASKED = {"store", "store_password", "mongo_driver", "state", "state_password"}
+
+Partitions = Annotated[
+    bool, typer.Option("--partitions", help="One line for each partition, instead of each worker.")
+]
+
+
+@server_flags(without=[it.name for it in SETTINGS if it.name not in ASKED])
+def workers(*, partitions: Partitions = False, as_json: Json = False, **flags: str | None) -> None:
+    """Show who owns what, since when and how far behind.
+
+    Needs the store and the state that the workers have. Exit status 1: a partition has no owner, or two.
+    """
+    import asyncio
+
+    config = server_config(flags)
+    if config.state == "memory:":
+        raise SetupError(
+            "a server without Redis is alone and owns everything; --state redis://... has workers"
+        )
+    number, alive = asyncio.run(_ask(config))
+    if as_json:
+        print_json([_as_json(worker) for worker in alive])
+    elif partitions:
+        _print_partitions(number, alive)
+    else:
+        _print_workers(alive)
+    if complaints := _complaints(number, alive):
+        if not as_json:
+            print_line("\n".join(complaints))
+        raise typer.Exit(1)
+
+
+async def _ask(config: "ServerConfig") -> "tuple[int, list[Worker]]":
+    """How many partitions the store has, and who is alive."""
+    from imqtt.state import open_state
+    from imqtt.stores import attach_store
+
+    store = await attach_store(config.store, password=config.store_password, driver=config.mongo_driver)
+    identity = store.identity
+    await store.close()
+    state = await open_state(
+        config.state,
+        cluster=identity.cluster,
+        rate=config.device_rate,
+        burst=config.device_burst,
+        password=config.state_password,
+    )
+    try:
+        return identity.partitions, await state.workers()
+    finally:
+        await state.close()
+
+
+def _print_workers(alive: Sequence["Worker"]) -> None:
+    print_table(
+        ("worker", "host", "pid", "since", "partitions", "waiting", "oldest", "taken away", "trouble"),
+        (
+            (
+                it.id, it.host, str(it.pid), _time(it.started),
+                " ".join(str(held.partition) for held in it.holdings),
+                str(sum(held.unfinished for held in it.holdings)),
+                _seconds(max((held.oldest for held in it.holdings), default=0)),
+                str(sum(held.cuts for held in it.holdings)),
+                it.trouble or ("leaving" if it.leaving else ""),
+            )
+            for it in alive
+        ),
+    )  # fmt: skip
+
+
+def _print_partitions(number: int, alive: Sequence["Worker"]) -> None:
+    held = {it.partition: (worker, it) for worker in alive for it in worker.holdings}
+    rows: list[tuple[str, ...]] = []
+    for partition in range(number):
+        if partition not in held:
+            rows.append((str(partition), "nobody", "", "", "", "", ""))
+            continue
+        worker, it = held[partition]
+        rows.append(
+            (
+                str(partition), worker.id, f"{worker.host}:{worker.pid}", _time(it.since),
+                str(it.unfinished), _seconds(it.oldest), str(it.cuts),
+            )
+        )  # fmt: skip
+    print_table(("partition", "worker", "process", "since", "waiting", "oldest", "taken away"), rows)
+
+
+def _complaints(number: int, alive: Sequence["Worker"]) -> list[str]:
+    owners = [0] * number
+    for worker in alive:
+        for it in worker.holdings:
+            owners[it.partition] += 1
+    complaints: list[str] = []
+    if not alive:
+        return ["No worker is alive."]
+    for count, what in ((0, "no owner"), (2, "two owners")):
+        if wrong := [str(partition) for partition, it in enumerate(owners) if min(it, 2) == count]:
+            complaints.append(f"Partitions with {what} just now: {', '.join(wrong)}.")
+    return complaints
+
+
+def _as_json(worker: "Worker") -> dict[str, object]:
+    return {name: getattr(worker, name) for name in worker.__struct_fields__}
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _seconds(milliseconds: int) -> str:
+    return f"{milliseconds / 1_000:.3f} s" if milliseconds else ""

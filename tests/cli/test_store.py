@@ -1,0 +1,179 @@
+"""`imqtt store copy`, as an operator runs it."""
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sqlite3
+import sys
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+
+from imqtt.cli.store import shown
+from imqtt.model import Marks
+from imqtt.stores import open_store
+from imqtt.stores.base import Identity
+from imqtt.stores.sqlite import SqliteStore
+from tests.cli.commands import environment, imqtt, imqtt_process
+from tests.contract.stores import log, record
+
+D = "d:alice:bob"
+IDENTITY = Identity(7, "0123456789abcdef")
+
+
+async def made(path: Path, events: int = 3, identity: Identity = IDENTITY) -> str:
+    store = await SqliteStore.open(path, identity)
+    await store.put_members([("alice", D), ("bob", D)])
+    for first in range(1, events + 1, 1_000):
+        await store.append(log(D, first, min(events, first + 999)))
+    await store.raise_marks([Marks(D, "bob", 2, 1)])
+    await store.close()
+    return f"sqlite:///{path}"
+
+
+async def test_a_copy_is_reported_in_numbers(tmp_path: Path) -> None:
+    source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
+    outcome = await imqtt("store", "copy", source, target)
+    assert outcome.status == 0, outcome.err
+    assert f"{target} holds what {source} does: 1 conversations with 3 events (3 of them new)" in outcome.out
+    assert "2 members, 1 marks and 0 devices" in outcome.out
+    assert "copying: 0 of 1 conversations, 0 of 3 events" in outcome.err
+    again = await imqtt("store", "copy", source, target, "--quiet")
+    assert "(0 of them new)" in again.out
+    assert again.err == ""
+    assert again.out.split("digest")[1] == outcome.out.split("digest")[1]
+
+
+async def test_programs_get_a_line_for_each_step(tmp_path: Path) -> None:
+    source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
+    outcome = await imqtt("store", "copy", source, target, "--json")
+    *steps, last = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [it["phase"] for it in steps] == ["comparing", "copying", "verifying"]
+    assert (last["done"], last["events"], last["added"], last["live"]) == (True, 3, 3, False)
+    assert len(last["digest"]) == 32
+    assert (await imqtt("store", "copy", source, target, "--json", "--quiet")).json["events"] == 3
+
+
+async def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    source, target = await made(tmp_path / "a.db", 20_000), f"sqlite:///{tmp_path / 'b.db'}"
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "imqtt", "store", "copy", source, target,
+        env=environment(TERM="xterm"), stdout=asyncio.subprocess.PIPE, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown_bytes = await asyncio.to_thread(_read_all, ours)
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert b"verifying" in shown_bytes
+    assert b"conversations," in shown_bytes
+    assert b"20,000 events" in out
+
+
+def _read_all(terminal: int) -> bytes:
+    said = b""
+    while True:
+        try:
+            some = os.read(terminal, 4_096)
+        except OSError:  # the other end is closed
+            return said
+        if not some:
+            return said
+        said += some
+
+
+async def test_what_cannot_be_copied_says_why_in_one_line(tmp_path: Path) -> None:
+    source = await made(tmp_path / "a.db")
+    other = await made(tmp_path / "other.db", identity=Identity(3, "fedcba9876543210"))
+    for arguments, why in (
+        ((source, source), "are the same store"),
+        ((f"sqlite:///{tmp_path / 'none.db'}", source), "there is no store at"),
+        (
+            (source, other),
+            "fedcba9876543210 of 3 partitions, and the source 0123456789abcdef of 7 partitions",
+        ),
+        ((source, f"sqlite:///{tmp_path / 'no' / 'b.db'}"), "is not a directory"),
+        ((source, "http://x"), "is none that imqtt knows"),
+    ):
+        outcome = await imqtt("store", "copy", *arguments)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert why in outcome.err
+        assert len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "none.db").exists()
+
+
+async def test_a_store_that_is_open_is_refused_on_either_side(tmp_path: Path) -> None:
+    source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
+    async with AsyncExitStack() as stack:
+        served = await SqliteStore.open(tmp_path / "a.db", IDENTITY)
+        stack.push_async_callback(served.close)
+        outcome = await imqtt("store", "copy", source, target)
+        assert outcome.status == 1
+        assert "in use by another imqtt server" in outcome.err
+        assert "--live" in outcome.err
+        assert not (tmp_path / "b.db").exists()
+        outcome = await imqtt("store", "copy", target.replace("b.db", "c.db"), source)
+        assert outcome.status == 1
+        await made(tmp_path / "c.db")
+        outcome = await imqtt("store", "copy", target.replace("b.db", "c.db"), source)
+        assert "in use by another imqtt server" in outcome.err
+        outcome = await imqtt("store", "copy", "--live", source, target)
+        assert outcome.status == 0, outcome.err
+        assert "what was stored after that may not be in it" in outcome.out
+
+
+async def test_a_store_of_an_older_imqtt_gets_its_name_before_it_is_copied(tmp_path: Path) -> None:
+    source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
+    with closing(sqlite3.connect(tmp_path / "a.db")) as connection, connection:
+        connection.execute("DELETE FROM meta WHERE name = 'cluster'")
+        connection.execute("DROP INDEX members_by_conversation")
+    outcome = await imqtt("store", "copy", "--live", source, target)
+    assert outcome.status == 1
+    assert "is of an older imqtt" in outcome.err
+    assert not (tmp_path / "b.db").exists()
+    assert (await imqtt("store", "copy", source, target)).status == 0
+    assert (await imqtt("store", "copy", "--live", source, target)).status == 0
+
+
+async def test_a_difference_is_named_and_the_target_not_served(tmp_path: Path) -> None:
+    source = await made(tmp_path / "a.db")
+    store = await SqliteStore.open(tmp_path / "b.db", IDENTITY)
+    await store.append([record(D, 1), record(D, 2, message="other"), record(D, 3)])
+    await store.close()
+    target = f"sqlite:///{tmp_path / 'b.db'}"
+    outcome = await imqtt("store", "copy", source, target, "--quiet", "--json")
+    assert outcome.status == 1
+    assert outcome.json | {"difference": ""} == {
+        "done": False, "difference": "", "conversation": D, "seq": 2,
+    }  # fmt: skip
+    assert "event 2 of d:alice:bob is not the same in both stores" in outcome.err
+    served = await imqtt_process("serve", "--store", target)
+    assert served.status == 1
+    assert "is a copy that is not finished; run the same `imqtt store copy` again" in served.err
+
+
+async def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    source, target = await made(tmp_path / "a.db", 60_000), f"sqlite:///{tmp_path / 'b.db'}"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "imqtt", "store", "copy", source, target,
+        env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    while not (await process.stderr.readline()).startswith(b"copying"):
+        assert process.returncode is None
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert process.returncode == 130
+    assert out == b""
+    assert b"is not finished; run the same `imqtt store copy` again" in err
+    assert (await imqtt("store", "copy", source, target, "--quiet")).status == 0
+    store = await open_store(target, IDENTITY)
+    assert (await store.heads([D]))[D].seq == 60_000
+    await store.close()
+
+
+def test_a_password_in_a_name_is_not_shown() -> None:
+    assert shown("mongodb://imqtt:secret@a,b/imqtt") == "mongodb://imqtt:...@a,b/imqtt"
+    assert shown("mongodb://a:27017,b:27017/imqtt") == "mongodb://a:27017,b:27017/imqtt"
+    assert shown("sqlite:////data/imqtt.db") == "sqlite:////data/imqtt.db"

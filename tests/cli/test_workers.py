@@ -1,0 +1,137 @@
+"""`imqtt serve --workers N` keeps N processes; `imqtt workers` shows who owns what."""
+
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from tests.broker.peers import free_port
+from tests.cli.commands import imqtt, imqtt_process, is_alive
+from tests.mongodb import database_url
+from tests.redis_server import shared_redis
+from tests.services import ServerProcess, eventually
+
+
+@pytest.fixture
+def address() -> tuple[str, str]:
+    """Of an empty store, and of a state."""
+    return database_url(), shared_redis()
+
+
+@pytest.fixture
+async def crew(broker: Mosquitto, tmp_path: Path, address: tuple[str, str]) -> AsyncIterator[ServerProcess]:
+    store, state = address
+    async with ServerProcess(broker, tmp_path, store=store, state=state, workers=2) as crew:
+        yield crew
+
+
+async def workers(address: tuple[str, str]) -> list[dict[str, Any]]:
+    store, state = address
+    found = await imqtt("workers", "--store", store, "--state", state, "--json")
+    assert found.out, found.err
+    workers: list[dict[str, Any]] = json.loads(found.out)
+    return workers
+
+
+async def all_owned(address: tuple[str, str], count: int) -> bool:
+    found = await workers(address)
+    held = sorted(it["partition"] for worker in found for it in worker["holdings"])
+    return len(found) == count and held == list(range(16))
+
+
+async def test_who_owns_what_since_when_and_how_far_behind(
+    crew: ServerProcess, address: tuple[str, str]
+) -> None:
+    await eventually(lambda: all_owned(address, 2))
+    store, state = address
+    shown = await imqtt("workers", "--store", store, "--state", state)
+    assert shown.status == 0
+    for word in ("worker", "since", "partitions", "waiting", "oldest", "taken away"):
+        assert word in shown.out
+    found = await workers(address)
+    assert all(str(worker["pid"]) in shown.out for worker in found)
+    lines = (await imqtt("workers", "--store", store, "--state", state, "--partitions")).out.splitlines()
+    assert sum(any(worker["id"] in line for worker in found) for line in lines) == 16
+
+
+async def test_a_killed_process_is_replaced(crew: ServerProcess, address: tuple[str, str]) -> None:
+    await eventually(lambda: all_owned(address, 2))
+    before = {worker["pid"] for worker in await workers(address)}
+    victim = before.pop()
+    os.kill(victim, signal.SIGKILL)
+
+    async def replaced() -> bool:
+        pids = {worker["pid"] for worker in await workers(address)}
+        return before < pids and victim not in pids and await all_owned(address, 2)
+
+    await eventually(replaced, within=20)
+
+
+async def test_sigterm_ends_them_all_in_good_order(crew: ServerProcess, address: tuple[str, str]) -> None:
+    await eventually(lambda: all_owned(address, 2))
+    pids = [worker["pid"] for worker in await workers(address)]
+    assert await crew.stop() == 0
+    assert not any(map(is_alive, pids))
+    assert "Traceback" not in crew.log.read_text()
+    store, state = address
+    nobody = await imqtt("workers", "--store", store, "--state", state)
+    assert nobody.status == 1
+    assert "No worker is alive" in nobody.out
+
+
+async def test_they_end_with_a_parent_that_is_killed(crew: ServerProcess, address: tuple[str, str]) -> None:
+    await eventually(lambda: all_owned(address, 2))
+    pids = [worker["pid"] for worker in await workers(address)]
+    await crew.kill()
+    await eventually(lambda: not any(map(is_alive, pids)))
+
+
+async def test_each_process_has_a_health_page(
+    broker: Mosquitto, tmp_path: Path, address: tuple[str, str]
+) -> None:
+    port = free_port()
+    store, state = address
+    settings = {"store": store, "state": state, "health": f"127.0.0.1:{port}"}
+    async with ServerProcess(broker, tmp_path, workers=2, **settings):
+        for number in (0, 1):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port + number}/") as page:
+                assert json.load(page)["status"] == "ok"
+
+
+@pytest.mark.parametrize("missing", ["store", "state"])
+async def test_several_processes_need_mongodb_and_redis(
+    broker: Mosquitto, tmp_path: Path, address: tuple[str, str], missing: str
+) -> None:
+    settings = {"store": address[0], "state": address[1]}
+    del settings[missing]
+    flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    refused = await imqtt_process(
+        "serve", "--workers", "2", "--broker-port", broker.internal_port, *flags, IMQTT_HEALTH=""
+    )
+    assert refused.status == 1
+    assert "mongodb://" in refused.err
+    assert "redis://" in refused.err
+
+
+async def test_what_is_wrong_with_all_of_them_ends_the_parent(
+    broker: Mosquitto, address: tuple[str, str]
+) -> None:
+    refused = await imqtt_process(
+        "serve", "--workers", "2", "--broker-port", broker.internal_port, "--store", address[0],
+        "--state", address[1], IMQTT_BROKER_PASSWORD="guess",
+    )  # fmt: skip
+    assert refused.status == 1
+    assert "the broker does not take the server" in refused.err
+    assert "ended before it served" in refused.err.splitlines()[-1]
+
+
+async def test_a_server_without_redis_has_no_workers_to_show(tmp_path: Path) -> None:
+    refused = await imqtt("workers", "--store", f"sqlite:///{tmp_path}/imqtt.db")
+    assert refused.status == 1
+    assert "alone" in refused.err
