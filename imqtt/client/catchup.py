@@ -114,11 +114,21 @@ class CatchUp:
         whole = self._replica.adopting or time.time() - self._whole_walk_at > WHOLE_WALK_EVERY
         if newest < self._complete_to:
             whole = True  # the store is older than what this device has seen: restored from a backup
-        while page.more_heads and (whole or page.more_heads >= bound):
+        listed: set[str] = set()
+        while True:
+            listed.update(head.conversation for head in page.heads)
+            # One log that is another one now: so are all that were younger than the backup, however new
+            # the newest head is.
+            whole = whole or any(part.restart for part in page.slices)
             before = page.more_heads
+            if not before or not (whole or before >= bound):
+                break
             page = await self._ask(Sync(cursors=self.cursors(before), heads=True, heads_before=before))
             if page.more_heads >= before:
                 break  # a list that does not go down would have no end
+        if whole and not page.more_heads:
+            # Of a conversation that the store has lost as a whole, no head tells.
+            self.want(dict.fromkeys(self._replica.known() - listed, Want.CHECK))
         self._complete_to = newest
         changes = Changes(meta={"complete_to": str(newest), "adopted": "1"})
         if whole:
@@ -150,6 +160,8 @@ class CatchUp:
             self._firm.update(logs)
             self._wanted.retry(list(logs), time.monotonic())
             raise
+        if any(part.restart for part in page.slices):
+            self._whole_walk_at = 0  # the store was restored: the next walk looks at everything
         now = time.monotonic()
         moved = {name for name, log in logs.items() if log.cursor != asked[name]}
         unfinished = {part.conversation for part in page.slices if part.more or part.restart}

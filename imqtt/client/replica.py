@@ -231,6 +231,10 @@ class Replica:
             if base > log.base:
                 log.base, log.missing = base, ""
 
+    def known(self) -> set[str]:
+        """The conversations of which it has an event, or had."""
+        return {name for name, log in self.logs.items() if log.begun and log.cursor.seq}
+
     def newest(self, limit: int, before: int = MAX_ID) -> list[Log]:
         """The logs with the newest events, of those before this id."""
         known = [log for log in self.logs.values() if 0 < log.cursor.id < before]
@@ -329,6 +333,7 @@ class Replica:
         self._void(name)
         changes = self._step.changes
         changes.restarted.add(name)
+        unstored = {seq: value for (at, seq), value in changes.events.items() if at == name}
         changes.events = {key: value for key, value in changes.events.items() if key[0] != name}
         changes.marks = [marks for marks in changes.marks if marks.conversation != name]
         log.order = Reorder(events[-1].position if events else NOTHING)
@@ -339,6 +344,8 @@ class Replica:
         for event in events:
             # Ids grow with time, so what is younger than our log cannot have been in it.
             self._apply(log, (event,), new=event.id > old.id)
+            if event.seq in unstored and unstored[event.seq][1].id == event.id:
+                changes.events[name, event.seq] = unstored[event.seq]  # it is as new as it was
         self._mark_delivered(log, log.delivered)
         self._touched.add(name)
         self._step.notices.append(Restarted(name, events[0].seq if events else 0))

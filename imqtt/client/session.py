@@ -18,7 +18,7 @@ from imqtt.client.settings import Settings
 from imqtt.client.uplink import Uplink
 from imqtt.core.partitions import home_of
 from imqtt.errors import NotConnected
-from imqtt.model import Hello, Status, Welcome
+from imqtt.model import Cursor, Hello, Status, Welcome
 from imqtt.protocol.topics import down
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,9 @@ class Session:
     async def run(self, mqtt: Mqtt, nonce: str, established: Callable[[], None]) -> None:
         """Until the connection is lost: raises `Lost`, or what else went wrong."""
         self._catchup.complete.clear()
+        # As they are before anything comes on this connection: what comes may follow a cursor by its seq, but
+        # be of a restored store's log. A cursor behind it would be in that log, and nobody would notice.
+        cursors = self._catchup.cursors()
         try:
             # Before `Hello`, so that nothing is published to the device while it does not listen.
             await mqtt.subscribe(down(self._settings.device))
@@ -58,7 +61,7 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 welcomed = asyncio.Event()
                 tasks.create_task(self._receive(mqtt, nonce, welcomed), name="imqtt-receive")
-                tasks.create_task(self._converse(welcomed, established), name="imqtt-converse")
+                tasks.create_task(self._converse(cursors, welcomed, established), name="imqtt-converse")
         except BaseExceptionGroup as group:
             raise _cause(group) from group
         finally:
@@ -85,12 +88,14 @@ class Session:
         while True:
             await self._inbox.take(await mqtt.receive(), welcome)
 
-    async def _converse(self, welcomed: asyncio.Event, established: Callable[[], None]) -> None:
+    async def _converse(
+        self, cursors: tuple[Cursor, ...], welcomed: asyncio.Event, established: Callable[[], None]
+    ) -> None:
         hello = Hello(
             self._uplink.nonce,
             self._settings.platform,
             self._settings.max_packet,
-            self._catchup.cursors(),
+            cursors,
         )
         page = await self._requests.ask(hello, self._home)
         try:

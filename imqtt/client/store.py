@@ -216,7 +216,9 @@ def _load(connection: sqlite3.Connection, user: str) -> Memory:
 
 
 def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
+    unread: dict[tuple[str, int], int] = {}
     for conversation in changes.restarted:
+        unread |= _still_new(connection, conversation, changes)
         connection.execute("DELETE FROM events WHERE conversation = ?", (conversation,))
         connection.execute("DELETE FROM marks WHERE conversation = ?", (conversation,))
     connection.executemany(
@@ -224,8 +226,8 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
         "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT (conversation, seq) DO UPDATE"
         " SET body = excluded.body, sender = excluded.sender, ordinal = coalesce(excluded.ordinal, ordinal)",
         (
-            (event.conversation, event.seq, ordinal, event.sender, _encode(event))
-            for ordinal, event in changes.events.values()
+            (*key, unread.get(key) if ordinal is None else ordinal, event.sender, _encode(event))
+            for key, (ordinal, event) in changes.events.items()
         ),
     )
     connection.executemany(
@@ -243,6 +245,22 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
     connection.executemany("DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?", changes.sent)
     connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", changes.meta.items())
     return {name: _trim(connection, name, seq, changes.wanted_after) for name, seq in changes.trim}
+
+
+def _still_new(
+    connection: sqlite3.Connection, conversation: str, changes: Changes
+) -> dict[tuple[str, int], int]:
+    """Ordinals of a log's events that its new beginning has as well: a program may have yet to read them."""
+    query = (
+        "SELECT seq, ordinal, body FROM events WHERE conversation = ? AND seq >= ? AND ordinal IS NOT NULL"
+    )
+    first = min((seq for name, seq in changes.events if name == conversation), default=1 << 53)
+    ordinals: dict[tuple[str, int], int] = {}
+    for seq, ordinal, body in connection.execute(query, (conversation, first)):
+        again = changes.events.get((conversation, seq))
+        if again is not None and again[1].id == _event(body).id:
+            ordinals[conversation, seq] = ordinal
+    return ordinals
 
 
 def _trim(connection: sqlite3.Connection, conversation: str, seq: int, wanted_after: int | None) -> int:

@@ -165,6 +165,25 @@ def test_a_hole_is_wanted_soon_and_what_the_server_told_of_at_once() -> None:
     assert replica.take().wanted == {"d:alice:bob": Want.BEHIND}
 
 
+def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() -> None:
+    server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
+    replica = Replica(ALICE, EMPTY, adopting=False, void=str)
+    for _ in range(3):
+        replica.event(server.store(talk, "old"))
+    replica.take()
+    cursor = replica.logs[talk].cursor
+    server.restore(talk, 2)
+    server.store(talk, "another third")
+    fourth = server.store(talk, "behind the cursor")
+    replica.event(fourth)
+    asked = server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None)
+    replica.page(asked, {talk})
+    changes = replica.take().changes
+    assert changes.restarted == {talk}
+    assert changes.events[talk, 4] == (4, fourth)
+    assert sorted(seq for _, seq in changes.events) == [1, 2, 3, 4]
+
+
 def test_events_with_numbers_that_no_server_draws_are_counted_and_dropped() -> None:
     replica = Replica(ALICE, EMPTY, adopting=False, void=str)
     for seq, id_ in ((0, 1), (1 << 60, 1), (1, 0), (1, 1 << 63), (-1, 5)):
