@@ -1,3 +1,78 @@
+"""Servers on MongoDB and Redis of a test's own, which it may stop, pause and kill."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.state import open_state
+from imqtt.state.base import Worker
+from imqtt.stores import attach_store
+from tests.mongodb import MongoServer
+from tests.redis_server import RedisServer
 from tests.server.conftest import device as device
 from tests.server.conftest import running as running
 from tests.server.conftest import stack as stack
+from tests.services import ServerProcess
+
+StartWorker = Callable[..., Awaitable[ServerProcess]]
+
+
+@pytest.fixture
+async def mongo(tmp_path: Path) -> AsyncIterator[MongoServer]:
+    async with MongoServer(tmp_path / "mongodb") as mongo:
+        yield mongo
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    async with RedisServer(tmp_path / "redis") as redis:
+        yield redis
+
+
+@pytest.fixture
+def start_worker(
+    broker: Mosquitto, mongo: MongoServer, redis: RedisServer, tmp_path: Path, stack: AsyncExitStack
+) -> StartWorker:
+    """`await start_worker()`: another `imqtt serve` on the same broker, MongoDB and Redis."""
+    numbers = count(1)
+
+    async def start(**settings: object) -> ServerProcess:
+        directory = tmp_path / f"worker-{next(numbers)}"
+        directory.mkdir()
+        given = {"store": mongo.url, "state": redis.url, **settings}
+        return await stack.enter_async_context(ServerProcess(broker, directory, **given))
+
+    return start
+
+
+class Overseer:
+    """What `imqtt workers` sees."""
+
+    def __init__(self, store: str, state: str) -> None:
+        self._store = store
+        self._state = state
+        self._cluster = ""
+
+    async def workers(self) -> list[Worker]:
+        if not self._cluster:
+            store = await attach_store(self._store)
+            self._cluster = store.identity.cluster
+            await store.close()
+        state = await open_state(self._state, cluster=self._cluster, rate=1, burst=1)
+        try:
+            return await state.workers()
+        finally:
+            await state.close()
+
+    async def owners(self) -> dict[int, int]:
+        """The pid that holds each partition."""
+        return {it.partition: worker.pid for worker in await self.workers() for it in worker.holdings}
+
+
+@pytest.fixture
+def overseer(mongo: MongoServer, redis: RedisServer) -> Overseer:
+    return Overseer(mongo.url, redis.url)

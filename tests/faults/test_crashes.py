@@ -7,88 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.broker.errors import LinkError
 from imqtt.cli.mosquitto import Mosquitto
-from imqtt.model import Accepted, Content, Cursor, Event, Page, Position, Send, Sync
+from imqtt.model import Accepted, Content, Send
 from tests.device import RawDevice
+from tests.faults.senders import Sender, audit
 from tests.services import ServerProcess, eventually
 
 Make = Callable[..., Awaitable[RawDevice]]
-CONVERSATION = "d:alice:bob"
-
-
-class Sender:
-    """Sends numbered messages, and sends again whatever is not accepted: what any client must do."""
-
-    def __init__(self, device: RawDevice, count: int) -> None:
-        self.device = device
-        self.wanted = [f"{device.device.user}-{number}" for number in range(count)]
-        self.accepted: dict[str, Accepted] = {}
-        self._seen = 0
-
-    def look(self) -> None:
-        for frame in self.device.frames[self._seen :]:
-            self._seen += 1
-            if isinstance(frame, Accepted):
-                before = self.accepted.setdefault(frame.client_msg_id, frame)
-                assert before == frame, "an answer changed between resends"
-
-    async def run(self) -> None:
-        while True:
-            self.look()
-            missing = [name for name in self.wanted if name not in self.accepted]
-            if not missing:
-                return
-            for name in missing[:50]:
-                try:
-                    await asyncio.wait_for(
-                        self.device.command(Send(CONVERSATION, name, Content(text=name))), 2
-                    )
-                except (LinkError, OSError, TimeoutError):
-                    await self._reconnect()
-            deadline = asyncio.get_running_loop().time() + 1.0
-            while asyncio.get_running_loop().time() < deadline:
-                self.look()
-                if all(name in self.accepted for name in missing[:50]):
-                    break
-                await asyncio.sleep(0.005)
-
-    async def _reconnect(self) -> None:
-        await self.device.disconnect()
-        while True:
-            try:
-                await self.device.connect()
-            except (LinkError, OSError):
-                await asyncio.sleep(0.1)
-            else:
-                return
-
-
-async def log_of(device: RawDevice) -> list[Event]:
-    """The whole conversation, read anew from the server."""
-    events: list[Event] = []
-    cursor = Cursor(CONVERSATION)
-    while True:
-        start = len(device.frames)
-        await device.command(Sync((cursor,)))
-        page = await device.frame(Page, since=start)
-        events += [event for part in page.slices for event in part.events]
-        if not page.more:
-            return events
-        cursor = Cursor(CONVERSATION, events[-1].seq, events[-1].id)
-
-
-async def audit(senders: list[Sender], reader: RawDevice) -> None:
-    events = await log_of(reader)
-    assert [event.seq for event in events] == list(range(1, len(events) + 1)), "a hole"
-    names = [event.client_msg_id for event in events]
-    assert len(names) == len(set(names)), "stored twice"
-    by_name = {event.client_msg_id: event for event in events}
-    for sender in senders:
-        sender.look()
-        for name, accepted in sender.accepted.items():
-            assert name in by_name, f"{name} was accepted and is lost"
-            assert by_name[name].position == Position(accepted.seq, accepted.id)
 
 
 @pytest.mark.parametrize("victim", ["server", "broker", "both"])

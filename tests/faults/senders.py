@@ -1,0 +1,149 @@
+"""Devices that send until everything is accepted, and an audit of what became of it that trusts nobody."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+from imqtt.broker.errors import LinkError
+from imqtt.model import Accepted, Content, Cursor, Event, Page, Position, Rejected, Send, Sync
+from tests.device import RawDevice
+
+CONVERSATION = "d:alice:bob"
+
+
+class Sender:
+    """Sends numbered messages, and sends again whatever is not accepted: what any client must do.
+
+    `patience`: seconds until what is unanswered is sent again; `pause`: seconds between messages.
+    """
+
+    def __init__(
+        self,
+        device: RawDevice,
+        count: int,
+        conversation: str = CONVERSATION,
+        *,
+        patience: float = 1.0,
+        pause: float = 0.0,
+    ) -> None:
+        self.device = device
+        self.conversation = conversation
+        self.wanted = [f"{device.device.user}-{number}" for number in range(count)]
+        self.accepted: dict[str, Accepted] = {}
+        self.answers: Counter[str] = Counter()
+        self.rejected: list[Rejected] = []
+        self._patience = patience
+        self._pause = pause
+        self._seen = 0
+
+    def look(self) -> None:
+        for frame in self.device.frames[self._seen :]:
+            self._seen += 1
+            if isinstance(frame, Accepted):
+                before = self.accepted.setdefault(frame.client_msg_id, frame)
+                self.answers[frame.client_msg_id] += 1
+                assert before == frame, "an answer changed between resends"
+            elif isinstance(frame, Rejected):
+                self.rejected.append(frame)
+
+    async def run(self) -> None:
+        while True:
+            self.look()
+            missing = [name for name in self.wanted if name not in self.accepted]
+            if not missing:
+                return
+            for name in missing[:50]:
+                command = Send(self.conversation, name, Content(text=name))
+                try:
+                    await asyncio.wait_for(self.device.command(command), 2)
+                except (LinkError, OSError, TimeoutError):
+                    await self._reconnect()
+                await asyncio.sleep(self._pause)
+            deadline = asyncio.get_running_loop().time() + self._patience
+            while asyncio.get_running_loop().time() < deadline:
+                self.look()
+                if all(name in self.accepted for name in missing[:50]):
+                    break
+                await asyncio.sleep(0.005)
+
+    async def _reconnect(self) -> None:
+        await self.device.disconnect()
+        while True:
+            try:
+                await self.device.connect()
+            except (LinkError, OSError):
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+
+async def pairs(
+    device: Callable[..., Awaitable[RawDevice]], number: int, count: int, **options: float
+) -> list[Sender]:
+    """So many pairs of users, each of whom sends `count` messages to the other."""
+    senders: list[Sender] = []
+    for one, two in ((f"anna{it}", f"ben{it}") for it in range(number)):
+        devices = [await device(f"{one}/phone"), await device(f"{two}/phone")]
+        for it in devices:
+            await it.hello()
+        senders += [Sender(it, count, f"d:{one}:{two}", **options) for it in devices]
+    return senders
+
+
+async def all_sent(senders: Sequence[Sender], within: float = 90.0) -> None:
+    """Runs all of them; fails, saying who still waits, after `within` seconds."""
+    try:
+        async with asyncio.timeout(within), asyncio.TaskGroup() as tasks:
+            for sender in senders:
+                tasks.create_task(sender.run())
+    except TimeoutError:
+        waiting = {str(it.device.device): len(it.wanted) - len(it.accepted) for it in senders}
+        raise AssertionError(f"not accepted within {within} s: {waiting}") from None
+
+
+async def log_of(device: RawDevice, conversation: str = CONVERSATION) -> list[Event]:
+    """The whole conversation, read anew from the server."""
+    events: list[Event] = []
+    cursor = Cursor(conversation)
+    while True:
+        ref = f"after-{cursor.seq}"  # a command may be answered twice, and late
+        await device.command(Sync((cursor,), ref=ref))
+        page = await device.until(lambda it, ref=ref: isinstance(it, Page) and it.ref == ref)
+        assert isinstance(page, Page)
+        events += [event for part in page.slices for event in part.events]
+        if not page.more:
+            return events
+        cursor = Cursor(conversation, events[-1].seq, events[-1].id)
+
+
+async def audit(
+    senders: Sequence[Sender], reader: RawDevice, conversation: str = CONVERSATION
+) -> list[Event]:
+    """Every accepted message is in the log once, where it was said to be, and the log has no hole."""
+    events = await log_of(reader, conversation)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1)), "a hole"
+    names = [event.client_msg_id for event in events]
+    assert len(names) == len(set(names)), "stored twice"
+    by_name = {event.client_msg_id: event for event in events}
+    for sender in senders:
+        sender.look()
+        for name, accepted in sender.accepted.items():
+            assert name in by_name, f"{name} was accepted and is lost"
+            assert by_name[name].position == Position(accepted.seq, accepted.id)
+    return events
+
+
+async def audit_pairs(
+    device: Callable[..., Awaitable[RawDevice]], senders: Sequence[Sender], *, live: bool = True
+) -> None:
+    """As `audit`, of every pair; `live`: and each device was sent every event of the other, in order."""
+    for one, two in zip(senders[::2], senders[1::2], strict=True):
+        reader = await device(f"{one.device.device.user}/auditor")
+        events = await audit([one, two], reader, one.conversation)
+        assert len(events) == len(one.wanted) + len(two.wanted)
+        for sender in (one, two):
+            theirs = [it.seq for it in events if it.sender != sender.device.device.user]
+            told = dict.fromkeys(it.seq for it in sender.device.events(one.conversation))
+            got = [seq for seq in told if seq in set(theirs)]
+            if live:
+                assert got == theirs, "a device was not told of an event, or out of order"

@@ -1,0 +1,152 @@
+"""Workers come, go, are killed and fall asleep under load: it costs time, and never a message."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from tests.device import RawDevice
+from tests.faults.conftest import Overseer, StartWorker
+from tests.faults.senders import Sender, all_sent, audit_pairs, pairs
+from tests.redis_server import RedisServer
+from tests.services import ServerProcess, eventually
+
+Make = Callable[..., Awaitable[RawDevice]]
+PARTITIONS = set(range(16))
+TAKEN_OVER_SECONDS = 3.0
+
+
+def answered(senders: list[Sender]) -> int:
+    for sender in senders:
+        sender.look()
+    return sum(len(sender.accepted) for sender in senders)
+
+
+async def shared_by(overseer: Overseer, *servers: ServerProcess) -> bool:
+    """Whether these, and nobody else, hold all partitions, each of them some."""
+    owners = await overseer.owners()
+    return set(owners) == PARTITIONS and set(owners.values()) == {it.pid for it in servers}
+
+
+async def test_a_worker_that_joins_takes_its_share_and_who_leaves_gives_it_back(
+    start_worker: StartWorker, overseer: Overseer, device: Make
+) -> None:
+    first = await start_worker()
+    assert await shared_by(overseer, first)
+    senders = await pairs(device, 4, 150, patience=20.0, pause=0.02)
+    sending = asyncio.create_task(all_sent(senders))
+    second = await start_worker()
+    await eventually(lambda: shared_by(overseer, first, second))
+    await eventually(lambda: answered(senders) > 300, within=30)
+    assert await first.stop() == 0
+    await eventually(lambda: shared_by(overseer, second))
+    await sending
+    await audit_pairs(device, senders)
+    # Nothing that was finished has come again: who gets one answer to one message has sent it once.
+    assert all(set(sender.answers.values()) == {1} for sender in senders)
+    assert not any(sender.rejected for sender in senders)
+
+
+async def test_a_killed_workers_partitions_are_taken_over(
+    start_worker: StartWorker, overseer: Overseer, device: Make
+) -> None:
+    first, second = await start_worker(), await start_worker()
+    await eventually(lambda: shared_by(overseer, first, second))
+    senders = await pairs(device, 4, 250)
+    sending = asyncio.create_task(all_sent(senders))
+    await eventually(lambda: answered(senders) > 200, within=30)
+    await first.kill()
+    await eventually(lambda: shared_by(overseer, second), within=TAKEN_OVER_SECONDS)
+    await sending
+    await audit_pairs(device, senders)
+
+
+async def test_a_worker_that_sleeps_for_30_seconds_steps_back_when_it_wakes(
+    start_worker: StartWorker, overseer: Overseer, device: Make
+) -> None:
+    first, second = await start_worker(), await start_worker()
+    await eventually(lambda: shared_by(overseer, first, second))
+    senders = await pairs(device, 4, 400, pause=0.1)
+    sending = asyncio.create_task(all_sent(senders, within=110))
+    await eventually(lambda: answered(senders) > 100, within=30)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        await eventually(lambda: shared_by(overseer, second), within=TAKEN_OVER_SECONDS)
+        before = answered(senders)
+        await asyncio.sleep(30)  # the time itself is what is tried
+        assert answered(senders) > before + 300, "the other one did not go on"
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    await eventually(lambda: shared_by(overseer, first, second))
+    await sending
+    await audit_pairs(device, senders)
+
+
+async def test_every_worker_and_the_broker_killed_at_once(
+    broker: Mosquitto, start_worker: StartWorker, overseer: Overseer, device: Make
+) -> None:
+    workers = [await start_worker(), await start_worker()]
+    senders = await pairs(device, 4, 200)
+    sending = asyncio.create_task(all_sent(senders))
+    await eventually(lambda: answered(senders) > 200, within=30)
+    await asyncio.gather(broker.kill(), *(it.kill() for it in workers))
+    await asyncio.gather(*(it.start() for it in workers), broker.start())
+    await eventually(lambda: shared_by(overseer, *workers))
+    await sending
+    await audit_pairs(device, senders, live=False)  # a device that was cut off syncs
+
+
+async def test_a_broker_that_restarts_is_no_rival(
+    broker: Mosquitto, start_worker: StartWorker, overseer: Overseer
+) -> None:
+    workers = [await start_worker(), await start_worker()]
+    await eventually(lambda: shared_by(overseer, *workers))
+    for _ in range(2):
+        await broker.kill()
+        await broker.start()
+        await eventually(lambda: shared_by(overseer, *workers))
+    assert sum(it.cuts for worker in await overseer.workers() for it in worker.holdings) == 0
+
+
+async def test_workers_that_do_not_see_each_other_come_to_rest(
+    start_worker: StartWorker, overseer: Overseer, device: Make, tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    """Two that were given different Redises each take everything for their own."""
+    other = await stack.enter_async_context(RedisServer(tmp_path / "other-redis"))
+    first = await start_worker()
+    second = await start_worker(state=other.url)
+    senders = await pairs(device, 4, 100)
+    await all_sent(senders)
+    await audit_pairs(device, senders)
+    seconds = [0.0, 0.0]
+
+    async def rested() -> bool:
+        """Whether for five seconds nobody took anything from anybody."""
+        first_log, second_log = first.log.stat().st_size, second.log.stat().st_size
+        seconds[0] += 5
+        await asyncio.sleep(5)
+        return (first_log, second_log) == (first.log.stat().st_size, second.log.stat().st_size)
+
+    await eventually(rested, within=90, what="an end to the fight")
+    assert b"does another imqtt serve this broker" in first.log.read_bytes() + second.log.read_bytes()
+    assert any("taken from this worker" in worker.trouble for worker in await overseer.workers())
+
+
+async def test_several_processes_without_redis_are_refused(start_worker: StartWorker) -> None:
+    await start_worker(state="memory:")
+    with pytest.raises(AssertionError, match="Redis"):
+        await start_worker(state="memory:")
+    with pytest.raises(AssertionError, match="Redis"):
+        await start_worker()  # one with Redis beside one without
+
+
+async def test_a_database_made_for_another_number_of_partitions_is_refused(start_worker: StartWorker) -> None:
+    await (await start_worker(partitions=8)).stop()
+    with pytest.raises(AssertionError, match=r"12 is asked for.*created with 8"):
+        await start_worker(partitions=12)
