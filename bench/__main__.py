@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import codec, report
+from bench import cluster, codec, report
 from bench.processes import Failed, lines, running
 from bench.traffic import devices
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
@@ -40,6 +40,7 @@ class Options:
     relay_seconds: float
     lone: int
     codec_seconds: float
+    kills: int
     window: int
     size: int
     directory: Path | None
@@ -52,6 +53,7 @@ async def main() -> None:
         warmup=0.5 if arguments.quick else 3.0,
         relay_seconds=1.5 if arguments.quick else 8.0,
         lone=40 if arguments.quick else 600,
+        kills=2 if arguments.quick else 14,
         codec_seconds=0.02 if arguments.quick else 0.3,
         window=arguments.window,
         size=arguments.size,
@@ -64,8 +66,11 @@ async def main() -> None:
         found["memory"] = await measure_memory(options, arguments.memory)
     elif arguments.sweep:
         found["windows"] = await sweep(options)
+    elif arguments.cluster:
+        found["cluster"] = await measure_cluster(options)
     else:
         found["direct"] = await measure_direct(options)
+        found["cluster"] = await measure_cluster(options)
         rows = codec.measure(options.codec_seconds)
         report.print_codec(rows)
         found["codec"] = [row._asdict() for row in rows]
@@ -123,6 +128,25 @@ async def measure_direct(options: Options) -> dict[str, float]:
     return direct
 
 
+async def measure_cluster(options: Options) -> dict[str, float]:
+    """On MongoDB and Redis: with one worker, with two, and the time that a takeover takes."""
+    steady = {"warmup": options.warmup, "seconds": options.seconds}
+    phases: dict[str, dict[str, Any]] = {}
+    for count in (1, 2):
+        name = f"{count} worker{'s' if count > 1 else ''}"
+        saturated = {"kind": "saturate", "name": name, "window": options.window, **steady}
+        half = {"kind": "pace", "name": f"{name}, half load", "part": 0.5, **steady}
+        async with through_workers(options, count) as plan:
+            async for phase in load(plan | {"phases": [saturated, half]}):
+                phases[phase["phase"]] = phase
+    report.print_phases([*phases.values()], "On MongoDB and Redis")
+    async with _broker(options) as (broker, directory, _):
+        seconds = await cluster.takeovers(broker, directory, options.kills)
+    found = cluster.figures(phases, seconds)
+    report.print_cluster(found)
+    return found
+
+
 async def sweep(options: Options) -> list[dict[str, Any]]:
     """Throughput against latency for windows of different sizes, through the server."""
     steady = {"warmup": options.warmup, "seconds": options.seconds}
@@ -177,7 +201,18 @@ async def through_server(options: Options) -> AsyncIterator[dict[str, Any]]:
             sys.executable, "-m", "imqtt", "serve",
             ready=SERVER_READY, log=directory / "server.log", environment=environment,
         ) as pid:  # fmt: skip
-            yield plan | {"through": "server", "pids": plan["pids"] | {"server": pid}}
+            yield plan | {"through": "server", "pids": plan["pids"] | {"server": [pid]}}
+
+
+@contextlib.asynccontextmanager
+async def through_workers(options: Options, count: int) -> AsyncIterator[dict[str, Any]]:
+    """A broker, MongoDB, Redis, and so many workers; yields how to reach them."""
+    async with (
+        _broker(options) as (broker, directory, plan),
+        cluster.workers(broker, directory, count) as (servers, mongo, redis),
+    ):
+        pids = {"server": [it.pid for it in servers], "mongodb": [mongo.pid], "redis": [redis.pid]}
+        yield plan | {"through": "server", "pids": plan["pids"] | pids}
 
 
 @contextlib.asynccontextmanager
@@ -192,7 +227,7 @@ async def through_relay(options: Options) -> AsyncIterator[dict[str, Any]]:
             sys.executable, "-m", "bench.relay",
             ready=RELAY_READY, log=directory / "relay.log", stdin=json.dumps(account).encode(),
         ) as pid:  # fmt: skip
-            yield plan | {"through": "relay", "pids": plan["pids"] | {"relay": pid}}
+            yield plan | {"through": "relay", "pids": plan["pids"] | {"relay": [pid]}}
 
 
 @contextlib.asynccontextmanager
@@ -208,7 +243,7 @@ async def _broker(options: Options) -> AsyncIterator[tuple[Mosquitto, Path, dict
                 directory,
                 {
                     "host": broker.host, "port": broker.port, "passwords": passwords, "size": options.size,
-                    "partitions": PARTITIONS, "pids": {"broker": broker.pid},
+                    "partitions": PARTITIONS, "pids": {"broker": [broker.pid]},
                 },
             )  # fmt: skip
         finally:
@@ -221,6 +256,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--memory", type=int, metavar="N", help="send N messages, and print the server's memory"
     )
+    parser.add_argument("--cluster", action="store_true", help="only what runs on MongoDB and Redis")
     parser.add_argument("--sweep", action="store_true", help="try windows of different sizes")
     parser.add_argument(
         "--window", type=int, default=WINDOW, help="messages that each device keeps unanswered"

@@ -50,7 +50,7 @@ class Load:
 
     def __init__(self, traffic: Traffic, plan: dict[str, Any]) -> None:
         self._traffic = traffic
-        self._pids: dict[str, int] = plan["pids"]
+        self._pids: dict[str, list[int]] = plan["pids"]  # of each part, which may be several processes
         self._plan = plan
         self._links: list[Link] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -203,7 +203,10 @@ class Load:
                 await asyncio.sleep(0.01)
             self._taken.clear()
             self._delivered.clear()
-            step({"messages": self._done} | {who: resident_bytes(pid) for who, pid in self._pids.items()})
+            step(
+                {"messages": self._done}
+                | {who: sum(map(resident_bytes, pids)) for who, pids in self._pids.items()}
+            )
         measured = self._measure(name, edge, window=window)
         await self._drain()
         return measured
@@ -226,7 +229,7 @@ class Load:
         return self._cpu()
 
     def _cpu(self) -> dict[str, float]:
-        used = {who: cpu_seconds(pid) for who, pid in self._pids.items()}
+        used = {who: sum(map(cpu_seconds, pids)) for who, pids in self._pids.items()}
         return used | {"load": time.process_time()}
 
     def _measure(

@@ -23,6 +23,8 @@ GOALS = {  # by key: the figure that `direct` should reach, and whether more is 
     "p50_lone_ms": (5, False),
 }
 
+CLUSTER_GOALS = {"server_cpu_us": 90, "takeover_p99_s": 3}
+
 console = Console(highlight=False, width=None if os.isatty(1) else 120)
 
 
@@ -58,8 +60,8 @@ def print_method(found: dict[str, Any]) -> None:
     )
 
 
-def print_phases(phases: list[dict[str, Any]]) -> None:
-    table = Table("phase", title="\nDirect messages", title_justify="left")
+def print_phases(phases: list[dict[str, Any]], title: str = "Direct messages") -> None:
+    table = Table("phase", title=f"\n{title}", title_justify="left")
     for name in (
         "msg/s", "p50 ms", "p99 ms", "max ms", "accepted p50", "p99", "server us", "broker us", "load us",
     ):  # fmt: skip
@@ -93,6 +95,17 @@ def print_direct(direct: dict[str, float]) -> None:
     table.add_row(
         "server CPU / broker CPU", f"{direct['server_cpu_us'] / direct['broker_cpu_us']:.2f}", "at most 1.00"
     )
+    console.print(table)
+
+
+def print_cluster(found: dict[str, float]) -> None:
+    """The figures on MongoDB and Redis, beside what they should reach."""
+    table = Table("figure", title="\nFor the record", title_justify="left")
+    table.add_column("found", justify="right")
+    table.add_column("goal", justify="right")
+    for key, value in found.items():
+        goal = CLUSTER_GOALS.get(key)
+        table.add_row(key, f"{value:,.2f}", "" if goal is None else f"at most {goal:,}")
     console.print(table)
 
 

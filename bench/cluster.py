@@ -1,0 +1,121 @@
+"""The same on MongoDB and Redis: CPU a message, one worker and two, and how long a takeover takes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.core.partitions import partition_of
+from imqtt.model import Accepted, Content, Send
+from imqtt.state import open_state
+from imqtt.stores import attach_store
+from tests.device import RawDevice
+from tests.mongodb import MongoServer
+from tests.redis_server import RedisServer
+from tests.services import ServerProcess, eventually
+
+PARTITIONS = 16
+PROBER = "prober"
+
+
+@contextlib.asynccontextmanager
+async def workers(
+    broker: Mosquitto, directory: Path, count: int
+) -> AsyncIterator[tuple[list[ServerProcess], MongoServer, RedisServer]]:
+    """So many `imqtt serve` on a MongoDB (or what speaks its protocol) and a Redis of their own."""
+    async with contextlib.AsyncExitStack() as stack:
+        mongo = await stack.enter_async_context(MongoServer(directory / "mongodb"))
+        redis = await stack.enter_async_context(RedisServer(directory / "redis"))
+        servers: list[ServerProcess] = []
+        for number in range(count):
+            place = directory / f"worker-{number}"
+            place.mkdir()
+            server = ServerProcess(broker, place, store=mongo.url, state=redis.url, partitions=PARTITIONS)
+            servers.append(await stack.enter_async_context(server))
+        await eventually(lambda: _shared(mongo, redis, servers))
+        yield servers, mongo, redis
+
+
+async def takeovers(broker: Mosquitto, directory: Path, kills: int) -> list[float]:
+    """Seconds from a worker's `kill -9` to the first `Accepted` on each partition that it had."""
+    seconds: list[float] = []
+    async with (
+        workers(broker, directory, 2) as (servers, mongo, redis),
+        RawDevice(broker, f"{PROBER}/phone") as device,
+    ):
+        await device.hello()
+        probes = _one_conversation_in_each_partition()
+        for kill in range(kills):
+            victim = servers[kill % 2]
+            owners = await _owners(mongo, redis)
+            lost = [number for number, pid in owners.items() if pid == victim.pid]
+            await victim.kill()
+            killed = asyncio.get_running_loop().time()
+            seconds += await _until_accepted(device, [probes[number] for number in lost], f"k{kill}", killed)
+            await victim.start()
+            await eventually(lambda: _shared(mongo, redis, servers), within=20)
+    return seconds
+
+
+async def _until_accepted(
+    device: RawDevice, conversations: list[str], name: str, since: float
+) -> list[float]:
+    start = len(device.frames)
+    for conversation in conversations:
+        await device.command(Send(conversation, name, Content(text="probe")))
+    waiting, seen, seconds = set(conversations), start, []
+    while waiting:
+        await device.until(lambda _: True, since=seen)
+        now = asyncio.get_running_loop().time()
+        for frame in device.frames[seen:]:
+            if isinstance(frame, Accepted) and frame.client_msg_id == name:
+                waiting.discard(frame.conversation)
+                seconds.append(now - since)
+        seen = len(device.frames)
+    return seconds
+
+
+def _one_conversation_in_each_partition() -> list[str]:
+    found: dict[int, str] = {}
+    number = 0
+    while len(found) < PARTITIONS:
+        conversation = f"d:{PROBER}:user{number}" if f"user{number}" > PROBER else f"d:user{number}:{PROBER}"
+        found.setdefault(partition_of(conversation, PARTITIONS), conversation)
+        number += 1
+    return [found[partition] for partition in range(PARTITIONS)]
+
+
+async def _owners(mongo: MongoServer, redis: RedisServer) -> dict[int, int]:
+    store = await attach_store(mongo.url)
+    cluster = store.identity.cluster
+    await store.close()
+    state = await open_state(redis.url, cluster=cluster, rate=1, burst=1)
+    try:
+        return {it.partition: worker.pid for worker in await state.workers() for it in worker.holdings}
+    finally:
+        await state.close()
+
+
+async def _shared(mongo: MongoServer, redis: RedisServer, servers: list[ServerProcess]) -> bool:
+    owners = await _owners(mongo, redis)
+    return len(owners) == PARTITIONS and set(owners.values()) == {it.pid for it in servers}
+
+
+def figures(phases: dict[str, dict[str, Any]], seconds: list[float]) -> dict[str, float]:
+    """What is kept for the record."""
+    one, two, paced = phases["1 worker"], phases["2 workers"], phases["1 worker, half load"]
+    ordered = sorted(seconds)
+    return {
+        "stored_per_second_1_worker": one["per_second"],
+        "stored_per_second_2_workers": two["per_second"],
+        "server_cpu_us": one["cpu_us"]["server"],
+        "server_cpu_us_half_load": paced["cpu_us"]["server"],
+        "mongodb_cpu_us": one["cpu_us"]["mongodb"],
+        "redis_cpu_us": one["cpu_us"]["redis"],
+        "takeovers": len(ordered),
+        "takeover_p50_s": ordered[len(ordered) // 2],
+        "takeover_p99_s": ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
+        "takeover_max_s": ordered[-1],
+    }
