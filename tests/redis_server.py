@@ -26,6 +26,11 @@ START_SECONDS = 20.0
 _ANY = Listeners("127.0.0.1", 0, 0, 0)
 
 
+def free_port() -> int:
+    """Not one that the system gives to outgoing connections: a client that tries it might get itself."""
+    return choose(_ANY, _ANY).port
+
+
 def program() -> str | None:
     """Debian has it where an ordinary user finds it; others beside what only root runs."""
     return shutil.which(
@@ -47,7 +52,7 @@ class RedisServer:
     """
 
     def __init__(self, directory: Path, *options: str, password: str = "") -> None:
-        self.port = choose(_ANY, _ANY).port  # see there why not any that the system gives
+        self.port = free_port()
         self.password = password
         self._directory = directory
         self._options = [*options, *(["--requirepass", password] if password else [])]
