@@ -91,7 +91,8 @@ class Event(Value, frozen=True, tag="event", tag_field="type"):
     """One entry of a conversation's log; also the frame that carries it to a device.
 
     `withheld` is the content's size in bytes where it would not fit into the device's packets; `content`
-    is empty then.
+    is empty then. `previous` is the id of the event at seq - 1, said while the event is news and never
+    stored: who knows another event there has another log.
     """
 
     conversation: str
@@ -105,6 +106,7 @@ class Event(Value, frozen=True, tag="event", tag_field="type"):
     kind: str = "message"
     client_time: int = 0
     withheld: int = 0
+    previous: Id = Id(0)
 
     @property
     def position(self) -> Position:
@@ -229,13 +231,17 @@ class Welcome(Frame, frozen=True, omit_defaults=False):
 
 
 class Accepted(Frame, frozen=True):
-    """The message is stored, at this place. Sent only after the store has committed."""
+    """The message is stored, at this place. Sent only after the store has committed.
+
+    `previous` is as in `Event`, and not said of a message that was stored before.
+    """
 
     conversation: str
     client_msg_id: str
     seq: int
     id: Id
     time: int
+    previous: Id = Id(0)
 
 
 class Rejected(Frame, frozen=True):

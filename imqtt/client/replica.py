@@ -7,11 +7,15 @@ marks are to be sent, what is to be told. Nothing of it may be told to anybody b
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
+
+from msgspec.structs import replace
 
 from imqtt.client.store import Changes, Memory
 from imqtt.client.values import NOTHING, Entry, LogState, Notice, Restarted, Skipped
 from imqtt.core.outbox import Key
 from imqtt.core.reorder import Reorder
+from imqtt.core.reorder import Step as InOrder
 from imqtt.model import Accepted, Device, Event, Head, Id, Marks, Page, Position, Slice
 
 MAX_SEQ = 1 << 53
@@ -146,7 +150,8 @@ class Replica:
         """A message of this device is stored. `entry`: its content, if it is still in the outbox."""
         key = Key(frame.conversation, frame.client_msg_id)
         self._step.changes.sent.append(key)
-        self._step.accepted.append(frame)
+        # A program is told the same of a message, whichever answer to it arrived.
+        self._step.accepted.append(replace(frame, previous=Id(0)))
         if not (0 < frame.seq < MAX_SEQ and 0 < frame.id < MAX_ID):
             self.odd += 1
         elif entry is not None:
@@ -251,14 +256,18 @@ class Replica:
     def _offer(self, log: Log, event: Event) -> None:
         if not log.begun and event.seq == 1:
             log.begun = True
-        step = log.order.offer(event)
-        if step.diverged:
-            self._doubt(log)
+        if not self._go_on(log, log.order.offer(event)):
             return
-        self._apply(log, step.events)
         self._raise_head(log, event.position)
         if log.is_behind:
             self._want(log, Want.HOLE)
+
+    def _go_on(self, log: Log, order: InOrder) -> bool:
+        """Applies what can be. False if an event showed that the server's log may be another one."""
+        self._apply(log, order.events)
+        if order.diverged:
+            self._doubt(log)
+        return not order.diverged
 
     def _apply(self, log: Log, events: Iterable[Event], *, new: bool = True) -> None:
         """These follow the log's last event. `new`: not history, but what a consumer waits for."""
@@ -268,7 +277,8 @@ class Replica:
             if new:
                 self.ordinal += 1
                 ordinal = self.ordinal
-            changes.events[log.conversation, event.seq] = (ordinal, event)
+            # What it stood behind has been compared. From here on it is the event that a page has, too.
+            changes.events[log.conversation, event.seq] = (ordinal, replace(event, previous=Id(0)))
             if event.sender != self.device.user:
                 self._mark_delivered(log, event.seq)
             elif event.device == self.device.device:
@@ -284,7 +294,7 @@ class Replica:
         log.begun = True
         log.base = cursor.seq
         self._touched.add(log.conversation)
-        self._apply(log, log.order.begin(cursor))
+        self._go_on(log, log.order.begin(cursor))
         if log.is_behind:
             self._want(log, Want.HOLE)
 
@@ -305,7 +315,7 @@ class Replica:
             log.begun = True
             for event in events:
                 self._apply(log, (event,), new=event.seq in live)
-            self._apply(log, log.order.begin(events[-1].position))
+            self._go_on(log, log.order.begin(events[-1].position))
         else:
             expected = log.cursor.seq + 1
             if events[0].seq > expected and part.missing not in ("", "start"):
@@ -314,7 +324,7 @@ class Replica:
                 )
                 log.missing = part.missing
                 self._begin(log, Position(events[0].seq - 1, Id(0)))
-            for event in events:
+            for event in _linked(events):
                 self._offer(log, event)
         if part.more:
             self._want(log, Want.BEHIND)
@@ -326,7 +336,7 @@ class Replica:
             log = self.logs.get(name)
             looked_at = name in told or not page.more
             if log is not None and log.order.in_doubt and looked_at and not told.get(name, False):
-                self._apply(log, log.order.trust())
+                self._go_on(log, log.order.trust())
 
     def _restart(self, log: Log, part: Slice, events: list[Event]) -> None:
         name, old = log.conversation, log.cursor
@@ -390,7 +400,7 @@ class Replica:
             log.base = head.seq - 1
             following = log.order.begin(latest.position)
             self._apply(log, (latest,), new=False)
-            self._apply(log, following)
+            self._go_on(log, following)
 
     # --- what is to be done
 
@@ -413,6 +423,16 @@ class Replica:
         return fine
 
 
+def _linked(events: list[Event]) -> Iterable[Event]:
+    """A slice's events, each but the first with what it stands behind: the slice itself says that.
+
+    While a log is in doubt they are kept aside with events of another log perhaps.
+    """
+    yield from events[:1]
+    for before, event in pairwise(events):
+        yield replace(event, previous=before.id) if event.seq == before.seq + 1 else event
+
+
 def _own_event(device: Device, frame: Accepted, entry: Entry) -> Event:
     return Event(
         conversation=frame.conversation,
@@ -424,6 +444,7 @@ def _own_event(device: Device, frame: Accepted, entry: Entry) -> Event:
         client_msg_id=frame.client_msg_id,
         content=entry.content,
         client_time=entry.client_time,
+        previous=frame.previous,
     )
 
 

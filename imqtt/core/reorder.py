@@ -4,7 +4,6 @@ The device's cursor is the last event that it has applied without a hole. Events
 aside, up to a bound; what was dropped for the bound stays missing and is asked for like any other hole.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from imqtt.model import Event, Id, Position
@@ -15,10 +14,11 @@ NOTHING = Position(0, Id(0))
 class Step(NamedTuple):
     """What to do about an event: apply `events`, in this order.
 
-    `diverged`: the event cannot belong to the log that the cursor is in, since ids grow with seq. The
-    store was restored from a backup, or the event is from before that: ask with the cursor. Until then
-    nothing is applied, since what follows the cursor by its seq may follow another event; a cursor behind
-    it would be in the server's log again, and nobody would notice what is wrong before it.
+    `diverged`: an event cannot belong to the log that the cursor is in, since ids grow with seq, and an
+    event may say which one it stands behind (Raft's log matching). The store was restored from a backup,
+    or the event is from before that: ask with the cursor. Until then nothing is applied, since what
+    follows the cursor by its seq may follow another event; a cursor behind it would be in the server's log
+    again, and nobody would notice what is wrong before it.
     """
 
     events: tuple[Event, ...] = ()
@@ -63,25 +63,29 @@ class Reorder:
             return APPLY_NOTHING if same_log or not cursor.id else self._doubt()
         if event.id <= cursor.id:
             return self._doubt()
-        if seq > cursor.seq + 1 or self.in_doubt:
+        if seq > cursor.seq + 1:
+            return self._keep(event)
+        if not _may_follow(event, cursor):
+            return self._doubt()
+        if self.in_doubt:
             return self._keep(event)
         self._highest = max(self._highest, seq)
         self._aside.pop(seq, None)
         self.cursor = event.position
-        return Step((event, *self._follow()))
+        return self._follow(event)
 
-    def trust(self) -> tuple[Event, ...]:
-        """The server knows the cursor: what made it doubtful was from another time. Returns what follows."""
+    def trust(self) -> Step:
+        """The server knows the cursor: what made it doubtful was from another time. Tells what follows."""
         self.in_doubt = False
-        return tuple(self._follow())
+        return self._follow()
 
-    def begin(self, cursor: Position) -> tuple[Event, ...]:
-        """Moves the cursor: a log begun at its head, or begun anew. Returns what can be applied then."""
+    def begin(self, cursor: Position) -> Step:
+        """Moves the cursor: a log begun at its head, or begun anew. Tells what can be applied then."""
         self.cursor = cursor
         self.in_doubt = False
         self._aside = {seq: it for seq, it in self._aside.items() if seq > cursor.seq and it.id > cursor.id}
         self._highest = max(self._aside, default=cursor.seq)
-        return tuple(self._follow())
+        return self._follow()
 
     def holes(self) -> list[range]:
         """The seqs that are missing up to the highest one seen, as ranges, lowest first."""
@@ -98,7 +102,15 @@ class Reorder:
     def _keep(self, event: Event) -> Step:
         known = self._aside.get(event.seq)
         if known is not None:
-            return APPLY_NOTHING if known.id == event.id else self._doubt()
+            if known.id != event.id:
+                if self.cursor.seq:
+                    return self._doubt()
+                # A cursor of seq 0 is in every log: no answer would end a doubt. The younger event stays.
+                self._aside = {event.seq: max(known, event, key=lambda it: it.id)}
+                return DIVERGED
+            if not known.previous:
+                self._aside[event.seq] = event  # it may say more
+            return APPLY_NOTHING
         self._highest = max(self._highest, event.seq)
         self._aside[event.seq] = event
         if len(self._aside) > self._limit:
@@ -110,9 +122,21 @@ class Reorder:
         self.in_doubt = True
         return DIVERGED
 
-    def _follow(self) -> Iterable[Event]:
+    def _follow(self, *applied: Event) -> Step:
+        """What was `applied`, and what was kept aside and comes behind it."""
+        events = list(applied)
         while (event := self._aside.pop(self.cursor.seq + 1, None)) is not None:
-            if event.id <= self.cursor.id:
-                break  # not of this log: the hole that it leaves is asked for
+            if not _may_follow(event, self.cursor):
+                # So may be what stands behind it, one by one: that comes again with the answer to the doubt.
+                self._aside.clear()
+                self.in_doubt = True
+                return Step(tuple(events), diverged=True)
             self.cursor = event.position
-            yield event
+            events.append(event)
+        return Step(tuple(events))
+
+
+def _may_follow(event: Event, cursor: Position) -> bool:
+    """Whether the event of the next seq may be of the cursor's log, by what it says. 0 says nothing."""
+    said = event.previous and cursor.id
+    return event.id > cursor.id and (not said or event.previous == cursor.id)

@@ -33,15 +33,24 @@ class Message(NamedTuple):
 
 
 class Append(NamedTuple):
-    """Store it as this event."""
+    """Store it as this event. `previous` is the id of the one before it, 0 where there is none.
+
+    It stands beside the event because it is told and never stored: what a store gives back is what it was
+    given, and needs no such word, since it stands behind the event before it.
+    """
 
     event: Event
+    previous: Id
 
 
 class Known(NamedTuple):
-    """It is stored at `position` already, or is about to be, earlier in the same batch."""
+    """It is stored at `position` already, or is about to be, earlier in the same batch.
+
+    `untold`: it was stored by an attempt that did not know, so nobody has been told of it.
+    """
 
     position: Position
+    untold: bool = False
 
 
 class Refuse(NamedTuple):
@@ -95,7 +104,7 @@ def decide(
             continue
         newest[conversation] = position = event.position
         seen[key] = Stored(position, message.digest)
-        decisions.append(Append(event))
+        decisions.append(Append(event, head.id))
     return decisions
 
 

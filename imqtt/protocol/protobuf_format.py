@@ -179,6 +179,8 @@ def _fill_frame(out: pb.Frame, frame: AnyFrame) -> None:
         accepted.seq = frame.seq
         accepted.id = frame.id
         accepted.time = frame.time
+        if frame.previous:
+            accepted.previous = frame.previous
     elif isinstance(frame, Marks):
         _fill_marks(out.marks, frame)
     elif isinstance(frame, PeerTyping):
@@ -263,13 +265,15 @@ def _fill_event(out: pb.Event, event: Event) -> None:
         out.client_time = event.client_time
     if event.withheld:
         out.withheld = event.withheld
+    if event.previous:
+        out.previous = event.previous
 
 
 def _event_in(event: pb.Event) -> Event:
     return Event(
         event.conversation, event.seq, Id(event.id), event.time, event.sender, event.device,
         event.client_msg_id, _content_in(event.content), event.kind or "message", event.client_time,
-        event.withheld,
+        event.withheld, Id(event.previous),
     )  # fmt: skip
 
 
@@ -350,7 +354,9 @@ def _fill_welcome(out: pb.Welcome, welcome: Welcome) -> None:
 
 
 _FRAMES_IN: dict[str, Callable[[Any], AnyFrame]] = {
-    "accepted": lambda it: Accepted(it.conversation, it.client_msg_id, it.seq, Id(it.id), it.time),
+    "accepted": lambda it: Accepted(
+        it.conversation, it.client_msg_id, it.seq, Id(it.id), it.time, Id(it.previous)
+    ),
     "event": _event_in,
     "marks": _marks_in,
     "page": lambda it: Page(

@@ -91,6 +91,7 @@ def withhold(event: Event, size: int) -> Event:
         kind=event.kind,
         client_time=event.client_time,
         withheld=size,
+        previous=event.previous,
     )
 
 

@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
 from imqtt.errors import Failed, StoreUnreachable, Unavailable
-from imqtt.model import Accepted, AnyFrame, Device, Event, Marks, PeerTyping
+from imqtt.model import Accepted, AnyFrame, Device, Event, Id, Marks, PeerTyping
 from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
@@ -20,6 +22,7 @@ from imqtt.server.intake import Batch, Delivery, Intake, rejected
 from imqtt.server.patience import until_known
 from imqtt.server.presence import Presences
 from imqtt.server.reads import Reads
+from imqtt.server.troubles import Troubles
 from imqtt.stores.base import Registration, Store
 
 REJECTIONS_PER_BATCH = 50  # to one device: a flood is not answered with another
@@ -83,6 +86,7 @@ class Owner:
         reads: Reads,
         publish: Publish,
         counters: Counters,
+        troubles: Troubles,
         max_packet: int,
     ) -> None:
         self._intake = intake
@@ -93,6 +97,7 @@ class Owner:
         self._reads = reads
         self._publish = publish
         self._counters = counters
+        self._troubles = troubles
         self._max_packet = max_packet
 
     def take_over(self) -> None:
@@ -170,10 +175,10 @@ class Owner:
             return
         if isinstance(decision, Known):
             self._counters.known += 1
-            at = decision.position
+            at, previous = decision.position, Id(0)
         else:
-            at = decision.event.position
-        accepted = Accepted(send.conversation, send.client_msg_id, at.seq, at.id, at.id.time)
+            at, previous = decision.event.position, decision.previous
+        accepted = Accepted(send.conversation, send.client_msg_id, at.seq, at.id, at.id.time, previous)
         fanout.add(accepted, (audience.one(message.sender),))
 
     def _reject(self, fanout: Fanout, audience: Audience, batch: Batch) -> None:
@@ -198,16 +203,26 @@ class Owner:
         read: dict[tuple[str, int], Event] = {}
         for message, decision, again in zip(batch.messages, decisions, batch.redelivered, strict=True):
             if isinstance(decision, Append):
-                events.append(decision.event)
-            elif isinstance(decision, Known) and again:
+                events.append(replace(decision.event, previous=decision.previous))
+            elif isinstance(decision, Known) and (again or decision.untold):
                 place = (message.send.conversation, decision.position.seq)
                 if place not in read:
-                    found = await self._store.events_after(place[0], place[1] - 1, REREAD)
-                    read |= {(it.conversation, it.seq): it for it in found}
+                    await self._read_again(place, read)
                 events.append(read[place])
             else:
                 events.append(None)
         return events
+
+    async def _read_again(self, place: tuple[str, int], read: dict[tuple[str, int], Event]) -> None:
+        """Adds the event at (conversation, seq) and some that follow it, each naming the one before it."""
+        conversation, seq = place
+        previous = Id(0)
+        for event in await self._store.events_after(conversation, max(seq - 2, 0), REREAD):
+            if event.seq >= seq:
+                read[conversation, event.seq] = replace(event, previous=previous)
+            previous = event.id
+        if place not in read:
+            raise StoreUnreachable("an event that was found is not to be seen yet")
 
     async def _raise_marks(self, batch: Batch) -> list[Told]:
         """Marks raised in the store, and frames for those that grew."""
@@ -221,7 +236,9 @@ class Owner:
             # The heads as they were before this batch: nobody can have received what it brings.
             heads = await self._store.heads({mark.conversation for mark in asked})
             merged = merge(asked, heads)
-            grown, tries = await until_known("raising marks", lambda: self._store.raise_marks(merged))
+            grown, tries = await until_known(
+                "raising marks", lambda: self._store.raise_marks(merged), self._troubles
+            )
             # An earlier owner, or an earlier try, may have raised these and told nobody.
             again = batch.marked_again if tries == 1 else {(it.conversation, it.user) for it in merged}
             untold = again - {(marks.conversation, marks.user) for marks in grown}

@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Self
 
+from msgspec.structs import replace
+
 from imqtt.broker.link import Link, Message, Settings, connect
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
@@ -130,6 +132,11 @@ class LittleServer:
         assert self._link is not None
         await self._link.publish([Message(down(Device(*device.split("/"))), payload)])
 
+    def live(self, event: Event) -> Event:
+        """The event as it is told when it is news: it says which one it stands behind."""
+        log = self.logs[event.conversation]
+        return replace(event, previous=log[event.seq - 2].id if event.seq > 1 else Id(0))
+
     def restore(self, conversation: str, seq: int) -> None:
         """Goes back to a backup that ended at `seq`."""
         del self.logs[conversation][seq:]
@@ -192,8 +199,11 @@ class LittleServer:
                 event.conversation, event.seq, event.id, event.time, event.sender, event.device,
                 event.client_msg_id, send.content, "message", send.client_time,
             )  # fmt: skip
-            await self._publish(send.conversation, event, device)
-        accepted = Accepted(event.conversation, event.client_msg_id, event.seq, event.id, event.time)
+            await self._publish(send.conversation, self.live(event), device)
+        previous = self.live(event).previous if known is None else Id(0)
+        accepted = Accepted(
+            event.conversation, event.client_msg_id, event.seq, event.id, event.time, previous
+        )
         await self.tell(str(device), accepted)
 
     async def _publish(self, conversation: str, frame: AnyFrame, but: Device) -> None:

@@ -2,15 +2,26 @@
 
 from itertools import pairwise
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.core.reorder import Reorder
+from imqtt.core.reorder import DIVERGED, NOTHING, Reorder, Step
 from imqtt.model import Content, Event, Id, Position
 
 
 def event(seq: int, id_: int = 0) -> Event:
     return Event("d:alice:bob", seq, Id(id_ or seq * 10), 0, "bob", "phone", f"m{seq}", Content(text="hi"))
+
+
+def behind(seq: int, id_: int, previous: int) -> Event:
+    """A live event, which says what it stands behind."""
+    return msgspec.structs.replace(event(seq, id_), previous=Id(previous))
+
+
+def live(log: list[Event]) -> list[Event]:
+    """The events of a log as they are told when they are news."""
+    return [behind(it.seq, it.id, before.id) for before, it in pairwise([event(0), *log])]
 
 
 def log(length: int) -> list[Event]:
@@ -81,10 +92,10 @@ def test_a_doubtful_log_does_not_grow_until_the_server_has_been_asked() -> None:
     order.offer(event(5, 51))
     assert order.in_doubt
     assert order.offer(event(6)).events == ()
-    assert order.trust() == (event(6),)
+    assert order.trust() == Step((event(6),))
     order.offer(event(6, 61))
     order.offer(event(7))
-    assert order.begin(Position(6, Id(61))) == (event(7),)
+    assert order.begin(Position(6, Id(61))) == Step((event(7),))
     assert not order.in_doubt
 
 
@@ -105,5 +116,73 @@ def test_a_log_begun_at_its_head_gives_out_what_had_come_after_it() -> None:
     for seq in (4, 7, 8, 10):
         order.offer(event(seq))
     assert order.lowest_aside == 4
-    assert order.begin(Position(6, Id(60))) == (event(7), event(8))
+    assert order.begin(Position(6, Id(60))) == Step((event(7), event(8)))
     assert order.holes() == [range(9, 10)]
+
+
+def test_an_event_that_stands_behind_another_one_than_the_cursor_is_not_applied() -> None:
+    order = Reorder(Position(5, Id(50)))
+    assert order.offer(behind(6, 61, 51)) == DIVERGED
+    assert order.in_doubt
+    assert order.cursor == Position(5, Id(50))
+    assert order.trust() == Step()  # nor later, should the server know the cursor
+    assert order.offer(behind(6, 60, 50)).events == (behind(6, 60, 50),)
+
+
+def test_an_event_that_does_not_say_what_it_stands_behind_is_applied() -> None:
+    order = Reorder(Position(5, Id(50)))
+    assert order.offer(event(6)).events == (event(6),)
+    unplaced = Reorder(Position(5, Id(0)))
+    assert unplaced.offer(behind(6, 60, 51)).events == (behind(6, 60, 51),)
+
+
+def test_an_event_kept_aside_is_compared_with_the_one_that_comes_before_it() -> None:
+    order = Reorder(Position(5, Id(50)))
+    for early in (behind(8, 81, 71), behind(7, 71, 61), behind(10, 100, 91)):
+        assert order.offer(early) == Step()
+    assert order.offer(behind(6, 60, 50)) == Step((behind(6, 60, 50),), diverged=True)
+    assert order.cursor == Position(6, Id(60))
+    assert order.holes() == [range(7, 11)]  # what stood behind it may be of that log as well
+
+
+def test_an_event_kept_aside_is_compared_if_it_said_so_either_time() -> None:
+    for twice in ([event(7), behind(7, 70, 61)], [behind(7, 70, 61), event(7)]):
+        order = Reorder(Position(5, Id(50)))
+        for early in twice:
+            assert order.offer(early) == Step()
+        assert order.offer(event(6)) == Step((event(6),), diverged=True)
+
+
+@st.composite
+def two_logs(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
+    """A log, and what became of it after a restore. Ids alone never tell one from the other."""
+    kept = draw(st.integers(0, 6))
+    lengths = st.integers(kept, 12)
+    first = log(draw(lengths))
+    return first, [*first[:kept], *(event(seq, seq * 10 + 5) for seq in range(kept + 1, draw(lengths) + 1))]
+
+
+@given(two_logs(), st.data())
+def test_no_mix_of_two_logs_is_ever_taken_for_one(
+    logs: tuple[list[Event], list[Event]], data: st.DataObject
+) -> None:
+    """Whatever comes of either log, early, late, twice or never. None: the server is asked, and answers."""
+    first, restored = logs
+    mine = first[: data.draw(st.integers(0, len(first)), "the device's cursor")]
+    order = Reorder(end_of(mine))
+    arriving = st.sampled_from([None, *live(first), *live(restored)])
+    for it in data.draw(st.lists(arriving, max_size=40), "what arrives"):
+        if it is not None:
+            step = order.offer(it)
+        elif mine == restored[: len(mine)]:
+            step = order.trust()
+        else:
+            mine, step = list(restored), Step()
+            order = Reorder(end_of(mine))
+        mine += [msgspec.structs.replace(one, previous=Id(0)) for one in step.events]
+        assert mine in (first[: len(mine)], restored[: len(mine)])
+        assert order.cursor == end_of(mine)
+
+
+def end_of(log: list[Event]) -> Position:
+    return log[-1].position if log else NOTHING

@@ -45,6 +45,16 @@ def test_messages_take_the_seqs_after_the_head() -> None:
     assert [d.event.seq for d in decisions if isinstance(d, Append)] == [8, 9, 1]
 
 
+def test_an_append_tells_which_event_it_stands_behind_and_what_is_stored_does_not() -> None:
+    sent = [message(ALICE, "d:alice:bob", name) for name in ("1", "2", "1", "3")]
+    sent += [message(ALICE, "u:alice", name) for name in ("1", "2")]
+    decisions = run(sent, heads={"d:alice:bob": Position(7, Id(5))})
+    appends = [d for d in decisions if isinstance(d, Append)]
+    first, second, _, begun, _ = (d.event.id for d in appends)
+    assert [d.previous for d in appends] == [5, first, second, 0, begun]
+    assert not any(d.event.previous for d in appends)
+
+
 def test_a_message_twice_in_a_batch_is_stored_once() -> None:
     first, again = run([message(ALICE, "u:alice", "1"), message(ALICE, "u:alice", "1")])
     assert isinstance(first, Append)

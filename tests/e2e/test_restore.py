@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Restarted, catchup
 from imqtt.model import Accepted, Content, Cursor, Event, Id, Marks, Send
+from imqtt.protocol import Format
 from imqtt.stores import attach_store
 from tests.cli.commands import imqtt
 from tests.client.conftest import QUICK, Devices, device
@@ -97,7 +99,10 @@ async def test_devices_go_on_on_another_store_as_if_nothing_had_happened(
         assert isinstance(accepted, Accepted)
         assert accepted.seq == number + 1
         assert await carol.send(TO_CAROL, "m1", "one") == answered
-        assert await carol.send(TO_CAROL, f"unanswered-{number}") == accepted
+        # Which event it stands behind is said once only.
+        assert accepted.previous
+        again = await carol.send(TO_CAROL, f"unanswered-{number}")
+        assert again == msgspec.structs.replace(accepted, previous=Id(0))
         seq += 1
         await eventually(lambda seq=seq: reached(alice, seq), within=30)
         async with device("bob/phone", stored=True) as bob:
@@ -243,7 +248,11 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
     assert slices["d:bob:zoe"].events == ()
 
     # What was accepted and is not stored any more is stored anew; what is stored stays what it is.
-    assert await raw.send(TALK, "kept", "kept by name") == kept
+    known = await raw.send(TALK, "kept", "kept by name")
+    assert isinstance(kept, Accepted)
+    assert isinstance(known, Accepted)
+    assert (known.seq, known.id, known.previous) == (kept.seq, kept.id, 0)
+    assert kept.previous
     again = await raw.send(TALK, "lost", "lost by name")
     assert isinstance(again, Accepted)
     assert (again.seq, again.id) != (lost.seq, lost.id)
@@ -341,26 +350,58 @@ async def test_a_program_gets_what_it_has_yet_to_read_though_its_device_begins_a
         assert read == [*(f"kept {number}" for number in range(3, 10)), "new"]
 
 
-async def test_a_device_that_the_backup_does_not_know_compares_its_cursors_when_the_broker_is_back(
-    broker: Mosquitto, device: Devices, stack: AsyncExitStack, tmp_path: Path
+@pytest.mark.parametrize("broker_stops", [True, False])
+@pytest.mark.parametrize("format", [Format.JSON, Format.PROTOBUF])
+@pytest.mark.parametrize("first", ["it sends", "it hears"])
+async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the_first_event(
+    broker: Mosquitto,
+    device: Devices,
+    stack: AsyncExitStack,
+    tmp_path: Path,
+    broker_stops: bool,
+    format: Format,
+    first: str,
 ) -> None:
-    """Nothing is published to it until it speaks, and then the log has gone on right behind its cursor."""
+    """Nothing is published to it until it speaks, and then the log has gone on right behind its cursor.
+
+    Where the broker stops, it compares its cursors on connecting. Where its connection outlives the restore,
+    the first event that it is told of says that it stands behind another one; a sync is minutes away.
+    """
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))
     alice = await stack.enter_async_context(device("alice/phone"))
     for number in range(5):
         await alice.send(TALK, f"kept {number}")
     await place.back_up()
-    newcomer = await stack.enter_async_context(device("bob/newcomer", start="beginning"))
+    newcomer = await stack.enter_async_context(device("bob/newcomer", start="beginning", format=format))
     for number in range(5):
         await alice.send(TALK, f"lost {number}")
     await eventually(lambda: delivered(alice, 10))  # from here on it says nothing
     await place.server.stop()
-    await broker.stop()
+    if broker_stops:
+        await broker.stop()
     await place.restore()
-    await broker.start()
+    if broker_stops:
+        await broker.start()
     await place.server.start()
     for number in range(5):
         await alice.send(TALK, f"new {number}")
-    await newcomer.send(TALK, "the event behind its cursor")
+    if not broker_stops:
+        assert texts(await local(newcomer, TALK))[5:] == [f"lost {number}" for number in range(5)]
+    if first == "it sends":
+        await newcomer.send(TALK, "the event behind its cursor")
+    else:
+        await newcomer.typing(TALK)  # now it is known
+        await eventually(lambda: registered(place.url, newcomer))
+        await alice.send(TALK, "the event behind its cursor")
     for client in (alice, newcomer):
         await eventually(lambda client=client: agrees(client, place.url), within=20)
+
+
+async def registered(url: str, client: Client) -> bool:
+    """Whether the store knows the device, so that it is told of events."""
+    store = await attach_store(url)
+    try:
+        user, own = client.settings.device
+        return own in [it.device.device for it in (await store.devices([user]))[user]]
+    finally:
+        await store.close()

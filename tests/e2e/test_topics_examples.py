@@ -28,7 +28,7 @@ from tests.protocol import topics_page
 from tests.protocol.topics_page import Example, as_protobuf, frames_of
 
 WITHIN = 10.0
-STANDS_FOR = {"id", "more_heads", "heads_before", "time", "last_seen"}
+STANDS_FOR = {"id", "previous", "more_heads", "heads_before", "time", "last_seen"}
 
 Json = object
 
@@ -48,7 +48,8 @@ class Stand:
         """Where what was seen is not what the page says; an empty text if nowhere."""
         name = at.rpartition(".")[2]
         if name in STANDS_FOR and page not in ("0", 0) and type(page) is type(seen):
-            known = self._seen.setdefault((name, page), seen)
+            # What an event stands behind is an event that was seen, or will be.
+            known = self._seen.setdefault(("id" if name == "previous" else name, page), seen)
             return "" if known == seen else f"{at}: {page} stood for {known}, and now for {seen}"
         if name == "reason" and page == "…":
             return "" if isinstance(seen, str) and seen else f"{at}: no reason"
@@ -304,5 +305,7 @@ def test_the_comparison_notices_what_differs() -> None:
     assert stand.difference(page, {"type": "accepted", "seq": 2, "id": "99", "reason": "because"})
     assert stand.difference(page, {"type": "accepted", "seq": 1, "id": "99", "reason": ""})
     assert stand.difference(page, {"type": "accepted", "seq": 1, "id": "99"})
+    assert stand.difference({"previous": "11"}, {"previous": "99"}) == ""
+    assert stand.difference({"previous": "11"}, {"previous": "98"})
     assert stand.difference([page], [])
     assert json.loads(stand.in_place('{"id":"11"}')) == {"id": "99"}

@@ -76,7 +76,7 @@ counts = st.integers(0, (1 << 32) - 1)
 events = st.builds(
     model.Event,
     conversations, seqs, ids, times, users, names, tokens, contents | st.just(model.Content()),
-    st.just("message") | tokens, times, counts,
+    st.just("message") | tokens, times, counts, ids,
 )  # fmt: skip
 marks = st.builds(model.Marks, conversations, users, seqs, seqs)
 heads = st.builds(
@@ -96,7 +96,7 @@ frames = (
     events
     | marks
     | st.builds(model.Welcome, tokens, users, names, times, counts, limits, refs)
-    | st.builds(model.Accepted, conversations, tokens, seqs, ids, times)
+    | st.builds(model.Accepted, conversations, tokens, seqs, ids, times, ids)
     | st.builds(model.Rejected, tokens, st.text(), st.booleans(), labels, st.text(), st.text(), refs, counts)
     | st.builds(
         model.Page,

@@ -199,18 +199,20 @@ class Welcome(_message.Message):
     def __init__(self, nonce: _Optional[str] = ..., user: _Optional[str] = ..., device: _Optional[str] = ..., time: _Optional[int] = ..., partitions: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., ref: _Optional[str] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("conversation", "client_msg_id", "seq", "id", "time")
+    __slots__ = ("conversation", "client_msg_id", "seq", "id", "time", "previous")
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_MSG_ID_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
     conversation: str
     client_msg_id: str
     seq: int
     id: int
     time: int
-    def __init__(self, conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ..., time: _Optional[int] = ...) -> None: ...
+    previous: int
+    def __init__(self, conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ..., time: _Optional[int] = ..., previous: _Optional[int] = ...) -> None: ...
 
 class Rejected(_message.Message):
     __slots__ = ("code", "reason", "retryable", "command", "conversation", "client_msg_id", "ref", "retry_after")
@@ -233,7 +235,7 @@ class Rejected(_message.Message):
     def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ..., retryable: _Optional[bool] = ..., command: _Optional[str] = ..., conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., ref: _Optional[str] = ..., retry_after: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("conversation", "seq", "id", "time", "sender", "device", "client_msg_id", "content", "kind", "client_time", "withheld")
+    __slots__ = ("conversation", "seq", "id", "time", "sender", "device", "client_msg_id", "content", "kind", "client_time", "withheld", "previous")
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +247,7 @@ class Event(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_TIME_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
     conversation: str
     seq: int
     id: int
@@ -256,7 +259,8 @@ class Event(_message.Message):
     kind: str
     client_time: int
     withheld: int
-    def __init__(self, conversation: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ..., time: _Optional[int] = ..., sender: _Optional[str] = ..., device: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., content: _Optional[_Union[Content, _Mapping]] = ..., kind: _Optional[str] = ..., client_time: _Optional[int] = ..., withheld: _Optional[int] = ...) -> None: ...
+    previous: int
+    def __init__(self, conversation: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ..., time: _Optional[int] = ..., sender: _Optional[str] = ..., device: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., content: _Optional[_Union[Content, _Mapping]] = ..., kind: _Optional[str] = ..., client_time: _Optional[int] = ..., withheld: _Optional[int] = ..., previous: _Optional[int] = ...) -> None: ...
 
 class Marks(_message.Message):
     __slots__ = ("conversation", "user", "delivered", "read")

@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import msgspec
+
 from imqtt.core.partitions import partition_of
 from imqtt.errors import ImqttError
 from imqtt.model import (
@@ -148,7 +150,9 @@ FRAMES: dict[str, tuple[AnyFrame, ...]] = {
         ),
     ),
     "accepted": (Accepted("d:alice:bob", "m1", 1, FIRST, FIRST.time),),
+    "accepted, behind another event": (Accepted("d:alice:bob", "m2", 2, SECOND, SECOND.time, FIRST),),
     "accepted, the greatest numbers": (Accepted("d:alice:bob", "m1", MAX_SEQ, MAX_ID, MAX_SEQ),),
+    "accepted, behind the greatest id": (Accepted("d:alice:bob", "m1", MAX_SEQ, MAX_ID, MAX_SEQ, MAX_ID),),
     "rejected": (
         Rejected(
             "conflict", "used for other content", command="send", conversation="d:alice:bob",
@@ -167,6 +171,7 @@ FRAMES: dict[str, tuple[AnyFrame, ...]] = {
         ),
     ),
     "event with JSON": (_ANSWER,),
+    "event behind another event": (msgspec.structs.replace(_ANSWER, previous=FIRST),),
     "event withheld": (
         Event("u:alice", 8, SECOND, SECOND.time, "alice", "phone", "m8", Content(), withheld=70_000),
     ),
@@ -199,6 +204,14 @@ FRAMES: dict[str, tuple[AnyFrame, ...]] = {
 }  # fmt: skip
 
 ALSO_FRAMES: dict[str, Entry] = {
+    "accepted": {
+        "also_json": [
+            (
+                '{"frames":[{"type":"accepted","conversation":"d:alice:bob","client_msg_id":"m1","seq":1,'
+                f'"id":"{FIRST:d}","time":{FIRST.time},"previous":"0"}}]}}'
+            )
+        ],
+    },
     "typing": {
         "also_json": [
             (
