@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from imqtt.core.conversations import check_member
+from imqtt.core.sequencing import EMPTY
 from imqtt.errors import ImqttError
-from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Slice, Sync
+from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Position, Slice, Sync
 from imqtt.protocol import Format, encode_frame
 from imqtt.server.fanout import withhold
 from imqtt.stores.base import Store
@@ -117,15 +118,14 @@ class Pages:
 
     async def _slices(self, cursors: Sequence[Cursor], room: Room) -> tuple[list[Slice], bool]:
         """Slices for those cursors that are behind, in the order given, and whether there is more."""
-        heads = await self._store.heads([cursor.conversation for cursor in cursors])
-        placed = [(it.conversation, it.seq) for it in cursors if it.seq and it.id]
-        ids = await self._store.ids_at(placed)
+        heads, others = await self._look_up(cursors)
+        if others:
+            await self._store.barrier()  # nobody begins anew because the store's reads have fallen behind
+            heads, others = await self._look_up(cursors)
         slices: list[Slice] = []
         for cursor in cursors:
             head = heads.get(cursor.conversation)
-            moved = cursor.seq and cursor.id and ids.get((cursor.conversation, cursor.seq)) != cursor.id
-            if moved or (cursor.seq and head is None) or (head is not None and cursor.seq > head.seq):
-                # Another log than the device knows: the store was restored. (Raft's log matching check.)
+            if cursor.conversation in others:
                 part = await self._latest_slice(cursor.conversation, room)
                 if part is None or (head is not None and not part.events):
                     return slices, True
@@ -141,6 +141,21 @@ class Pages:
                 if more:
                     return slices, True
         return slices, False
+
+    async def _look_up(self, cursors: Sequence[Cursor]) -> tuple[dict[str, Position], set[str]]:
+        """The heads, and which conversations' logs are others than the device knows.
+
+        Those were restored from a backup. (Raft's log matching check.)
+        """
+        heads = await self._store.heads([cursor.conversation for cursor in cursors])
+        ids = await self._store.ids_at([(it.conversation, it.seq) for it in cursors if it.seq and it.id])
+        others: set[str] = set()
+        for cursor in cursors:
+            head = heads.get(cursor.conversation, EMPTY)
+            moved = cursor.seq and cursor.id and ids.get((cursor.conversation, cursor.seq)) != cursor.id
+            if moved or cursor.seq > head.seq:
+                others.add(cursor.conversation)
+        return heads, others
 
     async def _latest_slice(self, conversation: str, room: Room) -> Slice | None:
         """The latest events of a conversation that the device begins with; None when the page is full."""

@@ -128,6 +128,13 @@ class Store(Protocol):
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         """The last `limit` events with a smaller seq (0: of the whole log), in order of seq."""
 
+    async def barrier(self) -> None:
+        """Returns when everything that was ever acknowledged can be read.
+
+        Reads may fall back behind that for a moment, on a MongoDB whose primary has just changed. Raises
+        `StoreUnreachable`.
+        """
+
     # --- members
 
     async def put_members(self, rows: Collection[tuple[str, str]]) -> None:

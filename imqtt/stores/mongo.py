@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, Self, TypeVar
 
 from imqtt.core.partitions import partition_of
+from imqtt.errors import StoreUnreachable
 from imqtt.model import Device, Marks
 from imqtt.stores import mongo_opening
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, Registration
@@ -130,6 +131,16 @@ class MongoStore(MongoReader):
             raise OutcomeUnknown(f"what was met as a duplicate cannot be read: {brief(error)}") from error
         if not any(met):
             raise OutcomeUnknown("no majority has yet what was met as a duplicate")
+
+    async def barrier(self) -> None:
+        """Writes: when a majority has that, it has all that came before, and a primary that is none fails.
+
+        What a majority of the last term had, a primary that was just elected may not know yet.
+        """
+        try:
+            await self._update("meta", [{"q": {"_id": META_ID}, "u": {"$currentDate": {"barrier": True}}}])
+        except OutcomeUnknown as error:
+            raise StoreUnreachable(str(error), retry_after=1_000) from error
 
     # --- members, marks, devices
 

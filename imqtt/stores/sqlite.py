@@ -62,6 +62,9 @@ class SqliteStore(SqliteReader):
         if records:
             await self._writer.append(records)
 
+    async def barrier(self) -> None:
+        return
+
     async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
         if rows:
             await self._writer.submit(lambda tables: tables.put_members(rows))

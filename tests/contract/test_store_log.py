@@ -289,3 +289,10 @@ async def test_a_closed_store_says_so(place: Place) -> None:
         await store.append(log(D, 1, 1))
     with pytest.raises(Unavailable, match="closed"):
         await store.heads([D])
+
+
+async def test_after_a_barrier_everything_that_was_acknowledged_can_be_read(store: Store) -> None:
+    await store.barrier()
+    await store.append(log(D, 1, 3))
+    await store.barrier()
+    assert await seqs(store, D) == [1, 2, 3]

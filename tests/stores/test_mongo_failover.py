@@ -13,7 +13,7 @@ import bson
 import pytest
 from pymongo.errors import AutoReconnect
 
-from imqtt.errors import StoreFull
+from imqtt.errors import StoreFull, StoreUnreachable
 from imqtt.model import Position
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused
 from imqtt.stores.mongo import MongoStore
@@ -33,11 +33,14 @@ class ReplicaSet:
         self.replicating = True
         self.refusal: Row | None = None  # of the document with this `at`, its `code` and `errmsg`
 
-    def depose(self, *, rolled_back: bool) -> None:
-        """Another node is primary: it has what a majority had, or all that this one had."""
+    def depose(self, *, rolled_back: bool, known: int | None = None) -> None:
+        """Another node is primary: it has what a majority had, or all that this one had.
+
+        `known`: how much of that it knows a majority to have, until a majority has a write of its own.
+        """
         if rolled_back:
             del self.local[self.majority :]
-        self.majority = len(self.local)
+        self.majority = len(self.local) if known is None else known
 
     # --- as the driver calls it
 
@@ -45,6 +48,8 @@ class ReplicaSet:
         return self
 
     async def command(self, command: Row) -> Row:
+        if "update" in command:
+            return self._update()
         assert command["ordered"]
         assert command["writeConcern"] == {"w": "majority", "j": True}
         reply: Row = {"ok": 1}
@@ -65,6 +70,12 @@ class ReplicaSet:
             if all(row[name] == value for name, value in wanted.items()):
                 return row
         return None
+
+    def _update(self) -> Row:
+        if not self.replicating:
+            raise AutoReconnect("connection closed")
+        self.majority = len(self.local)
+        return {"ok": 1}
 
     def _failure(self, index: int, row: Row) -> Row | None:
         if self.refusal is not None and self.refusal["at"] == index:
@@ -153,6 +164,21 @@ async def test_a_duplicate_that_no_majority_has_is_not_taken_for_stored(
     replica_set.replicating = True
     await store.append([rival])
     assert [row["u"] for row in replica_set.local] == ["bob"]
+
+
+async def test_after_a_barrier_a_new_primary_shows_all_that_was_acknowledged(
+    replica_set: ReplicaSet, store: MongoStore
+) -> None:
+    await store.append(log(D, 1, 3))
+    last = log(D, 3, 3)[0].event
+    replica_set.depose(rolled_back=False, known=1)
+    assert await store.ids_at([(D, 3)]) == {}
+    replica_set.replicating = False
+    with pytest.raises(StoreUnreachable):
+        await store.barrier()
+    replica_set.replicating = True
+    await store.barrier()
+    assert await store.ids_at([(D, 3)]) == {(D, 3): last.id}
 
 
 @pytest.mark.parametrize("seed", range(40))
