@@ -14,7 +14,7 @@ ImqttError
 +-- Unavailable          the store cannot take anything just now
 |   +-- StoreFull
 |   +-- StoreReadOnly
-|   +-- StoreUnreachable whoever asks waits and asks again: nobody is told
+|   +-- StoreUnreachable commands wait; who reads is told to ask again
 |   +-- ClockBehind      the server's clock stepped back further than ids may run ahead
 +-- ClientError          raised by the SDK only
 |   +-- NotConnected

@@ -23,7 +23,6 @@ from imqtt.protocol import Bounds
 from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
-from imqtt.server.condition import Condition
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.egress import Lane
@@ -35,7 +34,8 @@ from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
 from imqtt.server.presence import Presences
 from imqtt.server.reads import Reads
-from imqtt.server.rollcall import Presence, RollCall
+from imqtt.server.rollcall import Peer, RollCall
+from imqtt.server.troubles import Troubles
 from imqtt.state.base import State, Worker
 from imqtt.stores.base import Store
 
@@ -67,7 +67,8 @@ class Server:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._assignment: Assignment | None = None
-        self._condition = Condition()
+        self._roll_call: RollCall | None = None
+        self._troubles = Troubles()
         self._page: HealthPage | None = None
         self._lanes: dict[str, Lane] = {}
         self._status = "starting"
@@ -86,9 +87,12 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._status = "leaving"
-        if self._assignment is not None:
-            await self._assignment.leave()
-        await self._end()
+        try:
+            if self._assignment is not None and self._roll_call is not None:
+                await self._assignment.leave()
+                await self._roll_call.say_goodbye()
+        finally:
+            await self._end()
 
     async def wait(self) -> None:
         """Runs until cancelled; raises what ended the server, if something did."""
@@ -113,9 +117,11 @@ class Server:
         return Health(
             status=status,
             worker=worker.id if worker is not None else "",
-            store=self._condition.store or "ok",
+            store=self._troubles.store or "ok",
             state=self._state.trouble or "ok",
-            broker=self._condition.rival or ("ok" if connected else "not connected"),
+            broker=self._troubles.cluster
+            or self._troubles.stranger
+            or ("ok" if connected else "not connected"),
             partitions=tuple(it.partition for it in holdings),
             unfinished=sum(it.unfinished for it in holdings),
         )
@@ -142,7 +148,7 @@ class Server:
         }
         self._lanes = lanes
         publish = lanes["reads"].publish
-        devices = Devices(store, state)
+        devices = Devices(store, state, self._troubles)
         presences = Presences(
             store=store,
             state=state,
@@ -183,7 +189,7 @@ class Server:
             ],
             heads=Heads(config.conversations_cached),
             counters=counters,
-            condition=self._condition,
+            troubles=self._troubles,
             clock=self._clock,
         )
         owner = Owner(
@@ -195,9 +201,10 @@ class Server:
             reads=reads,
             publish=lanes["events"].publish,
             counters=counters,
+            troubles=self._troubles,
             max_packet=config.max_packet,
         )
-        batcher = Batcher(owner, counters, self._condition, config.max_batch)
+        batcher = Batcher(owner, counters, self._troubles, config.max_batch)
         self._spawn(batcher.run(), "batcher")
 
         def partitions(assignment: Assignment) -> list[Partition]:
@@ -229,27 +236,29 @@ class Server:
             state,
             batcher,
             partitions,
-            condition=self._condition,
+            troubles=self._troubles,
             stranger=stranger,
             ttl=config.worker_ttl,
             clock=self._clock,
         )
 
         def warn(trouble: str) -> None:
-            log.warning("%s", trouble)
-            self._condition.rival = trouble
+            if trouble:
+                log.warning("%s", trouble)
+            self._troubles.cluster = trouble
 
         present = self._settings(f"imqtt-server-present-{process}", tls, clean=True)
         roll_call = RollCall(
-            Presence(store.identity.cluster, process, host, pid, started),
+            Peer(store.identity.cluster, process, host, pid, started),
             lambda will: connect(replace(present, will=will)),
             away=lambda: assignment.away,
             warn=warn,
+            heard=assignment.trust,
             gone=assignment.suspect,
         )
         lanes_ready = [self._begin(lane.run, f"lane-{name}") for name, lane in lanes.items()]
         await self._all_ready([*lanes_ready, self._begin(roll_call.run, "roll-call")])
-        self._assignment = assignment
+        self._assignment, self._roll_call = assignment, roll_call
         await self._all_ready([self._begin(assignment.run, "assignment")])
         self._status = "ok"
 

@@ -8,14 +8,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from imqtt.core.membership import Membership
 from imqtt.core.partitions import assign
 from imqtt.server.batcher import Batcher
-from imqtt.server.condition import Condition
 from imqtt.server.partition import Partition
+from imqtt.server.troubles import Troubles
 from imqtt.state.base import Holding, State, StateAway, Worker
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,16 @@ log = logging.getLogger(__name__)
 BEATS = 10  # in the time after which a worker that does not show itself is dead
 STABLE_BEATS = 2  # for so long a view of who is alive has to stand before it is acted upon
 HANDOVER_SECONDS = 15.0  # a worker that is alive and does not let go by then is taken over from
+STUCK_SECONDS = 10.0  # a worker that can store nothing for so long is unfit, if others are not
 DRAIN_SECONDS = 10.0  # for what was begun, when the process ends
+
+
+@dataclass(slots=True)
+class _Suspicion:
+    """That a worker is gone. `beats`: how often it had shown itself by then; None: not looked up yet."""
+
+    since: float
+    beats: int | None = None
 
 
 class Assignment:
@@ -41,14 +51,14 @@ class Assignment:
         batcher: Batcher,
         partitions: Callable[["Assignment"], Sequence[Partition]],
         *,
-        condition: Condition,
+        troubles: Troubles,
         stranger: Callable[[Collection[str]], Awaitable[str]],
         ttl: float,
         clock: Callable[[], int],
     ) -> None:
         self._worker = worker
         self._state = state
-        self._condition = condition
+        self._troubles = troubles
         self._stranger = stranger
         self._batcher = batcher
         self._partitions = partitions(self)
@@ -63,7 +73,8 @@ class Assignment:
         self._beats = asyncio.Condition()
         self._known = 0  # beats that were begun
         self._answered = 0  # the number of the last beat whose answer was acted upon, or could not be had
-        self._suspects: dict[str, int | None] = {}  # by id: how often they had shown themselves
+        self._suspects: dict[str, _Suspicion] = {}
+        self._owners: tuple[frozenset[str], list[str]] = (frozenset(), [])  # of the last assignment
         self._seen_at = asyncio.get_running_loop().time()  # when this worker last showed itself
         self._leaving = self._left = self._away = False
 
@@ -75,6 +86,7 @@ class Assignment:
             beats=self._known,
             holdings=self.holdings(),
             leaving=self._leaving,
+            stuck=self._troubles.stuck > STUCK_SECONDS,
             trouble=self._trouble(),
         )
 
@@ -99,8 +111,8 @@ class Assignment:
 
     async def outranked(self) -> bool:
         """Whether a worker that this one does not see in its state is to keep what both keep taking."""
-        self._condition.rival = await self._stranger(self._membership.acted or ())
-        return bool(self._condition.rival)
+        self._troubles.stranger = await self._stranger(self._membership.acted or ())
+        return bool(self._troubles.stranger)
 
     @property
     def away(self) -> bool:
@@ -146,6 +158,7 @@ class Assignment:
             log.debug("who is alive is not known: %s", error)
             self._away = True
             self._membership.see_nothing()
+            self._without_the_gone()
             self._follow(())
         else:
             self._away = False
@@ -155,9 +168,17 @@ class Assignment:
                 # they see as well, and let go when it has stood for as long as they wait.
                 self._membership.see_nothing()
             self._seen_at = now
-            self._suspects = {it.id: self._suspects[it.id] for it in alive if it.id in self._suspects}
+            there = {it.id for it in alive}
+            self._suspects = {
+                worker: it
+                for worker, it in self._suspects.items()
+                if worker in there or now - it.since < self._ttl
+            }
             alive = [it for it in alive if not self._is_gone(it)]
-            if not self._membership.see(now, frozenset(it.id for it in alive if not it.leaving)):
+            staying = [it for it in alive if not it.leaving]
+            # Who alone cannot store anything lets others do it; where nobody can, nothing is moved.
+            able = [it for it in staying if not it.stuck] or staying
+            if not self._membership.see(now, frozenset(it.id for it in able)):
                 return
             self._follow([it for it in alive if it.id != self._worker.id])
         async with self._beats:
@@ -166,18 +187,31 @@ class Assignment:
 
     def suspect(self, worker: str) -> None:
         """The broker has lost a worker's connection. It is dead unless it shows itself again."""
-        self._suspects[worker] = None
+        self._suspects[worker] = _Suspicion(asyncio.get_running_loop().time())
         self._wake.set()
 
+    def trust(self, worker: str) -> None:
+        """A worker has said something."""
+        self._suspects.pop(worker, None)
+
     def _is_gone(self, worker: Worker) -> bool:
-        if worker.id not in self._suspects:
+        suspicion = self._suspects.get(worker.id)
+        if suspicion is None:
             return False
-        before = self._suspects[worker.id]
-        if before is not None and worker.beats > before:
-            del self._suspects[worker.id]  # only its connection was lost
+        if suspicion.beats is not None and worker.beats > suspicion.beats:
+            self.trust(worker.id)  # only its connection was lost
             return False
-        self._suspects[worker.id] = worker.beats
+        suspicion.beats = worker.beats
         return True
+
+    def _without_the_gone(self) -> None:
+        """While the state is away: those whose connections ended, and who have not come back, are gone."""
+        acted, now = self._membership.acted, asyncio.get_running_loop().time()
+        if acted is not None:
+            calm = STABLE_BEATS * self._beat_seconds
+            self._membership.acted = acted - {
+                worker for worker, it in self._suspects.items() if now - it.since > calm
+            }
 
     def _follow(self, others: Sequence[Worker]) -> None:
         """Holds what is this worker's own, and lets go of the rest."""
@@ -186,14 +220,17 @@ class Assignment:
             return
         held_by_others = {it.partition for worker in others for it in worker.holdings}
         now = asyncio.get_running_loop().time()
-        for number, owner in enumerate(assign(len(self._partitions), acted)):
+        if acted != self._owners[0]:
+            self._owners = (acted, assign(len(self._partitions), acted))
+        for number, owner in enumerate(self._owners[1]):
             if owner != self._worker.id:
                 self._wanted.pop(number, None)
                 if number in self._holding:
                     log.debug("partition %d goes to another worker", number)
                     self._partitions[number].stop()
             elif number in self._holding:
-                if number in held_by_others and self._partitions[number].held_since is None:
+                cut_off = self._ready[number].is_set() and self._partitions[number].held_since is None
+                if cut_off and number in held_by_others:
                     self._partitions[number].stop()  # taken while this worker was away; it is let go first
             else:
                 since = self._wanted.setdefault(number, now)
@@ -226,7 +263,10 @@ class Assignment:
 
     def _trouble(self) -> str:
         contested = [it.number for it in self._partitions if it.contested]
-        troubles = [self._condition.rival, self._condition.store, self._state.trouble]
+        if not contested:
+            self._troubles.stranger = ""
+        known = self._troubles
+        troubles = [known.cluster, known.stranger, known.store, self._state.trouble]
         if contested:
             numbers = ", ".join(map(str, contested))
             troubles.append(f"the sessions of partitions {numbers} are being taken from this worker")

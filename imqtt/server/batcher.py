@@ -15,10 +15,10 @@ from random import random
 
 from imqtt.core.backoff import backoff
 from imqtt.errors import Unavailable
-from imqtt.server.condition import Condition
 from imqtt.server.counters import Counters
 from imqtt.server.intake import Delivery
 from imqtt.server.owner import Owner
+from imqtt.server.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ class Begun:
 class Batcher:
     """Carries out batches one after the other, and PUBACKs each when it is finished."""
 
-    def __init__(self, owner: Owner, counters: Counters, condition: Condition, max_batch: int) -> None:
+    def __init__(self, owner: Owner, counters: Counters, troubles: Troubles, max_batch: int) -> None:
         self._owner = owner
         self._counters = counters
-        self._condition = condition
+        self._troubles = troubles
         self._max_batch = max_batch
         self._inbox: deque[Delivery] = deque()
         self._arrival = asyncio.Event()
@@ -121,7 +121,7 @@ class Batcher:
             try:
                 finishing = await self._owner.carry_out(batch)
             except Unavailable as error:
-                self._condition.store_failed(error)
+                self._troubles.store_failed(error)
                 # A store that cannot be read blocks, on purpose. Something of the batch may be stored already
                 # and told to nobody, so from now on it is like one that an earlier owner has left.
                 attempt += 1
@@ -138,7 +138,7 @@ class Batcher:
                 parts = [await self._carry_out([one._replace(again=True)]) for one in batch]
                 return asyncio.ensure_future(_all(parts))
             else:
-                self._condition.store_answered()
+                self._troubles.store_answered()
                 return finishing
             batch = [delivery._replace(again=True) for delivery in batch]
 

@@ -8,13 +8,13 @@ from random import random
 
 from imqtt.core.backoff import backoff
 from imqtt.core.conversations import members_of
-from imqtt.core.sequencing import Append, Decision, Message, Refuse, decide
+from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, decide
 from imqtt.core.snowflake import Snowflake
 from imqtt.errors import Invalid, StoreUnreachable, Unavailable
 from imqtt.model import Device, Id, Position
-from imqtt.server.condition import Condition
 from imqtt.server.counters import Counters
 from imqtt.server.heads import Heads
+from imqtt.server.troubles import Troubles
 from imqtt.state.base import State
 from imqtt.stores.base import AppendConflict, Key, OutcomeUnknown, Record, RecordRefused, Store, Stored
 
@@ -36,7 +36,7 @@ class Committer:
         snowflakes: Sequence[Snowflake],
         heads: Heads,
         counters: Counters,
-        condition: Condition,
+        troubles: Troubles,
         clock: Callable[[], int],
     ) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class Committer:
         self._snowflakes = snowflakes  # by partition
         self._heads = heads
         self._counters = counters
-        self._condition = condition
+        self._troubles = troubles
         self._clock = clock
 
     async def commit(self, messages: Sequence[Message]) -> list[Decision]:
@@ -58,13 +58,14 @@ class Committer:
         if not messages:
             return settled
         try:
-            await self._settle(messages, settled)
+            tried = await self._settle(messages, settled)
         except StoreUnreachable:
             raise  # whoever has the batch waits and brings it again: what is settled will be known then
         except Unavailable as error:
             log.error("nothing can be read or stored: %s", error)
             settled += [Refuse(error)] * (len(messages) - len(settled))
-        return settled
+            return settled
+        return _told_or_not(messages, settled, tried)
 
     async def remember(self, messages: Sequence[Message], decisions: Sequence[Decision]) -> None:
         """Notes in the state what `commit` has stored: duplicates of it are looked up from now on."""
@@ -76,8 +77,12 @@ class Committer:
             ]
         )
 
-    async def _settle(self, messages: Sequence[Message], settled: list[Decision]) -> None:
-        """Adds one decision after another to `settled`, each carried out."""
+    async def _settle(self, messages: Sequence[Message], settled: list[Decision]) -> set[Key]:
+        """Adds one decision after another to `settled`, each carried out.
+
+        Returns the keys of what it tried to append and had to decide anew.
+        """
+        tried: set[Key] = set()
         keys = [message.key for message in messages]
         wanted = Counter(message.sender for message in messages)
         # Together, for one round trip. A duplicate takes a token as well, and is answered without one.
@@ -126,16 +131,18 @@ class Committer:
                     it if isinstance(it, Refuse) or message.key in stored else Refuse(error)
                     for message, it in zip(pending, decisions, strict=True)
                 ]
-                return
+                return tried
             # Whatever stands before the first append that did not commit rests on what did.
             end = places[committed] if committed < len(places) else len(pending)
             settled += decisions[:end]
             if committed < len(records):
                 self._counters.conflicts += 1
+                tried.update(record.key for record in records[committed:])
                 conflicts = 0 if committed else conflicts + 1
                 if conflicts > 1:  # a rival is at work, or what was met is not to be seen yet
                     await asyncio.sleep(backoff(conflicts - 1, random(), base=0.01, cap=1.0))
                 stored = await self._reread(pending)
+        return tried
 
     def forget(self) -> None:
         """A partition may have had another owner: heads are read anew."""
@@ -164,11 +171,11 @@ class Committer:
                     raise
                 attempt += 1
                 self._counters.commits_retried += 1
-                self._condition.store_failed(error)
+                self._troubles.store_failed(error)
                 log.warning("append of %d events, try %d: %s", len(records), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
         if attempt:
-            self._condition.store_answered()
+            self._troubles.store_answered()
         self._counters.stored += committed
         self._heads.put({it.event.conversation: it.event.position for it in records[:committed]})
         return committed
@@ -223,6 +230,20 @@ class Committer:
         """After a conflict: both keys are read, what is stored under them and where the logs end."""
         self._heads.forget({message.send.conversation for message in messages})
         return await self._store.find({message.key for message in messages})
+
+
+def _told_or_not(messages: Sequence[Message], decisions: list[Decision], tried: set[Key]) -> list[Decision]:
+    """Marks what this very call has stored without knowing, and found when it decided anew.
+
+    An append whose outcome is unknown may go on in the store after that was looked at: its rows are met
+    later, under ids that were given up.
+    """
+    if not tried:
+        return decisions
+    return [
+        Known(it.position, untold=True) if isinstance(it, Known) and message.key in tried else it
+        for message, it in zip(messages, decisions, strict=True)
+    ]
 
 
 def _record(message: Message, decision: Decision) -> Record:

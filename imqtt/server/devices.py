@@ -9,6 +9,7 @@ from imqtt.errors import Unavailable
 from imqtt.model import Device, Hello
 from imqtt.protocol import Format
 from imqtt.server.patience import until_known
+from imqtt.server.troubles import Troubles
 from imqtt.state.base import State
 from imqtt.stores.base import Registration, Store
 
@@ -18,9 +19,10 @@ log = logging.getLogger(__name__)
 class Devices:
     """The store is the truth; a user whose list the state does not have is read from there."""
 
-    def __init__(self, store: Store, state: State) -> None:
+    def __init__(self, store: Store, state: State, troubles: Troubles) -> None:
         self._store = store
         self._state = state
+        self._troubles = troubles
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user. To miss no device, call it after the commit of what it is for."""
@@ -59,7 +61,9 @@ class Devices:
             current[device] = now
         if changed:
             try:
-                await until_known("registering devices", lambda: self._store.put_devices(changed))
+                await until_known(
+                    "registering devices", lambda: self._store.put_devices(changed), self._troubles
+                )
             except Unavailable as error:
                 # They get their answers all the same, and are registered with their next command.
                 log.error("%d devices not registered: %s", len(changed), error)

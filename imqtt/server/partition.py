@@ -85,7 +85,12 @@ class Partition:
 
     async def run(self, ready: asyncio.Event) -> None:
         """Holds the session, and takes it again after every cut, until stopped or cancelled."""
-        self._stopping.clear()
+        try:
+            await self._hold(ready)
+        finally:
+            self._stopping.clear()
+
+    async def _hold(self, ready: asyncio.Event) -> None:
         attempt = 0
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():

@@ -7,6 +7,7 @@ from random import random
 from typing import TypeVar
 
 from imqtt.core.backoff import backoff
+from imqtt.server.troubles import Troubles
 from imqtt.stores.base import OutcomeUnknown
 
 log = logging.getLogger(__name__)
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-async def until_known(what: str, write: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+async def until_known(what: str, write: Callable[[], Awaitable[T]], troubles: Troubles) -> tuple[T, int]:
     """The write's result, and how many tries it took.
 
     Waits for as long as its outcome is unknown; any other error passes through.
@@ -23,7 +24,12 @@ async def until_known(what: str, write: Callable[[], Awaitable[T]]) -> tuple[T, 
     while True:
         attempt += 1
         try:
-            return await write(), attempt
+            result = await write()
         except OutcomeUnknown as error:
+            troubles.store_failed(error)
             log.warning("%s, try %d: %s", what, attempt, error)
             await asyncio.sleep(backoff(attempt, random()))
+        else:
+            if attempt > 1:
+                troubles.store_answered()
+            return result, attempt

@@ -1,9 +1,9 @@
 """Who else serves this broker: every server process answers when another one asks.
 
 The sessions have the same names for everybody, so two deployments on one broker would take them from each
-other, and each would have half of every conversation. The one that came later ends instead. And workers of
-one deployment that do not see each other in Redis, since one cannot reach it or was given another one, find
-out here which of them goes on.
+other, and each would have half of every conversation. The one that came to the broker later ends instead.
+And workers of one deployment that do not see each other in Redis, since one cannot reach it or was given
+another one, find out here which of them goes on.
 """
 
 import asyncio
@@ -24,13 +24,16 @@ log = logging.getLogger(__name__)
 TOPIC = "imqtt/$servers"  # no device's: user ids have no $
 ANSWER_SECONDS = 0.5
 SHORT_LIVED_SECONDS = 5.0
+SIMULTANEOUS_SECONDS = 10  # who came with less between them came together
 
 
-class Presence(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
-    """A server process. `started` in milliseconds since the Unix epoch; `asks`: others are to answer.
+class Peer(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
+    """A server process. `started` in milliseconds since the Unix epoch, `standing` in seconds.
 
-    `away`: it does not reach its state, and cannot know who else is there. `gone`: its connection ended
-    without a goodbye; this is what the broker says in its stead.
+    `standing`: for how long it has been on this broker with nobody objecting; -1: not yet. A duration, since
+    clocks differ, and one that served another broker for weeks has come to this one just now. `asks`: others
+    are to answer. `away`: it does not reach its state, and cannot know who else is there. `gone`: it has
+    left, or its connection ended without a goodbye, and the broker says this in its stead.
     """
 
     cluster: str
@@ -38,76 +41,61 @@ class Presence(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
     host: str
     pid: int
     started: int
+    standing: float = -1
     away: bool = False
     gone: bool = False
     asks: bool = False
 
     @property
     def rank(self) -> tuple[bool, int, str]:
-        """Of two who take a session from each other, the lower one keeps it."""
+        """Of two of one cluster who take a session from each other, the lower one keeps it."""
         return self.away, self.started, self.worker
 
 
 _encode = msgspec.json.encode
-_decode = msgspec.json.Decoder(Presence).decode
+_decode = msgspec.json.Decoder(Peer).decode
 
 
-def rival(mine: Presence, other: Presence) -> bool:
-    """Whether `other` serves another store on this broker, and came first."""
-    return other.cluster != mine.cluster and (other.started, other.worker) < (mine.started, mine.worker)
+def gives_way(mine: Peer, other: Peer) -> bool:
+    """Whether this server is to end, because `other` has served another store on this broker for longer."""
+    if other.cluster == mine.cluster:
+        return False
+    if (other.standing < 0) != (mine.standing < 0):
+        return mine.standing < 0
+    longer = other.standing - mine.standing
+    return longer > 0 if abs(longer) > SIMULTANEOUS_SECONDS else other.worker < mine.worker
 
 
 class RollCall:
     """One connection on which the servers of a broker make themselves known.
 
-    `away` tells whether this one does not reach its state at the moment. `gone` is told of workers whose
-    connections ended: a process that is killed is known to be gone at once, before its time in the state
-    has run out.
+    `away` tells whether this one does not reach its state at the moment. `heard` is told of workers of this
+    cluster that say something, `gone` of those that left or whose connections ended: one that is killed is
+    known to be gone at once, before its time in the state has run out. `warn` is told of another cluster's
+    server, and with "" that it has gone.
     """
 
     def __init__(
         self,
-        me: Presence,
+        me: Peer,
         connect: Callable[[Will], Awaitable[Link]],
         *,
         away: Callable[[], bool],
-        warn: Callable[[str], None],
+        heard: Callable[[str], None],
         gone: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._me = me
         self._connect = connect
         self._away = away
-        self._warn = warn
+        self._heard = heard
         self._gone = gone
+        self._warn = warn
         self._link: Link | None = None
-        self._heard: dict[str, Presence] = {}  # in answer to the last question
+        self._since: float | None = None  # when nobody had objected, by the event loop's clock
+        self._answers: dict[str, Peer] = {}  # to the last question, by worker
         self._asking: asyncio.Task[None] | None = None
-
-    async def outranked(self, known: Collection[str]) -> Presence | None:
-        """Asks who is there. A worker of the same cluster, not among `known`, that keeps what is fought over.
-
-        A question is one for all who ask at the same time.
-        """
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask(), name="roll-call-question")
-        await asyncio.shield(self._asking)
-        me = self._now()
-        better = [
-            it for it in self._heard.values() if it.rank < me.rank and (me.away or it.worker not in known)
-        ]
-        return min(better, key=lambda it: it.rank, default=None)
-
-    async def _ask(self) -> None:
-        self._heard.clear()
-        if self._link is not None:
-            self._link.publish([self._message(asks=True)])
-        await asyncio.sleep(ANSWER_SECONDS)
-
-    def _now(self) -> Presence:
-        return msgspec.structs.replace(self._me, away=self._away())
-
-    def _message(self, *, asks: bool) -> Message:
-        return Message(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))
+        self._foreign: set[str] = set()  # workers of other clusters that are here
 
     async def run(self, ready: asyncio.Event) -> None:
         """Answers until cancelled; `ready` is set once nobody has objected.
@@ -123,24 +111,51 @@ class RollCall:
                 link = await self._connect(will)
                 try:
                     await self._answer(link, ready)
+                except SetupError:
+                    await self.say_goodbye()
+                    raise
                 finally:
-                    self._link = None
+                    self._link = self._since = None
                     await link.close()
             except (OSError, LinkError) as error:
                 if isinstance(error, Refused) and not error.retryable and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
-                log.debug("the roll call: %s", error)
+                log.log(logging.DEBUG if attempt else logging.WARNING, "the servers' roll call: %s", error)
             attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
             await asyncio.sleep(backoff(attempt, random()))
 
+    async def say_goodbye(self) -> None:
+        """Nobody need wait until this one is missed."""
+        if self._link is not None:
+            await self._link.publish([Message(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))])
+
+    async def outranked(self, known: Collection[str]) -> Peer | None:
+        """Asks who is there. A worker of the same cluster, not among `known`, that keeps what is fought over.
+
+        A question is one for all who ask at the same time.
+        """
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(), name="roll-call-question")
+        await asyncio.shield(self._asking)
+        me = self._now()
+        better = [
+            it for it in self._answers.values() if it.rank < me.rank and (me.away or it.worker not in known)
+        ]
+        return min(better, key=lambda it: it.rank, default=None)
+
+    async def _ask(self) -> None:
+        self._answers.clear()
+        if self._link is not None:
+            self._link.publish([self._message(asks=True)])
+        await asyncio.sleep(ANSWER_SECONDS)
+
     async def _answer(self, link: Link, ready: asyncio.Event) -> None:
-        question = self._message(asks=True)
         # Asked before this one listens itself: then the broker's answer tells whether anybody does.
-        alone = await link.publish([question]) == [NO_MATCHING_SUBSCRIBERS]
+        alone = await link.publish([self._message(asks=True)]) == [NO_MATCHING_SUBSCRIBERS]
         await link.subscribe(TOPIC)
         self._link = link
-        link.publish([question])  # somebody may have come meanwhile, and has not heard the first
-        patience = asyncio.get_running_loop().call_later(0.0 if alone else ANSWER_SECONDS, ready.set)
+        link.publish([self._message(asks=True)])  # somebody may have come meanwhile, and not heard the first
+        patience = asyncio.get_running_loop().call_later(0.0 if alone else ANSWER_SECONDS, self._stand, ready)
         try:
             while True:
                 for received in await link.receive(100):
@@ -149,6 +164,10 @@ class RollCall:
         finally:
             patience.cancel()
 
+    def _stand(self, ready: asyncio.Event) -> None:
+        self._since = asyncio.get_running_loop().time()
+        ready.set()
+
     def _hear(self, link: Link, payload: bytes) -> None:
         try:
             other = _decode(payload)
@@ -156,19 +175,35 @@ class RollCall:
             return
         if other.worker == self._me.worker:
             return
-        if other.gone:
+        if other.cluster != self._me.cluster:
+            self._hear_foreign(other)
+        elif other.gone:
             self._gone(other.worker)
+        else:
+            self._heard(other.worker)
+            self._answers[other.worker] = other
+        if other.asks:
+            link.publish([self._message(asks=False)])
+
+    def _hear_foreign(self, other: Peer) -> None:
+        if other.gone:
+            self._foreign.discard(other.worker)
+            if not self._foreign:
+                self._warn("")
             return
-        if rival(self._me, other):
+        if gives_way(self._now(), other):
             raise SetupError(
                 f"this broker is served already, by {other.host} (pid {other.pid}) on the store of cluster "
                 f"{other.cluster}; the store here is of cluster {self._me.cluster}. Give each its own broker"
             )
-        if other.cluster == self._me.cluster:
-            self._heard[other.worker] = other
-        else:
-            self._warn(
-                f"another imqtt came to this broker: {other.host} (pid {other.pid}), cluster {other.cluster}"
-            )
-        if other.asks:
-            link.publish([self._message(asks=False)])
+        self._foreign.add(other.worker)
+        self._warn(
+            f"another imqtt came to this broker: {other.host} (pid {other.pid}), cluster {other.cluster}"
+        )
+
+    def _now(self) -> Peer:
+        standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since
+        return msgspec.structs.replace(self._me, standing=round(standing, 1), away=self._away())
+
+    def _message(self, *, asks: bool) -> Message:
+        return Message(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))

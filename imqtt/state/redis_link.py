@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TRIP_SECONDS = 0.25
 GRACE_SECONDS = 0.05
 # A Redis that comes and goes is asked less and less often, until it has stayed for so long.
+REFUSALS_LOGGED = 20  # each once, and no more than these in the life of a process
 STEADY_SECONDS = 5.0
 RETRY_SECONDS = 1.0  # at most, between two tries
 
@@ -46,6 +47,7 @@ class Link:
         self._keys = keys
         self._loop = asyncio.get_running_loop()
         self._recovered: list[Callable[[], None]] = []
+        self._refusals: set[str] = set()
         self._waiting: list[Request] = []
         self._under_way: deque[Request] = deque()
         self._wake = asyncio.Event()
@@ -145,7 +147,12 @@ class Link:
             except ResponseError as refusal:
                 if is_away(refusal):
                     raise
-                error = refusal  # a mistake of ours, which its caller is to hear of
+                # A key of another program's, or a mistake of ours: nothing may rest on the state, so this
+                # call alone is one that is not answered.
+                if str(refusal) not in self._refusals and len(self._refusals) < REFUSALS_LOGGED:
+                    self._refusals.add(str(refusal))
+                    log.error("Redis at %s refuses a command: %s", self._address, refusal)
+                error = StateAway(f"Redis at {self._address} refuses a command: {refusal}")
             answer = self._under_way.popleft().answer
             if answer.done():
                 continue  # its caller was cancelled

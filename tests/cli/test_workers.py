@@ -51,7 +51,7 @@ async def test_who_owns_what_since_when_and_how_far_behind(
     await eventually(lambda: all_owned(address, 2))
     store, state = address
     shown = await imqtt("workers", "--store", store, "--state", state)
-    assert shown.status == 0
+    assert shown.status == 0, shown.out
     for word in ("worker", "since", "partitions", "waiting", "oldest", "taken away"):
         assert word in shown.out
     found = await workers(address)

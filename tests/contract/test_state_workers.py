@@ -5,13 +5,16 @@ from tests.services import eventually
 
 ALONE = Worker("w1", "north", 4_711, 1_700_000_000_000)
 BUSY = Worker(
-    "w2",
-    "south",
-    4_712,
-    1_700_000_000_001,
-    "0.2",
-    (Holding(3, 1_700_000_000_002, 17, 250, 1), Holding(11, 1_700_000_000_003)),
-    trouble="the store does not answer \N{WARNING SIGN}",
+    id="w2",
+    host="south",
+    pid=4_712,
+    started=1_700_000_000_001,
+    version="0.2",
+    beats=12,
+    holdings=(Holding(3, 1_700_000_000_002, 17, 250, 1), Holding(11, 1_700_000_000_003)),
+    leaving=True,
+    stuck=True,
+    trouble="the store does not answer ⚠",
 )
 LONG = 60_000
 

@@ -86,3 +86,21 @@ async def test_redis_wiped_again_and_again(
     await audit_pairs(device, senders)
     await eventually(lambda: shared_by(overseer, *workers))
     assert await overseer.owners() == owners, "a wiped Redis moved partitions"
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+async def test_a_worker_that_goes_while_redis_is_away_is_followed_by_another(
+    start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make, how: str
+) -> None:
+    """Its last will, or its goodbye, comes by the broker."""
+    first, second = await start_worker(), await start_worker()
+    await eventually(lambda: shared_by(overseer, first, second))
+    senders = await pairs(device, 4, 100, pause=0.02)
+    sending = asyncio.create_task(all_sent(senders, within=60))
+    await eventually(lambda: answered(senders) > 50, within=30)
+    await redis.stop()
+    await (first.kill() if how == "killed" else first.stop())
+    await sending
+    await redis.start()
+    await audit_pairs(device, senders)
+    await eventually(lambda: shared_by(overseer, second))

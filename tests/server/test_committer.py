@@ -14,11 +14,11 @@ from imqtt.errors import ImqttError, StoreFull
 from imqtt.model import Content, Device, Send
 from imqtt.server.app import wall_clock
 from imqtt.server.committer import Committer
-from imqtt.server.condition import Condition
 from imqtt.server.counters import Counters
 from imqtt.server.heads import Heads
+from imqtt.server.troubles import Troubles
 from imqtt.state.memory import MemoryState
-from imqtt.stores.base import Identity, OutcomeUnknown, Record, RecordRefused
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused
 from imqtt.stores.sqlite import SqliteStore
 
 ALICE = Device("alice", "phone")
@@ -54,7 +54,7 @@ def committer(store: SqliteStore) -> Committer:
         snowflakes=[Snowflake(0, 60_000)],
         heads=Heads(100),
         counters=Counters(),
-        condition=Condition(),
+        troubles=Troubles(),
         clock=wall_clock,
     )
 
@@ -183,8 +183,39 @@ async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_for
         snowflakes=[Snowflake(0, 60_000)],
         heads=Heads(100),
         counters=Counters(),
-        condition=Condition(),
+        troubles=Troubles(),
         clock=wall_clock,
     )
     decisions = await forgetful.commit(messages("1", "2", "3"))
     assert [type(it) for it in decisions[:2]] == [Known, Known]
+
+
+async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_well(
+    store: FaultyStore,
+) -> None:
+    """A command that timed out may go on in the store: its rows turn up under ids that were given up."""
+    late: list[Record] = []
+
+    def times_out(records: Sequence[Record]) -> ImqttError | None:
+        if not late:
+            late.extend(records)
+            return OutcomeUnknown("no answer")
+        return None
+
+    real = store.append
+
+    async def append(records: Sequence[Record]) -> None:
+        if late and records[0].event.id == late[0].event.id:  # the same again: only a prefix can be seen yet
+            await SqliteStore.append(store, late[:1])
+            raise AppendConflict(0)
+        if late and len(late) > 1:
+            rest, late[1:] = late[1:], []
+            await SqliteStore.append(store, rest)
+        await real(records)
+
+    store.before = times_out
+    store.append = append  # type: ignore[method-assign]  # what this very test is about
+    decisions = await committer(store).commit(messages("1", "2", "3"))
+    assert [type(it) for it in decisions] == [Append, Known, Known]
+    assert [it.untold for it in decisions if isinstance(it, Known)] == [True, True]
+    assert await log(store) == [(1, "1"), (2, "2"), (3, "3")]

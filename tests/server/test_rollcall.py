@@ -9,40 +9,48 @@ import pytest
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
-from imqtt.server.rollcall import Presence, rival
+from imqtt.server.app import wall_clock
+from imqtt.server.rollcall import Peer, gives_way
 from imqtt.serving import serving
 from tests.server.conftest import Device, config_for
 from tests.services import ServerProcess, eventually
 
 
-def presence(cluster: str, started: int, worker: str = "w") -> Presence:
-    return Presence(cluster, worker, "host", 1, started)
+def peer(cluster: str, standing: float, worker: str = "w") -> Peer:
+    return Peer(cluster, worker, "host", 1, 0, standing)
 
 
-def test_only_another_clusters_server_that_came_first_is_a_rival() -> None:
-    mine = presence("a", 10)
-    assert rival(mine, presence("b", 9))
-    assert not rival(mine, presence("b", 11))
-    assert not rival(mine, presence("a", 9))
+def test_who_came_later_gives_way_and_who_is_of_the_same_cluster_never() -> None:
+    assert gives_way(peer("a", -1), peer("b", 0))
+    assert not gives_way(peer("a", 0), peer("b", -1))
+    assert gives_way(peer("a", 5), peer("b", 500))
+    assert not gives_way(peer("a", 500), peer("b", 5))
+    assert not gives_way(peer("a", -1), peer("a", 500))
 
 
-def test_of_two_that_started_together_one_is_the_others_rival() -> None:
-    one, two = presence("a", 10, "x"), presence("b", 10, "y")
-    assert rival(one, two) != rival(two, one)
+@pytest.mark.parametrize(("one", "two"), [(-1.0, -1.0), (0.0, 0.0), (3.0, 7.5)])
+def test_of_two_that_came_together_one_gives_way(one: float, two: float) -> None:
+    first, second = peer("a", one, "x"), peer("b", two, "y")
+    assert gives_way(first, second) != gives_way(second, first)
 
 
 async def test_a_server_of_another_store_is_refused_and_the_first_goes_on(
-    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Device
+    broker: Mosquitto,
+    tmp_path: Path,
+    stack: AsyncExitStack,
+    device: Device,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = await stack.enter_async_context(serving(config_for(broker, tmp_path)))
     (tmp_path / "other").mkdir()
     with pytest.raises(SetupError, match=r"served already.*cluster [0-9a-f]{16}.*cluster [0-9a-f]{16}"):
-        async with serving(config_for(broker, tmp_path / "other")):
-            pass
-    assert "another imqtt came to this broker" in first.worker.trouble
+        async with serving(config_for(broker, tmp_path / "other"), clock=lambda: wall_clock() - 3_600_000):
+            pass  # its clock is an hour behind, which makes it no older
+    assert "another imqtt came to this broker" in caplog.text
     alice = await device("alice/phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
     assert sum(it.cuts for it in first.worker.holdings) == 0
+    await eventually(lambda: not first.worker.trouble, what="the other one's goodbye")
 
 
 async def test_of_two_that_start_at_once_one_serves(broker: Mosquitto, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from redis.exceptions import ResponseError
 
 from imqtt.model import Device, Key
 from imqtt.state import redis_lists
@@ -208,12 +207,19 @@ async def test_a_user_whose_rights_are_taken_and_given_back(server: RedisServer,
     await is_back(state)
 
 
-async def test_a_mistake_of_ours_is_not_hidden(server: RedisServer, state: RedisState) -> None:
+async def test_a_command_that_redis_refuses_is_logged_and_is_as_one_without_an_answer(
+    server: RedisServer, state: RedisState, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing rests on the state: a key of somebody else's, or a mistake of ours, stops no worker."""
     server.command("SET", "imqtt:c:workers", "not a hash")
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await state.beat(WORKER, LONG)
+    for _ in range(3):
+        with pytest.raises(StateAway, match="WRONGTYPE"):
+            await state.beat(WORKER, LONG)
+    assert caplog.text.count("WRONGTYPE") == 1
     assert state.trouble == ""
     assert await state.devices(["alice"]) == {}
+    await state.remember([KEY])
+    assert await state.recall([KEY]) == {KEY}
 
 
 # --- wiped
