@@ -25,7 +25,7 @@ from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
-from imqtt.server.egress import Lane
+from imqtt.server.egress import Lane, Publish
 from imqtt.server.heads import Heads
 from imqtt.server.health import Health, HealthPage
 from imqtt.server.intake import Intake
@@ -67,10 +67,11 @@ class Server:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._assignment: Assignment | None = None
-        self._roll_call: RollCall | None = None
         self._troubles = Troubles()
         self._page: HealthPage | None = None
         self._lanes: dict[str, Lane] = {}
+        self._tls: ssl.SSLContext | None = None
+        self._process = secrets.token_hex(4)  # of its id, and of its connections beside the partitions'
         self._status = "starting"
         self._store = store
         self._state = state
@@ -88,7 +89,7 @@ class Server:
     ) -> None:
         self._status = "leaving"
         try:
-            if self._assignment is not None and self._roll_call is not None:
+            if self._assignment is not None:
                 await self._assignment.leave()
                 await self._roll_call.say_goodbye()
         finally:
@@ -132,40 +133,45 @@ class Server:
         return self._store.identity.partitions
 
     async def _start(self) -> None:
-        config, counters, store, state = self.config, self.counters, self._store, self._state
+        config = self.config
         if config.health:
             self._page = HealthPage(config.health, self.health)
             await self._page.start()
-        tls = _tls(config)
-        process = secrets.token_hex(4)
-        host, pid, started = socket.gethostname(), os.getpid(), self._clock()
+        self._tls = _tls(config)
         # Reads have one of their own: a large page holds up nobody's message.
-        lanes = {
-            name: Lane(
-                partial(connect, self._settings(f"imqtt-server-{name}-{process}", tls, clean=True)), counters
-            )
-            for name in ("events", "reads")
+        self._lanes = {
+            name: Lane(partial(connect, self._own(name)), self.counters) for name in ("events", "reads")
         }
-        self._lanes = lanes
-        publish = lanes["reads"].publish
+        batcher = self._carrying_out(self._lanes["events"].publish, self._lanes["reads"].publish)
+        assignment = self._sharing(batcher)
+        ready = [self._begin(lane.run, f"lane-{name}") for name, lane in self._lanes.items()]
+        await self._all_ready([*ready, self._begin(self._roll_call.run, "roll-call")])
+        self._assignment = assignment
+        await self._all_ready([self._begin(assignment.run, "assignment")])
+        self._status = "ok"
+
+    def _carrying_out(self, publish: Publish, publish_reads: Publish) -> Batcher:
+        """Everything that commands go through, from a partition's session to the devices."""
+        config, counters, store, state = self.config, self.counters, self._store, self._state
+        partitions = store.identity.partitions
+        bounds = Bounds(config.max_content, config.max_command)
         devices = Devices(store, state, self._troubles)
         presences = Presences(
             store=store,
             state=state,
             devices=devices,
-            publish=publish,
+            publish=publish_reads,
             counters=counters,
             max_packet=config.max_packet,
             ttl=config.presence_ttl,
             clock=self._clock,
         )
-        bounds = Bounds(config.max_content, config.max_command)
         reads = Reads(
             Pages(store),
             presences,
-            publish,
+            publish_reads,
             counters,
-            partitions=store.identity.partitions,
+            partitions=partitions,
             limits=Limits(
                 content=bounds.content,
                 command=bounds.command,
@@ -179,88 +185,85 @@ class Server:
             waiting=config.reads_waiting,
             clock=self._clock,
         )
-        self._spawn(reads.run(), "reads")
-        self._spawn(presences.run(), "presences")
         committer = Committer(
             store=store,
             state=state,
-            snowflakes=[
-                Snowflake(it, config.clock_tolerance * 1_000) for it in range(store.identity.partitions)
-            ],
+            snowflakes=[Snowflake(it, config.clock_tolerance * 1_000) for it in range(partitions)],
             heads=Heads(config.conversations_cached),
             counters=counters,
             troubles=self._troubles,
             clock=self._clock,
         )
         owner = Owner(
-            intake=Intake(store.identity.partitions, bounds),
+            intake=Intake(partitions, bounds),
             committer=committer,
             store=store,
             devices=devices,
             presences=presences,
             reads=reads,
-            publish=lanes["events"].publish,
+            publish=publish,
             counters=counters,
             troubles=self._troubles,
             max_packet=config.max_packet,
         )
         batcher = Batcher(owner, counters, self._troubles, config.max_batch)
-        self._spawn(batcher.run(), "batcher")
+        for work, name in ((reads, "reads"), (presences, "presences"), (batcher, "batcher")):
+            self._spawn(work.run(), name)
+        return batcher
+
+    def _sharing(self, batcher: Batcher) -> Assignment:
+        """Which partitions this worker holds, among those that share its state and its broker."""
+        config, identity = self.config, self._store.identity
+        worker = Worker(self._process, socket.gethostname(), os.getpid(), self._clock(), version("imqtt"))
 
         def partitions(assignment: Assignment) -> list[Partition]:
             return [
                 Partition(
                     number,
                     batcher,
-                    partial(connect, self._settings(f"imqtt-server-{number}", tls, clean=False)),
+                    partial(connect, self._settings(str(number))),
                     config.max_batch,
-                    broker_steady=lanes["events"].steady,
+                    broker_steady=self._lanes["events"].steady,
                     confirmed=assignment.confirmed,
                     outranked=assignment.outranked,
                 )
-                for number in range(store.identity.partitions)
+                for number in range(identity.partitions)
             ]
 
-        async def stranger(known: Collection[str]) -> str:
-            other = await roll_call.outranked(known)
-            if other is None:
-                return ""
-            return (
-                f"worker {other.worker} ({other.host}, pid {other.pid}) serves the same store and is not in "
-                "this worker's Redis: is it the same one? What both want is left to it"
-            )
-
-        worker = Worker(process, host, pid, started, version("imqtt"))
         assignment = Assignment(
             worker,
-            state,
+            self._state,
             batcher,
             partitions,
             troubles=self._troubles,
-            stranger=stranger,
+            stranger=self._stranger,
             ttl=config.worker_ttl,
             clock=self._clock,
         )
-
-        def warn(trouble: str) -> None:
-            if trouble:
-                log.warning("%s", trouble)
-            self._troubles.cluster = trouble
-
-        present = self._settings(f"imqtt-server-present-{process}", tls, clean=True)
-        roll_call = RollCall(
-            Peer(store.identity.cluster, process, host, pid, started),
+        present = self._own("present")
+        self._roll_call = RollCall(
+            Peer(identity.cluster, worker.id, worker.host, worker.pid, worker.started),
             lambda will: connect(replace(present, will=will)),
             away=lambda: assignment.away,
-            warn=warn,
+            warn=self._warn,
             heard=assignment.trust,
             gone=assignment.suspect,
         )
-        lanes_ready = [self._begin(lane.run, f"lane-{name}") for name, lane in lanes.items()]
-        await self._all_ready([*lanes_ready, self._begin(roll_call.run, "roll-call")])
-        self._assignment, self._roll_call = assignment, roll_call
-        await self._all_ready([self._begin(assignment.run, "assignment")])
-        self._status = "ok"
+        return assignment
+
+    async def _stranger(self, known: Collection[str]) -> str:
+        other = await self._roll_call.outranked(known)
+        if other is None:
+            return ""
+        return (
+            f"worker {other.worker} ({other.host}, pid {other.pid}) serves the same store and is not in "
+            "this worker's Redis: is it the same one? What both want is left to it"
+        )
+
+    def _warn(self, trouble: str) -> None:
+        if trouble:
+            log.warning("%s", trouble)
+        self._troubles.cluster = trouble
 
     async def _all_ready(self, ready: Sequence[asyncio.Event]) -> None:
         """Waits for every event; raises if a task ends before."""
@@ -281,12 +284,16 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _settings(self, client_id: str, tls: ssl.SSLContext | None, *, clean: bool) -> Settings:
+    def _own(self, name: str) -> Settings:
+        """Of a connection that no other process has, and that leaves nothing behind."""
+        return self._settings(f"{name}-{self._process}", clean=True)
+
+    def _settings(self, name: str, *, clean: bool = False) -> Settings:
         config = self.config
         return Settings(
             host=config.broker_host,
             port=config.broker_port,
-            client_id=client_id,
+            client_id=f"imqtt-server-{name}",
             username=config.broker_username,
             password=config.broker_password,
             clean_start=clean,
@@ -294,7 +301,7 @@ class Server:
             keep_alive=KEEP_ALIVE,
             receive_max=4 * config.max_batch,
             ack_delay=ACK_DELAY,
-            tls=tls,
+            tls=self._tls,
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:

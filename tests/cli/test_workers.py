@@ -40,9 +40,11 @@ async def workers(address: tuple[str, str]) -> list[dict[str, Any]]:
 
 
 async def all_owned(address: tuple[str, str], count: int) -> bool:
+    """Whether so many workers share the partitions: one that has just come holds none yet."""
     found = await workers(address)
     held = sorted(it["partition"] for worker in found for it in worker["holdings"])
-    return len(found) == count and held == list(range(16))
+    each = all(worker["holdings"] for worker in found)
+    return each and len(found) == count and held == list(range(16))
 
 
 async def test_who_owns_what_since_when_and_how_far_behind(
