@@ -156,9 +156,19 @@ class Partition:
             await asyncio.wait([self._receiver])
             if not self._receiver.cancelled():  # by `stop`
                 self._receiver.result()
-            await self._batcher.drained(self.number)
+            await self._drain(link)
         finally:
             self._receiver.cancel()
+
+    async def _drain(self, link: Link) -> None:
+        """Waits until what was begun is finished, or another worker has taken over and begins it anew."""
+        drained = asyncio.ensure_future(self._batcher.drained(self.number))
+        cut = asyncio.ensure_future(link.wait_closed())
+        try:
+            await asyncio.wait((drained, cut), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            drained.cancel()
+            cut.cancel()
 
     async def _receive(self, link: Link, connected: float) -> None:
         loop = asyncio.get_running_loop()

@@ -13,6 +13,8 @@ from imqtt.cli.mosquitto import Mosquitto
 from tests.device import RawDevice
 from tests.faults.conftest import Overseer, StartWorker
 from tests.faults.senders import Sender, all_sent, audit_pairs, pairs
+from tests.faults.way import Way
+from tests.mongodb import MongoServer
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
 
@@ -148,3 +150,20 @@ async def test_a_database_made_for_another_number_of_partitions_is_refused(start
     await (await start_worker(partitions=8)).stop()
     with pytest.raises(AssertionError, match=r"12 is asked for.*created with 8"):
         await start_worker(partitions=12)
+
+
+async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others(
+    start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, stack: AsyncExitStack
+) -> None:
+    way = await stack.enter_async_context(Way(mongo.port))
+    first = await start_worker()
+    second = await start_worker(store=mongo.url.replace(str(mongo.port), str(way.port)))
+    await eventually(lambda: shared_by(overseer, first, second))
+    senders = await pairs(device, 4, 150, pause=0.02)
+    sending = asyncio.create_task(all_sent(senders, within=100))
+    await eventually(lambda: answered(senders) > 100, within=30)
+    way.cut()
+    await eventually(lambda: shared_by(overseer, first), within=60)
+    await sending
+    assert not any(sender.rejected for sender in senders)
+    await audit_pairs(device, senders)
