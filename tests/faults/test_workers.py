@@ -167,3 +167,14 @@ async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others
     await sending
     assert not any(sender.rejected for sender in senders)
     await audit_pairs(device, senders)
+
+
+async def test_workers_through_pymongo_and_through_motor_serve_one_store(
+    start_worker: StartWorker, overseer: Overseer, device: Make
+) -> None:
+    workers = [await start_worker(), await start_worker(mongo_driver="motor")]
+    await eventually(lambda: shared_by(overseer, *workers))
+    senders = await pairs(device, 4, 30)
+    await all_sent(senders)
+    await audit_pairs(device, senders)
+    assert await workers[1].stop() == 0
