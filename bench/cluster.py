@@ -9,10 +9,9 @@ from typing import Any
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core.partitions import partition_of
 from imqtt.model import Accepted, Content, Send
-from imqtt.state import open_state
-from imqtt.stores import attach_store
 from tests.device import RawDevice
 from tests.mongodb import MongoServer
+from tests.overseer import Overseer
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
 
@@ -49,7 +48,7 @@ async def takeovers(broker: Mosquitto, directory: Path, kills: int) -> list[floa
         probes = _one_conversation_in_each_partition()
         for kill in range(kills):
             victim = servers[kill % 2]
-            owners = await _owners(mongo, redis)
+            owners = await Overseer(mongo.url, redis.url).owners()
             lost = [number for number, pid in owners.items() if pid == victim.pid]
             await victim.kill()
             killed = asyncio.get_running_loop().time()
@@ -87,19 +86,8 @@ def _one_conversation_in_each_partition() -> list[str]:
     return [found[partition] for partition in range(PARTITIONS)]
 
 
-async def _owners(mongo: MongoServer, redis: RedisServer) -> dict[int, int]:
-    store = await attach_store(mongo.url)
-    cluster = store.identity.cluster
-    await store.close()
-    state = await open_state(redis.url, cluster=cluster, rate=1, burst=1)
-    try:
-        return {it.partition: worker.pid for worker in await state.workers() for it in worker.holdings}
-    finally:
-        await state.close()
-
-
 async def _shared(mongo: MongoServer, redis: RedisServer, servers: list[ServerProcess]) -> bool:
-    owners = await _owners(mongo, redis)
+    owners = await Overseer(mongo.url, redis.url).owners()
     return len(owners) == PARTITIONS and set(owners.values()) == {it.pid for it in servers}
 
 

@@ -23,9 +23,7 @@ from imqtt.errors import SetupError
 
 log = logging.getLogger("imqtt.crew")
 
-LIFELINE = (
-    "IMQTT_LIFELINE"  # in a worker's environment: its stdin ends with the parent, and so does the worker
-)
+LIFELINE = "IMQTT_LIFELINE"  # in a worker's environment: it ends when its stdin, the parent's, does
 END_SECONDS = 15.0  # for a worker to finish what it began; then it is killed
 STEADY_SECONDS = 60.0  # a worker that ran for so long is started again at once
 

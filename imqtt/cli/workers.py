@@ -37,7 +37,7 @@ def workers(*, partitions: Partitions = False, as_json: Json = False, **flags: s
         )
     number, alive = asyncio.run(_ask(config))
     if as_json:
-        print_json([_as_json(worker) for worker in alive])
+        print_json(alive)
     elif partitions:
         _print_partitions(number, alive)
     else:
@@ -115,10 +115,6 @@ def _complaints(number: int, alive: Sequence["Worker"]) -> list[str]:
         if wrong := [str(partition) for partition, it in enumerate(owners) if min(it, 2) == count]:
             complaints.append(f"Partitions with {what} just now: {', '.join(wrong)}.")
     return complaints
-
-
-def _as_json(worker: "Worker") -> dict[str, object]:
-    return {name: getattr(worker, name) for name in worker.__struct_fields__}
 
 
 def _time(milliseconds: int) -> str:

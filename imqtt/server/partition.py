@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from random import random
+from typing import Any
 
 from imqtt.broker.errors import LinkError, Refused
 from imqtt.broker.link import Link
@@ -47,7 +48,7 @@ class Partition:
         max_batch: int,
         *,
         broker_steady: Callable[[float], bool],
-        confirmed: Callable[[], Awaitable[None]],
+        confirmed: Callable[[], Coroutine[Any, Any, None]],
         outranked: Callable[[], Awaitable[bool]],
     ) -> None:
         self.number = number
@@ -137,13 +138,7 @@ class Partition:
             await self._pause(wait)
             while self.contested and not self._stopping.is_set() and await self._outranked():
                 await self._pause(YIELD_SECONDS)
-        confirming = asyncio.ensure_future(self._confirmed())
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait((confirming, stopping), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            confirming.cancel()
-            stopping.cancel()
+        await _first_of(self._confirmed(), self._stopping.wait())
 
     async def _serve(self, link: Link, connected: float) -> None:
         if self._held_before:
@@ -156,19 +151,10 @@ class Partition:
             await asyncio.wait([self._receiver])
             if not self._receiver.cancelled():  # by `stop`
                 self._receiver.result()
-            await self._drain(link)
+            # Or until another worker has taken over, who begins anew what is not finished.
+            await _first_of(self._batcher.drained(self.number), link.wait_closed())
         finally:
             self._receiver.cancel()
-
-    async def _drain(self, link: Link) -> None:
-        """Waits until what was begun is finished, or another worker has taken over and begins it anew."""
-        drained = asyncio.ensure_future(self._batcher.drained(self.number))
-        cut = asyncio.ensure_future(link.wait_closed())
-        try:
-            await asyncio.wait((drained, cut), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            drained.cancel()
-            cut.cancel()
 
     async def _receive(self, link: Link, connected: float) -> None:
         loop = asyncio.get_running_loop()
@@ -182,3 +168,13 @@ class Partition:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Returns when one of them has, and cancels the others."""
+    tasks = [asyncio.create_task(it) for it in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

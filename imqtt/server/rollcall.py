@@ -7,6 +7,7 @@ another one, find out here which of them goes on.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from random import random
@@ -125,9 +126,13 @@ class RollCall:
             await asyncio.sleep(backoff(attempt, random()))
 
     async def say_goodbye(self) -> None:
-        """Nobody need wait until this one is missed."""
-        if self._link is not None:
-            await self._link.publish([Message(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))])
+        """Nobody need wait until this one is missed. A broker that does not take it is not waited for."""
+        if self._link is None:
+            return
+        goodbye = Message(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
+        with contextlib.suppress(LinkError, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._link.publish([goodbye])
 
     async def outranked(self, known: Collection[str]) -> Peer | None:
         """Asks who is there. A worker of the same cluster, not among `known`, that keeps what is fought over.

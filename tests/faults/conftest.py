@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
-from imqtt.state import open_state
-from imqtt.state.base import Worker
-from imqtt.stores import attach_store
 from tests.mongodb import MongoServer
+from tests.overseer import Overseer as Overseer
 from tests.redis_server import RedisServer
 from tests.server.conftest import device as device
 from tests.server.conftest import running as running
@@ -47,30 +45,6 @@ def start_worker(
         return await stack.enter_async_context(ServerProcess(broker, directory, **given))
 
     return start
-
-
-class Overseer:
-    """What `imqtt workers` sees."""
-
-    def __init__(self, store: str, state: str) -> None:
-        self._store = store
-        self._state = state
-        self._cluster = ""
-
-    async def workers(self) -> list[Worker]:
-        if not self._cluster:
-            store = await attach_store(self._store)
-            self._cluster = store.identity.cluster
-            await store.close()
-        state = await open_state(self._state, cluster=self._cluster, rate=1, burst=1)
-        try:
-            return await state.workers()
-        finally:
-            await state.close()
-
-    async def owners(self) -> dict[int, int]:
-        """The pid that holds each partition."""
-        return {it.partition: worker.pid for worker in await self.workers() for it in worker.holdings}
 
 
 @pytest.fixture

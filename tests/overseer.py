@@ -1,0 +1,29 @@
+"""Who owns what, seen from outside of every worker."""
+
+from imqtt.state import open_state
+from imqtt.state.base import Worker
+from imqtt.stores import attach_store
+
+
+class Overseer:
+    """What `imqtt workers` sees."""
+
+    def __init__(self, store: str, state: str) -> None:
+        self._store = store
+        self._state = state
+        self._cluster = ""
+
+    async def workers(self) -> list[Worker]:
+        if not self._cluster:
+            store = await attach_store(self._store)
+            self._cluster = store.identity.cluster
+            await store.close()
+        state = await open_state(self._state, cluster=self._cluster, rate=1, burst=1)
+        try:
+            return await state.workers()
+        finally:
+            await state.close()
+
+    async def owners(self) -> dict[int, int]:
+        """The pid that holds each partition."""
+        return {it.partition: worker.pid for worker in await self.workers() for it in worker.holdings}
