@@ -2,11 +2,13 @@
 
 import secrets
 from collections.abc import Awaitable, Callable
+from random import Random
 
 from imqtt.state.base import State
 from imqtt.state.memory import MemoryState
 from imqtt.state.redis import RedisState
 from tests.redis_server import shared_redis
+from tests.simulation.state import SharedState, SimState
 
 RATE = 10  # tokens a second
 BURST = 20
@@ -20,7 +22,12 @@ async def _open_redis(rate: int, burst: int) -> State:
     return await RedisState.open(shared_redis(), cluster=secrets.token_hex(8), rate=rate, burst=burst)
 
 
+async def _open_simulated(rate: int, burst: int) -> State:
+    return SimState(SharedState(rate, burst), Random(0), latency=(0.0, 0.0))
+
+
 STATES: dict[str, Callable[[int, int], Awaitable[State]]] = {
     "memory": _open_memory,
     "redis": _open_redis,
+    "simulated": _open_simulated,
 }

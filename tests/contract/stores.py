@@ -4,8 +4,10 @@ Another store joins by an entry in `STORES`.
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import msgspec
@@ -15,6 +17,7 @@ from imqtt.stores.base import Identity, Record, Store
 from imqtt.stores.mongo import MongoStore
 from imqtt.stores.sqlite import SqliteStore
 from tests.mongodb import database_url
+from tests.simulation.store import SimStore, Tables
 
 PARTITIONS = 16
 FIRST_ID = (400 << 22) * 86_400_000  # some day in 2026
@@ -27,6 +30,7 @@ class StoreKind(NamedTuple):
 
     locate: Callable[[Path], str]
     open: Callable[[str, int], Awaitable[Store]]
+    of_one_process: bool = False  # no other process can open it, so none that is killed leaves anything
 
 
 async def _open_sqlite(location: str, partitions: int) -> Store:
@@ -41,10 +45,24 @@ async def _open_motor(location: str, partitions: int) -> Store:
     return await MongoStore.open(location, Identity.draw(partitions), driver="motor")
 
 
+_simulated: dict[str, Tables] = {}
+
+
+async def _open_simulated(location: str, partitions: int, *, ordered_prefix: bool) -> Store:
+    new = Tables(None, Identity.draw(partitions), ordered_prefix=ordered_prefix)
+    return SimStore(_simulated.setdefault(location, new), Random(0), latency=(0.0, 0.0))
+
+
+def _simulated_as(*, ordered_prefix: bool) -> StoreKind:
+    return StoreKind(str, partial(_open_simulated, ordered_prefix=ordered_prefix), of_one_process=True)
+
+
 STORES = {
     "sqlite": StoreKind(lambda directory: str(directory / "imqtt.db"), _open_sqlite),
     "mongodb": StoreKind(lambda _: database_url(), _open_mongodb),
     "motor": StoreKind(lambda _: database_url(), _open_motor),
+    "simulated": _simulated_as(ordered_prefix=True),  # as MongoDB commits
+    "simulated-whole": _simulated_as(ordered_prefix=False),  # as SQLite does
 }
 
 

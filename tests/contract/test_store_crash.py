@@ -7,9 +7,12 @@ from asyncio.subprocess import PIPE
 import pytest
 
 from tests.contract.conftest import Place
-from tests.contract.stores import log
+from tests.contract.stores import STORES, log
+
+DURABLE = sorted(name for name, kind in STORES.items() if not kind.of_one_process)
 
 
+@pytest.mark.parametrize("place", DURABLE, indirect=True)
 @pytest.mark.parametrize("appends", [1, 40, 400])
 async def test_what_was_acknowledged_survives_kill_9(place: Place, appends: int) -> None:
     process = await asyncio.create_subprocess_exec(

@@ -1,0 +1,239 @@
+"""The state of a simulation: what `imqtt.state.memory` does, but shared by all workers, as Redis is.
+
+Nothing rests on it, so it does its worst: it forgets everything, is away, and remembers what never was.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from random import Random
+from typing import Any, NamedTuple, TypeVar
+
+from imqtt.model import Device
+from imqtt.state.base import DevicePresence, StateAway, Worker
+from imqtt.state.memory import MemoryState
+from imqtt.stores.base import Key, Registration
+
+T = TypeVar("T")
+
+LATENCY = (0.000_1, 0.001)  # seconds, each way
+RETRY_SECONDS = 1.0  # at most, until a worker notices that the state is back
+
+Call = Callable[[MemoryState], Coroutine[Any, Any, Any]]
+
+
+class SharedState:
+    """What all workers share. `rate` and `burst` as `MemoryState`'s.
+
+    While it is `away` no worker reaches it. `mistaken` is how often, of 1, it recalls a key that was never
+    remembered.
+    """
+
+    def __init__(self, rate: int, burst: int) -> None:
+        self.memory = MemoryState(rate, burst)
+        self.away = False
+        self.mistaken = 0.0
+        self._limits = (rate, burst)
+
+    def flush(self) -> None:
+        """FLUSHALL. Leases that were given before it fill nothing any more, as in Redis."""
+        ended = self.memory._lists.lease
+        self.memory = MemoryState(*self._limits)
+        self.memory._lists.lease = self.memory._lists._oldest = ended + 1
+
+
+class _Asked(NamedTuple):
+    call: Call
+    answer: "asyncio.Future[Any]"
+
+
+class SimState:
+    """A `State` of one worker. Calls share round trips, and are carried out in the order of their making.
+
+    `cut` is as `SharedState.away`, for this worker alone.
+    """
+
+    def __init__(self, state: SharedState, random: Random, *, latency: tuple[float, float] = LATENCY) -> None:
+        self.cut = False
+        self._state = state
+        self._random = random.random
+        self._loop = asyncio.get_running_loop()
+        self._least, self._spread = latency[0], latency[1] - latency[0]
+        self._trouble = ""
+        self._asked: list[_Asked] = []
+        self._under_way = False
+        self._to_forget: dict[str, None] = {}  # users of whom the state was not told that it has to forget
+        self._meanwhile = MemoryState(*state._limits)
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    @property
+    def trouble(self) -> str:
+        return self._trouble
+
+    async def close(self) -> None:
+        self._fail("the state is closed")
+
+    # --- workers
+
+    async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
+        return await self._ask(lambda it: it.beat(worker, ttl))
+
+    async def workers(self) -> list[Worker]:
+        return await self._ask(lambda it: it.workers())
+
+    async def leave(self, worker: str) -> None:
+        await self._ask_or(None, lambda it: it.leave(worker))
+
+    # --- seen ids
+
+    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+        found = await self._ask_or(None, lambda it: it.recall(keys))
+        if found is None or not self._state.mistaken:
+            return found or frozenset()
+        return found | {key for key in keys if self._random() < self._state.mistaken}
+
+    async def remember(self, keys: Collection[Key]) -> None:
+        await self._ask_or(None, lambda it: it.remember(keys))
+
+    # --- device lists
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        nothing: dict[str, tuple[Registration, ...]] = {}
+        return await self._ask_or(nothing, lambda it: it.devices(users))
+
+    async def lease_devices(self, users: Collection[str]) -> int:
+        return await self._ask_or(-1, lambda it: it.lease_devices(users))  # older than everything
+
+    async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
+        await self._ask_or(None, lambda it: it.fill_devices(lease, lists))
+
+    async def forget_devices(self, users: Collection[str]) -> None:
+        await self._forget(dict.fromkeys(users))
+
+    # --- presence
+
+    async def arrive(self, presence: DevicePresence) -> None:
+        await self._ask_or(None, lambda it: it.arrive(presence))
+
+    async def update(self, presence: DevicePresence) -> bool:
+        return await self._ask_or(presence.state != "offline", lambda it: it.update(presence))
+
+    async def refresh(self, devices: Collection[Device], expires: int) -> None:
+        await self._ask_or(None, lambda it: it.refresh(devices, expires))
+
+    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
+        nothing: dict[str, tuple[DevicePresence, ...]] = {}
+        return await self._ask_or(nothing, lambda it: it.presence(users))
+
+    async def expired(self, now: int) -> list[DevicePresence]:
+        nothing: list[DevicePresence] = []
+        return await self._ask_or(nothing, lambda it: it.expired(now))
+
+    # --- rate limits
+
+    async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
+        try:
+            return await self._ask(lambda it: it.take(wanted, now))
+        except StateAway:
+            return await self._meanwhile.take(wanted, now)
+
+    # --- how it is asked
+
+    async def _ask_or(self, otherwise: T, call: Callable[[MemoryState], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await self._ask(call)
+        except StateAway:
+            return otherwise
+
+    def _ask(self, call: Callable[[MemoryState], Coroutine[Any, Any, T]]) -> "asyncio.Future[T]":
+        """Fails with `StateAway`, and so do all calls after it until the state is back."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+        if self._trouble:
+            answer.set_exception(StateAway(self._trouble))
+            return answer
+        self._asked.append(_Asked(call, answer))
+        self._begin()
+        return answer
+
+    def _begin(self) -> None:
+        if self._asked and not self._under_way:
+            self._under_way = True
+            self._loop.call_later(self._delay(), self._carry_out)
+
+    def _carry_out(self) -> None:
+        """At the state: everything that was asked for until now."""
+        asked, self._asked = self._asked, []
+        if self._unreachable:
+            self._lose(asked)
+            return
+        memory = self._state.memory
+        results = [_result(it.call(memory)) for it in asked]
+        self._loop.call_later(self._delay(), self._answer, asked, results)
+
+    def _answer(self, asked: list[_Asked], results: list[Any]) -> None:
+        if self._unreachable:
+            self._lose(asked)  # it was carried out, but nobody will know
+            return
+        self._under_way = False
+        for it, result in zip(asked, results, strict=True):
+            if not it.answer.done():
+                it.answer.set_result(result)
+        self._begin()
+
+    def _lose(self, asked: list[_Asked]) -> None:
+        self._asked = asked + self._asked
+        self._fail("the state is away")
+        self._loop.call_later(self._retry_after(), self._try_again)
+
+    def _fail(self, trouble: str) -> None:
+        self._trouble = trouble
+        asked, self._asked = self._asked, []
+        for it in asked:
+            if not it.answer.done():
+                it.answer.set_exception(StateAway(trouble))
+
+    def _try_again(self) -> None:
+        if self._unreachable:
+            self._loop.call_later(self._retry_after(), self._try_again)
+            return
+        self._trouble = ""
+        self._under_way = False
+        # Ahead of all other calls, so a list that is read after it is no older.
+        users, self._to_forget = self._to_forget, {}
+        if users:
+            self._forget(users)
+
+    def _forget(self, users: dict[str, None]) -> "asyncio.Future[None]":
+        """What does not arrive is kept, and told when the state is back, whether anybody waits or not."""
+        told: asyncio.Future[None] = self._loop.create_future()
+
+        def is_over(answer: "asyncio.Future[None]") -> None:
+            if answer.exception() is not None:
+                self._to_forget |= users
+            if not told.done():
+                told.set_result(None)
+
+        self._ask(lambda it: it.forget_devices(users)).add_done_callback(is_over)
+        return told
+
+    @property
+    def _unreachable(self) -> bool:
+        return self.cut or self._state.away
+
+    def _delay(self) -> float:
+        return self._least + self._spread * self._random()
+
+    def _retry_after(self) -> float:
+        return RETRY_SECONDS * (0.1 + 0.9 * self._random())
+
+
+def _result(call: Coroutine[Any, Any, T]) -> T:
+    """Of a coroutine that waits for nothing, as all of `MemoryState`'s are."""
+    try:
+        call.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waits")

@@ -1,0 +1,116 @@
+"""Thousands of interleavings of the real server and SDK; see `docs/reliability.md`."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation.loop import Deadlock, simulated
+from tests.simulation.planted import MISTAKES
+
+SEEDS = 2_000
+SECONDS = 60.0
+
+
+def simulation(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        env=environment, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(600)
+def test_no_interleaving_loses_doubles_or_reorders_anything() -> None:
+    done = simulation("--seeds", str(SEEDS))
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    print(done.stdout)
+    fired = dict(re.findall(r"([a-z ]+) (\d+)", done.stdout.split("faults fired: ")[1]))
+    assert all(int(count) > 20 for count in fired.values()), "a fault that hardly ever fires proves little"
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[it.name for it in MISTAKES])
+def test_a_planted_mistake_is_found_and_named(number: int) -> None:
+    done = simulation("--mistake", str(number), "--seeds", "300")
+    assert done.returncode == 0, f"not found: {done.stdout[-3_000:]}{done.stderr[-3_000:]}"
+    found = json.loads(done.stdout)
+    again = simulation("--mistake", str(number), "--seed", str(found["seed"]))
+    assert again.returncode == 1
+    assert found["first"] in again.stdout, "a seed is the same in every process"
+
+
+def test_without_the_mistakes_nothing_is_found_in_the_same_worlds() -> None:
+    done = simulation("--innocent", "--seeds", "10")
+    assert done.returncode == 0, done.stdout[-3_000:]
+
+
+def test_a_seed_is_always_the_same_world() -> None:
+    first, second = (simulation("--seed", "11", "--full") for _ in range(2))
+    assert first.stdout == second.stdout
+    assert len(first.stdout.splitlines()) > 50
+    assert simulation("--seed", "12", "--full").stdout != first.stdout
+
+
+def test_time_passes_only_when_everybody_waits() -> None:
+    with simulated(1) as loop:
+
+        async def sleep() -> float:
+            await asyncio.sleep(3_600.0)
+            return loop.time()
+
+        assert loop.run_until_complete(sleep()) == pytest.approx(3_600.0, abs=0.01)
+
+
+def test_who_is_killed_runs_no_further_not_even_its_finally() -> None:
+    done: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.sleep(1.0)
+            done.append(name)
+        finally:
+            done.append(f"{name}, finally")
+
+    with simulated(1) as loop:
+
+        async def world() -> None:
+            first, second = loop.party("first"), loop.party("second")
+            first.spawn(work("first"))
+            second.spawn(work("second"))
+            await asyncio.sleep(0.5)
+            loop.crash(first)
+            await asyncio.sleep(5.0)
+
+        loop.run_until_complete(world())
+    assert done == ["second", "second, finally"]
+
+
+def test_who_is_paused_does_everything_later() -> None:
+    woken: list[float] = []
+
+    async def work() -> None:
+        await asyncio.sleep(1.0)
+        woken.append(asyncio.get_running_loop().time())
+
+    with simulated(1) as loop:
+
+        async def world() -> None:
+            party = loop.party("sleeper")
+            party.spawn(work())
+            await asyncio.sleep(0.5)
+            loop.pause(party)
+            await asyncio.sleep(9.5)
+            loop.resume(party)
+            await asyncio.sleep(1.0)
+
+        loop.run_until_complete(world())
+    assert woken == [pytest.approx(10.0, abs=0.01)]
+
+
+def test_a_world_in_which_nothing_can_happen_any_more_says_so() -> None:
+    with simulated(1) as loop, pytest.raises(Deadlock):
+        loop.run_until_complete(asyncio.Event().wait())
