@@ -8,7 +8,7 @@ decision, one commit, and one packet to each device. With a batch for each of 16
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import islice
 from operator import attrgetter
 from random import random
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 WAITING_BATCHES = 8
 UNFINISHED_BATCHES = 4  # published, and waiting for the broker to confirm it
 
-Finishing = tuple[Sequence[Delivery], asyncio.Future[None]]
+Finishing = tuple[Sequence[Delivery], Awaitable[object]]
 _partition = attrgetter("partition")
 
 
@@ -115,7 +115,7 @@ class Batcher:
                 batch.sort(key=_partition)
                 await self._unfinished.put((batch, await self._carry_out(batch)))
 
-    async def _carry_out(self, batch: Sequence[Delivery]) -> asyncio.Future[None]:
+    async def _carry_out(self, batch: Sequence[Delivery]) -> Awaitable[object]:
         attempt = 0
         while True:
             try:
@@ -155,6 +155,6 @@ class Batcher:
                 self._begun[partition].finish(count)
 
 
-async def _all(futures: Sequence[asyncio.Future[None]]) -> None:
+async def _all(futures: Sequence[Awaitable[object]]) -> None:
     for future in futures:
         await future

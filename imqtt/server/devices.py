@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,6 +15,17 @@ from imqtt.state.base import State
 from imqtt.stores.base import Registration, Store
 
 log = logging.getLogger(__name__)
+
+
+class Registered(NamedTuple):
+    """The devices of a batch. `refused`: those that the store does not have, and why.
+
+    Nothing is published to them. Their messages are answered all the same; but what a page tells them may
+    be followed by something that they are never told, so they are given none.
+    """
+
+    current: dict[Device, Registration]
+    refused: dict[Device, Unavailable]
 
 
 class Devices:
@@ -35,10 +47,8 @@ class Devices:
             lists.update(read)
         return lists
 
-    async def register(
-        self, spoke: Mapping[Device, tuple[Format, Hello | None]]
-    ) -> dict[Device, Registration]:
-        """Registers the devices of a batch by what they last sent, and returns their registrations.
+    async def register(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> "Registered":
+        """Registers the devices of a batch by what they last sent.
 
         Only a device that is new, or that changed its format or what its `Hello` says, costs a write.
         """
@@ -59,13 +69,14 @@ class Devices:
             if now != before:
                 changed.append(now)
             current[device] = now
+        refused: dict[Device, Unavailable] = {}
         if changed:
             try:
                 await until_known(
                     "registering devices", lambda: self._store.put_devices(changed), self._troubles
                 )
             except Unavailable as error:
-                # They get their answers all the same, and are registered with their next command.
                 log.error("%d devices not registered: %s", len(changed), error)
+                refused = {it.device: error for it in changed if it.device not in known}
             await self._state.forget_devices({it.device.user for it in changed})
-        return current
+        return Registered(current, refused)

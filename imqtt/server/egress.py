@@ -18,7 +18,7 @@ from imqtt.server.counters import Counters
 log = logging.getLogger(__name__)
 
 SHORT_LIVED_SECONDS = 5.0
-Publish = Callable[[Sequence[Message]], asyncio.Future[None]]
+Publish = Callable[[Sequence[Message]], asyncio.Future[list[int]]]
 """`Lane.publish`, as those see it who do not care over which lane."""
 
 FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are failures
@@ -35,13 +35,16 @@ class Lane:
         self._counters = counters
         self._link: Link | None = None
         self._since = 0.0  # when it was connected, by the event loop's clock
-        self._unconfirmed: dict[asyncio.Future[None], Sequence[Message]] = {}  # in order of publication
+        self._unconfirmed: dict[asyncio.Future[list[int]], Sequence[Message]] = {}  # in order of publication
 
-    def publish(self, messages: Sequence[Message]) -> asyncio.Future[None]:
-        """Publishes in order. The future is done when the broker has all of them; it never fails."""
-        done = asyncio.get_running_loop().create_future()
+    def publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+        """Publishes in order. The future is done when the broker has all of them; it never fails.
+
+        It brings the broker's reason code for each.
+        """
+        done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         if not messages:
-            done.set_result(None)
+            done.set_result([])
             return done
         self._unconfirmed[done] = messages
         if self._link is not None:
@@ -84,10 +87,10 @@ class Lane:
             attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
             await asyncio.sleep(backoff(attempt, random()))
 
-    def _put(self, link: Link, done: asyncio.Future[None], messages: Sequence[Message]) -> None:
+    def _put(self, link: Link, done: asyncio.Future[list[int]], messages: Sequence[Message]) -> None:
         link.publish(messages).add_done_callback(partial(self._confirm, done))
 
-    def _confirm(self, done: asyncio.Future[None], codes: asyncio.Future[list[int]]) -> None:
+    def _confirm(self, done: asyncio.Future[list[int]], codes: asyncio.Future[list[int]]) -> None:
         if codes.cancelled() or codes.exception() is not None:
             return  # cut: the next connection publishes it again
         if self._unconfirmed.pop(done, None) is None:
@@ -97,4 +100,4 @@ class Lane:
             self._counters.packets_refused += refused
             log.warning("the broker refused %d packets to devices, which will sync", refused)
         if not done.done():
-            done.set_result(None)
+            done.set_result(codes.result())

@@ -46,7 +46,7 @@ class Batch:
     reads: list[tuple[Device, Hello | Sync | History]] = field(default_factory=list)
     refused: list[tuple[Device, Rejected]] = field(default_factory=list)
     formats: dict[Device, Format] = field(default_factory=dict)  # of refused commands, for devices not known
-    pass_on: list[Packet] = field(default_factory=list)
+    pass_on: list[tuple[Device, Packet]] = field(default_factory=list)
 
 
 class Intake:
@@ -107,7 +107,7 @@ class Intake:
         if PASSED_ON in received.properties:
             # Marked by the owner that passed it on, or by a device that claims so: either way not again.
             raise Misrouted("this is another conversation's partition; publish to up/0, or compute it")
-        batch.pass_on.append(Packet(up(device, partition), received.payload, 1, (PASSED_ON,)))
+        batch.pass_on.append((device, Packet(up(device, partition), received.payload, 1, (PASSED_ON,))))
 
     def _partition_of(self, command: AnyCommand, device: Device) -> int:
         if isinstance(command, Hello | Sync | Status):

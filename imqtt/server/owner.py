@@ -2,20 +2,23 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec.structs import replace
 
+from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
+from imqtt.broker.link import Message as Packet
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
-from imqtt.errors import Failed, StoreUnreachable, Unavailable
+from imqtt.errors import Failed, ImqttError, StoreUnreachable, Unavailable
 from imqtt.model import Accepted, AnyFrame, Device, Event, Id, Marks, PeerTyping
 from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
-from imqtt.server.devices import Devices
+from imqtt.server.devices import Devices, Registered
 from imqtt.server.egress import Publish
 from imqtt.server.fanout import Fanout
 from imqtt.server.intake import Batch, Delivery, Intake, rejected
@@ -104,11 +107,11 @@ class Owner:
         """A session is this process's own from now on; whatever it remembers of the log may be old."""
         self._committer.forget()
 
-    async def carry_out(self, deliveries: Sequence[Delivery]) -> asyncio.Future[None]:
+    async def carry_out(self, deliveries: Sequence[Delivery]) -> asyncio.Future[Any]:
         """Commits a batch and publishes its frames. See the class for what is durable when."""
         self._counters.received += len(deliveries)
         batch = self._intake.sort(deliveries)
-        registrations, decisions, marks = await self._commit(batch)
+        registered, decisions, marks = await self._commit(batch)
         events = await self._events(batch, decisions)
         told = [*marks, *_typing(batch)]
         users = {user for it in told for user in it.users} | {device.user for device in batch.formats}
@@ -122,7 +125,7 @@ class Owner:
             self._committer.remember(batch.messages, decisions),
             self._presences.refresh(batch.spoke),
         )
-        audience = Audience(lists, registrations, batch.formats)
+        audience = Audience(lists, registered.current, batch.formats)
         fanout = Fanout(self._max_packet, self._counters)
         for message, decision, event in zip(batch.messages, decisions, events, strict=True):
             self._answer(fanout, audience, batch, message, decision)
@@ -130,39 +133,63 @@ class Owner:
                 fanout.add(event, audience.of(members_of(event.conversation)), message.sender)
         for it in told:
             fanout.add(it.frame, audience.of(it.users), it.but)
+        self._refuse_reads(batch, registered.refused)
         self._reject(fanout, audience, batch)
-        self._counters.passed_on += len(batch.pass_on)
-        done = self._publish([*fanout.messages(), *batch.pass_on])
-        await self._hand_over(batch, registrations)
+        done: asyncio.Future[Any] = self._publish(fanout.messages())
+        if batch.pass_on:
+            done = asyncio.create_task(self._pass_on(batch.pass_on, done), name="pass-on")
+        await self._presences.heard(batch.status)
+        for device, command in batch.reads:  # they are served beside the batches
+            self._reads.submit(registered.current[device], command)
         return done
 
-    def give_up(self, delivery: Delivery) -> asyncio.Future[None]:
+    async def _pass_on(self, commands: Sequence[tuple[Device, Packet]], published: Awaitable[object]) -> None:
+        """Returns when the broker has them, and whatever else the batch has `published`.
+
+        A partition's session may not be there: since this broker began with nothing, nobody has held it yet.
+        Who sent a command to it is told to send it again; waiting for it would hold up all partitions.
+        """
+        self._counters.passed_on += len(commands)
+        codes = await self._publish([packet for _, packet in commands])
+        fanout = Fanout(self._max_packet, self._counters)
+        for (device, packet), code in zip(commands, codes, strict=True):
+            if code == NO_MATCHING_SUBSCRIBERS:
+                error = Unavailable("no server has taken on this conversation yet", retry_after=1_000)
+                self._refuse(fanout, device, packet.payload, error)
+        await self._publish(fanout.messages())
+        await published
+
+    def give_up(self, delivery: Delivery) -> Awaitable[object]:
         """Tells the sender of a command that carrying it out raised what no code expected."""
         topic, payload = delivery.received[:2]
         fanout = Fanout(self._max_packet, self._counters)
         device = self._intake.device(topic)
         if device is not None:
             error = Failed("the server failed on this command; its log says why", retry_after=60_000)
-            self._counters.reject(error.code)
-            sender = Registration(device, format_of(payload).value)
-            fanout.add(rejected(error, outline(payload)), (sender,))
+            self._refuse(fanout, device, payload, error)
         return self._publish(fanout.messages())
 
-    async def _commit(self, batch: Batch) -> tuple[dict[Device, Registration], list[Decision], list[Told]]:
+    def _refuse(self, fanout: Fanout, device: Device, payload: bytes, error: ImqttError) -> None:
+        """In the format in which it was sent: who sent it need not be registered."""
+        self._counters.reject(error.code)
+        sender = Registration(device, format_of(payload).value)
+        fanout.add(rejected(error, outline(payload)), (sender,))
+
+    async def _commit(self, batch: Batch) -> tuple[Registered, list[Decision], list[Told]]:
         """Registers, commits and marks side by side, so that they share round trips and commits."""
-        registrations, decisions, marks = await asyncio.gather(
+        registered, decisions, marks = await asyncio.gather(
             self._devices.register(batch.spoke),
             self._committer.commit(batch.messages),
             self._raise_marks(batch),
             return_exceptions=True,  # nothing is left behind when something else fails
         )
-        if isinstance(registrations, BaseException):
-            raise registrations
+        if isinstance(registered, BaseException):
+            raise registered
         if isinstance(decisions, BaseException):
             raise decisions
         if isinstance(marks, BaseException):
             raise marks
-        return registrations, decisions, marks
+        return registered, decisions, marks
 
     def _answer(
         self, fanout: Fanout, audience: Audience, batch: Batch, message: Message, decision: Decision
@@ -192,6 +219,15 @@ class Owner:
                 self._counters.unanswered += 1
                 continue
             fanout.add(frame, (audience.one(device),))
+
+    def _refuse_reads(self, batch: Batch, refused: Mapping[Device, ImqttError]) -> None:
+        """Whoever is not registered is given no page: see `Registered`."""
+        if not refused:
+            return
+        for device, command in batch.reads:
+            if (error := refused.get(device)) is not None:
+                batch.refused.append((device, rejected(error, Outline(command.name, ref=command.ref))))
+        batch.reads = [it for it in batch.reads if it[0] not in refused]
 
     async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
         """The event that each message is told as to everybody but its sender; None: to nobody.
@@ -257,12 +293,6 @@ class Owner:
             Told(marks, members_of(marks.conversation), last[marks.conversation, marks.user])
             for marks in grown
         ]
-
-    async def _hand_over(self, batch: Batch, registrations: dict[Device, Registration]) -> None:
-        """Presence, and the reads that are served beside the batches."""
-        await self._presences.heard(batch.status)
-        for device, command in batch.reads:
-            self._reads.submit(registrations[device], command)
 
 
 def _typing(batch: Batch) -> Iterable[Told]:

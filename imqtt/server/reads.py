@@ -68,7 +68,7 @@ class Reads:
             else:
                 self._counters.unanswered += 1
 
-    def _excused(self, _: asyncio.Future[None]) -> None:
+    def _excused(self, _: object) -> None:
         self._excuses -= 1
 
     async def run(self) -> None:
@@ -110,7 +110,7 @@ class Reads:
         )
         return [welcome, page, *await self._presences.of_peers(user, page.heads)]
 
-    def _send(self, registration: Registration, frames: Sequence[AnyFrame]) -> asyncio.Future[None]:
+    def _send(self, registration: Registration, frames: Sequence[AnyFrame]) -> asyncio.Future[list[int]]:
         fanout = Fanout(self._max_packet, self._counters)
         for frame in frames:
             fanout.add(frame, (registration,))

@@ -1,0 +1,81 @@
+"""What the simulation has found, each as the smallest world in which it happens again if it comes back."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from imqtt.broker.link import Message, Settings
+from imqtt.client import Format
+from imqtt.core.partitions import partition_of
+from imqtt.model import AnyFrame, Content, Device, Rejected, Send
+from imqtt.protocol import decode_frames, encode_command
+from imqtt.protocol.topics import down, up
+from tests.simulation.devices import PASSWORD, SdkDevice, Sending
+from tests.simulation.loop import simulated
+from tests.simulation.world import Worker, World
+
+CONVERSATION = "d:alice:bob"
+PARTITIONS = 16
+
+
+def live(story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    """Runs `story` in a world with one worker, which holds everything."""
+    with simulated(7) as loop:
+        world = World(loop, partitions=PARTITIONS, prefix=True, max_batch=500)
+
+        async def begin() -> None:
+            world.workers = [Worker(world, 0)]
+            world.workers[0].start()
+            assert await world.until(lambda: world.workers[0].server is not None, 30.0)
+            await story(world)
+
+        with world.in_place():
+            loop.run_until_complete(begin())
+
+
+def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
+    sending = Sending(world.loop, [CONVERSATION], messages, 0.1)
+    return SdkDevice(world.loop, f"{user}/phone", sending, world.write, Format.JSON)
+
+
+def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() -> None:
+    """It was PUBACKed and gone: the broker had nobody to give it to, and said so in a code nobody read."""
+    number = partition_of(CONVERSATION, PARTITIONS)
+    assert number != 0
+    heard: list[AnyFrame] = []
+
+    async def story(world: World) -> None:
+        session = f"imqtt-server-{number}"
+        rival = await world.connect(Settings("broker", 1884, session, password=PASSWORD, clean_start=True))
+        device = await world.connect(Settings("broker", 1883, "alice/plain", clean_start=True))
+        await device.subscribe(down(Device("alice", "plain")))
+        await rival.close()  # and with it goes the session, until its partition's owner takes it again
+        send = Send(CONVERSATION, "m1", Content(text="hello"))
+        await device.publish([Message(up(Device("alice", "plain"), 0), encode_command(send, Format.JSON))])
+        heard.extend(decode_frames((await device.receive(1))[0].payload))
+
+    live(story)
+    (answer,) = heard
+    assert isinstance(answer, Rejected)
+    assert (answer.client_msg_id, answer.code, answer.retryable) == ("m1", "unavailable", True)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_device_that_says_hello_while_the_disk_is_full_is_told_what_comes_after(full: bool) -> None:
+    """It was welcomed without being registered: nothing was published to it until it said something else."""
+
+    async def story(world: World) -> None:
+        world.tables.full = full
+        bob = phone(world, "bob")
+        bob.start()
+        await asyncio.sleep(3.0)
+        assert (bob.client is None) == full, "a device that cannot be registered is not welcomed"
+        world.tables.full = False
+        assert await world.until(lambda: bob.client is not None, 30.0)
+        alice = phone(world, "alice", 1)
+        alice.start()
+        assert await world.until(lambda: CONVERSATION in bob.seen, 10.0), "bob was not told"
+
+    live(story)
