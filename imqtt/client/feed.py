@@ -46,6 +46,7 @@ class Feed:
     def __init__(self, store: LocalStore, ordinal: int) -> None:
         self.signal = Signal()
         self.ordinal = ordinal  # of the newest event that is stored
+        self.restarts = 0
         self._store = store
         self._iterators: WeakSet[Events] = WeakSet()
 
@@ -54,6 +55,10 @@ class Feed:
         if ordinal > self.ordinal:
             self.ordinal = ordinal
             self.signal.notify()
+
+    def restart(self) -> None:
+        """The store has begun some logs anew: what was read before that may be of logs that are no more."""
+        self.restarts += 1
 
     @property
     def wanted_after(self) -> int | None:
@@ -87,6 +92,7 @@ class Events:
         self._begun = False
         self._unfinished = False
         self._ahead: deque[tuple[int, Event]] = deque()
+        self._restarts = feed.restarts  # when `_ahead` was read
         self._read_to = self.position
         if consumer is None:
             feed.enter(self)
@@ -101,7 +107,7 @@ class Events:
                 self.position = self._read_to = await self._store.consumer(self._consumer)
         await self.finish()
         signal = self._feed.signal
-        while not self._ahead:
+        while not self._is_ahead():
             changed = signal.watch()
             if self._read_to < self._feed.ordinal:
                 await self._read()
@@ -129,6 +135,14 @@ class Events:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+    def _is_ahead(self) -> bool:
+        """Whether there is an event to give out."""
+        if self._restarts != self._feed.restarts:
+            self._restarts = self._feed.restarts
+            self._ahead.clear()
+            self._read_to = self.position
+        return bool(self._ahead)
 
     async def _read(self) -> None:
         known = self._feed.ordinal

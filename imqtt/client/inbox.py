@@ -99,6 +99,8 @@ class Inbox:
     ) -> None:
         if stored is not None:
             self._replica.trimmed(await stored)
+        if step.changes.restarted:
+            self._feed.restart()
         self._feed.advance(ordinal)
         for accepted in step.accepted:
             self._sender.accepted(accepted)

@@ -12,7 +12,8 @@ from pathlib import Path
 from imqtt.broker.errors import SUCCESS, LinkError
 from imqtt.broker.link import Message, Settings
 from imqtt.client import Client, Timing
-from imqtt.client.values import Restarted
+from imqtt.client.feed import Queue
+from imqtt.client.values import Notice, Restarted
 from imqtt.core.conversations import members_of
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.errors import ImqttError
@@ -96,6 +97,8 @@ class SdkDevice:
         self._sending = sending
         self._write = write
         self._format = format
+        self._notices: Queue[Notice]
+        self._restarted: dict[str, None] = {}  # conversations of which that is still to be written down
 
     def start(self) -> None:
         """A process begins, on the disk that the last one left."""
@@ -113,6 +116,7 @@ class SdkDevice:
         try:
             async with self._connected() as client:
                 self.client = client
+                self._notices = client.notices()
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._consume(client))
                     tasks.create_task(self._hear(client))
@@ -162,13 +166,14 @@ class SdkDevice:
 
     async def _consume(self, client: Client) -> None:
         async for event in client.events("history"):
+            self._begin_anew(event.conversation)
             self._write(Seen(self.name, self._loop.time(), event.conversation, row(event)))
             self.seen[event.conversation] = int(event.id)
             if self._loop.random.random() < 0.1:
                 await client.mark_read(event.conversation, event.seq)
 
     async def _hear(self, client: Client) -> None:
-        async for notice in client.notices():
+        async for notice in self._notices:
             if isinstance(notice, Marks) and notice.user != self.user:  # its own may be ahead of the store's
                 found = (await client.marks(notice.conversation)).get(notice.user)
                 if found is not None:
@@ -179,8 +184,19 @@ class SdkDevice:
                         )
                     )  # fmt: skip
             elif isinstance(notice, Restarted):
-                self._write(Begun(self.name, self._loop.time(), notice.conversation))
-                self.seen.pop(notice.conversation, None)
+                self._restarted[notice.conversation] = None
+                self._begin_anew(notice.conversation)
+
+    def _begin_anew(self, conversation: str) -> None:
+        """Notices and events are two iterators: the notice may be read after the new log's first event."""
+        waiting = self._notices.waiting
+        for notice in [it for it in waiting if isinstance(it, Restarted) and it.conversation == conversation]:
+            waiting.remove(notice)
+            self._restarted[conversation] = None
+        if conversation in self._restarted:
+            del self._restarted[conversation]
+            self._write(Begun(self.name, self._loop.time(), conversation))
+            self.seen.pop(conversation, None)
 
     async def hold(self, conversations: Sequence[str]) -> None:
         """Writes down what the device holds of its conversations."""

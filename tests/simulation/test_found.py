@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imqtt.broker.link import Message, Settings
-from imqtt.client import Format
+from imqtt.client import Format, Restarted
 from imqtt.core.partitions import partition_of
 from imqtt.model import AnyFrame, Content, Device, Rejected, Send
 from imqtt.protocol import decode_frames, encode_command
@@ -79,3 +79,37 @@ def test_a_device_that_says_hello_while_the_disk_is_full_is_told_what_comes_afte
         assert await world.until(lambda: CONVERSATION in bob.seen, 10.0), "bob was not told"
 
     live(story)
+
+
+def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None:
+    """After `Restarted`, an iterator went on with up to a hundred events of the log that it spoke of."""
+    given: list[str] = []
+
+    async def story(world: World) -> None:
+        alice, bob = phone(world, "alice", 6), phone(world, "bob")
+        alice.start()
+        assert await world.until(lambda: len(world.tables.events_after(CONVERSATION, 0, 9)) == 1, 30.0, 0.001)
+        backup = world.tables.copy()
+        assert await world.until(lambda: alice.settled, 30.0)
+
+        async def read() -> None:
+            async with bob._connected() as client:
+                notices, events = client.notices(), client.events("program")
+                given.append((await anext(events)).content.text)
+                world.workers[0].kill()
+                world.restore(backup)
+                world.workers[0].start()
+                other = SdkDevice(
+                    world.loop, "alice/tablet", Sending(world.loop, [CONVERSATION], 3, 0.1), world.write,
+                    Format.JSON,
+                )  # fmt: skip
+                other.start()
+                async for notice in notices:
+                    if isinstance(notice, Restarted):
+                        break
+                given.extend([(await anext(events)).content.text for _ in range(3)])
+
+        await world.loop.party("bob/phone").spawn(read())
+
+    live(story)
+    assert given == ["alice/phone:0", "alice/tablet:0", "alice/tablet:1", "alice/tablet:2"]
