@@ -9,7 +9,7 @@ from enum import Enum
 from imqtt.errors import TooLarge
 from imqtt.model import AnyCommand, AnyFrame
 from imqtt.protocol import json_format, protobuf_format
-from imqtt.protocol.check import Bounds, check
+from imqtt.protocol.check import Bounds, check, check_frame
 from imqtt.protocol.outline import READ_UP_TO, Outline
 
 __all__ = [
@@ -71,7 +71,11 @@ def join(frames: list[bytes], format: Format) -> bytes:
 
 
 def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
-    """The frames of a packet, in their order. Raises `Malformed`."""
+    """The checked frames of a packet, in their order. Raises `Malformed`."""
     if payload[:1] == b"{":
-        return json_format.decode_frames(payload)
-    return protobuf_format.decode_frames(payload)
+        frames = json_format.decode_frames(payload)
+    else:
+        frames = protobuf_format.decode_frames(payload)
+    for frame in frames:
+        check_frame(frame)
+    return frames

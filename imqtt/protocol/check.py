@@ -1,4 +1,4 @@
-"""What a decoded command must satisfy before any later stage sees it.
+"""What a decoded command, or frame, must satisfy before any later stage sees it.
 
 Both formats pass through here, so a store, a broker or another client's parser never meets a value that
 it would choke on. Whether a conversation is one that exists for the sender is not decided here.
@@ -10,24 +10,34 @@ from dataclasses import dataclass
 from imqtt.errors import Invalid, Malformed, TooLarge
 from imqtt.model import (
     PRESENCE_STATES,
+    Accepted,
     AnyCommand,
+    AnyFrame,
     Content,
     Cursor,
+    Event,
+    Head,
     Hello,
     History,
     Id,
     Mark,
+    Marks,
+    Page,
     Position,
+    Presence,
+    Rejected,
     Send,
     Status,
     Sync,
     Typing,
+    Welcome,
 )
 from imqtt.protocol.topics import is_name
 
 MAX_CONVERSATION = 131  # `d:` and two names of 64 characters
 MAX_SEQ = (1 << 53) - 1  # what JavaScript counts exactly
 MAX_ID = (1 << 63) - 1
+MAX_COUNT = (1 << 32) - 1
 MIN_PACKET = 2048  # bytes: room for any frame whose content is withheld
 MAX_MENTIONS = 100
 
@@ -49,7 +59,7 @@ def check(command: AnyCommand, bounds: Bounds) -> None:
     if isinstance(command, Send):
         _conversation(command.conversation)
         _token(command.client_msg_id, "client_msg_id")
-        _time(command.client_time)
+        _time(command.client_time, "client_time")
         check_content(command.content, bounds)
     elif isinstance(command, Mark):
         _conversation(command.conversation)
@@ -143,9 +153,14 @@ def _seq(seq: int, name: str) -> None:
         raise Malformed(f"{name} is out of range: 0 to 2**53 - 1")
 
 
-def _time(time: int) -> None:
+def _time(time: int, name: str) -> None:
     if not 0 <= time <= MAX_SEQ:
-        raise Malformed("client_time is out of range: milliseconds since 1970, below 2**53")
+        raise Malformed(f"{name} is out of range: milliseconds since 1970, below 2**53")
+
+
+def _count(number: int, name: str) -> None:
+    if not 0 <= number <= MAX_COUNT:
+        raise Malformed(f"{name} is out of range: below 2**32")
 
 
 def _id(number: Id, name: str) -> None:
@@ -155,10 +170,74 @@ def _id(number: Id, name: str) -> None:
 
 def _cursor(cursor: Cursor) -> None:
     _conversation(cursor.conversation)
-    _seq(cursor.seq, "seq")
-    _id(cursor.id, "id")
+    _place(cursor.seq, cursor.id)
 
 
 def _position(position: Position) -> None:
-    _seq(position.seq, "seq")
-    _id(position.id, "id")
+    _place(position.seq, position.id)
+
+
+def _place(seq: int, id: Id) -> None:
+    _seq(seq, "seq")
+    _id(id, "id")
+
+
+# --- frames -----------------------------------------------------------------------------------------
+
+
+def check_frame(frame: AnyFrame) -> None:
+    """Raises `Malformed` for a number that no server sends: a device's store could not keep it.
+
+    Nothing else is asked of a frame. A server of a later version may say what this one would not.
+    """
+    if isinstance(frame, Event):
+        _event(frame)
+    elif isinstance(frame, Accepted):
+        _place(frame.seq, frame.id)
+        _time(frame.time, "time")
+        _id(frame.previous, "previous")
+    elif isinstance(frame, Marks):
+        _marks(frame)
+    elif isinstance(frame, Page):
+        _id(frame.more_heads, "more_heads")
+        for head in frame.heads:
+            _head(head)
+        for part in frame.slices:
+            for event in part.events:
+                _event(event)
+    elif isinstance(frame, Presence):
+        _time(frame.last_seen, "last_seen")
+    elif isinstance(frame, Rejected):
+        _count(frame.retry_after, "retry_after")
+    elif isinstance(frame, Welcome):
+        _welcome(frame)
+
+
+def _event(event: Event) -> None:
+    _place(event.seq, event.id)
+    _time(event.time, "time")
+    _time(event.client_time, "client_time")
+    _id(event.previous, "previous")
+    _count(event.withheld, "withheld")
+    if event.content.reply_to is not None:
+        _position(event.content.reply_to)
+
+
+def _head(head: Head) -> None:
+    _place(head.seq, head.id)
+    if head.latest is not None:
+        _event(head.latest)
+    for marks in head.marks:
+        _marks(marks)
+
+
+def _marks(marks: Marks) -> None:
+    _seq(marks.delivered, "delivered")
+    _seq(marks.read, "read")
+
+
+def _welcome(welcome: Welcome) -> None:
+    _time(welcome.time, "time")
+    _count(welcome.partitions, "partitions")
+    for name in welcome.limits.__struct_fields__:
+        _count(getattr(welcome.limits, name), name)

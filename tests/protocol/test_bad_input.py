@@ -424,3 +424,52 @@ def test_a_name_that_is_none_is_not_echoed(name: str) -> None:
 def test_rubbish_has_no_name() -> None:
     for payload in (b"", b"{", b"hello", b"\x7a\x00", b'{"', b'{"type"', b'{"type":', b"{\\", b'{"a\\'):
         assert outline(payload) == ("", "", "", "")
+
+
+# --- what no server sends ----------------------------------------------------------------------------
+
+_EVENT = {
+    "type": "event", "conversation": "u:a", "seq": 1, "id": "1", "time": 1, "sender": "a", "device": "p",
+    "client_msg_id": "m", "content": {"text": "x"},
+}  # fmt: skip
+_LIMITS = dict.fromkeys(("content", "command", "page", "cursors", "rate", "presence"), 1)
+_WELCOME = {"type": "welcome", "nonce": "n", "user": "a", "device": "p", "time": 1, "partitions": 1}
+_HEAD = {"conversation": "u:a", "seq": 1, "id": "1"}
+
+ODD_FRAMES: list[Callable[[int], dict[str, object]]] = [
+    lambda n: {"type": "marks", "conversation": "u:a", "user": "a", "delivered": n},
+    lambda n: {"type": "marks", "conversation": "u:a", "user": "a", "read": n},
+    lambda n: _EVENT | {"seq": n},
+    lambda n: _EVENT | {"time": n},
+    lambda n: _EVENT | {"client_time": n},
+    lambda n: _EVENT | {"withheld": n},
+    lambda n: _EVENT | {"content": {"text": "x", "reply_to": {"seq": n, "id": "1"}}},
+    lambda n: {"type": "page", "heads": [_HEAD | {"seq": n}]},
+    lambda n: {"type": "page", "heads": [_HEAD | {"latest": _EVENT | {"seq": n}}]},
+    lambda n: {"type": "page", "slices": [{"conversation": "u:a", "events": [_EVENT | {"seq": n}]}]},
+    lambda n: {"type": "presence", "user": "a", "state": "online", "last_seen": n},
+    lambda n: {"type": "rejected", "code": "busy", "reason": "x", "retry_after": n},
+    lambda n: _WELCOME | {"limits": _LIMITS, "partitions": n},
+    lambda n: _WELCOME | {"limits": _LIMITS | {"presence": n}},
+]
+
+
+@pytest.mark.parametrize("number", [-1, 2**53, 2**64 - 1, 10**30])
+@pytest.mark.parametrize("frame", ODD_FRAMES)
+def test_a_frame_with_a_number_that_a_device_could_not_keep_is_malformed(
+    frame: Callable[[int], dict[str, object]], number: int
+) -> None:
+    decode_frames(json.dumps({"frames": [frame(7)]}).encode())
+    with pytest.raises(Malformed):
+        decode_frames(json.dumps({"frames": [frame(number)]}).encode())
+
+
+def test_a_frame_with_a_number_that_a_device_could_not_keep_is_malformed_in_protobuf_too() -> None:
+    for odd in (
+        pb.Frame(marks=pb.Marks(conversation="u:a", user="a", delivered=2**53)),
+        pb.Frame(event=pb.Event(conversation="u:a", seq=1, id=2**63)),
+        pb.Frame(accepted=pb.Accepted(conversation="u:a", seq=1, id=1, previous=2**63)),
+        pb.Frame(page=pb.Page(more_heads=2**63)),
+    ):
+        with pytest.raises(Malformed):
+            decode_frames(pb.Frames(frames=[odd]).SerializeToString())
