@@ -178,8 +178,11 @@ class Assignment:
             staying = [it for it in alive if not it.leaving]
             # Who alone cannot store anything lets others do it; where nobody can, nothing is moved.
             able = [it for it in staying if not it.stuck] or staying
+            before = self._membership.acted or frozenset()
             if not self._membership.see(now, frozenset(it.id for it in able)):
                 return
+            if before - (self._membership.acted or frozenset()):
+                await self._state.distrust_devices()  # it may have registered some, and told nobody
             self._follow([it for it in alive if it.id != self._worker.id])
         async with self._beats:
             self._answered = number

@@ -117,6 +117,9 @@ class State(Protocol):
     async def forget_devices(self, users: Collection[str]) -> None:
         """After a registration was committed: the next reader reads the store."""
 
+    async def distrust_devices(self) -> None:
+        """Forgets every list: a worker is gone, and may have registered devices without telling."""
+
     # --- presence
 
     async def arrive(self, presence: DevicePresence) -> None:

@@ -73,6 +73,9 @@ class MemoryState:
     async def forget_devices(self, users: Collection[str]) -> None:
         self._lists.forget(users)
 
+    async def distrust_devices(self) -> None:
+        self._lists.forget_all()
+
     async def arrive(self, presence: DevicePresence) -> None:
         self._presences.put(presence)
 
@@ -145,6 +148,12 @@ class _DeviceLists:
                 self._lists.move_to_end(user)
         while len(self._lists) > self._size:
             self._lists.popitem(last=False)
+
+    def forget_all(self) -> None:
+        self.lease += 1
+        self._oldest = self.lease
+        self._lists.clear()
+        self._forgotten.clear()
 
     def forget(self, users: Collection[str]) -> None:
         self.lease += 1

@@ -114,8 +114,18 @@ class RedisState:
             return
 
     async def forget_devices(self, users: Collection[str]) -> None:
-        if users:
+        if not users:
+            return
+        try:
             await self._lists.forget(users)
+        except StateAway:
+            return
+
+    async def distrust_devices(self) -> None:
+        try:
+            await self._lists.forget_all()
+        except StateAway:
+            return
 
     async def arrive(self, presence: DevicePresence) -> None:
         await self._presences.arrive(presence)

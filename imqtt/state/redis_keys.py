@@ -38,8 +38,9 @@ SEEN_DIGEST = 12  # bytes: three 32-bit numbers, each naming a bit
 
 # --- devices: a user's device list, or the note that it was forgotten.
 #
-# A list is stale where `forget_devices` did not arrive: its worker died, or Redis fell back to an older copy.
-# The new device then hears nothing by itself for so long; its own `Sync` brings what it missed.
+# A list is stale where `forget_devices` did not arrive, until those that live know that a worker has died or
+# Redis was away; and where Redis fell back to an older copy. The new device then hears nothing by itself for
+# so long; its own `Sync` brings what it missed.
 LIST_TTL = 10 * MINUTE
 # From reading the store to filling. What takes longer is not cached.
 LEASE_TTL = 1 * MINUTE

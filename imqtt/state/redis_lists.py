@@ -2,20 +2,16 @@
 
 import asyncio
 from collections.abc import Collection, Mapping
-from functools import partial
-from typing import Any
 
 import msgspec
 
 from imqtt.model import Device
-from imqtt.state.base import StateAway
 from imqtt.state.redis_keys import Keys
 from imqtt.state.redis_link import Link, undelivered
 from imqtt.state.redis_scripts import FILL, FORGET, FORGET_ALL, LEASE
 from imqtt.stores.base import Registration
 
 TICK = 16  # digits
-UNDELIVERED = 10_000  # users; beyond, everything is forgotten
 DECODED = 20_000  # users whose lists are kept as they were last decoded: half the time, for 12 MB
 
 _encode = msgspec.msgpack.encode
@@ -27,18 +23,16 @@ Lists = dict[str, tuple[Registration, ...]]
 class DeviceLists:
     """Leases as in memcached (Nishtala et al., "Scaling Memcache at Facebook", 2013).
 
-    What Redis was not told to forget, since it was away, it is told as soon as it is back, before any list
-    is read from there. Other processes may see the old list until then; had this process died, until the
-    list runs out.
+    What Redis was not told to forget while it was away, nobody knows when it is back: who was to tell it may
+    have died. So whoever finds it back has it forget everything, before he reads a list from there. A process
+    that alone does not reach Redis is soon taken for dead, and then those who live do the same.
     """
 
     def __init__(self, link: Link, keys: Keys) -> None:
         self._link = link
         self._keys = keys
-        self._undelivered: set[str] = set()
-        self._everything = False  # is to be forgotten
         self._decoded: dict[str, tuple[bytes, tuple[Registration, ...]]] = {}
-        link.when_back(self._deliver)
+        link.when_back(self._is_back)
 
     async def of(self, users: Collection[str]) -> Lists:
         """The lists that are known. Raises `StateAway`."""
@@ -74,39 +68,23 @@ class DeviceLists:
         await self._link.call("EVAL", FILL, *self._names(lists), lease, *values)
 
     async def forget(self, users: Collection[str]) -> None:
-        """What is not delivered is kept."""
-        # The caller may be cancelled; what he committed is to be forgotten all the same.
-        answer = self._forget(set(users))
+        """Raises `StateAway`: then they are forgotten with everything, when Redis is back."""
+        await self._told("EVAL", FORGET, *self._names(users))
+
+    async def forget_all(self) -> None:
+        """As `forget`, of every user."""
+        await self._told("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
+
+    def _is_back(self) -> None:
+        answer = self._link.submit("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
+        answer.add_done_callback(undelivered)  # if it is not, Redis is away again, and comes back again
+
+    async def _told(self, *command: str | int) -> None:
+        """Redis hears of it even if the caller is cancelled: what he committed is to be forgotten."""
+        answer = self._link.submit(*command)
+        answer.add_done_callback(undelivered)
         await asyncio.wait([answer])
-        error = answer.exception()
-        if error is not None and not isinstance(error, StateAway):
-            raise error
-
-    def _forget(self, users: set[str]) -> asyncio.Future[Any]:
-        answer = self._link.submit("EVAL", FORGET, *self._names(users))
-        answer.add_done_callback(partial(self._forgotten, users))
-        return answer
-
-    def _forgotten(self, users: set[str], answer: asyncio.Future[Any]) -> None:
-        if undelivered(answer):
-            self._undelivered |= users
-            if len(self._undelivered) > UNDELIVERED:
-                self._undelivered.clear()
-                self._everything = True
-
-    def _deliver(self) -> None:
-        """Ahead of all other calls, so a list that is read after it is no older."""
-        if self._everything:
-            self._everything = False
-            answer = self._link.submit("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
-            answer.add_done_callback(self._all_forgotten)
-        if self._undelivered:
-            users, self._undelivered = self._undelivered, set()
-            self._forget(users)
-
-    def _all_forgotten(self, answer: asyncio.Future[Any]) -> None:
-        if undelivered(answer):
-            self._everything = True
+        answer.result()
 
     def _names(self, users: Collection[str]) -> list[str | int]:
         """A script's keys: how many, the clock, and the users'."""

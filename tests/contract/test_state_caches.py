@@ -81,6 +81,16 @@ async def test_what_was_read_after_a_registration_is_cached(state: State) -> Non
     assert await state.devices(["alice"]) == {"alice": ALICE}
 
 
+async def test_lists_that_are_not_trusted_any_more_are_all_read_again(state: State) -> None:
+    early = await state.lease_devices(["alice", "bob"])
+    await state.fill_devices(early, {"alice": ALICE})
+    await state.distrust_devices()
+    await state.fill_devices(early, {"bob": BOB})
+    assert await state.devices(["alice", "bob"]) == {}
+    await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
+    assert await state.devices(["alice", "bob"]) == {"alice": ALICE}
+
+
 async def test_several_readers_of_one_user_may_all_fill(state: State) -> None:
     leases = [await state.lease_devices(["alice"]) for _ in range(3)]
     for lease in leases:

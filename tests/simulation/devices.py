@@ -97,6 +97,7 @@ class SdkDevice:
         self._sending = sending
         self._write = write
         self._format = format
+        self._awake = False  # it knows what it had to send when it was killed
         self._notices: Queue[Notice]
         self._restarted: dict[str, None] = {}  # conversations of which that is still to be written down
 
@@ -104,13 +105,14 @@ class SdkDevice:
         """A process begins, on the disk that the last one left."""
         self.party = self._loop.party(self.name)
         self.pending.clear()
+        self._awake = False
         self._write(Start(self.name, self._loop.time(), ordered=True, keeps=True))
         self.party.spawn(self._run(), self.name)
 
     @property
     def settled(self) -> bool:
         """Whether everything was sent and answered."""
-        return self._sending.next >= len(self._sending.times) and not self.pending
+        return self._awake and self._sending.next >= len(self._sending.times) and not self.pending
 
     async def _run(self) -> None:
         try:
@@ -140,6 +142,7 @@ class SdkDevice:
     async def _talk(self, client: Client, tasks: asyncio.TaskGroup) -> None:
         for entry in await client.outbox():  # of a process that was killed
             self._await(client, tasks, entry.conversation, entry.client_msg_id, entry.content.text)
+        self._awake = True
         while (message := await self._sending.take(self._loop)) is not None:
             number, conversation = message
             name, value = f"{self.device}-{number}", f"{self.name}:{number}"

@@ -205,6 +205,9 @@ class Faults:
 
     async def _store_restored(self) -> None:
         """As an operator does it: every server down, the backup put back, the servers up."""
+        if self._world.closed:
+            return
+        self._world.closed = True
         for worker in self._world.workers:
             worker.kill()
         await asyncio.sleep(0.2)
@@ -212,6 +215,7 @@ class Faults:
         del self._backups[chosen + 1 :]  # of a log that is no more
         self._world.restore(self._backups[chosen])
         self._world.fault("store restored", "store")
+        self._world.closed = False
         for worker in self._world.workers:
             worker.start()
 

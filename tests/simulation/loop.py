@@ -8,7 +8,7 @@ and TigerBeetle are tested so; S. Zhou et al., "FoundationDB", SIGMOD 2021, sect
 A party that is killed never runs again, and none of its `finally` blocks do: as after SIGKILL.
 
 What would tell one run from the next is taken away: clocks, `random`, `uuid4` and `secrets` follow the seed,
-tasks and futures hash by number and not by address. Strings hash alike only in processes with one
+tasks hash by number and not by address. Strings hash alike only in processes with one
 PYTHONHASHSEED, which `tests.simulation` sees to.
 """
 
@@ -126,15 +126,6 @@ class _Task(asyncio.Task[Any]):
         return self._number
 
 
-class _Future(asyncio.Future[Any]):
-    def __init__(self, number: int, **given: Any) -> None:
-        self._number = number
-        super().__init__(**given)
-
-    def __hash__(self) -> int:
-        return self._number
-
-
 class Loop(asyncio.AbstractEventLoop):
     """To be used by `simulated(seed)`. `random` is for whoever decides what happens in the world."""
 
@@ -147,6 +138,7 @@ class Loop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, Handle]] = []
         self._world = Party(self, "world")
         self._parties = [self._world]
+        self._living = [self._world]
         self._stopping = False
         self._closed = False
 
@@ -156,10 +148,13 @@ class Loop(asyncio.AbstractEventLoop):
         """A new process."""
         party = Party(self, name)
         self._parties.append(party)
+        self._living.append(party)
         return party
 
     def crash(self, party: Party) -> None:
         """SIGKILL."""
+        if party.alive:
+            self._living.remove(party)
         party.alive = False
         party.fuse = -1
         party.ready.clear()
@@ -218,8 +213,7 @@ class Loop(asyncio.AbstractEventLoop):
         return handle
 
     def create_future(self) -> asyncio.Future[Any]:
-        self._numbers += 1
-        return _Future(self._numbers, loop=self)
+        return asyncio.Future(loop=self)
 
     def create_task(
         self,
@@ -246,32 +240,35 @@ class Loop(asyncio.AbstractEventLoop):
         return task.result()
 
     def _run_once(self) -> None:
-        runnable = [it for it in self._parties if it.ready and not it.paused]
+        """A few callbacks of one party, or the next timer."""
+        runnable = [it for it in self._living if it.ready and not it.paused]
         if not runnable:
             self._advance()
             return
-        chosen = runnable[0] if len(runnable) == 1 else runnable[int(self.random.random() * len(runnable))]
+        draw, timers = self.random.random, self._timers
+        chosen = runnable[0] if len(runnable) == 1 else runnable[int(draw() * len(runnable))]
         ready = chosen.ready
-        for _ in range(min(len(ready), 1 + int(self.random.random() * AT_ONCE))):
-            if not chosen.alive or chosen.paused or not ready:
+        for _ in range(1 + int(draw() * AT_ONCE)):
+            if not ready or chosen.paused:  # who is killed has nothing left
                 return
-            self._run(chosen, ready.popleft())
+            handle = ready.popleft()
+            self._now = now = self._now + CALLBACK_SECONDS
+            self.callbacks += 1
+            try:
+                handle.run()
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - as asyncio does; whoever runs the world looks at them
+                self.faults.append({"message": "a callback failed", "exception": error})
+            if timers and timers[0][0] <= now:
+                self._ring()
+            if chosen.fuse >= 0:
+                self._burn(chosen)
 
-    def _run(self, party: Party, handle: Handle) -> None:
-        self._now += CALLBACK_SECONDS
-        self.callbacks += 1
-        try:
-            handle.run()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - as asyncio does; whoever runs the world looks at them
-            self.faults.append({"message": "a callback failed", "exception": error})
-        if self._timers and self._timers[0][0] <= self._now:
-            self._ring()
-        if party.fuse >= 0:
-            party.fuse -= 1
-            if party.fuse < 0 and party.when_blown is not None:
-                party.when_blown()
+    def _burn(self, party: Party) -> None:
+        party.fuse -= 1
+        if party.fuse < 0 and party.when_blown is not None:
+            party.when_blown()
 
     def _advance(self) -> None:
         while self._timers and (self._timers[0][2].cancelled() or not self._timers[0][2].party.alive):

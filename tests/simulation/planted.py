@@ -49,6 +49,7 @@ class Mistake:
             sdk=3,
             plain=2,
             messages=self.messages,
+            seconds=8.0,
             faults=self.faults,
             resends=self.resends,
             without=self.without,

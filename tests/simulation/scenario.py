@@ -3,19 +3,17 @@
 import asyncio
 import itertools
 import random
-from collections import Counter
 from dataclasses import dataclass, field
 
 from imqtt.client import Format
 from imqtt.core.partitions import home_of
-from tests.proof.checker import Finding, Verdict, check
+from tests.proof.checker import Verdict, check
 from tests.simulation.devices import PlainDevice, SdkDevice, Sending, conversations_of
 from tests.simulation.faults import FAULTS, Faults
 from tests.simulation.loop import Loop, simulated
 from tests.simulation.world import Worker, World
 
 USERS = ("alice", "bob", "carol")
-SENDING_SECONDS = 8.0
 SETTLE_SECONDS = 120.0  # less than the SDK's shortest wait between two syncs: nobody is helped by one
 RESTORED_SECONDS = 400.0  # but that an idle log was restored is noticed by a sync alone
 FRESH_SECONDS = 60.0
@@ -33,6 +31,7 @@ class Shape:
     sdk: int
     plain: int
     messages: int  # of each device
+    seconds: float  # for so long they are sent, and faults begin
     faults: tuple[str, ...]
     resends: float = 0.7  # the share of plain devices that send again what is not answered
     without: tuple[str, ...] = ()  # rules of the store that are switched off, for a planted mistake
@@ -79,12 +78,12 @@ class Scenario:
             worker.start()
         for device in [*world.sdk_devices, *world.plain_devices]:
             late = self.loop.random.random()
-            self.loop.call_later(max(0.0, late - 0.5) * SENDING_SECONDS, device.start)
+            self.loop.call_later(max(0.0, late - 0.5) * shape.seconds, device.start)
         async with asyncio.TaskGroup() as tasks:
             for name in shape.faults:
-                begin = self.loop.random.random() * SENDING_SECONDS
+                begin = self.loop.random.random() * shape.seconds
                 tasks.create_task(self._faults.strike(name, begin))
-            tasks.create_task(self._faults.keep_copies(shape.faults, SENDING_SECONDS))
+            tasks.create_task(self._faults.keep_copies(shape.faults, shape.seconds))
         await self._heal()
         patience = RESTORED_SECONDS if world.epoch else SETTLE_SECONDS
         deadline = self.loop.time() + patience
@@ -101,7 +100,7 @@ class Scenario:
         for number in range(shape.sdk + shape.plain):
             name = names[number] if number < shape.sdk else f"{USERS[number % 3]}/plain{number}"
             mine = conversations_of(name.split("/")[0], self.conversations)
-            sending = Sending(self.loop, mine, shape.messages, SENDING_SECONDS)
+            sending = Sending(self.loop, mine, shape.messages, shape.seconds)
             if number < shape.sdk:
                 format = draw.choice((Format.JSON, Format.PROTOBUF))
                 world.sdk_devices.append(SdkDevice(self.loop, name, sending, world.write, format))
@@ -188,8 +187,9 @@ def draw_shape(seed: int) -> Shape:
     Groce et al., "Swarm Testing", ISSTA 2012.
     """
     draw = random.Random(seed)
+    busy = draw.random() < 0.1  # in one world of ten there is more of everything
     kinds = draw.sample(sorted(FAULTS), draw.randint(1, 4))
-    faults = [draw.choice(kinds) for _ in range(draw.randint(0, 5))]
+    faults = [draw.choice(kinds) for _ in range(draw.randint(4, 10) if busy else draw.randint(0, 5))]
     if "store restored" in faults and draw.random() < 0.7:  # as a rule not: what it loses hides other losses
         faults = [it for it in faults if it != "store restored"]
     return Shape(
@@ -199,17 +199,7 @@ def draw_shape(seed: int) -> Shape:
         max_batch=draw.choice((3, 500)),
         sdk=draw.randint(1, 3),
         plain=draw.randint(0, 2),
-        messages=draw.randint(2, 8),
+        messages=draw.randint(8, 24) if busy else draw.randint(2, 8),
+        seconds=draw.choice((1.0, 8.0, 8.0)),
         faults=tuple(faults),
     )
-
-
-def summed(outcomes: list[Outcome]) -> Counter[str]:
-    """How often each fault was fired."""
-    total: Counter[str] = Counter()
-    for it in outcomes:
-        total.update(it.fired)
-    return total
-
-
-__all__ = ["FAULTS", "Finding", "Outcome", "Scenario", "Shape", "draw_shape", "play", "summed"]

@@ -61,7 +61,6 @@ class SimState:
         self._trouble = ""
         self._asked: list[_Asked] = []
         self._under_way = False
-        self._to_forget: dict[str, None] = {}  # users of whom the state was not told that it has to forget
         self._meanwhile = MemoryState(*state._limits)
 
     @property
@@ -110,7 +109,10 @@ class SimState:
         await self._ask_or(None, lambda it: it.fill_devices(lease, lists))
 
     async def forget_devices(self, users: Collection[str]) -> None:
-        await self._forget(dict.fromkeys(users))
+        await self._ask_or(None, lambda it: it.forget_devices(users))
+
+    async def distrust_devices(self) -> None:
+        await self._ask_or(None, lambda it: it.distrust_devices())
 
     # --- presence
 
@@ -200,23 +202,8 @@ class SimState:
             return
         self._trouble = ""
         self._under_way = False
-        # Ahead of all other calls, so a list that is read after it is no older.
-        users, self._to_forget = self._to_forget, {}
-        if users:
-            self._forget(users)
-
-    def _forget(self, users: dict[str, None]) -> "asyncio.Future[None]":
-        """What does not arrive is kept, and told when the state is back, whether anybody waits or not."""
-        told: asyncio.Future[None] = self._loop.create_future()
-
-        def is_over(answer: "asyncio.Future[None]") -> None:
-            if answer.exception() is not None:
-                self._to_forget |= users
-            if not told.done():
-                told.set_result(None)
-
-        self._ask(lambda it: it.forget_devices(users)).add_done_callback(is_over)
-        return told
+        # Ahead of all other calls: whatever should have been forgotten meanwhile, and by whomever, is.
+        self._ask(lambda it: it.distrust_devices()).add_done_callback(lambda it: it.exception())
 
     @property
     def _unreachable(self) -> bool:

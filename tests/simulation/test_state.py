@@ -102,7 +102,7 @@ def test_while_it_is_away_it_knows_nothing_and_says_so_soon() -> None:
         await asyncio.sleep(2 * RETRY_SECONDS)
         assert not state.trouble
         assert await state.recall(KEYS) == frozenset(KEYS)
-        assert await state.devices(["alice"]) == {"alice": OLD}
+        assert await state.devices(["alice"]) == {}  # somebody else may have registered one and told nobody
 
     play(course)
 

@@ -47,6 +47,8 @@ class Worker:
         return int((EPOCH + self._world.loop.time()) * 1_000) + self.clock_offset
 
     def start(self) -> None:
+        if self._world.closed:
+            return
         self.party = self._world.loop.party(self.name)
         self.party.spawn(self._run(), self.name)
 
@@ -113,6 +115,7 @@ class World:
         self.plain_devices: list[PlainDevice] = []
         self.connect = connecting(self.broker)
         self.epoch = 0
+        self.closed = False  # no server is to run: the store is being restored
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
