@@ -66,6 +66,22 @@ class Faults:
             worker.start()
         self._world.fault("worker killed", worker.name, phase="healed")
 
+    async def _publisher_stalled(self) -> None:
+        """What a worker publishes to devices does not leave it; and then it is killed."""
+        worker = self._a_worker()
+        if not worker.alive or worker.party is None:
+            return
+        links = self._world.broker.connections(worker.party)
+        for link in links:
+            if link.client_id.startswith("imqtt-server-events-"):
+                link.stall(10.0)
+                await asyncio.sleep(self._some_time(0.05, 1.5))
+                worker.kill()
+                self._world.fault("publisher stalled", worker.name)
+                await asyncio.sleep(self._some_time(0.1, 2.0))
+                if not worker.alive:
+                    worker.start()
+
     async def _worker_paused(self) -> None:
         worker = self._a_worker()
         if worker.party is None or not worker.alive:
@@ -270,6 +286,7 @@ Strike = Callable[[Faults], Awaitable[None]]
 
 FAULTS: dict[str, Strike] = {
     "worker killed": Faults._worker_killed,
+    "publisher stalled": Faults._publisher_stalled,
     "worker paused": Faults._worker_paused,
     "worker left": Faults._worker_left,
     "worker joined": Faults._worker_joined,

@@ -36,6 +36,7 @@ class Mistake:
     workers: int = 2
     partitions: int = 2
     messages: int = 8
+    seconds: float = 8.0
     resends: float = 0.5
     without: tuple[str, ...] = ()  # rules of the store that are switched off
 
@@ -49,7 +50,7 @@ class Mistake:
             sdk=3,
             plain=2,
             messages=self.messages,
-            seconds=8.0,
+            seconds=self.seconds,
             faults=self.faults,
             resends=self.resends,
             without=self.without,
@@ -204,14 +205,14 @@ MISTAKES = [
         "PUBACK before the broker has the devices' packets",
         _puback_before_the_devices_packets,
         frozenset({Kind.LOST}),
-        ("connection stalled",) * 6 + ("worker killed",) * 3,
+        ("publisher stalled",) * 4,
         messages=4,
     ),
     Mistake(
         "the device list is read before the commit",
         _devices_read_before_the_commit,
         frozenset({Kind.LOST}),
-        ("store slow", "store slow", "store slow"),
+        ("store slow",) * 5,
         workers=3,
         partitions=4,
         messages=1,
@@ -221,7 +222,8 @@ MISTAKES = [
         nullcontext,
         frozenset({Kind.HOLE, Kind.DISORDER, Kind.LOST}),
         ("worker paused", "worker paused", "worker paused", "rival", "store doubtful"),
-        messages=16,
+        messages=24,
+        seconds=24.0,
         without=("unordered",),
     ),
     Mistake(
@@ -240,15 +242,17 @@ MISTAKES = [
         "takeover with a stale head",
         _takeover_with_a_stale_head,
         frozenset({Kind.REWRITTEN, Kind.LOST, Kind.CHANGED_ANSWER}),
-        ("worker paused", "worker paused", "worker joined", "worker left"),
-        messages=16,
+        ("worker paused",) * 4,
+        messages=24,
+        seconds=24.0,
         without=("unchecked_seq",),
     ),
     Mistake(
         "the outbox drops a message at the broker's PUBACK",
         _outbox_dropped_on_puback,
         frozenset({Kind.FORGOTTEN}),
-        ("broker wiped", "broker wiped"),
+        ("worker paused", "broker wiped", "broker wiped", "broker wiped"),
+        workers=1,
     ),
     Mistake(
         "a page's cursor is trusted without its id after a restore",

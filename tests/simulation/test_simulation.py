@@ -35,7 +35,7 @@ def test_no_interleaving_loses_doubles_or_reorders_anything() -> None:
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[it.name for it in MISTAKES])
 def test_a_planted_mistake_is_found_and_named(number: int) -> None:
-    done = simulation("--mistake", str(number), "--seeds", "300")
+    done = simulation("--mistake", str(number), "--seeds", "1500")
     assert done.returncode == 0, f"not found: {done.stdout[-3_000:]}{done.stderr[-3_000:]}"
     found = json.loads(done.stdout)
     again = simulation("--mistake", str(number), "--seed", str(found["seed"]))
