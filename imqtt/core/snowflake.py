@@ -12,6 +12,9 @@ SEQUENCE_BITS = 12
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 MAX_PARTITIONS = 1 << (SNOWFLAKE_TIME_SHIFT - SEQUENCE_BITS)
 MAX_TIME = (1 << 41) - 1
+RETRY_AFTER = (
+    5_000  # milliseconds, at most: a clock may be set right at any moment, and then nobody should wait
+)
 
 
 class Snowflake:
@@ -51,7 +54,7 @@ class Snowflake:
         if ahead > self._tolerance:
             raise ClockBehind(
                 f"the server's clock is {ahead / 1000:.0f} s behind the last id; try again when it is right",
-                retry_after=min(ahead - self._tolerance, 60_000),
+                retry_after=min(ahead - self._tolerance, RETRY_AFTER),
             )
         if time > MAX_TIME:
             raise ClockBehind("the server's clock is past 2094, where ids end")
