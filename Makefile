@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check bench proto docs format mosquitto redis clean
+.PHONY: help demo test chaos soak fuzz check bench proto docs format mosquitto redis clean
 
 help:
 	@echo "make demo    three users on a real broker, the server killed in mid-stream, and an audit"
 	@echo "make test    every test, against a real Mosquitto and Redis, and MongoDB's protocol"
+	@echo "make chaos   real parts killed, paused, cut and wiped under real devices, and a verdict on all they saw"
+	@echo "make soak    a million messages with a fault every ten seconds, and what has grown"
+	@echo "make fuzz    the codecs and the MQTT parser, coverage-guided, for ten minutes (SECONDS=600)"
 	@echo "make check   ruff, mypy --strict, import rules, generated code is current"
 	@echo "make bench   throughput, latency and CPU, beside the bare broker; writes bench/latest.json"
 	@echo "make proto   regenerates the protobuf code"
@@ -31,6 +34,17 @@ demo: $(READY) mosquitto
 
 test: $(READY) mosquitto redis
 	$(BIN)/pytest
+
+chaos: $(READY) mosquitto redis
+	@$(BIN)/python -m tests.chaos
+
+soak: $(READY) mosquitto redis
+	@$(BIN)/python -m tests.chaos.soak
+
+fuzz: $(READY)
+	@$(BIN)/pip install --quiet --group fuzz
+	@$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS))
+	@$(BIN)/python -m tests.fuzz.reach
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -36,11 +36,20 @@ async def eventually(
 class ServerProcess:
     """`imqtt serve` as a process of its own, on a broker and a store in `directory`.
 
-    `settings` are those of `ServerConfig`, in place of what it would get here.
+    `settings` are those of `ServerConfig`, in place of what it would get here. `command` is the Python module
+    that serves, and its arguments.
     """
 
-    def __init__(self, broker: Mosquitto, directory: Path, **settings: object) -> None:
+    def __init__(
+        self,
+        broker: Mosquitto,
+        directory: Path,
+        *,
+        command: Sequence[str] = ("imqtt", "serve"),
+        **settings: object,
+    ) -> None:
         self.broker = broker
+        self._command = command
         self.store = directory / "imqtt.db"
         self.log = directory / "server.log"
         self._settings = settings
@@ -52,7 +61,7 @@ class ServerProcess:
             return None
         return self._process.pid
 
-    async def start(self) -> None:
+    async def start(self, within: float = START_SECONDS) -> None:
         """Returns when the server is subscribed to all partitions; fails with its log if it ends before."""
         settings: Mapping[str, object] = {
             "broker_host": INTERNAL_HOST,
@@ -67,7 +76,7 @@ class ServerProcess:
         start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "imqtt", "serve", env=environment, stdout=log, stderr=log
+                sys.executable, "-m", *self._command, env=environment, stdout=log, stderr=log
             )
         process = self._process
 
@@ -78,7 +87,7 @@ class ServerProcess:
             return READY in said
 
         try:
-            await eventually(is_ready, within=START_SECONDS, what="the server's ready line")
+            await eventually(is_ready, within=within, what="the server's ready line")
         except AssertionError:
             await self.kill()
             raise

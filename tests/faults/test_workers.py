@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
+from tests.chaos.way import Way
 from tests.device import RawDevice
 from tests.faults.conftest import Overseer, StartWorker
 from tests.faults.senders import Sender, all_sent, audit_pairs, pairs
-from tests.faults.way import Way
 from tests.mongodb import MongoServer
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
