@@ -107,7 +107,7 @@ class Events:
                 self.position = self._read_to = await self._store.consumer(self._consumer)
         await self.finish()
         signal = self._feed.signal
-        while not self._is_ahead():
+        while not self._up_to_date():
             changed = signal.watch()
             if self._read_to < self._feed.ordinal:
                 await self._read()
@@ -136,13 +136,16 @@ class Events:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    def _is_ahead(self) -> bool:
-        """Whether there is an event to give out."""
+    def _up_to_date(self) -> deque[tuple[int, Event]]:
+        """What was read ahead, and may be given out still.
+
+        Looked at here and not done by `Feed.restart`: it does not know the iterators of named consumers.
+        """
         if self._restarts != self._feed.restarts:
             self._restarts = self._feed.restarts
             self._ahead.clear()
             self._read_to = self.position
-        return bool(self._ahead)
+        return self._ahead
 
     async def _read(self) -> None:
         known = self._feed.ordinal

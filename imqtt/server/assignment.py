@@ -178,11 +178,13 @@ class Assignment:
             staying = [it for it in alive if not it.leaving]
             # Who alone cannot store anything lets others do it; where nobody can, nothing is moved.
             able = [it for it in staying if not it.stuck] or staying
-            before = self._membership.acted or frozenset()
+            before = self._membership.acted
             if not self._membership.see(now, frozenset(it.id for it in able)):
                 return
-            if before - (self._membership.acted or frozenset()):
-                await self._state.distrust_devices()  # it may have registered some, and told nobody
+            if before is None or before - (self._membership.acted or frozenset()):
+                # Whoever is gone may have registered devices and told nobody. Before what he held is taken
+                # over: who reads a list for it must not find his. It fails soon where the state is away.
+                await self._state.distrust_devices()
             self._follow([it for it in alive if it.id != self._worker.id])
         async with self._beats:
             self._answered = number

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class Registered(NamedTuple):
     """The devices of a batch. `refused`: those that the store does not have, and why.
 
-    Nothing is published to them. Their messages are answered all the same; but what a page tells them may
-    be followed by something that they are never told, so they are given none.
+    Nothing is published to them: whoever had a page would not be told what comes after it, so they get none.
+    Their messages are answered all the same.
     """
 
     current: dict[Device, Registration]
@@ -47,7 +47,7 @@ class Devices:
             lists.update(read)
         return lists
 
-    async def register(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> "Registered":
+    async def register(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> Registered:
         """Registers the devices of a batch by what they last sent.
 
         Only a device that is new, or that changed its format or what its `Hello` says, costs a write.

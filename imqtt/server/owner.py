@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -19,7 +18,7 @@ from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
-from imqtt.server.egress import Publish
+from imqtt.server.egress import FAILURE, Publish
 from imqtt.server.fanout import Fanout
 from imqtt.server.intake import Batch, Delivery, Intake, rejected
 from imqtt.server.patience import until_known
@@ -107,7 +106,7 @@ class Owner:
         """A session is this process's own from now on; whatever it remembers of the log may be old."""
         self._committer.forget()
 
-    async def carry_out(self, deliveries: Sequence[Delivery]) -> asyncio.Future[Any]:
+    async def carry_out(self, deliveries: Sequence[Delivery]) -> Awaitable[object]:
         """Commits a batch and publishes its frames. See the class for what is durable when."""
         self._counters.received += len(deliveries)
         batch = self._intake.sort(deliveries)
@@ -135,26 +134,32 @@ class Owner:
             fanout.add(it.frame, audience.of(it.users), it.but)
         self._refuse_reads(batch, registered.refused)
         self._reject(fanout, audience, batch)
-        done: asyncio.Future[Any] = self._publish(fanout.messages())
-        if batch.pass_on:
-            done = asyncio.create_task(self._pass_on(batch.pass_on, done), name="pass-on")
+        published = self._publish(fanout.messages())
         await self._presences.heard(batch.status)
         for device, command in batch.reads:  # they are served beside the batches
             self._reads.submit(registered.current[device], command)
-        return done
+        if batch.pass_on:
+            return asyncio.create_task(self._pass_on(batch.pass_on, published), name="pass-on")
+        return published
 
     async def _pass_on(self, commands: Sequence[tuple[Device, Packet]], published: Awaitable[object]) -> None:
         """Returns when the broker has them, and whatever else the batch has `published`.
 
         A partition's session may not be there: since this broker began with nothing, nobody has held it yet.
-        Who sent a command to it is told to send it again; waiting for it would hold up all partitions.
+        Who sent a command to it is told to send it again; waiting for it would hold up all partitions. So is
+        he whose command the broker does not take.
         """
         self._counters.passed_on += len(commands)
         codes = await self._publish([packet for _, packet in commands])
         fanout = Fanout(self._max_packet, self._counters)
+        sent: Counter[Device] = Counter()
         for (device, packet), code in zip(commands, codes, strict=True):
-            if code == NO_MATCHING_SUBSCRIBERS:
-                error = Unavailable("no server has taken on this conversation yet", retry_after=1_000)
+            if code == NO_MATCHING_SUBSCRIBERS or code >= FAILURE:
+                sent[device] += 1
+                if sent[device] > REJECTIONS_PER_BATCH:
+                    self._counters.unanswered += 1
+                    continue
+                error = Unavailable("no server could be given this command", retry_after=1_000)
                 self._refuse(fanout, device, packet.payload, error)
         await self._publish(fanout.messages())
         await published
@@ -228,6 +233,7 @@ class Owner:
             if (error := refused.get(device)) is not None:
                 batch.refused.append((device, rejected(error, Outline(command.name, ref=command.ref))))
         batch.reads = [it for it in batch.reads if it[0] not in refused]
+        batch.status = [it for it in batch.status if it[0] not in refused]  # nothing of it is carried out
 
     async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
         """The event that each message is told as to everybody but its sender; None: to nobody.

@@ -109,7 +109,6 @@ class SdkDevice:
         self._going.set()
         self._open: dict[str, Message] = {}  # by name
         self._informed: set[str] = set()
-        self._stale: dict[str, int] = {}  # conversations begun anew: old events that are yet to be given out
         self._remarked: set[str] = set()  # conversations whose marks have changed
         self._own_marks: dict[str, tuple[int, int]] = {}  # the user's, as the server has told them
         self._hearing = Hearing(self._client._notices, self._hear)
@@ -230,17 +229,12 @@ class SdkDevice:
         async for event in self._events:
             # Asking for the next one finishes it: after a kill in between, it is the first to be seen again.
             self._journal.see(event.conversation, row_of(event))
-            left = self._stale.get(event.conversation)
-            if left is not None:
-                self._stale[event.conversation] = left - 1
-                self._begin_if_due(event.conversation)
 
     def _hear(self, notice: Notice) -> None:
         if isinstance(notice, Restarted):
-            # The iterator has read ahead of what it gives out: those events are of the old log still.
-            ahead = [it.conversation for _, it in self._events._ahead] if self._events else []
-            self._stale[notice.conversation] = ahead.count(notice.conversation)
-            self._begin_if_due(notice.conversation)
+            self._own_marks.pop(notice.conversation, None)
+            self._journal.begin(notice.conversation)
+            self._remarked.add(notice.conversation)
         elif isinstance(notice, Marks):
             self._hear_marks(notice)
         elif isinstance(notice, Refused):
@@ -253,13 +247,6 @@ class SdkDevice:
             delivered, read = self._own_marks.get(conversation, written)
             self._own_marks[conversation] = max(delivered, marks.delivered), max(read, marks.read)
         self._remarked.add(conversation)
-
-    def _begin_if_due(self, conversation: str) -> None:
-        if self._stale[conversation] == 0:
-            del self._stale[conversation]
-            self._own_marks.pop(conversation, None)
-            self._journal.begin(conversation)
-            self._remarked.add(conversation)
 
     async def _tick(self) -> None:
         journal = self._journal
@@ -285,15 +272,13 @@ class SdkDevice:
 
     async def _note_marks(self) -> None:
         for conversation in list(self._remarked):
-            if conversation in self._stale:
-                continue
             self._remarked.discard(conversation)
             for user, marks in (await self._client.marks(conversation)).items():
                 # The device's own rise before the server has heard of it: nobody has promised to keep them.
                 own = self._own_marks.get(conversation, (0, 0))
                 told = own if user == self._plan.user else (marks.delivered, marks.read)
                 # Those of the old log are read before the new one is told of, or not at all.
-                if conversation not in self._stale and any(told):
+                if conversation not in self._remarked and any(told):
                     self._journal.mark(conversation, user, *told)
 
     # --- the end

@@ -112,7 +112,7 @@ class _Sent:
     placed: int
     life: int
     ordered: bool
-    taken: bool = False
+    taken: int = 0  # the last line that says so
     kept: bool = False
     answered: int = 0
     put_off: bool = False  # it was answered, and told to try again
@@ -207,7 +207,7 @@ class _Run:
         self._processes: dict[str, _Process] = {}
         self._restores: list[Restored] = []
         self._epoch = 0
-        self._forgets = False
+        self._forgets = 0  # the last line of a fault that may have a broker forget
         self._findings: dict[Finding, None] = {}
         self._number = 0
         self._readers: dict[type, Callable[..., None]] = {
@@ -301,7 +301,7 @@ class _Run:
 
     def _taken(self, line: Taken) -> None:
         if (sent := self._message(line)) is not None:
-            sent.taken = True
+            sent.taken = self._number
             sent.kept |= self._process(line.process).keeps
 
     def _ok(self, line: Ok) -> None:
@@ -392,7 +392,8 @@ class _Run:
             log.told = {}
 
     def _fault(self, line: Fault) -> None:
-        self._forgets |= line.forgets
+        if line.forgets:
+            self._forgets = self._number
 
 
 # --- what is judged
@@ -401,7 +402,7 @@ class _Run:
 class _Case:
     """One conversation. `cuts` are what the restores did to it, each of which ended an epoch."""
 
-    def __init__(self, log: _Conversation, cuts: Sequence[_Cut], *, forgets: bool) -> None:
+    def __init__(self, log: _Conversation, cuts: Sequence[_Cut], *, forgets: int) -> None:
         self.findings: dict[Finding, None] = {}
         self.differs = False
         self._log = log
@@ -605,7 +606,7 @@ class _Case:
             return  # it was carried out, though a restore may have undone that
         if sent.kept:
             self._find(Kind.FORGOTTEN, f"{name!r} was in {process}'s outbox, and is in no store, nor refused")
-        elif not (self._forgets or sent.put_off or places):
+        elif sent.taken > self._forgets and not (sent.put_off or places):
             what = f"{name!r} of {process} was taken over by a broker, and is in no store, nor refused"
             self._find(Kind.FORGOTTEN, what)
 

@@ -751,6 +751,14 @@ def test_what_a_broker_took_gets_into_the_store_unless_a_broker_may_forget(
     assert kinds(story.end()) == found
 
 
+def test_what_a_broker_took_after_it_had_forgotten_things_is_judged() -> None:
+    story, _ = told(1, keeps=False)
+    story.fault("wiped", forgets=True)
+    story.invoke(ALICE, "m2")
+    story.take(ALICE, "m2")
+    assert kinds(story.end()) == [Kind.FORGOTTEN]
+
+
 def test_what_nobody_took_over_may_be_forgotten() -> None:
     story, _ = told(1, keeps=True)
     story.invoke(ALICE, "m2")

@@ -21,16 +21,15 @@ from imqtt.model import (
     Accepted,
     AnyCommand,
     Content,
-    Cursor,
     Device,
     Event,
     Hello,
     Mark,
     Marks,
     Page,
+    Position,
     Rejected,
     Send,
-    Sync,
 )
 from imqtt.protocol import Format, decode_frames, encode_command
 from imqtt.protocol.topics import down, up
@@ -99,6 +98,7 @@ class SdkDevice:
         self._format = format
         self._awake = False  # it knows what it had to send when it was killed
         self._notices: Queue[Notice]
+        self._begun: set[str] = set()  # conversations that were begun anew at some time
         self._restarted: dict[str, None] = {}  # conversations of which that is still to be written down
 
     def start(self) -> None:
@@ -106,6 +106,7 @@ class SdkDevice:
         self.party = self._loop.party(self.name)
         self.pending.clear()
         self._awake = False
+        self.client = None
         self._write(Start(self.name, self._loop.time(), ordered=True, keeps=True))
         self.party.spawn(self._run(), self.name)
 
@@ -113,6 +114,15 @@ class SdkDevice:
     def settled(self) -> bool:
         """Whether everything was sent and answered."""
         return self._awake and self._sending.next >= len(self._sending.times) and not self.pending
+
+    def has(self, conversation: str, head: Position) -> bool:
+        """Whether it holds a log up to its end, and its program was shown all of it.
+
+        What a program has seen of a log that was begun anew it is not shown again.
+        """
+        log = self.client._replica.logs.get(conversation) if self.client is not None else None
+        shown = self.seen.get(conversation, head.id if conversation in self._begun else 0)
+        return log is not None and log.cursor.id == head.id == shown
 
     async def _run(self) -> None:
         try:
@@ -200,11 +210,12 @@ class SdkDevice:
             del self._restarted[conversation]
             self._write(Begun(self.name, self._loop.time(), conversation))
             self.seen.pop(conversation, None)
+            self._begun.add(conversation)
 
     async def hold(self, conversations: Sequence[str]) -> None:
         """Writes down what the device holds of its conversations."""
-        if self.client is not None:
-            await self._hold(self.client, conversations, fresh=False)
+        assert self.client is not None, "it has not even begun"
+        await self._hold(self.client, conversations, fresh=False)
 
     async def sync_from_nothing(self, conversations: Sequence[str]) -> None:
         """As `hold`, of a device that has never been there before, when it has caught up."""
@@ -367,6 +378,3 @@ class PlainDevice:
 def conversations_of(user: str, conversations: Sequence[str]) -> list[str]:
     """Those of which the user is a member."""
     return [it for it in conversations if user in members_of(it)]
-
-
-__all__ = ["Cursor", "PlainDevice", "SdkDevice", "Sending", "Sync", "conversations_of", "row"]

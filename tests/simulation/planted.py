@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 from imqtt.client.sender import Sender
 from imqtt.core.sequencing import Append, Decision, Message
@@ -64,12 +65,13 @@ def _instead(owner: type, name: str, method: Callable[..., Any]) -> AbstractCont
 @contextlib.contextmanager
 def _dedupe_record_before_the_commit() -> Iterator[None]:
     """A record of what was decided is written at once, and a duplicate is answered from it."""
-    records: dict[Key, Stored] = {}
+    of: WeakKeyDictionary[object, dict[Key, Stored]] = WeakKeyDictionary()  # by the world's store
     decide = Committer._decide
 
     async def believing(
         self: Committer, messages: Sequence[Message], stored: dict[Key, Stored], tokens: dict[Any, int]
     ) -> list[Decision]:
+        records = of.setdefault(self._store.tables, {})  # type: ignore[attr-defined]  # of a simulated one
         decisions = await decide(self, messages, {**records, **stored}, tokens)
         for message, decision in zip(messages, decisions, strict=True):
             if isinstance(decision, Append):

@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        return self.verdict.ok and not self.broken
+        return self.verdict.ok and not self.verdict.unseen and not self.broken
 
     def problems(self) -> list[str]:
         return [f"{it.kind}: {it.conversation}: {it.what}" for it in self.verdict.findings] + self.broken
@@ -91,7 +91,8 @@ class Scenario:
         while calm < CALM_CHECKS and self.loop.time() < deadline:  # what nobody waits for may be on its way
             calm = calm + 1 if self._settled() else 0
             await asyncio.sleep(0.25)
-        world.note("everything has come to rest" if calm else "not everything has come to rest")
+        if calm < CALM_CHECKS:
+            world.broken.append(f"not everything has come to rest within {patience:g} s")
         await self._look()
 
     def _people(self) -> None:
@@ -128,7 +129,7 @@ class Scenario:
             return False
         heads = world.tables.heads(self.conversations)
         return all(
-            device.seen.get(conversation) == heads[conversation].id
+            device.has(conversation, heads[conversation])
             for device in world.sdk_devices
             for conversation in conversations_of(device.user, list(heads))
         )
@@ -139,12 +140,12 @@ class Scenario:
         heads = list(world.tables.dump())
         for device in world.sdk_devices:
             assert device.party is not None
-            await asyncio.wait(
-                [device.party.spawn(device.hold(conversations_of(device.user, heads)))],
-                timeout=FRESH_SECONDS,
-            )
-            if device.failure is not None:
-                world.broken.append(f"{device.name}: {device.failure!r}")
+            holding = device.party.spawn(device.hold(conversations_of(device.user, heads)))
+            await asyncio.wait([holding], timeout=FRESH_SECONDS)
+            if device.failure is not None or not holding.done():
+                world.broken.append(f"{device.name} does not say what it holds: {device.failure!r}")
+            else:
+                holding.result()
         fresh = []
         for user in USERS:
             device = SdkDevice(

@@ -14,7 +14,7 @@ from imqtt.protocol import decode_frames, encode_command
 from imqtt.protocol.topics import down, up
 from tests.simulation.devices import PASSWORD, SdkDevice, Sending
 from tests.simulation.loop import simulated
-from tests.simulation.world import Worker, World
+from tests.simulation.world import WORKER_TTL, Worker, World
 
 CONVERSATION = "d:alice:bob"
 PARTITIONS = 16
@@ -113,3 +113,38 @@ def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None
 
     live(story)
     assert given == ["alice/phone:0", "alice/tablet:0", "alice/tablet:1", "alice/tablet:2"]
+
+
+@pytest.mark.parametrize("survivor", [True, False])
+def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(survivor: bool) -> None:
+    """What the state should have forgotten, nobody could tell it any more: the old list was believed."""
+
+    async def story(world: World) -> None:
+        if survivor:
+            world.workers.append(Worker(world, 1))
+            world.workers[1].start()
+            assert await world.until(lambda: world.workers[1].server is not None, 30.0)
+        bob, alice = phone(world, "bob"), phone(world, "alice", 1)
+        bob.start()
+        alice.start()
+        assert await world.until(lambda: CONVERSATION in bob.seen, 30.0), "nobody has bob's devices listed"
+        world.state.away = True
+        await asyncio.sleep(3.0)
+        tablet = SdkDevice(world.loop, "bob/tablet", Sending(world.loop, [], 0, 0), world.write, Format.JSON)
+        tablet.start()
+        assert await world.until(lambda: tablet.client is not None, 30.0)
+        world.workers[0].kill()
+        await asyncio.sleep(3.0 * WORKER_TTL)
+        world.state.away = False
+        world.workers[0].start()
+        assert await world.until(lambda: world.workers[0].server is not None, 60.0)
+        await asyncio.sleep(10.0)
+        before = tablet.seen.get(CONVERSATION)
+        laptop = SdkDevice(
+            world.loop, "alice/laptop", Sending(world.loop, [CONVERSATION], 1, 0.1), world.write, Format.JSON
+        )
+        laptop.start()
+        assert await world.until(lambda: laptop.settled, 30.0)
+        assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), "it was not told"
+
+    live(story)
