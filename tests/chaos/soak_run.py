@@ -29,8 +29,9 @@ from tests.services import eventually
 log = logging.getLogger("soak")
 
 WINDOW = 16  # messages that a device has unanswered at most
-# What stands in for MongoDB in tests looks through a whole log for what MongoDB finds by an index. With more
-# under way than it carries out within the server's timeouts, it is asked again and again, and gets nowhere.
+# What stands in for MongoDB in tests looks through whole logs for what MongoDB finds by an index: heads of
+# one user take it half a second at 300 events each. If forty devices come back at once, with more under way
+# than that leaves room for, they keep it busy beyond the server's timeouts, and so for ever.
 SMALL_WINDOW = 1
 GROUPS = 4  # devices share so many ways to the broker
 SAMPLE = 8  # users whose conversations are read from the first event on, at the end

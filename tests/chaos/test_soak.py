@@ -92,6 +92,16 @@ def test_what_grows_by_little_at_each_message_is_named() -> None:
     assert grown(run_of(worker_memory=40 * MB)) == ["worker-1 memory"]
 
 
+def test_until_its_caches_are_full_a_worker_may_grow_and_no_further() -> None:
+    def first(part: int, growth: int) -> list[Measure]:
+        return [
+            Measure(it.at, it.accepted // part, it.figures, it.mark) for it in run_of(worker_memory=growth)
+        ]
+
+    assert grown(first(10, 60 * MB)) == []  # of 100,000 messages
+    assert grown(first(10, 120 * MB)) == ["worker-1 memory"]
+
+
 def test_reading_may_fill_the_caches_of_readers_and_no_more() -> None:
     measures = run_of()
     measures[-1].figures["worker-1 memory"] += CACHES_OF_READERS
