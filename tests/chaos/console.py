@@ -3,8 +3,8 @@
 import asyncio
 import resource
 import sys
-from collections.abc import AsyncIterator
-from typing import Literal, Self
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -115,3 +115,14 @@ class Console:
     def done(self, do: str, count: int = 0) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self.say(Done(do, count, usage.ru_utime + usage.ru_stime))
+
+
+async def until_one_ends(*works: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs all that a device does. Ends with the first of them, and raises what that has raised."""
+    tasks = [asyncio.create_task(work(), name=f"device{work.__name__}") for work in works]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in done:
+        task.result()

@@ -24,10 +24,8 @@ TRIES = 3  # one in eighty workers that join has drawn no partition
 LEAVE_SECONDS = 60.0  # for a worker to finish what it began
 
 
-class Kill(Fault):
-    """SIGKILL. Healed by starting it again."""
-
-    forgets: ClassVar[Collection[str]] = ("kill broker",)
+class OfProcess(Fault):
+    """What is done to one process, which need not be well for it."""
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -40,6 +38,12 @@ class Kill(Fault):
     @classmethod
     def needs(cls, kind: str, target: str) -> set[str]:
         return set()
+
+
+class Kill(OfProcess):
+    """SIGKILL. Healed by starting it again."""
+
+    forgets: ClassVar[Collection[str]] = ("kill broker",)
 
     async def fire(self) -> str:
         part = process(self.stack, self.target)
@@ -59,20 +63,8 @@ class Kill(Fault):
         return f"process {part.pid}"
 
 
-class Pause(Fault):
+class Pause(OfProcess):
     """SIGSTOP: its connections stay, and it says nothing. Healed by SIGCONT."""
-
-    @classmethod
-    def targets(cls, kind: str, shape: Shape) -> Collection[str]:
-        return processes(kind, shape)
-
-    @classmethod
-    def breaks(cls, kind: str, target: str) -> set[str]:
-        return {target}
-
-    @classmethod
-    def needs(cls, kind: str, target: str) -> set[str]:
-        return set()
 
     async def fire(self) -> str:
         part = process(self.stack, self.target)

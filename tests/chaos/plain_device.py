@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, Message, Settings, Will, connect
-from tests.chaos.console import Console, Order, Started
+from tests.chaos.console import Console, Order, Started, until_one_ends
 from tests.chaos.journal import Journal
 from tests.chaos.journal import Message as Sent
 from tests.proof.history import Row, now
@@ -67,17 +67,7 @@ class PlainDevice:
         """Until it is told to finish, or nobody is there any more."""
         self._journal.start(ordered=False, keeps=False)
         self._console.say(Started())
-        tasks = [
-            asyncio.create_task(work(), name=f"device-{work.__name__}")
-            for work in (self._stay_connected, self._send, self._tick)
-        ]
-        obeying = asyncio.create_task(self._obey(), name="device-obey")
-        done, _ = await asyncio.wait([*tasks, obeying], return_when=asyncio.FIRST_COMPLETED)
-        for task in (*tasks, obeying):
-            task.cancel()
-        await asyncio.wait([*tasks, obeying])
-        for task in done:
-            task.result()
+        await until_one_ends(self._stay_connected, self._send, self._tick, self._obey)
 
     async def _obey(self) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -16,7 +16,7 @@ from imqtt.client.feed import Events, Queue, Topic
 from imqtt.core.outbox import Key
 from imqtt.errors import ClientError, ImqttError
 from imqtt.model import Accepted, Event, Marks, Page, Sync
-from tests.chaos.console import Console, Plan, Started
+from tests.chaos.console import Console, Plan, Started, until_one_ends
 from tests.chaos.journal import Journal, Message
 from tests.proof.history import Row, now
 
@@ -122,17 +122,7 @@ class SdkDevice:
             await self._find_outbox()
             self._events = client.events("history")
             self._console.say(Started())
-            tasks = [
-                asyncio.create_task(work(), name=f"device-{work.__name__}")
-                for work in (self._send, self._consume, self._tick)
-            ]
-            obeying = asyncio.create_task(self._obey(), name="device-obey")
-            done, _ = await asyncio.wait([*tasks, obeying], return_when=asyncio.FIRST_COMPLETED)
-            for task in (*tasks, obeying):
-                task.cancel()
-            await asyncio.wait([*tasks, obeying])
-            for task in done:
-                task.result()
+            await until_one_ends(self._send, self._consume, self._tick, self._obey)
 
     async def _obey(self) -> None:
         async with asyncio.TaskGroup() as tasks:

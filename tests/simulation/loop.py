@@ -40,10 +40,6 @@ def current() -> "Party | None":
     return _party.get()
 
 
-class Killed(Exception):
-    """Something was to be done as a party that is dead."""
-
-
 class Handle:
     """A scheduled callback, as asyncio's. A party's own keeps to what becomes of the party."""
 
@@ -88,9 +84,7 @@ class Party:
         self.alive = True
         self.paused = False
         self.ready: deque[Handle] = deque()
-        self.tasks: list[
-            asyncio.Task[Any]
-        ] = []  # keeps what was killed from being tidied up by the collector
+        self.tasks: list[asyncio.Task[Any]] = []  # so that the collector does not end what was killed
         self.fuse = -1  # callbacks until `when_blown` is called; negative: none is lit
         self.when_blown: Callable[[], None] | None = None
         self._loop = loop
@@ -139,7 +133,6 @@ class Loop(asyncio.AbstractEventLoop):
         self._world = Party(self, "world")
         self._parties = [self._world]
         self._living = [self._world]
-        self._stopping = False
         self._closed = False
 
     # --- parties
