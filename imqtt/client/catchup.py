@@ -147,7 +147,7 @@ class CatchUp:
         names = self._wanted.due(time.monotonic(), self._at_once)
         logs = {name: self._replica.logs[name] for name in names}
         for name in names:
-            if not logs[name].is_behind and name not in self._firm:
+            if not logs[name].is_open and name not in self._firm:
                 self._wanted.done(name)  # what was missing has come by itself
                 del logs[name]
         if not logs:
@@ -166,21 +166,12 @@ class CatchUp:
         moved = {name for name, log in logs.items() if log.cursor != asked[name]}
         unfinished = {part.conversation for part in page.slices if part.more or part.restart}
         for name, log in logs.items():
-            if name in moved:
-                if log.is_behind or name in unfinished:
-                    self._ask_again(name, now, helped=True)
-                else:
-                    self._wanted.done(name)
-            elif page.more and moved:
-                self._ask_again(name, now, helped=True)  # its turn did not come
-            elif log.is_behind:
-                self._ask_again(name, now, helped=False)
+            its_turn_did_not_come = page.more and bool(moved) and name not in moved
+            if log.is_open or name in unfinished or its_turn_did_not_come:
+                self._firm.add(name)
+                self._wanted.again(name, now, helped=name in moved or its_turn_did_not_come)
             else:
                 self._wanted.done(name)
-
-    def _ask_again(self, name: str, now: float, *, helped: bool) -> None:
-        self._firm.add(name)
-        self._wanted.again(name, now, helped=helped)
 
 
 def _cursor(conversation: str, position: Position) -> Cursor:

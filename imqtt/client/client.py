@@ -113,7 +113,7 @@ class Client:
         self._uplink = Uplink(settings.device, settings.format)
         self._requests = Requests(self._uplink, settings.timing)
         self._replica = Replica(
-            settings.device, memory, adopting=adopting, void=self._requests.void, keep=settings.keep
+            settings.device, memory, adopting=adopting, questions=self._requests, keep=settings.keep
         )
         self._sender = Sender(self._uplink, self._store, settings.timing, memory.unsent, self._notices.tell)
         self._marker = Marker(self._replica, self._uplink, settings.timing)

@@ -4,10 +4,11 @@ Frames go in one by one; `take` gives out what they came to: what is to be store
 marks are to be sent, what is to be told. Nothing of it may be told to anybody before it is stored.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -58,6 +59,11 @@ class Log:
         return self.begun and self.head.seq > self.cursor.seq
 
     @property
+    def is_open(self) -> bool:
+        """Whether only the server knows how it goes on: there are more events, or it may have another log."""
+        return self.is_behind or self.order.in_doubt
+
+    @property
     def has_marks(self) -> bool:
         """Whether the server does not have this device's marks."""
         return self.delivered > self.told_delivered or self.read > self.told_read
@@ -77,12 +83,21 @@ class Step:
     notices: list[Notice] = field(default_factory=list)
 
 
+class Questions(Protocol):
+    """What was asked with cursors, and is not answered yet."""
+
+    def void(self, conversation: str) -> None:
+        """Answers judge a cursor that the log does not have any more."""
+
+    def doubt(self, conversation: str) -> None:
+        """Answers that know the cursor may be from before what made the log doubtful."""
+
+
 class Replica:
     """All logs of one device.
 
     While it is `adopting`, conversations that it does not know begin at their head: it is new, and what
     was stored before it came is history. Afterwards they begin at seq 1, so that nothing is missed.
-    `void` is told conversations of which answers to earlier questions say nothing any more.
     """
 
     def __init__(
@@ -91,7 +106,7 @@ class Replica:
         memory: Memory,
         *,
         adopting: bool,
-        void: Callable[[str], None],
+        questions: Questions,
         keep: int | None = None,
     ) -> None:
         self.device = device
@@ -99,7 +114,7 @@ class Replica:
         self.odd = 0  # events that no server sends
         self.logs: dict[str, Log] = {}
         self.ordinal = int(memory.meta.get("ordinal", 0))
-        self._void = void
+        self._questions = questions
         self._keep = keep
         self._step = Step()
         self._touched: set[str] = set()
@@ -173,8 +188,12 @@ class Replica:
             log.delivered = max(log.delivered, frame.delivered)
             log.read = max(log.read, frame.read)
 
-    def page(self, page: Page, asked: Collection[str]) -> None:
-        """The answer to a `Hello` or `Sync` that had cursors of the conversations `asked`."""
+    def page(self, page: Page, asked: Mapping[str, bool]) -> None:
+        """The answer to a `Hello` or `Sync` that had cursors of the conversations `asked`.
+
+        Those that are true have not become doubtful since. That the server knows a cursor ends a doubt only
+        of before the question; that it does not know one is so whenever it said it.
+        """
         self._trust(page, asked)
         for part in page.slices:
             if part.history:
@@ -329,18 +348,19 @@ class Replica:
         if part.more:
             self._want(log, Want.BEHIND)
 
-    def _trust(self, page: Page, asked: Collection[str]) -> None:
+    def _trust(self, page: Page, asked: Mapping[str, bool]) -> None:
         """Goes on with doubtful logs of which the server has looked at the cursor, and knows it."""
         told = {part.conversation: part.restart for part in page.slices if not part.history}
-        for name in asked:
+        for name, undoubted in asked.items():
             log = self.logs.get(name)
             looked_at = name in told or not page.more
-            if log is not None and log.order.in_doubt and looked_at and not told.get(name, False):
+            known = undoubted and looked_at and not told.get(name, False)
+            if log is not None and log.order.in_doubt and known:
                 self._go_on(log, log.order.trust())
 
     def _restart(self, log: Log, part: Slice, events: list[Event]) -> None:
         name, old = log.conversation, log.cursor
-        self._void(name)
+        self._questions.void(name)
         changes = self._step.changes
         changes.restarted.add(name)
         unstored = {seq: value for (at, seq), value in changes.events.items() if at == name}
@@ -405,8 +425,7 @@ class Replica:
     # --- what is to be done
 
     def _doubt(self, log: Log) -> None:
-        """What was asked before may have been answered before, too: only a new answer helps."""
-        self._void(log.conversation)
+        self._questions.doubt(log.conversation)
         self._want(log, Want.CHECK)
 
     def _want(self, log: Log, want: Want) -> None:

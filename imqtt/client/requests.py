@@ -1,6 +1,7 @@
 """Questions to the server and their answers, which are matched by `ref`."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import random
 from uuid import uuid4
@@ -16,7 +17,7 @@ from imqtt.model import Hello, History, Page, Rejected, Sync
 
 @dataclass(slots=True)
 class _Question:
-    asked: set[str]
+    asked: dict[str, bool]
     answer: "asyncio.Future[Page | Rejected]" = field(default_factory=asyncio.Future)
 
 
@@ -37,7 +38,7 @@ class Requests:
         ref = uuid4().hex[:16]
         command = msgspec.structs.replace(command, ref=ref)
         cursors = () if isinstance(command, History) else command.cursors
-        question = _Question({it.conversation for it in cursors if it.seq})
+        question = _Question({it.conversation: True for it in cursors if it.seq})
         self._questions[ref] = question
         tries = 0
         try:
@@ -60,15 +61,24 @@ class Requests:
         finally:
             del self._questions[ref]
 
-    def asked(self, ref: str) -> frozenset[str]:
-        """The conversations whose cursors this answers for; none if nobody waits for the answer any more."""
+    def asked(self, ref: str) -> Mapping[str, bool]:
+        """The conversations whose cursors the answer judges: true where no doubt has come since.
+
+        None if nobody waits for the answer any more.
+        """
         question = self._questions.get(ref)
-        return frozenset() if question is None else frozenset(question.asked)
+        return {} if question is None else dict(question.asked)
 
     def void(self, conversation: str) -> None:
-        """Answers to what has been asked so far do not speak of this conversation's cursor any more."""
+        """The log begins anew: what has been asked so far speaks of a cursor that it does not have."""
         for question in self._questions.values():
-            question.asked.discard(conversation)
+            question.asked.pop(conversation, None)
+
+    def doubt(self, conversation: str) -> None:
+        """What has been asked so far may have been answered before what has just made the log doubtful."""
+        for question in self._questions.values():
+            if conversation in question.asked:
+                question.asked[conversation] = False
 
     def answer(self, frame: Page | Rejected) -> bool:
         """False if nobody waits for it."""

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Awaitable
 
 import pytest
+from msgspec.structs import replace
 
 from imqtt.client import Restarted
-from imqtt.model import Event, History, Mark, Marks, Page, Sync
+from imqtt.model import Event, History, Id, Mark, Marks, Page, Sync
 from tests.client.conftest import QUICK, Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take, texts
@@ -166,6 +167,31 @@ async def test_a_restored_store_is_noticed_and_the_conversation_begun_anew(
             await little.tell("alice/phone", *new)
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         assert await take(alice.events("reader"), len(new)) == new
+
+
+@pytest.mark.parametrize("answered", ["before the restore", "after it"])
+async def test_a_restore_is_noticed_though_the_answer_is_overtaken_by_another_event_of_the_new_log(
+    little: LittleServer, device: Devices, answered: str
+) -> None:
+    """The answer to a question of before that event says nothing, or too little. The next sync is far."""
+    async with device(start="beginning") as alice:
+        for number in range(5):
+            await little.tell("alice/phone", little.live(little.store(TALK, f"lost {number}")))
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
+        pages: list[Page] = []
+        little.lose = lambda _, frame: isinstance(frame, Page) and pages.append(frame) is None
+        if answered == "before the restore":
+            odd = little.logs[TALK][2]
+            await little.tell("alice/phone", replace(odd, id=Id(odd.id + (1 << 60))))
+            await eventually(lambda: pages)
+            little.restore(TALK, 0)
+        else:
+            little.restore(TALK, 0)
+            await little.tell("alice/phone", little.store(TALK, "new 1"))
+            await eventually(lambda: pages)
+        little.lose = lambda _device, _frame: False
+        await little.tell("alice/phone", little.store(TALK, "new 2"), pages[0])
+        await eventually(lambda: whole_is(alice, little.logs[TALK]), within=5)
 
 
 async def test_a_store_that_lost_everything_is_noticed(little: LittleServer, device: Devices) -> None:

@@ -8,23 +8,28 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client.replica import Log, Replica, Want
+from imqtt.client.requests import Requests
+from imqtt.client.settings import Timing
 from imqtt.client.store import Memory
+from imqtt.client.uplink import Uplink
 from imqtt.client.values import Entry
 from imqtt.client.wanted import Wanted
 from imqtt.core.reorder import Reorder
 from imqtt.model import Accepted, Cursor, Device, Event, Id, Page, Sync
+from imqtt.protocol import Format
 from tests.client.little_server import LittleServer
 
 ALICE = Device("alice", "phone")
 TALKS = ("d:alice:bob", "d:alice:carol", "u:alice")
 EMPTY = Memory((), (), (), {})
+NOTHING_ASKED = Requests(Uplink(ALICE, Format.JSON), Timing())
 
 
 class Question(NamedTuple):
     """An answer on its way, and whose cursors it judges."""
 
     page: Page
-    asked: set[str]
+    asked: dict[str, bool]
 
 
 class World(RuleBasedStateMachine):
@@ -37,7 +42,7 @@ class World(RuleBasedStateMachine):
         self.server = LittleServer(cast("Mosquitto", None))
         self.server.page_size = 5
         self.server.heads_size = 2
-        self.replica = Replica(ALICE, EMPTY, adopting=False, void=self.void)
+        self.replica = Replica(ALICE, EMPTY, adopting=False, questions=self)
         self.packets: list[Event | Question] = []
         self.kept: dict[tuple[str, int], Event] = {}
         self.given_out: list[Event] = []
@@ -52,7 +57,7 @@ class World(RuleBasedStateMachine):
         """What was not stored is forgotten; on coming back, the device asks."""
         logs = tuple(log.state() for log in self.replica.logs.values())
         meta = {"ordinal": str(self.replica.ordinal)}
-        self.replica = Replica(ALICE, Memory(logs, (), (), meta), adopting=False, void=self.void)
+        self.replica = Replica(ALICE, Memory(logs, (), (), meta), adopting=False, questions=self)
         self.packets = [self.question()]
 
     @invariant()
@@ -86,12 +91,17 @@ class World(RuleBasedStateMachine):
         known += [Cursor(talk) for talk in TALKS if talk not in self.replica.logs]
         page = self.server._page("alice", Sync(), tuple(known), None)
         page = Page("", heads.heads, heads.more_heads, page.slices, page.more)
-        return Question(page, {it.conversation for it in known if it.seq})
+        return Question(page, {it.conversation: True for it in known if it.seq})
 
     def void(self, talk: str) -> None:
         for packet in self.packets:
             if isinstance(packet, Question):
-                packet.asked.discard(talk)
+                packet.asked.pop(talk, None)
+
+    def doubt(self, talk: str) -> None:
+        for packet in self.packets:
+            if isinstance(packet, Question) and talk in packet.asked:
+                packet.asked[talk] = False
 
     def take(self, packet: Event | Question) -> None:
         if isinstance(packet, Event):
@@ -194,17 +204,17 @@ def event(seq: int) -> Event:
 def test_a_hole_is_wanted_soon_and_what_the_server_told_of_at_once() -> None:
     server = LittleServer(cast("Mosquitto", None))
     stored = [server.store("d:alice:bob", "hi") for _ in range(3)]
-    replica = Replica(ALICE, EMPTY, adopting=False, void=str)
+    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
     replica.event(stored[2])
     assert replica.take().wanted == {"d:alice:bob": Want.HOLE}
     heads = server._page("alice", Sync(heads=True), (), 0)
-    replica.page(heads, set())
+    replica.page(heads, {})
     assert replica.take().wanted == {"d:alice:bob": Want.BEHIND}
 
 
 def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() -> None:
     server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
-    replica = Replica(ALICE, EMPTY, adopting=False, void=str)
+    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
     for _ in range(3):
         replica.event(server.store(talk, "old"))
     replica.take()
@@ -214,7 +224,7 @@ def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() 
     fourth = server.store(talk, "behind the cursor")
     replica.event(fourth)
     asked = server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None)
-    replica.page(asked, {talk})
+    replica.page(asked, {talk: True})
     changes = replica.take().changes
     assert changes.restarted == {talk}
     assert changes.events[talk, 4] == (4, fourth)
@@ -224,7 +234,7 @@ def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() 
 def test_what_is_kept_does_not_depend_on_whether_it_came_live_or_in_a_page() -> None:
     server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
     stored = [server.store(talk, text) for text in ("first", "second")]
-    replica = Replica(ALICE, EMPTY, adopting=False, void=str)
+    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
     for it in stored:
         replica.event(server.live(it))
     assert [it for _, it in replica.take().changes.events.values()] == stored
@@ -232,7 +242,7 @@ def test_what_is_kept_does_not_depend_on_whether_it_came_live_or_in_a_page() -> 
 
 def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_the_answer() -> None:
     server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
-    replica = Replica(ALICE, EMPTY, adopting=False, void=str)
+    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
     for text in ("kept", "lost"):
         replica.event(server.live(server.store(talk, text)))
     replica.take()
@@ -247,12 +257,12 @@ def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_
     assert [(it.client_msg_id, it.seq, it.previous) for it in step.accepted] == [("m1", 3, 0)]
     assert step.changes.sent == [(talk, "m1")]
     cursor = replica.logs[talk].cursor
-    replica.page(server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None), {talk})
+    replica.page(server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None), {talk: True})
     assert [it for _, it in replica.take().changes.events.values()] == server.logs[talk]
 
 
 def test_events_with_numbers_that_no_server_draws_are_counted_and_dropped() -> None:
-    replica = Replica(ALICE, EMPTY, adopting=False, void=str)
+    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
     for seq, id_ in ((0, 1), (1 << 60, 1), (1, 0), (1, 1 << 63), (-1, 5)):
         good = event(1)
         replica.event(Event(good.conversation, seq, Id(id_), 0, "bob", "phone", "m", good.content))
