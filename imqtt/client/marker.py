@@ -36,14 +36,14 @@ class Marker:
 
     async def flush(self) -> None:
         """Sends what has come together, at most a certain number."""
-        names = list(self._waiting)[:AT_ONCE]
-        for name in names:
-            log = self._replica.logs.get(name)
-            if log is not None and log.has_marks:
+        for name in list(self._waiting)[:AT_ONCE]:
+            log = self._replica.logs[name]
+            if log.has_marks:
                 delivered, read = log.delivered, log.read
                 await self._uplink.publish(Mark(name, delivered, read), name)
                 log.told_delivered = max(log.told_delivered, delivered)
                 log.told_read = max(log.told_read, read)
-            self._waiting.pop(name, None)
+            if not log.has_marks:  # they may have risen since
+                self._waiting.pop(name, None)
         if not self._waiting:
             self._changed.clear()

@@ -7,7 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from imqtt.client import Restarted
-from imqtt.model import Event, History, Id, Mark, Marks, Page, Sync
+from imqtt.client.uplink import Uplink
+from imqtt.model import AnyCommand, Event, History, Id, Mark, Marks, Page, Sync
 from tests.client.conftest import QUICK, Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take, texts
@@ -288,6 +289,27 @@ async def test_delivered_marks_go_out_by_themselves_and_together(
         summary = await alice.conversation(TALK)
         assert summary is not None
         assert summary.unread == 8  # one's own messages are read
+
+
+async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones_are_sent_too(
+    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirm = asyncio.Event()
+    publish = Uplink.publish
+
+    async def publish_and_wait(uplink: Uplink, command: AnyCommand, place: str, **given: bool) -> None:
+        await publish(uplink, command, place, **given)
+        if isinstance(command, Mark):
+            await confirm.wait()
+
+    monkeypatch.setattr(Uplink, "publish", publish_and_wait)
+    async with device() as alice:
+        await little.tell("alice/phone", little.store(TALK, "first"))
+        await eventually(lambda: little.commands(Mark))
+        await little.tell("alice/phone", little.store(TALK, "second"))
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
+        confirm.set()
+        await eventually(lambda: little.marks[TALK, "alice"] == Marks(TALK, "alice", 2, 0), within=5)
 
 
 async def test_marks_that_the_server_does_not_have_are_sent_again(
