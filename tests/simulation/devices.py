@@ -78,6 +78,11 @@ class Sending:
         self.next += 1
         return number, self.conversations[number]
 
+    def add(self, conversations: Sequence[str], now: float) -> None:
+        """One message more to each of these."""
+        self.times += [now] * len(conversations)
+        self.conversations += conversations
+
 
 class SdkDevice:
     """One device with the SDK. `pending`: messages that were begun and are not answered."""
@@ -97,6 +102,7 @@ class SdkDevice:
         self._write = write
         self._format = format
         self._awake = False  # it knows what it had to send when it was killed
+        self._more: asyncio.Event
         self._notices: Queue[Notice]
         self._begun: set[str] = set()  # conversations that were begun anew at some time
         self._restarted: dict[str, None] = {}  # conversations of which that is still to be written down
@@ -106,6 +112,7 @@ class SdkDevice:
         self.party = self._loop.party(self.name)
         self.pending.clear()
         self._awake = False
+        self._more = asyncio.Event()
         self.client = None
         self._write(Start(self.name, self._loop.time(), ordered=True, keeps=True))
         self.party.spawn(self._run(), self.name)
@@ -123,6 +130,17 @@ class SdkDevice:
         log = self.client._replica.logs.get(conversation) if self.client is not None else None
         shown = self.seen.get(conversation, head.id if conversation in self._begun else 0)
         return log is not None and log.cursor.id == head.id == shown
+
+    def own_marks(self) -> list[tuple[str, int, int]]:
+        """The user's marks as this device would have them."""
+        logs = self.client._replica.logs.values() if self.client is not None else ()
+        return [(it.conversation, it.delivered, it.read) for it in logs]
+
+    def speak(self, conversations: Sequence[str]) -> None:
+        """It sends one message more to each of these."""
+        self._sending.add(conversations, self._loop.time())
+        if self.party is not None and self.party.alive:
+            self.party.call_soon(self._more.set)
 
     async def _run(self) -> None:
         try:
@@ -153,7 +171,12 @@ class SdkDevice:
         for entry in await client.outbox():  # of a process that was killed
             self._await(client, tasks, entry.conversation, entry.client_msg_id, entry.content.text)
         self._awake = True
-        while (message := await self._sending.take(self._loop)) is not None:
+        while True:
+            message = await self._sending.take(self._loop)
+            if message is None:
+                self._more.clear()
+                await self._more.wait()
+                continue
             number, conversation = message
             name, value = f"{self.device}-{number}", f"{self.name}:{number}"
             self.pending.add(name)

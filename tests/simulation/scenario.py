@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from imqtt.client import Format
@@ -15,7 +16,7 @@ from tests.simulation.world import Worker, World
 
 USERS = ("alice", "bob", "carol")
 SETTLE_SECONDS = 120.0  # less than the SDK's shortest wait between two syncs: nobody is helped by one
-RESTORED_SECONDS = 400.0  # but that an idle log was restored is noticed by a sync alone
+CALM_SECONDS = 10.0  # where nothing was done to anybody, marks have arrived, too
 FRESH_SECONDS = 60.0
 CALM_CHECKS = 4  # in a row, a quarter of a second apart
 
@@ -85,15 +86,23 @@ class Scenario:
                 tasks.create_task(self._faults.strike(name, begin))
             tasks.create_task(self._faults.keep_copies(shape.faults, shape.seconds))
         await self._heal()
-        patience = RESTORED_SECONDS if world.epoch else SETTLE_SECONDS
+        if world.epoch:  # that an idle log was restored is noticed by a sync alone
+            for device in world.sdk_devices:
+                device.speak(conversations_of(device.user, self.conversations))
+        if shape.faults:
+            await self._rest(self._settled, SETTLE_SECONDS)
+        else:
+            await self._rest(self._settled_with_marks, CALM_SECONDS)
+        await self._look()
+
+    async def _rest(self, settled: Callable[[], bool], patience: float) -> None:
         deadline = self.loop.time() + patience
         calm = 0
         while calm < CALM_CHECKS and self.loop.time() < deadline:  # what nobody waits for may be on its way
-            calm = calm + 1 if self._settled() else 0
+            calm = calm + 1 if settled() else 0
             await asyncio.sleep(0.25)
         if calm < CALM_CHECKS:
-            world.broken.append(f"not everything has come to rest within {patience:g} s")
-        await self._look()
+            self.world.broken.append(f"not everything has come to rest within {patience:g} s")
 
     def _people(self) -> None:
         draw, world, shape = self.loop.random, self.world, self.shape
@@ -132,6 +141,20 @@ class Scenario:
             device.has(conversation, heads[conversation])
             for device in world.sdk_devices
             for conversation in conversations_of(device.user, list(heads))
+        )
+
+    def _settled_with_marks(self) -> bool:
+        """Whether the store has every device's own marks as well."""
+        stored = {
+            (conversation, user): (delivered, read)
+            for conversation, (_, marks) in self.world.tables.dump().items()
+            for user, delivered, read in marks
+        }
+        return self._settled() and all(
+            delivered <= stored.get((conversation, device.user), (0, 0))[0]
+            and read <= stored.get((conversation, device.user), (0, 0))[1]
+            for device in self.world.sdk_devices
+            for conversation, delivered, read in device.own_marks()
         )
 
     async def _look(self) -> None:
