@@ -12,7 +12,7 @@ import msgspec
 from tests.chaos.console import Done, Order, Plan, Progress, Said, Started
 from tests.proof.history import Held, History, Start, now
 
-__all__ = ["DeviceEnded", "DeviceProcess", "Done", "Plan", "Progress", "fresh", "settle"]
+__all__ = ["DeviceEnded", "DeviceProcess", "Done", "Plan", "Progress", "fresh", "fresh_history", "settle"]
 
 START_SECONDS = 30.0
 END_SECONDS = 15.0  # between the last word of a device and its end
@@ -178,17 +178,21 @@ async def settle(devices: list[DeviceProcess], within: float) -> None:
                 tasks.create_task(device.settle(within))
 
 
-async def fresh(
-    user: str, device: str, *, password: str, broker: str, history: Path, within: float = 60.0
-) -> int:
-    """A device that begins with nothing, asks for all there is, and writes down what it got.
+def fresh_history(plan: Plan) -> Path:
+    """Where `fresh` writes, beside the device's own history."""
+    own = Path(plan.history)
+    return own.with_stem(f"{own.stem}@fresh")
+
+
+async def fresh(plan: Plan, *, broker: str, within: float = 60.0) -> int:
+    """The device, which does not run any more, once more with nothing: it asks for all there is, and says it.
 
     In this process. Returns how many conversations there are. Raises `TimeoutError`.
     """
     from tests.chaos.sdk_device import client_of, held_by  # its imports are for who needs them
 
-    plan = Plan(user=user, device=device, password=password, brokers=(broker,), history=str(history))
-    lines = History(history)
+    plan = msgspec.structs.replace(plan, brokers=(broker,), store="")
+    lines = History(fresh_history(plan))
     try:
         lines.write(Start(plan.process, now(), ordered=True, keeps=False))
         async with client_of(plan) as client:

@@ -261,7 +261,7 @@ class Run:
         for it in stack.devices.values():
             await it.kill()
         try:
-            await gather(*map(self._fresh, users(self._plan.shape.devices)))
+            await gather(*map(self._fresh, stack.devices.values()))
             await gather(*(left(stack, it) for it in stack.regulars))
             for line in await stored(stack.store, stack.epoch):
                 stack.history.write(line)
@@ -280,12 +280,8 @@ class Run:
                 raise result
         return not any(isinstance(it, BaseException) for it in done)
 
-    async def _fresh(self, user: str) -> None:
-        password = await asyncio.to_thread(self._stack.broker.passwords.add, f"{user}/fresh")
-        await fresh(
-            user, "fresh", password=password, broker=f"127.0.0.1:{self._stack.broker.port}",
-            history=self._histories / f"{user}@fresh.jsonl",
-        )  # fmt: skip
+    async def _fresh(self, device: DeviceProcess) -> None:
+        await fresh(device.plan, broker=f"127.0.0.1:{self._stack.broker.port}")
 
     # --- words
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
-from tests.chaos.devices import DeviceEnded, DeviceProcess, Plan, fresh, settle
+from tests.chaos.devices import DeviceEnded, DeviceProcess, Plan, fresh, fresh_history, settle
 from tests.chaos.truth import stored
 from tests.proof.checker import check
 from tests.proof.history import (
@@ -84,7 +84,7 @@ async def test_what_devices_write_down_is_what_is_stored(
     await all_accepted(phone, 20)
     assert phone.progress.accepted >= before + 20  # it goes on counting where it was
     assert await other.replay(10) == 10
-    lines = await ended(devices, broker, server, tmp_path)
+    lines = await ended(devices, broker, server)
     verdict = check(lines)
     assert verdict.findings == []
     assert not verdict.unseen
@@ -97,23 +97,21 @@ async def test_what_devices_write_down_is_what_is_stored(
     assert {line.process for line in lines if isinstance(line, Seen)} == {"alice/phone", "alice/laptop"}
     marked = {(it.conversation, it.user) for it in lines if isinstance(it, Marked) and it.read}
     assert marked >= {(TALK, "alice"), (TALK, "bob"), ("u:alice", "alice")}
-    assert len([line for line in lines if isinstance(line, Held) and line.fresh]) == 4
+    assert len([line for line in lines if isinstance(line, Held) and line.fresh]) == 6
 
 
 async def ended(
-    devices: list[DeviceProcess], broker: Mosquitto, server: ServerProcess, folder: Path, epoch: int = 0
+    devices: list[DeviceProcess], broker: Mosquitto, server: ServerProcess, epoch: int = 0
 ) -> list[Line]:
     """All that was written, by the devices and at the end."""
     for it in devices:
         await it.command("pause", WITHIN)
     await settle(devices, WITHIN)
     assert all([(await it.finish(WITHIN)).count == 2 for it in devices])
-    histories = [Path(it.plan.history) for it in devices]
-    for user in ("alice", "bob"):
-        password = broker.passwords.add(f"{user}/fresh")
-        histories.append(folder / f"{user}-fresh.jsonl")
-        address = f"{broker.host}:{broker.port}"
-        assert await fresh(user, "fresh", password=password, broker=address, history=histories[-1]) == 2
+    for it in devices:
+        await it.kill()
+        assert await fresh(it.plan, broker=f"{broker.host}:{broker.port}") == 2
+    histories = [path for it in devices for path in (Path(it.plan.history), fresh_history(it.plan))]
     return [*merge(histories), *await stored(f"sqlite:///{server.store}", epoch)]
 
 
@@ -242,7 +240,7 @@ async def test_devices_that_meet_a_restored_store_say_that_they_began_anew(
     await asyncio.gather(*(all_accepted(it, 20) for it in devices))
     assert await other.replay(50) == 50
     await all_accepted(phone, 20)
-    lines = sorted([*await ended(devices, broker, server, tmp_path, 1), *between], key=lambda it: it.at)
+    lines = sorted([*await ended(devices, broker, server, 1), *between], key=lambda it: it.at)
     verdict = check(lines)
     assert verdict.findings == []
     begun = {(it.process, it.conversation) for it in lines if isinstance(it, Begun)}
