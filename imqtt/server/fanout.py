@@ -38,7 +38,7 @@ class Fanout:
 
     def add(self, frame: AnyFrame, registrations: Iterable[Registration], but: Device | None = None) -> None:
         """Adds `frame` for every device of `registrations` except `but`."""
-        encoded: dict[str, bytes] = {}
+        encoded: dict[Format, bytes] = {}
         durable = type(frame) not in SOFT
         for registration in registrations:
             device = registration.device
@@ -49,9 +49,10 @@ class Fanout:
                 bundle = self._bundles[device] = _Bundle(
                     Format(registration.format), packet_room(registration, self._max_packet)
                 )
-            data = encoded.get(registration.format)
+            # The format that the packet was begun in: the device may have changed it since.
+            data = encoded.get(bundle.format)
             if data is None:
-                data = encoded[registration.format] = encode_frame(frame, bundle.format)
+                data = encoded[bundle.format] = encode_frame(frame, bundle.format)
             if len(data) > bundle.room and isinstance(frame, Event):
                 data = encode_frame(withhold(frame, len(data)), bundle.format)
             bundle.frames.append(data)
