@@ -26,6 +26,7 @@ TOPIC = "imqtt/$servers"  # no device's: user ids have no $
 ANSWER_SECONDS = 0.5
 SHORT_LIVED_SECONDS = 5.0
 SIMULTANEOUS_SECONDS = 10  # who came with less between them came together
+ABSENT_SECONDS = 60.0  # who was cut off for longer comes anew, perhaps to another broker
 
 
 class Peer(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
@@ -94,6 +95,7 @@ class RollCall:
         self._warn = warn
         self._link: Link | None = None
         self._since: float | None = None  # when nobody had objected, by the event loop's clock
+        self._cut = 0.0  # when it was last cut off, by the same clock
         self._answers: dict[str, Peer] = {}  # to the last question, by worker
         self._asking: asyncio.Task[None] | None = None
         self._foreign: set[str] = set()  # workers of other clusters that are here
@@ -116,7 +118,7 @@ class RollCall:
                     await self.say_goodbye()
                     raise
                 finally:
-                    self._link = self._since = None
+                    self._link, self._cut = None, loop.time()
                     await link.close()
             except (OSError, LinkError) as error:
                 if isinstance(error, Refused) and not error.retryable and not ready.is_set():
@@ -155,6 +157,10 @@ class RollCall:
         await asyncio.sleep(ANSWER_SECONDS)
 
     async def _answer(self, link: Link, ready: asyncio.Event) -> None:
+        if asyncio.get_running_loop().time() - self._cut > ABSENT_SECONDS:
+            self._since = None
+        self._foreign.clear()  # who is still here answers; a goodbye may have been missed
+        self._warn("")
         # Asked before this one listens itself: then the broker's answer tells whether anybody does.
         alone = await link.publish([self._message(asks=True)]) == [NO_MATCHING_SUBSCRIBERS]
         await link.subscribe(TOPIC)
@@ -170,7 +176,8 @@ class RollCall:
             patience.cancel()
 
     def _stand(self, ready: asyncio.Event) -> None:
-        self._since = asyncio.get_running_loop().time()
+        if self._since is None:
+            self._since = asyncio.get_running_loop().time()
         ready.set()
 
     def _hear(self, link: Link, payload: bytes) -> None:

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
+from imqtt.broker import Link, Will, connect
+from imqtt.broker.link import Settings
+from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
+from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
+from imqtt.server import rollcall
 from imqtt.server.app import wall_clock
-from imqtt.server.rollcall import Peer, gives_way
+from imqtt.server.rollcall import Peer, RollCall, gives_way
 from imqtt.serving import serving
 from tests.server.conftest import Device, config_for
 from tests.services import ServerProcess, eventually
@@ -51,6 +55,51 @@ async def test_a_server_of_another_store_is_refused_and_the_first_goes_on(
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
     assert sum(it.cuts for it in first.worker.holdings) == 0
     await eventually(lambda: not first.worker.trouble, what="the other one's goodbye")
+
+
+@pytest.mark.parametrize("absent", [0.0, 1.0], ids=["for a moment", "for long"])
+async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_meanwhile(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, absent: float
+) -> None:
+    monkeypatch.setattr(rollcall, "ABSENT_SECONDS", 0.0 if absent else 60.0)
+    links: list[Link] = []
+    may_connect, came = asyncio.Event(), asyncio.Event()
+    may_connect.set()
+    warnings: list[str] = []
+
+    async def connect_to(name: str, will: Will) -> Link:
+        if name == "first":
+            await may_connect.wait()
+        link = await connect(
+            Settings(
+                INTERNAL_HOST, broker.internal_port, name, username=SERVER_ACCOUNT,
+                password=broker.server_password, clean_start=True, will=will,
+            )
+        )  # fmt: skip
+        links.append(link)
+        return link
+
+    def roll_call(name: str) -> RollCall:
+        return RollCall(
+            Peer(name, name, "host", 1, 0), lambda will: connect_to(name, will),
+            away=lambda: False, heard=str, gone=str, warn=warnings.append,
+        )  # fmt: skip
+
+    ready = asyncio.Event()
+    first = asyncio.create_task(roll_call("first").run(ready))
+    await ready.wait()
+    may_connect.clear()
+    await links[0].close()
+    second = asyncio.create_task(roll_call("second").run(came))
+    await came.wait()
+    may_connect.set()
+    stays, goes = (second, first) if absent else (first, second)
+    with pytest.raises(SetupError, match="served already"):
+        await asyncio.wait_for(goes, 10)
+    await eventually(lambda: warnings[-1] == "", what="the other one's goodbye")
+    assert not stays.done()
+    stays.cancel()
+    await asyncio.wait([stays])
 
 
 async def test_of_two_that_start_at_once_one_serves(broker: Mosquitto, tmp_path: Path) -> None:
