@@ -68,6 +68,7 @@ class Assignment:
         self._membership = Membership(STABLE_BEATS * self._beat_seconds if state.shared else 0.0)
         self._holding: dict[int, asyncio.Task[None]] = {}
         self._ready: dict[int, asyncio.Event] = {}
+        self._starting = True  # until all that is to be held at first is held
         self._wanted: dict[int, float] = {}  # partitions that another worker is to let go of: since when
         self._wake = asyncio.Event()
         self._beats = asyncio.Condition()
@@ -126,6 +127,7 @@ class Assignment:
                 await self._beat()
                 self._raise_failures()
                 if not ready.is_set() and self._is_ready():
+                    self._starting = False
                     ready.set()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._beat_seconds):
@@ -245,7 +247,8 @@ class Assignment:
 
     def _hold(self, number: int) -> None:
         ready = self._ready[number] = asyncio.Event()
-        task = asyncio.create_task(self._partitions[number].run(ready), name=f"partition-{number}")
+        run = self._partitions[number].run(ready, starting=self._starting)
+        task = asyncio.create_task(run, name=f"partition-{number}")
         self._holding[number] = task
         task.add_done_callback(lambda _: self._let_go(number))
 
@@ -275,4 +278,7 @@ class Assignment:
         if contested:
             numbers = ", ".join(map(str, contested))
             troubles.append(f"the sessions of partitions {numbers} are being taken from this worker")
+        if refused := [it for it in self._partitions if it.refusal]:
+            numbers = ", ".join(str(it.number) for it in refused)
+            troubles.append(f"the broker refuses the sessions of partitions {numbers}: {refused[0].refusal}")
         return "; ".join(it for it in troubles if it)

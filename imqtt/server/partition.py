@@ -64,6 +64,8 @@ class Partition:
         self._held_before = False
         self.held_since: float | None = None
         """When the session was taken, by the event loop's clock; None while it is not held."""
+        self.refusal = ""
+        """Why the broker does not give the session to this worker, which goes on asking."""
 
     def stop(self) -> None:
         """Takes nothing on any more; `run` returns when what was begun is finished."""
@@ -84,21 +86,28 @@ class Partition:
         """Whether somebody keeps taking the session from this worker."""
         return self.cuts >= CONTESTED_CUTS
 
-    async def run(self, ready: asyncio.Event) -> None:
-        """Holds the session, and takes it again after every cut, until stopped or cancelled."""
+    async def run(self, ready: asyncio.Event, *, starting: bool) -> None:
+        """Holds the session, and takes it again after every cut, until stopped or cancelled.
+
+        `starting`: a broker that refuses it for good has been told something wrong. Raises `SetupError`. A
+        worker that has served does not end for that, with all that it holds.
+        """
         try:
-            await self._hold(ready)
+            await self._hold(ready, starting=starting)
         finally:
             self._stopping.clear()
+            self.refusal = ""
 
-    async def _hold(self, ready: asyncio.Event) -> None:
+    async def _hold(self, ready: asyncio.Event, *, starting: bool) -> None:
         attempt = 0
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             try:
                 link = await self._connect()
             except (OSError, LinkError) as error:
-                if isinstance(error, Refused) and not error.retryable and not ready.is_set():
+                self.refusal = str(error) if isinstance(error, Refused) else ""
+                mistaken = isinstance(error, Refused) and not error.retryable
+                if mistaken and starting and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
                 attempt += 1
                 level = logging.WARNING if attempt == 1 else logging.DEBUG
@@ -106,6 +115,7 @@ class Partition:
                 await self._pause(backoff(attempt, random()))
                 continue
             connected = loop.time()
+            self.refusal = ""
             try:
                 await link.subscribe(all_up(self.number))
                 self.held_since = connected

@@ -96,8 +96,8 @@ local note = string.format('%016.0f', tick())
 for i = 2, #KEYS do redis.call('SET', KEYS[i], note, 'PX', {FORGOTTEN_TTL}) end
 """
 
-# KEYS: `lists`, `forgotten`. No list that was filled, or is filled by a lease, of before counts any more. Such
-# a lease fills for a while yet.
+# KEYS: `lists`, `forgotten`. No list that was filled, or is filled by a lease, of before counts any more.
+# Such a lease fills for a while yet.
 FORGET_ALL = f"""
 {_CLOCK}
 redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {LIST_TTL + LEASE_TTL})
