@@ -58,7 +58,7 @@ class CatchUp:
         self._firm.update(name for name, want in wanted.items() if want is not Want.HOLE)
         for conversation, want in wanted.items():
             wait = uniform(0.1, 1.0) * self._timing.hole if want is Want.HOLE else 0.0
-            self._wanted.add(conversation, now + wait)
+            self._wanted.add(conversation, now + wait, firm=want is not Want.HOLE)
         if wanted:
             self._changed.set()
 

@@ -39,10 +39,11 @@ class Marker:
         for name in list(self._waiting)[:AT_ONCE]:
             log = self._replica.logs[name]
             if log.has_marks:
-                delivered, read = log.delivered, log.read
+                order, delivered, read = log.order, log.delivered, log.read
                 await self._uplink.publish(Mark(name, delivered, read), name)
-                log.told_delivered = max(log.told_delivered, delivered)
-                log.told_read = max(log.told_read, read)
+                if log.order is order:  # or the log has begun anew: those were marks of the old one
+                    log.told_delivered = max(log.told_delivered, delivered)
+                    log.told_read = max(log.told_read, read)
             if not log.has_marks:  # they may have risen since
                 self._waiting.pop(name, None)
         if not self._waiting:

@@ -218,7 +218,8 @@ class Replica:
         for log in self.logs.values():
             if not log.begun:
                 # It moved to the front of the list of heads while that was read.
-                self._begin(log, Position(log.order.lowest_aside - 1, Id(0)))
+                first = min(seq for seq in (log.order.lowest_aside, log.head.seq, MAX_SEQ) if seq)
+                self._begin(log, Position(first - 1, Id(0)))
 
     def mark_read(self, conversation: str, seq: int | None) -> bool:
         """Raises the user's own marks, up to `seq` or the cursor. False if they were there already."""

@@ -27,11 +27,17 @@ class Wanted:
     def __len__(self) -> int:
         return len(self._wishes)
 
-    def add(self, conversation: str, due: float) -> None:
-        """Asks not later than at `due`; one that failed before keeps its patience."""
+    def add(self, conversation: str, due: float, *, firm: bool = False) -> None:
+        """Asks not later than at `due`; one that failed before keeps its patience.
+
+        `firm`: the server has said something new, so only as much patience as after a first failure.
+        """
         wish = self._wishes.get(conversation)
         if wish is None or (due < wish.due and not wish.tries):
             self._plan(conversation, _Wish(due))
+        elif firm and wish.tries > 1:
+            soon = due + self._patience(1)
+            self._plan(conversation, _Wish(min(soon, wish.due), 1))
 
     def due(self, now: float, limit: int) -> list[str]:
         """The conversations to ask for now. Each stays until it is settled."""
@@ -61,13 +67,15 @@ class Wanted:
         """There is more to come, if asking `helped`; else it is left in peace for longer each time."""
         wish = self._wishes.get(conversation, _Wish(now))
         tries = 0 if helped else wish.tries + 1
-        wait = 0.0 if helped else backoff(tries, self._chance(), base=0.5, cap=300.0)
-        self._plan(conversation, _Wish(now + wait, tries))
+        self._plan(conversation, _Wish(now + (0.0 if helped else self._patience(tries)), tries))
 
     def retry(self, conversations: list[str], now: float) -> None:
         """The question itself failed: they are asked for as before."""
         for conversation in conversations:
             self._plan(conversation, _Wish(now))
+
+    def _patience(self, tries: int) -> float:
+        return backoff(tries, self._chance(), base=0.5, cap=300.0)
 
     def _plan(self, conversation: str, wish: _Wish) -> None:
         self._wishes[conversation] = wish

@@ -291,9 +291,9 @@ async def test_delivered_marks_go_out_by_themselves_and_together(
         assert summary.unread == 8  # one's own messages are read
 
 
-async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones_are_sent_too(
-    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def confirm(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Until it is set, marks arrive at the broker, and are not confirmed."""
     confirm = asyncio.Event()
     publish = Uplink.publish
 
@@ -303,6 +303,12 @@ async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones
             await confirm.wait()
 
     monkeypatch.setattr(Uplink, "publish", publish_and_wait)
+    return confirm
+
+
+async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones_are_sent_too(
+    little: LittleServer, device: Devices, confirm: asyncio.Event
+) -> None:
     async with device() as alice:
         await little.tell("alice/phone", little.store(TALK, "first"))
         await eventually(lambda: little.commands(Mark))
@@ -310,6 +316,19 @@ async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         confirm.set()
         await eventually(lambda: little.marks[TALK, "alice"] == Marks(TALK, "alice", 2, 0), within=5)
+
+
+async def test_marks_of_a_log_that_is_no_more_are_not_taken_for_those_of_the_new_one(
+    little: LittleServer, device: Devices, confirm: asyncio.Event
+) -> None:
+    async with device() as alice:
+        await little.tell("alice/phone", *[little.store(TALK, f"old {number}") for number in range(5)])
+        await eventually(lambda: Mark(TALK, 5, 0) in little.commands(Mark))
+        little.restore(TALK, 0)
+        await little.tell("alice/phone", little.store(TALK, "new"))
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
+        confirm.set()
+        await eventually(lambda: little.commands(Mark)[-1] == Mark(TALK, 1, 0), within=5)
 
 
 async def test_marks_that_the_server_does_not_have_are_sent_again(

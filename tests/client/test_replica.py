@@ -284,6 +284,19 @@ def test_what_asking_does_not_bring_is_asked_for_less_and_less() -> None:
         wanted.again("a", now, helped=False)
         wanted.add("a", now)  # a wish that did not help does not become more urgent by being repeated
     assert waits == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0]
+    wanted.add("a", now, firm=True)  # the server has said something of it
+    assert wanted.next_at() == now + 0.5
     wanted.done("a")
     assert wanted.next_at() is None
     assert len(wanted) == 0
+
+
+def test_a_log_of_which_only_an_accepted_tells_begins_there_when_no_head_has_told_of_it() -> None:
+    """It moved to the front of the heads while they were read, and its message was discarded meanwhile."""
+    replica = Replica(ALICE, EMPTY, adopting=True, questions=NOTHING_ASKED)
+    replica.accepted(Accepted("d:alice:bob", "m1", 50, Id(1 << 40), 0), None)
+    replica.end_adoption()
+    step = replica.take()
+    assert step.changes.logs["d:alice:bob"].base == 49
+    assert step.changes.logs["d:alice:bob"].cursor.seq == 49
+    assert step.wanted == {"d:alice:bob": Want.HOLE}
