@@ -42,8 +42,7 @@ class Marker:
                 order, delivered, read = log.order, log.delivered, log.read
                 await self._uplink.publish(Mark(name, delivered, read), name)
                 if log.order is order:  # or the log has begun anew: those were marks of the old one
-                    log.told_delivered = max(log.told_delivered, delivered)
-                    log.told_read = max(log.told_read, read)
+                    self._replica.told(name, delivered, read)
             if not log.has_marks:  # they may have risen since
                 self._waiting.pop(name, None)
         if not self._waiting:

@@ -21,6 +21,7 @@ from imqtt.model import Accepted, Device, Event, Head, Id, Marks, Page, Position
 
 MAX_SEQ = 1 << 53
 MAX_ID = 1 << 63
+TOLD = "told "  # and a conversation: the user's marks that the server is known to have
 
 
 class Want(Enum):
@@ -119,6 +120,7 @@ class Replica:
         self._step = Step()
         self._touched: set[str] = set()
         self._remarked: set[str] = set()  # logs whose own marks rose
+        self._told: set[str] = set()  # logs of which it has changed what the server has
         for state in memory.logs:
             log = Log(state.conversation, Reorder(state.cursor), state.base, state.head, state.missing)
             self.logs[state.conversation] = log
@@ -127,6 +129,12 @@ class Replica:
         for marks in memory.own_marks:
             if (known := self.logs.get(marks.conversation)) is not None:
                 known.delivered, known.read = marks.delivered, marks.read
+                told = memory.meta.get(TOLD + marks.conversation)
+                known.told_delivered, known.told_read = (
+                    map(int, told.split()) if told else (marks.delivered, marks.read)
+                )
+                if known.has_marks:
+                    self._remarked.add(marks.conversation)
 
     def take(self) -> Step:
         """What has come together since the last call."""
@@ -150,6 +158,10 @@ class Replica:
             if log.has_marks:
                 step.marked.add(name)
         self._remarked.clear()
+        for name in self._told:
+            log = self.logs[name]
+            step.changes.meta[TOLD + name] = f"{log.told_delivered} {log.told_read}"
+        self._told.clear()
         if step.changes.events:
             step.changes.meta["ordinal"] = str(self.ordinal)
         return step
@@ -183,10 +195,8 @@ class Replica:
         self._step.notices.append(frame)
         log = self.logs.get(frame.conversation)
         if frame.user == self.device.user and log is not None:
-            log.told_delivered = max(log.told_delivered, frame.delivered)
-            log.told_read = max(log.told_read, frame.read)
-            log.delivered = max(log.delivered, frame.delivered)
-            log.read = max(log.read, frame.read)
+            self.told(frame.conversation, frame.delivered, frame.read)
+            log.delivered, log.read = max(log.delivered, frame.delivered), max(log.read, frame.read)
 
     def page(self, page: Page, asked: Mapping[str, bool]) -> None:
         """The answer to a `Hello` or `Sync` that had cursors of the conversations `asked`.
@@ -232,6 +242,11 @@ class Replica:
         log.read = read
         self._mark_delivered(log, read)
         return True
+
+    def told(self, conversation: str, delivered: int, read: int) -> None:
+        """The server has these marks of the user. It is stored with whatever is stored next."""
+        log = self.logs[conversation]
+        self._tell(log, max(log.told_delivered, delivered), max(log.told_read, read))
 
     def extend(self, conversation: str, part: Slice) -> None:
         """Puts a page of history in front of the log, where it meets it."""
@@ -371,7 +386,7 @@ class Replica:
         log.base = events[0].seq - 1 if events else 0
         log.missing, log.head = part.missing, log.cursor
         log.delivered, log.read = (min(it, log.cursor.seq) for it in (log.delivered, log.read))
-        log.told_delivered = log.told_read = 0
+        self._tell(log, 0, 0)
         for event in events:
             # Ids grow with time, so what is younger than our log cannot have been in it.
             self._apply(log, (event,), new=event.id > old.id)
@@ -399,13 +414,13 @@ class Replica:
             # A page that was overtaken by events, or a restored store: the server can tell.
             log.order.in_doubt = True
             self._doubt(log)
-        log.told_delivered = log.told_read = 0
+        own = Marks(head.conversation, self.device.user)
         for marks in head.marks:
             self._step.changes.marks.append(marks)
             if marks.user == self.device.user:
-                log.told_delivered, log.told_read = marks.delivered, marks.read
-                log.delivered = max(log.delivered, marks.delivered)
-                log.read = max(log.read, marks.read)
+                own = marks
+        self._tell(log, own.delivered, own.read)
+        log.delivered, log.read = max(log.delivered, own.delivered), max(log.read, own.read)
         if log.has_marks:
             self._step.marked.add(log.conversation)
 
@@ -432,6 +447,11 @@ class Replica:
     def _want(self, log: Log, want: Want) -> None:
         if log.begun and (want is not Want.HOLE or log.conversation not in self._step.wanted):
             self._step.wanted[log.conversation] = want
+
+    def _tell(self, log: Log, delivered: int, read: int) -> None:
+        if (delivered, read) != (log.told_delivered, log.told_read):
+            log.told_delivered, log.told_read = delivered, read
+            self._told.add(log.conversation)
 
     def _mark_delivered(self, log: Log, seq: int) -> None:
         log.delivered = max(log.delivered, seq)

@@ -261,6 +261,24 @@ def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_
     assert [it for _, it in replica.take().changes.events.values()] == server.logs[talk]
 
 
+def test_marks_that_were_not_told_are_told_after_a_restart_though_no_head_speaks_of_them() -> None:
+    server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
+    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
+    for _ in range(5):
+        replica.event(server.store(talk, "hi"))
+    replica.take()
+    replica.told(talk, 5, 0)
+    assert replica.mark_read(talk, 3)
+    changes = replica.take().changes
+    states, own = tuple(changes.logs.values()), tuple(changes.marks)
+    restarted = Memory((replica.logs[talk].state(), *states), own, (), changes.meta)
+    again = Replica(ALICE, restarted, adopting=False, questions=NOTHING_ASKED)
+    assert again.take().marked == {talk}
+    again.told(talk, 5, 3)
+    told = Memory(restarted.logs, own, (), again.take().changes.meta)
+    assert not Replica(ALICE, told, adopting=False, questions=NOTHING_ASKED).take().marked
+
+
 def test_events_with_numbers_that_no_server_draws_are_counted_and_dropped() -> None:
     replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
     for seq, id_ in ((0, 1), (1 << 60, 1), (1, 0), (1, 1 << 63), (-1, 5)):
