@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-import msgspec
+from msgspec.structs import replace
 
 from imqtt.errors import Unavailable
 from imqtt.model import Device, Hello
@@ -12,7 +12,7 @@ from imqtt.protocol import Format
 from imqtt.server.patience import until_known
 from imqtt.server.troubles import Troubles
 from imqtt.state.base import State
-from imqtt.stores.base import Registration, Store
+from imqtt.stores.base import DeviceFormat, Registration, Store
 
 log = logging.getLogger(__name__)
 
@@ -50,24 +50,25 @@ class Devices:
     async def register(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> Registered:
         """Registers the devices of a batch by what they last sent.
 
-        Only a device that is new, or that changed its format or what its `Hello` says, costs a write.
+        Only a device that is new, or that changed its format or what its `Hello` says, costs a write. Another
+        worker may be registering the same device: whoever has not heard its `Hello` writes the format alone.
         """
         lists = await self.of({device.user for device in spoke})
         known = {it.device: it for user in lists for it in lists[user]}
         current: dict[Device, Registration] = {}
-        changed: list[Registration] = []
+        changed: list[Registration | DeviceFormat] = []
         for device, (format, hello) in spoke.items():
             before = known.get(device)
-            if before is None:
+            if hello is not None:
+                now = Registration(device, format.value, hello.platform, hello.max_packet)
+            elif before is None:
                 now = Registration(device, format.value)
             elif before.format != format.value:
-                now = msgspec.structs.replace(before, format=format.value)
+                now = replace(before, format=format.value)
             else:
                 now = before
-            if hello is not None and (hello.platform, hello.max_packet) != (now.platform, now.max_packet):
-                now = Registration(device, format.value, hello.platform, hello.max_packet)
             if now != before:
-                changed.append(now)
+                changed.append(now if hello is not None else DeviceFormat(device, format.value))
             current[device] = now
         refused: dict[Device, Unavailable] = {}
         if changed:
@@ -79,4 +80,19 @@ class Devices:
                 log.error("%d devices not registered: %s", len(changed), error)
                 refused = {it.device: error for it in changed if it.device not in known}
             await self._state.forget_devices({it.device.user for it in changed})
+            unheard = [it.device for it in changed if isinstance(it, DeviceFormat)]
+            if unheard:
+                await self._complete(current, unheard)
         return Registered(current, refused)
+
+    async def _complete(self, current: dict[Device, Registration], unheard: Collection[Device]) -> None:
+        """Takes from the store what another worker may have heard of these. They keep the format they used.
+
+        Who speaks first here and says his `Hello` there may take smaller packets than the server's own, and
+        the broker drops without a word what is larger.
+        """
+        lists = await self.of({device.user for device in unheard})
+        stored = {it.device: it for user in lists for it in lists[user]}
+        for device in unheard:
+            if device in stored:
+                current[device] = replace(stored[device], format=current[device].format)

@@ -43,6 +43,13 @@ class Registration(msgspec.Struct, frozen=True, gc=False):
     max_packet: int = 0  # 0: the server's own bound
 
 
+class DeviceFormat(msgspec.Struct, frozen=True, gc=False):
+    """What any command tells of its device. Platform and largest packet are told by a `Hello` alone."""
+
+    device: Device
+    format: str
+
+
 class Identity(NamedTuple):
     """What is fixed when a store is created, and kept by a copy of it.
 
@@ -161,8 +168,12 @@ class Store(Protocol):
 
     # --- devices
 
-    async def put_devices(self, registrations: Sequence[Registration]) -> None:
-        """Writes or replaces each device's registration."""
+    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        """Registers devices. `said` holds each of them once.
+
+        A `Registration` replaces what is there. A `DeviceFormat` changes the format and leaves the rest as it
+        is, since another worker may just have heard the `Hello`; what is not there yet gets the defaults.
+        """
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user, in order of device; a user without devices has an empty tuple."""

@@ -12,7 +12,7 @@ from imqtt.core.partitions import partition_of
 from imqtt.errors import StoreUnreachable
 from imqtt.model import Device, Marks
 from imqtt.stores import mongo_opening
-from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, Registration
+from imqtt.stores.base import AppendConflict, DeviceFormat, Identity, OutcomeUnknown, Record, Registration
 from imqtt.stores.mongo_claim import Claim
 from imqtt.stores.mongo_client import (
     DUPLICATE_KEY,
@@ -29,7 +29,7 @@ from imqtt.stores.mongo_client import (
     disconnect,
     write,
 )
-from imqtt.stores.mongo_documents import META_ID, event_document, registration_document
+from imqtt.stores.mongo_documents import META_ID, device_update, event_document
 from imqtt.stores.mongo_reader import MongoReader, chunks
 
 BYTES_AT_ONCE = 16 << 20  # in one command: a third of what MongoDB takes, and never less than one event
@@ -193,13 +193,13 @@ class MongoStore(MongoReader):
                 before[it["c"], it["u"]] = (it["delivered"], it["read"])
         return before
 
-    async def put_devices(self, registrations: Sequence[Registration]) -> None:
+    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
         async def put() -> None:
             async with self._device_writes:
-                documents = [registration_document(it) for it in registrations]
-                await self._send_updates(
-                    "devices", [_upsert({"u": it["u"], "d": it["d"]}, it) for it in documents]
-                )
+                updates = [
+                    _upsert({"u": it.device.user, "d": it.device.device}, device_update(it)) for it in said
+                ]
+                await self._send_updates("devices", updates)
 
         self._check_open()
         await self._finished(put(), "devices")

@@ -36,7 +36,7 @@ import msgspec
 
 from imqtt.core.partitions import partition_of
 from imqtt.model import Content, Device, Event, Id, Marks, from_json_type
-from imqtt.stores.base import Record, RecordRefused, Registration
+from imqtt.stores.base import DeviceFormat, Record, RecordRefused, Registration
 from imqtt.stores.mongo_client import BSONError, Document, RawBSONDocument, encode
 
 SCHEMA_VERSION = 1
@@ -117,15 +117,11 @@ def marks_of(document: Document) -> Marks:
     return Marks(document["c"], document["u"], document["delivered"], document["read"])
 
 
-def registration_document(registration: Registration) -> Document:
-    user, device = registration.device
-    return {
-        "u": user,
-        "d": device,
-        "format": registration.format,
-        "platform": registration.platform,
-        "max_packet": registration.max_packet,
-    }
+def device_update(said: Registration | DeviceFormat) -> Document:
+    """Of the device's document, which it makes if there is none."""
+    if isinstance(said, DeviceFormat):
+        return {"$set": {"format": said.format}, "$setOnInsert": {"platform": "", "max_packet": 0}}
+    return {"$set": {"format": said.format, "platform": said.platform, "max_packet": said.max_packet}}
 
 
 def registration_of(document: Document) -> Registration:

@@ -14,7 +14,7 @@ from typing import Self
 from imqtt.errors import SetupError
 from imqtt.model import Device, Marks
 from imqtt.stores import sqlite_file
-from imqtt.stores.base import Identity, Record, Registration
+from imqtt.stores.base import DeviceFormat, Identity, Record, Registration
 from imqtt.stores.sqlite_reader import READERS, SqliteReader
 from imqtt.stores.sqlite_writer import Writer
 
@@ -75,9 +75,9 @@ class SqliteStore(SqliteReader):
         grown: list[Marks] = await self._writer.submit(lambda tables: tables.raise_marks(marks))
         return grown
 
-    async def put_devices(self, registrations: Sequence[Registration]) -> None:
-        if registrations:
-            await self._writer.submit(lambda tables: tables.put_devices(registrations))
+    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        if said:
+            await self._writer.submit(lambda tables: tables.put_devices(said))
 
     async def set_unfinished(self, unfinished: bool) -> None:
         statement = sqlite_file.SET_UNFINISHED if unfinished else sqlite_file.SET_FINISHED

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 
 from imqtt.model import Device, Marks
-from imqtt.stores.base import Record, Registration
+from imqtt.stores.base import DeviceFormat, Record, Registration
 
 NUMBERS_KEPT = 200_000  # conversations whose number is remembered
 
@@ -20,6 +20,10 @@ _RAISE_MARKS = """
     RETURNING delivered, read
 """
 _PUT_DEVICE = "INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?, ?)"
+_PUT_FORMAT = """
+    INSERT INTO devices VALUES (?, ?, ?, '', 0)
+    ON CONFLICT DO UPDATE SET format = excluded.format
+"""
 _REMOVE_DEVICE = "DELETE FROM devices WHERE user = ? AND device = ?"
 
 
@@ -67,10 +71,13 @@ class Tables:
                 grown.append(Marks(it.conversation, it.user, *row))
         return grown
 
-    def put_devices(self, registrations: Sequence[Registration]) -> None:
-        self.connection.executemany(
-            _PUT_DEVICE, [(*it.device, it.format, it.platform, it.max_packet) for it in registrations]
-        )
+    def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        for it in said:
+            if isinstance(it, DeviceFormat):
+                self.connection.execute(_PUT_FORMAT, (*it.device, it.format))
+            else:
+                row = (*it.device, it.format, it.platform, it.max_packet)
+                self.connection.execute(_PUT_DEVICE, row)
 
     def remove_device(self, device: Device) -> None:
         self.connection.execute(_REMOVE_DEVICE, tuple(device))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from imqtt.model import Device, Head, Marks
-from imqtt.stores.base import Registration, Store
+from imqtt.stores.base import DeviceFormat, Registration, Store
 from tests.contract.conftest import Place
 from tests.contract.stores import STORES, log, record
 
@@ -150,6 +151,37 @@ async def test_a_device_that_registers_again_is_replaced(store: Store) -> None:
     await store.put_devices([now])
     await store.put_devices([])
     assert await store.devices(["alice"]) == {"alice": (LAPTOP, now)}
+
+
+async def test_a_format_alone_changes_nothing_else(store: Store) -> None:
+    await store.put_devices([PHONE, LAPTOP])
+    for format in ("protobuf", "protobuf", "json"):
+        await store.put_devices([DeviceFormat(PHONE.device, format)])
+        assert await store.devices(["alice"]) == {"alice": (LAPTOP, replace(PHONE, format=format))}
+
+
+async def test_a_format_alone_registers_who_is_not_there(store: Store) -> None:
+    await store.put_devices([DeviceFormat(LAPTOP.device, "protobuf")])
+    assert await store.devices(["alice"]) == {"alice": (LAPTOP,)}
+    await store.remove_device(LAPTOP.device)
+    await store.put_devices([DeviceFormat(LAPTOP.device, "json")])
+    assert await store.devices(["alice"]) == {"alice": (replace(LAPTOP, format="json"),)}
+
+
+async def test_a_registration_replaces_what_a_format_alone_has_made(store: Store) -> None:
+    await store.put_devices([DeviceFormat(PHONE.device, "protobuf")])
+    await store.put_devices([PHONE])
+    assert await store.devices(["alice"]) == {"alice": (PHONE,)}
+
+
+async def test_registrations_and_formats_are_written_together(store: Store) -> None:
+    tablet = Device("bob", "tablet")
+    await store.put_devices([LAPTOP])
+    await store.put_devices([DeviceFormat(tablet, "json"), PHONE, DeviceFormat(LAPTOP.device, "json")])
+    assert await store.devices(["alice", "bob"]) == {
+        "alice": (replace(LAPTOP, format="json"), PHONE),
+        "bob": (Registration(tablet, "json"),),
+    }
 
 
 async def test_writes_take_effect_in_the_order_in_which_they_were_called(store: Store) -> None:

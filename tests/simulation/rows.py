@@ -10,8 +10,19 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from imqtt.model import Device, Event, Head, Marks, Position
-from imqtt.stores.base import AppendConflict, Identity, Key, Record, RecordRefused, Registration, Stored
+from imqtt.stores.base import (
+    AppendConflict,
+    DeviceFormat,
+    Identity,
+    Key,
+    Record,
+    RecordRefused,
+    Registration,
+    Stored,
+)
 from tests.proof.history import Row
 
 INT64 = 1 << 63
@@ -235,9 +246,15 @@ class Rows:
     def _marks_of(self, conversation: str) -> list[Marks]:
         return [marks for _, marks in sorted(self._marks.get(conversation, {}).items())]
 
-    def put_devices(self, registrations: Sequence[Registration]) -> None:
-        for it in registrations:
-            self._devices.setdefault(it.device.user, {})[it.device.device] = it
+    def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        for it in said:
+            user, device = it.device
+            devices = self._devices.setdefault(user, {})
+            if isinstance(it, Registration):
+                devices[device] = it
+            else:
+                before = devices.get(device) or Registration(it.device, it.format)
+                devices[device] = replace(before, format=it.format)
 
     def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         return {user: tuple(it for _, it in sorted(self._devices.get(user, {}).items())) for user in users}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from imqtt.errors import ImqttError, StoreFull, StoreUnreachable, Unavailable
 from imqtt.model import Device, Event, Head, Marks, Position
-from imqtt.stores.base import Identity, Key, OutcomeUnknown, Record, Registration, Stored
+from imqtt.stores.base import DeviceFormat, Identity, Key, OutcomeUnknown, Record, Registration, Stored
 from tests.simulation.loop import Loop, Party, current
 from tests.simulation.rows import Backup, Rows, check
 
@@ -124,8 +124,8 @@ class SimStore:
     async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
         return await self._write("marks", self.tables.raise_marks, marks) or []
 
-    async def put_devices(self, registrations: Sequence[Registration]) -> None:
-        await self._write("devices", self.tables.put_devices, registrations)
+    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        await self._write("devices", self.tables.put_devices, said)
 
     async def remove_device(self, device: Device) -> None:
         await self._write("devices", self.tables.remove_devices, [device])

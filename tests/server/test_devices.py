@@ -1,0 +1,97 @@
+"""Two workers register one device: of what either has heard, nothing is lost.
+
+The store is SQLite's own; what a test injects is what the other worker does between a read and the write.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from imqtt.model import Device, Hello
+from imqtt.protocol import Format
+from imqtt.server.devices import Devices
+from imqtt.server.troubles import Troubles
+from imqtt.state.memory import MemoryState
+from imqtt.stores.base import DeviceFormat, Identity, Registration
+from imqtt.stores.sqlite import SqliteStore
+
+PHONE = Device("alice", "phone")
+HELLO = Hello("n1", "android", 4_096)
+WHOLE = Registration(PHONE, "json", "android", 4_096)
+
+
+class InterleavedStore(SqliteStore):
+    """Does what `meanwhile` says before the next registration is written."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
+        await super().put_devices(said)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[InterleavedStore]:
+    store = await InterleavedStore.open(tmp_path / "imqtt.db", Identity.draw(16))
+    assert isinstance(store, InterleavedStore)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def workers(store: InterleavedStore) -> tuple[Devices, Devices]:
+    """Two of them, over one store and one state."""
+    state = MemoryState(rate=10_000, burst=10_000)
+    return Devices(store, state, Troubles()), Devices(store, state, Troubles())
+
+
+@pytest.mark.parametrize(
+    "before", [[], [Registration(PHONE, "protobuf", "old", 65_536)]], ids=["new", "known"]
+)
+async def test_a_hello_that_another_worker_has_heard_stands(
+    store: InterleavedStore, workers: tuple[Devices, Devices], before: list[Registration]
+) -> None:
+    first, second = workers
+    await store.put_devices(before)
+    store.meanwhile = lambda: first.register({PHONE: (Format.JSON, HELLO)})
+    registered = await second.register({PHONE: (Format.JSON, None)})
+    assert await store.devices(["alice"]) == {"alice": (WHOLE,)}
+    assert registered.current == {PHONE: WHOLE}  # so what this batch tells it fits, too
+    assert await first.of(["alice"]) == {"alice": (WHOLE,)}
+
+
+async def test_a_device_is_answered_in_the_format_that_it_used_here(
+    store: InterleavedStore, workers: tuple[Devices, Devices]
+) -> None:
+    first, second = workers
+    await store.put_devices([Registration(PHONE, "protobuf")])
+
+    async def speak_twice_elsewhere() -> None:
+        await first.register({PHONE: (Format.JSON, HELLO)})
+        await first.register({PHONE: (Format.PROTOBUF, None)})
+
+    store.meanwhile = speak_twice_elsewhere
+    registered = await second.register({PHONE: (Format.JSON, None)})
+    assert registered.current == {PHONE: WHOLE}
+
+
+async def test_who_hears_a_hello_writes_all_of_it(
+    store: InterleavedStore, workers: tuple[Devices, Devices]
+) -> None:
+    first, second = workers
+    store.meanwhile = lambda: second.register({PHONE: (Format.PROTOBUF, None)})
+    registered = await first.register({PHONE: (Format.JSON, HELLO)})
+    assert registered.current == {PHONE: WHOLE}
+    assert await store.devices(["alice"]) == {"alice": (WHOLE,)}
+
+
+async def test_who_hears_a_hello_as_it_was_in_another_format_writes_all_of_it(
+    store: InterleavedStore, workers: tuple[Devices, Devices]
+) -> None:
+    await store.put_devices([Registration(PHONE, "protobuf", "android", 4_096)])
+    store.meanwhile = lambda: store.remove_device(PHONE)
+    await workers[0].register({PHONE: (Format.JSON, HELLO)})
+    assert await store.devices(["alice"]) == {"alice": (WHOLE,)}
