@@ -61,7 +61,7 @@ class State(Protocol):
     """Seen ids, device lists, presence, rate limits and workers.
 
     A state that cannot be reached answers as one that knows nothing, soon, and says so in `trouble`; only
-    `beat` raises `StateAway`.
+    `beat`, `workers` and `presence` raise `StateAway`.
     """
 
     @property
@@ -136,7 +136,10 @@ class State(Protocol):
         """Any command of a device that is not offline keeps it present until `expires`, or later."""
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
-        """The known devices of each user; a user without any has no entry."""
+        """The known devices of each user; a user without any has no entry.
+
+        Raises `StateAway` where it cannot be known who is there: that is not to be taken for "nobody".
+        """
 
     async def expired(self, now: int) -> list[DevicePresence]:
         """Devices whose presence has run out by `now` and was not offline; they are offline from now on.

@@ -15,7 +15,7 @@ from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.memory import MemoryState
 from imqtt.state.redis_address import Address
 from imqtt.state.redis_keys import SEEN_DIGEST, Keys
-from imqtt.state.redis_link import Link
+from imqtt.state.redis_link import Link, Refusal
 from imqtt.state.redis_lists import DeviceLists
 from imqtt.state.redis_presence import Presences
 from imqtt.state.redis_scripts import BEAT, RECALL, REMEMBER, TAKE, WORKERS
@@ -139,14 +139,11 @@ class RedisState:
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         try:
             return await self._presences.of(users)
-        except StateAway:
-            return {}
+        except Refusal:
+            return {}  # asked again it would refuse again, and what is to be told would wait for ever
 
     async def expired(self, now: int) -> list[DevicePresence]:
-        try:
-            return await self._presences.expired(now)
-        except StateAway:
-            return []
+        return await self._presences.expired(now)
 
     async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
         if not wanted:

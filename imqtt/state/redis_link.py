@@ -34,6 +34,10 @@ STEADY_SECONDS = 5.0
 RETRY_SECONDS = 1.0  # at most, between two tries
 
 
+class Refusal(StateAway):
+    """Redis is there, and does not carry out this one command: to ask again would not help."""
+
+
 class Request(NamedTuple):
     packed: bytes
     answer: asyncio.Future[Any]
@@ -152,7 +156,7 @@ class Link:
                 if str(refusal) not in self._refusals and len(self._refusals) < REFUSALS_LOGGED:
                     self._refusals.add(str(refusal))
                     log.error("Redis at %s refuses a command: %s", self._address, refusal)
-                error = StateAway(f"Redis at {self._address} refuses a command: {refusal}")
+                error = Refusal(f"Redis at {self._address} refuses a command: {refusal}")
             answer = self._under_way.popleft().answer
             if answer.done():
                 continue  # its caller was cancelled

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,24 +16,31 @@ from imqtt.state.redis_scripts import EXPIRE, PRESENCE, PUT
 EXPIRED_AT_ONCE = 1_000  # 10 ms of Redis's time
 EXPIRED_AT_MOST = 20_000  # by one call; the next one goes on
 # Kept while Redis is away. To tell it takes a tenth of the time that a round trip may take.
-MISSED_ARRIVALS = 2_000
+MISSED_CHANGES = 2_000
 MISSED_COMMANDS = 20_000
 
 _decode = msgspec.msgpack.Decoder(tuple[str, str, int, int]).decode  # nonce, state, since, expires
 
 
+class Change(NamedTuple):
+    """What Redis missed. `how`: see `redis_scripts.PUT`."""
+
+    how: str
+    presence: DevicePresence
+
+
 class Presences:
     """The presence of devices, for all processes.
 
-    A `Hello` that Redis missed would make it ignore that connection's every `Status` as another's, and a
-    device that spoke meanwhile would look silent. So both are kept, the latest of each device, and told when
-    Redis is back.
+    A `Hello` that Redis missed would make it ignore that connection's every `Status` as another's; after a
+    `Status`, a last will among them, it would say what is not so; and a device that spoke meanwhile would
+    look silent. So they are kept, the latest of each device, and told when Redis is back.
     """
 
     def __init__(self, link: Link, keys: Keys) -> None:
         self._link = link
         self._keys = keys
-        self._arrivals: dict[Device, DevicePresence] = {}
+        self._missed: dict[Device, Change] = {}
         self._spoke: dict[Device, int] = {}
         link.when_back(self._tell)
 
@@ -41,18 +48,19 @@ class Presences:
         try:
             await self._put("arrive", presence)
         except StateAway:
-            self._missed(presence)
+            self._miss(Change("arrive", presence))
 
     async def update(self, presence: DevicePresence) -> bool:
         try:
             return bool(await self._put("update", presence))
         except StateAway:
-            before = self._arrivals.get(presence.device)
-            if before is None:
+            missed = self._missed.get(presence.device)
+            if missed is None or missed.how == "update":  # which connection was the last one, Redis knows
+                self._miss(Change("update", presence))
                 return presence.state != "offline"  # as of a device of which nothing is known
-            if before.nonce == presence.nonce:
-                self._missed(presence)
-            return before.nonce == presence.nonce
+            if missed.presence.nonce == presence.nonce:
+                self._miss(Change("arrive", presence))
+            return missed.presence.nonce == presence.nonce
 
     async def refresh(self, devices: Collection[Device], expires: int) -> None:
         if not devices:
@@ -77,12 +85,15 @@ class Presences:
         return {user: tuple(sorted(devices, key=_device)) for user, devices in found.items()}
 
     async def expired(self, now: int) -> list[DevicePresence]:
-        """Raises `StateAway`. At most `EXPIRED_AT_MOST`."""
+        """At most `EXPIRED_AT_MOST`, and as many as Redis told of before it was away."""
         gone: list[DevicePresence] = []
         while len(gone) < EXPIRED_AT_MOST:
-            answer = await self._link.call(
-                "EVAL", EXPIRE, 1, self._keys.expiries, now, EXPIRED_AT_ONCE, self._keys.presence_prefix
-            )
+            try:
+                answer = await self._link.call(
+                    "EVAL", EXPIRE, 1, self._keys.expiries, now, EXPIRED_AT_ONCE, self._keys.presence_prefix
+                )
+            except StateAway:
+                break  # those that it told of are offline already: it will not tell of them again
             for user, device, entry in answer:
                 presence = _presence(Device(user.decode(), device.decode()), entry, None)
                 if presence is not None:
@@ -91,11 +102,12 @@ class Presences:
                 break
         return gone
 
-    def _put(self, how: str, presence: DevicePresence) -> asyncio.Future[Any]:
+    def _put(self, how: str, presence: DevicePresence, late: str = "") -> asyncio.Future[Any]:
         user, device = presence.device
         return self._link.submit(
             "EVAL", PUT, 2, self._keys.presence(user), self._keys.expiries,
             how, user, device, presence.nonce, presence.state, presence.since, presence.expires,
+            late,
         )  # fmt: skip
 
     def _refresh(self, spoke: dict[Device, int]) -> asyncio.Future[Any]:
@@ -105,26 +117,27 @@ class Presences:
         ]
         return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", *scores)
 
-    def _missed(self, presence: DevicePresence) -> None:
-        if len(self._arrivals) < MISSED_ARRIVALS or presence.device in self._arrivals:
-            self._arrivals[presence.device] = presence
+    def _miss(self, change: Change) -> None:
+        device = change.presence.device
+        if len(self._missed) < MISSED_CHANGES or device in self._missed:
+            self._missed[device] = change
 
     def _spoke_unheard(self, spoke: dict[Device, int]) -> None:
         if len(self._spoke) < MISSED_COMMANDS:
             self._spoke.update(spoke)
 
     def _tell(self) -> None:
-        arrivals, self._arrivals = self._arrivals, {}
-        for presence in arrivals.values():
-            # Another worker may have heard of a later connection.
-            self._put("late", presence).add_done_callback(partial(self._told, presence))
+        missed, self._missed = self._missed, {}
+        for change in missed.values():
+            # Another worker may have heard of a later one.
+            self._put(change.how, change.presence, "late").add_done_callback(partial(self._told, change))
         if self._spoke:
             spoke, self._spoke = self._spoke, {}
             self._refresh(spoke).add_done_callback(partial(self._refreshed, spoke))
 
-    def _told(self, presence: DevicePresence, answer: asyncio.Future[Any]) -> None:
-        if undelivered(answer) and presence.device not in self._arrivals:
-            self._missed(presence)
+    def _told(self, change: Change, answer: asyncio.Future[Any]) -> None:
+        if undelivered(answer) and change.presence.device not in self._missed:
+            self._miss(change)
 
     def _refreshed(self, spoke: dict[Device, int], answer: asyncio.Future[Any]) -> None:
         if undelivered(answer):

@@ -118,8 +118,8 @@ local function keep(presence, expiries, user)
 end
 """
 
-# KEYS: the user's hash, `expiries`. ARGV: how, user, device, nonce, state, since, expires. `how` is `arrive`,
-# `update` (only the connection that is known), or `late` (an arrival that is not newer counts for nothing).
+# KEYS: the user's hash, `expiries`. ARGV: how, user, device, nonce, state, since, expires, late. `how` is
+# `arrive`, or `update` (only the connection that is known). `late`: what is not newer counts for nothing.
 # Returns 1, or 0 for what was ignored. Devices that went a day before are dropped on the way.
 PUT = f"""
 {_KEEP}
@@ -130,7 +130,7 @@ local known = redis.call('HGET', presence, device)
 if known then
   known = cmsgpack.unpack(known)
   if how == 'update' and known[1] ~= nonce then return 0 end
-  if how == 'late' and known[3] >= since then return 0 end
+  if ARGV[8] == 'late' and known[3] >= since then return 0 end
 elseif how == 'update' and state == 'offline' then
   return 0
 end

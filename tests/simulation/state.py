@@ -126,8 +126,7 @@ class SimState:
         await self._ask_or(None, lambda it: it.refresh(devices, expires))
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
-        nothing: dict[str, tuple[DevicePresence, ...]] = {}
-        return await self._ask_or(nothing, lambda it: it.presence(users))
+        return await self._ask(lambda it: it.presence(users))
 
     async def expired(self, now: int) -> list[DevicePresence]:
         nothing: list[DevicePresence] = []

@@ -84,7 +84,6 @@ def test_while_it_is_away_it_knows_nothing_and_says_so_soon() -> None:
         before = world.loop.time()
         assert await state.recall(KEYS) == frozenset()
         assert await state.devices(["alice"]) == {}
-        assert await state.presence(["alice"]) == {}
         assert await state.expired(1 << 60) == []
         assert await state.take({PHONE: 100}, 0) == {PHONE: 20}
         assert await state.update(DevicePresence(PHONE, "n", "online", 0, 1)) is True
@@ -96,6 +95,8 @@ def test_while_it_is_away_it_knows_nothing_and_says_so_soon() -> None:
             await state.beat(WORKER, 1_000)
         with pytest.raises(StateAway):
             await state.workers()
+        with pytest.raises(StateAway):
+            await state.presence(["alice"])
         assert world.loop.time() - before < 0.1
         assert state.trouble
         world.shared.away = False

@@ -14,6 +14,7 @@ from imqtt.model import Device, Key
 from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.redis import RedisState
 from imqtt.state.redis_link import GRACE_SECONDS, TRIP_SECONDS
+from imqtt.state.redis_presence import EXPIRED_AT_ONCE
 from imqtt.stores.base import Registration
 from tests.redis_server import RedisServer
 from tests.services import eventually
@@ -66,7 +67,6 @@ async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
         assert await state.devices(["alice"]) == {}
         await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
         assert await state.update(presence()) is True
-        assert await state.presence(["alice"]) == {}
         await state.refresh([PHONE], 9_000)
         assert await state.expired(9_000) == []
         await state.leave("w1")
@@ -74,6 +74,8 @@ async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
             await state.workers()
         with pytest.raises(StateAway):
             await state.beat(WORKER, LONG)
+        with pytest.raises(StateAway):  # unknown is not offline
+            await state.presence(["alice"])
     assert time.monotonic() - began < 0.5
     assert "127.0.0.1" in state.trouble
 
@@ -359,6 +361,35 @@ async def test_a_later_connection_that_another_worker_heard_of_stays(
     await other.close()
 
 
+async def test_a_status_that_it_missed_counts(server: RedisServer, state: RedisState) -> None:
+    await state.arrive(presence())
+    server.pause()
+    await notices(state)
+    await state.update(presence("away", since=1_500))
+    await state.update(presence("offline", since=1_600))
+    server.resume()
+    await is_back(state)
+    assert await state.presence(["alice"]) == {"alice": (presence("offline", since=1_600),)}
+
+
+@pytest.mark.parametrize("later", [presence("away", since=1_600), presence(nonce="new", since=1_600)])
+async def test_a_status_that_it_missed_changes_nothing_that_another_worker_heard_later(
+    server: RedisServer, state: RedisState, later: DevicePresence
+) -> None:
+    other = await open_at(server)
+    await other.arrive(presence())
+    server.command("CLIENT", "KILL", "TYPE", "normal")
+    await notices(other)
+    await is_back(other)
+    await state.update(presence("offline", since=1_500))
+    assert "is away" in state.trouble
+    await (other.update(later) if later.nonce == "n1" else other.arrive(later))
+    await is_back(state)
+    assert await other.presence(["alice"]) == {"alice": (later,)}
+    assert await state.presence(["alice"]) == {"alice": (later,)}
+    await other.close()
+
+
 async def test_who_spoke_while_it_was_away_is_not_taken_for_silent(
     server: RedisServer, state: RedisState
 ) -> None:
@@ -370,3 +401,24 @@ async def test_who_spoke_while_it_was_away_is_not_taken_for_silent(
     await is_back(state)
     assert await state.expired(8_000) == []
     assert [it.device for it in await state.expired(9_000)] == [PHONE]
+
+
+# --- lost while many were found silent
+
+
+async def test_those_found_silent_before_it_was_lost_are_told_of(
+    server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [Device(f"user{number:04}", "phone") for number in range(EXPIRED_AT_ONCE + 500)]
+    await asyncio.gather(*(state.arrive(DevicePresence(it, "n1", "online", 1_000, 2_000)) for it in devices))
+    ask = state._link.call
+
+    async def ask_once(*command: str | bytes | int) -> object:
+        answer = await ask(*command)
+        await server.kill()
+        return answer
+
+    monkeypatch.setattr(state._link, "call", ask_once)
+    gone = await state.expired(2_000)
+    assert [it.device for it in gone] == devices[:EXPIRED_AT_ONCE]
+    assert {it.state for it in gone} == {"offline"}

@@ -1,0 +1,309 @@
+"""What peers are told of a user's presence is true when it is told, whatever is away meanwhile."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from imqtt.broker.link import Message
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.errors import StoreUnreachable
+from imqtt.model import AnyFrame, Device, Head, Hello, Presence, Status
+from imqtt.protocol import decode_frames
+from imqtt.protocol.topics import down
+from imqtt.server.app import Server
+from imqtt.server.counters import Counters
+from imqtt.server.devices import Devices
+from imqtt.server.presence import Presences
+from imqtt.server.troubles import Troubles
+from imqtt.serving import serving
+from imqtt.state.redis import RedisState
+from imqtt.stores.base import Identity, Registration
+from imqtt.stores.sqlite import SqliteStore
+from tests.contract.stores import log
+from tests.device import RawDevice
+from tests.redis_server import RedisServer
+from tests.server.conftest import config_for
+from tests.server.test_marks_and_presence import Make, together
+from tests.services import eventually
+
+ALICE, BOB = Device("alice", "phone"), Device("bob", "laptop")
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    async with RedisServer(tmp_path / "redis") as redis:
+        yield redis
+
+
+class Room:
+    """Presences on a real store and a real Redis. Bob has a conversation with everybody, and is there."""
+
+    def __init__(self, redis: RedisServer, store: SqliteStore, state: RedisState) -> None:
+        self.redis = redis
+        self.store = store
+        self.state = state
+        self.now = 1_000
+        self.told: list[Presence] = []  # to Bob
+        self.presences = Presences(
+            store=store,
+            state=state,
+            devices=Devices(store, state, Troubles()),
+            publish=self._publish,
+            counters=Counters(),
+            max_packet=1 << 20,
+            ttl=300,
+            clock=lambda: self.now,
+        )
+
+    async def begin(self) -> None:
+        await self.store.put_devices([Registration(BOB, "json")])
+        await self.know("alice")
+        await self.hear(BOB, Hello("b"))
+        await self.hears()
+
+    async def know(self, user: str) -> None:
+        conversation = f"d:{min(user, 'bob')}:{max(user, 'bob')}"
+        await self.store.put_members([(user, conversation), ("bob", conversation)])
+        await self.store.append(log(conversation, 1, 1))
+
+    async def hear(self, device: Device, command: Hello | Status) -> None:
+        self.now += 1
+        await self.presences.heard([(device, command)])
+
+    @asynccontextmanager
+    async def telling(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.presences.run())
+        yield
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def hears(self, *told: tuple[str, str]) -> None:
+        """Bob is told of these users that they are in these states, and of nothing else."""
+        async with self.telling():
+            await eventually(lambda: not self.presences._wake.is_set(), what="nothing left to tell")
+        assert [(it.user, it.state) for it in self.told] == list(told)
+        self.told.clear()
+
+    def _publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+        for message in messages:
+            if message.topic == down(BOB):
+                self.told += [it for it in decode_frames(message.payload) if isinstance(it, Presence)]
+        done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        done.set_result([])
+        return done
+
+
+@pytest.fixture
+async def room(redis: RedisServer, tmp_path: Path) -> AsyncIterator[Room]:
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
+    state = await RedisState.open(redis.url, cluster="c", rate=10, burst=20)
+    room = Room(redis, store, state)
+    await room.begin()
+    yield room
+    await state.close()
+    await store.close()
+
+
+def follow(monkeypatch: pytest.MonkeyPatch, state: RedisState, what: str, then: Callable[[], object]) -> None:
+    """Has `then` happen whenever the state has answered a call of `what`."""
+    call: Callable[..., Awaitable[object]] = getattr(state, what)
+
+    async def followed(*given: object) -> object:
+        answer = await call(*given)
+        then()
+        return answer
+
+    monkeypatch.setattr(state, what, followed)
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, store: SqliteStore, *, times: int) -> list[str]:
+    """The next `times` reads of heads fail. Returns of whom they were; it grows."""
+    read, failed = store.heads_of, list[str]()
+
+    async def heads_of(user: str, before: int, limit: int) -> list[Head]:
+        if len(failed) < times:
+            failed.append(user)
+            raise StoreUnreachable("a primary is being elected")
+        return await read(user, before, limit)
+
+    monkeypatch.setattr(store, "heads_of", heads_of)
+    return failed
+
+
+async def back(state: RedisState) -> None:
+    await eventually(lambda: not state.trouble, what="Redis in use again")
+
+
+# --- Redis away
+
+
+async def test_nobody_is_told_offline_because_redis_dropped_between_two_looks(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await room.hear(ALICE, Hello("old"))
+    await room.hears(("alice", "online"))
+    with monkeypatch.context() as patch:
+        follow(patch, room.state, "arrive", lambda: room.redis.command("CLIENT", "KILL", "TYPE", "normal"))
+        await room.hear(ALICE, Hello("new"))
+    assert "is away since" in caplog.text
+    await back(room.state)
+    await room.hears(("alice", "online"))
+
+
+async def test_who_came_and_went_while_redis_was_away_is_told_as_he_is_afterwards(room: Room) -> None:
+    await room.know("carol")
+    await room.hear(ALICE, Hello("a"))
+    await room.hears(("alice", "online"))
+    room.redis.pause()
+    await room.hear(ALICE, Status("offline", "a"))
+    await room.hear(Device("carol", "phone"), Hello("c"))
+    await room.hear(Device("carol", "phone"), Status("away", "c"))
+    room.redis.resume()
+    await back(room.state)
+    await room.hears(("alice", "offline"), ("carol", "away"))
+
+
+async def test_changes_that_were_to_be_told_wait_for_redis(room: Room) -> None:
+    await room.hear(ALICE, Hello("a"))
+    room.redis.pause()
+    async with room.telling():
+        await eventually(lambda: room.state.trouble, what="Redis away")
+        room.redis.resume()
+        await eventually(lambda: room.told)
+    await room.hears(("alice", "online"))
+
+
+async def test_who_fell_silent_as_redis_dropped_is_told_of(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await room.hear(ALICE, Hello("a"))
+    await room.hears(("alice", "online"))
+    room.now += 299_999
+    await room.presences.refresh([BOB])
+    room.now += 1
+    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
+    with monkeypatch.context() as patch:
+        follow(patch, room.state, "expired", lambda: room.redis.command("CLIENT", "KILL", "TYPE", "normal"))
+        async with room.telling():
+            await eventually(lambda: room.told)
+    await room.hears(("alice", "offline"))
+
+
+async def test_what_a_wiped_redis_has_forgotten_is_not_told(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await room.know("carol")
+    await room.hear(ALICE, Hello("old"))
+    await room.hears(("alice", "online"))
+    with monkeypatch.context() as patch:
+        follow(patch, room.state, "arrive", lambda: room.redis.command("FLUSHALL"))
+        await room.hear(ALICE, Hello("new"))
+    await room.hear(BOB, Status("online", "b"))
+    await room.hear(Device("carol", "phone"), Hello("c"))
+    await room.hears(("carol", "online"))
+
+
+async def test_a_user_of_whom_redis_refuses_to_tell_holds_up_nobody(room: Room) -> None:
+    await room.know("mallory")
+    await room.hear(Device("mallory", "phone"), Hello("m"))
+    await room.hear(ALICE, Hello("a"))
+    room.redis.command("SET", "imqtt:c:presence:mallory", "not a hash")
+    await room.hears(("alice", "online"))
+
+
+async def test_a_hello_while_redis_is_away_is_answered_and_told_of_afterwards(
+    broker: Mosquitto, redis: RedisServer, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    config = config_for(broker, tmp_path, state=redis.url)
+    server: Server = await stack.enter_async_context(serving(config))
+    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    await together(alice, bob)
+    redis.pause()
+    await eventually(lambda: server.health().state != "ok", what="Redis away")
+    await alice.hello(nonce="a")
+    redis.resume()
+    await alice_is(bob, "online")
+    redis.pause()
+    await eventually(lambda: server.health().state != "ok", what="Redis away")
+    await alice.command(Status("offline", "a"))
+    await alice.send("u:alice", "later")
+    redis.resume()
+    await alice_is(bob, "offline")
+
+
+async def alice_is(bob: RawDevice, state: str) -> None:
+    def told(frame: AnyFrame) -> bool:
+        return isinstance(frame, Presence) and (frame.user, frame.state) == ("alice", state)
+
+    await bob.until(told)
+
+
+# --- the store away
+
+
+async def test_a_change_waits_for_the_store_and_gives_way_to_a_newer_one(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "imqtt.server")
+    failed = fail(monkeypatch, room.store, times=4)
+    await room.hear(ALICE, Hello("a"))
+    async with room.telling():
+        await eventually(lambda: len(failed) == 2)
+        await room.hear(ALICE, Status("away", "a"))
+        await eventually(lambda: room.told)
+    await room.hears(("alice", "away"))
+    assert failed == ["alice"] * 4
+    assert len(caplog.records) == 1
+
+
+async def test_after_a_failure_the_first_to_change_is_told_first(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await room.know("carol")
+    fail(monkeypatch, room.store, times=1)
+    await room.hear(ALICE, Hello("a"))
+    await room.hear(Device("carol", "phone"), Hello("c"))
+    await room.hears(("alice", "online"), ("carol", "online"))
+
+
+# --- many changes
+
+
+async def test_the_first_to_leave_is_told_first(room: Room) -> None:
+    devices = [Device(f"user{number}", "phone") for number in range(30)]
+    for device in devices:
+        await room.know(device.user)
+    await room.presences.heard([(device, Hello("n")) for device in devices])
+    await room.hears(*((device.user, "online") for device in devices))
+    for device in devices:
+        await room.hear(device, Status("offline", "n"))
+    await room.hears(*((device.user, "offline") for device in devices))
+
+
+async def test_silence_is_found_however_long_telling_takes(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, on = room.store.heads_of, asyncio.Event()
+
+    async def heads_of(user: str, before: int, limit: int) -> list[Head]:
+        await on.wait()
+        return await read(user, before, limit)
+
+    monkeypatch.setattr(room.store, "heads_of", heads_of)
+    await room.hear(ALICE, Hello("a"))
+    room.now += 300_000
+    await room.presences.refresh([BOB])
+    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
+
+    async def found() -> bool:
+        return (await room.state.presence(["alice"]))["alice"][0].state == "offline"
+
+    async with room.telling():
+        await eventually(found)
+        on.set()
+        await eventually(lambda: room.told)
+    assert {(it.user, it.state) for it in room.told} == {("alice", "offline")}
