@@ -18,6 +18,7 @@ ImqttError
 |   +-- ClockBehind      the server's clock stepped back further than ids may run ahead
 +-- ClientError          raised by the SDK only
 |   +-- NotConnected
+|   +-- Discarded
 |   +-- CredentialsRefused
 |   +-- DeviceStoreError
 +-- SetupError           the operator has to change something before imqtt can run
@@ -114,6 +115,10 @@ class ClientError(ImqttError):
 
 class NotConnected(ClientError):
     retryable = True
+
+
+class Discarded(ClientError):
+    """The message was taken out of the outbox. If it was sent already, it may be stored nevertheless."""
 
 
 class CredentialsRefused(ClientError):

@@ -20,7 +20,7 @@ from imqtt.client.marker import Marker
 from imqtt.client.mqtt import Lost
 from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
-from imqtt.client.sender import Sender
+from imqtt.client.sender import UNBOUNDED, Sender
 from imqtt.client.session import Session
 from imqtt.client.settings import Settings, Timing, check_device, parse_addresses
 from imqtt.client.store import LocalStore
@@ -42,13 +42,12 @@ from imqtt.model import (
     Typing,
     canonical_json,
 )
-from imqtt.protocol import Bounds, Format, check
+from imqtt.protocol import Format, check
 
 log = logging.getLogger(__name__)
 
 MAX_NOTICES = 1_000  # that wait for one iterator; the oldest go first
 TYPING_EVERY = 3.0  # seconds; who hears of it forgets it after six
-UNBOUNDED = Bounds(content=1 << 28, command=1 << 28)  # the server's bounds are not known yet
 
 
 class Client:
@@ -100,7 +99,6 @@ class Client:
         self._notices: Topic[Notice] = Topic(MAX_NOTICES)
         self._failure: Exception | None = None
         self._running: asyncio.Task[None] | None = None
-        self._puts: set[asyncio.Task[None]] = set()
         self._typed: dict[str, float] = {}
 
     # --- beginning and end
@@ -166,6 +164,7 @@ class Client:
         if self._running is None:
             return
         running, self._running = self._running, None
+        self._connector.stop()
         try:
             if self.state.phase is Phase.ESTABLISHED:
                 with contextlib.suppress(Lost, NotConnected, TimeoutError):
@@ -173,21 +172,32 @@ class Client:
                         await self._session.farewell()
         finally:
             running.cancel()
-            await asyncio.wait([running, *self._puts])
+            await asyncio.wait([running])
             await self._store.close()
 
     async def _run(self) -> None:
-        """The connection's task: whatever ends it ends the client."""
+        """The connection's task, and the store's: whatever ends one of them ends the client."""
         try:
-            await self._connector.run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._connector.run(), name="imqtt-connector")
+                tasks.create_task(self._watch_store(), name="imqtt-store")
         except asyncio.CancelledError:
             self._end(None, "closed")
             raise
-        except ImqttError as error:
-            self._end(error, str(error))
-        except Exception as error:
-            log.exception("the client of %s ends", self.settings.name)
-            self._end(error, f"a fault of the client: {error}")
+        except ExceptionGroup as group:
+            error = group.exceptions[0]
+            if isinstance(error, ImqttError):
+                self._end(error, str(error))
+            else:
+                log.exception("the client of %s ends", self.settings.name)
+                self._end(error, f"a fault of the client: {error}")
+
+    async def _watch_store(self) -> None:
+        """Raises what could not be stored. It may have come on a connection that is no more."""
+        error = await self._inbox.failed
+        self._connector.stop()
+        self._uplink.drop()
+        raise error
 
     def _end(self, failure: Exception | None, reason: str) -> None:
         self._failure = failure
@@ -236,13 +246,15 @@ class Client:
         one's own, sending the same again is no second message.
 
         Raises what the server refuses it with (`Conflict`, `NotAllowed`, `Invalid`, `TooLarge`,
-        `Unsupported`); then it is not in the outbox any more. And `CredentialsRefused`, `DeviceStoreError`.
+        `Unsupported`); then it is not in the outbox any more. `Discarded` if it was taken out. What ends the
+        client while it waits (`NotConnected` for `close`, `CredentialsRefused`) leaves it there for the next
+        one. And `DeviceStoreError`.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
         entry = self._entry(conversation, made, client_msg_id)
         stored = self._sender.wait(entry.key)
         try:
-            await self._put(entry)
+            await self._sender.put(entry)
             return await stored
         finally:
             self._sender.forget(entry.key, stored)
@@ -263,7 +275,7 @@ class Client:
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
         entry = self._entry(conversation, made, client_msg_id)
-        await self._put(entry)
+        await self._sender.put(entry)
         return entry.client_msg_id
 
     async def outbox(self) -> list[Entry]:
@@ -271,7 +283,10 @@ class Client:
         return list((await self._store.entries()).values())
 
     async def discard(self, conversation: str, client_msg_id: str) -> bool:
-        """Takes a message out of the outbox. If it was sent already, it may be stored nevertheless."""
+        """Takes a message out of the outbox. False if it was not there. A `send` of it raises `Discarded`.
+
+        If it was sent already, it may be stored nevertheless, and its client_msg_id stands for its content.
+        """
         return await self._sender.discard(Key(conversation, client_msg_id))
 
     def direct(self, other: str) -> str:
@@ -283,17 +298,8 @@ class Client:
         self._check()
         now = time.time_ns() // 1_000_000
         entry = Entry(conversation, client_msg_id or uuid4().hex, content, now)
-        limits = self._uplink.limits
-        bounds = UNBOUNDED if limits is None else Bounds(limits.content, limits.command, limits.cursors)
-        check(Send(conversation, entry.client_msg_id, content, now), bounds)
+        self._sender.check(Send(conversation, entry.client_msg_id, content, now))
         return entry
-
-    async def _put(self, entry: Entry) -> None:
-        # It is in the outbox or it is not: a cancellation in between must not leave it unsent there.
-        task = asyncio.create_task(self._sender.put(entry))
-        self._puts.add(task)
-        task.add_done_callback(self._puts.discard)
-        await asyncio.shield(task)
 
     # --- what comes
 
@@ -317,10 +323,12 @@ class Client:
         """At most `limit` events before seq `before` (default: the newest), in order of seq.
 
         From the device's store where it is whole there, else from the server. Fewer than `limit` only at
-        the beginning of what there is, or without a connection. Raises `NotAllowed`, and `NotConnected`
-        if the device has nothing of it.
+        the beginning of what there is, or without a connection. Raises `NotAllowed`, `NotConnected` if the
+        device has nothing of it, and `DeviceStoreError`.
         """
-        return await self._reader.history(conversation, before, limit)
+        found = await self._reader.history(conversation, before, limit)
+        self._inbox.check()  # what it was read by
+        return found
 
     async def conversations(self, limit: int = 1_000) -> list[Summary]:
         """The user's conversations, the one with the newest event first."""
@@ -334,7 +342,11 @@ class Client:
     # --- marks, presence, typing
 
     async def mark_read(self, conversation: str, seq: int | None = None) -> None:
-        """Marks everything up to `seq` as read; by default all that has arrived. Sent in a moment."""
+        """Marks everything up to `seq` as read; by default all that has arrived. Sent in a moment.
+
+        Raises `DeviceStoreError`, which ends the client.
+        """
+        self._inbox.check()
         if self._replica.mark_read(conversation, seq):
             await self._inbox.commit()
 
@@ -343,7 +355,10 @@ class Client:
         return await self._store.marks(conversation)
 
     def presence_of(self, user: str) -> Presence | None:
-        """The user's presence as last told; None: never told."""
+        """The user's presence as last told; None: never told.
+
+        Whoever was there, and is not told of when the device connects again, is offline.
+        """
         return self._inbox.presences.get(user)
 
     async def typing(self, conversation: str, typing: bool = True) -> None:

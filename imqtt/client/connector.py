@@ -32,13 +32,14 @@ class Connector:
         self._uplink = uplink
         self._session = session
         self._changed = changed
+        self._stopping = False
         timing = settings.timing
         self._machine = Connection(len(settings.addresses), random, base=timing.retry, cap=timing.retry_most)
 
     async def run(self) -> None:
         """Until cancelled. Raises `CredentialsRefused`, or `DeviceStoreError`."""
         reason = ""
-        while True:
+        while not self._stopping:
             number, wait = self._machine.next(time.monotonic())
             address = self._settings.addresses[number]
             self._show(address, reason, wait)
@@ -64,6 +65,12 @@ class Connector:
             log.info("no connection to %s: %s", address, reason)
             if self._machine.tries >= len(self._settings.addresses):
                 self.tried.set()
+        # The cancellation met the loss of a connection, and Python 3.11's TaskGroup told of the loss alone.
+        raise asyncio.CancelledError
+
+    def stop(self) -> None:
+        """No connection follows the present one. To be called before `run` is cancelled."""
+        self._stopping = True
 
     def close(self, reason: str) -> None:
         """The end, for whatever reason."""

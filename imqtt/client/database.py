@@ -25,6 +25,7 @@ Operation = Callable[[sqlite3.Connection], T]
 class _Job:
     operation: Operation[Any]
     durable: bool
+    chained: bool
     done: "asyncio.Future[Any]"
 
 
@@ -44,6 +45,7 @@ class Database:
         self._lock = Lock()
         self._waiting: list[_Job] = []
         self._working = False
+        self._broken: Exception | None = None  # how a chained operation failed
         self._connection: sqlite3.Connection | None = None
         self._closed = False
 
@@ -58,18 +60,21 @@ class Database:
             raise
         return database
 
-    def submit(self, operation: Operation[T], *, durable: bool = False) -> "asyncio.Future[T]":
+    def submit(
+        self, operation: Operation[T], *, durable: bool = False, chained: bool = False
+    ) -> "asyncio.Future[T]":
         """Runs `operation` in a transaction. It happens also if nobody waits for the future.
 
         A committed transaction survives the end of this process in any case, and with `durable` the
-        machine's as well: for an fsync more, which only what exists nowhere else is worth.
+        machine's as well: for an fsync more, which only what exists nowhere else is worth. `chained`
+        operations build on each other: once one has failed, all that come after it fail with it.
         """
         done: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             done.set_exception(DeviceStoreError(f"{self._name}: the client is closed"))
             return done
         with self._lock:
-            self._waiting.append(_Job(operation, durable, done))
+            self._waiting.append(_Job(operation, durable, chained, done))
             if self._working:
                 return done
             self._working = True
@@ -141,15 +146,23 @@ class Database:
                 f"PRAGMA synchronous = {'FULL' if any(it.durable for it in jobs) else 'NORMAL'}"
             )
             connection.execute("BEGIN IMMEDIATE")
-            answers = [job.operation(connection) for job in jobs]
+            answers = [self._answer(job, connection) for job in jobs]
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - it is handed to whoever submitted the operation
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             if len(jobs) > 1:
                 return [answer for job in jobs for answer in self._commit([job])]
-            return [self._error(error) if isinstance(error, sqlite3.Error) else error]
+            answer = self._error(error) if isinstance(error, sqlite3.Error) else error
+            if jobs[0].chained:
+                self._broken = answer
+            return [answer]
         return answers
+
+    def _answer(self, job: _Job, connection: sqlite3.Connection) -> Any:
+        if job.chained and self._broken is not None:
+            raise self._broken
+        return job.operation(connection)
 
     def _close(self) -> None:
         self._work()

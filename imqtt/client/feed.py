@@ -6,6 +6,7 @@ from typing import Generic, Self, TypeVar
 from weakref import WeakSet
 
 from imqtt.client.store import LocalStore
+from imqtt.errors import DeviceStoreError
 from imqtt.model import Event
 
 T = TypeVar("T")
@@ -80,7 +81,8 @@ class Events:
 
     It reads from the device's store, a few at a time: however slow its consumer is, neither memory nor
     the connection suffers. With a consumer's name, the place is kept in the store: asking for the next
-    event says that the last one is finished, and after a restart it goes on behind that one.
+    event says that the last one is finished, and after a restart it goes on behind that one. Where the
+    client was closed before the next one was asked for, the last one comes again.
     """
 
     def __init__(self, feed: Feed, store: LocalStore, consumer: str | None, conversation: str | None) -> None:
@@ -101,21 +103,15 @@ class Events:
         return self
 
     async def __anext__(self) -> Event:
-        if not self._begun:
-            self._begun = True
-            if self._consumer is not None:
-                self.position = self._read_to = await self._store.consumer(self._consumer)
-        await self.finish()
-        signal = self._feed.signal
-        while not self._up_to_date():
-            changed = signal.watch()
-            if self._read_to < self._feed.ordinal:
-                await self._read()
-            elif signal.ended:
-                self.close()
-                raise signal.stop()
-            else:
-                await changed.wait()
+        try:
+            await self._begin()
+            await self.finish()
+            await self._look_ahead()
+        except DeviceStoreError:
+            if not self._feed.signal.ended:
+                raise
+            self.close()
+            raise self._feed.signal.stop() from None  # the store went with the client
         self.position, event = self._ahead.popleft()
         self._unfinished = True
         return event
@@ -135,6 +131,24 @@ class Events:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+    async def _begin(self) -> None:
+        if not self._begun and self._consumer is not None:
+            self.position = self._read_to = await self._store.consumer(self._consumer)
+        self._begun = True  # and not before its place is known: whoever asked may give up meanwhile
+
+    async def _look_ahead(self) -> None:
+        """Returns when there is something to give out. Raises what ends the iteration."""
+        signal = self._feed.signal
+        while not self._up_to_date():
+            changed = signal.watch()
+            if self._read_to < self._feed.ordinal:
+                await self._read()
+            elif signal.ended:
+                self.close()
+                raise signal.stop()
+            else:
+                await changed.wait()
 
     def _up_to_date(self) -> deque[tuple[int, Event]]:
         """What was read ahead, and may be given out still.

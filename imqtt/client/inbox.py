@@ -40,6 +40,7 @@ class Inbox:
     ) -> None:
         self.counts: Counter[str] = Counter()  # what was odd, by kind
         self.presences: OrderedDict[str, Presence] = OrderedDict()
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # see `commit`
         self._replica = replica
         self._store = store
         self._sender = sender
@@ -49,9 +50,14 @@ class Inbox:
         self._feed = feed
         self._notices = notices
         self._settling: set[asyncio.Task[None]] = set()
+        self._past: set[str] = set()  # users whose presence was told on earlier connections only
 
-    async def take(self, payloads: Iterable[bytes], welcome: Callable[[Welcome], None]) -> None:
-        """Returns when everything in these packets is stored and told."""
+    def connected(self) -> None:
+        """A connection begins. What was told on earlier ones is believed until its `Welcome`."""
+        self._past = set(self.presences)
+
+    async def take(self, payloads: Iterable[bytes], welcome: Callable[[Welcome], bool]) -> None:
+        """Returns when everything in these packets is stored and told. `welcome`: is it this connection's?"""
         frames: list[AnyFrame] = []
         for payload in payloads:
             try:
@@ -62,6 +68,7 @@ class Inbox:
         keys = [Key(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
         entries = await self._sender.entries(keys) if keys else {}
         answers: list[Page | Rejected] = []
+        welcomed = False
         for frame in frames:
             if isinstance(frame, Event):
                 self._replica.event(frame)
@@ -73,13 +80,19 @@ class Inbox:
             elif isinstance(frame, Rejected):
                 answers.append(frame)
             elif isinstance(frame, Welcome):
-                welcome(frame)
+                welcomed = welcome(frame) or welcomed
             else:
                 self._tell(frame)
+        if welcomed:  # looked at last: the presences of those who are there come behind it
+            self._forget()
         await self.commit(answers)
 
     async def commit(self, answers: Sequence[Page | Rejected] = ()) -> None:
-        """Stores what the replica has come to, and only then tells of it."""
+        """Stores what the replica has come to, and only then tells of it.
+
+        Where that fails, the replica is ahead of the store, and goes on from events that are nowhere. So
+        nothing is to come after it: `failed` has the error, also if nobody waits here any more.
+        """
         step = self._replica.take()
         if step.changes:
             step.changes.wanted_after = self._feed.wanted_after
@@ -90,6 +103,11 @@ class Inbox:
         task.add_done_callback(self._settling.discard)
         await asyncio.shield(task)
 
+    def check(self) -> None:
+        """Raises what could not be stored: the replica is not to be believed any more."""
+        if self.failed.done():
+            raise self.failed.result()
+
     async def _settle(
         self,
         step: Step,
@@ -97,11 +115,20 @@ class Inbox:
         ordinal: int,
         answers: Sequence[Page | Rejected],
     ) -> None:
-        if stored is not None:
-            self._replica.trimmed(await stored)
-        if step.changes.restarted:
-            self._feed.restart()
-        self._feed.advance(ordinal)
+        try:
+            if stored is not None:
+                self._replica.trimmed(await stored)
+                if step.changes.restarted:
+                    self._feed.restart()
+                self._feed.advance(ordinal)
+            self.check()
+            await self._tell_of(step, answers)
+        except Exception as error:
+            if not self.failed.done():
+                self.failed.set_result(error)
+            raise
+
+    async def _tell_of(self, step: Step, answers: Sequence[Page | Rejected]) -> None:
         for accepted in step.accepted:
             self._sender.accepted(accepted)
         for notice in step.notices:
@@ -128,4 +155,12 @@ class Inbox:
             self.presences.move_to_end(frame.user)
             if len(self.presences) > MAX_PRESENCES:
                 self.presences.popitem(last=False)
+            self._past.discard(frame.user)
         self._notices.tell(frame)
+
+    def _forget(self) -> None:
+        """What comes with a `Welcome` tells of those peers only who are not offline."""
+        for user in [it for it in self.presences if it in self._past]:
+            if self.presences[user].state != "offline":
+                self._tell(Presence(user, "offline"))
+        self._past.clear()

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import socket
 import ssl
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import aiomqtt
 from aiomqtt.exceptions import MqttCodeError, MqttConnectError
@@ -15,9 +16,11 @@ from imqtt.client.settings import Address
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 2_000  # packets received and not yet taken; what overflows is lost, and asked for again
+MAX_WAITING = 2_000  # packets received and not yet taken; one more, and the connection ends behind them
 MAX_IN_FLIGHT = 100  # publishes without PUBACK; paho queues further ones
 REFUSALS = (0x85, 0x86, 0x87, 0x8A, 0x8C)  # MQTT 5, 3.2.2.2: client id, password, authorization, ban, method
+
+Answer = TypeVar("Answer")
 
 
 class Refused(Exception):
@@ -39,6 +42,26 @@ class Login:
     keep_alive: int
     timeout: float
     tls: ssl.SSLContext | None
+
+
+class _Incoming(asyncio.Queue[aiomqtt.Message]):
+    """What was received. Once it has been full it takes nothing more, and ends behind what it holds.
+
+    aiomqtt would drop what finds no room, though the broker has its PUBACK: of a last message that is lost,
+    no later one tells. A new connection asks for it.
+    """
+
+    _has_overflowed = False
+
+    def put_nowait(self, item: aiomqtt.Message) -> None:
+        self._has_overflowed = self._has_overflowed or self.full()
+        if not self._has_overflowed:
+            super().put_nowait(item)
+
+    async def get(self) -> aiomqtt.Message:
+        if self._has_overflowed and self.empty():
+            raise Lost(f"more than {self.maxsize} packets waited to be taken")
+        return await super().get()
 
 
 class Mqtt:
@@ -66,6 +89,7 @@ class Mqtt:
             timeout=login.timeout,
             keepalive=login.keep_alive,
             clean_start=True,
+            queue_type=_Incoming,
             max_queued_incoming_messages=MAX_WAITING,
             max_inflight_messages=MAX_IN_FLIGHT,
             tls_context=tls if address.is_encrypted else None,
@@ -97,7 +121,7 @@ class Mqtt:
     async def subscribe(self, topic: str) -> None:
         """Subscribes at QoS 1. Raises `Lost`, also where the broker grants less."""
         try:
-            granted = await self._client.subscribe(topic, qos=1)
+            granted = await _cancellable(self._client.subscribe(topic, qos=1))
         except (aiomqtt.MqttError, ValueError) as error:
             raise Lost(f"subscribing to {topic}: {error}") from None
         for code in granted:
@@ -107,7 +131,7 @@ class Mqtt:
     async def publish(self, topic: str, payload: bytes) -> None:
         """Publishes at QoS 1 and returns at the PUBACK, which promises nothing. Raises `Lost`."""
         try:
-            await self._client.publish(topic, payload, qos=1)
+            await _cancellable(self._client.publish(topic, payload, qos=1))
         except MqttCodeError as error:
             raise Lost(f"publishing: {error}") from None
         except aiomqtt.MqttError as error:
@@ -137,6 +161,20 @@ class Mqtt:
     def drop(self) -> None:
         """Closes the socket without a word, so that the broker publishes the will."""
         _hang_up(self._client)
+
+
+async def _cancellable(call: Awaitable[Answer]) -> Answer:
+    """Awaits what aiomqtt does. Its `wait_for` loses a cancellation that comes together with the answer.
+
+    So it is in Python 3.11; since 3.12 there is nothing left to do here.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine is awaited in one
+    cancelled_before = task.cancelling()
+    answer = await call
+    if task.cancelling() > cancelled_before:
+        raise asyncio.CancelledError
+    return answer
 
 
 def _abandon(client: aiomqtt.Client, opening: "asyncio.Task[aiomqtt.Client]") -> None:

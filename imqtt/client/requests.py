@@ -1,13 +1,17 @@
 """Questions to the server and their answers, which are matched by `ref`."""
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import random
+from typing import Never
 from uuid import uuid4
 
 import msgspec
 
+from imqtt.client.mqtt import Lost
 from imqtt.client.settings import Timing
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import error_of
@@ -18,7 +22,8 @@ from imqtt.model import Hello, History, Page, Rejected, Sync
 @dataclass(slots=True)
 class _Question:
     asked: dict[str, bool]
-    answer: "asyncio.Future[Page | Rejected]" = field(default_factory=asyncio.Future)
+    waits_since: float  # on `time.monotonic`; infinite while it rests, as the server wished
+    answer: "asyncio.Future[Page | Rejected | None]" = field(default_factory=asyncio.Future)  # None: ask anew
 
 
 class Requests:
@@ -28,6 +33,7 @@ class Requests:
         self._uplink = uplink
         self._timing = timing
         self._questions: dict[str, _Question] = {}
+        self._heard_at = 0.0  # when anything came last on this connection, or when it began
 
     async def ask(self, command: Hello | Sync | History, place: str) -> Page:
         """The page that answers. Asks again, with growing patience, while there is none or a retryable error.
@@ -38,7 +44,7 @@ class Requests:
         ref = uuid4().hex[:16]
         command = msgspec.structs.replace(command, ref=ref)
         cursors = () if isinstance(command, History) else command.cursors
-        question = _Question({it.conversation: True for it in cursors if it.seq})
+        question = _Question({it.conversation: True for it in cursors if it.seq}, time.monotonic())
         self._questions[ref] = question
         tries = 0
         try:
@@ -54,12 +60,42 @@ class Requests:
                     continue
                 if isinstance(answer, Page):
                     return answer
+                question.answer = asyncio.Future()
+                if answer is None:
+                    tries = 0
+                    continue
                 if not answer.retryable:
                     raise error_of(answer)
-                question.answer = asyncio.Future()
+                question.waits_since = math.inf
                 await asyncio.sleep(answer.retry_after / 1000 + backoff(tries, random(), cap=30.0))
+                question.waits_since = time.monotonic()
         finally:
             del self._questions[ref]
+
+    def renew(self) -> None:
+        """The server has welcomed the device: what an earlier connection left unanswered is asked at once."""
+        for question in self._questions.values():
+            if not question.answer.done():
+                question.answer.set_result(None)
+
+    def heard(self) -> None:
+        """Something has come on this connection."""
+        self._heard_at = time.monotonic()
+
+    async def listen(self) -> Never:
+        """From a connection's beginning. Raises `Lost` when something is asked and nothing at all comes.
+
+        The broker may be well and alone: no server behind it, or the subscription gone.
+        """
+        self.heard()
+        silence = self._timing.silence * (1 + 0.2 * random())
+        while True:
+            now = time.monotonic()
+            asked_at = min((it.waits_since for it in self._questions.values()), default=math.inf)
+            left = max(asked_at, self._heard_at) + silence - now
+            if left <= 0:
+                raise Lost(f"no answer to anything in {silence:.0f} s")
+            await asyncio.sleep(min(left, silence))
 
     def asked(self, ref: str) -> Mapping[str, bool]:
         """The conversations whose cursors the answer judges: true where no doubt has come since.

@@ -51,6 +51,7 @@ class Session:
     async def run(self, mqtt: Mqtt, nonce: str, established: Callable[[], None]) -> None:
         """Until the connection is lost: raises `Lost`, or what else went wrong."""
         self._catchup.complete.clear()
+        self._inbox.connected()
         # As they are before anything comes on this connection: what comes may follow a cursor by its seq, but
         # be of a restored store's log. A cursor behind it would be in that log, and nobody would notice.
         cursors = self._catchup.cursors()
@@ -61,6 +62,7 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 welcomed = asyncio.Event()
                 tasks.create_task(self._receive(mqtt, nonce, welcomed), name="imqtt-receive")
+                tasks.create_task(self._requests.listen(), name="imqtt-silence")
                 tasks.create_task(self._converse(cursors, welcomed, established), name="imqtt-converse")
         except BaseExceptionGroup as group:
             raise _cause(group) from group
@@ -78,15 +80,18 @@ class Session:
         await self.say(Status("offline", ""))
 
     async def _receive(self, mqtt: Mqtt, nonce: str, welcomed: asyncio.Event) -> None:
-        def welcome(frame: Welcome) -> None:
+        def welcome(frame: Welcome) -> bool:
             if frame.nonce != nonce:
-                return  # the answer to an earlier connection's `Hello`
+                return False  # the answer to an earlier connection's `Hello`
             self._uplink.partitions = frame.partitions
             self._uplink.limits = frame.limits
             welcomed.set()
+            return True
 
         while True:
-            await self._inbox.take(await mqtt.receive(), welcome)
+            payloads = await mqtt.receive()
+            self._requests.heard()
+            await self._inbox.take(payloads, welcome)
 
     async def _converse(
         self, cursors: tuple[Cursor, ...], welcomed: asyncio.Event, established: Callable[[], None]
@@ -104,6 +109,7 @@ class Session:
         except TimeoutError:
             raise Lost("the server answered without a Welcome") from None
         established()
+        self._requests.renew()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._catchup.run(page), name="imqtt-catch-up")
             tasks.create_task(self._sender.run(), name="imqtt-outbox")

@@ -55,6 +55,7 @@ class Timing:
     keep_alive: int = 30
     answer: float = 5.0  # for an answer to a first try; later tries wait longer
     patience: float = 60.0  # but no longer than this
+    silence: float = 60.0  # in which something is asked and nothing at all comes: then another connection
     retry: float = 0.5  # before the first reconnection at most, doubling from there
     retry_most: float = 30.0
     hole: float = 0.3  # at most, before a missing event is asked for: it may be on its way

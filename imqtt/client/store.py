@@ -113,8 +113,11 @@ class LocalStore:
 
     def apply(self, changes: Changes) -> Future[dict[str, int]]:
         """One transaction. It survives a kill of the process; a crash of the machine may undo it, and all
-        that came after it, which the next sync brings again. Returns the bases of logs that were trimmed."""
-        return self._database.submit(lambda it: _apply(it, changes))
+        that came after it, which the next sync brings again. Returns the bases of logs that were trimmed.
+
+        Once it has failed it fails for good: what comes after may stand behind events that are not stored.
+        """
+        return self._database.submit(lambda it: _apply(it, changes), chained=True)
 
     # --- the log
 

@@ -32,6 +32,11 @@ class Uplink:
     def detach(self) -> None:
         self._mqtt = None
 
+    def drop(self) -> None:
+        """Ends the connection without a word, so that the broker publishes the will."""
+        if self._mqtt is not None:
+            self._mqtt.drop()
+
     def topic(self, place: str, *, anywhere: bool = False) -> str:
         """Where commands for this conversation go. `anywhere`: to partition 0, which passes them on."""
         known = self.partitions and not anywhere

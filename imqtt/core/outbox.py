@@ -122,7 +122,9 @@ class Outbox:
             self._remove(key, now)
             return Fate.REFUSED
         conversation, queue = key.conversation, self._queues[key.conversation]
-        if queue.keys[0] == key.client_msg_id and self._under_way.pop(conversation, None) is not None:
+        if queue.keys[0] == key.client_msg_id:
+            # Also if it is under way no more: the answer may be late, or the connection lost since.
+            self._under_way.pop(conversation, None)
             wait = backoff(queue.tries, self._chance(), base=0.2, cap=30.0)
             # Many devices may have been told the same `retry_after`: they do not come back as one.
             self._plan(conversation, now + retry_after + wait)

@@ -1,7 +1,10 @@
 """A broker with a server that can be told to misbehave, and devices on it."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -13,6 +16,25 @@ from tests.client.little_server import LittleServer
 QUICK = Timing(connect=2.0, answer=0.4, patience=2.0, retry=0.1, retry_most=0.5, hole=0.05, marks=0.05)
 
 Devices = Callable[..., Client]
+
+
+@contextmanager
+def held(client: Client) -> Iterator[None]:
+    """What the client asks of its store is not done before the end of this."""
+    go_on = Event()
+    client._store._database.submit(lambda _: go_on.wait(60))
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def after(ticks: int, do: Callable[[], object]) -> None:
+    """Does it when the event loop has turned so many times."""
+    if ticks:
+        asyncio.get_running_loop().call_soon(after, ticks - 1, do)
+    else:
+        do()
 
 
 @pytest.fixture

@@ -3,14 +3,15 @@
 import asyncio
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
-from imqtt.client import Client, Phase
+from imqtt.client import Client, Phase, Timing
 from imqtt.errors import CredentialsRefused, DeviceStoreError, SetupError
-from imqtt.model import Hello, Rejected, Status
-from tests.client.conftest import Devices
+from imqtt.model import Hello, History, Page, Rejected, Status, Sync
+from tests.client.conftest import Devices, after
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take
 from tests.services import eventually
@@ -151,6 +152,77 @@ async def test_a_hello_that_is_refused_for_good_is_tried_on_another_connection(
     async with device() as alice:
         await asyncio.wait_for(alice.caught_up(), 10)
         assert len({it.nonce for it in little.commands(Hello)}) == 2  # type: ignore[union-attr]
+
+
+async def test_a_broker_that_nobody_answers_behind_is_left_for_another(
+    little: LittleServer, device: Devices, broker: Mosquitto, tmp_path: Path
+) -> None:
+    async with Mosquitto(tmp_path / "lonely") as lonely:
+        for it in (lonely, broker):
+            it.passwords.add("alice/phone", "secret")
+        brokers = [f"mqtt://{it.host}:{it.port}" for it in (lonely, broker)]
+        timing = Timing(answer=0.2, silence=1.0, retry=0.1)
+        async with device(brokers=brokers, password="secret", timing=timing, wait=0) as alice:
+            await eventually(lambda: alice.state.address == brokers[0])
+            await asyncio.wait_for(alice.caught_up(), 15)
+            assert alice.state.address == brokers[1]
+
+
+async def test_a_server_that_falls_silent_is_looked_for_on_another_connection(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(timing=Timing(answer=0.2, silence=1.0, retry=0.1, sync=0.3)) as alice:
+        little.silent = True  # as if the subscription were gone
+        await eventually(lambda: len(little.commands(Hello)) >= 2)
+        little.silent = False
+        await asyncio.wait_for(alice.caught_up(), 15)
+
+
+async def test_a_server_that_asks_for_time_is_not_silent(little: LittleServer, device: Devices) -> None:
+    def refuse(command: object) -> Rejected | None:
+        if isinstance(command, Sync):
+            return Rejected("unavailable", "not now", True, "sync", ref=command.ref, retry_after=2_000)
+        return None
+
+    async with device(timing=Timing(silence=1.5, retry=0.1, sync=0.1)):
+        little.refuse = refuse
+        await eventually(lambda: len(little.commands(Sync)) >= 3)
+        assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
+
+
+async def test_what_was_asked_on_a_lost_connection_is_asked_at_once_on_the_next(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(timing=Timing(answer=60.0, retry=0.1)) as alice:
+        event = little.store(TALK, "hi")
+        little.lose = lambda _, frame: isinstance(frame, Page) and any(it.history for it in frame.slices)
+        reading = asyncio.create_task(alice.history(TALK))
+        await eventually(lambda: little.commands(History))
+        little.lose = lambda _device, _frame: False
+        cut(alice)
+        assert await asyncio.wait_for(reading, 15) == [event]
+
+
+@pytest.mark.parametrize("ticks", range(10))
+async def test_closing_ends_whatever_is_lost_just_then(
+    little: LittleServer, device: Devices, ticks: int
+) -> None:
+    alice = device(timing=Timing(retry=0.1))
+    await alice.__aenter__()
+    paho = alice._uplink._mqtt._client._client  # type: ignore[union-attr]
+    closing: list[asyncio.Task[None]] = []
+    hear = paho.on_disconnect
+
+    def lost(*given: object) -> None:
+        hear(*given)  # type: ignore[misc]
+        after(ticks, lambda: closing.append(asyncio.create_task(alice.close())))
+
+    paho.on_disconnect = lost  # type: ignore[assignment]
+    cut(alice)
+    await eventually(lambda: closing)
+    await asyncio.wait(closing, timeout=10)
+    assert closing[0].done()
+    assert alice.state.phase is Phase.CLOSED
 
 
 async def test_a_clean_end_says_offline_and_the_will_says_it_otherwise(

@@ -89,6 +89,27 @@ async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None
     await store.close()
 
 
+async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | None) -> None:
+    """The log would have a hole, and its cursor would be behind it."""
+    store = await LocalStore.open(path, ALICE)
+    await store.apply(changes(1))
+    trigger = "BEGIN SELECT raise(ABORT, 'no room'); END"
+    await store._database.submit(
+        lambda it: it.execute(f"CREATE TEMP TRIGGER full BEFORE INSERT ON events WHEN new.seq = 2 {trigger}")
+    )
+    outcomes = await asyncio.gather(
+        store.apply(changes(2, start=1)),
+        store.apply(changes(3, start=2)),
+        store.put(Entry(TALK, "m1", Content(text="x"))),
+        return_exceptions=True,
+    )
+    assert [str(it) for it in outcomes] == [f"{store._database._name}: no room"] * 2 + ["True"]
+    with pytest.raises(DeviceStoreError, match="no room"):
+        await store.apply(changes(3, start=2))
+    assert await store.events(TALK, 1, 9) == [event(1)]
+    await store.close()
+
+
 async def test_a_cancelled_write_happens_nevertheless(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     store.apply(changes(1)).cancel()

@@ -63,6 +63,15 @@ def test_a_retryable_rejection_waits_as_long_as_it_was_told_and_keeps_its_place(
     assert box.take(due) == [A1]
 
 
+def test_it_waits_so_long_also_if_the_connection_was_lost_before_the_rejection_was_read() -> None:
+    box = outbox(A1)
+    box.take(0.0)
+    box.lost(1.0)
+    assert box.rejected(A1, 1.0, retryable=True, retry_after=5.0) is Fate.AGAIN
+    assert box.take(6.0) == []
+    assert box.take(6.3) == [A1]
+
+
 def test_a_refused_message_gives_way_to_the_next() -> None:
     box = outbox(A1, A2)
     box.take(0.0)

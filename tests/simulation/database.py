@@ -22,11 +22,15 @@ Operation = Callable[[sqlite3.Connection], T]
 
 
 class File:
-    """A database, and the process that has it open."""
+    """A database, and the process that has it open.
+
+    `failing`: the share of transactions that find no room.
+    """
 
     def __init__(self) -> None:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
         self.version = 0
+        self.failing = 0.0
         self.holder: Party | None = None
 
     def create(self, schema: str, version: int) -> None:
@@ -52,6 +56,7 @@ class Disk:
 
 class _Job(NamedTuple):
     operation: Operation[Any]
+    chained: bool
     done: "Future[Any]"
 
 
@@ -65,6 +70,7 @@ class SimDatabase:
         self._name = name
         self._loop = self.disk.loop
         self._waiting: list[_Job] = []
+        self._broken: Exception | None = None
         self._closing: Future[None] | None = None
 
     @classmethod
@@ -87,13 +93,13 @@ class SimDatabase:
         file.holder = party
         return database
 
-    def submit(self, operation: Operation[T], *, durable: bool = False) -> "Future[T]":
+    def submit(self, operation: Operation[T], *, durable: bool = False, chained: bool = False) -> "Future[T]":
         """As `Database.submit`. Here only processes are killed, and what is not `durable` survives that."""
         done: Future[T] = self._loop.create_future()
         if self._closing is not None:
             done.set_exception(DeviceStoreError(f"{self._name}: the client is closed"))
             return done
-        self._waiting.append(_Job(operation, done))
+        self._waiting.append(_Job(operation, chained, done))
         if len(self._waiting) == 1:
             self._loop.call_later(self._delay(), self._commit)
         return done
@@ -126,14 +132,27 @@ class SimDatabase:
         connection = self._file.connection
         try:
             connection.execute("BEGIN")
-            answers = [job.operation(connection) for job in jobs]
+            self._find_room()
+            answers = [self._answer(job, connection) for job in jobs]
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - it is handed to whoever submitted the operation
             connection.execute("ROLLBACK")
             if len(jobs) > 1:
                 return [answer for job in jobs for answer in self._answers([job])]
-            return [DeviceStoreError(f"{self._name}: {error}") if isinstance(error, sqlite3.Error) else error]
+            answer = DeviceStoreError(f"{self._name}: {error}") if isinstance(error, sqlite3.Error) else error
+            if jobs[0].chained:
+                self._broken = answer
+            return [answer]
         return answers
+
+    def _find_room(self) -> None:
+        if self._file.failing and self._loop.random.random() < self._file.failing:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    def _answer(self, job: _Job, connection: sqlite3.Connection) -> Any:
+        if job.chained and self._broken is not None:
+            raise self._broken
+        return job.operation(connection)
 
     async def _pause(self) -> None:
         paused: Future[None] = self._loop.create_future()

@@ -47,6 +47,7 @@ class SimMqtt:
         self._ended = ""  # why: "" while it has not, and also after `drop`, of which nobody is told
         self._opening: asyncio.Future[int] = self._loop.create_future()
         self._inbox: list[bytes] = []
+        self._has_overflowed = False
         self._arrival: asyncio.Future[None] | None = None
         self._heard = 0.0
         self._suspected = False
@@ -110,8 +111,8 @@ class SimMqtt:
     async def receive(self, limit: int = 500) -> list[bytes]:
         """Raises `Lost` once nothing is left of what came before the connection was."""
         while not self._inbox:
-            if self._ended:
-                raise Lost(self._ended)
+            if self._has_overflowed or self._ended:
+                raise Lost(self._ended or "overflow")
             self._arrival = self._loop.create_future()
             await self._arrival
         batch = self._inbox[:limit]
@@ -157,7 +158,8 @@ class SimMqtt:
                 return
             kind = packet[0]
             if kind == DELIVERY:
-                if len(self._inbox) < MAX_WAITING:
+                self._has_overflowed = self._has_overflowed or len(self._inbox) == MAX_WAITING
+                if not self._has_overflowed:
                     self._inbox.append(packet[2].payload)
                 if packet[1] is not None:
                     connection.up.send(((ACK, packet[1]),))

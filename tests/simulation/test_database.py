@@ -131,6 +131,29 @@ def test_one_operation_that_fails_takes_no_other_with_it() -> None:
     play(course)
 
 
+def test_once_a_chained_operation_has_failed_none_is_carried_out() -> None:
+    async def course(world: World) -> None:
+        async def work() -> None:
+            database = await world.open()
+            outcomes = await asyncio.gather(
+                database.submit(_put(1), chained=True),
+                database.submit(_put(2, 1), chained=True),
+                database.submit(_put(3), chained=True),
+                database.submit(_put(4)),
+                return_exceptions=True,
+            )
+            assert (outcomes[0], outcomes[3]) == (1, 1)
+            assert isinstance(outcomes[1], DeviceStoreError)
+            assert outcomes[2] is outcomes[1]
+            with pytest.raises(DeviceStoreError):
+                await database.submit(_put(5), chained=True)
+            assert await database.submit(_rows) == [1, 4]
+
+        await world.run(work)
+
+    play(course)
+
+
 def test_closing_finishes_what_was_submitted_and_takes_nothing_more() -> None:
     async def course(world: World) -> None:
         async def work() -> None:

@@ -1,0 +1,97 @@
+"""What becomes of what cannot be stored, and of what was told on earlier connections."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from imqtt.client import Client, Phase
+from imqtt.errors import DeviceStoreError
+from imqtt.model import Hello, Presence, Status
+from tests.client.conftest import Devices, held
+from tests.client.little_server import LittleServer
+from tests.client.test_catching_up import whole, whole_is
+from tests.client.test_connection import cut
+from tests.client.test_messages import TALK, take
+from tests.services import eventually
+
+
+async def refuse(client: Client, what: str) -> None:
+    """Has the client's store fail where it inserts `what`."""
+    statement = f"CREATE TEMP TRIGGER full BEFORE INSERT ON {what} BEGIN SELECT raise(ABORT, 'no room'); END"
+    await client._store._database.submit(lambda it: it.execute(statement))
+
+
+async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_is_lost_meanwhile(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(stored=True) as alice:
+        events, named = alice.events(), alice.events("bot")
+        await little.tell("alice/phone", little.store(TALK, "first"))
+        assert await take(events, 1) == await take(named, 1) == little.logs[TALK]
+        await refuse(alice, "events WHEN new.seq = 2")
+        with held(alice):
+            await little.tell("alice/phone", little.store(TALK, "second"))
+            await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 2)
+            little.store(TALK, "third")
+            cut(alice)  # and the next connection goes on behind the second
+            await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 3)
+        for iterator in (events, named):
+            with pytest.raises(DeviceStoreError, match="no room"):
+                await asyncio.wait_for(anext(iterator), 10)
+        assert alice.state.phase is Phase.CLOSED
+        with pytest.raises(DeviceStoreError, match="no room"):
+            await alice.send(TALK, "more")
+    async with device(stored=True) as alice:
+        assert await take(alice.events("bot"), 2) == little.logs[TALK][1:]
+        assert await whole(alice) == little.logs[TALK]
+
+
+@pytest.mark.parametrize(
+    ("ask", "what"), [(lambda it: it.mark_read(TALK, 2), "marks"), (lambda it: it.history(TALK), "events")]
+)
+async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
+    little: LittleServer, device: Devices, ask: Callable[[Client], Awaitable[object]], what: str
+) -> None:
+    old = [little.store(TALK, str(number)) for number in range(3)]
+    little.store("d:alice:carol", "newer", "carol/phone")  # so only the head of the other comes by itself
+    async with device(stored=True) as alice:
+        waiting = asyncio.create_task(anext(alice.events()))
+        nonce = alice._uplink.nonce
+        await refuse(alice, what)
+        for _ in range(2):  # the second time too: it is as little stored as before
+            with pytest.raises(DeviceStoreError, match="no room"):
+                await ask(alice)
+        with pytest.raises(DeviceStoreError, match="no room"):
+            await asyncio.wait_for(waiting, 10)
+        assert alice.state.phase is Phase.CLOSED
+        await eventually(lambda: Status("offline", nonce) in little.commands(Status))
+    async with device(stored=True) as alice:
+        await eventually(lambda: whole_is(alice, old))
+        summary = await alice.conversation(TALK)
+        assert summary is not None
+        assert summary.read == 0
+
+
+async def test_peers_who_left_while_the_device_was_away_are_offline_and_no_others(
+    little: LittleServer, device: Devices
+) -> None:
+    bob, carol, dave = (Presence(user, "online", 1) for user in ("bob", "carol", "dave"))
+    gone = Presence("bob", "offline")
+    little.presences = [bob, dave]
+    async with device() as alice:
+        await eventually(lambda: alice.presence_of("dave"))
+        notices = alice.notices()
+        little.silent, little.presences = True, [dave]
+        cut(alice)
+        await eventually(lambda: len({it.nonce for it in little.commands(Hello)}) == 2)  # type: ignore[union-attr]
+        await little.tell("alice/phone", carol)  # on the new connection, and before its `Welcome`
+        await eventually(lambda: alice.presence_of("carol"))
+        assert alice.presence_of("bob") == bob
+        little.silent = False
+        told = []
+        async with asyncio.timeout(10):
+            while gone not in told:
+                told.append(await anext(notices))
+        assert {it.user for it in told if it.state == "offline"} == {"bob"}
+        assert [alice.presence_of(it) for it in ("bob", "carol", "dave")] == [gone, carol, dave]

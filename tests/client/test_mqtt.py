@@ -1,0 +1,88 @@
+"""What aiomqtt leaves to be done: cancellations that hold, and no packet that is dropped without a word."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.client import mqtt as module
+from imqtt.client.mqtt import Login, Mqtt
+from imqtt.client.settings import Address
+from imqtt.model import Device
+from imqtt.protocol.topics import down, up
+from tests.client.conftest import Devices, after
+from tests.client.little_server import LittleServer
+from tests.client.test_messages import TALK, take
+
+ALICE = Device("alice", "phone")
+UP = up(ALICE, 0)
+
+
+@pytest.fixture
+async def mqtt(broker: Mosquitto) -> AsyncIterator[Mqtt]:
+    login = Login(
+        name=str(ALICE),
+        password=broker.passwords.add(str(ALICE)),
+        will_topic=UP,
+        will=b"",
+        keep_alive=30,
+        timeout=10.0,
+        tls=None,
+    )
+    mqtt = await Mqtt.open(Address(broker.host, broker.port), login)
+    yield mqtt
+    mqtt.drop()
+
+
+@pytest.mark.parametrize("ticks", range(5))
+@pytest.mark.parametrize(
+    ("answer", "call"),
+    [
+        ("on_publish", lambda mqtt: mqtt.publish(UP, b"")),
+        ("on_subscribe", lambda mqtt: mqtt.subscribe(down(ALICE))),
+    ],
+    ids=["PUBACK", "SUBACK"],
+)
+async def test_a_cancellation_that_comes_with_the_answer_holds(
+    mqtt: Mqtt, answer: str, call: Callable[[Mqtt], Awaitable[None]], ticks: int
+) -> None:
+    async def call_and_go_on() -> None:
+        await call(mqtt)
+        await asyncio.get_running_loop().create_future()
+
+    calling = asyncio.create_task(call_and_go_on())
+    paho = mqtt._client._client
+    heard = getattr(paho, answer)
+
+    def hear(*given: object) -> None:
+        heard(*given)
+        after(ticks, calling.cancel)
+
+    setattr(paho, answer, hear)
+    done, _ = await asyncio.wait([calling], timeout=5)
+    calling.cancel()
+    assert done, "the cancellation was lost"
+
+
+async def test_a_connection_ends_behind_the_first_packet_that_finds_no_room(
+    little: LittleServer, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, device: Devices
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 10)
+    may_take = asyncio.Event()
+    async with device() as alice:
+        inbox = alice._inbox
+        taken = inbox.take
+
+        async def take_later(*given: object) -> None:
+            await may_take.wait()
+            await taken(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(inbox, "take", take_later)
+        events = alice.events()
+        told = [little.store(TALK, str(number)) for number in range(40)]
+        for event in told:
+            await little.tell("alice/phone", little.live(event))
+        await alice.typing(TALK)  # its PUBACK is sent behind all of them
+        may_take.set()
+        assert await take(events, 40) == told
