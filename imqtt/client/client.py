@@ -17,7 +17,6 @@ from imqtt.client.feed import Events, Feed, Queue, Topic
 from imqtt.client.history import Reader
 from imqtt.client.inbox import Inbox
 from imqtt.client.marker import Marker
-from imqtt.client.mqtt import Lost
 from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.sender import UNBOUNDED, Sender
@@ -167,7 +166,7 @@ class Client:
         self._connector.stop()
         try:
             if self.state.phase is Phase.ESTABLISHED:
-                with contextlib.suppress(Lost, NotConnected, TimeoutError):
+                with contextlib.suppress(NotConnected, TimeoutError):
                     async with asyncio.timeout(self.settings.timing.farewell):
                         await self._session.farewell()
         finally:
@@ -372,7 +371,7 @@ class Client:
                 del self._typed[next(iter(self._typed))]
         else:
             self._typed.pop(conversation, None)
-        with contextlib.suppress(NotConnected, Lost):
+        with contextlib.suppress(NotConnected):
             await self._uplink.publish(Typing(conversation, typing), conversation)
 
     async def set_status(self, state: str, *, network: str = "", battery: int | None = None) -> None:
@@ -380,7 +379,7 @@ class Client:
         status = Status(state, "-", network, battery)
         check(status, UNBOUNDED)
         self._session.status = Status(state, "", network, battery)
-        with contextlib.suppress(NotConnected, Lost):
+        with contextlib.suppress(NotConnected):
             await self._session.say(status)
 
     # --- the connection

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import random
 from uuid import uuid4
 
-from imqtt.client.mqtt import Login, Lost, Mqtt, Refused
+from imqtt.client.mqtt import Login, Mqtt, Refused
 from imqtt.client.session import Session
 from imqtt.client.settings import Address, Settings
 from imqtt.client.uplink import Uplink
@@ -56,7 +56,7 @@ class Connector:
                     raise CredentialsRefused(
                         f"no broker takes the password of {self._settings.name}: {refusal}"
                     ) from None
-            except (Lost, ImqttError) as error:
+            except ImqttError as error:
                 reason = str(error)
                 if self._machine.phase is Phase.ESTABLISHED:
                     self._machine.lost(time.monotonic())

@@ -40,11 +40,12 @@ class Reader:
         wanted = limit - len(own)
         if wanted <= 0 or log.base == 0 or log.missing or end <= 1:
             return own
-        if not self._uplink.is_attached:
+        try:
+            older = await self._ask(conversation, own[0].seq if own else end, wanted)
+        except NotConnected as error:
             if own:
                 return own
-            raise NotConnected(f"this device does not have {conversation} before seq {end}")
-        older = await self._ask(conversation, own[0].seq if own else end, wanted)
+            raise NotConnected(f"this device lacks {conversation} before seq {end}: {error}") from None
         return older + own
 
     async def _ask(self, conversation: str, before: int, limit: int) -> list[Event]:

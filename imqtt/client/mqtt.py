@@ -13,6 +13,7 @@ from aiomqtt.exceptions import MqttCodeError, MqttConnectError
 from paho.mqtt.reasoncodes import ReasonCode
 
 from imqtt.client.settings import Address
+from imqtt.errors import NotConnected
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Refused(Exception):
     """The broker does not take the credentials."""
 
 
-class Lost(Exception):
+class Lost(NotConnected):
     """The connection cannot be made, or has ended."""
 
 

@@ -39,7 +39,7 @@ class Requests:
         """The page that answers. Asks again, with growing patience, while there is none or a retryable error.
 
         `place` is the conversation whose partition is asked. Raises the error of a `Rejected` that is not
-        retryable, `NotConnected`, or `mqtt.Lost`.
+        retryable, or `NotConnected`.
         """
         ref = uuid4().hex[:16]
         command = msgspec.structs.replace(command, ref=ref)

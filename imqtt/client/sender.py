@@ -129,7 +129,7 @@ class Sender:
         return await _followed(discarded, follow)
 
     async def run(self) -> None:
-        """Sends while there is a connection. Ends with `mqtt.Lost` or `NotConnected`."""
+        """Sends while there is a connection. Ends with `NotConnected`."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:

@@ -71,7 +71,7 @@ class Session:
             self._catchup.complete.clear()
 
     async def say(self, status: Status) -> None:
-        """Tells the server the device's state, on this connection. Raises `NotConnected` or `Lost`."""
+        """Tells the server the device's state, on this connection. Raises `NotConnected`."""
         await self._uplink.publish(msgspec.structs.replace(status, nonce=self._uplink.nonce), self._home)
 
     async def farewell(self) -> None:
@@ -140,5 +140,5 @@ def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
                 groups.append(error)
             else:
                 causes.append(error)
-    faults = [error for error in causes if not isinstance(error, Lost | NotConnected)]
+    faults = [error for error in causes if not isinstance(error, NotConnected)]
     return faults[0] if faults else Lost(str(causes[0]))

@@ -46,7 +46,7 @@ class Uplink:
         return encode_command(command, self._format)
 
     async def publish(self, command: AnyCommand, place: str, *, anywhere: bool = False) -> None:
-        """Returns at the broker's PUBACK. Raises `NotConnected` or `mqtt.Lost`."""
+        """Returns at the broker's PUBACK. Raises `NotConnected`."""
         if self._mqtt is None:
             raise NotConnected("there is no connection to a broker just now")
         self.spoke_at = time.monotonic()

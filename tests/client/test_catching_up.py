@@ -7,7 +7,9 @@ import pytest
 from msgspec.structs import replace
 
 from imqtt.client import Restarted
+from imqtt.client.mqtt import Lost
 from imqtt.client.uplink import Uplink
+from imqtt.errors import NotConnected
 from imqtt.model import AnyCommand, Event, History, Id, Mark, Marks, Page, Sync
 from tests.client.conftest import QUICK, Devices
 from tests.client.little_server import LittleServer
@@ -248,6 +250,22 @@ async def test_history_comes_from_the_server_once_and_then_from_the_device(
         assert len(little.commands(History)) == asked
     async with device(stored=True, brokers="127.0.0.1:1", wait=0) as offline:
         assert await whole(offline) == stored
+
+
+async def test_history_is_what_there_is_where_the_connection_ends_while_the_server_is_asked(
+    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose(*_: object, **__: object) -> None:
+        raise Lost("the connection has ended")
+
+    stored = [little.store(TALK, str(number)) for number in range(20)]
+    little.store("u:alice", "newest, so that a new device has one event of the other")
+    async with device() as alice:
+        await alice.caught_up()
+        monkeypatch.setattr(Uplink, "publish", lose)
+        assert await whole(alice) == stored[-1:]
+        with pytest.raises(NotConnected, match="lacks d:alice:bob before seq 20"):
+            await alice.history(TALK, before=20)
 
 
 async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
