@@ -16,7 +16,7 @@ from imqtt.client.feed import Queue
 from imqtt.client.values import Notice, Restarted
 from imqtt.core.conversations import members_of
 from imqtt.core.partitions import home_of, partition_of
-from imqtt.errors import ImqttError
+from imqtt.errors import DeviceStoreError, ImqttError, NotConnected
 from imqtt.model import (
     Accepted,
     AnyCommand,
@@ -95,6 +95,7 @@ class SdkDevice:
         self.pending: set[str] = set()
         self.seen: dict[str, int] = {}  # the id of the newest event shown, by conversation
         self.failure: BaseException | None = None
+        self.disk_failed = False  # its process has ended for that, and nobody has started another
         self.party: Party | None = None
         self.client: Client | None = None
         self._loop = loop
@@ -110,12 +111,18 @@ class SdkDevice:
     def start(self) -> None:
         """A process begins, on the disk that the last one left."""
         self.party = self._loop.party(self.name)
+        self.disk_failed = False
         self.pending.clear()
         self._awake = False
         self._more = asyncio.Event()
         self.client = None
         self._write(Start(self.name, self._loop.time(), ordered=True, keeps=True))
         self.party.spawn(self._run(), self.name)
+
+    @property
+    def path(self) -> Path:
+        """Its store, on its disk."""
+        return Path(self.name.replace("/", "-"))
 
     @property
     def settled(self) -> bool:
@@ -151,7 +158,9 @@ class SdkDevice:
                     tasks.create_task(self._consume(client))
                     tasks.create_task(self._hear(client))
                     tasks.create_task(self._talk(client, tasks))
-        except BaseException as error:
+        except* DeviceStoreError:
+            self.disk_failed = True
+        except* BaseException as error:
             self.failure = error
             raise
 
@@ -161,7 +170,7 @@ class SdkDevice:
             device=self.device,
             password=PASSWORD,
             brokers="broker:1883",
-            store=None if fresh else Path(self.name.replace("/", "-")),
+            store=None if fresh else self.path,
             format=self._format,
             start="beginning",
             timing=TIMING,
@@ -193,7 +202,13 @@ class SdkDevice:
 
     async def _answer(self, client: Client, conversation: str, name: str, value: str) -> None:
         try:
-            answer = await client.send(conversation, value, client_msg_id=name)
+            while True:
+                try:
+                    answer = await client.send(conversation, value, client_msg_id=name)
+                    break
+                except (DeviceStoreError, NotConnected) as error:  # it is in the outbox, or it is not
+                    self._write(Info(self.name, self._loop.time(), conversation, name, error.code))
+                    await asyncio.sleep(1.0)
         except ImqttError as error:
             self._write(Fail(self.name, self._loop.time(), conversation, name, error.code))
         else:

@@ -142,6 +142,19 @@ class Faults:
         await asyncio.sleep(self._some_time(0.05, 20.0))
         self._loop.resume(party)
 
+    async def _device_disk_full(self) -> None:
+        """Its process ends for that, and is started again when there is room."""
+        device = self._loop.random.choice(self._world.sdk_devices)
+        file = self._world.disk.file(device.path)
+        file.failing = self._some_time(0.1, 0.9)
+        await asyncio.sleep(self._some_time(0.05, 3.0))
+        file.failing = 0.0
+        await asyncio.sleep(self._some_time(0.0, 2.0))
+        if device.disk_failed and device.party is not None:
+            self._world.fault("device disk full", device.name)
+            self._world.kill(device.party)
+            device.start()
+
     async def _broker_back(self, kind: str, state: State | None) -> None:
         if not self._world.broker.running:
             return
@@ -293,6 +306,7 @@ FAULTS: dict[str, Strike] = {
     "clock stepped": Faults._clock_stepped,
     "device killed": Faults._device_killed,
     "device paused": Faults._device_paused,
+    "device disk full": Faults._device_disk_full,
     "broker wiped": Faults._broker_wiped,
     "broker restored": Faults._broker_restored,
     "broker paused": Faults._broker_paused,
