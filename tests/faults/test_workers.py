@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
+from imqtt.core.partitions import assign
 from tests.chaos.way import Way
 from tests.device import RawDevice
 from tests.faults.conftest import Overseer, StartWorker
@@ -19,7 +20,7 @@ from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
 
 Make = Callable[..., Awaitable[RawDevice]]
-PARTITIONS = set(range(16))
+PARTITIONS = 16
 TAKEN_OVER_SECONDS = 3.0
 
 
@@ -30,9 +31,10 @@ def answered(senders: list[Sender]) -> int:
 
 
 async def shared_by(overseer: Overseer, *servers: ServerProcess) -> bool:
-    """Whether these, and nobody else, hold all partitions, each of them some."""
-    owners = await overseer.owners()
-    return set(owners) == PARTITIONS and set(owners.values()) == {it.pid for it in servers}
+    """Whether these, and nobody else, hold all partitions, each of them its own."""
+    workers = {it.id: it.pid for it in await overseer.workers() if it.pid in {it.pid for it in servers}}
+    shares = assign(PARTITIONS, workers)
+    return await overseer.owners() == {number: workers.get(owner) for number, owner in enumerate(shares)}
 
 
 async def test_a_worker_that_joins_takes_its_share_and_who_leaves_gives_it_back(
