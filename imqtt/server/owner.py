@@ -270,7 +270,9 @@ class Owner:
         """Marks raised in the store, and frames for those that grew."""
         if not batch.marks:
             return []
-        last = {(mark.conversation, device.user): device for device, mark in batch.marks}
+        markers: dict[tuple[str, str], set[Device]] = {}
+        for device, mark in batch.marks:
+            markers.setdefault((mark.conversation, device.user), set()).add(device)
         asked = [
             Marks(mark.conversation, device.user, mark.delivered, mark.read) for device, mark in batch.marks
         ]
@@ -286,8 +288,8 @@ class Owner:
             untold = again - {(marks.conversation, marks.user) for marks in grown}
             if untold:
                 found = await self._store.marks({conversation for conversation, _ in untold})
-                told = [marks for members in found.values() for marks in members]
-                grown += [marks for marks in told if (marks.conversation, marks.user) in untold]
+                known = [marks for members in found.values() for marks in members]
+                grown += [marks for marks in known if (marks.conversation, marks.user) in untold]
         except StoreUnreachable:
             raise  # the batch is brought again
         except Unavailable as error:
@@ -295,10 +297,12 @@ class Owner:
                 (device, rejected(error, Outline("mark", mark.conversation))) for device, mark in batch.marks
             ]
             return []
-        return [
-            Told(marks, members_of(marks.conversation), last[marks.conversation, marks.user])
-            for marks in grown
-        ]
+        told: list[Told] = []
+        for marks in grown:
+            devices = markers[marks.conversation, marks.user]
+            but = devices.pop() if len(devices) == 1 else None  # of several, none knows what all have marked
+            told.append(Told(marks, members_of(marks.conversation), but))
+        return told
 
 
 def _typing(batch: Batch) -> Iterable[Told]:

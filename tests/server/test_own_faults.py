@@ -87,3 +87,19 @@ async def test_marks_that_an_owner_raised_and_told_nobody_are_told_by_the_next(
     await bob.command(Mark("d:alice:bob", read=1))
     async with serving(config_for(broker, tmp_path)):
         assert await alice.frame(Marks) == Marks("d:alice:bob", "bob", 1, 1)
+
+
+async def test_devices_of_one_user_that_mark_in_one_batch_hear_what_the_others_have_marked(
+    broker: Mosquitto, tmp_path: Path, device: Make
+) -> None:
+    alice, phone, tablet = await device("alice/phone"), await device("bob/phone"), await device("bob/tablet")
+    async with serving(config_for(broker, tmp_path)):
+        for it in (alice, phone, tablet):
+            await it.hello()
+        for name in ("1", "2"):
+            await alice.send("d:alice:bob", name)
+    await tablet.command(Mark("d:alice:bob", read=2))
+    await phone.command(Mark("d:alice:bob", delivered=2))
+    async with serving(config_for(broker, tmp_path)):
+        for it in (alice, phone, tablet):
+            assert await it.frame(Marks) == Marks("d:alice:bob", "bob", 2, 2)

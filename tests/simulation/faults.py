@@ -150,7 +150,8 @@ class Faults:
         await asyncio.sleep(self._some_time(0.05, 3.0))
         file.failing = 0.0
         await asyncio.sleep(self._some_time(0.0, 2.0))
-        if device.disk_failed and device.party is not None:
+        # A client that has met it may still be ending: it says goodbye first.
+        if await self._world.until(lambda: device.disk_failed, 10.0) and device.party is not None:
             self._world.fault("device disk full", device.name)
             self._world.kill(device.party)
             device.start()

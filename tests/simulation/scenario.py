@@ -144,17 +144,16 @@ class Scenario:
         )
 
     def _settled_with_marks(self) -> bool:
-        """Whether the store has every device's own marks as well."""
+        """Whether the store and all devices of a user have the same marks of his as well."""
         stored = {
             (conversation, user): (delivered, read)
             for conversation, (_, marks) in self.world.tables.dump().items()
             for user, delivered, read in marks
         }
         return self._settled() and all(
-            delivered <= stored.get((conversation, device.user), (0, 0))[0]
-            and read <= stored.get((conversation, device.user), (0, 0))[1]
+            tuple(marks) == stored.get((conversation, device.user), (0, 0))
             for device in self.world.sdk_devices
-            for conversation, delivered, read in device.own_marks()
+            for conversation, *marks in device.own_marks()
         )
 
     async def _look(self) -> None:
@@ -221,7 +220,7 @@ def draw_shape(seed: int) -> Shape:
         partitions=draw.choice((1, 2, 4)),
         prefix=draw.random() < 0.5,
         max_batch=draw.choice((3, 500)),
-        sdk=draw.randint(1, 3),
+        sdk=draw.randint(1, 4),
         plain=draw.randint(0, 2),
         messages=draw.randint(8, 24) if busy else draw.randint(2, 8),
         seconds=draw.choice((1.0, 8.0, 8.0)),
