@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 BEATS = 10  # in the time after which a worker that does not show itself is dead
 STABLE_BEATS = 2  # for so long a view of who is alive has to stand before it is acted upon
 HANDOVER_SECONDS = 15.0  # a worker that is alive and does not let go by then is taken over from
-STUCK_SECONDS = 10.0  # a worker that can store nothing for so long is unfit, if others are not
+STUCK_SECONDS = 10.0  # who can store nothing or is refused a session for so long is unfit, if others are not
+UNFIT_SECONDS = 300.0  # for so long who was refused a session is not tried again, if there are others
 DRAIN_SECONDS = 10.0  # for what was begun, when the process ends
 
 
@@ -68,7 +69,8 @@ class Assignment:
         self._membership = Membership(STABLE_BEATS * self._beat_seconds if state.shared else 0.0)
         self._holding: dict[int, asyncio.Task[None]] = {}
         self._ready: dict[int, asyncio.Event] = {}
-        self._starting = True  # until all that is to be held at first is held
+        self._starting = True  # until it has held a partition
+        self._unfit_until = 0.0  # by the event loop's clock
         self._wanted: dict[int, float] = {}  # partitions that another worker is to let go of: since when
         self._wake = asyncio.Event()
         self._beats = asyncio.Condition()
@@ -87,7 +89,7 @@ class Assignment:
             beats=self._known,
             holdings=self.holdings(),
             leaving=self._leaving,
-            stuck=self._troubles.stuck > STUCK_SECONDS,
+            stuck=self._troubles.stuck > STUCK_SECONDS or self._is_refused(),
             trouble=self._trouble(),
         )
 
@@ -127,8 +129,8 @@ class Assignment:
                 await self._beat()
                 self._raise_failures()
                 if not ready.is_set() and self._is_ready():
-                    self._starting = False
                     ready.set()
+                self._starting = self._starting and all(it.held_since is None for it in self._partitions)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._beat_seconds):
                         await self._wake.wait()
@@ -268,6 +270,13 @@ class Assignment:
         return self._membership.acted is not None and all(
             self._ready[number].is_set() for number in self._holding
         )
+
+    def _is_refused(self) -> bool:
+        """Whether the broker has long refused this worker a session, now or lately: others may get it."""
+        now = asyncio.get_running_loop().time()
+        if any(it.refusal and now - it.refused_at > STUCK_SECONDS for it in self._partitions):
+            self._unfit_until = now + UNFIT_SECONDS
+        return now < self._unfit_until
 
     def _trouble(self) -> str:
         contested = [it.number for it in self._partitions if it.contested]

@@ -66,6 +66,8 @@ class Partition:
         """When the session was taken, by the event loop's clock; None while it is not held."""
         self.refusal = ""
         """Why the broker does not give the session to this worker, which goes on asking."""
+        self.refused_at = 0.0
+        """Since when that is so, by the event loop's clock."""
 
     def stop(self) -> None:
         """Takes nothing on any more; `run` returns when what was begun is finished."""
@@ -105,7 +107,7 @@ class Partition:
             try:
                 link = await self._connect()
             except (OSError, LinkError) as error:
-                self.refusal = str(error) if isinstance(error, Refused) else ""
+                self._note_refusal(str(error) if isinstance(error, Refused) else "")
                 mistaken = isinstance(error, Refused) and not error.retryable
                 if mistaken and starting and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
@@ -130,6 +132,11 @@ class Partition:
                 return
             attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
             await self._recover(attempt)
+
+    def _note_refusal(self, refusal: str) -> None:
+        if not self.refusal:
+            self.refused_at = asyncio.get_running_loop().time()
+        self.refusal = refusal
 
     async def _recover(self, attempt: int) -> None:
         """Waits after a cut until the session may be taken again."""

@@ -53,7 +53,7 @@ class Worker(msgspec.Struct, frozen=True, gc=False):
     beats: int = 0  # how often it has shown itself
     holdings: tuple[Holding, ...] = ()
     leaving: bool = False  # lets go of what it holds, and takes nothing on
-    stuck: bool = False  # cannot store anything, for some time
+    stuck: bool = False  # cannot store anything, or is refused a session, for some time
     trouble: str = ""  # what an operator should know of: a rival, a state that does not answer
 
 

@@ -1,6 +1,8 @@
 """A broker that refuses the server: a mistake to be told at the start, and later a trouble that passes."""
 
 import asyncio
+from collections.abc import Collection
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -11,18 +13,23 @@ from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
 from imqtt.server.app import Server
+from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
 from imqtt.server.partition import Partition
+from imqtt.server.troubles import Troubles
+from imqtt.state.base import Holding, Worker
+from imqtt.state.memory import MemoryState
 from tests.server.conftest import Device
 from tests.services import eventually
 
 NOT_AUTHORIZED = 0x87
 
 
-def refused_partition() -> Partition:
-    async def connect() -> Link:
-        raise Refused(NOT_AUTHORIZED)
+async def connect() -> Link:
+    raise Refused(NOT_AUTHORIZED)
 
+
+def refused_partition() -> Partition:
     async def nothing() -> None: ...
 
     async def nobody() -> bool:
@@ -47,6 +54,59 @@ async def test_a_worker_that_serves_goes_on_though_a_partition_that_comes_to_it_
     partition.stop()
     await asyncio.wait_for(running, 10)
     assert partition.refusal == ""
+
+
+class Shared(MemoryState):
+    """As a worker sees it that joins another one, which lets go of its partitions after a while."""
+
+    shared = True
+
+    async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
+        self.beats = getattr(self, "beats", 0) + 1
+        held = tuple(Holding(it, 0, 0, 0, 0) for it in range(8)) if self.beats < 10 else ()
+        return [worker, Worker("other", "host", 2, 0, "", beats=self.beats, holdings=held)]
+
+
+def assignment_of_a_joining_worker() -> Assignment:
+    batcher = cast("Batcher", SimpleNamespace(unfinished=lambda _: (0, 0.0)))
+
+    def partitions(assignment: Assignment) -> list[Partition]:
+        return [
+            Partition(
+                number, batcher, connect, 100, broker_steady=lambda _: True,
+                confirmed=assignment.confirmed, outranked=assignment.outranked,
+            )
+            for number in range(8)
+        ]  # fmt: skip
+
+    async def stranger(_: Collection[str]) -> str:
+        return ""
+
+    return Assignment(
+        Worker("joining", "host", 1, 0, ""), Shared(rate=1, burst=1), batcher, partitions,
+        troubles=Troubles(), stranger=stranger, ttl=0.5, clock=lambda: 0,
+    )  # fmt: skip
+
+
+async def test_a_worker_that_joins_and_gets_nothing_of_what_is_to_be_its_own_ends() -> None:
+    ready = asyncio.Event()
+    assignment = assignment_of_a_joining_worker()
+    with pytest.raises(SetupError, match="not authorized"):
+        await asyncio.wait_for(assignment.run(ready), 10)
+    assert ready.is_set()  # while the other one held everything, there was nothing to wait for
+
+
+async def test_a_worker_that_is_long_refused_a_session_leaves_it_to_others_for_a_while() -> None:
+    assignment = assignment_of_a_joining_worker()
+    partition = assignment._partitions[3]
+    now = asyncio.get_running_loop().time()
+    partition.refusal, partition.refused_at = "no", now - 5
+    assert not assignment.worker.stuck
+    partition.refused_at = now - 15
+    assert assignment.worker.stuck
+    assert "partitions 3: no" in assignment.worker.trouble
+    partition.refusal = ""
+    assert assignment.worker.stuck
 
 
 async def test_what_the_broker_refuses_is_seen_in_the_workers_health(
