@@ -143,7 +143,7 @@ class Client:
             sender=self._sender,
             marker=self._marker,
         )
-        self._reader = Reader(self._replica, self._store, self._requests, self._uplink, self._commit)
+        self._reader = Reader(self._replica, self._store, self._requests, self._commit)
         self._connector = Connector(settings, self._uplink, self._session, self._states.tell)
         self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{settings.name}")
         try:
@@ -356,7 +356,8 @@ class Client:
     def presence_of(self, user: str) -> Presence | None:
         """The user's presence as last told; None: never told.
 
-        Whoever was there, and is not told of when the device connects again, is offline.
+        Who has gone while this device had no connection may still seem to be there: on connecting, a device
+        is told of those peers alone who are there.
         """
         return self._inbox.presences.get(user)
 

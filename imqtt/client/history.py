@@ -1,11 +1,11 @@
 """Reading back: from the device's own log where it is whole, else from the server."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.store import LocalStore
-from imqtt.client.uplink import Uplink
 from imqtt.errors import NotConnected
 from imqtt.model import Event, History, Slice
 
@@ -18,13 +18,11 @@ class Reader:
         replica: Replica,
         store: LocalStore,
         requests: Requests,
-        uplink: Uplink,
         commit: Callable[[], Awaitable[None]],
     ) -> None:
         self._replica = replica
         self._store = store
         self._requests = requests
-        self._uplink = uplink
         self._commit = commit
 
     async def history(self, conversation: str, before: int | None, limit: int) -> list[Event]:
@@ -33,8 +31,9 @@ class Reader:
         if log is None or not log.begun:
             return await self._ask(conversation, before or 0, limit)
         end = log.cursor.seq + 1 if before is None else before
-        if end > log.cursor.seq + 1 and log.is_behind and self._uplink.is_attached:
-            return await self._ask(conversation, end, limit)
+        if end > log.cursor.seq + 1 and log.is_behind:
+            with contextlib.suppress(NotConnected):
+                return await self._ask(conversation, end, limit)
         end = min(end, log.cursor.seq + 1)
         own = await self._store.events(conversation, max(log.base + 1, end - limit), end - 1)
         wanted = limit - len(own)

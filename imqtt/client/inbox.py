@@ -50,14 +50,9 @@ class Inbox:
         self._feed = feed
         self._notices = notices
         self._settling: set[asyncio.Task[None]] = set()
-        self._past: set[str] = set()  # users whose presence was told on earlier connections only
 
-    def connected(self) -> None:
-        """A connection begins. What was told on earlier ones is believed until its `Welcome`."""
-        self._past = set(self.presences)
-
-    async def take(self, payloads: Iterable[bytes], welcome: Callable[[Welcome], bool]) -> None:
-        """Returns when everything in these packets is stored and told. `welcome`: is it this connection's?"""
+    async def take(self, payloads: Iterable[bytes], welcome: Callable[[Welcome], None]) -> None:
+        """Returns when everything in these packets is stored and told."""
         frames: list[AnyFrame] = []
         for payload in payloads:
             try:
@@ -68,7 +63,6 @@ class Inbox:
         keys = [Key(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
         entries = await self._sender.entries(keys) if keys else {}
         answers: list[Page | Rejected] = []
-        welcomed = False
         for frame in frames:
             if isinstance(frame, Event):
                 self._replica.event(frame)
@@ -80,11 +74,9 @@ class Inbox:
             elif isinstance(frame, Rejected):
                 answers.append(frame)
             elif isinstance(frame, Welcome):
-                welcomed = welcome(frame) or welcomed
+                welcome(frame)
             else:
                 self._tell(frame)
-        if welcomed:  # looked at last: the presences of those who are there come behind it
-            self._forget()
         await self.commit(answers)
 
     async def commit(self, answers: Sequence[Page | Rejected] = ()) -> None:
@@ -155,12 +147,4 @@ class Inbox:
             self.presences.move_to_end(frame.user)
             if len(self.presences) > MAX_PRESENCES:
                 self.presences.popitem(last=False)
-            self._past.discard(frame.user)
         self._notices.tell(frame)
-
-    def _forget(self) -> None:
-        """What comes with a `Welcome` tells of those peers only who are not offline."""
-        for user in [it for it in self.presences if it in self._past]:
-            if self.presences[user].state != "offline":
-                self._tell(Presence(user, "offline"))
-        self._past.clear()

@@ -22,7 +22,8 @@ from imqtt.model import Hello, History, Page, Rejected, Sync
 @dataclass(slots=True)
 class _Question:
     asked: dict[str, bool]
-    waits_since: float  # on `time.monotonic`; infinite while it rests, as the server wished
+    waits_since: float  # on `time.monotonic`; infinite while it rests, or if its silence says nothing
+    resting: bool = False  # as the server wished
     answer: "asyncio.Future[Page | Rejected | None]" = field(default_factory=asyncio.Future)  # None: ask anew
 
 
@@ -44,7 +45,9 @@ class Requests:
         ref = uuid4().hex[:16]
         command = msgspec.structs.replace(command, ref=ref)
         cursors = () if isinstance(command, History) else command.cursors
-        question = _Question({it.conversation: True for it in cursors if it.seq}, time.monotonic())
+        # A conversation's partition may be without an owner for a while, and all others be well.
+        begun = math.inf if isinstance(command, History) else time.monotonic()
+        question = _Question({it.conversation: True for it in cursors if it.seq}, begun)
         self._questions[ref] = question
         tries = 0
         try:
@@ -66,16 +69,16 @@ class Requests:
                     continue
                 if not answer.retryable:
                     raise error_of(answer)
-                question.waits_since = math.inf
+                question.resting, question.waits_since = True, math.inf
                 await asyncio.sleep(answer.retry_after / 1000 + backoff(tries, random(), cap=30.0))
-                question.waits_since = time.monotonic()
+                question.resting, question.waits_since = False, max(begun, time.monotonic())
         finally:
             del self._questions[ref]
 
     def renew(self) -> None:
         """The server has welcomed the device: what an earlier connection left unanswered is asked at once."""
         for question in self._questions.values():
-            if not question.answer.done():
+            if not question.answer.done() and not question.resting:
                 question.answer.set_result(None)
 
     def heard(self) -> None:
@@ -100,7 +103,7 @@ class Requests:
     def asked(self, ref: str) -> Mapping[str, bool]:
         """The conversations whose cursors the answer judges: true where no doubt has come since.
 
-        None if nobody waits for the answer any more.
+        Empty if nobody waits for the answer any more.
         """
         question = self._questions.get(ref)
         return {} if question is None else dict(question.asked)

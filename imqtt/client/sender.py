@@ -13,7 +13,7 @@ from imqtt.client.uplink import Uplink
 from imqtt.client.values import Entry, Notice, Refused, error_of
 from imqtt.core.outbox import Fate, Key, Outbox
 from imqtt.errors import Conflict, Discarded, ImqttError, TooLarge
-from imqtt.model import Accepted, Content, Rejected, Send
+from imqtt.model import Accepted, Rejected, Send
 from imqtt.protocol import Bounds, check
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Sender:
         self._notify = notify
         self._outbox = Outbox(random, answer_within=timing.answer, patience=timing.patience)
         self._entries: dict[Key, Entry] = {}  # a cache of those that are under way
-        self._unanswered: dict[Key, Content] = {}  # what was published, also if it was discarded since
+        self._unanswered: dict[Key, int] = {}  # hashes of what was published, also if it was discarded since
         self._leaving: set[Key] = set()  # what the store is discarding
         self._waiting: dict[Key, list[asyncio.Future[Accepted]]] = {}
         self._failure: Exception | None = None
@@ -76,7 +76,7 @@ class Sender:
         A cancellation does not stop it: the message would be in the outbox, and unsent.
         """
         published = self._unanswered.get(entry.key)
-        if published is not None and published != entry.content:
+        if published is not None and published != hash(entry.content):
             # Its answer would be taken for this one's.
             raise Conflict(f"the client_msg_id {entry.client_msg_id} was sent with other content")
 
@@ -137,7 +137,6 @@ class Sender:
                     keys = self._outbox.take(time.monotonic())
                     if keys:
                         for entry in await self._load(keys):
-                            self._unanswered[entry.key] = entry.content
                             tasks.create_task(self._publish(entry))
                     await self._until_due()
         finally:
@@ -177,6 +176,8 @@ class Sender:
                 self._changed.set()
                 await self._refuse(entry, error)
             return
+        if self._uplink.is_attached:
+            self._unanswered[entry.key] = hash(entry.content)
         await self._uplink.publish(send, entry.conversation)
 
     # --- answers

@@ -51,7 +51,6 @@ class Session:
     async def run(self, mqtt: Mqtt, nonce: str, established: Callable[[], None]) -> None:
         """Until the connection is lost: raises `Lost`, or what else went wrong."""
         self._catchup.complete.clear()
-        self._inbox.connected()
         # As they are before anything comes on this connection: what comes may follow a cursor by its seq, but
         # be of a restored store's log. A cursor behind it would be in that log, and nobody would notice.
         cursors = self._catchup.cursors()
@@ -80,13 +79,12 @@ class Session:
         await self.say(Status("offline", ""))
 
     async def _receive(self, mqtt: Mqtt, nonce: str, welcomed: asyncio.Event) -> None:
-        def welcome(frame: Welcome) -> bool:
+        def welcome(frame: Welcome) -> None:
             if frame.nonce != nonce:
-                return False  # the answer to an earlier connection's `Hello`
+                return  # the answer to an earlier connection's `Hello`
             self._uplink.partitions = frame.partitions
             self._uplink.limits = frame.limits
             welcomed.set()
-            return True
 
         while True:
             payloads = await mqtt.receive()

@@ -7,7 +7,7 @@ import pytest
 
 from imqtt.client import Client, Phase
 from imqtt.errors import DeviceStoreError
-from imqtt.model import Hello, Presence, Status
+from imqtt.model import Status
 from tests.client.conftest import Devices, held
 from tests.client.little_server import LittleServer
 from tests.client.test_catching_up import whole, whole_is
@@ -71,27 +71,3 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
         summary = await alice.conversation(TALK)
         assert summary is not None
         assert summary.read == 0
-
-
-async def test_peers_who_left_while_the_device_was_away_are_offline_and_no_others(
-    little: LittleServer, device: Devices
-) -> None:
-    bob, carol, dave = (Presence(user, "online", 1) for user in ("bob", "carol", "dave"))
-    gone = Presence("bob", "offline")
-    little.presences = [bob, dave]
-    async with device() as alice:
-        await eventually(lambda: alice.presence_of("dave"))
-        notices = alice.notices()
-        little.silent, little.presences = True, [dave]
-        cut(alice)
-        await eventually(lambda: len({it.nonce for it in little.commands(Hello)}) == 2)  # type: ignore[union-attr]
-        await little.tell("alice/phone", carol)  # on the new connection, and before its `Welcome`
-        await eventually(lambda: alice.presence_of("carol"))
-        assert alice.presence_of("bob") == bob
-        little.silent = False
-        told = []
-        async with asyncio.timeout(10):
-            while gone not in told:
-                told.append(await anext(notices))
-        assert {it.user for it in told if it.state == "offline"} == {"bob"}
-        assert [alice.presence_of(it) for it in ("bob", "carol", "dave")] == [gone, carol, dave]
