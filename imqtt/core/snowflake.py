@@ -12,9 +12,7 @@ SEQUENCE_BITS = 12
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 MAX_PARTITIONS = 1 << (SNOWFLAKE_TIME_SHIFT - SEQUENCE_BITS)
 MAX_TIME = (1 << 41) - 1
-RETRY_AFTER = (
-    5_000  # milliseconds, at most: a clock may be set right at any moment, and then nobody should wait
-)
+RETRY_AFTER = 5_000  # milliseconds, at most: a clock may be set right at any moment, and nobody waits then
 
 
 class Snowflake:
