@@ -3,7 +3,7 @@
 import asyncio
 import resource
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Literal, Self
 
 import msgspec
@@ -107,6 +107,41 @@ class Console:
         """Ends when nobody is there any more to give one."""
         while line := await self._reader.readline():
             yield _order(line)
+
+    async def obey(
+        self,
+        going: asyncio.Event,
+        settle: Callable[[], Coroutine[Any, Any, None]],
+        finish: Callable[[], Awaitable[int]],
+        replay: Callable[[int], Awaitable[int]] | None = None,
+    ) -> None:
+        """Carries orders out until it is told to finish. While `going` is not set, the device sends nothing.
+
+        `settle` says itself when it is done; the next one takes its place.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            settling: asyncio.Task[None] | None = None
+            async for order in self.orders():
+                if settling is not None and order.do in ("settle", "finish"):
+                    settling.cancel()
+                count = 0
+                if order.do == "settle":
+                    settling = tasks.create_task(settle(), name="device-settle")
+                    continue
+                if order.do == "pause":
+                    going.clear()
+                elif order.do == "go":
+                    going.set()
+                elif order.do == "replay" and replay is not None:
+                    count = await replay(order.count)
+                elif order.do == "finish":
+                    self.done("finish", await finish())
+                    return
+                else:
+                    raise ValueError(f"this device cannot {order.do}")
+                self.done(order.do, count)
+            if settling is not None:
+                settling.cancel()
 
     def say(self, said: Said) -> None:
         sys.stdout.buffer.write(_encode(said) + b"\n")

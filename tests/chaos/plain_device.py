@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, Message, Settings, Will, connect
-from tests.chaos.console import Console, Order, Started, until_one_ends
+from tests.chaos.console import Console, Started, until_one_ends
 from tests.chaos.journal import Journal
 from tests.chaos.journal import Message as Sent
 from tests.proof.history import Row, now
@@ -70,31 +70,7 @@ class PlainDevice:
         await until_one_ends(self._stay_connected, self._send, self._tick, self._obey)
 
     async def _obey(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            settling: asyncio.Task[None] | None = None
-            async for order in self._console.orders():
-                if settling is not None and order.do in ("settle", "finish"):
-                    settling.cancel()
-                if order.do == "settle":
-                    settling = tasks.create_task(self._settle(), name="device-settle")
-                elif order.do == "finish":
-                    self._console.done("finish", await self._finish())
-                    return
-                else:
-                    self._console.done(order.do, await self._do(order))
-            if settling is not None:
-                settling.cancel()
-
-    async def _do(self, order: Order) -> int:
-        if order.do == "pause":
-            self._going.clear()
-        elif order.do == "go":
-            self._going.set()
-        elif order.do == "replay":
-            return await self._replay(order.count)
-        else:
-            raise ValueError(f"a plain device cannot {order.do}")
-        return 0
+        await self._console.obey(self._going, self._settle, self._finish, self._replay)
 
     # --- the connection
 

@@ -125,26 +125,7 @@ class SdkDevice:
             await until_one_ends(self._send, self._consume, self._tick, self._obey)
 
     async def _obey(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            settling: asyncio.Task[None] | None = None
-            async for order in self._console.orders():
-                if settling is not None and order.do in ("settle", "finish"):
-                    settling.cancel()
-                if order.do == "settle":
-                    settling = tasks.create_task(self._settle(), name="device-settle")
-                    continue
-                if order.do == "pause":
-                    self._going.clear()
-                elif order.do == "go":
-                    self._going.set()
-                elif order.do == "finish":
-                    self._console.done("finish", await self._finish())
-                    return
-                else:
-                    raise ValueError(f"an SDK device cannot {order.do}")
-                self._console.done(order.do)
-            if settling is not None:
-                settling.cancel()
+        await self._console.obey(self._going, self._settle, self._finish)
 
     async def _find_outbox(self) -> None:
         """Goes on waiting for what its last life has left there."""
