@@ -42,7 +42,7 @@ async def takeovers(broker: Mosquitto, directory: Path, kills: int) -> list[floa
     seconds: list[float] = []
     async with (
         workers(broker, directory, 2) as (servers, mongo, redis),
-        RawDevice(broker, f"{PROBER}/phone") as device,
+        RawDevice(broker, f"{PROBER}@phone") as device,
     ):
         await device.hello()
         probes = _one_conversation_in_each_partition()

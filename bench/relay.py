@@ -47,12 +47,10 @@ async def run(plan: dict[str, Any]) -> None:
         )  # fmt: skip
 
     who = devices()
-    ways = {
-        f"imqtt/{who[at].user}/{who[at].device}": (down(who[at]), down(who[at ^ 1])) for at in range(DEVICES)
-    }
+    ways = {f"imqtt/{who[at]}": (down(who[at]), down(who[at ^ 1])) for at in range(DEVICES)}
     out = await connect(settings("relay-out"))
     source = await connect(settings("relay-in"))
-    await source.subscribe("imqtt/+/+/up/+")
+    await source.subscribe("imqtt/+/up/+")
     print(READY, flush=True)
     await relay(source, out, ways)
 

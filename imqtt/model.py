@@ -37,13 +37,13 @@ class JsonText(str):
 
 
 class Device(NamedTuple):
-    """Who speaks: one device of one user. Its MQTT username is `user/device`."""
+    """Who speaks: one device of one user. Its MQTT username is `user@device`."""
 
     user: str
     device: str
 
     def __str__(self) -> str:
-        return f"{self.user}/{self.device}"
+        return f"{self.user}@{self.device}"
 
 
 class Value(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -11,7 +11,7 @@ from tests.services import ServerProcess
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
-    """A running Mosquitto. `broker.passwords.add("alice/phone")` gives a password that works at once."""
+    """A running Mosquitto. `broker.passwords.add("alice@phone")` gives a password that works at once."""
     broker = Mosquitto(tmp_path / "broker")
     await broker.start()
     yield broker

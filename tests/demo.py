@@ -48,7 +48,7 @@ class Actor:
 
     @property
     def name(self) -> str:
-        return f"{self.user}/{self.device}"
+        return f"{self.user}@{self.device}"
 
     @property
     def file(self) -> Path:
@@ -136,9 +136,9 @@ async def main() -> int:
 
 async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[Actor]:
     """Everything that happens. Returns the devices, all of them gone again."""
-    names = ("alice/phone", "alice/laptop", "bob/phone", "bob/tablet", "carol/phone")
+    names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet", "carol@phone")
     actors = [
-        Actor(*name.split("/"), folder, broker.passwords.add(name), f"{broker.host}:{broker.port}")
+        Actor(*name.split("@"), folder, broker.passwords.add(name), f"{broker.host}:{broker.port}")
         for name in names
     ]
     tablet = actors[3]
@@ -148,7 +148,7 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     await all_talk(actors)
 
     await tablet.go()
-    say("bob/tablet went offline. The others go on talking.")
+    say("bob@tablet went offline. The others go on talking.")
     others = [actor for actor in actors if actor is not tablet]
     await all_talk(others)
 
@@ -165,7 +165,7 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     await talking
 
     await tablet.come()
-    say("bob/tablet is back, and says what it has to say.")
+    say("bob@tablet is back, and says what it has to say.")
     await tablet.talk(ROUND)
     for actor in actors:
         await settled(actor, actors)

@@ -29,13 +29,13 @@ WITHIN = 10.0
 
 
 class RawDevice:
-    """`async with RawDevice(broker, "alice/phone") as phone`: connected and subscribed, nothing said yet."""
+    """`async with RawDevice(broker, "alice@phone") as phone`: connected and subscribed, nothing said yet."""
 
     def __init__(
         self, broker: Mosquitto, name: str, format: Format = Format.JSON, *, partitions: int = 16
     ) -> None:
         self.broker = broker
-        self.device = Device(*name.split("/"))
+        self.device = Device(*name.split("@"))
         self.format = format
         self.partitions = partitions
         self.frames: list[AnyFrame] = []

@@ -13,7 +13,7 @@ from imqtt.errors import ImqttError
 app = typer.Typer(
     name="imqtt",
     help="Instant messaging on an MQTT broker: ordered, stored, delivered once.\n\n"
-    "Begin with `imqtt up` in one terminal; in another, `imqtt device add alice/phone --save` and"
+    "Begin with `imqtt up` in one terminal; in another, `imqtt device add alice@phone --save` and"
     " `imqtt chat bob --user alice`.",
     epilog="Exit status: 0 done, 1 refused or failed, 2 used wrongly.",
     rich_markup_mode="markdown",

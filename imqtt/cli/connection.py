@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from imqtt.cli.data import DataDirectory
+from imqtt.cli.names import parse_device
 from imqtt.errors import SetupError
 from imqtt.model import Device
 
@@ -83,8 +84,8 @@ def resolve(
 
 
 def _who(directory: DataDirectory, user: str, device: str, password: str) -> Device:
-    if "/" in user and not device:
-        user, _, device = user.partition("/")
+    if not device and ("@" in user or "/" in user):
+        return parse_device(user)
     if user and device:
         return Device(user, device)
     saved = [it for it in directory.saved() if user in ("", it.user) and device in ("", it.device)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
+from imqtt.cli.names import parse_device
 from imqtt.cli.output import Json, print_json, print_line, print_table, read_secret
 from imqtt.errors import SetupError
 
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Give devices their credentials, and take them away.\n\n"
-    "Each device has one of its own: MQTT username `USER/DEVICE`, and a password. A change holds on the"
+    "Each device has one of its own: MQTT username `USER@DEVICE`, and a password. A change holds on the"
     " running broker when the command returns.",
     no_args_is_help=True,
 )
 
-Names = Annotated[list[str], typer.Argument(metavar="USER/DEVICE", help="Such as `alice/phone`.")]
+Names = Annotated[list[str], typer.Argument(metavar="USER@DEVICE", help="Such as `alice@phone`.")]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(
@@ -57,17 +58,15 @@ def add(
     pid_file: PidFile = PID_FILE,
 ) -> None:
     """Give devices a credential. Prints each password once: the broker keeps only a hash."""
-    from imqtt.cli.passwords import parse_device
-
-    devices = {name: parse_device(name) for name in names}
+    devices = {str(device): device for device in map(parse_device, names)}
     passwords, _ = _accounts(data, password_file, pid_file)
-    taken = sorted(set(passwords.usernames()) & set(names))
+    taken = sorted(set(passwords.usernames()) & devices.keys())
     if taken and not replace:
         raise SetupError(f"{', '.join(taken)} has a credential already; --replace gives it a new one")
     if save and password_file is not None:
         raise SetupError("--save keeps credentials in a data directory; --passwords has none")
     given = passwords.add_all(
-        names, None if password_from is None else _not_empty(read_secret(password_from))
+        devices, None if password_from is None else _not_empty(read_secret(password_from))
     )
     for name, device in devices.items():
         if save:
@@ -93,7 +92,7 @@ def list_(*, data: Data = DEFAULT, as_json: Json = False, password_file: Passwor
     elif names:
         print_table(("device", "credential saved here"), ((n, "yes" if n in saved else "") for n in names))
     else:
-        print_line("No device has a credential yet: `imqtt device add alice/phone` gives one.")
+        print_line("No device has a credential yet: `imqtt device add alice@phone` gives one.")
 
 
 @app.command()
@@ -110,11 +109,9 @@ def revoke(
     What their users have written and received stays, and so does the store's record that there was such a
     device: with a new credential it goes on where it was.
     """
-    from imqtt.cli.passwords import parse_device
-
-    devices = {name: parse_device(name) for name in names}
+    devices = {str(device): device for device in map(parse_device, names)}
     passwords, broker = _accounts(data, password_file, pid_file)
-    unknown = sorted(set(names) - set(passwords.usernames()))
+    unknown = sorted(devices.keys() - set(passwords.usernames()))
     if unknown:
         raise SetupError(f"{', '.join(unknown)} has no credential; `imqtt device list` shows who has")
     for name, device in devices.items():
@@ -123,9 +120,9 @@ def revoke(
             broker.end_session(name)
             DataDirectory(data).forget(device)
     if as_json:
-        print_json([{"device": name, "revoked": True} for name in names])
+        print_json([{"device": name, "revoked": True} for name in devices])
     else:
-        print_line(f"{', '.join(names)} can no longer connect.")
+        print_line(f"{', '.join(devices)} can no longer connect.")
 
 
 def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords", "Mosquitto | None"]:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import pwd
 import re
@@ -22,6 +23,8 @@ from imqtt.cli.login import log_in
 from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid, command_line
 from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose
 from imqtt.errors import SetupError
+
+log = logging.getLogger(__name__)
 
 __all__ = ["INTERNAL_HOST", "Mosquitto", "configuration", "executable"]
 
@@ -121,6 +124,7 @@ class Mosquitto:
         self._hold()
         try:
             await self._end_orphan()
+            self._migrate()
             for attempt in range(3):
                 if not self._settled:
                     last = self._known() if attempt == 0 else self._given  # those of the first try were taken
@@ -266,6 +270,23 @@ class Mosquitto:
             if time.monotonic() > deadline:
                 raise SetupError(f"a Mosquitto of an earlier run (process {pid}) does not end")
             await asyncio.sleep(0.02)
+
+    def _migrate(self) -> None:
+        """Renames the devices of a directory that imqtt 0.1 has written, from `user/device` to `user@device`.
+
+        What the broker kept belongs to sessions and topics that no longer exist, so it is removed. It was
+        never the only copy of a message that had been accepted.
+        """
+        if not self.passwords.outdated():
+            return
+        with self._writable():
+            (self.directory / "mosquitto.db").unlink(missing_ok=True)
+        renamed = self.passwords.migrate()
+        log.warning(
+            "%s is migrated: usernames are USER@DEVICE now, no longer USER/DEVICE, and topics "
+            "imqtt/USER@DEVICE/up/… and …/down. Passwords and messages stay as they are. Renamed: %s",
+            self.directory, ", ".join(renamed),
+        )  # fmt: skip
 
     def _prepare(self) -> None:
         """Writes the configuration, and the server's account if the password file does not have it."""

@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from imqtt.errors import SetupError
-from imqtt.model import Device
-from imqtt.protocol.topics import MAX_NAME, is_name
+from imqtt.protocol.topics import parse_username
 
 SERVER_ACCOUNT = "imqtt-server"
 
@@ -31,16 +30,6 @@ RELOAD_SECONDS = 15.0
 
 Login = Callable[[str, str], bool]
 """Tries to log in with a username and password. Raises `OSError` when no broker answers."""
-
-
-def parse_device(name: str) -> Device:
-    """The device called `user/device`. Raises `SetupError` for a name that imqtt does not give out."""
-    user, slash, device = name.partition("/")
-    if not slash or not is_name(user) or not is_name(device):
-        raise SetupError(f"{name!r} is no device: write USER/DEVICE, each of letters, digits and . _ -")
-    if len(name) > MAX_NAME:
-        raise SetupError(f"{name!r} has {len(name)} characters; USER/DEVICE has at most {MAX_NAME}")
-    return Device(user, device)
 
 
 class Passwords:
@@ -72,8 +61,8 @@ class Passwords:
         """The same for many accounts with one reload."""
         given = {username: password or secrets.token_hex(16) for username in usernames}
         for username in given:
-            if username != SERVER_ACCOUNT:
-                parse_device(username)
+            if username != SERVER_ACCOUNT and parse_username(username) is None:
+                raise SetupError(f"{username!r} is not a device's username: it must be USER@DEVICE")
         with self._changing() as accounts:
             accounts.update({username: _hash(word) for username, word in given.items()})
         if given and self._reload():
@@ -92,6 +81,23 @@ class Passwords:
         if self._reload() and password:
             self._expect(username, password, accepted=False)
         return True
+
+    def outdated(self) -> bool:
+        """Whether any account is called `user/device`, as in imqtt 0.1: see `migrate`."""
+        return any("/" in username for username in self._read())
+
+    def migrate(self) -> list[str]:
+        """Renames accounts `user/device`, as imqtt 0.1 called them, to `user@device`.
+
+        Passwords stay valid, since a hash does not depend on the name. Returns the new usernames. A running
+        broker is not told.
+        """
+        with self._changing() as accounts:
+            renamed = {name: name.replace("/", "@", 1) for name in accounts if "/" in name}
+            for old, new in renamed.items():
+                accounts.setdefault(new, accounts[old])
+                del accounts[old]
+        return sorted(renamed.values())
 
     def holds(self, username: str, password: str) -> bool:
         """Whether the file has this password for `username`."""

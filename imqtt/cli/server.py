@@ -141,7 +141,7 @@ def _say_ready(
         f"  data       {directory.path}\n"
         f"  broker log {broker.log}\n"
         f"\n"
-        f"  Give a device its credential:  imqtt device add alice/phone --save{where}\n"
+        f"  Give a device its credential:  imqtt device add alice@phone --save{where}\n"
         f"  Talk:                          imqtt chat bob --user alice{where}\n"
     )
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from imqtt.errors import SetupError
 from imqtt.model import Device
 from imqtt.protocol import Format
-from imqtt.protocol.topics import MAX_NAME, is_name
+from imqtt.protocol.topics import MAX_NAME, parse_username
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
@@ -88,7 +88,7 @@ class Settings:
 def check_device(user: str, device: str) -> Device:
     """Raises `SetupError` for names that no device can have."""
     checked = Device(user, device)
-    if not (is_name(user) and is_name(device)) or len(str(checked)) > MAX_NAME:
+    if parse_username(str(checked)) is None:
         raise SetupError(
             f"{checked}: user and device are of letters, digits, '.', '_' and '-', together at most "
             f"{MAX_NAME} characters"

@@ -100,7 +100,11 @@ class LocalStore:
             return str(connection.execute("SELECT value FROM meta WHERE name = 'device'").fetchone()[0])
 
         owner = await database.submit(claim)
-        if owner != str(device):
+        if owner == f"{device.user}/{device.device}":  # a store of version 0.1, before `user@device`
+            await database.submit(
+                lambda it: it.execute("UPDATE meta SET value = ? WHERE name = 'device'", (str(device),))
+            )
+        elif owner != str(device):
             await database.close()
             raise DeviceStoreError(f"{path} belongs to {owner}, not to {device}")
         return cls(database, device)

@@ -75,7 +75,7 @@ class Keys:
         prefix = f"imqtt:{cluster}:"
         self.lists = prefix + "lists"  # hash: the clock of leases
         self.forgotten = prefix + "forgotten"  # string: lists filled before this are not to be believed
-        self.expiries = prefix + "expiries"  # sorted set: user/device by when it runs out
+        self.expiries = prefix + "expires"  # sorted set: user@device by when it runs out
         self.workers = prefix + "workers"  # hash: worker id -> until when it counts, and its JSON
         self.probe = prefix + "probe"
         self.presence_prefix = prefix + "presence:"
@@ -98,4 +98,4 @@ class Keys:
 
     def bucket(self, device: Device) -> str:
         """String: the level, and the time that it was at, as in `imqtt.core.bucket`."""
-        return f"{self._bucket}{device.user}/{device.device}"
+        return f"{self._bucket}{device}"

@@ -112,9 +112,7 @@ class Presences:
 
     def _refresh(self, spoke: dict[Device, int]) -> asyncio.Future[Any]:
         # XX: not who is offline. GT: not earlier than it is.
-        scores = [
-            it for device, expires in spoke.items() for it in (expires, f"{device.user}/{device.device}")
-        ]
+        scores = [it for device, expires in spoke.items() for it in (expires, str(device))]
         return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", *scores)
 
     def _miss(self, change: Change) -> None:

@@ -110,7 +110,7 @@ redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {LIST_TTL + L
 _KEEP = f"""
 local function keep(presence, expiries, user)
   for _, device in ipairs(redis.call('HKEYS', presence)) do
-    if redis.call('ZSCORE', expiries, user .. '/' .. device) then
+    if redis.call('ZSCORE', expiries, user .. '@' .. device) then
       return redis.call('PEXPIRE', presence, {PRESENT_TTL})
     end
   end
@@ -136,9 +136,9 @@ elseif how == 'update' and state == 'offline' then
 end
 redis.call('HSET', presence, device, cmsgpack.pack({{nonce, state, since, expires}}))
 if state == 'offline' then
-  redis.call('ZREM', expiries, user .. '/' .. device)
+  redis.call('ZREM', expiries, user .. '@' .. device)
 else
-  redis.call('ZADD', expiries, ARGV[7], user .. '/' .. device)
+  redis.call('ZADD', expiries, ARGV[7], user .. '@' .. device)
   redis.call('PEXPIRE', expiries, {PRESENT_TTL})
 end
 if redis.call('HLEN', presence) > 1 then
@@ -161,11 +161,11 @@ local expiries, found = KEYS[1], {{}}
 for i, user in ipairs(ARGV) do
   local all = redis.call('HGETALL', KEYS[i + 1])
   for j = 1, #all, 2 do
-    local expires = redis.call('ZSCORE', expiries, user .. '/' .. all[j])
+    local expires = redis.call('ZSCORE', expiries, user .. '@' .. all[j])
     if not expires then
       local entry = cmsgpack.unpack(all[j + 1])
       if entry[2] ~= 'offline' then
-        redis.call('ZADD', expiries, string.format('%.0f', entry[4]), user .. '/' .. all[j])
+        redis.call('ZADD', expiries, string.format('%.0f', entry[4]), user .. '@' .. all[j])
         redis.call('PEXPIRE', expiries, {PRESENT_TTL})
       end
     end
@@ -182,7 +182,7 @@ local gone = {{}}
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 for i = 1, #due, 2 do
   redis.call('ZREM', KEYS[1], due[i])
-  local user, device = string.match(due[i], '^([^/]*)/(.*)$')
+  local user, device = string.match(due[i], '^([^@]*)@(.*)$')
   local presence = ARGV[3] .. user
   local known = redis.call('HGET', presence, device)
   if known then

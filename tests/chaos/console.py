@@ -49,7 +49,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def process(self) -> str:
         """Its name in histories, and its MQTT username."""
-        return f"{self.user}/{self.device}"
+        return f"{self.user}@{self.device}"
 
 
 class Order(msgspec.Struct, frozen=True):

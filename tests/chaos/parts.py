@@ -4,7 +4,7 @@
     scale     Mosquitto, MongoDB (or what speaks its protocol), Redis, and several workers
 
 Every worker has a way of its own to the broker, to the store and to the state, and every device one to the
-broker, named `worker-1>broker`, `worker-1>store`, `worker-1>redis`, `alice/phone>broker`.
+broker, named `worker-1>broker`, `worker-1>store`, `worker-1>redis`, `alice@phone>broker`.
 """
 
 import asyncio

@@ -27,8 +27,8 @@ from tests.services import eventually
 
 log = logging.getLogger("chaos")
 
-SDK = tuple(f"{user}/{name}" for user in ("alice", "bob", "carol") for name in ("phone", "laptop"))
-PLAIN = ("alice/plain", "dave/plain")
+SDK = tuple(f"{user}@{name}" for user in ("alice", "bob", "carol") for name in ("phone", "laptop"))
+PLAIN = ("alice@plain", "dave@plain")
 RATE = 4.0  # messages a second, of each device
 MOST_OPEN = 24  # that are unanswered: after a long outage, no more are sent than a slow machine can carry out
 CALM_MESSAGES = 10  # that each device has had accepted before the first fault
@@ -58,7 +58,7 @@ def shape(
 
 
 def users(devices: Sequence[str]) -> list[str]:
-    return sorted({name.partition("/")[0] for name in devices})
+    return sorted({name.partition("@")[0] for name in devices})
 
 
 def conversations(users: Sequence[str]) -> list[str]:
@@ -141,7 +141,7 @@ class Run:
         )
 
     def _device(self, name: str, number: int) -> DevicePlan:
-        user, _, own = name.partition("/")
+        user, _, own = name.partition("@")
         shape = self._plan.shape
         plain = name in shape.plain
         directory = self._stack.directory if number else self._stack.device_disk.directory

@@ -76,7 +76,7 @@ class SoakDevice:
         detour: bool,
     ) -> None:
         self.name = name
-        self.device = Device(*name.split("/"))
+        self.device = Device(*name.split("@"))
         self.conversations = conversations
         self.sent = 0
         self.accepted = 0

@@ -74,8 +74,8 @@ def user(number: int) -> str:
 
 
 def devices() -> list[str]:
-    """Their names, as `user/device`."""
-    return [f"{user(it)}/phone" for it in range(USERS)] + [f"{user(it)}/laptop" for it in range(LAPTOPS)]
+    """Their names, as `user@device`."""
+    return [f"{user(it)}@phone" for it in range(USERS)] + [f"{user(it)}@laptop" for it in range(LAPTOPS)]
 
 
 def conversations(name: str) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ class Load:
                 name,
                 plan.passwords[name],
                 plan.ports[number % len(plan.ports)],
-                conversations(name.partition("/")[0]),
+                conversations(name.partition("@")[0]),
                 history=self._history,
                 chance=Random(chance.random()),
                 window=plan.window,

@@ -11,7 +11,7 @@ PAGE_SECONDS = 20.0
 
 async def read_all(broker: Broker, user: str, history: History) -> int:
     """Writes down all of a user's conversations; how many events there are. Raises `AssertionError`."""
-    name = f"{user}/fresh"
+    name = f"{user}@fresh"
     count = 0
     async with RawDevice(broker, name, Format.PROTOBUF) as device:
         heads = await _ask(device, Sync(heads=True, ref="heads"))

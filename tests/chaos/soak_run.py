@@ -230,7 +230,7 @@ class Run:
     async def _read(self) -> Fresh:
         """Has devices of some users, who know nothing, read all that there is, and writes it down."""
         began = now()
-        users = sorted({it.partition("/")[0] for it in devices()})
+        users = sorted({it.partition("@")[0] for it in devices()})
         sample = sorted(self._chance.sample(users, min(self._plan.sample, len(users))))
         broker, lines = self._stack.broker, self._stack.history
         counts = await asyncio.gather(*(read_all(broker, user, lines) for user in sample))
@@ -293,6 +293,6 @@ class Counted(Iterator[Line]):
 
 def _shape(stack: SoakStack) -> Shape:
     groups = tuple(f"devices-{it}" for it in range(GROUPS))
-    talks = {it for name in devices() for it in conversations(name.partition("/")[0])}
+    talks = {it for name in devices() for it in conversations(name.partition("@")[0])}
     sessions = tuple(sorted({partition_of(it, PARTITIONS) for it in talks}))
     return Shape(stack.kind, stack.regulars, groups, (), sessions)

@@ -12,18 +12,18 @@ from tests.chaos.plan import Plan, Planned, Round
 from tests.chaos.report import Outcome, Recovery, judged, show
 from tests.chaos.runner import judge, run, shape
 
-SDK, PLAIN = ("alice/phone", "bob/laptop"), ("dave/plain",)
+SDK, PLAIN = ("alice@phone", "bob@laptop"), ("dave@plain",)
 
 # Cheap ones: what has devices wait for long is for `make chaos`.
 ROUNDS = {
     "sqlite": (
-        (("kill worker", "worker-1"), ("pause device", "bob/laptop")),
-        (("swallow worker-broker", "worker-1>broker"), ("kill device", "alice/phone")),
-        (("restore backup", "store"), ("swallow device-broker", "alice/phone>broker")),
+        (("kill worker", "worker-1"), ("pause device", "bob@laptop")),
+        (("swallow worker-broker", "worker-1>broker"), ("kill device", "alice@phone")),
+        (("restore backup", "store"), ("swallow device-broker", "alice@phone>broker")),
         (("wipe broker", "broker"),),
     ),
     "scale": (
-        (("kill worker", "worker-1"), ("flush redis", "redis"), ("kill device", "bob/laptop")),
+        (("kill worker", "worker-1"), ("flush redis", "redis"), ("kill device", "bob@laptop")),
         (("swallow worker-store", "worker-2>store"), ("stall worker-redis", "worker-1>redis")),
         (("restore backup", "store"),),
         (("kill broker", "broker"), ("kill store", "store")),

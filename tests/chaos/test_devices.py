@@ -40,11 +40,11 @@ Make = Callable[..., DeviceProcess]
 
 @pytest.fixture
 async def device(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Make]:
-    """`device("alice/phone")`: not started yet. Its process ends with the test."""
+    """`device("alice@phone")`: not started yet. Its process ends with the test."""
     made: list[DeviceProcess] = []
 
     def make(name: str, **fields: object) -> DeviceProcess:
-        user, device = name.split("/")
+        user, device = name.split("@")
         given = {
             "user": user, "device": device, "password": broker.passwords.add(name),
             "brokers": (f"{broker.host}:{broker.port}",), "history": str(tmp_path / f"{user}-{device}.jsonl"),
@@ -71,8 +71,8 @@ async def all_accepted(device: DeviceProcess, more: int) -> None:
 async def test_what_devices_write_down_is_what_is_stored(
     server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
 ) -> None:
-    phone, laptop = device("alice/phone"), device("alice/laptop", format="json")
-    other = device("bob/phone", kind="plain")
+    phone, laptop = device("alice@phone"), device("alice@laptop", format="json")
+    other = device("bob@phone", kind="plain")
     devices = [phone, laptop, other]
     await asyncio.gather(*(it.start() for it in devices))
     await asyncio.gather(*(all_accepted(it, 20) for it in devices))
@@ -94,7 +94,7 @@ async def test_what_devices_write_down_is_what_is_stored(
     # There was something to be judged.
     assert {it.conversation for it in lines if isinstance(it, Stored)} == {TALK, "u:alice", "u:bob"}
     assert len([line for line in lines_of(phone) if isinstance(line, Start)]) == 2
-    assert {line.process for line in lines if isinstance(line, Seen)} == {"alice/phone", "alice/laptop"}
+    assert {line.process for line in lines if isinstance(line, Seen)} == {"alice@phone", "alice@laptop"}
     marked = {(it.conversation, it.user) for it in lines if isinstance(it, Marked) and it.read}
     assert marked >= {(TALK, "alice"), (TALK, "bob"), ("u:alice", "alice")}
     assert len([line for line in lines if isinstance(line, Held) and line.fresh]) == 6
@@ -133,7 +133,7 @@ def repeated_in_one_life(lines: list[Line]) -> list[Row]:
 async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
     server: ServerProcess, device: Make
 ) -> None:
-    phone = device("alice/phone", rate=50.0)
+    phone = device("alice@phone", rate=50.0)
     await phone.start()
     await all_accepted(phone, 5)
     await server.kill()
@@ -158,7 +158,7 @@ async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
 async def test_a_device_that_is_killed_again_and_again_sees_everything_once(
     server: ServerProcess, device: Make
 ) -> None:
-    phone, laptop = device("alice/phone", rate=50.0), device("alice/laptop", rate=50.0)
+    phone, laptop = device("alice@phone", rate=50.0), device("alice@laptop", rate=50.0)
     await asyncio.gather(phone.start(), laptop.start())
     for number in range(6):
         await all_accepted(laptop, 20 + number)
@@ -171,13 +171,13 @@ async def test_a_device_that_is_killed_again_and_again_sees_everything_once(
         await it.finish(WITHIN)
     seen = {it.name: [line.row for line in lines_of(it) if isinstance(line, Seen)] for it in (phone, laptop)}
     assert repeated_in_one_life(lines_of(phone)) == []
-    assert set(seen["alice/phone"]) == set(seen["alice/laptop"])
+    assert set(seen["alice@phone"]) == set(seen["alice@laptop"])
     names = [line.name for line in lines_of(phone) if isinstance(line, Invoke)]
     assert len(names) == len(set(names))
 
 
 async def test_a_paused_device_goes_on_where_it_was(server: ServerProcess, device: Make) -> None:
-    phone = device("alice/phone")
+    phone = device("alice@phone")
     await phone.start()
     await all_accepted(phone, 5)
     phone.pause()
@@ -195,7 +195,7 @@ async def test_a_paused_device_goes_on_where_it_was(server: ServerProcess, devic
 
 
 async def test_a_device_that_fails_says_why(server: ServerProcess, device: Make, tmp_path: Path) -> None:
-    phone = device("alice/phone", store=str(tmp_path / "nowhere" / "phone.db"))
+    phone = device("alice@phone", store=str(tmp_path / "nowhere" / "phone.db"))
     with pytest.raises(DeviceEnded, match="unable to open database"):
         await phone.start()
 
@@ -203,7 +203,7 @@ async def test_a_device_that_fails_says_why(server: ServerProcess, device: Make,
 async def test_a_plain_device_gives_up_what_it_does_not_send_again(
     server: ServerProcess, broker: Mosquitto, device: Make
 ) -> None:
-    once = device("alice/plain", kind="plain", resend=0.0, patience=0.5)
+    once = device("alice@plain", kind="plain", resend=0.0, patience=0.5)
     await once.start()
     await all_accepted(once, 5)
     await server.kill()
@@ -218,8 +218,8 @@ async def test_a_plain_device_gives_up_what_it_does_not_send_again(
 async def test_devices_that_meet_a_restored_store_say_that_they_began_anew(
     server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
 ) -> None:
-    phone, laptop = device("alice/phone"), device("alice/laptop")
-    other = device("bob/phone", kind="plain")
+    phone, laptop = device("alice@phone"), device("alice@laptop")
+    other = device("bob@phone", kind="plain")
     devices = [phone, laptop, other]
     url = f"sqlite:///{server.store}"
     backup = tmp_path / "backup.db"
@@ -244,4 +244,4 @@ async def test_devices_that_meet_a_restored_store_say_that_they_began_anew(
     verdict = check(lines)
     assert verdict.findings == []
     begun = {(it.process, it.conversation) for it in lines if isinstance(it, Begun)}
-    assert begun == {(it, talk) for it in ("alice/phone", "alice/laptop") for talk in (TALK, "u:alice")}
+    assert begun == {(it, talk) for it in ("alice@phone", "alice@laptop") for talk in (TALK, "u:alice")}

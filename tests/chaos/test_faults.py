@@ -69,7 +69,7 @@ def test_faults_are_combined_and_none_is_at_what_another_needs(name: str) -> Non
         (("kill broker", "broker"), ("swallow worker-broker", "worker-1>broker")),
         (("kill worker", "worker-1"), ("pause worker", "worker-1")),
         (("restore backup", "store"), ("kill worker", "worker-2")),
-        (("full queues", "broker"), ("kill device", "alice/plain")),
+        (("full queues", "broker"), ("kill device", "alice@plain")),
     ],
 )
 def test_who_would_keep_each_other_from_firing_is_not_combined(

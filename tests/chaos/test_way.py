@@ -310,9 +310,9 @@ async def test_a_way_to_nowhere_resets(
 async def test_a_message_of_which_the_answer_is_swallowed_is_stored(
     server: ServerProcess, broker: Mosquitto
 ) -> None:
-    async with Way(broker.port, "device to broker") as way, RawDevice(broker, "bob/phone") as bob:
+    async with Way(broker.port, "device to broker") as way, RawDevice(broker, "bob@phone") as bob:
         await bob.hello()
-        alice = RawDevice(broker, "alice/phone")
+        alice = RawDevice(broker, "alice@phone")
         await alice.connect(port=way.port)
         hit = way.swallow()
         with pytest.raises(LinkError):

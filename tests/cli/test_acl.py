@@ -26,7 +26,7 @@ async def server(broker: Mosquitto) -> AsyncIterator[aiomqtt.Client]:
         identifier="imqtt-server-0", protocol=aiomqtt.ProtocolVersion.V5,
     )  # fmt: skip
     async with client:
-        await client.subscribe("imqtt/+/+/up/0", qos=1)
+        await client.subscribe("imqtt/+/up/0", qos=1)
         yield client
 
 
@@ -42,31 +42,31 @@ async def heard(client: aiomqtt.Client, end: str) -> list[str]:
 
 
 async def test_a_device_writes_to_its_own_topics_only(broker: Mosquitto, server: aiomqtt.Client) -> None:
-    passwords = broker.passwords.add_all(["alice/phone", "bob/phone"])
-    async with device(broker, "alice/phone", passwords["alice/phone"]) as alice:
-        for topic in ("imqtt/bob/phone/up/0", "imqtt/alice/tablet/up/0", "imqtt/alice/phone/up/0"):
+    passwords = broker.passwords.add_all(["alice@phone", "bob@phone"])
+    async with device(broker, "alice@phone", passwords["alice@phone"]) as alice:
+        for topic in ("imqtt/bob@phone/up/0", "imqtt/alice@tablet/up/0", "imqtt/alice@phone/up/0"):
             with contextlib.suppress(aiomqtt.MqttError):
                 await alice.publish(topic, "{}", qos=1)
-    assert await heard(server, "imqtt/alice/phone/up/0") == ["imqtt/alice/phone/up/0"]
+    assert await heard(server, "imqtt/alice@phone/up/0") == ["imqtt/alice@phone/up/0"]
 
 
 async def test_a_device_reads_what_is_meant_for_it_only(broker: Mosquitto, server: aiomqtt.Client) -> None:
-    password = broker.passwords.add("alice/phone")
-    async with device(broker, "alice/phone", password) as alice:
+    password = broker.passwords.add("alice@phone")
+    async with device(broker, "alice@phone", password) as alice:
         await alice.subscribe("#", qos=1)
-        await alice.subscribe("imqtt/bob/phone/down", qos=1)
-        for topic in ("imqtt/bob/phone/down", "imqtt/alice/phone/up/0", "imqtt/alice/phone/down"):
+        await alice.subscribe("imqtt/bob@phone/down", qos=1)
+        for topic in ("imqtt/bob@phone/down", "imqtt/alice@phone/up/0", "imqtt/alice@phone/down"):
             await server.publish(topic, "{}", qos=1)
-        assert await heard(alice, "imqtt/alice/phone/down") == ["imqtt/alice/phone/down"]
+        assert await heard(alice, "imqtt/alice@phone/down") == ["imqtt/alice@phone/down"]
 
 
 async def test_a_device_cannot_take_over_the_servers_session(
     broker: Mosquitto, server: aiomqtt.Client
 ) -> None:
-    password = broker.passwords.add("alice/phone")
-    async with device(broker, "alice/phone", password, identifier="imqtt-server-0") as alice:
-        await alice.publish("imqtt/alice/phone/up/0", "{}", qos=1)
-    assert await heard(server, "imqtt/alice/phone/up/0") == ["imqtt/alice/phone/up/0"]
+    password = broker.passwords.add("alice@phone")
+    async with device(broker, "alice@phone", password, identifier="imqtt-server-0") as alice:
+        await alice.publish("imqtt/alice@phone/up/0", "{}", qos=1)
+    assert await heard(server, "imqtt/alice@phone/up/0") == ["imqtt/alice@phone/up/0"]
 
 
 async def test_nobody_gets_in_without_a_credential(broker: Mosquitto) -> None:
@@ -76,9 +76,9 @@ async def test_nobody_gets_in_without_a_credential(broker: Mosquitto) -> None:
 
 
 async def test_who_retains_a_message_is_disconnected(broker: Mosquitto) -> None:
-    password = broker.passwords.add("alice/phone")
-    async with device(broker, "alice/phone", password) as alice:
-        publishing = asyncio.create_task(alice.publish("imqtt/alice/phone/up/0", "{}", qos=1, retain=True))
+    password = broker.passwords.add("alice@phone")
+    async with device(broker, "alice@phone", password) as alice:
+        publishing = asyncio.create_task(alice.publish("imqtt/alice@phone/up/0", "{}", qos=1, retain=True))
         with pytest.raises(aiomqtt.MqttError):
             await heard(alice, "nothing")
         publishing.cancel()

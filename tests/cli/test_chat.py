@@ -118,7 +118,7 @@ class Terminal:
 @pytest.fixture
 async def data(broker: Mosquitto, server: ServerProcess) -> Path:
     assert server.pid is not None
-    await imqtt("device", "add", "alice/phone", "bob/laptop", "--save", "--data", broker.directory)
+    await imqtt("device", "add", "alice@phone", "bob@laptop", "--save", "--data", broker.directory)
     return broker.directory
 
 
@@ -179,10 +179,10 @@ async def test_leaving_is_no_failure(alice: Terminal, keys: str) -> None:
 
 
 async def test_a_revoked_device_is_told_and_ends(alice: Terminal, data: Path) -> None:
-    await imqtt("device", "revoke", "alice/phone", "--data", data)
+    await imqtt("device", "revoke", "alice@phone", "--data", data)
     async with asyncio.timeout(20):
         assert await alice.process.wait() == 1
-    await alice.shows("no broker takes the password of alice/phone")
+    await alice.shows("no broker takes the password of alice@phone")
 
 
 async def test_a_command_that_there_is_not_is_explained(alice: Terminal) -> None:

@@ -17,9 +17,9 @@ from tests.services import ServerProcess
 
 @pytest.fixture
 async def data(broker: Mosquitto, server: ServerProcess) -> Path:
-    """The data directory of a running broker, with the credentials of alice/phone and bob/laptop saved."""
+    """The data directory of a running broker, with the credentials of alice@phone and bob@laptop saved."""
     assert server.pid is not None
-    added = await imqtt("device", "add", "alice/phone", "bob/laptop", "--save", "--data", broker.directory)
+    added = await imqtt("device", "add", "alice@phone", "bob@laptop", "--save", "--data", broker.directory)
     assert added.status == 0, added.err
     return broker.directory
 
@@ -121,7 +121,7 @@ async def test_tail_goes_on_where_it_ended(data: Path) -> None:
     ("arguments", "said"),
     [
         (("bob", "x", "--user", "carol"), "imqtt: --device is needed: no credential that fits is saved in"),
-        (("bob", "x"), "imqtt: which one are you? --user and --device choose from alice/phone, bob/laptop"),
+        (("bob", "x"), "imqtt: which one are you? --user and --device choose from alice@phone, bob@laptop"),
         (("d:bob:carol", "x", "--user", "alice"), "imqtt: alice is not in this conversation"),
         (("g:team", "x", "--user", "alice"), "imqtt: this server has no groups"),
         (("b ob", "x", "--user", "alice"), "imqtt: 'b ob' is neither a user nor a conversation"),
@@ -143,7 +143,7 @@ async def test_a_wrong_password_is_told(data: Path) -> None:
         "send", "bob", "x", "--user", "alice", "--device", "phone", "--data", data, IMQTT_PASSWORD="wrong"
     )
     assert outcome.status == 1
-    assert outcome.err.startswith("imqtt: no broker takes the password of alice/phone")
+    assert outcome.err.startswith("imqtt: no broker takes the password of alice@phone")
 
 
 async def test_without_a_broker_a_message_waits_for_the_next_time(data: Path, broker: Mosquitto) -> None:

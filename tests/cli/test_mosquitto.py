@@ -40,16 +40,35 @@ async def test_another_process_on_the_same_directory_gets_the_same_ports(tmp_pat
 
 async def test_passwords_can_be_given_before_it_starts(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path)
-    password = broker.passwords.add("alice/phone")
+    password = broker.passwords.add("alice@phone")
     async with broker:
-        assert log_in(broker.host, broker.port, "alice/phone", password)
+        assert log_in(broker.host, broker.port, "alice@phone", password)
+
+
+async def test_a_directory_of_imqtt_0_1_is_migrated_once_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = Mosquitto(tmp_path)
+    password = broker.passwords.add("alice@phone")
+    broker.passwords.path.write_text(broker.passwords.path.read_text().replace("@", "/"))
+    (tmp_path / "mosquitto.db").write_bytes(b"sessions of alice/phone")
+    async with broker:
+        assert log_in(broker.host, broker.port, "alice@phone", password)
+        assert not log_in(broker.host, broker.port, "alice/phone", password)
+        assert not broker.passwords.outdated()
+    assert "usernames are USER@DEVICE now" in caplog.text
+    assert "Renamed: alice@phone" in caplog.text
+    caplog.clear()
+    async with broker:
+        assert log_in(broker.host, broker.port, "alice@phone", password)
+    assert "Renamed" not in caplog.text
 
 
 async def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
     async with Mosquitto(tmp_path / "my data é") as broker:
         assert broker.running()
-        password = broker.passwords.add("alice/phone")
-        assert log_in(broker.host, broker.port, "alice/phone", password)
+        password = broker.passwords.add("alice@phone")
+        assert log_in(broker.host, broker.port, "alice@phone", password)
 
 
 async def test_websockets_are_served(broker: Mosquitto) -> None:
@@ -141,7 +160,7 @@ async def test_a_broker_left_behind_by_a_killed_process_is_ended_first(tmp_path:
 async def test_a_pid_file_that_names_another_process_harms_nobody(tmp_path: Path) -> None:
     (tmp_path / "mosquitto.pid").write_text(str(os.getpid()))
     assert broker_pid(tmp_path / "mosquitto.pid") is None
-    assert Passwords(tmp_path / "passwords", tmp_path / "mosquitto.pid").add("alice/phone")
+    assert Passwords(tmp_path / "passwords", tmp_path / "mosquitto.pid").add("alice@phone")
 
 
 async def test_it_is_told_when_it_ends(broker: Mosquitto) -> None:
@@ -153,13 +172,13 @@ async def test_it_is_told_when_it_ends(broker: Mosquitto) -> None:
 
 
 async def test_ending_a_session_drops_what_it_held_and_its_connection(broker: Mosquitto) -> None:
-    password = broker.passwords.add("alice/phone")
-    with persistent(broker, "alice/phone", password, present=False):
+    password = broker.passwords.add("alice@phone")
+    with persistent(broker, "alice@phone", password, present=False):
         pass
-    with persistent(broker, "alice/phone", password, present=True) as device:
-        broker.end_session("alice/phone")
+    with persistent(broker, "alice@phone", password, present=True) as device:
+        broker.end_session("alice@phone")
         assert await asyncio.to_thread(device.recv, 1) == b""
-    with persistent(broker, "alice/phone", password, present=False):
+    with persistent(broker, "alice@phone", password, present=False):
         pass
 
 

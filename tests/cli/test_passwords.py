@@ -10,7 +10,8 @@ import pytest
 
 from imqtt.cli.login import log_in
 from imqtt.cli.mosquitto import Mosquitto
-from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, parse_device
+from imqtt.cli.names import parse_device
+from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords
 from imqtt.errors import SetupError
 
 
@@ -19,57 +20,57 @@ def accepts(broker: Mosquitto, username: str, password: str) -> bool:
 
 
 async def test_an_added_device_gets_in_at_once(broker: Mosquitto) -> None:
-    password = broker.passwords.add("alice/phone")
-    assert accepts(broker, "alice/phone", password)
-    assert not accepts(broker, "alice/phone", password + "x")
-    assert not accepts(broker, "alice/tablet", password)
+    password = broker.passwords.add("alice@phone")
+    assert accepts(broker, "alice@phone", password)
+    assert not accepts(broker, "alice@phone", password + "x")
+    assert not accepts(broker, "alice@tablet", password)
 
 
 async def test_a_changed_password_replaces_the_old_one_at_once(broker: Mosquitto) -> None:
-    old = broker.passwords.add("alice/phone")
-    new = broker.passwords.add("alice/phone")
-    assert not accepts(broker, "alice/phone", old)
-    assert accepts(broker, "alice/phone", new)
+    old = broker.passwords.add("alice@phone")
+    new = broker.passwords.add("alice@phone")
+    assert not accepts(broker, "alice@phone", old)
+    assert accepts(broker, "alice@phone", new)
 
 
 async def test_a_given_password_is_taken_as_it_is(broker: Mosquitto) -> None:
-    assert broker.passwords.add("alice/phone", "päss:wörd") == "päss:wörd"
-    assert accepts(broker, "alice/phone", "päss:wörd")
+    assert broker.passwords.add("alice@phone", "päss:wörd") == "päss:wörd"
+    assert accepts(broker, "alice@phone", "päss:wörd")
 
 
 async def test_a_removed_device_is_refused_and_its_connection_ended(broker: Mosquitto) -> None:
-    password = broker.passwords.add("alice/phone")
-    other = broker.passwords.add("bob/phone")
-    with connected(broker, "alice/phone", password) as alice, connected(broker, "bob/phone", other) as bob:
-        assert broker.passwords.remove("alice/phone")
+    password = broker.passwords.add("alice@phone")
+    other = broker.passwords.add("bob@phone")
+    with connected(broker, "alice@phone", password) as alice, connected(broker, "bob@phone", other) as bob:
+        assert broker.passwords.remove("alice@phone")
         assert await asyncio.to_thread(alice.recv, 1) == b""
         bob.sendall(b"\xc0\0")  # PINGREQ
         assert bob.recv(2) == b"\xd0\0"
-    assert not accepts(broker, "alice/phone", password)
-    assert broker.passwords.usernames() == ["bob/phone", SERVER_ACCOUNT]
+    assert not accepts(broker, "alice@phone", password)
+    assert broker.passwords.usernames() == ["bob@phone", SERVER_ACCOUNT]
 
 
 async def test_removing_what_is_not_there_says_so(broker: Mosquitto) -> None:
-    assert not broker.passwords.remove("alice/phone")
+    assert not broker.passwords.remove("alice@phone")
 
 
 async def test_many_devices_are_added_with_one_reload(broker: Mosquitto) -> None:
-    given = broker.passwords.add_all([f"user{number}/phone" for number in range(200)])
+    given = broker.passwords.add_all([f"user{number}@phone" for number in range(200)])
     assert len(set(given.values())) == 200
-    assert accepts(broker, "user0/phone", given["user0/phone"])
-    assert accepts(broker, "user199/phone", given["user199/phone"])
+    assert accepts(broker, "user0@phone", given["user0@phone"])
+    assert accepts(broker, "user199@phone", given["user199@phone"])
     assert broker.log.read_text().count("Reloading config") == 1
 
 
 def test_mosquittos_own_tool_and_ours_write_the_same_file(tmp_path: Path) -> None:
     passwords = Passwords(tmp_path / "passwords", tmp_path / "pid")
-    passwords.add("alice/phone", "secret")
-    tool = ["mosquitto_passwd", "-b", str(passwords.path), "bob/phone", "hidden"]
+    passwords.add("alice@phone", "secret")
+    tool = ["mosquitto_passwd", "-b", str(passwords.path), "bob@phone", "hidden"]
     subprocess.run(tool, check=True, capture_output=True)
-    assert passwords.usernames() == ["alice/phone", "bob/phone"]
-    assert passwords.holds("alice/phone", "secret")
-    assert passwords.holds("bob/phone", "hidden")
-    assert not passwords.holds("bob/phone", "secret")
+    assert passwords.usernames() == ["alice@phone", "bob@phone"]
+    assert passwords.holds("alice@phone", "secret")
+    assert passwords.holds("bob@phone", "hidden")
+    assert not passwords.holds("bob@phone", "secret")
 
 
 def test_processes_that_change_it_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -87,29 +88,35 @@ def test_processes_that_change_it_at_once_lose_nothing(tmp_path: Path) -> None:
 def _add_twenty(path: Path, writer: int) -> None:
     passwords = Passwords(path, path.with_name("pid"))
     for number in range(20):
-        passwords.add(f"user{writer}/device{number}")
+        passwords.add(f"user{writer}@device{number}")
 
 
 @pytest.mark.parametrize(
     "name",
-    ["alice", "alice/", "/phone", "alice/phone/x", "al ice/phone", "alice/ph+ne", "älice/phone", "a:b/c", "",
-     "a" * 60 + "/phone", "alice/phone\nroot"],
+    ["alice", "alice@", "@phone", "alice@phone@x", "al ice@phone", "alice@ph+ne", "älice@phone", "a:b@c", "",
+     "alice/phone", "alice@pho/ne", "a" * 60 + "@phone", "alice@phone\nroot"],
 )  # fmt: skip
 def test_a_name_that_is_no_devices_is_refused(tmp_path: Path, name: str) -> None:
     passwords = Passwords(tmp_path / "passwords", tmp_path / "pid")
-    with pytest.raises(SetupError, match="USER/DEVICE"):
+    with pytest.raises(SetupError, match="USER@DEVICE"):
         passwords.add(name)
     assert passwords.usernames() == []
 
 
 def test_a_device_is_a_user_and_a_name() -> None:
-    assert parse_device("alice/phone") == ("alice", "phone")
+    assert parse_device("alice@phone") == parse_device("alice/phone") == ("alice", "phone")
+
+
+@pytest.mark.parametrize("name", ["alice", "alice/phone/x", "alice@phone/x", "a" * 60 + "/phone", "", "/"])
+def test_a_name_that_is_not_a_devices_is_refused_with_what_to_write(name: str) -> None:
+    with pytest.raises(SetupError, match="USER@DEVICE"):
+        parse_device(name)
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match="password file"):
-        Passwords(tmp_path / "file" / "passwords", tmp_path / "pid").add("alice/phone")
+        Passwords(tmp_path / "file" / "passwords", tmp_path / "pid").add("alice@phone")
 
 
 def connected(broker: Mosquitto, username: str, password: str) -> socket.socket:

@@ -20,10 +20,10 @@ async def test_it_is_ready_soon_and_says_where(tmp_path: Path) -> None:
         assert up.ready["seconds"] < 3
         assert up.ready["data"] == str(tmp_path / "data")
         assert up.ready["partitions"] == 16
-        password = (await imqtt("device", "add", "alice/phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
             "password"
         ]
-        assert log_in(up.ready["host"], up.ready["port"], "alice/phone", password)
+        assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -38,13 +38,13 @@ async def test_a_signal_ends_both_with_status_0(tmp_path: Path, how: signal.Sign
 async def test_data_and_ports_outlive_it(tmp_path: Path) -> None:
     up = Up(tmp_path / "data")
     async with up:
-        password = (await imqtt("device", "add", "alice/phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
             "password"
         ]
         ports = up.ready["internal_port"]
     async with Up(tmp_path / "data") as up:
         assert up.ready["internal_port"] == ports
-        assert log_in(up.ready["host"], up.ready["port"], "alice/phone", password)
+        assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
 
 
 async def test_a_data_directory_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ async def test_a_broker_that_dies_is_started_again(tmp_path: Path) -> None:
         os.kill(up.ready["broker_pid"], signal.SIGKILL)
         await eventually(lambda: "Mosquitto runs again" in up.log, what="another broker")
         assert "Mosquitto ended by SIGKILL; starting it again" in up.log
-        password = (await imqtt("device", "add", "alice/phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
             "password"
         ]
-        assert log_in(up.ready["host"], up.ready["port"], "alice/phone", password)
+        assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
 
 
 async def test_after_kill_9_it_starts_on_the_same_directory(tmp_path: Path) -> None:
@@ -123,5 +123,5 @@ async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest = (await process.stdout.read()).decode()
     assert await process.wait() == 0
-    assert f"imqtt device add alice/phone --save --data {tmp_path / 'data'}" in said
+    assert f"imqtt device add alice@phone --save --data {tmp_path / 'data'}" in said
     assert "imqtt has ended" in rest

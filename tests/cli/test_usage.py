@@ -43,7 +43,7 @@ async def test_every_setting_is_a_flag_with_its_variable_and_default() -> None:
         (("serve", "--max-batch", "many"), "max_batch: 'many' is not a whole number"),
         (("serve", "--max-batch", "0"), "max_batch: 0 is less than 1"),
         (("serf",), "No such command 'serf'. Did you mean 'serve'?"),
-        (("device", "add"), "Missing argument 'USER/DEVICE'."),
+        (("device", "add"), "Missing argument 'USER@DEVICE'."),
     ],
 )
 async def test_wrong_use_is_one_line_and_status_2(arguments: tuple[str, ...], said: str) -> None:

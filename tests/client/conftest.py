@@ -45,15 +45,15 @@ async def little(broker: Mosquitto) -> AsyncIterator[LittleServer]:
 
 @pytest.fixture
 def device(broker: Mosquitto, tmp_path: Path) -> Devices:
-    """`device("alice/phone")` makes a client; `stored=True` gives it a file that the next one finds."""
+    """`device("alice@phone")` makes a client; `stored=True` gives it a file that the next one finds."""
     passwords: dict[str, str] = {}
 
-    def make(name: str = "alice/phone", *, stored: bool = False, **settings: Any) -> Client:
+    def make(name: str = "alice@phone", *, stored: bool = False, **settings: Any) -> Client:
         if "password" in settings:
             passwords[name] = settings["password"]
         elif name not in passwords:
             passwords[name] = broker.passwords.add(name)
-        user, device = name.split("/")
+        user, device = name.split("@")
         given = {
             "password": passwords[name], "brokers": f"{broker.host}:{broker.port}", "timing": QUICK,
             "store": tmp_path / f"{user}-{device}.db" if stored else None, **settings,

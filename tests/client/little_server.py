@@ -87,7 +87,7 @@ class LittleServer:
                 clean_start=True,
             )
         )
-        await self._link.subscribe("imqtt/+/+/up/+")
+        await self._link.subscribe("imqtt/+/up/+")
         self._reader = asyncio.create_task(self._read(self._link))
 
     async def disconnect(self) -> None:
@@ -101,9 +101,9 @@ class LittleServer:
     def commands(self, kind: type, device: str = "") -> list[AnyCommand]:
         return [it for who, _, it in self.heard if isinstance(it, kind) and device in ("", str(who))]
 
-    def store(self, conversation: str, text: str, sender: str = "bob/phone", name: str = "") -> Event:
+    def store(self, conversation: str, text: str, sender: str = "bob@phone", name: str = "") -> Event:
         """Stores an event and tells nobody."""
-        user, device = sender.split("/")
+        user, device = sender.split("@")
         log = self.logs[conversation]
         self._clock += 1
         id_ = Id(self._clock << SNOWFLAKE_TIME_SHIFT)
@@ -122,7 +122,7 @@ class LittleServer:
 
     async def tell(self, device: str, *frames: AnyFrame) -> None:
         """Sends frames to a device in one packet."""
-        who = Device(*device.split("/"))
+        who = Device(*device.split("@"))
         form = self.devices.get(who, Format.PROTOBUF)
         await self.raw(
             device, join([encode_frame(it, form) for it in frames if not self.lose(who, it)], form)
@@ -130,7 +130,7 @@ class LittleServer:
 
     async def raw(self, device: str, payload: bytes) -> None:
         assert self._link is not None
-        await self._link.publish([Message(down(Device(*device.split("/"))), payload)])
+        await self._link.publish([Message(down(Device(*device.split("@"))), payload)])
 
     def live(self, event: Event) -> Event:
         """The event as it is told when it is news: it says which one it stands behind."""

@@ -25,7 +25,7 @@ async def test_a_new_device_gets_heads_with_their_latest_and_the_newest_conversa
     little: LittleServer, device: Devices
 ) -> None:
     for number in range(5):
-        little.store("d:alice:carol", f"c{number}", "carol/phone")
+        little.store("d:alice:carol", f"c{number}", "carol@phone")
     for number in range(150):
         little.store(TALK, f"b{number}")
     async with device() as alice:
@@ -40,7 +40,7 @@ async def test_a_new_device_gets_heads_with_their_latest_and_the_newest_conversa
         assert texts(await alice.history(TALK)) == [f"b{number}" for number in range(50, 150)]
         assert len(little.commands(History)) == asked
         new = little.store(TALK, "new")
-        await little.tell("alice/phone", new)
+        await little.tell("alice@phone", new)
         assert await take(events, 1) == [new]  # what was there before the device is history
 
 
@@ -50,7 +50,7 @@ async def test_a_new_device_that_starts_at_the_beginning_misses_nothing(
     little.page_size = 7
     for number in range(40):
         little.store(TALK, f"b{number}")
-        little.store("d:alice:carol", f"c{number}", "carol/phone")
+        little.store("d:alice:carol", f"c{number}", "carol@phone")
     async with device(start="beginning") as alice:
         seen = await take(alice.events("archive"), 80)
         assert texts([it for it in seen if it.conversation == TALK]) == [f"b{number}" for number in range(40)]
@@ -63,7 +63,7 @@ async def test_a_device_that_was_away_gets_what_it_missed_in_order(
     async with device(stored=True):
         pass
     missed = [little.store(TALK, f"b{number}") for number in range(250)]
-    missed += [little.store(f"d:alice:user{number}", "hi", f"user{number}/phone") for number in range(150)]
+    missed += [little.store(f"d:alice:user{number}", "hi", f"user{number}@phone") for number in range(150)]
     async with device(stored=True) as alice:
         seen = await take(alice.events("reader"), 400)
         assert sorted(seen, key=lambda it: it.id) == missed
@@ -76,10 +76,10 @@ async def test_many_conversations_are_read_from_several_pages_of_heads(
 ) -> None:
     little.heads_size = 10
     for number in range(45):
-        little.store(f"d:alice:user{number}", "hi", f"user{number}/phone")
+        little.store(f"d:alice:user{number}", "hi", f"user{number}@phone")
     async with device(stored=True) as alice:
         assert len(await alice.conversations()) == 45
-    little.store("d:alice:user3", "again", "user3/phone")
+    little.store("d:alice:user3", "again", "user3@phone")
     before = len(little.commands(Sync))
     async with device(stored=True) as alice:
         assert (await alice.conversations())[0].head.seq == 2
@@ -90,7 +90,7 @@ async def test_an_event_during_the_first_heads_is_new_and_what_was_before_it_is_
     little: LittleServer, device: Devices
 ) -> None:
     little.heads_size = 1
-    little.store("d:alice:carol", "old", "carol/phone")
+    little.store("d:alice:carol", "old", "carol@phone")
     old = little.store(TALK, "old")
     held: list[Page] = []
 
@@ -105,7 +105,7 @@ async def test_an_event_during_the_first_heads_is_new_and_what_was_before_it_is_
         events = alice.events("reader")
         await eventually(lambda: held)
         live = little.store(TALK, "live")
-        await little.tell("alice/phone", live)
+        await little.tell("alice@phone", live)
         assert await take(events, 1) == [live]
         await alice.caught_up()
         assert await whole(alice) == [old, live]
@@ -127,7 +127,7 @@ async def test_a_hole_is_asked_for_once_though_many_events_come_after_it(
         stored = [little.store(TALK, str(number)) for number in range(30)]
         asked = len(little.commands(Sync))
         for event in stored[1:]:
-            await little.tell("alice/phone", event)
+            await little.tell("alice@phone", event)
         assert await take(events, 30) == stored
         assert len(little.commands(Sync)) - asked <= 2
 
@@ -140,7 +140,7 @@ async def test_a_server_that_keeps_a_hole_open_is_not_asked_in_a_loop(
         event = little.store(TALK, "hi")
         little.lose = lambda _, frame: isinstance(frame, Page) and bool(frame.slices)
         asked = len(little.commands(Sync))
-        await little.tell("alice/phone", event)
+        await little.tell("alice@phone", event)
         await asyncio.sleep(1.5)  # a time in which a loop would ask hundreds of times
         assert 1 <= len(little.commands(Sync)) - asked <= 4
         little.lose = lambda _, __: False
@@ -167,7 +167,7 @@ async def test_a_restored_store_is_noticed_and_the_conversation_begun_anew(
         assert await asyncio.wait_for(anext(notices), 10) == Restarted(TALK, 1)
         if after == 0:
             new = [little.store(TALK, "new 0")]
-            await little.tell("alice/phone", *new)
+            await little.tell("alice@phone", *new)
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         assert await take(alice.events("reader"), len(new)) == new
 
@@ -179,21 +179,21 @@ async def test_a_restore_is_noticed_though_the_answer_is_overtaken_by_another_ev
     """The answer to a question of before that event says nothing, or too little. The next sync is far."""
     async with device(start="beginning") as alice:
         for number in range(5):
-            await little.tell("alice/phone", little.live(little.store(TALK, f"lost {number}")))
+            await little.tell("alice@phone", little.live(little.store(TALK, f"lost {number}")))
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         pages: list[Page] = []
         little.lose = lambda _, frame: isinstance(frame, Page) and pages.append(frame) is None
         if answered == "before the restore":
             odd = little.logs[TALK][2]
-            await little.tell("alice/phone", replace(odd, id=Id(odd.id + (1 << 60))))
+            await little.tell("alice@phone", replace(odd, id=Id(odd.id + (1 << 60))))
             await eventually(lambda: pages)
             little.restore(TALK, 0)
         else:
             little.restore(TALK, 0)
-            await little.tell("alice/phone", little.store(TALK, "new 1"))
+            await little.tell("alice@phone", little.store(TALK, "new 1"))
             await eventually(lambda: pages)
         little.lose = lambda _device, _frame: False
-        await little.tell("alice/phone", little.store(TALK, "new 2"), pages[0])
+        await little.tell("alice@phone", little.store(TALK, "new 2"), pages[0])
         await eventually(lambda: whole_is(alice, little.logs[TALK]), within=5)
 
 
@@ -225,7 +225,7 @@ async def test_an_answer_that_comes_twice_and_late_does_no_harm(
         events = alice.events()
         late, little.lose = pages[:], lambda _device, _frame: False
         for page in late:
-            await little.tell("alice/phone", page, page)
+            await little.tell("alice@phone", page, page)
         last = await alice.send(TALK, "last")
         assert await take(events, 1) == [little.logs[TALK][-1]]
         assert last.seq == 3
@@ -237,7 +237,7 @@ async def test_history_comes_from_the_server_once_and_then_from_the_device(
 ) -> None:
     little.page_size = 30
     stored = [little.store(TALK, str(number)) for number in range(250)]
-    newer = little.store("d:alice:carol", "hi", "carol/phone")
+    newer = little.store("d:alice:carol", "hi", "carol@phone")
     assert newer.seq == 1
     async with device(stored=True) as alice:
         assert await alice.history(TALK, before=201, limit=5) == stored[195:200]
@@ -275,7 +275,7 @@ async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
         await asyncio.wait_for(drain(alice.events("slow"), 0), 1)
         stored = [little.store(TALK, str(number)) for number in range(200)]
         for start in range(0, 200, 10):
-            await little.tell("alice/phone", *stored[start : start + 10])
+            await little.tell("alice@phone", *stored[start : start + 10])
         assert await take(alice.events("slow"), 200) == stored
         asked = len(little.commands(History))
         assert await alice.history(TALK, limit=20) == stored[180:]
@@ -294,7 +294,7 @@ async def test_delivered_marks_go_out_by_themselves_and_together(
 ) -> None:
     async with device() as alice:
         stored = [little.store(TALK, str(number)) for number in range(20)]
-        await little.tell("alice/phone", *stored)
+        await little.tell("alice@phone", *stored)
         await eventually(lambda: little.marks.get((TALK, "alice")) == Marks(TALK, "alice", 20, 0))
         assert len(little.commands(Mark)) == 1
         await alice.mark_read(TALK, 12)
@@ -328,9 +328,9 @@ async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones
     little: LittleServer, device: Devices, confirm: asyncio.Event
 ) -> None:
     async with device() as alice:
-        await little.tell("alice/phone", little.store(TALK, "first"))
+        await little.tell("alice@phone", little.store(TALK, "first"))
         await eventually(lambda: little.commands(Mark))
-        await little.tell("alice/phone", little.store(TALK, "second"))
+        await little.tell("alice@phone", little.store(TALK, "second"))
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         confirm.set()
         await eventually(lambda: little.marks[TALK, "alice"] == Marks(TALK, "alice", 2, 0), within=5)
@@ -340,10 +340,10 @@ async def test_marks_of_a_log_that_is_no_more_are_not_taken_for_those_of_the_new
     little: LittleServer, device: Devices, confirm: asyncio.Event
 ) -> None:
     async with device() as alice:
-        await little.tell("alice/phone", *[little.store(TALK, f"old {number}") for number in range(5)])
+        await little.tell("alice@phone", *[little.store(TALK, f"old {number}") for number in range(5)])
         await eventually(lambda: Mark(TALK, 5, 0) in little.commands(Mark))
         little.restore(TALK, 0)
-        await little.tell("alice/phone", little.store(TALK, "new"))
+        await little.tell("alice@phone", little.store(TALK, "new"))
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         confirm.set()
         await eventually(lambda: little.commands(Mark)[-1] == Mark(TALK, 1, 0), within=5)
@@ -353,7 +353,7 @@ async def test_marks_that_the_server_does_not_have_are_sent_again(
     little: LittleServer, device: Devices
 ) -> None:
     async with device(stored=True) as alice:
-        await little.tell("alice/phone", *[little.store(TALK, str(number)) for number in range(5)])
+        await little.tell("alice@phone", *[little.store(TALK, str(number)) for number in range(5)])
         await eventually(lambda: little.marks.get((TALK, "alice")))
         await alice.mark_read(TALK)
         await eventually(lambda: little.marks[TALK, "alice"].read == 5)
@@ -363,7 +363,7 @@ async def test_marks_that_the_server_does_not_have_are_sent_again(
 
 
 async def test_a_peers_marks_and_typing_are_told(little: LittleServer, device: Devices) -> None:
-    async with device("alice/phone") as alice, device("bob/phone") as bob:
+    async with device("alice@phone") as alice, device("bob@phone") as bob:
         notices = alice.notices()
         await alice.send(TALK, "hi")
         await eventually(lambda: bob_has(bob, 1))

@@ -15,7 +15,7 @@ async def test_a_consumer_that_gives_up_while_its_place_is_looked_up_misses_noth
     little: LittleServer, device: Devices
 ) -> None:
     async with device() as alice:
-        await little.tell("alice/phone", *[little.store(TALK, str(number)) for number in range(5)])
+        await little.tell("alice@phone", *[little.store(TALK, str(number)) for number in range(5)])
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         events = alice.events("bot")
         with held(alice):
@@ -32,7 +32,7 @@ async def test_who_is_busy_while_the_client_is_closed_is_told_of_the_end_and_get
 ) -> None:
     async with device(stored=True) as alice:
         unnamed, idle, busy = alice.events(), alice.events("idle"), alice.events("busy")
-        await little.tell("alice/phone", little.store(TALK, "first"), little.store(TALK, "second"))
+        await little.tell("alice@phone", little.store(TALK, "first"), little.store(TALK, "second"))
         assert await take(busy, 1) == little.logs[TALK][:1]
     for events in (unnamed, idle, busy):
         with pytest.raises(StopAsyncIteration):

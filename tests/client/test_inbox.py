@@ -27,11 +27,11 @@ async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_
 ) -> None:
     async with device(stored=True) as alice:
         events, named = alice.events(), alice.events("bot")
-        await little.tell("alice/phone", little.store(TALK, "first"))
+        await little.tell("alice@phone", little.store(TALK, "first"))
         assert await take(events, 1) == await take(named, 1) == little.logs[TALK]
         await refuse(alice, "events WHEN new.seq = 2")
         with held(alice):
-            await little.tell("alice/phone", little.store(TALK, "second"))
+            await little.tell("alice@phone", little.store(TALK, "second"))
             await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 2)
             little.store(TALK, "third")
             cut(alice)  # and the next connection goes on behind the second
@@ -54,7 +54,7 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
     little: LittleServer, device: Devices, ask: Callable[[Client], Awaitable[object]], what: str
 ) -> None:
     old = [little.store(TALK, str(number)) for number in range(3)]
-    little.store("d:alice:carol", "newer", "carol/phone")  # so only the head of the other comes by itself
+    little.store("d:alice:carol", "newer", "carol@phone")  # so only the head of the other comes by itself
     async with device(stored=True) as alice:
         waiting = asyncio.create_task(anext(alice.events()))
         nonce = alice._uplink.nonce

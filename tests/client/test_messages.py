@@ -42,7 +42,7 @@ async def test_a_sent_message_is_stored_and_is_in_the_senders_own_log(
 
 
 async def test_both_sides_see_one_order(little: LittleServer, device: Devices) -> None:
-    async with device("alice/phone") as alice, device("bob/phone") as bob:
+    async with device("alice@phone") as alice, device("bob@phone") as bob:
         hers, his = alice.events(), bob.events()
         await asyncio.gather(
             *(alice.send(TALK, f"a{number}") for number in range(20)),
@@ -153,7 +153,7 @@ async def test_events_in_any_order_and_twice_come_out_once_in_order(
         events = alice.events()
         stored = [little.store(TALK, str(number)) for number in range(10)]
         for place in (2, 0, 0, 4, 3, 2, 1, 9, 8, 5, 1, 7):
-            await little.tell("alice/phone", stored[place])
+            await little.tell("alice@phone", stored[place])
         assert await take(events, 10) == stored  # the seventh was lost, and asked for
 
 
@@ -161,7 +161,7 @@ async def test_a_slow_reader_holds_nothing_up(little: LittleServer, device: Devi
     async with device() as alice:
         slow, quick = alice.events(), alice.events()
         stored = [little.store(TALK, str(number)) for number in range(300)]
-        await little.tell("alice/phone", *stored)
+        await little.tell("alice@phone", *stored)
         assert await take(quick, 300) == stored
         assert await take(slow, 1) == stored[:1]
         await alice.send(TALK, "still here")
@@ -171,7 +171,7 @@ async def test_a_slow_reader_holds_nothing_up(little: LittleServer, device: Devi
 async def test_a_consumer_goes_on_where_it_had_finished(little: LittleServer, device: Devices) -> None:
     async with device(stored=True) as alice:
         stored = [little.store(TALK, str(number)) for number in range(5)]
-        await little.tell("alice/phone", *stored)
+        await little.tell("alice@phone", *stored)
         assert await take(alice.events("bot"), 3) == stored[:3]  # the third is given out, and not finished
     async with device(stored=True) as alice:
         events = alice.events("bot")
@@ -185,9 +185,9 @@ async def test_packets_that_are_not_frames_do_no_harm(little: LittleServer, devi
     async with device(format=Format.JSON) as alice:
         events = alice.events()
         for rubbish in (b"", b"\xff\xff", b"{", b'{"frames":[{"type":"of_tomorrow"}]}', b'{"frames":{}}'):
-            await little.raw("alice/phone", rubbish)
+            await little.raw("alice@phone", rubbish)
         event = little.store(TALK, "hi")
-        await little.tell("alice/phone", event)
+        await little.tell("alice@phone", event)
         assert await take(events, 1) == [event]
         assert alice.counts["malformed"] >= 2
 

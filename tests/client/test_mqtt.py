@@ -82,7 +82,7 @@ async def test_a_connection_ends_behind_the_first_packet_that_finds_no_room(
         events = alice.events()
         told = [little.store(TALK, str(number)) for number in range(40)]
         for event in told:
-            await little.tell("alice/phone", little.live(event))
+            await little.tell("alice@phone", little.live(event))
         await alice.typing(TALK)  # its PUBACK is sent behind all of them
         may_take.set()
         assert await take(events, 40) == told

@@ -248,7 +248,7 @@ def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_
     replica.take()
     server.restore(talk, 1)
     server.store(talk, "told to nobody")
-    mine = server.store(talk, "hi", "alice/phone", "m1")
+    mine = server.store(talk, "hi", "alice@phone", "m1")
     accepted = Accepted(talk, "m1", mine.seq, mine.id, mine.time, server.live(mine).previous)
     replica.accepted(accepted, Entry(talk, "m1", mine.content, 0))
     step = replica.take()

@@ -1,6 +1,7 @@
 """A device's store: what belongs together is written together, in order, and outlives the process."""
 
 import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -42,6 +43,20 @@ async def test_events_come_out_by_seq_and_by_ordinal(path: Path | None) -> None:
     assert await store.new_events(1, 1, None) == [(2, event(2))]
     assert await store.new_events(0, 10, "d:alice:carol") == []
     await store.close()
+
+
+async def test_a_store_of_imqtt_0_1_is_still_its_devices(tmp_path: Path) -> None:
+    store = await LocalStore.open(tmp_path / "a.db", ALICE)
+    await store.apply(changes(1, 2))
+    await store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as before, before:
+        before.execute("UPDATE meta SET value = 'alice/phone' WHERE name = 'device'")
+    for _ in range(2):
+        store = await LocalStore.open(tmp_path / "a.db", ALICE)
+        assert await store.events(TALK, 0, 9) == [event(1), event(2)]
+        await store.close()
+    with pytest.raises(DeviceStoreError, match="belongs to alice@phone"):
+        await LocalStore.open(tmp_path / "a.db", Device("alice", "tablet"))
 
 
 async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -145,7 +160,7 @@ async def test_trimming_leaves_what_a_consumer_or_an_iterator_has_not_read(path:
 
 async def test_a_store_of_another_device_or_version_or_kind_is_not_opened(tmp_path: Path) -> None:
     await (await LocalStore.open(tmp_path / "a.db", ALICE)).close()
-    with pytest.raises(DeviceStoreError, match="belongs to alice/phone"):
+    with pytest.raises(DeviceStoreError, match="belongs to alice@phone"):
         await LocalStore.open(tmp_path / "a.db", Device("bob", "phone"))
     connection = sqlite3.connect(tmp_path / "a.db")
     connection.execute("PRAGMA user_version = 99")

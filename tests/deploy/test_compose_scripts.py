@@ -114,26 +114,26 @@ async def test_a_device_that_is_added_can_connect_and_one_that_is_revoked_cannot
     container: Container,
 ) -> None:
     async with container.running():
-        said = await script("device", "add", "alice/phone", "--json", **container.device)
+        said = await script("device", "add", "alice@phone", "--json", **container.device)
         found = re.search(r'"password":"(\w+)"', said)
         assert found
-        await eventually(lambda: container.takes("alice/phone", found[1], 1883))
-        assert "alice/phone" in await script("device", "list", **container.device)
-        await script("device", "revoke", "alice/phone", **container.device)
-        await eventually(lambda: not container.takes("alice/phone", found[1], 1883))
+        await eventually(lambda: container.takes("alice@phone", found[1], 1883))
+        assert "alice@phone" in await script("device", "list", **container.device)
+        await script("device", "revoke", "alice@phone", **container.device)
+        await eventually(lambda: not container.takes("alice@phone", found[1], 1883))
         assert container.takes("imqtt-server", "0123abcd")
 
 
 @needs_flock
 async def test_a_new_start_keeps_the_devices_and_takes_a_new_secret(container: Container) -> None:
-    await script("device", "add", "alice/phone", **container.device)
+    await script("device", "add", "alice@phone", **container.device)
     (container.secret).write_text("4567cdef\n")
     await container.prepare()
     async with container.running():
         assert await container.healthy()
         assert not container.takes("imqtt-server", "0123abcd")
     accounts = [line.partition(":")[0] for line in (container.data / "passwords").read_text().splitlines()]
-    assert sorted(accounts) == ["alice/phone", "imqtt-server"]
+    assert sorted(accounts) == ["alice@phone", "imqtt-server"]
 
 
 @needs_flock

@@ -24,7 +24,7 @@ async def whole(client: Client, conversation: str = TALK) -> list[Event]:
 
 
 async def test_everybodys_devices_agree(server: ServerProcess, device: Devices) -> None:
-    names = ("alice/phone", "alice/laptop", "bob/phone", "bob/tablet")
+    names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet")
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(device(name, start="beginning")) for name in names]
         iterators = [client.events("all") for client in clients]
@@ -55,12 +55,12 @@ async def marked(client: Client, user: str, read: int) -> bool:
 
 
 async def test_a_device_that_comes_back_gets_everything_once(server: ServerProcess, device: Devices) -> None:
-    async with device("bob/phone", stored=True):
+    async with device("bob@phone", stored=True):
         pass
-    async with device("alice/phone") as alice:
+    async with device("alice@phone") as alice:
         for conversation in (TALK, "u:alice"):
             await asyncio.gather(*(alice.send(conversation, str(number)) for number in range(230)))
-        async with device("bob/phone", stored=True) as bob:
+        async with device("bob@phone", stored=True) as bob:
             assert texts(await take(bob.events("reader"), 230)) == [str(number) for number in range(230)]
             assert [it.conversation for it in await bob.conversations()] == [TALK]
             await alice.send(TALK, "last")
@@ -69,9 +69,9 @@ async def test_a_device_that_comes_back_gets_everything_once(server: ServerProce
 
 
 async def test_a_new_device_reads_back_to_the_start(server: ServerProcess, device: Devices) -> None:
-    async with device("alice/phone") as alice:
+    async with device("alice@phone") as alice:
         await asyncio.gather(*(alice.send(TALK, str(number)) for number in range(250)))
-        async with device("bob/new") as bob:
+        async with device("bob@new") as bob:
             summary = await bob.conversation(TALK)
             assert summary is not None
             assert (summary.head.seq, summary.unread) == (250, 250)
@@ -80,7 +80,7 @@ async def test_a_new_device_reads_back_to_the_start(server: ServerProcess, devic
 
 
 async def test_what_the_server_refuses(server: ServerProcess, device: Devices) -> None:
-    async with device("alice/phone") as alice:
+    async with device("alice@phone") as alice:
         for conversation, error in (
             ("d:bob:carol", NotAllowed), ("d:bob:alice", Invalid), ("g:team", Unsupported), ("x:y", Invalid),
         ):  # fmt: skip
@@ -95,9 +95,9 @@ async def test_what_the_server_refuses(server: ServerProcess, device: Devices) -
 
 
 async def test_presence_and_typing_reach_the_other(server: ServerProcess, device: Devices) -> None:
-    async with device("alice/phone") as alice:
+    async with device("alice@phone") as alice:
         await alice.send(TALK, "hi")
-        async with device("bob/phone") as bob:
+        async with device("bob@phone") as bob:
             await eventually(lambda: present(alice, "bob", "online"))
             await eventually(lambda: present(bob, "alice", "online"))
             notices = alice.notices()
@@ -119,7 +119,7 @@ def present(client: Client, user: str, state: str) -> bool:
 async def test_a_device_killed_in_mid_send_loses_nothing_that_it_posted(
     server: ServerProcess, device: Devices, broker: Mosquitto, tmp_path: Path
 ) -> None:
-    password, store = broker.passwords.add("alice/phone"), tmp_path / "alice.db"
+    password, store = broker.passwords.add("alice@phone"), tmp_path / "alice.db"
     arguments = (f"{broker.host}:{broker.port}", password, str(store), TALK)
     posted = -1
     for _ in range(3):
@@ -139,14 +139,14 @@ async def test_a_device_killed_in_mid_send_loses_nothing_that_it_posted(
             if line.startswith(b"posted"):
                 posted = int(line.split()[1])
         await process.wait()
-    async with device("alice/phone", password=password, store=store) as alice:
+    async with device("alice@phone", password=password, store=store) as alice:
         await eventually(lambda: nothing_unsent(alice), within=20)
         log = await whole(alice)
         numbers = [int(it) for it in texts(log) if it is not None]
         assert numbers == list(range(len(numbers)))
         assert len(numbers) > posted
         assert [it.seq for it in log] == list(range(1, len(log) + 1))
-    async with device("bob/phone", start="beginning") as bob:
+    async with device("bob@phone", start="beginning") as bob:
         assert await take(bob.events("all"), len(log)) == log
 
 
@@ -157,7 +157,7 @@ async def nothing_unsent(client: Client) -> bool:
 async def test_broker_and_server_killed_and_started_again_while_everybody_sends(
     server: ServerProcess, device: Devices, broker: Mosquitto
 ) -> None:
-    async with device("alice/phone") as alice, device("bob/phone") as bob:
+    async with device("alice@phone") as alice, device("bob@phone") as bob:
         hers, his = alice.events(), bob.events()
 
         async def send(client: Client, name: str) -> None:
@@ -188,8 +188,8 @@ async def seen(client: Client, seq: int) -> bool:
 async def test_revoked_credentials_end_a_client_at_its_next_connection(
     server: ServerProcess, device: Devices, broker: Mosquitto
 ) -> None:
-    async with device("alice/phone") as alice:
-        broker.passwords.remove("alice/phone")
+    async with device("alice@phone") as alice:
+        broker.passwords.remove("alice@phone")
         await broker.kill()
         await broker.start()
         with pytest.raises(CredentialsRefused):
@@ -221,7 +221,7 @@ async def test_the_bot_answers_and_goes_on_after_a_kill(
     server: ServerProcess, device: Devices, broker: Mosquitto, program: object, tmp_path: Path
 ) -> None:
     password, store = broker.passwords.add("echo/bot"), str(tmp_path / "echo.db")
-    async with device("alice/phone") as alice:
+    async with device("alice@phone") as alice:
         events = alice.events()
         talk = alice.direct("echo")
         await alice.send(talk, "before you came")
@@ -238,9 +238,9 @@ async def test_the_bot_answers_and_goes_on_after_a_kill(
 async def test_send_and_wait_tells_when_it_is_read(
     server: ServerProcess, device: Devices, broker: Mosquitto, program: object
 ) -> None:
-    process = await program("send_and_wait", broker.passwords.add("alice/phone"), "bob", "Hi?")  # type: ignore[operator]
+    process = await program("send_and_wait", broker.passwords.add("alice@phone"), "bob", "Hi?")  # type: ignore[operator]
     assert (await process.stdout.readline()).startswith(b"stored at 1")
-    async with device("bob/phone") as bob:
+    async with device("bob@phone") as bob:
         assert (await process.stdout.readline()).strip() == b"delivered"
         await bob.mark_read(TALK)
         assert (await process.stdout.readline()).strip() == b"read"
@@ -248,7 +248,7 @@ async def test_send_and_wait_tells_when_it_is_read(
 
 
 async def test_two_devices_of_one_user(server: ServerProcess, broker: Mosquitto, program: object) -> None:
-    passwords = [broker.passwords.add(f"alice/{it}") for it in ("phone", "laptop")]
+    passwords = [broker.passwords.add(f"alice@{it}") for it in ("phone", "laptop")]
     process = await program("two_devices", *passwords)  # type: ignore[operator]
     said, _ = await asyncio.wait_for(process.communicate(), 20)
     assert said.decode().splitlines() == ["on the laptop: buy milk", "unread on the phone: 0"]

@@ -74,10 +74,10 @@ async def test_devices_go_on_on_another_store_as_if_nothing_had_happened(
 ) -> None:
     first = f"sqlite:///{tmp_path / 'imqtt.db'}"
     server = await stack.enter_async_context(ServerProcess(broker, tmp_path, store=first))
-    alice = await stack.enter_async_context(device("alice/phone", start="beginning"))
-    carol = await stack.enter_async_context(RawDevice(broker, "carol/sensor"))
+    alice = await stack.enter_async_context(device("alice@phone", start="beginning"))
+    carol = await stack.enter_async_context(RawDevice(broker, "carol@sensor"))
     notices, everything = alice.notices(), alice.events("everything")
-    async with device("bob/phone", stored=True, start="beginning") as bob:
+    async with device("bob@phone", stored=True, start="beginning") as bob:
         for number in range(20):
             await alice.send(TALK, f"a{number}")
             await bob.send(TALK, f"b{number}")
@@ -105,7 +105,7 @@ async def test_devices_go_on_on_another_store_as_if_nothing_had_happened(
         assert again == msgspec.structs.replace(accepted, previous=Id(0))
         seq += 1
         await eventually(lambda seq=seq: reached(alice, seq), within=30)
-        async with device("bob/phone", stored=True) as bob:
+        async with device("bob@phone", stored=True) as bob:
             events = bob.events("reader")
             bobs = bob.notices()
             await alice.send(TALK, f"after {number}")
@@ -208,16 +208,16 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
     broker: Mosquitto, device: Devices, stack: AsyncExitStack, tmp_path: Path, kind: str, state: str
 ) -> None:
     place = await stack.enter_async_context(Installation(broker, tmp_path, kind, state))
-    online = await stack.enter_async_context(device("alice/phone", timing=OFTEN, start="beginning"))
-    raw = await stack.enter_async_context(RawDevice(broker, "bob/raw"))
+    online = await stack.enter_async_context(device("alice@phone", timing=OFTEN, start="beginning"))
+    raw = await stack.enter_async_context(RawDevice(broker, "bob@raw"))
     await raw.hello()
-    bob = await stack.enter_async_context(device("bob/phone", timing=OFTEN))
+    bob = await stack.enter_async_context(device("bob@phone", timing=OFTEN))
     for number in range(10):
         await bob.send(TALK, f"kept {number}")
     kept = await raw.send(TALK, "kept", "kept by name")
     await bob.mark_read(TALK, 5)
     await eventually(lambda: marked(online, 5))
-    async with device("alice/early", stored=True), device("alice/late", stored=True):
+    async with device("alice@early", stored=True), device("alice@late", stored=True):
         await place.back_up()
         for number in range(10):
             await bob.send(TALK, f"lost {number}")
@@ -226,7 +226,7 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
         await raw.send("d:bob:zoe", "z", "lost wholly")
         await online.send(LOST, "lost wholly")
         await bob.mark_read(TALK)
-        newcomer = await stack.enter_async_context(device("bob/newcomer", timing=OFTEN, start="beginning"))
+        newcomer = await stack.enter_async_context(device("bob@newcomer", timing=OFTEN, start="beginning"))
         for client in (online, newcomer):
             await eventually(lambda client=client: reached(client, 22))
     (before,) = [it for it in await stored(place.url, TALK) if it.seq == 22]
@@ -239,7 +239,7 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
 
     # A device that comes back before anything new is stored: its cursor is past the end.
     await eventually(lambda: nothing_unsent(online), within=30)
-    early = await stack.enter_async_context(device("alice/early", stored=True))
+    early = await stack.enter_async_context(device("alice@early", stored=True))
     _, page = await raw.hello(Cursor(TALK, 22, before.id), Cursor("d:bob:zoe", 1, Id(1 << 60)), nonce="n2")
     slices = {it.conversation: it for it in page.slices}
     assert slices[TALK].restart
@@ -262,7 +262,7 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
     # The log grows past the old end: a cursor's seq is in it now, under another id.
     for number in range(15):
         await bob.send(TALK, f"new {number}")
-    late = await stack.enter_async_context(device("alice/late", stored=True))
+    late = await stack.enter_async_context(device("alice@late", stored=True))
     _, page = await raw.hello(Cursor(TALK, 22, before.id), nonce="n3")
     assert [it.restart for it in page.slices] == [True]
     assert page.slices[0].events == tuple(await stored(url, TALK))
@@ -302,7 +302,7 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
     monkeypatch.setattr(catchup, "MARGIN", 0)  # as if the backup were older than that
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))
     talks = [f"d:alice:user{number:03}" for number in range(230)]
-    raw = await stack.enter_async_context(RawDevice(broker, "alice/raw"))
+    raw = await stack.enter_async_context(RawDevice(broker, "alice@raw"))
 
     async def send_all(name: str) -> None:
         start = len(raw.frames)
@@ -317,13 +317,13 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
         await send_all("kept")
     await place.back_up()
     await send_all("lost")
-    async with device("alice/phone", stored=True, start="beginning") as alice:
+    async with device("alice@phone", stored=True, start="beginning") as alice:
         await alice.caught_up()
         assert len(await alice.conversations()) == 231
     await place.restore()
     await place.server.start()
     await raw.send("d:alice:zoe", "new", "newer than all that the device has seen")
-    alice = await stack.enter_async_context(device("alice/phone", stored=True))
+    alice = await stack.enter_async_context(device("alice@phone", stored=True))
     for talk in talks:
         await eventually(lambda talk=talk: agrees(alice, place.url, talk), within=20, what=talk)
 
@@ -332,18 +332,18 @@ async def test_a_program_gets_what_it_has_yet_to_read_though_its_device_begins_a
     broker: Mosquitto, device: Devices, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))
-    alice = await stack.enter_async_context(device("alice/phone"))
+    alice = await stack.enter_async_context(device("alice@phone"))
     for number in range(10):
         await alice.send(TALK, f"kept {number}")
     await place.back_up()
     for number in range(5):
         await alice.send(TALK, f"lost {number}")
-    async with device("bob/bot", stored=True, start="beginning") as bot:
+    async with device("bob@bot", stored=True, start="beginning") as bot:
         await bot.caught_up()
         assert len(await take(bot.events("reader"), 4)) == 4  # three of them finished
     await place.restore()
     await place.server.start()
-    async with device("bob/bot", stored=True) as bot:
+    async with device("bob@bot", stored=True) as bot:
         await eventually(lambda: agrees(bot, place.url))
         await alice.send(TALK, "new")
         read = texts(await take(bot.events("reader"), 8))
@@ -368,11 +368,11 @@ async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the
     the first event that it is told of says that it stands behind another one; a sync is minutes away.
     """
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))
-    alice = await stack.enter_async_context(device("alice/phone"))
+    alice = await stack.enter_async_context(device("alice@phone"))
     for number in range(5):
         await alice.send(TALK, f"kept {number}")
     await place.back_up()
-    newcomer = await stack.enter_async_context(device("bob/newcomer", start="beginning", format=format))
+    newcomer = await stack.enter_async_context(device("bob@newcomer", start="beginning", format=format))
     for number in range(5):
         await alice.send(TALK, f"lost {number}")
     await eventually(lambda: delivered(alice, 10))  # from here on it says nothing

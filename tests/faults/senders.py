@@ -85,7 +85,7 @@ async def pairs(
     """So many pairs of users, each of whom sends `count` messages to the other."""
     senders: list[Sender] = []
     for one, two in ((f"anna{it}", f"ben{it}") for it in range(number)):
-        devices = [await device(f"{one}/phone"), await device(f"{two}/phone")]
+        devices = [await device(f"{one}@phone"), await device(f"{two}@phone")]
         for it in devices:
             await it.hello()
         senders += [Sender(it, count, f"d:{one}:{two}", **options) for it in devices]
@@ -140,7 +140,7 @@ async def audit_pairs(
 ) -> None:
     """As `audit`, of every pair; `live`: and each device was sent every event of the other, in order."""
     for one, two in zip(senders[::2], senders[1::2], strict=True):
-        reader = await device(f"{one.device.device.user}/auditor")
+        reader = await device(f"{one.device.device.user}@auditor")
         events = await audit([one, two], reader, one.conversation)
         assert len(events) == len(one.wanted) + len(two.wanted)
         for sender in (one, two):

@@ -21,8 +21,8 @@ async def test_killed_in_mid_stream(
     broker: Mosquitto, server: ServerProcess, device: Make, stack: AsyncExitStack, victim: str
 ) -> None:
     senders = [
-        Sender(await device("alice/phone"), 1_500),
-        Sender(await device("bob/laptop"), 1_500),
+        Sender(await device("alice@phone"), 1_500),
+        Sender(await device("bob@laptop"), 1_500),
     ]
 
     async def kill() -> None:
@@ -42,7 +42,7 @@ async def test_killed_in_mid_stream(
         for sender in senders:
             tasks.create_task(sender.run())
         tasks.create_task(kill())
-    await audit(senders, await device("bob/auditor"))
+    await audit(senders, await device("bob@auditor"))
 
 
 async def test_a_broker_that_is_not_there_yet(broker: Mosquitto, tmp_path: Path, device: Make) -> None:
@@ -53,7 +53,7 @@ async def test_a_broker_that_is_not_there_yet(broker: Mosquitto, tmp_path: Path,
     await broker.start()
     await starting
     try:
-        alice = await device("alice/phone")
+        alice = await device("alice@phone")
         assert isinstance(await alice.send("u:alice", "1"), Accepted)
     finally:
         await server.kill()
@@ -62,7 +62,7 @@ async def test_a_broker_that_is_not_there_yet(broker: Mosquitto, tmp_path: Path,
 async def test_commands_sent_while_the_server_is_away_are_carried_out_when_it_is_back(
     broker: Mosquitto, server: ServerProcess, device: Make
 ) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     assert isinstance(await alice.send("u:alice", "0"), Accepted)
     await server.kill()
     for number in range(1, 200):

@@ -19,7 +19,7 @@ async def test_a_device_that_never_reads(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path, device_burst=10_000)))
-    alice, deaf, tablet = await device("alice/phone"), await device("bob/deaf"), await device("bob/tablet")
+    alice, deaf, tablet = await device("alice@phone"), await device("bob@deaf"), await device("bob@tablet")
     for it in (alice, deaf, tablet):
         await it.hello()
     await deaf.stop_reading()
@@ -43,7 +43,7 @@ async def test_a_device_that_sends_faster_than_the_server_stores(
     await stack.enter_async_context(
         serving(config_for(broker, tmp_path, device_rate=100_000, device_burst=100_000))
     )
-    flooding, other = await device("alice/phone"), await device("carol/phone")
+    flooding, other = await device("alice@phone"), await device("carol@phone")
     count = 15_000
     flood = asyncio.gather(
         *(

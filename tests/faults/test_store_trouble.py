@@ -22,7 +22,7 @@ async def test_a_locked_store_makes_senders_wait_and_loses_nothing(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
     with closing(sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)) as rival:
         rival.execute("BEGIN IMMEDIATE")

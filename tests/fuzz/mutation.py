@@ -4,7 +4,9 @@ The parsers of JSON and protobuf are C, of which a fuzzer guided by Python's cov
 single bytes it would hardly ever write a command that parses.
 """
 
+import re
 from collections.abc import Callable
+from itertools import chain, zip_longest
 from random import Random
 from typing import Final
 
@@ -91,9 +93,9 @@ _SEEDS: dict[str, list[bytes]] = {}
 
 
 def _name_parts(data: bytes, random: Random) -> bytes:
-    """The parts between `/` or `:`, changed, doubled, taken out, changed places."""
-    mark = b"/" if b"/" in data else b":"
-    parts = data.split(mark)
+    """The parts between `/`, `@` or `:`, changed, doubled, taken out, changed places; marks stay in place."""
+    parts = re.split(b"([/@:])", data)
+    parts, marks = parts[::2], parts[1::2]
     at = random.randrange(len(parts))
     match random.randrange(5):
         case 0:
@@ -106,7 +108,8 @@ def _name_parts(data: bytes, random: Random) -> bytes:
             parts[at] = some_bytes(parts[at], random)
         case _:
             random.shuffle(parts)
-    return mark.join(parts)
+    marks += (marks[-1:] or [b":"]) * (len(parts) - 1 - len(marks))
+    return b"".join(chain.from_iterable(zip_longest(parts, marks[: len(parts) - 1], fillvalue=b"")))
 
 
 _MUTATIONS: Final[dict[str, tuple[Mutation, ...]]] = {

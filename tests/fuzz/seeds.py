@@ -20,8 +20,9 @@ CONTENTS: Final = (
 )  # fmt: skip
 
 NAMES: Final = (
-    b"imqtt/alice/phone/up/0", b"imqtt/alice/phone/up/15", b"imqtt/a/b/up/x", b"imqtt//phone/up/0",
-    b"imqtt/al\xc3\xadce/phone/up/0", b"imqtt/" + b"a" * 60 + b"/abc/up/0", b"imqtt/alice/pho+ne/up/0",
+    b"imqtt/alice@phone/up/0", b"imqtt/alice@phone/up/15", b"imqtt/a@b/up/x", b"imqtt/@phone/up/0",
+    b"imqtt/al\xc3\xadce@phone/up/0", b"imqtt/" + b"a" * 60 + b"@abc/up/0", b"imqtt/alice@pho+ne/up/0",
+    b"imqtt/alice/phone/up/0", b"imqtt/" + b"a" * 61 + b"@abc/up/0",
     b"d:alice:bob", b"d:bob:alice", b"d:alice:alice", b"u:alice", b"u:bob", b"g:team", b"d:alice", b"x:alice",
     b"d:alice:b\xc3\xb6b", b"u:\xff", b"d:alice:" + b"z" * 62, b"d:alice:" + b"z" * 63, b"d:a_:alice", b"",
 )  # fmt: skip

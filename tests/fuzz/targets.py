@@ -308,7 +308,7 @@ def names(data: bytes) -> None:
         assert is_name(device.user)
         assert is_name(device.device)
         assert len(str(device)) <= MAX_NAME
-        assert text.split("/")[1:3] == list(device)
+        assert text.split("/")[1].split("@") == list(device)
         assert parse_up(up(device, 3)) == device
         assert len(down(device)) <= len("imqtt//down") + MAX_NAME
         assert members_of(home_of(device.user)) == (device.user,)

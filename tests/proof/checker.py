@@ -716,7 +716,7 @@ class _Case:
 
 
 def _user(process: str) -> str:
-    return process.partition("/")[0]
+    return process.partition("@")[0]
 
 
 def _device(process: str, *, fresh: bool) -> str:

@@ -82,7 +82,7 @@ class Story:
     def make(self, process: str, name: str, seq: int, conversation: str = TALK, value: str = "") -> Row:
         """A row that is not stored."""
         value = value or value_of(process, name, conversation)
-        return Row(seq, next(self._ids), process.partition("/")[0], name, value)
+        return Row(seq, next(self._ids), process.partition("@")[0], name, value)
 
     def store(self, process: str, name: str, conversation: str = TALK, value: str = "") -> Row:
         log = self.logs.setdefault(conversation, [])
@@ -136,6 +136,6 @@ class Story:
         """A fresh device of every member has everything, the store is read, and the verdict falls."""
         for name, log in self.logs.items():
             for user in name.split(":")[1:]:
-                self.hold(f"{user}/fresh", log, fresh=True, conversation=name)
+                self.hold(f"{user}@fresh", log, fresh=True, conversation=name)
         self.read_store()
         return self.verdict()

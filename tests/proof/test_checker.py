@@ -6,7 +6,7 @@ from tests.proof.checker import Kind, Verdict, check
 from tests.proof.history import Held, Line, Row, Stored
 from tests.proof.story import TALK, Story, value_of
 
-ALICE, BOB = "alice/phone", "bob/phone"
+ALICE, BOB = "alice@phone", "bob@phone"
 
 
 def kinds(verdict: Verdict) -> list[Kind]:
@@ -55,8 +55,8 @@ def test_an_empty_history_has_no_findings() -> None:
 
 def test_a_user_of_whom_no_fresh_device_tells_is_named() -> None:
     story, rows = told(1)
-    story.hold("alice/fresh", rows, fresh=True)
-    story.hold("bob/phone", rows)
+    story.hold("alice@fresh", rows, fresh=True)
+    story.hold("bob@phone", rows)
     story.read_store()
     verdict = story.verdict()
     assert verdict.ok
@@ -67,7 +67,7 @@ def test_a_finding_names_enough_to_begin_looking() -> None:
     story, rows = told(2)
     story.ok(ALICE, rows[0]._replace(seq=9, id=4711))
     [one, other] = story.end().findings
-    assert str(one).startswith(f"phantom: {TALK}: alice/phone was told that 'm1' is at seq 9 (id 4711)")
+    assert str(one).startswith(f"phantom: {TALK}: alice@phone was told that 'm1' is at seq 9 (id 4711)")
     assert str(other).startswith(f"answer changed: {TALK}: alice was told that 'm1' is at seq 1")
 
 
@@ -146,7 +146,7 @@ def test_a_backup_that_had_more_than_the_store_at_its_epochs_end_tells_of_a_loss
     assert Kind.LOST in kinds(check(in_the_end(story, rows)))
 
 
-@pytest.mark.parametrize(("device", "fresh"), [("bob/new", True), (BOB, False)])
+@pytest.mark.parametrize(("device", "fresh"), [("bob@new", True), (BOB, False)])
 def test_what_a_member_s_device_lacks_at_the_end_is_lost_on_it(device: str, fresh: bool) -> None:
     story, rows = told(4)
     story.hold(device, [*rows[:1], *rows[3:]], fresh=fresh)
@@ -168,7 +168,7 @@ def test_a_long_lived_device_may_begin_where_it_came_in_but_a_fresh_one_may_not(
     story.hold(BOB, rows[2:], base=2)
     assert story.end().ok
     story, rows = told(4)
-    story.hold("bob/new", rows[2:], base=2, fresh=True)
+    story.hold("bob@new", rows[2:], base=2, fresh=True)
     assert kinds(story.end()) == [Kind.LOST]
 
 
@@ -176,7 +176,7 @@ def test_a_long_lived_device_may_begin_where_it_came_in_but_a_fresh_one_may_not(
 def test_a_device_that_does_not_know_a_conversation_has_lost_it(fresh: bool) -> None:
     story, _ = told(1)
     note = story.send(BOB, "note", "u:bob")
-    story.hold("bob/new", [note], fresh=fresh, conversation="u:bob")
+    story.hold("bob@new", [note], fresh=fresh, conversation="u:bob")
     verdict = story.end()
     assert kinds(verdict) == [Kind.LOST]
     assert verdict.differing == {TALK}
@@ -186,7 +186,7 @@ def test_a_device_need_not_know_what_is_empty_or_not_its_user_s() -> None:
     story, rows = told(1)
     story.send(ALICE, "note", "u:alice")
     story.logs["d:bob:carol"] = []
-    story.hold("bob/new", rows, fresh=True)
+    story.hold("bob@new", rows, fresh=True)
     assert story.end().ok
 
 
@@ -306,7 +306,7 @@ def test_ids_that_do_not_grow_with_seq_are_out_of_order() -> None:
     story, rows = told(3)
     rows[1] = rows[1]._replace(id=rows[2].id)
     story.logs[TALK] = rows
-    story.hold("alice/fresh", rows, fresh=True)
+    story.hold("alice@fresh", rows, fresh=True)
     assert Kind.DISORDER in kinds(story.end())
 
 
@@ -508,8 +508,8 @@ def test_a_conflict_refuses_the_second_value_and_not_the_stored_one() -> None:
     story, rows = told(1)
     story.invoke(ALICE, "m1", value="something else")
     story.fail(ALICE, "m1", "conflict")
-    story.invoke("alice/tablet", "m1", value="and from elsewhere")
-    story.fail("alice/tablet", "m1", "conflict")
+    story.invoke("alice@tablet", "m1", value="and from elsewhere")
+    story.fail("alice@tablet", "m1", "conflict")
     assert story.end().ok
     assert rows[0].value == value_of(ALICE, "m1")
 
@@ -560,11 +560,11 @@ def test_an_answer_to_what_was_never_sent_is_a_phantom() -> None:
 def test_a_stranger_in_a_conversation_is_a_phantom(how: str) -> None:
     story, rows = told(1)
     if how == "seen":
-        story.see("carol/phone", *rows)
+        story.see("carol@phone", *rows)
     elif how == "held":
-        story.hold("carol/phone", rows)
+        story.hold("carol@phone", rows)
     elif how == "sent":
-        story.send("carol/phone", "hello")
+        story.send("carol@phone", "hello")
     else:
         story.marks[TALK] = {"carol": (1, 1)}
     assert kinds(story.end()) == [Kind.PHANTOM]

@@ -24,8 +24,8 @@ from tests.proof.history import (
 )
 from tests.proof.story import TALK, Story
 
-PHONES = ("alice/phone", "bob/phone")  # they have an outbox, and keep their order
-DEVICES = (*PHONES, "alice/plain", "bob/plain")
+PHONES = ("alice@phone", "bob@phone")  # they have an outbox, and keep their order
+DEVICES = (*PHONES, "alice@plain", "bob@plain")
 TALKS = (TALK, "u:alice", "u:bob")
 
 
@@ -50,7 +50,7 @@ class World(Story):
 
     def places(self) -> list[tuple[str, str]]:
         """Every device with each of its conversations."""
-        return [(it, talk) for it in DEVICES for talk in TALKS if it.split("/")[0] in talk.split(":")]
+        return [(it, talk) for it in DEVICES for talk in TALKS if it.split("@")[0] in talk.split(":")]
 
     # --- what may happen
 
@@ -86,7 +86,7 @@ class World(Story):
         self.invoke(device, name, talk)
         if name in self._under_way.get((device, talk), []):
             return
-        user = device.split("/")[0]
+        user = device.split("@")[0]
         rows = [row for row in self.logs.get(talk, []) if (row.sender, row.name) == (user, name)]
         row = rows[0] if rows else self.store(device, name, talk)
         self._unanswered.append((device, talk, row))
@@ -100,13 +100,13 @@ class World(Story):
 
     def conflict(self, place: int, which: int) -> None:
         device, talk = self._place(place)
-        user = device.split("/")[0]
+        user = device.split("@")[0]
         names = [row.name for row in self.logs.get(talk, []) if row.sender == user]
         if names:
             name = names[which % len(names)]
             self._names += 1
-            self.invoke(f"{user}/other", name, talk, value=f"another {self._names}")
-            self.fail(f"{user}/other", name, "conflict", talk)
+            self.invoke(f"{user}@other", name, talk, value=f"another {self._names}")
+            self.fail(f"{user}@other", name, "conflict", talk)
 
     def show(self, place: int, count: int) -> None:
         """The next events, or the log anew, if it is another one."""
@@ -175,7 +175,7 @@ class World(Story):
             self.show(number, 99)
             self.raise_marks(number, 2)
             for other in PHONES:
-                if other.split("/")[0] in talk.split(":"):
+                if other.split("@")[0] in talk.split(":"):
                     self.tell_marks(self.places().index((other, talk)), 0)
         self.back_up(0, 0)
 

@@ -29,7 +29,7 @@ from tests.proof.history import (
 )
 
 TALK = "d:alice:bob"
-ALICE = "alice/phone"
+ALICE = "alice@phone"
 ROW = Row(1, (1 << 63) - 1, "alice", "m1", 'umlauts äöü, a 🙂, a "quote", {"type":"start"} and a\nnewline')
 
 ONE_OF_EACH: list[Line] = [
@@ -141,10 +141,10 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_history(path: Path) -
         "import sys; from pathlib import Path\n"
         "from tests.proof.history import *\n"
         "history = History(Path(sys.argv[1])); number = 0\n"
-        "history.write(Start('alice/phone', now()))\n"
+        "history.write(Start('alice@phone', now()))\n"
         "while True:\n"
         "    number += 1\n"
-        "    history.write(Invoke('alice/phone', now(), 'd:alice:bob', str(number), 'x' * 5_000))\n"
+        "    history.write(Invoke('alice@phone', now(), 'd:alice:bob', str(number), 'x' * 5_000))\n"
         "    print(number, flush=True)\n"
     )
     for life in range(1, 4):

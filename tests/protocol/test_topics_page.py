@@ -152,7 +152,7 @@ def test_the_limits_are_those_of_the_server() -> None:
 
 def test_the_fixed_limits_are_those_of_the_code() -> None:
     told = {row["what"]: row["limit"].split()[0] for row in table_with("what", "limit")}
-    assert told["`user/device`"] == str(MAX_NAME)
+    assert told["`user@device`"] == str(MAX_NAME)
     assert told["a conversation's id"] == str(MAX_CONVERSATION)
     assert told["mentions"] == str(MAX_MENTIONS)
     assert told["nesting of `json`"] == str(model.MAX_JSON_DEPTH)
@@ -216,7 +216,7 @@ def test_commands_that_go_to_their_partition_go_to_the_right_one() -> None:
     for example in EXAMPLES:
         if example.what == "up" and example.partition:
             command = decode_command(example.payload)
-            user = example.device.partition("/")[0]
+            user = example.device.partition("@")[0]
             conversation = getattr(command, "conversation", f"u:{user}")
             assert example.partition == partition_of(conversation, 16), example.place
 

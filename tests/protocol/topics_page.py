@@ -2,14 +2,14 @@
 
 A fenced block is an example by what stands behind its language:
 
-    ```json up alice/phone 12     published by alice/phone to its up/12
-    ```json down alice/phone      the next frames that alice/phone receives
-    ```json will bob/phone 0      the last will with which bob/phone connects
-    ```raw up alice/phone 0       published as it stands
+    ```json up alice@phone 12     published by alice@phone to its up/12
+    ```json down alice@phone      the next frames that alice@phone receives
+    ```json will bob@phone 0      the last will with which bob@phone connects
+    ```raw up alice@phone 0       published as it stands
     ```console                    `$ ` before each command, then the lines that they print
     ```textproto                  the example above it, as protobuf in text form
     ```hex                        and as bytes
-    <!-- bob/phone drops out -->  its connection breaks
+    <!-- bob@phone drops out -->  its connection breaks
 
 `python -m tests.protocol.topics_page --write` writes the contents of the last two kinds of block.
 """

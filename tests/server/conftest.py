@@ -39,7 +39,7 @@ async def running(broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack) -> S
 
 @pytest.fixture
 def device(broker: Mosquitto, stack: AsyncExitStack) -> Callable[..., object]:
-    """`await device("alice/phone")`: a connected device, which ends with the test."""
+    """`await device("alice@phone")`: a connected device, which ends with the test."""
 
     async def make(name: str, **options: object) -> RawDevice:
         return await stack.enter_async_context(RawDevice(broker, name, **options))  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ async def test_the_sender_is_told_and_the_rest_of_the_batch_is_stored(
     running: Server, device: Make, name: str
 ) -> None:
     payload, code = BAD[name]
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     await alice.command(Send("d:alice:bob", "before", Content(text="1")))
     await alice.raw(payload, to=PARTITION)
@@ -84,7 +84,7 @@ async def test_the_sender_is_told_and_the_rest_of_the_batch_is_stored(
 
 
 async def test_unknown_fields_are_accepted(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await alice.raw(
         b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","colour":"blue",'
         b'"content":{"text":"hi","font":{"size":[1,2]}}}',
@@ -97,14 +97,14 @@ async def test_unknown_fields_are_accepted(running: Server, device: Make) -> Non
 async def test_a_conversation_that_is_none_is_refused(
     running: Server, device: Make, conversation: str
 ) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     answer = await alice.send(conversation, "1")
     assert isinstance(answer, Rejected)
     assert answer.code == ("unsupported" if conversation.startswith("g:") else "invalid")
 
 
 async def test_nobody_writes_into_somebody_elses_conversation(running: Server, device: Make) -> None:
-    eve, alice = await device("eve/phone"), await device("alice/phone")
+    eve, alice = await device("eve@phone"), await device("alice@phone")
     await alice.hello()
     for conversation in ("d:alice:bob", "u:alice"):
         answer = await eve.send(conversation, "1")
@@ -116,18 +116,18 @@ async def test_nobody_writes_into_somebody_elses_conversation(running: Server, d
 
 
 async def test_the_broker_keeps_a_device_to_its_own_topics(running: Server, device: Make) -> None:
-    eve, alice = await device("eve/phone"), await device("alice/phone")
+    eve, alice = await device("eve@phone"), await device("alice@phone")
     await alice.hello()
     payload = b'{"type":"send","conversation":"u:alice","client_msg_id":"1","content":{"text":"forged"}}'
-    assert await eve.raw(payload, topic="imqtt/alice/phone/up/3") == [0x87]
-    assert await eve.raw(b'{"frames":[]}', topic="imqtt/alice/phone/down") == [0x87]
+    assert await eve.raw(payload, topic="imqtt/alice@phone/up/3") == [0x87]
+    assert await eve.raw(b'{"frames":[]}', topic="imqtt/alice@phone/down") == [0x87]
     answer = await alice.send("u:alice", "mine")
     assert isinstance(answer, Accepted)
     assert answer.seq == 1
 
 
 async def test_a_command_that_was_passed_on_is_not_passed_on_again(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     payload = b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":"hi"}}'
     await alice.raw(payload, to=5, properties=(("imqtt-passed-on", "1"),))
     rejected = await alice.frame(Rejected)
@@ -135,7 +135,7 @@ async def test_a_command_that_was_passed_on_is_not_passed_on_again(running: Serv
 
 
 async def test_a_flood_is_not_answered_with_a_flood(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     for number in range(5_000):
         await alice.raw(b"{rubbish %d" % number, to=PARTITION)
     assert isinstance(await bob.send("d:alice:bob", "1"), Accepted)
@@ -148,7 +148,7 @@ async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
 ) -> None:
     settings = config_for(broker, tmp_path, device_rate=1, device_burst=20)
     await stack.enter_async_context(serving(settings))
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     for number in range(50):
         await alice.command(Send("d:alice:bob", f"m{number}", Content(text="hi")))
@@ -167,7 +167,7 @@ async def test_a_million_conversations_do_not_grow_what_is_remembered(
 ) -> None:
     settings = config_for(broker, tmp_path, conversations_cached=64, device_burst=10_000)
     server = await stack.enter_async_context(serving(settings))
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     for number in range(2_000):
         await alice.command(Send(f"d:alice:u{number:04}", "1", Content(text="hi")))
     await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == "d:alice:u1999")
@@ -182,7 +182,7 @@ async def test_a_clock_that_steps_back_an_hour(
 ) -> None:
     step = 0
     await stack.enter_async_context(serving(config_for(broker, tmp_path), clock=lambda: wall_clock() + step))
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     before = await alice.send("u:alice", "1")
     step = -3_600_000
     refused = await alice.send("u:alice", "2")
@@ -204,7 +204,7 @@ async def test_a_clock_that_steps_back_a_little_is_not_noticed(
 ) -> None:
     step = 0
     await stack.enter_async_context(serving(config_for(broker, tmp_path), clock=lambda: wall_clock() + step))
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     before = await alice.send("u:alice", "1")
     step = -30_000
     after = await alice.send("u:alice", "2")
@@ -222,14 +222,14 @@ async def test_a_clock_that_steps_back_a_little_is_not_noticed(
     ],
 )
 async def test_a_hello_that_asks_for_what_cannot_be(running: Server, device: Make, hello: Hello) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await alice.command(hello)
     rejected = await alice.frame(Rejected)
     assert (rejected.code, rejected.command) == ("invalid", "hello")
 
 
 async def test_a_mark_with_nothing_to_mark_is_nothing(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await alice.command(Mark("u:alice", read=5))
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
     assert not [frame for frame in alice.frames if isinstance(frame, Rejected)]

@@ -14,7 +14,7 @@ Make = Callable[..., Awaitable[RawDevice]]
 
 
 async def test_marks_are_told_to_those_concerned(running: Server, device: Make) -> None:
-    alice, bob, tablet = await device("alice/phone"), await device("bob/laptop"), await device("bob/tablet")
+    alice, bob, tablet = await device("alice@phone"), await device("bob@laptop"), await device("bob@tablet")
     for it in (alice, bob, tablet):
         await it.hello()
     for name in ("1", "2", "3"):
@@ -26,7 +26,7 @@ async def test_marks_are_told_to_those_concerned(running: Server, device: Make) 
 
 
 async def test_marks_only_grow_and_never_past_the_head(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await alice.hello()
     for name in ("1", "2"):
         await alice.send("d:alice:bob", name)
@@ -40,25 +40,25 @@ async def test_marks_only_grow_and_never_past_the_head(running: Server, device: 
 
 
 async def test_a_new_device_learns_marks_from_its_heads(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await alice.hello()
     await alice.send("d:alice:bob", "1")
     await bob.command(Mark("d:alice:bob", read=1))
     await alice.frame(Marks)
-    tablet = await device("bob/tablet")
+    tablet = await device("bob@tablet")
     _, page = await tablet.hello(Cursor("d:alice:bob"))
     assert page.heads[0].marks == (Marks("d:alice:bob", "bob", 1, 1),)
 
 
 async def test_a_mark_in_somebody_elses_conversation_is_refused(running: Server, device: Make) -> None:
-    eve = await device("eve/phone")
+    eve = await device("eve@phone")
     await eve.command(Mark("d:alice:bob", read=1))
     rejected = await eve.frame(Rejected)
     assert (rejected.code, rejected.command, rejected.conversation) == ("not_allowed", "mark", "d:alice:bob")
 
 
 async def test_typing_is_told_to_the_other_and_kept_nowhere(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     await alice.command(Typing("d:alice:bob"))
     assert await bob.frame(PeerTyping) == PeerTyping("d:alice:bob", "alice")
@@ -73,7 +73,7 @@ async def together(alice: RawDevice, bob: RawDevice) -> None:
 
 
 async def test_peers_hear_who_comes_and_goes(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await together(alice, bob)
     await alice.hello(nonce="first")
     online = await bob.until(lambda frame: isinstance(frame, Presence) and frame.user == "alice")
@@ -87,7 +87,7 @@ async def test_peers_hear_who_comes_and_goes(running: Server, device: Make) -> N
 
 
 async def test_who_says_hello_is_told_who_is_there(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await together(alice, bob)
     await alice.hello()
     there = await alice.frame(Presence)
@@ -95,7 +95,7 @@ async def test_who_says_hello_is_told_who_is_there(running: Server, device: Make
 
 
 async def test_an_old_will_is_ignored(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await together(alice, bob)
     await alice.hello(nonce="old")
     await alice.hello(nonce="new")
@@ -107,7 +107,7 @@ async def test_an_old_will_is_ignored(running: Server, device: Make) -> None:
 
 
 async def test_a_user_is_there_while_any_device_is(running: Server, device: Make) -> None:
-    alice, tablet, bob = await device("alice/phone"), await device("alice/tablet"), await device("bob/laptop")
+    alice, tablet, bob = await device("alice@phone"), await device("alice@tablet"), await device("bob@laptop")
     await together(alice, bob)
     await alice.hello(nonce="p")
     await tablet.hello(nonce="t")
@@ -121,7 +121,7 @@ async def test_a_device_that_falls_silent_is_offline_after_a_while(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path, presence_ttl=1)))
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await together(alice, bob)
     await alice.command(Hello("n1"))
     await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "online")
@@ -146,7 +146,7 @@ async def test_devices_that_stayed_connected_are_there_again_after_a_restart_of_
     broker: Mosquitto, tmp_path: Path, device: Make
 ) -> None:
     async with serving(config_for(broker, tmp_path)):
-        alice, bob = await device("alice/phone"), await device("bob/laptop")
+        alice, bob = await device("alice@phone"), await device("bob@laptop")
         await together(alice, bob)
         await alice.hello(nonce="a")
     async with serving(config_for(broker, tmp_path)):

@@ -14,8 +14,8 @@ Make = Callable[..., Awaitable[RawDevice]]
 
 
 async def test_a_message_is_accepted_and_reaches_everybody_else(running: Server, device: Make) -> None:
-    phone, tablet = await device("alice/phone"), await device("alice/tablet")
-    laptop = await device("bob/laptop", format=Format.PROTOBUF)
+    phone, tablet = await device("alice@phone"), await device("alice@tablet")
+    laptop = await device("bob@laptop", format=Format.PROTOBUF)
     for it in (phone, tablet, laptop):
         await it.hello()
     answer = await phone.send("d:alice:bob", "m1", "hello bob")
@@ -30,7 +30,7 @@ async def test_a_message_is_accepted_and_reaches_everybody_else(running: Server,
 
 
 async def test_every_kind_of_content_arrives_as_it_was_sent(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop", format=Format.PROTOBUF)
+    alice, bob = await device("alice@phone"), await device("bob@laptop", format=Format.PROTOBUF)
     await bob.hello()
     contents = [
         Content(text="Grüße\u0000 👋", mentions=("bob",), reply_to=Position(1, Id(7))),
@@ -46,7 +46,7 @@ async def test_every_kind_of_content_arrives_as_it_was_sent(running: Server, dev
 
 
 async def test_a_resend_keeps_its_place_and_is_told_to_nobody_else(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     first = await alice.send("d:alice:bob", "m1")
     await asyncio.sleep(0)
@@ -59,7 +59,7 @@ async def test_a_resend_keeps_its_place_and_is_told_to_nobody_else(running: Serv
 
 
 async def test_a_name_used_for_other_content_is_a_conflict(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await alice.send("u:alice", "m1", "one")
     answer = await alice.send("u:alice", "m1", "two")
     assert isinstance(answer, Rejected)
@@ -67,8 +67,8 @@ async def test_a_name_used_for_other_content_is_a_conflict(running: Server, devi
 
 
 async def test_two_users_talking_at_once_see_one_order(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
-    watcher = await device("alice/watcher")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
+    watcher = await device("alice@watcher")
     for it in (alice, bob, watcher):
         await it.hello()
     count = 300
@@ -87,7 +87,7 @@ async def test_two_users_talking_at_once_see_one_order(running: Server, device: 
 async def test_a_device_that_knows_no_partitions_publishes_to_0(
     running: Server, device: Make, format: Format
 ) -> None:
-    alice, bob = await device("alice/phone", format=format), await device("bob/laptop")
+    alice, bob = await device("alice@phone", format=format), await device("bob@laptop")
     await bob.hello()
     for number in range(20):
         await alice.command(Send("d:alice:bob", f"m{number}", Content(text="hi")), to=0)
@@ -99,9 +99,9 @@ async def test_a_device_that_knows_no_partitions_publishes_to_0(
 
 
 async def test_a_device_registers_with_whatever_it_says_first(running: Server, device: Make) -> None:
-    tablet = await device("alice/tablet", format=Format.PROTOBUF)
+    tablet = await device("alice@tablet", format=Format.PROTOBUF)
     await tablet.send("u:alice", "note", "to self")
-    phone = await device("alice/phone")
+    phone = await device("alice@phone")
     await phone.send("u:alice", "reply", "seen")
     event = await tablet.frame(Event)
     assert event.content.text == "seen"
@@ -110,16 +110,16 @@ async def test_a_device_registers_with_whatever_it_says_first(running: Server, d
 async def test_a_sender_that_was_never_heard_of_can_write_to_somebody_who_was_not(
     running: Server, device: Make
 ) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     assert isinstance(await alice.send("d:alice:zoe", "m1", "for later"), Accepted)
-    zoe = await device("zoe/phone")
+    zoe = await device("zoe@phone")
     _, page = await zoe.hello()
     assert [head.conversation for head in page.heads] == ["d:alice:zoe"]
     assert page.slices[0].events[0].content.text == "for later"
 
 
 async def test_what_one_device_is_told_is_in_order_of_seq(running: Server, device: Make) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await alice.hello()
     await bob.hello()
     for number in range(200):

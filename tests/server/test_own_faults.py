@@ -29,7 +29,7 @@ async def test_the_rest_of_the_batch_is_carried_out(
         return sequencing.receive(sender, send, partition)
 
     monkeypatch.setattr(intake, "receive", receive)
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     for name, text in (("1", "good"), ("2", "poison"), ("3", "good")):
         await alice.command(Send("u:alice", name, Content(text=text)))
     third = await alice.answer("3")
@@ -57,7 +57,7 @@ async def test_more_partitions_than_ids_have_room_for(broker: Mosquitto, tmp_pat
 async def test_a_store_that_cannot_be_read_after_the_commit_costs_time_only(
     running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     await alice.send("d:alice:bob", "1")
     real, failures = SqliteStore.devices, [StoreUnreachable("no"), StoreUnreachable("still no")]
@@ -78,7 +78,7 @@ async def test_a_store_that_cannot_be_read_after_the_commit_costs_time_only(
 async def test_marks_that_an_owner_raised_and_told_nobody_are_told_by_the_next(
     broker: Mosquitto, tmp_path: Path, device: Make
 ) -> None:
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     async with serving(config_for(broker, tmp_path)) as server:
         await alice.hello()
         await alice.send("d:alice:bob", "1")
@@ -92,7 +92,7 @@ async def test_marks_that_an_owner_raised_and_told_nobody_are_told_by_the_next(
 async def test_devices_of_one_user_that_mark_in_one_batch_hear_what_the_others_have_marked(
     broker: Mosquitto, tmp_path: Path, device: Make
 ) -> None:
-    alice, phone, tablet = await device("alice/phone"), await device("bob/phone"), await device("bob/tablet")
+    alice, phone, tablet = await device("alice@phone"), await device("bob@phone"), await device("bob@tablet")
     async with serving(config_for(broker, tmp_path)):
         for it in (alice, phone, tablet):
             await it.hello()

@@ -220,7 +220,7 @@ async def test_a_hello_while_redis_is_away_is_answered_and_told_of_afterwards(
 ) -> None:
     config = config_for(broker, tmp_path, state=redis.url)
     server: Server = await stack.enter_async_context(serving(config))
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await together(alice, bob)
     redis.pause()
     await eventually(lambda: server.health().state != "ok", what="Redis away")

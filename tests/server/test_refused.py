@@ -112,7 +112,7 @@ async def test_a_worker_that_is_long_refused_a_session_leaves_it_to_others_for_a
 async def test_what_the_broker_refuses_is_seen_in_the_workers_health(
     running: Server, broker: Mosquitto, device: Device
 ) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
     try:
         await asyncio.to_thread(broker.passwords.add, SERVER_ACCOUNT, "another one")

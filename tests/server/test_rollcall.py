@@ -51,7 +51,7 @@ async def test_a_server_of_another_store_is_refused_and_the_first_goes_on(
         async with serving(config_for(broker, tmp_path / "other"), clock=lambda: wall_clock() - 3_600_000):
             pass  # its clock is an hour behind, which makes it no older
     assert "another imqtt came to this broker" in caplog.text
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
     assert sum(it.cuts for it in first.worker.holdings) == 0
     await eventually(lambda: not first.worker.trouble, what="the other one's goodbye")

@@ -52,7 +52,7 @@ async def sync_all(device: RawDevice, cursor: Cursor) -> list[Slice]:
 
 
 async def test_hello_tells_limits_and_partitions(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     welcome, page = await alice.hello(nonce="abc", ref="r1")
     assert (welcome.nonce, welcome.ref, page.ref) == ("abc", "r1", "r1")
     assert (welcome.user, welcome.device, welcome.partitions) == ("alice", "phone", 16)
@@ -62,10 +62,10 @@ async def test_hello_tells_limits_and_partitions(running: Server, device: Make) 
 
 
 async def test_a_new_device_gets_heads_and_the_latest_of_the_newest(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await fill(alice, "d:alice:bob", 3)
     newest = await fill(alice, "u:alice", 120)
-    tablet = await device("alice/tablet")
+    tablet = await device("alice@tablet")
     _, page = await tablet.hello()
     assert [(head.conversation, head.seq) for head in page.heads] == [("u:alice", 120), ("d:alice:bob", 3)]
     assert all(head.latest is not None and head.latest.seq == head.seq for head in page.heads)
@@ -80,9 +80,9 @@ async def test_a_new_device_gets_heads_and_the_latest_of_the_newest(running: Ser
 async def test_a_device_that_was_away_gets_what_it_missed_in_batches_of_100(
     running: Server, device: Make
 ) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     answers = await fill(alice, "d:alice:bob", 250)
-    bob = await device("bob/laptop")
+    bob = await device("bob@laptop")
     at = Cursor("d:alice:bob", 10, answers[9].id)
     _, page = await bob.hello(at)
     assert page.more
@@ -94,14 +94,14 @@ async def test_a_device_that_was_away_gets_what_it_missed_in_batches_of_100(
 
 
 async def test_a_cursor_at_the_head_gets_nothing(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     answers = await fill(alice, "u:alice", 3)
     page = await page_of(alice, Sync((Cursor("u:alice", 3, answers[2].id),), ref="x"))
     assert page == Page("x")
 
 
 async def test_a_cursor_of_another_log_begins_anew(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     answers = await fill(alice, "u:alice", 5)
     wrong_id = Cursor("u:alice", 3, Id(answers[2].id + 1))
     past_the_end = Cursor("u:alice", 9, Id(answers[4].id + 1))
@@ -116,7 +116,7 @@ async def test_a_cursor_of_another_log_begins_anew(running: Server, device: Make
 
 
 async def test_a_cursor_without_an_id_is_taken_at_its_word(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await fill(alice, "u:alice", 5)
     (part,) = (await page_of(alice, Sync((Cursor("u:alice", 3),)))).slices
     assert [event.seq for event in part.events] == [4, 5]
@@ -124,7 +124,7 @@ async def test_a_cursor_without_an_id_is_taken_at_its_word(running: Server, devi
 
 
 async def test_a_strangers_cursor_is_passed_over(running: Server, device: Make) -> None:
-    alice, eve = await device("alice/phone"), await device("eve/phone")
+    alice, eve = await device("alice@phone"), await device("eve@phone")
     await fill(alice, "d:alice:bob", 2)
     page = await page_of(
         eve, Sync((Cursor("d:alice:bob"), Cursor("nonsense"), Cursor("g:group")), heads=True)
@@ -133,7 +133,7 @@ async def test_a_strangers_cursor_is_passed_over(running: Server, device: Make) 
 
 
 async def test_history_goes_backwards_to_the_start(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await fill(alice, "u:alice", 130)
     (newest,) = (await page_of(alice, History("u:alice"))).slices
     assert newest.history
@@ -147,20 +147,20 @@ async def test_history_goes_backwards_to_the_start(running: Server, device: Make
 
 
 async def test_history_of_a_conversation_one_is_not_in_is_refused(running: Server, device: Make) -> None:
-    eve = await device("eve/phone")
+    eve = await device("eve@phone")
     await eve.command(History("d:alice:bob", ref="r9"))
     rejected = await eve.frame(Rejected)
     assert (rejected.code, rejected.command, rejected.ref) == ("not_allowed", "history", "r9")
 
 
 async def test_heads_come_in_pages_newest_first(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     for number in range(130):
         await alice.command(Send(f"d:alice:u{number:03}", "m", Content(text="hi")))
     for _ in range(130):
         await alice.frame(Accepted)
     await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == "d:alice:u129")
-    tablet = await device("alice/tablet")
+    tablet = await device("alice@tablet")
     _, page = await tablet.hello(Cursor("u:alice"))
     heads = list(page.heads)
     while page.more_heads:
@@ -171,10 +171,10 @@ async def test_heads_come_in_pages_newest_first(running: Server, device: Make) -
 
 
 async def test_a_page_fits_the_packets_of_its_device(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await fill(alice, "d:alice:bob", 30, text="x" * 500)
     await alice.send("d:alice:bob", "big", "y" * 5_000)
-    small = await device("bob/sensor", format=Format.JSON)
+    small = await device("bob@sensor", format=Format.JSON)
     await small.hello(Cursor("d:alice:bob"), max_packet=2_048)
     slices = await sync_all(small, Cursor("d:alice:bob"))
     events = [event for part in slices for event in part.events]
@@ -187,7 +187,7 @@ async def test_a_page_fits_the_packets_of_its_device(running: Server, device: Ma
 
 
 async def test_hello_can_be_said_by_a_device_that_knows_no_partition(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     await alice.command(Hello("n7"), to=0)
     assert (await alice.frame(Welcome)).nonce == "n7"
 
@@ -195,12 +195,12 @@ async def test_hello_can_be_said_by_a_device_that_knows_no_partition(running: Se
 async def test_a_new_device_of_a_user_of_many_conversations_gets_the_newest_ones_events_too(
     running: Server, device: Make
 ) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     for number in range(120):
         await alice.command(Send(f"d:alice:u{number:03}", "m", Content(text="hi")))
     await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == "d:alice:u119")
     await fill(alice, "u:alice", 5)
-    tablet = await device("alice/tablet")
+    tablet = await device("alice@tablet")
     _, page = await tablet.hello()
     assert len(page.heads) == 100
     (part,) = page.slices
@@ -209,12 +209,12 @@ async def test_a_new_device_of_a_user_of_many_conversations_gets_the_newest_ones
 
 
 async def test_many_conversations_begin_anew_in_small_packets(running: Server, device: Make) -> None:
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     names = [f"d:alice:u{number:03}" for number in range(60)]
     for name in names:
         await alice.command(Send(name, "m", Content(text="x" * 300)))
     await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == names[-1])
-    tablet = await device("alice/tablet")
+    tablet = await device("alice@tablet")
     cursors = {name: Cursor(name, 1, Id(1)) for name in names}  # ids of another store
     await tablet.hello(*cursors.values(), max_packet=4_096)
     restarted: list[str] = []

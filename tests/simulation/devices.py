@@ -91,7 +91,7 @@ class SdkDevice:
         self, loop: Loop, name: str, sending: Sending, write: Callable[[Line], None], format: Format
     ) -> None:
         self.name = name
-        self.user, self.device = name.split("/")
+        self.user, self.device = name.split("@")
         self.pending: set[str] = set()
         self.seen: dict[str, int] = {}  # the id of the newest event shown, by conversation
         self.failure: BaseException | None = None
@@ -122,7 +122,7 @@ class SdkDevice:
     @property
     def path(self) -> Path:
         """Its store, on its disk."""
-        return Path(self.name.replace("/", "-"))
+        return Path(self.name)
 
     @property
     def settled(self) -> bool:
@@ -285,13 +285,13 @@ class PlainDevice:
         resends: bool,
     ) -> None:
         self.name = name
-        self.user = name.partition("/")[0]
+        self.user = name.partition("@")[0]
         self.party: Party | None = None
         self.failure: BaseException | None = None
         self.seen: dict[str, int] = {}
         self.pending: dict[str, Send] = {}
         self.publishing = 0  # commands that the broker has not confirmed
-        self._device = Device(*name.split("/"))
+        self._device = Device(*name.split("@"))
         self._loop = loop
         self._sending = sending
         self._write = write

@@ -106,10 +106,10 @@ class Scenario:
 
     def _people(self) -> None:
         draw, world, shape = self.loop.random, self.world, self.shape
-        names = [f"{user}/{device}" for device in ("phone", "tablet") for user in USERS]
+        names = [f"{user}@{device}" for device in ("phone", "tablet") for user in USERS]
         for number in range(shape.sdk + shape.plain):
-            name = names[number] if number < shape.sdk else f"{USERS[number % 3]}/plain{number}"
-            mine = conversations_of(name.split("/")[0], self.conversations)
+            name = names[number] if number < shape.sdk else f"{USERS[number % 3]}@plain{number}"
+            mine = conversations_of(name.split("@")[0], self.conversations)
             sending = Sending(self.loop, mine, shape.messages, shape.seconds)
             if number < shape.sdk:
                 format = draw.choice((Format.JSON, Format.PROTOBUF))
@@ -171,7 +171,7 @@ class Scenario:
         fresh = []
         for user in USERS:
             device = SdkDevice(
-                self.loop, f"{user}/fresh", Sending(self.loop, [], 0, 0), world.write, Format.PROTOBUF
+                self.loop, f"{user}@fresh", Sending(self.loop, [], 0, 0), world.write, Format.PROTOBUF
             )
             party = self.loop.party(device.name)
             fresh.append(party.spawn(device.sync_from_nothing(conversations_of(user, heads))))

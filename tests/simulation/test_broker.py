@@ -30,8 +30,8 @@ from tests.simulation.mqtt import SimMqtt, mqtt_on
 MAX_QUEUED = 40  # so that a queue overflows soon
 SEEDS = range(10)  # of the simulated broker: each body runs in several worlds
 WITHIN = 60.0  # seconds for one body
-TOPIC = "imqtt/alice/phone/up/0"
-WILLS = "imqtt/alice/phone/up/1"
+TOPIC = "imqtt/alice@phone/up/0"
+WILLS = "imqtt/alice@phone/up/1"
 
 
 class Side(Protocol):
@@ -253,7 +253,7 @@ async def nothing_more(link: Link, publisher: Link, topic: str = TOPIC) -> None:
 @on_both
 async def test_messages_arrive_with_everything_they_were_published_with(side: Side) -> None:
     link = await side.connect("one")
-    await link.subscribe("imqtt/+/+/up/0")
+    await link.subscribe("imqtt/+/up/0")
     message = Message(TOPIC, b"\x00payload", 1, (("a", "b"), ("a", "c")))
 
     assert await link.publish([message]) == [0]
@@ -325,7 +325,7 @@ async def test_filters_match_as_mqtt_says(side: Side) -> None:
 async def test_a_client_with_two_filters_for_a_topic_gets_the_message_twice(side: Side) -> None:
     # MQTT leaves that open; 2.0.11 would send it once to a client of MQTT 3.1.1.
     link = await side.connect("one")
-    await link.subscribe(TOPIC, "imqtt/+/+/up/0")
+    await link.subscribe(TOPIC, "imqtt/+/up/0")
     await link.subscribe(TOPIC)  # for a second time, which changes nothing
 
     await link.publish(numbered(1, 2))
@@ -887,13 +887,13 @@ async def test_a_connect_that_was_given_up_while_the_broker_was_paused_takes_the
 async def test_a_device_publishes_and_receives(side: Side) -> None:
     server = await side.connect("server")
     await server.subscribe(TOPIC)
-    device = await side.device("alice/phone")
-    await device.subscribe("imqtt/alice/phone/down")
+    device = await side.device("alice@phone")
+    await device.subscribe("imqtt/alice@phone/down")
 
     await device.publish(TOPIC, b"1")
     await device.publish(TOPIC, b"2")
     assert numbers(await take(server, 2)) == [1, 2]
-    down = [Message("imqtt/alice/phone/down", str(number).encode()) for number in range(5)]
+    down = [Message("imqtt/alice@phone/down", str(number).encode()) for number in range(5)]
     assert await server.publish(down) == [0] * 5
 
     received: list[bytes] = []
@@ -906,10 +906,10 @@ async def test_a_device_publishes_and_receives(side: Side) -> None:
 @on_both
 async def test_a_device_that_closes_leaves_no_will_and_one_that_drops_does(side: Side) -> None:
     watching = await side.connect("witness")
-    await watching.subscribe("imqtt/+/+/up/1")
+    await watching.subscribe("imqtt/+/up/1")
     # Of another device: this close does not wait until the broker has read it.
-    await (await side.device("alice/tablet", will=b"1")).close()
-    device = await side.device("alice/phone", will=b"2")
+    await (await side.device("alice@tablet", will=b"1")).close()
+    device = await side.device("alice@phone", will=b"2")
 
     device.drop()
 
@@ -917,16 +917,16 @@ async def test_a_device_that_closes_leaves_no_will_and_one_that_drops_does(side:
     with pytest.raises(Lost):
         await device.publish(TOPIC, b"")
     with pytest.raises(Lost):
-        await device.subscribe("imqtt/alice/phone/down")
+        await device.subscribe("imqtt/alice@phone/down")
     await nothing_more(watching, watching, WILLS)
 
 
 @on_both
 async def test_a_device_learns_that_its_broker_was_killed_after_what_it_had_received(side: Side) -> None:
     server = await side.connect("server")
-    device = await side.device("alice/phone")
-    await device.subscribe("imqtt/alice/phone/down")
-    await server.publish([Message("imqtt/alice/phone/down", b"1"), Message("imqtt/alice/phone/down", b"2")])
+    device = await side.device("alice@phone")
+    await device.subscribe("imqtt/alice@phone/down")
+    await server.publish([Message("imqtt/alice@phone/down", b"1"), Message("imqtt/alice@phone/down", b"2")])
     await device.publish(TOPIC, b"")  # whose PUBACK comes behind them
     assert await device.receive(1) == [b"1"]
     await side.pause()
@@ -942,14 +942,14 @@ async def test_a_device_learns_that_its_broker_was_killed_after_what_it_had_rece
     with pytest.raises(Lost):
         await device.publish(TOPIC, b"4")
     with pytest.raises(Lost):
-        await side.device("alice/phone")
+        await side.device("alice@phone")
     with contextlib.suppress(Lost):
         await device.close()
 
 
 @on_both
 async def test_a_publish_that_gets_no_puback_returns_after_the_timeout(side: Side) -> None:
-    device = await side.device("alice/phone", timeout=0.5)
+    device = await side.device("alice@phone", timeout=0.5)
     await side.pause()
     began = asyncio.get_running_loop().time()
 
@@ -964,9 +964,9 @@ async def test_a_publish_that_gets_no_puback_returns_after_the_timeout(side: Sid
 async def test_a_second_process_with_a_devices_name_takes_the_connection(side: Side) -> None:
     watching = await side.connect("witness")
     await watching.subscribe(WILLS)
-    first = await side.device("alice/phone", will=b"1")
+    first = await side.device("alice@phone", will=b"1")
 
-    second = await side.device("alice/phone", will=b"2")
+    second = await side.device("alice@phone", will=b"2")
 
     with pytest.raises(Lost):
         await first.receive()
@@ -1070,7 +1070,7 @@ async def test_who_takes_over_from_a_half_open_connection_gets_what_was_sent_int
 @in_worlds
 async def test_a_device_gives_up_a_connection_that_has_fallen_silent(side: SimSide) -> None:
     party = side.broker.loop.party("device")
-    device = await party.spawn(side.device("alice/phone", keep_alive=10))
+    device = await party.spawn(side.device("alice@phone", keep_alive=10))
     (connection,) = side.broker.connections(party)
     connection.cut(client=False, broker=False)
     began = side.broker.loop.time()
@@ -1144,7 +1144,7 @@ async def test_whose_way_to_the_broker_is_blocked_gets_no_connection(side: SimSi
     with pytest.raises(TimeoutError):
         await party.spawn(side.connect("one", timeout=2.0))
     with pytest.raises(Lost):
-        await party.spawn(side.device("alice/phone"))
+        await party.spawn(side.device("alice@phone"))
 
     side.broker.unreachable.clear()
 
@@ -1153,12 +1153,12 @@ async def test_whose_way_to_the_broker_is_blocked_gets_no_connection(side: SimSi
 
 @in_worlds
 async def test_who_is_refused_is_told_the_code(side: SimSide) -> None:
-    side.broker.refusals.update({"one": 0x87, "alice/phone": 0x86})
+    side.broker.refusals.update({"one": 0x87, "alice@phone": 0x86})
 
     with pytest.raises(Refused) as refused:
         await side.connect("one")
     with pytest.raises(DeviceRefused):
-        await side.device("alice/phone")
+        await side.device("alice@phone")
 
     assert refused.value.code == 0x87
     assert side.broker.connections() == []

@@ -37,7 +37,7 @@ def live(story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
 
 def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
     sending = Sending(world.loop, [CONVERSATION], messages, 0.1)
-    return SdkDevice(world.loop, f"{user}/phone", sending, world.write, Format.JSON)
+    return SdkDevice(world.loop, f"{user}@phone", sending, world.write, Format.JSON)
 
 
 def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() -> None:
@@ -49,7 +49,7 @@ def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() 
     async def story(world: World) -> None:
         session = f"imqtt-server-{number}"
         rival = await world.connect(Settings("broker", 1884, session, password=PASSWORD, clean_start=True))
-        device = await world.connect(Settings("broker", 1883, "alice/plain", clean_start=True))
+        device = await world.connect(Settings("broker", 1883, "alice@plain", clean_start=True))
         await device.subscribe(down(Device("alice", "plain")))
         await rival.close()  # and with it goes the session, until its partition's owner takes it again
         send = Send(CONVERSATION, "m1", Content(text="hello"))
@@ -100,7 +100,7 @@ def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None
                 world.restore(backup)
                 world.workers[0].start()
                 other = SdkDevice(
-                    world.loop, "alice/tablet", Sending(world.loop, [CONVERSATION], 3, 0.1), world.write,
+                    world.loop, "alice@tablet", Sending(world.loop, [CONVERSATION], 3, 0.1), world.write,
                     Format.JSON,
                 )  # fmt: skip
                 other.start()
@@ -109,10 +109,10 @@ def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None
                         break
                 given.extend([(await anext(events)).content.text for _ in range(3)])
 
-        await world.loop.party("bob/phone").spawn(read())
+        await world.loop.party("bob@phone").spawn(read())
 
     live(story)
-    assert given == ["alice/phone:0", "alice/tablet:0", "alice/tablet:1", "alice/tablet:2"]
+    assert given == ["alice@phone:0", "alice@tablet:0", "alice@tablet:1", "alice@tablet:2"]
 
 
 @pytest.mark.parametrize("survivor", [True, False])
@@ -130,7 +130,7 @@ def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(s
         assert await world.until(lambda: CONVERSATION in bob.seen, 30.0), "nobody has bob's devices listed"
         world.state.away = True
         await asyncio.sleep(3.0)
-        tablet = SdkDevice(world.loop, "bob/tablet", Sending(world.loop, [], 0, 0), world.write, Format.JSON)
+        tablet = SdkDevice(world.loop, "bob@tablet", Sending(world.loop, [], 0, 0), world.write, Format.JSON)
         tablet.start()
         assert await world.until(lambda: tablet.client is not None, 30.0)
         world.workers[0].kill()
@@ -141,7 +141,7 @@ def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(s
         await asyncio.sleep(10.0)
         before = tablet.seen.get(CONVERSATION)
         laptop = SdkDevice(
-            world.loop, "alice/laptop", Sending(world.loop, [CONVERSATION], 1, 0.1), world.write, Format.JSON
+            world.loop, "alice@laptop", Sending(world.loop, [CONVERSATION], 1, 0.1), world.write, Format.JSON
         )
         laptop.start()
         assert await world.until(lambda: laptop.settled, 30.0)

@@ -148,7 +148,7 @@ async def test_nothing_stays_for_ever(tmp_path: Path) -> None:
                 kinds.add(key.decode().split(":")[2])
                 assert 0 < await redis.pttl(key) <= PRESENT_TTL, key
         # `forgotten` is written where a forget could not be delivered, see test_redis_faults.
-        everything = {"bucket", "devices", "expiries", "lists", "presence", "seen", "workers"}
+        everything = {"bucket", "devices", "expires", "lists", "presence", "seen", "workers"}
         assert kinds - {"probe"} == everything
         await state.close()
 

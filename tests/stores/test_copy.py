@@ -257,7 +257,7 @@ async def test_an_event_that_is_missing_is_named(opened: Open, tmp_path: Path) -
     [
         (f"INSERT INTO members VALUES ('mallory', {NUMBER})", "mallory is a member of d:alice:bob"),
         (f"INSERT INTO marks VALUES ({NUMBER}, 'bob', 2, 1)", "the marks of bob in d:alice:bob"),
-        ("INSERT INTO devices VALUES ('zoe', 'tv', 'json', '', 0)", "device zoe/tv"),
+        ("INSERT INTO devices VALUES ('zoe', 'tv', 'json', '', 0)", "device zoe@tv"),
         ("INSERT INTO conversations VALUES (999, 'u:zoe')", "the target has u:zoe"),
     ],
 )

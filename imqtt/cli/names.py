@@ -1,0 +1,16 @@
+"""How people name devices at the command line."""
+
+from imqtt.errors import SetupError
+from imqtt.model import Device
+from imqtt.protocol.topics import MAX_NAME, parse_username
+
+
+def parse_device(name: str) -> Device:
+    """The device that a person calls `user@device`, or `user/device`. Raises `SetupError`."""
+    username = name if "@" in name else name.replace("/", "@", 1)
+    device = parse_username(username)
+    if device is None:
+        if len(username) > MAX_NAME:
+            raise SetupError(f"{name!r} has {len(name)} characters; USER@DEVICE has at most {MAX_NAME}")
+        raise SetupError(f"{name!r} is not a device: write USER@DEVICE, each of letters, digits and . _ -")
+    return device
