@@ -220,7 +220,7 @@ async def program(broker: Mosquitto) -> AsyncIterator[object]:
 async def test_the_bot_answers_and_goes_on_after_a_kill(
     server: ServerProcess, device: Devices, broker: Mosquitto, program: object, tmp_path: Path
 ) -> None:
-    password, store = broker.passwords.add("echo/bot"), str(tmp_path / "echo.db")
+    password, store = broker.passwords.add("echo@bot"), str(tmp_path / "echo.db")
     async with device("alice@phone") as alice:
         events = alice.events()
         talk = alice.direct("echo")
