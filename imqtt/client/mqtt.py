@@ -150,6 +150,11 @@ class Mqtt:
             raise Lost(str(error.__cause__ or error)) from None
         return [bytes(it.payload) for it in batch if isinstance(it.payload, bytes | bytearray)]
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a packet has arrived in part."""
+        return bool(self._client._client._in_packet["command"])  # noqa: SLF001 - paho tells nobody
+
     async def close(self) -> None:
         """Says DISCONNECT, so that the broker does not publish the will."""
         try:

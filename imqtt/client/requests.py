@@ -18,6 +18,8 @@ from imqtt.client.values import error_of
 from imqtt.core.backoff import backoff
 from imqtt.model import Hello, History, Page, Rejected, Sync
 
+ARRIVING = 0.5  # seconds between two looks at whether a packet is still arriving
+
 
 @dataclass(slots=True)
 class _Question:
@@ -57,8 +59,7 @@ class Requests:
                 tries += 1
                 wait = min(self._timing.patience, self._timing.answer * 2.0 ** (tries - 1))
                 try:
-                    async with asyncio.timeout(wait * (1 + 0.2 * random())):
-                        answer = await asyncio.shield(question.answer)
+                    answer = await self._answer(question, wait * (1 + 0.2 * random()))
                 except TimeoutError:
                     continue
                 if isinstance(answer, Page):
@@ -74,6 +75,21 @@ class Requests:
                 question.resting, question.waits_since = False, max(begun, time.monotonic())
         finally:
             del self._questions[ref]
+
+    async def _answer(self, question: _Question, wait: float) -> Page | Rejected | None:
+        """Raises `TimeoutError` if there is no answer in `wait` seconds, and none is arriving.
+
+        On a slow link, asking again while a page arrives would double the traffic and slow it further. A
+        packet that stops halfway ends with its connection, by the keep-alive at the latest.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(wait):
+                    return await asyncio.shield(question.answer)
+            except TimeoutError:
+                if not self._uplink.is_receiving:
+                    raise
+                wait = ARRIVING
 
     def renew(self) -> None:
         """The server has welcomed the device: what an earlier connection left unanswered is asked at once."""

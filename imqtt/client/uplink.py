@@ -26,6 +26,11 @@ class Uplink:
     def is_attached(self) -> bool:
         return self._mqtt is not None
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a packet is on its way in: what was asked for may be in it."""
+        return self._mqtt is not None and self._mqtt.is_receiving
+
     def attach(self, mqtt: Mqtt, nonce: str) -> None:
         self._mqtt, self.nonce = mqtt, nonce
 

@@ -14,6 +14,10 @@ from imqtt.stores.base import Store
 
 PAGE_EVENTS = 100
 PAGE_HEADS = 100
+# A slow link should carry a page in a second or two: Debian's libwebsockets sends 45 kB/s. A larger page
+# takes longer than clients wait for an answer, and they would ask for it again while it arrives.
+PAGE_BYTES = 65_536
+HEADS_SHARE = 0.75  # the part of a page that heads may fill, so that a page always moves a cursor, too
 PAGE_OVERHEAD = 200  # bytes of a page's own fields, in JSON
 SLICE_OVERHEAD = 100  # and of a slice's, besides the conversation's id
 HEAD_OVERHEAD = 120
@@ -21,18 +25,28 @@ MARKS_OVERHEAD = 100
 
 
 class Room:
-    """What is left of one page."""
+    """What is left of one page. `size`: bytes of the largest packet that the device takes.
+
+    A page is filled up to `PAGE_BYTES`. Only its first event may exceed that, up to the packet's size, so
+    that every event fits into some page.
+    """
 
     def __init__(self, format: Format, size: int) -> None:
         self._format = format
         self._whole = size - PAGE_OVERHEAD - SLICE_OVERHEAD - HEAD_OVERHEAD - 262
-        self._bytes = size - PAGE_OVERHEAD
+        self._packet = size - PAGE_OVERHEAD
+        self._bytes = min(self._packet, PAGE_BYTES)
+        self._heads_end = round(self._bytes * (1 - HEADS_SHARE))
         self._events = PAGE_EVENTS
 
     def take(self, size: int) -> bool:
         """Takes bytes, if they are there."""
-        if size > self._bytes:
+        return self._take(size, self._bytes)
+
+    def _take(self, size: int, left: int) -> bool:
+        if size > left:
             return False
+        self._packet -= size
         self._bytes -= size
         return True
 
@@ -44,10 +58,16 @@ class Room:
         if size > self._whole:
             event = withhold(event, size)
             size = len(encode_frame(event, self._format)) + 1
-        if not self.take(size):
+        is_first = counted and self._events == PAGE_EVENTS
+        if not self._take(size, self._packet if is_first else self._bytes):
             return None
         self._events -= counted
         return event
+
+    @property
+    def full_of_heads(self) -> bool:
+        """Whether heads have filled their part of the page."""
+        return self._bytes < self._heads_end
 
     @property
     def events(self) -> int:
@@ -88,6 +108,8 @@ class Pages:
         marks = await self._store.marks([head.conversation for head in page])
         heads: list[Head] = []
         for head in page:
+            if heads and room.full_of_heads:
+                break
             # One after the other: a device that logs in takes one of the store's readers and not all.
             latest = None if head.conversation in known else await self._latest(head)
             full = self._fit_head(head, tuple(marks.get(head.conversation, ())), latest, room)

@@ -141,7 +141,7 @@ async def test_why_it_ended_at_its_start_is_told_in_its_own_words(
     (source / "mosquitto.conf").write_text(text + "no_such_option 1\n")
     monkeypatch.setattr(mosquitto, "configuration", lambda: source)
     broker = Mosquitto(tmp_path / "broker")
-    with pytest.raises(SetupError, match="Unknown configuration variable .no_such_option."):
+    with pytest.raises(SetupError, match=r"Unknown configuration variable .no_such_option."):
         await broker.start()
     assert broker.pid is None
 

@@ -10,7 +10,8 @@ from imqtt.client import Restarted
 from imqtt.client.mqtt import Lost
 from imqtt.client.uplink import Uplink
 from imqtt.errors import NotConnected
-from imqtt.model import AnyCommand, Event, History, Id, Mark, Marks, Page, Sync
+from imqtt.model import AnyCommand, AnyFrame, Event, Hello, History, Id, Mark, Marks, Page, Sync
+from tests.chaos.way import Way
 from tests.client.conftest import QUICK, Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take, texts
@@ -387,3 +388,34 @@ def marks_are(client: object, delivered: int, read: int) -> Awaitable[bool]:
         return bool(marks.delivered >= delivered and marks.read >= read)
 
     return are()
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "ws"])
+async def test_what_is_arriving_is_not_asked_for_again(
+    little: LittleServer, device: Devices, scheme: str
+) -> None:
+    for number in range(100):
+        little.store(TALK, f"{number} " + "x" * 1_000)
+    broker = little.broker
+    async with Way(broker.websocket_port if scheme == "ws" else broker.port) as way:
+        way.slow(0.0, 70_000)  # the page takes three times as long as the device waits for an answer
+        async with device(brokers=f"{scheme}://127.0.0.1:{way.port}", start="beginning") as alice:
+            assert len(await take(alice.events("archive"), 100)) == 100
+            asked = [command for _, _, command in little.heard if isinstance(command, Hello | Sync)]
+            assert len(asked) == 1
+
+
+async def test_what_is_not_arriving_is_asked_for_again(little: LittleServer, device: Devices) -> None:
+    lost: list[Page] = []
+
+    def lose(_: object, frame: AnyFrame) -> bool:
+        if isinstance(frame, Page) and len(lost) < 2:
+            lost.append(frame)
+            return True
+        return False
+
+    little.lose = lose
+    little.store(TALK, "b")
+    async with device(start="beginning") as alice:
+        assert texts(await take(alice.events("archive"), 1)) == ["b"]
+    assert len(lost) == 2

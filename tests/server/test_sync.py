@@ -16,6 +16,7 @@ from imqtt.model import (
 )
 from imqtt.protocol import Format, encode_frame
 from imqtt.server.app import Server
+from imqtt.server.pages import PAGE_BYTES
 from tests.device import RawDevice
 
 Make = Callable[..., Awaitable[RawDevice]]
@@ -184,6 +185,41 @@ async def test_a_page_fits_the_packets_of_its_device(running: Server, device: Ma
     assert events[30].withheld > 5_000
     for frame in small.frames:
         assert len(encode_frame(frame, Format.JSON)) < 2_048
+
+
+async def test_a_page_is_small_enough_for_a_slow_link(running: Server, device: Make) -> None:
+    alice, tablet = await device("alice@phone"), await device("alice@tablet", format=Format.JSON)
+    await fill(alice, "d:alice:bob", 20, text="x" * 10_000)
+    await fill(alice, "u:alice", 2, text="y" * 65_536)
+    await tablet.hello(Cursor("d:alice:bob"), Cursor("u:alice"))
+    slices = await sync_all(tablet, Cursor("d:alice:bob"))
+    assert [event.seq for part in slices for event in part.events] == list(range(1, 21))
+    assert [len(part.events) for part in slices] == [6, 6, 6, 2]
+    # A larger event has a page of its own, whole.
+    slices = await sync_all(tablet, Cursor("u:alice"))
+    assert [event.content.text for part in slices for event in part.events] == ["y" * 65_536] * 2
+    pages = [frame for frame in tablet.frames if isinstance(frame, Page)]
+    assert all(
+        len(encode_frame(page, Format.JSON)) <= PAGE_BYTES or [len(it.events) for it in page.slices] == [1]
+        for page in pages
+    )
+
+
+async def test_a_page_full_of_heads_still_moves_a_cursor(running: Server, device: Make) -> None:
+    alice, tablet = await device("alice@phone"), await device("alice@tablet", format=Format.JSON)
+    for number in range(100):
+        await alice.command(Send(f"d:alice:u{number:03}", "m", Content(text="x" * 3_000)))
+    await alice.until(lambda frame: isinstance(frame, Accepted) and frame.conversation == "d:alice:u099")
+    await fill(alice, "u:alice", 3, text="y" * 40_000)
+    cursor = Cursor("u:alice")
+    for seq in (1, 2, 3):
+        page = await page_of(tablet, Sync((cursor,), heads=True))
+        assert 10 < len(page.heads) < 20
+        assert page.more_heads
+        ((event,),) = (part.events for part in page.slices)
+        assert event.seq == seq
+        assert page.more == (seq < 3)
+        cursor = Cursor("u:alice", event.seq, event.id)
 
 
 async def test_hello_can_be_said_by_a_device_that_knows_no_partition(running: Server, device: Make) -> None:

@@ -108,6 +108,11 @@ class SimMqtt:
         self._send((PUBLISH, Message(topic, payload), answer))
         await self._answered(answer)
 
+    @property
+    def is_receiving(self) -> bool:
+        """A packet arrives whole or not at all."""
+        return False
+
     async def receive(self, limit: int = 500) -> list[bytes]:
         """Raises `Lost` once nothing is left of what came before the connection was."""
         while not self._inbox:
