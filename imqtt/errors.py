@@ -49,10 +49,12 @@ class Invalid(ImqttError):
 
 
 class TooLarge(ImqttError):
+    """`size` and `limit` are in `unit`s: bytes, or a number of things."""
+
     code = "too_large"
 
-    def __init__(self, what: str, size: int, limit: int) -> None:
-        super().__init__(f"{what} of {size} bytes; at most {limit}")
+    def __init__(self, what: str, size: int, limit: int, unit: str = "bytes") -> None:
+        super().__init__(f"{what} of {size} {unit}; at most {limit}")
         self.size = size
         self.limit = limit
 

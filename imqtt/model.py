@@ -218,7 +218,7 @@ class Limits(Value, frozen=True, omit_defaults=False):
     presence: int  # seconds after which a device that says nothing is taken for offline
 
 
-class Welcome(Frame, frozen=True, omit_defaults=False):
+class Welcome(Frame, frozen=True):
     """Answers `Hello`; the first page follows in a `Page` with the same `ref`."""
 
     nonce: str
@@ -245,7 +245,10 @@ class Accepted(Frame, frozen=True):
 
 
 class Rejected(Frame, frozen=True):
-    """A command was not carried out. `retryable`: the same command may succeed later."""
+    """A command was not carried out. `retryable`: the same command may succeed later.
+
+    `omitted`: how many further commands of the device were rejected at the same time and are not answered.
+    """
 
     code: str
     reason: str
@@ -255,6 +258,7 @@ class Rejected(Frame, frozen=True):
     client_msg_id: str = ""
     ref: str = ""
     retry_after: int = 0  # milliseconds
+    omitted: int = 0
 
 
 class Marks(Frame, frozen=True):

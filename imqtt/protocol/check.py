@@ -14,7 +14,6 @@ from imqtt.model import (
     AnyCommand,
     AnyFrame,
     Content,
-    Cursor,
     Event,
     Head,
     Hello,
@@ -92,7 +91,7 @@ def check_content(content: Content, bounds: Bounds) -> None:
         raise Invalid("data needs a content_type, such as application/octet-stream")
     if content.mentions:
         if len(content.mentions) > MAX_MENTIONS:
-            raise Invalid(f"{len(content.mentions)} mentions; at most {MAX_MENTIONS}")
+            raise TooLarge("content", len(content.mentions), MAX_MENTIONS, "mentions")
         if not all(map(is_name, content.mentions)):
             raise Invalid("mentions holds user ids")
     if content.reply_to is not None:
@@ -105,13 +104,12 @@ def _read(command: Hello | Sync | History, bounds: Bounds) -> None:
     if isinstance(command, History):
         _conversation(command.conversation)
         _seq(command.before, "before")
-        if not 0 <= command.limit <= 1 << 31:
-            raise Malformed("limit is out of range")
+        _count(command.limit, "limit")
         return
     if len(command.cursors) > bounds.cursors:
-        raise Invalid(f"{len(command.cursors)} cursors; at most {bounds.cursors} in one command")
-    for cursor in command.cursors:
-        _cursor(cursor)
+        raise TooLarge(f"a {command.name}", len(command.cursors), bounds.cursors, "cursors")
+    for cursor in command.cursors:  # whose conversation may be anything: the server skips what cannot be
+        _place(cursor.seq, cursor.id)
     if isinstance(command, Sync):
         _id(command.heads_before, "heads_before")
     else:
@@ -168,11 +166,6 @@ def _id(number: Id, name: str) -> None:
         raise Malformed(f"{name} is out of range: below 2**63")
 
 
-def _cursor(cursor: Cursor) -> None:
-    _conversation(cursor.conversation)
-    _place(cursor.seq, cursor.id)
-
-
 def _position(position: Position) -> None:
     _place(position.seq, position.id)
 
@@ -209,6 +202,7 @@ def check_frame(frame: AnyFrame) -> None:
         _time(frame.last_seen, "last_seen")
     elif isinstance(frame, Rejected):
         _count(frame.retry_after, "retry_after")
+        _count(frame.omitted, "omitted")
     elif isinstance(frame, Welcome):
         _welcome(frame)
 

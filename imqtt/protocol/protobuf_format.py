@@ -204,6 +204,7 @@ def _fill_frame(out: pb.Frame, frame: AnyFrame) -> None:
                 client_msg_id=frame.client_msg_id,
                 ref=frame.ref,
                 retry_after=frame.retry_after,
+                omitted=frame.omitted,
             )
         )
     else:
@@ -366,7 +367,7 @@ _FRAMES_IN: dict[str, Callable[[Any], AnyFrame]] = {
     "typing": lambda it: PeerTyping(it.conversation, it.user, not it.stopped),
     "rejected": lambda it: Rejected(
         it.code, it.reason, it.retryable, it.command, it.conversation, it.client_msg_id, it.ref,
-        it.retry_after,
+        it.retry_after, it.omitted,
     ),
     "welcome": lambda it: Welcome(
         it.nonce, it.user, it.device, it.time, it.partitions,

@@ -22,7 +22,7 @@ class Counters:
     failures: int = 0  # batches that raised what no code expected
     by_code: dict[str, int] = field(default_factory=dict)  # commands refused, by error code
 
-    def reject(self, code: str) -> None:
-        """Counts a refused command."""
-        self.rejected += 1
-        self.by_code[code] = self.by_code.get(code, 0) + 1
+    def reject(self, code: str, count: int = 1) -> None:
+        """Counts refused commands."""
+        self.rejected += count
+        self.by_code[code] = self.by_code.get(code, 0) + count

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -27,8 +28,11 @@ from imqtt.server.reads import Reads
 from imqtt.server.troubles import Troubles
 from imqtt.stores.base import Registration, Store
 
-REJECTIONS_PER_BATCH = 50  # to one device: a flood is not answered with another
+REJECTIONS_PER_BATCH = 50  # to one device
 REREAD = 50  # events read together when known messages are told again: they mostly stand side by side
+
+
+Refused = TypeVar("Refused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +155,15 @@ class Owner:
         """
         self._counters.passed_on += len(commands)
         codes = await self._publish([packet for _, packet in commands])
+        failed = [
+            (device, packet.payload)
+            for (device, packet), code in zip(commands, codes, strict=True)
+            if code == NO_MATCHING_SUBSCRIBERS or code >= FAILURE
+        ]
         fanout = Fanout(self._max_packet, self._counters)
-        sent: Counter[Device] = Counter()
-        for (device, packet), code in zip(commands, codes, strict=True):
-            if code == NO_MATCHING_SUBSCRIBERS or code >= FAILURE:
-                sent[device] += 1
-                if sent[device] > REJECTIONS_PER_BATCH:
-                    self._counters.unanswered += 1
-                    continue
-                error = Unavailable("no server could be given this command", retry_after=1_000)
-                self._refuse(fanout, device, packet.payload, error)
+        error = Unavailable("no server could be given this command", retry_after=1_000)
+        for device, payload, omitted in self._bounded(failed):
+            self._refuse(fanout, device, payload, error, omitted)
         await self._publish(fanout.messages())
         await published
 
@@ -174,11 +177,29 @@ class Owner:
             self._refuse(fanout, device, payload, error)
         return self._publish(fanout.messages())
 
-    def _refuse(self, fanout: Fanout, device: Device, payload: bytes, error: ImqttError) -> None:
-        """In the format in which it was sent: who sent it need not be registered."""
-        self._counters.reject(error.code)
+    def _refuse(
+        self, fanout: Fanout, device: Device, payload: bytes, error: ImqttError, omitted: int = 0
+    ) -> None:
+        """Answers in the command's own format: its sender need not be registered."""
+        self._counters.reject(error.code, 1 + omitted)
         sender = Registration(device, format_of(payload).value)
-        fanout.add(rejected(error, outline(payload)), (sender,))
+        fanout.add(replace(rejected(error, outline(payload)), omitted=omitted), (sender,))
+
+    def _bounded(self, refused: Sequence[tuple[Device, Refused]]) -> Iterable[tuple[Device, Refused, int]]:
+        """The first of what was refused to each device, so that a flood is not answered with another.
+
+        The last one comes with the number of those that are left out.
+        """
+        left = Counter(device for device, _ in refused)
+        answered: Counter[Device] = Counter()
+        for device, what in refused:
+            answered[device] += 1
+            left[device] -= 1
+            if answered[device] < REJECTIONS_PER_BATCH:
+                yield device, what, 0
+            elif answered[device] == REJECTIONS_PER_BATCH:
+                self._counters.unanswered += left[device]
+                yield device, what, left[device]
 
     async def _commit(self, batch: Batch) -> tuple[Registered, list[Decision], list[Told]]:
         """Registers, commits and marks side by side, so that they share round trips and commits."""
@@ -214,16 +235,10 @@ class Owner:
         fanout.add(accepted, (audience.one(message.sender),))
 
     def _reject(self, fanout: Fanout, audience: Audience, batch: Batch) -> None:
-        if not batch.refused:
-            return
-        sent: Counter[Device] = Counter()
-        for device, frame in batch.refused:
+        for _, frame in batch.refused:
             self._counters.reject(frame.code)
-            sent[device] += 1
-            if sent[device] > REJECTIONS_PER_BATCH:
-                self._counters.unanswered += 1
-                continue
-            fanout.add(frame, (audience.one(device),))
+        for device, frame, omitted in self._bounded(batch.refused):
+            fanout.add(replace(frame, omitted=omitted) if omitted else frame, (audience.one(device),))
 
     def _refuse_reads(self, batch: Batch, refused: Mapping[Device, ImqttError]) -> None:
         """Whoever is not registered is given no page: see `Registered`."""

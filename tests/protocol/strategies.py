@@ -58,6 +58,7 @@ contents = (
 )
 
 cursors = st.lists(st.builds(model.Cursor, conversations, seqs, ids), max_size=4).map(tuple)
+counts = st.integers(0, (1 << 32) - 1)
 sizes = st.just(0) | st.integers(MIN_PACKET, 268_435_455)
 states = st.sampled_from(model.PRESENCE_STATES)
 
@@ -68,11 +69,10 @@ commands = (
     | st.builds(model.Mark, conversations, seqs, seqs)
     | st.builds(model.Typing, conversations, st.booleans())
     | st.builds(model.Sync, cursors, st.booleans(), ids, refs)
-    | st.builds(model.History, conversations, seqs, st.integers(0, 1 << 31), refs)
+    | st.builds(model.History, conversations, seqs, counts, refs)
     | st.builds(model.Status, states, tokens, labels, st.none() | st.integers(0, 100))
 )
 
-counts = st.integers(0, (1 << 32) - 1)
 events = st.builds(
     model.Event,
     conversations, seqs, ids, times, users, names, tokens, contents | st.just(model.Content()),
@@ -97,7 +97,9 @@ frames = (
     | marks
     | st.builds(model.Welcome, tokens, users, names, times, counts, limits, refs)
     | st.builds(model.Accepted, conversations, tokens, seqs, ids, times, ids)
-    | st.builds(model.Rejected, tokens, st.text(), st.booleans(), labels, st.text(), st.text(), refs, counts)
+    | st.builds(
+        model.Rejected, tokens, st.text(), st.booleans(), labels, st.text(), st.text(), refs, counts, counts
+    )
     | st.builds(
         model.Page,
         refs,

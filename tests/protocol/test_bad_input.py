@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imqtt.errors import ImqttError, Invalid, Malformed, TooLarge, Unsupported
-from imqtt.model import AnyCommand, Content, Send
+from imqtt.model import AnyCommand, Content, History, Send
 from imqtt.protocol import Bounds, Format, decode_command, decode_frames, encode_command, outline
 from imqtt.protocol.check import MAX_CONVERSATION, MAX_MENTIONS
 from imqtt.protocol.generated import imqtt_pb2 as pb
@@ -183,7 +183,6 @@ def test_frames_of_a_later_version_are_passed_over() -> None:
         {"data": "YQ=="}, {"content_type": "text/plain"},
         {"text": "a", "content_type": "x" * 128}, {"text": "a", "content_type": "x\ny"},
         {"text": "a", "mentions": ["not a user"]}, {"text": "a", "mentions": [""]},
-        {"text": "a", "mentions": ["a"] * (MAX_MENTIONS + 1)},
     ],
 )  # fmt: skip
 def test_content_that_cannot_be_is_invalid(content: dict[str, object]) -> None:
@@ -208,6 +207,26 @@ def test_oversized_content_is_refused_with_its_size_and_the_limit(content: Conte
         assert isinstance(error, TooLarge)
         assert error.limit == 100
         assert error.size in (101, 102)
+
+
+def test_too_many_of_anything_is_too_large_with_its_number_and_the_limit() -> None:
+    many = {"text": "a", "mentions": ["a"] * (MAX_MENTIONS + 1)}
+    cursors = [{"conversation": "d:alice:bob"}] * 4
+    for payload, limit, unit in (
+        (sending(many), MAX_MENTIONS, "mentions"),
+        (json.dumps({"type": "sync", "cursors": cursors}).encode(), 3, "cursors"),
+        (json.dumps({"type": "hello", "nonce": "n", "cursors": cursors}).encode(), 3, "cursors"),
+    ):
+        error = refusal(payload)
+        assert isinstance(error, TooLarge)
+        assert (error.size, error.limit) == (limit + 1, limit)
+        assert unit in error.reason
+
+
+def test_any_limit_of_history_is_taken() -> None:
+    payload = b'{"type":"history","conversation":"d:alice:bob","limit":4294967295}'
+    assert decode_command(payload, BOUNDS) == History("d:alice:bob", limit=4_294_967_295)
+    assert isinstance(refusal(payload.replace(b"4294967295", b"4294967296")), Malformed)
 
 
 def test_content_at_the_limit_is_taken() -> None:
@@ -342,11 +361,18 @@ def test_nesting_without_end_is_malformed(opening: str) -> None:
 def test_a_conversation_outside_the_alphabet_is_invalid(conversation: str) -> None:
     for command in (
         {"type": "mark", "conversation": conversation, "read": 1},
-        {"type": "sync", "cursors": [{"conversation": conversation}]},
         {"type": "history", "conversation": conversation},
         {"type": "typing", "conversation": conversation},
     ):
         assert isinstance(refusal(json.dumps(command).encode()), Invalid)
+    # The server skips such a cursor: `topics.md`, Cursors.
+    cursors = [{"conversation": conversation, "seq": 1}, {"conversation": "d:alice:bob"}]
+    for payload in (
+        {"type": "sync", "cursors": cursors},
+        {"type": "hello", "nonce": "n", "cursors": cursors},
+    ):
+        command = decode_command(json.dumps(payload).encode(), BOUNDS)
+        assert [it.conversation for it in command.cursors] == [conversation, "d:alice:bob"]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("token", ["", " ", "a b", "é", "\x7f", "x" * 65, "a\n"])
@@ -365,7 +391,6 @@ def test_a_token_outside_the_alphabet_is_invalid(token: str) -> None:
         {"type": "hello", "nonce": "n", "max_packet": 1023},
         {"type": "hello", "nonce": "n", "max_packet": 268_435_456},
         {"type": "hello", "nonce": "n", "max_packet": -1},
-        {"type": "sync", "cursors": [{"conversation": "d:alice:bob"}] * 4},
         {"type": "status", "nonce": "n", "state": "asleep"},
         {"type": "status", "nonce": "n", "state": "online", "battery": 101},
         {"type": "status", "nonce": "n", "state": "online", "battery": -1},

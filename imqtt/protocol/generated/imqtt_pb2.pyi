@@ -215,7 +215,7 @@ class Accepted(_message.Message):
     def __init__(self, conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ..., time: _Optional[int] = ..., previous: _Optional[int] = ...) -> None: ...
 
 class Rejected(_message.Message):
-    __slots__ = ("code", "reason", "retryable", "command", "conversation", "client_msg_id", "ref", "retry_after")
+    __slots__ = ("code", "reason", "retryable", "command", "conversation", "client_msg_id", "ref", "retry_after", "omitted")
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +224,7 @@ class Rejected(_message.Message):
     CLIENT_MSG_ID_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    OMITTED_FIELD_NUMBER: _ClassVar[int]
     code: str
     reason: str
     retryable: bool
@@ -232,7 +233,8 @@ class Rejected(_message.Message):
     client_msg_id: str
     ref: str
     retry_after: int
-    def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ..., retryable: _Optional[bool] = ..., command: _Optional[str] = ..., conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., ref: _Optional[str] = ..., retry_after: _Optional[int] = ...) -> None: ...
+    omitted: int
+    def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ..., retryable: _Optional[bool] = ..., command: _Optional[str] = ..., conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., ref: _Optional[str] = ..., retry_after: _Optional[int] = ..., omitted: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("conversation", "seq", "id", "time", "sender", "device", "client_msg_id", "content", "kind", "client_time", "withheld", "previous")

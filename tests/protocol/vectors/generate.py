@@ -162,6 +162,12 @@ FRAMES: dict[str, tuple[AnyFrame, ...]] = {
     "rejected, retryable": (
         Rejected("busy", "too many reads", retryable=True, command="sync", ref="r1", retry_after=5_000),
     ),
+    "rejected, and others like it": (
+        Rejected(
+            "rate_limited", "too fast", retryable=True, command="send", conversation="d:alice:bob",
+            client_msg_id="m50", retry_after=1_000, omitted=170,
+        ),
+    ),
     "rejected, a command without a name": (Rejected("malformed", "an empty payload"),),
     "event": (_HELLO,),
     "event with data": (
