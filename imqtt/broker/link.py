@@ -90,6 +90,11 @@ class Link(asyncio.Protocol):
                     lambda: self, settings.host, settings.port, ssl=settings.tls
                 )
                 await self._accepted
+        except TimeoutError as error:
+            self.abort()
+            if error.errno is not None:  # the system's own, from before ours
+                raise
+            raise TimeoutError(f"no answer within {settings.timeout:g} s") from None
         except BaseException:
             self.abort()
             raise
@@ -271,7 +276,12 @@ class Link(asyncio.Protocol):
         self._flush_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(Closed("the connection was lost" + (f": {exc}" if exc else "")))
+        what = "the connection was lost"
+        if (
+            not self._accepted.done()
+        ):  # so does a broker that has no room, or whose port is for something else
+            what = "the broker closed the connection instead of answering, and its log says why"
+        self._end(Closed(what + (f": {exc}" if exc else "")))
         if not self._lost.done():
             self._lost.set_result(None)
 

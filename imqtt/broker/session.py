@@ -166,7 +166,7 @@ class Session:
             self._out.append(_PINGREQ)
         elif due is Due.DEAD:
             silent = now - self._keep_alive.received
-            return [self._end(Closed(f"the broker was silent for {silent:.1f} s"), KEEP_ALIVE_TIMEOUT)]
+            return [self._end(Closed(f"the broker was silent for {silent:.0f} s"), KEEP_ALIVE_TIMEOUT)]
         return []
 
     @property

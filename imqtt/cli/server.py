@@ -101,10 +101,6 @@ def up(
     )
     server_config(flags)  # what is wrong with it is told before anything is started
     _log_to_stderr(logging.INFO if verbose else logging.WARNING)
-    if not verbose:
-        # When the broker dies, one line says so, not one for each of the server's connections.
-        for name in ("partition", "egress"):
-            logging.getLogger(f"imqtt.server.{name}").setLevel(logging.ERROR)
 
     def say_ready(partitions: int) -> None:
         _say_ready(broker, directory, partitions, time.monotonic() - started, as_json=as_json)

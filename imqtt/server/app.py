@@ -1,7 +1,6 @@
 """The server: every part made once, given what it needs, started and ended in order."""
 
 import asyncio
-import logging
 import os
 import secrets
 import socket
@@ -14,15 +13,19 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
-from imqtt.broker.link import Settings, connect
+from imqtt.broker.errors import LinkError
+from imqtt.broker.link import Link, Settings, connect
+from imqtt.broker.tls import TlsFileError, TlsFiles
 from imqtt.config import ServerConfig
 from imqtt.core.snowflake import Snowflake
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
+from imqtt.server import files
 from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
+from imqtt.server.connections import Connections, Line
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.egress import Lane, Publish
@@ -38,8 +41,6 @@ from imqtt.server.rollcall import Peer, RollCall
 from imqtt.server.troubles import Troubles
 from imqtt.state.base import State, Worker
 from imqtt.stores.base import Store
-
-log = logging.getLogger(__name__)
 
 SESSION_EXPIRY = 7 * 86_400  # seconds: how long the broker queues for a server that is away
 KEEP_ALIVE = 30  # seconds
@@ -67,10 +68,11 @@ class Server:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._assignment: Assignment | None = None
-        self._troubles = Troubles()
+        self._troubles = Troubles(_address(config.broker_host, config.broker_port))
+        self._connections = Connections(self._troubles.broker)
         self._page: HealthPage | None = None
         self._lanes: dict[str, Lane] = {}
-        self._tls: ssl.SSLContext | None = None
+        self._tls: TlsFiles | None = None
         self._process = secrets.token_hex(4)  # of its id, and of its connections beside the partitions'
         self._status = "starting"
         self._store = store
@@ -115,14 +117,18 @@ class Server:
             status = "cut off"
         elif status == "ok" and worker is not None and worker.trouble:
             status = "degraded"
+        troubles = self._troubles
         return Health(
             status=status,
             worker=worker.id if worker is not None else "",
-            store=self._troubles.store or "ok",
+            store=troubles.store.text or troubles.storing.text or "ok",
             state=self._state.trouble or "ok",
-            broker=self._troubles.cluster
-            or self._troubles.stranger
+            broker=troubles.broker.text
+            or troubles.cluster.text
+            or troubles.stranger.text
+            or troubles.contested.text
             or ("ok" if connected else "not connected"),
+            process=troubles.files.text or "ok",
             partitions=tuple(it.partition for it in holdings),
             unfinished=sum(it.unfinished for it in holdings),
         )
@@ -140,7 +146,12 @@ class Server:
         self._tls = _tls(config)
         # Reads have one of their own: a large page holds up nobody's message.
         self._lanes = {
-            name: Lane(partial(connect, self._own(name)), self.counters) for name in ("events", "reads")
+            name: Lane(
+                self._line(name, self._own(name), looks=name == "events"),
+                self.counters,
+                self._troubles.refused_packets,
+            )
+            for name in ("events", "reads")
         }
         batcher = self._carrying_out(self._lanes["events"].publish, self._lanes["reads"].publish)
         assignment = self._sharing(batcher)
@@ -209,6 +220,7 @@ class Server:
         batcher = Batcher(owner, counters, self._troubles, config.max_batch)
         for work, name in ((reads, "reads"), (presences, "presences"), (batcher, "batcher")):
             self._spawn(work.run(), name)
+        self._spawn(files.watch(self._troubles.files), "files")
         return batcher
 
     def _sharing(self, batcher: Batcher) -> Assignment:
@@ -221,11 +233,12 @@ class Server:
                 Partition(
                     number,
                     batcher,
-                    partial(connect, self._settings(str(number))),
+                    self._line(f"partition {number}", self._settings(str(number))),
                     config.max_batch,
                     broker_steady=self._lanes["events"].steady,
                     confirmed=assignment.confirmed,
                     outranked=assignment.outranked,
+                    taken=self._troubles.contested,
                 )
                 for number in range(identity.partitions)
             ]
@@ -243,7 +256,8 @@ class Server:
         present = self._own("present")
         self._roll_call = RollCall(
             Peer(identity.cluster, worker.id, worker.host, worker.pid, worker.started),
-            lambda will: connect(replace(present, will=will)),
+            lambda will: self._connect(replace(present, will=will)),
+            self._connections,
             away=lambda: assignment.away,
             warn=self._warn,
             heard=assignment.trust,
@@ -262,8 +276,9 @@ class Server:
 
     def _warn(self, trouble: str) -> None:
         if trouble:
-            log.warning("%s", trouble)
-        self._troubles.cluster = trouble
+            self._troubles.cluster.start(trouble)
+        else:
+            self._troubles.cluster.end()
 
     async def _all_ready(self, ready: Sequence[asyncio.Event]) -> None:
         """Waits for every event; raises if a task ends before."""
@@ -301,8 +316,25 @@ class Server:
             keep_alive=KEEP_ALIVE,
             receive_max=4 * config.max_batch,
             ack_delay=ACK_DELAY,
-            tls=self._tls,
         )
+
+    def _line(self, name: str, settings: Settings, *, looks: bool = False) -> Line:
+        return self._connections.line(name, partial(self._connect, settings), looks=looks)
+
+    async def _connect(self, settings: Settings) -> Link:
+        if self._tls is None:
+            return await connect(settings)
+        try:
+            return await connect(replace(settings, tls=self._tls.context()))
+        except ssl.SSLCertVerificationError as error:
+            self._tls.distrust()
+            raise ssl.SSLError(
+                f"the broker's certificate is not trusted: {error.verify_message} "
+                f"(the authorities are those in {self._tls.authorities})"
+            ) from error
+        except (OSError, LinkError):
+            self._tls.distrust()
+            raise
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))
@@ -325,13 +357,16 @@ async def _first_failure(tasks: Sequence[asyncio.Task[None]]) -> None:
         task.result()
 
 
-def _tls(config: ServerConfig) -> ssl.SSLContext | None:
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tls(config: ServerConfig) -> TlsFiles | None:
     if not config.broker_ca:
         return None
+    files = TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key)
     try:
-        context = ssl.create_default_context(cafile=config.broker_ca)
-        if config.broker_certificate:
-            context.load_cert_chain(config.broker_certificate, config.broker_key or None)
-    except (OSError, ssl.SSLError) as error:
+        files.context()
+    except TlsFileError as error:
         raise SetupError(f"TLS to the broker: {error}") from error
-    return context
+    return files

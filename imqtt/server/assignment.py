@@ -114,8 +114,12 @@ class Assignment:
 
     async def outranked(self) -> bool:
         """Whether a worker that this one does not see in its state is to keep what both keep taking."""
-        self._troubles.stranger = await self._stranger(self._membership.acted or ())
-        return bool(self._troubles.stranger)
+        stranger = await self._stranger(self._membership.acted or ())
+        if stranger:
+            self._troubles.stranger.start(stranger)
+        else:
+            self._troubles.stranger.end()
+        return bool(stranger)
 
     @property
     def away(self) -> bool:
@@ -280,10 +284,12 @@ class Assignment:
 
     def _trouble(self) -> str:
         contested = [it.number for it in self._partitions if it.contested]
-        if not contested:
-            self._troubles.stranger = ""
         known = self._troubles
-        troubles = [known.cluster, known.stranger, known.store, self._state.trouble]
+        if not contested:
+            known.stranger.end()
+            known.contested.end_all()
+        troubles = [it.text for it in (known.cluster, known.stranger, known.store, known.storing)]
+        troubles += [self._state.trouble, known.broker.text, known.files.text]
         if contested:
             numbers = ", ".join(map(str, contested))
             troubles.append(f"the sessions of partitions {numbers} are being taken from this worker")

@@ -121,11 +121,11 @@ class Batcher:
             try:
                 finishing = await self._owner.carry_out(batch)
             except Unavailable as error:
-                self._troubles.store_failed(error)
+                self._troubles.store_failed("batches", error)
                 # A store that cannot be read blocks, on purpose. Something of the batch may be stored already
                 # and told to nobody, so from now on it is like one that an earlier owner has left.
                 attempt += 1
-                log.warning("a batch of %d, try %d: %s", len(batch), attempt, error)
+                log.debug("a batch of %d, try %d: %s", len(batch), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
             except Exception:
                 # A fault of this server's own. Nothing may block a partition: the batch is idempotent, so its

@@ -12,6 +12,7 @@ from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, deci
 from imqtt.core.snowflake import Snowflake
 from imqtt.errors import Invalid, StoreUnreachable, Unavailable
 from imqtt.model import Device, Id, Position
+from imqtt.problems import explain
 from imqtt.server.counters import Counters
 from imqtt.server.heads import Heads
 from imqtt.server.troubles import Troubles
@@ -62,7 +63,7 @@ class Committer:
         except StoreUnreachable:
             raise  # whoever has the batch waits and brings it again: what is settled will be known then
         except Unavailable as error:
-            log.error("nothing can be read or stored: %s", error)
+            self._troubles.storing.start(explain(error), "messages")
             settled += [Refuse(error)] * (len(messages) - len(settled))
             return settled
         return _told_or_not(messages, settled, tried)
@@ -125,7 +126,7 @@ class Committer:
                     looked_up.update(unknown)
                     stored |= await self._store.find(unknown)
                     continue
-                log.error("nothing can be stored: %s", error)
+                self._troubles.storing.start(explain(error), "messages")
                 # A duplicate of what was to be appended in this very batch is not stored either.
                 settled += [
                     it if isinstance(it, Refuse) or message.key in stored else Refuse(error)
@@ -171,11 +172,12 @@ class Committer:
                     raise
                 attempt += 1
                 self._counters.commits_retried += 1
-                self._troubles.store_failed(error)
-                log.warning("append of %d events, try %d: %s", len(records), attempt, error)
+                self._troubles.store_failed("messages", error)
+                log.debug("append of %d events, try %d: %s", len(records), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
         if attempt:
-            self._troubles.store_answered()
+            self._troubles.store.end("messages")
+        self._troubles.storing.end("messages")
         self._counters.stored += committed
         self._heads.put({it.event.conversation: it.event.position for it in records[:committed]})
         return committed

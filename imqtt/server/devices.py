@@ -1,6 +1,5 @@
 """Which devices a user has: read from the store, remembered in the state."""
 
-import logging
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -8,13 +7,12 @@ from msgspec.structs import replace
 
 from imqtt.errors import Unavailable
 from imqtt.model import Device, Hello
+from imqtt.problems import explain
 from imqtt.protocol import Format
 from imqtt.server.patience import until_known
 from imqtt.server.troubles import Troubles
 from imqtt.state.base import State
 from imqtt.stores.base import DeviceFormat, Registration, Store
-
-log = logging.getLogger(__name__)
 
 
 class Registered(NamedTuple):
@@ -77,8 +75,10 @@ class Devices:
                     "registering devices", lambda: self._store.put_devices(changed), self._troubles
                 )
             except Unavailable as error:
-                log.error("%d devices not registered: %s", len(changed), error)
+                self._troubles.storing.start(explain(error), "devices")
                 refused = {it.device: error for it in changed if it.device not in known}
+            else:
+                self._troubles.storing.end("devices")
             await self._state.forget_devices({it.device.user for it in changed})
             unheard = [it.device for it in changed if isinstance(it, DeviceFormat)]
             if unheard:

@@ -5,17 +5,16 @@ and a PUBACK that finishes something must not wait behind that.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import random
 
-from imqtt.broker.errors import LinkError
+from imqtt.broker.errors import LinkError, describe
 from imqtt.broker.link import Link, Message
 from imqtt.core.backoff import backoff
+from imqtt.problems import Problem
+from imqtt.server.connections import LOOK_SECONDS, Line
 from imqtt.server.counters import Counters
-
-log = logging.getLogger(__name__)
 
 SHORT_LIVED_SECONDS = 5.0
 Publish = Callable[[Sequence[Message]], asyncio.Future[list[int]]]
@@ -30,9 +29,10 @@ class Lane:
     A packet may reach a device twice so; a device ignores what it has.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Link]], counters: Counters) -> None:
-        self._connect = connect
+    def __init__(self, line: Line, counters: Counters, refused: Problem) -> None:
+        self._line = line
         self._counters = counters
+        self._refused = refused  # packets that the broker does not take
         self._link: Link | None = None
         self._since = 0.0  # when it was connected, by the event loop's clock
         self._unconfirmed: dict[asyncio.Future[list[int]], Sequence[Message]] = {}  # in order of publication
@@ -65,27 +65,25 @@ class Lane:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                link = await self._connect()
+                link = await self._line.open()
             except (OSError, LinkError) as error:
                 attempt += 1
-                level = logging.WARNING if attempt == 1 else logging.DEBUG
-                log.log(level, "no connection to publish over (%s); trying again", error)
-                await asyncio.sleep(backoff(attempt, random()))
+                await self._line.pause(attempt, error)
                 continue
             connected = loop.time()
             try:
                 self._link, self._since = link, connected
                 for done, messages in list(self._unconfirmed.items()):
                     self._put(link, done, messages)
+                self._line.works()
                 ready.set()
-                await link.wait_closed()
-                log.warning("the connection to publish over was cut; %d unconfirmed", len(self._unconfirmed))
+                self._line.failed(await link.wait_closed())
             finally:
                 self._link = None
                 await link.close()
             # A broker that accepts and cuts at once is not to be asked in a loop.
             attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
-            await asyncio.sleep(backoff(attempt, random()))
+            await asyncio.sleep(backoff(attempt, random(), base=LOOK_SECONDS))
 
     def _put(self, link: Link, done: asyncio.Future[list[int]], messages: Sequence[Message]) -> None:
         link.publish(messages).add_done_callback(partial(self._confirm, done))
@@ -98,6 +96,6 @@ class Lane:
         refused = sum(code >= FAILURE for code in codes.result())
         if refused:
             self._counters.packets_refused += refused
-            log.warning("the broker refused %d packets to devices, which will sync", refused)
+            self._refused.note(describe(next(code for code in codes.result() if code >= FAILURE)))
         if not done.done():
             done.set_result(codes.result())

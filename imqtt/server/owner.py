@@ -15,6 +15,7 @@ from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
 from imqtt.errors import Failed, ImqttError, StoreUnreachable, Unavailable
 from imqtt.model import Accepted, AnyFrame, Device, Event, Id, Marks, PeerTyping
+from imqtt.problems import explain
 from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
@@ -298,6 +299,7 @@ class Owner:
             grown, tries = await until_known(
                 "raising marks", lambda: self._store.raise_marks(merged), self._troubles
             )
+            self._troubles.storing.end("marks")
             # An earlier owner, or an earlier try, may have raised these and told nobody.
             again = batch.marked_again if tries == 1 else {(it.conversation, it.user) for it in merged}
             untold = again - {(marks.conversation, marks.user) for marks in grown}
@@ -308,6 +310,7 @@ class Owner:
         except StoreUnreachable:
             raise  # the batch is brought again
         except Unavailable as error:
+            self._troubles.storing.start(explain(error), "marks")
             batch.refused += [
                 (device, rejected(error, Outline("mark", mark.conversation))) for device, mark in batch.marks
             ]

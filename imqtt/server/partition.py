@@ -6,7 +6,6 @@ PUBACKed comes again, in order, to the new one.
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from random import random
@@ -17,11 +16,11 @@ from imqtt.broker.link import Link
 from imqtt.core.backoff import backoff
 from imqtt.core.membership import contention
 from imqtt.errors import SetupError
+from imqtt.problems import Problem
 from imqtt.protocol.topics import all_up
 from imqtt.server.batcher import Batcher
+from imqtt.server.connections import Line
 from imqtt.server.intake import Delivery
-
-log = logging.getLogger(__name__)
 
 # After connecting, what is known already is taken for an earlier owner's unfinished work.
 TAKEOVER_SECONDS = 10.0
@@ -44,20 +43,22 @@ class Partition:
         self,
         number: int,
         batcher: Batcher,
-        connect: Callable[[], Awaitable[Link]],
+        line: Line,
         max_batch: int,
         *,
         broker_steady: Callable[[float], bool],
         confirmed: Callable[[], Coroutine[Any, Any, None]],
         outranked: Callable[[], Awaitable[bool]],
+        taken: Problem,
     ) -> None:
         self.number = number
         self._batcher = batcher
-        self._connect = connect
+        self._line = line
         self._max_batch = max_batch
         self._broker_steady = broker_steady
         self._confirmed = confirmed
         self._outranked = outranked
+        self._taken = taken  # the problem that somebody keeps taking sessions from this worker
         self._stopping = asyncio.Event()
         self._receiver: asyncio.Task[None] | None = None
         self._cuts: deque[float] = deque()
@@ -99,32 +100,32 @@ class Partition:
         finally:
             self._stopping.clear()
             self.refusal = ""
+            self._line.works()  # or its session is not this worker's any more
 
     async def _hold(self, ready: asyncio.Event, *, starting: bool) -> None:
         attempt = 0
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             try:
-                link = await self._connect()
+                link = await self._line.open()
             except (OSError, LinkError) as error:
                 self._note_refusal(str(error) if isinstance(error, Refused) else "")
                 mistaken = isinstance(error, Refused) and not error.retryable
                 if mistaken and starting and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
                 attempt += 1
-                level = logging.WARNING if attempt == 1 else logging.DEBUG
-                log.log(level, "partition %d: no connection (%s); trying again", self.number, error)
-                await self._pause(backoff(attempt, random()))
+                await _first_of(self._line.pause(attempt, error), self._stopping.wait())
                 continue
             connected = loop.time()
             self.refusal = ""
             try:
                 await link.subscribe(all_up(self.number))
                 self.held_since = connected
+                self._line.works()
                 ready.set()
                 await self._serve(link, connected)
             except (OSError, LinkError) as error:
-                log.warning("partition %d: %s", self.number, error)
+                self._line.failed(error)
             finally:
                 self.held_since = None
                 await link.close()
@@ -144,15 +145,13 @@ class Partition:
         await self._pause(backoff(attempt, random()))
         if self._broker_steady(cut):
             self._cuts.append(cut)
-            cuts = self.cuts
-            wait = contention(cuts, random())
             if self.contested:
-                log.warning(
-                    "partition %d: its session was taken from here %d times in %d minutes; does another "
-                    "imqtt serve this broker? Next try in %.1f s",
-                    self.number, cuts, CUTS_REMEMBERED_SECONDS // 60, wait,
-                )  # fmt: skip
-            await self._pause(wait)
+                self._taken.start(
+                    f"{self.cuts} times in {CUTS_REMEMBERED_SECONDS / 60:.0f} minutes; "
+                    "does another imqtt serve this broker?",
+                    self._line.name,
+                )
+            await self._pause(contention(self.cuts, random()))
             while self.contested and not self._stopping.is_set() and await self._outranked():
                 await self._pause(YIELD_SECONDS)
         await _first_of(self._confirmed(), self._stopping.wait())

@@ -26,10 +26,10 @@ async def until_known(what: str, write: Callable[[], Awaitable[T]], troubles: Tr
         try:
             result = await write()
         except OutcomeUnknown as error:
-            troubles.store_failed(error)
-            log.warning("%s, try %d: %s", what, attempt, error)
+            troubles.store_failed(what, error)
+            log.debug("%s, try %d: %s", what, attempt, error)
             await asyncio.sleep(backoff(attempt, random()))
         else:
             if attempt > 1:
-                troubles.store_answered()
+                troubles.store.end(what)
             return result, attempt

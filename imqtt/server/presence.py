@@ -11,6 +11,7 @@ from imqtt.core.conversations import members_of
 from imqtt.core.presence import of_user
 from imqtt.errors import Unavailable
 from imqtt.model import Device, Head, Hello, Presence, Status
+from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.egress import Publish
@@ -54,6 +55,12 @@ class Presences:
         # when it is told, as another worker may have heard of them since.
         self._changed: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()
+        self._telling = Problem(
+            log, "peers are not told of users' presence", "peers are told of users' presence again"
+        )
+        self._looking = Problem(
+            log, "devices that have fallen silent are not looked for", "silent devices are looked for again"
+        )
 
     async def heard(self, commands: Sequence[tuple[Device, Hello | Status]]) -> None:
         """Takes a batch's `Hello` and `Status`, in order, and notes of which users peers are to be told."""
@@ -106,8 +113,10 @@ class Presences:
             try:
                 for gone in await self._state.expired(self._clock()):
                     self._note(gone.device.user)
-            except Exception:
-                log.exception("devices that have fallen silent were not looked for")
+                self._looking.end()
+            except Exception as error:
+                self._looking.start(explain(error))
+                log.debug("the look for silent devices failed", exc_info=True)
 
     async def _tell_changes(self) -> None:
         attempt = 0
@@ -119,12 +128,12 @@ class Presences:
             try:
                 await self._tell(user)
                 attempt = 0
+                self._telling.end()
             except (Unavailable, StateAway) as error:
                 self._note(user)
                 self._changed.move_to_end(user, last=False)
                 attempt += 1
-                level = logging.WARNING if attempt == 1 else logging.DEBUG
-                log.log(level, "peers are told later of %d users' presence: %s", len(self._changed), error)
+                self._telling.start(explain(error))
                 await asyncio.sleep(backoff(attempt, random()))
             except Exception:
                 log.exception("the peers of %s were not told of his presence", user)

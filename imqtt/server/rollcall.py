@@ -8,7 +8,6 @@ another one, find out here which of them goes on.
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable, Collection
 from random import random
 
@@ -19,8 +18,7 @@ from imqtt.broker.link import Link, Message
 from imqtt.broker.values import Will
 from imqtt.core.backoff import backoff
 from imqtt.errors import SetupError
-
-log = logging.getLogger(__name__)
+from imqtt.server.connections import Connections, Line
 
 TOPIC = "imqtt/$servers"  # no device's: user ids have no $
 ANSWER_SECONDS = 0.5
@@ -81,6 +79,7 @@ class RollCall:
         self,
         me: Peer,
         connect: Callable[[Will], Awaitable[Link]],
+        connections: Connections,
         *,
         away: Callable[[], bool],
         heard: Callable[[str], None],
@@ -89,6 +88,7 @@ class RollCall:
     ) -> None:
         self._me = me
         self._connect = connect
+        self._connections = connections
         self._away = away
         self._heard = heard
         self._gone = gone
@@ -108,12 +108,20 @@ class RollCall:
         attempt = 0
         loop = asyncio.get_running_loop()
         will = Will(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
+        line = self._connections.line("roll call", lambda: self._connect(will))
         while True:
+            try:
+                link = await line.open()
+            except (OSError, LinkError) as error:
+                if isinstance(error, Refused) and not error.retryable and not ready.is_set():
+                    raise SetupError(f"the broker does not take the server: {error}") from error
+                attempt += 1
+                await line.pause(attempt, error)
+                continue
             connected = loop.time()
             try:
-                link = await self._connect(will)
                 try:
-                    await self._answer(link, ready)
+                    await self._answer(link, ready, line)
                 except SetupError:
                     await self.say_goodbye()
                     raise
@@ -121,9 +129,7 @@ class RollCall:
                     self._link, self._cut = None, loop.time()
                     await link.close()
             except (OSError, LinkError) as error:
-                if isinstance(error, Refused) and not error.retryable and not ready.is_set():
-                    raise SetupError(f"the broker does not take the server: {error}") from error
-                log.log(logging.DEBUG if attempt else logging.WARNING, "the servers' roll call: %s", error)
+                line.failed(error)
             attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
             await asyncio.sleep(backoff(attempt, random()))
 
@@ -156,7 +162,7 @@ class RollCall:
             self._link.publish([self._message(asks=True)])
         await asyncio.sleep(ANSWER_SECONDS)
 
-    async def _answer(self, link: Link, ready: asyncio.Event) -> None:
+    async def _answer(self, link: Link, ready: asyncio.Event, line: Line) -> None:
         if asyncio.get_running_loop().time() - self._cut > ABSENT_SECONDS:
             self._since = None
         self._foreign.clear()  # who is still here answers; a goodbye may have been missed
@@ -164,6 +170,7 @@ class RollCall:
         # Asked before this one listens itself: then the broker's answer tells whether anybody does.
         alone = await link.publish([self._message(asks=True)]) == [NO_MATCHING_SUBSCRIBERS]
         await link.subscribe(TOPIC)
+        line.works()
         self._link = link
         link.publish([self._message(asks=True)])  # somebody may have come meanwhile, and not heard the first
         patience = asyncio.get_running_loop().call_later(0.0 if alone else ANSWER_SECONDS, self._stand, ready)
@@ -209,9 +216,7 @@ class RollCall:
                 f"{other.cluster}; the store here is of cluster {self._me.cluster}. Give each its own broker"
             )
         self._foreign.add(other.worker)
-        self._warn(
-            f"another imqtt came to this broker: {other.host} (pid {other.pid}), cluster {other.cluster}"
-        )
+        self._warn(f"{other.host} (pid {other.pid}) serves the store of cluster {other.cluster}")
 
     def _now(self) -> Peer:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since

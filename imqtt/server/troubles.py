@@ -1,28 +1,62 @@
 """What is wrong with what the server stands on, at the moment."""
 
-import time
-from dataclasses import dataclass
+import logging
+
+from imqtt.problems import Problem, explain
+
+log = logging.getLogger(__name__)
+
+STORE = "imqtt.server.store"  # the logger of what concerns the store
+REFUSED_CALM_SECONDS = 60.0
 
 
-@dataclass(slots=True)
 class Troubles:
-    """One sentence for each part; "" while it works. For health pages and `imqtt workers`."""
+    """One problem for each part. For the log, health pages and `imqtt workers`.
 
-    store: str = ""
-    cluster: str = ""  # a server of another store on this broker
-    stranger: str = ""  # a worker of this store that this one does not see in its state
-    store_since: float = 0.0  # of `time.monotonic`
+    `broker`: its address, for the log.
+    """
 
-    def store_failed(self, error: Exception) -> None:
-        """Something waits for the store, and asks again."""
-        if not self.store:
-            self.store_since = time.monotonic()
-        self.store = f"the store does not answer: {error}"
+    def __init__(self, broker: str = "") -> None:
+        at = f" at {broker}" if broker else ""
+        store = logging.getLogger(STORE)
+        self.broker = Problem(
+            log, f"no connection to the broker{at}", f"every connection to the broker{at} works again"
+        )
+        self.store = Problem(store, "the store does not answer", "the store answers again")
+        # It answers, and says that it takes nothing: a full disk, a clock that stepped back.
+        self.storing = Problem(
+            store, "nothing can be stored", "the store takes everything again", level=logging.ERROR
+        )
+        # A server of another store on this broker.
+        self.cluster = Problem(
+            log, "another imqtt is on this broker", "no other imqtt is on this broker any more"
+        )
+        # A worker of this store that this one does not see in its state.
+        self.stranger = Problem(
+            log,
+            "two workers do not see each other in Redis",
+            "no worker is fought with that is not in this one's Redis",
+        )
+        self.contested = Problem(
+            log, "sessions are being taken from this worker", "no session is being taken from here any more"
+        )
+        self.refused_packets = Problem(
+            log,
+            "the broker refuses packets to devices, which will sync",
+            "the broker has refused no packets for a minute",
+            calm=REFUSED_CALM_SECONDS,
+        )
+        self.files = Problem(log, "file descriptors are running out", "there are file descriptors again")
+
+    def store_failed(self, what: str, error: Exception) -> None:
+        """`what` waits for the store, and asks again."""
+        self.store.start(explain(error), what)
 
     def store_answered(self) -> None:
-        self.store = ""
+        """Everything that waited for it has been answered."""
+        self.store.end_all()
 
     @property
     def stuck(self) -> float:
         """For how many seconds nothing could be stored."""
-        return time.monotonic() - self.store_since if self.store else 0.0
+        return self.store.seconds

@@ -18,6 +18,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from imqtt.core.backoff import backoff
+from imqtt.problems import Problem, explain
 from imqtt.state.base import StateAway
 from imqtt.state.redis_address import Address, is_away, open_first, pack
 from imqtt.state.redis_keys import Keys
@@ -56,6 +57,11 @@ class Link:
         self._under_way: deque[Request] = deque()
         self._wake = asyncio.Event()
         self._trouble = ""
+        self._problem = Problem(
+            log,
+            f"Redis at {address} is away and the store is read instead",
+            f"Redis at {address} is back",
+        )
         self._closed = False
         self._task = self._loop.create_task(self._run(connection), name="redis-link")
 
@@ -111,7 +117,7 @@ class Link:
             if self._loop.time() - connected > STEADY_SECONDS:
                 attempt = 0
             connection, attempt = await self._connect_again(attempt)
-            log.info("Redis at %s is back", self._address)
+            self._problem.end()
             self._trouble = ""
             for recovered in self._recovered:
                 recovered()
@@ -167,12 +173,11 @@ class Link:
 
     def _away(self, error: Exception) -> None:
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        why = str(error).rstrip(".") or repr(error)
+        why = explain(error)
         self._trouble = f"Redis at {self._address} is away since {since}: {why}"
-        if is_away(error):
-            log.warning("%s; the store is read instead", self._trouble)
-        else:
-            log.error("%s; the store is read instead", self._trouble, exc_info=error)
+        self._problem.start(why)
+        if not is_away(error):
+            log.error("Redis at %s: a fault of imqtt's own", self._address, exc_info=error)
         self._fail(self._trouble)
 
     def _fail(self, reason: str) -> None:
@@ -190,11 +195,8 @@ class Link:
             attempt += 1
             try:
                 return await self._address.connect(self._keys), attempt
-            except Exception as error:
-                if not is_away(error):
-                    log.exception("Redis at %s", self._address)
-                else:
-                    log.debug("Redis at %s: %s", self._address, error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, there is no connection
+                self._problem.start(explain(error))
 
 
 def undelivered(answer: asyncio.Future[Any]) -> bool:

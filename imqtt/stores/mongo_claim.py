@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from imqtt.errors import StoreInUse
+from imqtt.problems import Problem
 from imqtt.stores.mongo_client import Database, Document, PyMongoError, aggregate, brief
 from imqtt.stores.mongo_opening import setting_up
 
@@ -42,6 +43,11 @@ class Claim:
         self._shared = shared
         self._opened = False
         self._renewing: asyncio.Task[None] | None = None
+        self._problem = Problem(
+            log,
+            "the store cannot be told that this process lives",
+            "the store knows again that this process lives",
+        )
 
     @classmethod
     async def take(cls, database: Database, *, shared: bool) -> Self:
@@ -91,14 +97,16 @@ class Claim:
             await asyncio.sleep(RENEWAL_SECONDS)
             try:
                 # Not an upsert: one that is overtaken by the removal would bring the document back.
-                if not (await self._servers.update_one({"_id": self.id}, _NOW)).matched_count:
+                known = (await self._servers.update_one({"_id": self.id}, _NOW)).matched_count
+                self._problem.end()
+                if not known:
                     await self._show()
                     log.warning(
                         "this process stood still for so long that another one may have opened the store; "
                         "see that only one server runs, or that all share one Redis"
                     )
             except PyMongoError as error:
-                log.warning("the store cannot be told that this process lives: %s", brief(error))
+                self._problem.start(brief(error))
 
     async def _wait_for_the_others(self) -> None:
         first_seen: dict[str, object] = {}

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
+from imqtt.problems import Problem
 from imqtt.stores import sqlite_file
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,12 @@ class Checkpointer:
         self._path = path
         self._committed = threading.Event()
         self._stopping = threading.Event()
-        self._failing = False
+        self._problem = Problem(
+            log,
+            f"the log of {path} cannot be brought into it",
+            f"the log of {path} is brought into it again",
+            calm=0.0,  # it is used by two threads
+        )
         self._thread = threading.Thread(target=self._run, name="imqtt-sqlite-checkpointer", daemon=True)
         self._thread.start()
 
@@ -51,11 +57,9 @@ class Checkpointer:
         try:
             _, pages, _ = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
-            if not self._failing:
-                log.warning("the store's log cannot be brought into its file just now: %s", error)
-            self._failing = True
+            self._problem.start(str(error))
             return 0
-        self._failing = False
+        self._problem.end()
         return int(pages)
 
     def _run(self) -> None:

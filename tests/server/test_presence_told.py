@@ -149,7 +149,7 @@ async def test_nobody_is_told_offline_because_redis_dropped_between_two_looks(
     with monkeypatch.context() as patch:
         follow(patch, room.state, "arrive", lambda: room.redis.command("CLIENT", "KILL", "TYPE", "normal"))
         await room.hear(ALICE, Hello("new"))
-    assert "is away since" in caplog.text
+    assert "is away and the store is read instead" in caplog.text
     await back(room.state)
     await room.hears(("alice", "online"))
 

@@ -1,6 +1,7 @@
 """A broker that refuses the server: a mistake to be told at the start, and later a trouble that passes."""
 
 import asyncio
+import logging
 from collections.abc import Collection
 from types import SimpleNamespace
 from typing import cast
@@ -12,9 +13,11 @@ from imqtt.cli.mosquitto import Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
+from imqtt.problems import Problem
 from imqtt.server.app import Server
 from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
+from imqtt.server.connections import Connections
 from imqtt.server.partition import Partition
 from imqtt.server.troubles import Troubles
 from imqtt.state.base import Holding, Worker
@@ -29,6 +32,10 @@ async def connect() -> Link:
     raise Refused(NOT_AUTHORIZED)
 
 
+def problem() -> Problem:
+    return Problem(logging.getLogger("imqtt"), "what", "over")
+
+
 def refused_partition() -> Partition:
     async def nothing() -> None: ...
 
@@ -36,8 +43,8 @@ def refused_partition() -> Partition:
         return False
 
     return Partition(
-        3, cast("Batcher", None), connect, 100,
-        broker_steady=lambda _: True, confirmed=nothing, outranked=nobody,
+        3, cast("Batcher", None), Connections(problem()).line("partition 3", connect), 100,
+        broker_steady=lambda _: True, confirmed=nothing, outranked=nobody, taken=problem(),
     )  # fmt: skip
 
 
@@ -73,8 +80,9 @@ def assignment_of_a_joining_worker() -> Assignment:
     def partitions(assignment: Assignment) -> list[Partition]:
         return [
             Partition(
-                number, batcher, connect, 100, broker_steady=lambda _: True,
-                confirmed=assignment.confirmed, outranked=assignment.outranked,
+                number, batcher, Connections(problem()).line("a partition", connect), 100,
+                broker_steady=lambda _: True, confirmed=assignment.confirmed,
+                outranked=assignment.outranked, taken=problem(),
             )
             for number in range(8)
         ]  # fmt: skip

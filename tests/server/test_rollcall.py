@@ -1,6 +1,7 @@
 """Two deployments on one broker by mistake: the one that came later ends, and says why."""
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
+from imqtt.problems import Problem
 from imqtt.server import rollcall
 from imqtt.server.app import wall_clock
+from imqtt.server.connections import Connections
 from imqtt.server.rollcall import Peer, RollCall, gives_way
 from imqtt.serving import serving
 from tests.server.conftest import Device, config_for
@@ -50,7 +53,7 @@ async def test_a_server_of_another_store_is_refused_and_the_first_goes_on(
     with pytest.raises(SetupError, match=r"served already.*cluster [0-9a-f]{16}.*cluster [0-9a-f]{16}"):
         async with serving(config_for(broker, tmp_path / "other"), clock=lambda: wall_clock() - 3_600_000):
             pass  # its clock is an hour behind, which makes it no older
-    assert "another imqtt came to this broker" in caplog.text
+    assert "another imqtt is on this broker" in caplog.text
     alice = await device("alice@phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
     assert sum(it.cuts for it in first.worker.holdings) == 0
@@ -66,6 +69,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
     may_connect, came = asyncio.Event(), asyncio.Event()
     may_connect.set()
     warnings: list[str] = []
+    problem = Problem(logging.getLogger("imqtt"), "what", "over")
 
     async def connect_to(name: str, will: Will) -> Link:
         if name == "first":
@@ -81,7 +85,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
 
     def roll_call(name: str) -> RollCall:
         return RollCall(
-            Peer(name, name, "host", 1, 0), lambda will: connect_to(name, will),
+            Peer(name, name, "host", 1, 0), lambda will: connect_to(name, will), Connections(problem),
             away=lambda: False, heard=str, gone=str, warn=warnings.append,
         )  # fmt: skip
 

@@ -93,7 +93,12 @@ async def test_killed_and_started_again(
     await state.remember([KEY])
     assert await state.recall([KEY]) == {KEY}
     levels = [record.levelname for record in caplog.records if record.name.startswith("imqtt.state")]
-    assert levels == ["WARNING", "INFO"]  # once when it goes, once when it is back
+    assert levels == ["WARNING"]  # once when it goes
+    await eventually(lambda: "is back, after" in caplog.text)  # and once when it is back
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("imqtt.state")]
+    assert len(said) == 2
+    assert f"127.0.0.1:{server.port}" in said[0]
+    assert f"127.0.0.1:{server.port}" in said[1]
 
 
 async def test_ended_properly_and_started_again(server: RedisServer, state: RedisState) -> None:

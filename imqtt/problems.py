@@ -1,0 +1,186 @@
+"""Problems that last: each is logged when it starts, when its cause changes, and when it is over.
+
+    problem = Problem(log, "no connection to the broker at 10.0.0.5:1884", "the broker at … is connected")
+    problem.start(explain(error), "partition 3")    in a loop, as often as it is met
+    problem.end("partition 3")                      whenever that part works
+    problem.text                                    for health pages; "" while nothing is wrong
+
+Without this, a retry loop either logs every attempt, or logs the first one and hides every later cause and
+the recovery. One problem has any number of parts, since one cause (a broker that is gone) often reaches many
+connections at once, and one line is enough for all of them.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]  # checked where it is used
+
+CALM_SECONDS = 0.5  # what returns within this was not over
+REPEAT_SECONDS = 600.0  # until a cause is logged again that alternates with others
+CAUSES_REMEMBERED = 100
+
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+_NUMBERS = re.compile(r"\d+(\.\d+)?")
+
+
+class Problem:
+    """One thing that may be wrong. Nothing is logged but changes, however often `start` and `end` are called.
+
+    `what` begins the line when it starts, `over` when it has ended. `calm` in seconds: the end is logged
+    when it has lasted for so long, so that a connection that is made and cut in a loop does not fill the log.
+    Without a running event loop the end is logged at once.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        what: str,
+        over: str,
+        *,
+        level: int = logging.WARNING,
+        calm: float = CALM_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._what = what
+        self._over = over
+        self._level = level
+        self._calm = calm
+        self._clock = clock
+        self._causes: dict[str, str] = {}  # of the parts that have it now
+        self._since: float | None = None  # None: it is over, and that was logged
+        self._started = ""  # the same moment, as people write it
+        self._ended = 0.0  # when the last part had recovered
+        self._affected: set[str] = set()
+        self._noted, self._times = "", 0
+        self._logged: dict[str, float] = {}  # causes, without their numbers, and when each was logged
+        self._ending: asyncio.TimerHandle | None = None
+
+    def start(self, cause: str, part: str = "") -> None:
+        """It is so, for this `part`. Calling it again for a part changes its cause."""
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        self._causes[part] = cause
+        self._affected.add(part)
+        where = f" ({part})" if part else ""
+        if self._since is None:
+            self._since = self._clock()
+            self._started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            self._is_new(cause)
+            self._log.log(self._level, "%s%s: %s", self._what, where, cause)
+        elif self._is_new(cause):
+            lasted = duration(self._clock() - self._since)
+            self._log.log(self._level, "%s%s, for %s now: %s", self._what, where, lasted, cause)
+
+    def end(self, part: str = "") -> None:
+        """This part does not have it, or has it no more."""
+        if self._causes.pop(part, None) is not None and not self._causes:
+            self._end()
+
+    def end_all(self) -> None:
+        """No part has it any more."""
+        if self._causes:
+            self._causes.clear()
+            self._end()
+
+    def note(self, cause: str) -> None:
+        """It has happened, at this moment. It is over when it has not happened again for `calm` seconds."""
+        self._noted = cause
+        self._times += 1
+        self.start(cause)
+        self.end()
+
+    @property
+    def cause(self) -> str:
+        """Of the part that has had it for longest, or what was noted last; "" if all is well."""
+        return next(iter(self._causes.values()), self._noted)
+
+    @property
+    def text(self) -> str:
+        """What is wrong, since when, and why; "" if nothing is."""
+        return f"{self._what} since {self._started}: {self.cause}" if self.cause else ""
+
+    @property
+    def seconds(self) -> float:
+        """How long it has lasted; 0 if it is over."""
+        return self._clock() - self._since if self.cause and self._since is not None else 0.0
+
+    def _is_new(self, cause: str) -> bool:
+        """Whether this cause is to be logged. Causes that differ in a number alone are the same."""
+        key, now = _NUMBERS.sub("0", cause), self._clock()
+        last = self._logged.get(key)
+        if last is not None and now - last < REPEAT_SECONDS:
+            return False
+        if len(self._logged) >= CAUSES_REMEMBERED:
+            self._logged.clear()
+        self._logged[key] = now
+        return True
+
+    def _end(self) -> None:
+        self._ended = self._clock()
+        if self._calm:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # in a thread
+                self._say_over()
+            else:
+                self._ending = loop.call_later(self._calm, self._say_over)
+        else:
+            self._say_over()
+
+    def _say_over(self) -> None:
+        self._ending = None
+        if self._causes or self._since is None:
+            return
+        lasted = duration(self._ended - self._since)
+        parts = f"; {len(self._affected)} were affected" if len(self._affected) > 1 else ""
+        times = f"; it happened {self._times} times" if self._times > 1 else ""
+        self._log.log(self._level, "%s, after %s%s%s", self._over, lasted, parts, times)
+        self._since = None
+        self._noted, self._times = "", 0
+        self._affected.clear()
+        self._logged.clear()
+
+
+def duration(seconds: float) -> str:
+    """`0.3 s`, `45 s`, `12 min`, `5.5 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7_200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h"
+
+
+def explain(error: BaseException) -> str:
+    """An error in words: with the file that it is about, and with the limit if there are too many files."""
+    if isinstance(error, OSError) and error.errno in _OUT_OF_FILES and error.strerror is not None:
+        return f"{os.strerror(error.errno)}: {file_limit()}"
+    if (
+        isinstance(error, OSError)
+        and error.errno
+        and error.errno > 0
+        and type(error).__module__ == "builtins"
+    ):
+        where = f"{error.filename}: " if error.filename else ""
+        return where + os.strerror(error.errno)
+    return str(error).rstrip(".") or repr(error)
+
+
+def file_limit() -> str:
+    """How many files this process may have open, and where that is set."""
+    if resource is None:
+        return "this process may not open more"
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"this process may have {soft} open (ulimit -n; LimitNOFILE in systemd, ulimits in Compose)"

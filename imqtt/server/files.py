@@ -1,0 +1,48 @@
+"""Whether this process is running out of file descriptors.
+
+What then fails, fails in many places and mostly without naming the cause: SQLite says "unable to open
+database file", the event loop drops clients of the health page without a word. So the number is looked at.
+"""
+
+import asyncio
+import errno
+from pathlib import Path
+
+from imqtt.problems import Problem, file_limit
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]  # checked where it is used
+
+LOOK_SECONDS = 5.0
+FEW = 16  # so many left are few: a partition's connection, a reader of the store and a client or two
+DESCRIPTORS = (Path("/proc/self/fd"), Path("/dev/fd"))  # Linux's, and what macOS has
+
+
+async def watch(problem: Problem) -> None:
+    """Until cancelled."""
+    while True:
+        if cause := running_out():
+            problem.start(cause)
+        else:
+            problem.end()
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def running_out() -> str:
+    """How many are left of how many, if they are few; else "", also where that cannot be known."""
+    if resource is None:
+        return ""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    for directory in DESCRIPTORS:
+        try:
+            left = limit - (len(list(directory.iterdir())) - 1)  # one of them is the listing's own
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return f"none is left; {file_limit()}"
+            continue
+        return f"{max(left, 0)} are left; {file_limit()}" if left < FEW else ""
+    return ""
