@@ -13,7 +13,7 @@ from imqtt.broker.errors import LinkError, describe
 from imqtt.broker.link import Link, Message
 from imqtt.core.backoff import backoff
 from imqtt.problems import Problem
-from imqtt.server.connections import LOOK_SECONDS, Line
+from imqtt.server.connections import FIRST_LOOK_SECONDS, Line
 from imqtt.server.counters import Counters
 
 SHORT_LIVED_SECONDS = 5.0
@@ -83,7 +83,7 @@ class Lane:
                 await link.close()
             # A broker that accepts and cuts at once is not to be asked in a loop.
             attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
-            await asyncio.sleep(backoff(attempt, random(), base=LOOK_SECONDS))
+            await asyncio.sleep(backoff(attempt, random(), base=FIRST_LOOK_SECONDS))
 
     def _put(self, link: Link, done: asyncio.Future[list[int]], messages: Sequence[Message]) -> None:
         link.publish(messages).add_done_callback(partial(self._confirm, done))

@@ -31,7 +31,7 @@ async def test_a_peer_that_hangs_up_on_connect() -> None:
         writer.close()
 
     async with Peer(talk) as peer:
-        with pytest.raises(Closed, match="lost"):
+        with pytest.raises(Closed, match="instead of answering"):
             await connect(peer.settings())
 
 
