@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from imqtt.cli.installation import configuration, configure, executable
+from imqtt.cli.limits import limit_connections, raise_file_limit
 from imqtt.cli.login import log_in
 from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid, command_line
 from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose
@@ -170,6 +171,12 @@ class Mosquitto:
             await self._process.wait()
         self._let_go()
 
+    def save(self) -> None:
+        """Has it write its state now, beside its own intervals, so that a crash does not take back more."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)
+
     async def wait(self) -> int:
         """Waits until the process that was started last ends; its exit status, negative for a signal."""
         if self._process is None:
@@ -294,6 +301,7 @@ class Mosquitto:
         spoken = self._listeners
         with self._writable():
             shutil.copyfile(source / "acl", self.directory / "acl")
+            (self.directory / "acl").chmod(0o600)  # from 2.1 on Mosquitto minds if others may read it
             text = configure(
                 (source / "mosquitto.conf").read_text(),
                 options={
@@ -310,7 +318,7 @@ class Mosquitto:
                     INTERNAL: f"{spoken.internal_port} {INTERNAL_HOST}",
                 },
             )
-            _replace(self._config_file, text)
+            _replace(self._config_file, limit_connections(text, raise_file_limit()))
             if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
                 self.log.replace(self.log.with_suffix(".log.1"))
             self.log.touch(0o600)

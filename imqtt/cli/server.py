@@ -34,9 +34,10 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
     variable or a line of the file that `--config` names. `imqtt is ready` on stdout says that all partitions
     are served; SIGTERM or Ctrl-C finishes what was begun and ends it.
     """
-    from imqtt.cli import crew, running, upkeep
+    from imqtt.cli import crew, limits, running, upkeep
 
     config = server_config(flags)
+    limits.raise_file_limit()
     lifeline = crew.LIFELINE in os.environ
     _log_to_stderr(logging.WARNING if quiet else logging.INFO, many=lifeline or config.workers > 1)
     store = redacted(config.store)

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from imqtt.cli.brokerlog import followed
 from imqtt.cli.data import DataDirectory
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
@@ -35,7 +36,7 @@ async def up(
     broker: Mosquitto, directory: DataDirectory, flags: dict[str, Any], say_ready: Callable[[int], None]
 ) -> None:
     """A broker, and the server on it."""
-    async with broker, _kept_running(broker):
+    async with broker, _kept_running(broker), followed(broker.log):
         config = server_config(
             flags,
             broker_host=INTERNAL_HOST,
@@ -47,6 +48,9 @@ async def up(
             state="memory:",
         )
         async with serving(config) as server:
+            # From now on the broker knows the server's sessions, also after a crash. In the first minute of a
+            # new data directory, devices that come back before the server would otherwise talk to nobody.
+            broker.save()
             _calm_collector()
             say_ready(server.partitions)
             await server.wait()

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -73,12 +74,16 @@ async def imqtt_process(*arguments: object, within: float = 30.0, **variables: s
 
 
 class Up:
-    """`imqtt up --json` as a process. `ready` is what it says when it is."""
+    """`imqtt up --json` as a process. `ready` is what it says when it is.
 
-    def __init__(self, data: Path, *arguments: object) -> None:
+    `files`: how many it, its broker and whatever else it starts may have open.
+    """
+
+    def __init__(self, data: Path, *arguments: object, files: int = 0) -> None:
         self.data = data
         self.ready: dict[str, Any] = {}
         self._arguments = arguments
+        self._files = files
         self._log = data.with_suffix(".log")
         self._process: asyncio.subprocess.Process | None = None
 
@@ -97,13 +102,17 @@ class Up:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "imqtt", "up", "--json", "--data", str(self.data), "--verbose",
                 "--port", str(_any_port()), "--websocket-port", str(_any_port()), *map(str, self._arguments),
-                env=environment(), stdout=asyncio.subprocess.PIPE, stderr=log,
+                env=environment(), stdout=asyncio.subprocess.PIPE, stderr=log, preexec_fn=self._limit,
             )  # fmt: skip
         assert self._process.stdout is not None
         async with asyncio.timeout(START_SECONDS):
             line = await self._process.stdout.readline()
         assert line, self.log
         self.ready = json.loads(line)
+
+    def _limit(self) -> None:
+        if self._files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._files, self._files))
 
     async def end(self, how: signal.Signals = signal.SIGINT) -> int:
         """Its exit status."""

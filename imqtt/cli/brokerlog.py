@@ -1,0 +1,95 @@
+"""What Mosquitto's log says that somebody has to know of who only looks at `imqtt up`."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from imqtt.cli.limits import raise_file_limit
+from imqtt.problems import Problem
+
+log = logging.getLogger("imqtt.mosquitto")
+
+LOOK_SECONDS = 0.5
+CALM_SECONDS = 30.0  # without such a line: it is over
+READ_BYTES = 1024 * 1024  # at a look; what is older is not worth the time
+
+# Debian's Mosquitto asks TCP wrappers, which cannot open their files either, and then says that they refused.
+_OUT_OF_FILES = re.compile(r"system socket count has been exceeded|denied access by tcpd|Too many open files")
+_FULL = re.compile(r"denied: max_connections exceeded")
+_ERROR = re.compile(r"^Error\b.*")
+_TIME = re.compile(r"^(\S*\d{4}-\d\d-\d\dT[\d:]+|\d+): ")
+
+
+class BrokerLog:
+    """Follows one Mosquitto's log from where it is now, over rotations."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            found = path.stat()
+            self._file, self._read = found.st_ino, found.st_size
+        except OSError:  # not there yet: all of it will be new
+            self._file = self._read = 0
+        self._files = _problem(
+            "Mosquitto has no file descriptors left, and hangs up on devices and perhaps the server",
+            "Mosquitto has file descriptors again",
+        )
+        self._full = _problem("Mosquitto takes no more devices", "Mosquitto takes as many devices as come")
+        self._error = _problem("Mosquitto reports an error", "Mosquitto has reported no error for a while")
+
+    def look(self) -> None:
+        """Reads what was added since the last look."""
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                number, size = found.st_ino, found.st_size
+                if number != self._file or size < self._read:  # another file, or the same one cut
+                    self._file, self._read = number, 0
+                start = max(self._read, size - READ_BYTES)
+                file.seek(start)
+                added = file.read(READ_BYTES)
+                end = added.rfind(b"\n") + 1  # half a line is read when it is whole
+                self._read = start + end
+        except OSError:
+            return  # it is being rotated, or the disk is gone: the next look tells
+        for line in added[:end].decode(errors="replace").splitlines():
+            self.line(line)
+
+    def line(self, line: str) -> None:
+        """Takes note of one line."""
+        said = _TIME.sub("", line)
+        if _OUT_OF_FILES.search(said):
+            self._files.note(f"it may open {raise_file_limit()} (raise `ulimit -n` before `imqtt up`)")
+        elif _FULL.search(said):
+            self._full.note(
+                "a listener has its max_connections, which come from how many files it may open: "
+                f"{raise_file_limit()} (raise `ulimit -n` before `imqtt up`)"
+            )
+        elif _ERROR.match(said):
+            self._error.note(said)
+
+
+@contextlib.asynccontextmanager
+async def followed(path: Path) -> AsyncIterator[None]:
+    """Relays what matters of the log at `path` to this process's own, for as long as the block runs."""
+    task = asyncio.create_task(_follow(BrokerLog(path)), name="broker-log")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _follow(broker_log: BrokerLog) -> None:
+    while True:
+        broker_log.look()
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _problem(what: str, over: str) -> Problem:
+    return Problem(log, what, over, calm=CALM_SECONDS)
