@@ -202,7 +202,7 @@ def test_the_configuration_keeps_what_losing_messages_would_cost() -> None:
     for line in (
         "allow_anonymous false",
         "retain_available false",
-        "max_inflight_messages 65535",
+        "max_inflight_messages 65534",
         "persistence true",
         "set_tcp_nodelay true",
     ):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.installation import executable
+from imqtt.cli.limits import public_connections
 from imqtt.cli.login import log_in
 from imqtt.cli.ports import Listeners, choose
 from tests.services import eventually
@@ -57,6 +59,10 @@ class Container:
         )  # fmt: skip
         conf = self.made / "mosquitto.conf"
         text = conf.read_text().replace("\nuser mosquitto\n", "\nuser root\n")
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert (
+            re.findall(r"^max_connections (.*)$", text, re.MULTILINE) == [str(public_connections(files))] * 2
+        )
         assert re.findall(r"^listener (.*)$", text, re.MULTILINE) == ["1883 0.0.0.0", "8083 0.0.0.0", "1884"]
         conf.write_text(re.sub(r"^listener (\d+).*$", self._here, text, flags=re.MULTILINE))
         health = self.made / "health" / "mosquitto_pub"

@@ -92,13 +92,12 @@ async def test_killed_and_started_again(
     assert await state.beat(WORKER, LONG) == [WORKER]
     await state.remember([KEY])
     assert await state.recall([KEY]) == {KEY}
-    levels = [record.levelname for record in caplog.records if record.name.startswith("imqtt.state")]
-    assert levels == ["WARNING"]  # once when it goes
-    await eventually(lambda: "is back, after" in caplog.text)  # and once when it is back
+    # Once when it goes, perhaps once more when it is not cut off but not there, and once when it is back.
+    await eventually(lambda: "is back, after" in caplog.text)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("imqtt.state")]
-    assert len(said) == 2
-    assert f"127.0.0.1:{server.port}" in said[0]
-    assert f"127.0.0.1:{server.port}" in said[1]
+    assert len(said) <= 3
+    assert "is away and the store is read instead" in said[0]
+    assert all(f"127.0.0.1:{server.port}" in it for it in said)
 
 
 async def test_ended_properly_and_started_again(server: RedisServer, state: RedisState) -> None:
