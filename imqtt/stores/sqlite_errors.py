@@ -1,8 +1,10 @@
 """What SQLite's errors mean for whoever waits for a write or a read."""
 
 import sqlite3
+from pathlib import Path
 
 from imqtt.errors import ImqttError, StoreFull, StoreReadOnly, StoreUnreachable
+from imqtt.problems import explain
 from imqtt.stores.base import OutcomeUnknown, RecordRefused
 
 # What the whole transaction fails with, whichever request it was that met it.
@@ -32,7 +34,7 @@ def is_of_connection(error: Exception) -> bool:
     )  # fmt: skip
 
 
-def write_error(error: Exception) -> ImqttError:
+def write_error(error: Exception, path: Path) -> ImqttError:
     """What a failed write is to its caller. A taken key is not looked at here."""
     code = primary_code(error)
     if code == sqlite3.SQLITE_FULL:
@@ -42,10 +44,20 @@ def write_error(error: Exception) -> ImqttError:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return OutcomeUnknown("another program holds the store's write lock")
     if is_of_all(error):
-        return OutcomeUnknown(f"the store failed: {error}")
+        return OutcomeUnknown(f"the store failed: {_cause(error, path)}")
     return RecordRefused(f"{type(error).__name__}: {error}")
 
 
-def read_error(error: sqlite3.Error) -> ImqttError:
+def read_error(error: sqlite3.Error, path: Path) -> ImqttError:
     """What a failed read is to its caller."""
-    return StoreUnreachable(f"the store cannot be read: {error}", retry_after=1_000)
+    return StoreUnreachable(f"the store cannot be read: {_cause(error, path)}", retry_after=1_000)
+
+
+def _cause(error: Exception, path: Path) -> str:
+    """SQLite says only that it cannot open the file, not why: there may be no file descriptor left."""
+    if primary_code(error) == sqlite3.SQLITE_CANTOPEN:
+        try:
+            path.open("rb").close()
+        except OSError as reason:
+            return explain(reason)
+    return str(error)

@@ -231,7 +231,7 @@ class SqliteReader:
                 self._local.connection = None
                 self._connections.discard(connection)
                 connection.close()
-            raise read_error(error) from error
+            raise read_error(error, self._path) from error
 
 
 def _events(connection: sqlite3.Connection, sql: str, conversation: str, seq: int, limit: int) -> list[Event]:

@@ -118,7 +118,7 @@ class Writer:
                 self._roll_back(self._tables)
                 if is_of_connection(error):
                     self._disconnect()
-            failure = write_error(error)
+            failure = write_error(error, self._path)
             failure.__cause__ = error
             return [(None, failure)] * len(requests)
 
@@ -145,7 +145,7 @@ class Writer:
                 connection.execute("ROLLBACK TO request")
                 tables.forget()
                 taken = request.records is not None and isinstance(error, sqlite3.IntegrityError)
-                failure = AppendConflict(0) if taken else write_error(error)
+                failure = AppendConflict(0) if taken else write_error(error, self._path)
                 failure.__cause__ = error
                 outcomes.append((None, failure))
             connection.execute("RELEASE request")

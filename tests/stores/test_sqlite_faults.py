@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.errors import StoreFull, StoreReadOnly
+from imqtt.errors import StoreFull, StoreReadOnly, StoreUnreachable
 from imqtt.model import Content, Device, Marks
 from imqtt.stores import sqlite_checkpoint, sqlite_file
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Registration
@@ -55,6 +55,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def pragma(store: SqliteStore, text: str) -> None:
     await store._writer.submit(lambda tables: tables.connection.execute(f"PRAGMA {text}").fetchall())
+
+
+@contextlib.contextmanager
+def no_files_left() -> Iterator[None]:
+    """This process may open nothing."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(it.name) for it in Path("/proc/self/fd").iterdir())
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for it in taken:
+            os.close(it)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux alone tells what is open")
+async def test_a_reader_without_a_file_descriptor_names_the_limit(store: SqliteStore) -> None:
+    with no_files_left(), pytest.raises(StoreUnreachable, match=r"Too many open files.*LimitNOFILE"):
+        await store.heads([D])
+    assert await store.heads([D])
 
 
 async def seqs(store: SqliteStore, conversation: str) -> list[int]:
