@@ -114,6 +114,9 @@ class Replica:
         self.adopting = adopting
         self.odd = 0  # events that no server sends
         self.logs: dict[str, Log] = {}
+        # The user's own marks that came before the page that shows their conversation. The page may have been
+        # read before they were raised, and the server sends them only once.
+        self._early: dict[str, Marks] = {}
         self.ordinal = int(memory.meta.get("ordinal", 0))
         self._questions = questions
         self._keep = keep
@@ -193,8 +196,15 @@ class Replica:
         """A member's marks."""
         self._step.changes.marks.append(frame)
         self._step.notices.append(frame)
+        if frame.user != self.device.user:
+            return
         log = self.logs.get(frame.conversation)
-        if frame.user == self.device.user and log is not None:
+        if log is None:
+            early = self._early.get(frame.conversation, frame)
+            self._early[frame.conversation] = replace(
+                frame, delivered=max(early.delivered, frame.delivered), read=max(early.read, frame.read)
+            )
+        else:
             self.told(frame.conversation, frame.delivered, frame.read)
             log.delivered, log.read = max(log.delivered, frame.delivered), max(log.read, frame.read)
 
@@ -286,6 +296,8 @@ class Replica:
         log = self.logs.get(conversation)
         if log is None:
             log = self.logs[conversation] = Log(conversation, Reorder(), begun=not self.adopting)
+            if (early := self._early.pop(conversation, None)) is not None:
+                log.delivered, log.read = early.delivered, early.read
         return log
 
     def _offer(self, log: Log, event: Event) -> None:

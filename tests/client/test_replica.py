@@ -15,7 +15,7 @@ from imqtt.client.uplink import Uplink
 from imqtt.client.values import Entry
 from imqtt.client.wanted import Wanted
 from imqtt.core.reorder import Reorder
-from imqtt.model import Accepted, Cursor, Device, Event, Id, Page, Sync
+from imqtt.model import Accepted, Cursor, Device, Event, Head, Id, Marks, Page, Sync
 from imqtt.protocol import Format
 from tests.client.little_server import LittleServer
 
@@ -318,3 +318,12 @@ def test_a_log_of_which_only_an_accepted_tells_begins_there_when_no_head_has_tol
     assert step.changes.logs["d:alice:bob"].base == 49
     assert step.changes.logs["d:alice:bob"].cursor.seq == 49
     assert step.wanted == {"d:alice:bob": Want.HOLE}
+
+
+def test_own_marks_that_come_before_the_page_of_their_conversation_are_kept() -> None:
+    """Another device raised them after the page was read and before it arrived."""
+    replica = Replica(ALICE, EMPTY, adopting=True, questions=NOTHING_ASKED)
+    replica.marks(Marks("u:alice", "alice", 3, 2))
+    replica.page(Page(heads=(Head("u:alice", 3, Id(1 << 40), marks=(Marks("u:alice", "alice", 1, 1),)),)), {})
+    log = replica.logs["u:alice"]
+    assert (log.delivered, log.read) == (3, 2)
