@@ -47,7 +47,7 @@ async def test_all_sessions_are_back_soon_after_a_broker_that_was_long_gone(
     await broker.kill()
     await asyncio.sleep(2)  # long enough for connections that back off by themselves to try seconds apart
     await broker.start()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(1.5):
         await eventually(lambda: len(running.health().partitions) == 16)
 
 
