@@ -364,9 +364,9 @@ def _address(host: str, port: int) -> str:
 def _tls(config: ServerConfig) -> TlsFiles | None:
     if not config.broker_ca:
         return None
-    files = TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key)
+    tls = TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key)
     try:
-        files.context()
+        tls.context()
     except TlsFileError as error:
         raise SetupError(f"TLS to the broker: {error}") from error
-    return files
+    return tls

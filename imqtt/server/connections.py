@@ -77,10 +77,11 @@ class Line:
 
     async def pause(self, attempt: int, error: Exception) -> None:
         """Waits after a failed attempt (the first is 1) until the next one."""
-        unreachable = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
-        if not unreachable:  # the broker is there, and has to answer each attempt
+        if not isinstance(error, OSError):  # the broker is there, and does not take this one connection
             await asyncio.sleep(backoff(attempt, random()))
-        elif self._looks:
+        elif self._looks and not isinstance(
+            error, ssl.SSLError
+        ):  # a handshake costs the broker a millisecond
             refused = isinstance(error, ConnectionRefusedError)
             cap = NOBODY_LISTENS_SECONDS if refused else UNREACHABLE_SECONDS
             await self._connections.returned(backoff(attempt, random(), base=FIRST_LOOK_SECONDS, cap=cap))
