@@ -10,6 +10,7 @@ from imqtt.errors import SetupError
 from imqtt.model import Device
 from imqtt.protocol import Format
 from imqtt.protocol.topics import MAX_NAME, parse_username
+from imqtt.redaction import redacted
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
@@ -40,10 +41,12 @@ def parse_address(text: str) -> Address:
     try:
         parts = urlsplit(text if "://" in text else f"mqtt://{text}")
         port = parts.port
-    except ValueError as error:
-        raise SetupError(f"not a broker's address: {text!r} ({error})") from None
+    except ValueError:  # which may quote a part of a password
+        raise SetupError(f"not a broker's address: {redacted(text)!r}") from None
     if not parts.hostname or parts.scheme not in DEFAULT_PORTS:
-        raise SetupError(f"not a broker's address: {text!r}; host:port, or mqtt, mqtts, ws or wss://…")
+        raise SetupError(
+            f"not a broker's address: {redacted(text)!r}; host:port, or mqtt, mqtts, ws or wss://…"
+        )
     return Address(parts.hostname, port or DEFAULT_PORTS[parts.scheme], parts.scheme, parts.path or "/")
 
 

@@ -10,13 +10,13 @@ import sys
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
-from imqtt.cli.store import shown
 from imqtt.model import Marks
 from imqtt.stores import open_store
 from imqtt.stores.base import Identity
 from imqtt.stores.sqlite import SqliteStore
 from tests.cli.commands import environment, imqtt, imqtt_process
 from tests.contract.stores import log, record
+from tests.mongodb import database_url
 
 D = "d:alice:bob"
 IDENTITY = Identity(7, "0123456789abcdef")
@@ -178,7 +178,16 @@ async def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     await store.close()
 
 
-def test_a_password_in_a_name_is_not_shown() -> None:
-    assert shown("mongodb://imqtt:secret@a,b/imqtt") == "mongodb://imqtt:...@a,b/imqtt"
-    assert shown("mongodb://a:27017,b:27017/imqtt") == "mongodb://a:27017,b:27017/imqtt"
-    assert shown("sqlite:////data/imqtt.db") == "sqlite:////data/imqtt.db"
+async def test_no_secret_of_an_address_is_shown(tmp_path: Path) -> None:
+    source = await made(tmp_path / "a.db")
+    target = f"{database_url()}&authMechanismProperties=SERVICE_NAME:hidden"
+    for named, said in (
+        (target, "&authMechanismProperties=*** holds what"),
+        (target.replace("?", ".?"), "names no MongoDB database"),
+        (target.replace("mongodb", "mongo"), "is none that imqtt knows"),
+        ("mongodb:/imqtt:hidden@host/imqtt", "is none that imqtt knows"),
+        ("imqtt:hidden@host/imqtt", "is none that imqtt knows"),
+    ):
+        outcome = await imqtt("store", "copy", source, named)
+        assert said in outcome.out + outcome.err
+        assert "hidden" not in outcome.out + outcome.err
