@@ -9,6 +9,7 @@ import typer
 
 from imqtt.errors import SetupError
 from imqtt.model import Device
+from imqtt.private_files import create_private_directory
 
 Data = Annotated[
     Path,
@@ -44,7 +45,7 @@ class DataDirectory:
         """Keeps a device's password in a file that only this user reads."""
         path = self._credential(device)
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            create_private_directory(path.parent)
             draft = path.with_name(path.name + ".new")
             draft.unlink(missing_ok=True)
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -76,7 +77,7 @@ class DataDirectory:
 
     def device_store(self, device: Device) -> Path:
         """Where a device of this machine keeps its outbox and cursors."""
-        self._stores.mkdir(mode=0o700, exist_ok=True)
+        create_private_directory(self._stores)
         return self._stores / f"{device.user}@{device.device}.db"
 
     @property

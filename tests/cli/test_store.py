@@ -45,6 +45,18 @@ async def test_a_copy_is_reported_in_numbers(tmp_path: Path) -> None:
     assert again.out.split("digest")[1] == outcome.out.split("digest")[1]
 
 
+async def test_a_copy_is_private(tmp_path: Path) -> None:
+    source = await made(tmp_path / "a.db")
+    (tmp_path / "a.db").chmod(0o644)
+    umask = os.umask(0o022)
+    try:
+        for live in ((), ("--live",)):
+            assert (await imqtt("store", "copy", *live, source, f"sqlite:///{tmp_path / 'b.db'}")).status == 0
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "b.db").stat().st_mode & 0o777 == 0o600
+
+
 async def test_programs_get_a_line_for_each_step(tmp_path: Path) -> None:
     source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
     outcome = await imqtt("store", "copy", source, target, "--json")
