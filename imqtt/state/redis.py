@@ -171,5 +171,5 @@ def _workers(answer: list[tuple[bytes, bytes]]) -> list[Worker]:
         try:
             workers.append(_worker(text))
         except msgspec.MsgspecError:  # of a version that says it otherwise; that it lives is what counts
-            workers.append(Worker(id.decode(), host="", pid=0, started=0))
+            workers.append(Worker(id.decode(errors="replace"), host="", pid=0, started=0))
     return workers

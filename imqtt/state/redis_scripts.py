@@ -81,10 +81,11 @@ FILL = f"""
 {_CLOCK}
 local lease = tonumber(ARGV[1])
 local now = tick()
-if lease < tonumber(redis.call('HGET', KEYS[1], 'epoch')) or now - lease > {LEASE_TTL} * 1000 then return end
+local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or now)
+if lease < epoch or now - lease > {LEASE_TTL} * 1000 then return end
 for i = 2, #KEYS do
   local there = redis.call('GET', KEYS[i])
-  if not there or tonumber(string.sub(there, 1, 16)) <= lease then
+  if not there or (tonumber(string.sub(there, 1, 16)) or 0) <= lease then
     redis.call('SET', KEYS[i], string.format('%016.0f', lease) .. ARGV[i], 'PX', {LIST_TTL})
   end
 end
@@ -106,6 +107,19 @@ redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {LIST_TTL + L
 # --- presence. An entry is [nonce, state, since, expires]; who is not offline is in the sorted set as well,
 # whose score is the expiry that counts.
 
+# An entry, or nil for one that another version has written in another form: it counts as none.
+_UNPACK = """
+local function unpack_entry(packed)
+  if not packed then return nil end
+  local whole, entry = pcall(cmsgpack.unpack, packed)
+  if whole and type(entry) == 'table' and type(entry[1]) == 'string' and type(entry[2]) == 'string'
+      and type(entry[3]) == 'number' and type(entry[4]) == 'number' then
+    return entry
+  end
+  return nil
+end
+"""
+
 # How long a user's hash is to live, after a change.
 _KEEP = f"""
 local function keep(presence, expiries, user)
@@ -122,13 +136,13 @@ end
 # `arrive`, or `update` (only the connection that is known). `late`: what is not newer counts for nothing.
 # Returns 1, or 0 for what was ignored. Devices that went a day before are dropped on the way.
 PUT = f"""
+{_UNPACK}
 {_KEEP}
 local presence, expiries = KEYS[1], KEYS[2]
 local how, user, device, nonce, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local since, expires = tonumber(ARGV[6]), tonumber(ARGV[7])
-local known = redis.call('HGET', presence, device)
+local known = unpack_entry(redis.call('HGET', presence, device))
 if known then
-  known = cmsgpack.unpack(known)
   if how == 'update' and known[1] ~= nonce then return 0 end
   if ARGV[8] == 'late' and known[3] >= since then return 0 end
 elseif how == 'update' and state == 'offline' then
@@ -144,8 +158,8 @@ end
 if redis.call('HLEN', presence) > 1 then
   local all = redis.call('HGETALL', presence)
   for i = 1, #all, 2 do
-    local entry = cmsgpack.unpack(all[i + 1])
-    if entry[2] == 'offline' and entry[3] < since - {OFFLINE_TTL} then
+    local entry = unpack_entry(all[i + 1])
+    if entry and entry[2] == 'offline' and entry[3] < since - {OFFLINE_TTL} then
       redis.call('HDEL', presence, all[i])
     end
   end
@@ -157,14 +171,15 @@ return 1
 # KEYS: `expiries`, the users' hashes. ARGV: the users. Returns [user's number, device, entry, expiry or nil]
 # of each device. Where the sorted set was lost, it is made again.
 PRESENCE = f"""
+{_UNPACK}
 local expiries, found = KEYS[1], {{}}
 for i, user in ipairs(ARGV) do
   local all = redis.call('HGETALL', KEYS[i + 1])
   for j = 1, #all, 2 do
     local expires = redis.call('ZSCORE', expiries, user .. '@' .. all[j])
     if not expires then
-      local entry = cmsgpack.unpack(all[j + 1])
-      if entry[2] ~= 'offline' then
+      local entry = unpack_entry(all[j + 1])
+      if entry and entry[2] ~= 'offline' then
         redis.call('ZADD', expiries, string.format('%.0f', entry[4]), user .. '@' .. all[j])
         redis.call('PEXPIRE', expiries, {PRESENT_TTL})
       end
@@ -177,17 +192,18 @@ return found
 
 # KEYS: `expiries`. ARGV: now, at most so many, how the users' keys begin. Returns [user, device, entry].
 EXPIRE = f"""
+{_UNPACK}
 {_KEEP}
 local gone = {{}}
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 for i = 1, #due, 2 do
   redis.call('ZREM', KEYS[1], due[i])
   local user, device = string.match(due[i], '^([^@]*)@(.*)$')
-  local presence = ARGV[3] .. user
-  local known = redis.call('HGET', presence, device)
+  local presence = ARGV[3] .. (user or '')
+  local known = user and unpack_entry(redis.call('HGET', presence, device))
   if known then
     local expired = tonumber(due[i + 1])
-    local entry = cmsgpack.pack({{cmsgpack.unpack(known)[1], 'offline', expired, expired}})
+    local entry = cmsgpack.pack({{known[1], 'offline', expired, expired}})
     redis.call('HSET', presence, device, entry)
     keep(presence, KEYS[1], user)
     gone[#gone + 1] = {{user, device, entry}}
@@ -206,9 +222,11 @@ for i, key in ipairs(KEYS) do
   local bucket = redis.call('GET', key)
   if bucket then
     local before, time = string.match(bucket, '^(%d+) (%-?%d+)$')
-    time = tonumber(time)
-    if time > now and time - now <= {CLOCK_SKEW} then now = time end
-    level = math.min(tonumber(before) + math.max(now - time, 0) * rate, full)
+    if before then  -- else another version wrote it
+      time = tonumber(time)
+      if time > now and time - now <= {CLOCK_SKEW} then now = time end
+      level = math.min(tonumber(before) + math.max(now - time, 0) * rate, full)
+    end
   end
   local tokens = math.min(tonumber(ARGV[i + 3]), math.floor(level / 1000))
   level = level - tokens * 1000
@@ -229,7 +247,7 @@ local function living()
   local found = {}
   local all = redis.call('HGETALL', KEYS[1])
   for i = 1, #all, 2 do
-    if tonumber(string.sub(all[i + 1], 1, 16)) > now then
+    if (tonumber(string.sub(all[i + 1], 1, 16)) or 0) > now then
       found[#found + 1] = {all[i], string.sub(all[i + 1], 17)}
     else
       redis.call('HDEL', KEYS[1], all[i])
