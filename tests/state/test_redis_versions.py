@@ -96,9 +96,12 @@ async def test_a_device_list_with_fields_of_a_newer_version_is_read(state: Redis
     assert await state.devices(["alice"]) == {"alice": (Registration(ALICE, "json"),)}
 
 
-async def test_a_bucket_in_another_form_is_a_full_one(state: RedisState) -> None:
+async def test_a_bucket_in_another_form_is_a_full_one(server: RedisServer, state: RedisState) -> None:
     await raw(state, "SET", "imqtt:c:bucket:alice@phone", "a newer form")
     assert await state.take({ALICE: 5, BOB: 100}, 1_000) == {ALICE: 5, BOB: BURST}
+    other = await RedisState.open(server.url, cluster="c", rate=RATE, burst=BURST)
+    assert await other.take({ALICE: 100, BOB: 100}, 1_000) == {ALICE: BURST - 5, BOB: 0}
+    await other.close()
 
 
 async def test_a_worker_in_another_form_keeps_nobody_from_seeing_the_others(state: RedisState) -> None:
