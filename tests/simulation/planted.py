@@ -6,7 +6,7 @@ world whose faults can make it matter; what the checker may call it stands besid
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +96,10 @@ def _puback_before_the_commit() -> AbstractContextManager[object]:
 def _puback_before_the_devices_packets() -> AbstractContextManager[object]:
     carry_out = Owner.carry_out
 
-    async def hasty(self: Owner, deliveries: Sequence[Delivery]) -> asyncio.Future[None]:
-        await carry_out(self, deliveries)
+    async def hasty(
+        self: Owner, deliveries: Sequence[Delivery], answered: Container[int]
+    ) -> asyncio.Future[None]:
+        await carry_out(self, deliveries, answered)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
