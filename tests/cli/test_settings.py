@@ -182,7 +182,7 @@ async def test_a_server_runs_with_every_number_at_the_end_of_its_bounds(
     # The broker's own; needs MongoDB; a worker starts with a few heartbeats; a connection each.
     others = ("broker_port", "workers", "worker_ttl", "partitions")
     given = {it.name: getattr(it, end) for it in NUMBERS if it.name not in others}
-    async with serving(config_for(broker, tmp_path, **given)), RawDevice(broker, "alice/phone") as phone:
+    async with serving(config_for(broker, tmp_path, **given)), RawDevice(broker, "alice@phone") as phone:
         welcome, _ = await phone.hello()
         assert welcome.limits.rate == given["device_rate"]
         assert isinstance(await phone.send("u:alice", "1", "x"), Accepted)

@@ -85,7 +85,7 @@ async def test_reads_are_answered_while_another_program_holds_the_stores_write_l
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
-    alice, bob, carol = await device("alice/phone"), await device("bob/laptop"), await device("carol/tv")
+    alice, bob, carol = await device("alice@phone"), await device("bob@laptop"), await device("carol@tv")
     await bob.hello()
     assert isinstance(await alice.send(D, "1"), Accepted)
     with closing(sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)) as rival:
@@ -110,7 +110,7 @@ async def test_reads_are_answered_though_thousands_of_writes_wait(
 ) -> None:
     config = config_for(broker, tmp_path, max_batch=100, device_burst=10_000, device_rate=10_000)
     await stack.enter_async_context(serving(config))
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     assert isinstance(await alice.send(D, "1"), Accepted)
     with closing(sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)) as rival:
@@ -139,7 +139,7 @@ async def test_reads_are_answered_while_mongodb_takes_no_writes(
     option = "--enable-test-commands" if is_secantus else "--setParameter=enableTestCommands=1"
     mongo = await stack.enter_async_context(MongoServer(tmp_path / "mongodb", option))
     await stack.enter_async_context(serving(config_for(broker, tmp_path, store=mongo.url)))
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     assert isinstance(await alice.send(D, "1"), Accepted)
     fail_writes(mongo, 1_000_000)

@@ -38,7 +38,7 @@ async def test_a_clock_that_was_a_day_ahead_holds_nothing_up(
 ) -> None:
     clock, config = Clock(), config_for(broker, tmp_path)
     server: Server = await stack.enter_async_context(serving(config, clock.now))
-    alice: RawDevice = await device("alice/phone")
+    alice: RawDevice = await device("alice@phone")
     await accepted(alice, "u:alice", "1")
     clock.ahead = DAY
     tomorrow = await accepted(alice, "d:alice:bob", "1")
@@ -46,7 +46,7 @@ async def test_a_clock_that_was_a_day_ahead_holds_nothing_up(
     if restarted:
         await stack.aclose()
         server = await stack.enter_async_context(serving(config, clock.now))
-        alice = await stack.enter_async_context(RawDevice(broker, "alice/laptop"))
+        alice = await stack.enter_async_context(RawDevice(broker, "alice@laptop"))
     assert server.worker.trouble == ""
 
     now = wall_clock()
@@ -70,7 +70,7 @@ async def test_a_clock_before_this_software_refuses_messages_until_it_is_set(
     clock = Clock()
     clock.ahead = -wall_clock()
     server = await stack.enter_async_context(serving(config_for(broker, tmp_path), clock.now))
-    alice: RawDevice = await device("alice/phone")
+    alice: RawDevice = await device("alice@phone")
     refused = await alice.send("u:alice", "1")
     assert isinstance(refused, Rejected)
     assert (refused.code, refused.retryable) == ("unavailable", True)

@@ -26,7 +26,7 @@ async def test_a_presence_state_that_a_newer_server_wrote_counts_as_online(
 ) -> None:
     redis = await stack.enter_async_context(RedisServer(tmp_path / "redis"))
     server = await stack.enter_async_context(serving(config_for(broker, tmp_path, state=redis.url)))
-    alice, bob = await device("alice/phone"), await device("bob/laptop")
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     assert isinstance(await alice.send(D, "1"), Accepted)
     link = server._state._link
@@ -46,7 +46,7 @@ async def test_a_device_of_a_format_that_only_a_newer_server_knows_is_told_in_js
     await store.put_devices([Registration(Device("bob", "tv"), "cbor", max_packet=5)])
     await store.close()
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
-    alice, tv = await device("alice/phone", format=Format.PROTOBUF), await device("bob/tv")
+    alice, tv = await device("alice@phone", format=Format.PROTOBUF), await device("bob@tv")
     assert isinstance(await alice.send(D, "1"), Accepted)
     assert (await tv.frame(Event)).content == Content(text="hi")
 
@@ -64,7 +64,7 @@ async def test_events_of_a_newer_kind_keep_their_places_in_every_page(
     await store.append([record(D, 1), poll])
     await store.close()
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
-    alice = await device("alice/phone")
+    alice = await device("alice@phone")
     _, page = await alice.hello(Cursor(D))
     assert [(it.seq, it.kind, it.content.text) for it in page.slices[0].events] == [
         (1, "message", "message 1"), (2, "poll", None),
