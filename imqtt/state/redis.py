@@ -142,8 +142,8 @@ class RedisState:
         except Refusal:
             return {}  # asked again it would refuse again, and what is to be told would wait for ever
 
-    async def expired(self, now: int) -> list[DevicePresence]:
-        return await self._presences.expired(now)
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
+        return await self._presences.expired(now, longest)
 
     async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
         if not wanted:

@@ -94,14 +94,15 @@ class Presences:
                 found.setdefault(users[number], []).append(presence)
         return {user: tuple(sorted(devices, key=_device)) for user, devices in found.items()}
 
-    async def expired(self, now: int) -> list[DevicePresence]:
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
         """At most `EXPIRED_AT_MOST`, and as many as Redis told of before it was away."""
         gone: list[DevicePresence] = []
         while len(gone) < EXPIRED_AT_MOST:
             try:
                 answer = await self._link.call(
-                    "EVAL", EXPIRE, 1, self._keys.expiries, now, EXPIRED_AT_ONCE, self._keys.presence_prefix
-                )
+                    "EVAL", EXPIRE, 1, self._keys.expiries,
+                    now, EXPIRED_AT_ONCE, self._keys.presence_prefix, "" if longest is None else longest,
+                )  # fmt: skip
             except StateAway:
                 break  # those that it told of are offline already: it will not tell of them again
             for user, device, entry in answer:

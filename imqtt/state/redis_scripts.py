@@ -11,6 +11,7 @@ from imqtt.state.redis_keys import (
     LEASE_TTL,
     LIST_TTL,
     LISTS_TTL,
+    LONGEST_BEAT,
     OFFLINE_TTL,
     PRESENT_TTL,
     PROBE_TTL,
@@ -190,11 +191,21 @@ end
 return found
 """
 
-# KEYS: `expiries`. ARGV: now, at most so many, how the users' keys begin. Returns [user, device, entry].
+# KEYS: `expiries`. ARGV: now, at most so many, how the users' keys begin, the longest that a presence lasts.
+# Returns [user, device, entry]. What lasts longer was set by a clock that was ahead. By Redis's clock too, or
+# a worker whose own is behind would shorten everybody's.
 EXPIRE = f"""
 {_UNPACK}
 {_KEEP}
 local gone = {{}}
+if ARGV[4] ~= '' then
+  local time = redis.call('TIME')
+  local latest = math.max(tonumber(ARGV[1]), time[1] * 1000 + math.floor(time[2] / 1000)) + tonumber(ARGV[4])
+  latest = string.format('%.0f', latest)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. latest, '+inf', 'LIMIT', 0, ARGV[2])) do
+    redis.call('ZADD', KEYS[1], 'XX', latest, member)
+  end
+end
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 for i = 1, #due, 2 do
   redis.call('ZREM', KEYS[1], due[i])
@@ -240,15 +251,16 @@ return taken
 # --- workers. KEYS: `workers`. An entry is 16 digits of Redis's own time in milliseconds, until when it
 # counts, and the worker's JSON. Workers' clocks do not matter.
 
-_LIVING = """
+_LIVING = f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function living()
-  local found = {}
+  local found = {{}}
   local all = redis.call('HGETALL', KEYS[1])
   for i = 1, #all, 2 do
-    if (tonumber(string.sub(all[i + 1], 1, 16)) or 0) > now then
-      found[#found + 1] = {all[i], string.sub(all[i + 1], 17)}
+    local left = (tonumber(string.sub(all[i + 1], 1, 16)) or 0) - now
+    if left > 0 and left <= {LONGEST_BEAT} then
+      found[#found + 1] = {{all[i], string.sub(all[i + 1], 17)}}
     else
       redis.call('HDEL', KEYS[1], all[i])
     end

@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from imqtt.cli.app import app
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.cli.settings import BadSetting, server_config
 from imqtt.config import SETTINGS, ServerConfig, Setting, SettingsFile, unknown_variables
@@ -235,3 +238,14 @@ def test_no_password_shows_in_the_settings_repr() -> None:
     assert "hidden" not in repr(config)
     assert "store='mongodb://imqtt:***@host/imqtt'" in repr(config)
     assert "max_batch=500" in repr(config)
+
+
+def test_every_variable_of_the_command_line_is_known() -> None:
+    options = [it for command in _commands(typer.main.get_command(app)) for it in command.params]
+    variables = {str(it.envvar): "" for it in options if getattr(it, "envvar", None)}
+    assert len(variables) > 3
+    assert unknown_variables(variables) == []
+
+
+def _commands(command: Any) -> list[Any]:
+    return [command, *(it for child in getattr(command, "commands", {}).values() for it in _commands(child))]

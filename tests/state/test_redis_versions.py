@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import time_ns
 
 import msgspec
 import pytest
@@ -105,8 +106,15 @@ async def test_a_bucket_in_another_form_is_a_full_one(server: RedisServer, state
 
 
 async def test_a_worker_in_another_form_keeps_nobody_from_seeing_the_others(state: RedisState) -> None:
-    await raw(state, "HSET", "imqtt:c:workers", b"\xff", b"9" * 16 + b"{}")
+    until = b"%016d" % (time_ns() // 1_000_000 + 60_000)
+    await raw(state, "HSET", "imqtt:c:workers", b"\xff", until + b"{}")
     await raw(state, "HSET", "imqtt:c:workers", "w0", b"not a time at all: a newer form")
     newer = msgspec.json.encode({**msgspec.to_builtins(WORKER), "id": "w2", "added": [1]})
-    await raw(state, "HSET", "imqtt:c:workers", "w2", b"9" * 16 + newer)
+    await raw(state, "HSET", "imqtt:c:workers", "w2", until + newer)
     assert {it.id for it in await state.beat(WORKER, 60_000)} == {"\N{REPLACEMENT CHARACTER}", "w1", "w2"}
+
+
+async def test_a_worker_that_counts_for_a_day_was_shown_by_a_clock_ahead(state: RedisState) -> None:
+    tomorrow = b"%016d" % (time_ns() // 1_000_000 + 86_400_000)
+    await raw(state, "HSET", "imqtt:c:workers", "w0", tomorrow + msgspec.json.encode(WORKER))
+    assert [it.id for it in await state.beat(WORKER, 60_000)] == ["w1"]

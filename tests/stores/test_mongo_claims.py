@@ -92,6 +92,21 @@ def claimed(database: Database[dict[str, Any]], **fields: object) -> str:
 # --- who may
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fields", [{}, {"pid": None, "host": 7}], ids=["ours", "another version's"])
+async def test_a_claim_from_the_time_when_the_servers_clock_was_ahead_runs_out(
+    url: str, database: Database[dict[str, Any]], fields: dict[str, object]
+) -> None:
+    await (await opened(url)).close()
+    claim_id = claimed(database, **fields)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    database.servers.update_one({"_id": claim_id}, {"$set": {"seen": tomorrow}})
+    async with asyncio.timeout(10):
+        store = await opened(url)
+    assert database.servers.count_documents({"_id": claim_id}) == 0
+    await store.close()
+
+
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_store_that_one_has_for_itself_is_refused_to_all_others(url: str, driver: str) -> None:
     store = await opened(url, driver=driver)
