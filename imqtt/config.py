@@ -163,11 +163,10 @@ class Setting:
 
     def check(self, number: int) -> int:
         """The number, if it is within the bounds. Raises `SetupError`."""
-        unit = f" {self.unit}" if self.unit else ""
         if number < self.least:
-            raise SetupError(f"{number} is less than {self.least}{unit}")
+            raise SetupError(f"{number} is less than {self.least} ({self.bounds})")
         if number > self.most:
-            raise SetupError(f"{number} is more than {self.most}{unit}")
+            raise SetupError(f"{number} is more than {self.most} ({self.bounds})")
         return number
 
     @property

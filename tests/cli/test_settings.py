@@ -104,10 +104,10 @@ def test_a_secret_is_found_in_the_nearest_place(tmp_path: Path, monkeypatch: pyt
         ('max_batch = "500"', "max_batch: '500' is not a whole number"),
         ("max_batch = true", "max_batch: True is not a whole number"),
         ("max_batch = 1.5", "max_batch: 1.5 is not a whole number"),
-        ("max_batch = 0", "max_batch: 0 is less than 1 commands"),
-        ("max_batch = 20_000", "max_batch: 20000 is more than 10000 commands"),
-        ("partitions = -1", "partitions: -1 is less than 0 partitions"),
-        ("broker_port = 65536", "broker_port: 65536 is more than 65535"),
+        ("max_batch = 0", "max_batch: 0 is less than 1 (commands, 1 to 10,000)"),
+        ("max_batch = 20_000", "max_batch: 20000 is more than 10000 (commands, 1 to 10,000)"),
+        ("partitions = -1", "partitions: -1 is less than 0 (partitions, 0 to 1,024)"),
+        ("broker_port = 65536", "broker_port: 65536 is more than 65535 (1 to 65,535)"),
         ("store = 5", "store: not a text in quotes"),
         ("broker_password = 12345", "broker_password: not a text in quotes"),
         ("max_batch = ", "is not TOML"),
@@ -201,7 +201,7 @@ def test_every_number_says_its_unit_where_it_is_described() -> None:
 async def test_a_number_out_of_bounds_ends_the_command_in_one_line() -> None:
     outcome = await imqtt("serve", "--max-batch", "20000")
     assert (outcome.status, outcome.out) == (2, "")
-    assert outcome.err == "imqtt: max_batch: 20000 is more than 10000 commands\n"
+    assert outcome.err == "imqtt: max_batch: 20000 is more than 10000 (commands, 1 to 10,000)\n"
 
 
 @pytest.mark.parametrize(

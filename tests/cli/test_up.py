@@ -106,7 +106,10 @@ async def test_what_ends_the_server_ends_it_all(tmp_path: Path) -> None:
 
 async def test_a_bad_setting_is_told_before_anything_starts(tmp_path: Path) -> None:
     outcome = await imqtt_process("up", "--data", tmp_path / "data", "--max-batch", "0")
-    assert (outcome.status, outcome.err) == (2, "imqtt: max_batch: 0 is less than 1\n")
+    assert (outcome.status, outcome.err) == (
+        2,
+        "imqtt: max_batch: 0 is less than 1 (commands, 1 to 10,000)\n",
+    )
     assert not (tmp_path / "data").exists()
 
 
