@@ -21,6 +21,7 @@ ImqttError
 |   +-- Discarded
 |   +-- CredentialsRefused
 |   +-- DeviceStoreError
+|       +-- DeviceStoreInUse     another client has it open
 +-- SetupError           the operator has to change something before imqtt can run
     +-- StoreInUse       somebody else has the store open
 """
@@ -129,6 +130,10 @@ class CredentialsRefused(ClientError):
 
 class DeviceStoreError(ClientError):
     """The device's local store cannot be opened or written."""
+
+
+class DeviceStoreInUse(DeviceStoreError):
+    """Another client has the device's store open. The reason names its process where that is known."""
 
 
 class SetupError(ImqttError):

@@ -6,6 +6,7 @@ order in which they were submitted.
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self, TypeVar
 
-from imqtt.errors import DeviceStoreError, SetupError
+from imqtt.client.holder import holder_of
+from imqtt.errors import DeviceStoreError, DeviceStoreInUse, SetupError
 from imqtt.private_files import create_private_database, make_database_private
 
 T = TypeVar("T")
@@ -183,7 +185,10 @@ class Database:
 
     def _error(self, error: sqlite3.Error) -> DeviceStoreError:
         if "locked" in str(error):
-            return DeviceStoreError(f"{self._name} is in use by another process")
+            holder = None if self._path is None else holder_of(self._path)
+            if holder is not None and holder.pid == os.getpid():
+                return DeviceStoreInUse(f"{self._name} is in use by another client of this process")
+            return DeviceStoreInUse(f"{self._name} is in use by {holder or 'another process'}")
         return DeviceStoreError(f"{self._name}: {error}")
 
 
