@@ -1,13 +1,30 @@
 """The command line, `imqtt`. Nothing is imported here: other rooms use parts of it without the rest."""
 
+import os
 import sys
 
 
 def main() -> int:
     """Runs the command that the process was given; its exit status.
 
-    0: done; 1: refused or failed; 2: used wrongly; 130: interrupted.
+    0: done; 1: refused or failed; 2: used wrongly; 128 + N: ended by signal N.
     """
+    _open_standard_streams()
     from imqtt.cli.app import run
 
     return run(sys.argv[1:])
+
+
+def _open_standard_streams() -> None:
+    """Puts /dev/null where a standard stream was closed (`<&-`).
+
+    Whatever is opened next would get its number: a database, or an event loop, which then aborts the process.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - for as long as the process runs

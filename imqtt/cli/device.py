@@ -72,7 +72,8 @@ def add(
         if save:
             DataDirectory(data).save(device, given[name])
     if as_json:
-        print_json([{"device": name, "password": password} for name, password in given.items()])
+        for name, password in given.items():
+            print_json({"device": name, "password": password})
         return
     print_table(("device", "password"), given.items())
     if save:
@@ -88,7 +89,8 @@ def list_(*, data: Data = DEFAULT, as_json: Json = False, password_file: Passwor
     saved = {str(device) for device in DataDirectory(data).saved()} if password_file is None else set()
     names = [name for name in passwords.usernames() if name != SERVER_ACCOUNT]
     if as_json:
-        print_json([{"device": name, "saved": name in saved} for name in names])
+        for name in names:
+            print_json({"device": name, "saved": name in saved})
     elif names:
         print_table(("device", "credential saved here"), ((n, "yes" if n in saved else "") for n in names))
     else:
@@ -120,7 +122,8 @@ def revoke(
             broker.end_session(name)
             DataDirectory(data).forget(device)
     if as_json:
-        print_json([{"device": name, "revoked": True} for name in devices])
+        for name in devices:
+            print_json({"device": name, "revoked": True})
     else:
         print_line(f"{', '.join(devices)} can no longer connect.")
 

@@ -26,7 +26,13 @@ class Outcome(NamedTuple):
 
     @property
     def json(self) -> Any:
+        """The one object of a command with one result."""
         return json.loads(self.out)
+
+    @property
+    def rows(self) -> list[Any]:
+        """The objects of a list, one on each line."""
+        return [json.loads(line) for line in self.out.splitlines()]
 
 
 def environment(**more: str) -> dict[str, str]:

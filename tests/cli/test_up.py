@@ -20,7 +20,7 @@ async def test_it_is_ready_soon_and_says_where(tmp_path: Path) -> None:
         assert up.ready["seconds"] < 3
         assert up.ready["data"] == str(tmp_path / "data")
         assert up.ready["partitions"] == 16
-        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
             "password"
         ]
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
@@ -38,7 +38,7 @@ async def test_a_signal_ends_both_with_status_0(tmp_path: Path, how: signal.Sign
 async def test_data_and_ports_outlive_it(tmp_path: Path) -> None:
     up = Up(tmp_path / "data")
     async with up:
-        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
             "password"
         ]
         ports = up.ready["internal_port"]
@@ -68,7 +68,7 @@ async def test_a_broker_that_dies_is_started_again(tmp_path: Path) -> None:
         os.kill(up.ready["broker_pid"], signal.SIGKILL)
         await eventually(lambda: "Mosquitto runs again" in up.log, what="another broker")
         assert "Mosquitto ended by SIGKILL; starting it again" in up.log
-        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
             "password"
         ]
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)

@@ -34,9 +34,7 @@ async def crew(broker: Mosquitto, tmp_path: Path, address: tuple[str, str]) -> A
 async def workers(address: tuple[str, str]) -> list[dict[str, Any]]:
     store, state = address
     found = await imqtt("workers", "--store", store, "--state", state, "--json")
-    assert found.out, found.err
-    workers: list[dict[str, Any]] = json.loads(found.out)
-    return workers
+    return found.rows
 
 
 async def all_owned(address: tuple[str, str], count: int) -> bool:
@@ -84,7 +82,7 @@ async def test_sigterm_ends_them_all_in_good_order(crew: ServerProcess, address:
     store, state = address
     nobody = await imqtt("workers", "--store", store, "--state", state)
     assert nobody.status == 1
-    assert "No worker is alive" in nobody.out
+    assert nobody.err == "imqtt: no worker is alive\n"
 
 
 async def test_they_end_with_a_parent_that_is_killed(crew: ServerProcess, address: tuple[str, str]) -> None:
