@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from imqtt.cli import chat, device, messages, server, store, workers
+from imqtt.cli import chat, device, messages, outbox, server, store, workers
 from imqtt.cli.output import OutputError, complain
 from imqtt.errors import ImqttError
 
@@ -34,6 +34,7 @@ app.command("chat", rich_help_panel=TALKING)(chat.chat)
 app.command("send", rich_help_panel=TALKING)(messages.send)
 app.command("tail", rich_help_panel=TALKING)(messages.tail)
 app.command("history", rich_help_panel=TALKING)(messages.history)
+app.add_typer(outbox.app, name="outbox", rich_help_panel=TALKING)
 
 
 def _version(wanted: bool) -> None:

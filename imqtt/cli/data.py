@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imqtt.errors import SetupError
+from imqtt.errors import ImqttError, SetupError
 from imqtt.model import Device
 from imqtt.private_files import create_private_directory
 
@@ -54,6 +54,19 @@ class DataDirectory:
         except OSError as error:
             raise SetupError(f"cannot save the credential in {path}: {error.strerror}") from error
         return path
+
+    def users(self, sender: Device) -> set[str] | None:
+        """The users who have a device with a credential on this broker; None if that is not known.
+
+        `sender` is a device that may connect: if it is not in the password file, others need not be either.
+        """
+        from imqtt.cli.passwords import Passwords
+
+        try:
+            names = Passwords(self.path / "passwords", self.path / "no.pid").usernames()
+        except (ImqttError, ValueError):
+            return None
+        return {name.partition("@")[0] for name in names if "@" in name} if str(sender) in names else None
 
     def saved(self) -> list[Device]:
         """The devices whose passwords are kept here, in order of name."""
