@@ -26,6 +26,7 @@ from tests.chaos.way import Way
 from tests.chaos.worker import Clock
 from tests.cli.commands import imqtt_process
 from tests.mongodb import MongoServer
+from tests.ports import listeners
 from tests.proof.history import History
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
@@ -44,7 +45,7 @@ class Broker(Mosquitto):
     """
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+        super().__init__(directory, **listeners())
         self.options: dict[str, str] = {}
 
     @property

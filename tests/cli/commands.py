@@ -7,16 +7,16 @@ import json
 import os
 import resource
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from unittest import mock
 
 from imqtt.cli.app import run
+from tests.ports import free_port
 from tests.services import eventually
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 class Outcome(NamedTuple):
@@ -107,7 +107,7 @@ class Up:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "imqtt", "up", "--json", "--data", str(self.data), "--verbose",
-                "--port", str(_any_port()), "--websocket-port", str(_any_port()), *map(str, self._arguments),
+                "--port", str(free_port()), "--websocket-port", str(free_port()), *map(str, self._arguments),
                 env=environment(), stdout=asyncio.subprocess.PIPE, stderr=log, preexec_fn=self._limit,
             )  # fmt: skip
         assert self._process.stdout is not None
@@ -142,9 +142,3 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _any_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
