@@ -40,6 +40,7 @@ class Mistake:
     seconds: float = 8.0
     resends: float = 0.5
     without: tuple[str, ...] = ()  # rules of the store that are switched off
+    rare: bool = False  # shows in one world of hundreds
 
     def shape(self) -> Shape:
         """A world in which it can matter."""
@@ -211,6 +212,7 @@ MISTAKES = [
         frozenset({Kind.LOST}),
         ("publisher stalled",) * 4,
         messages=4,
+        rare=True,
     ),
     Mistake(
         "the device list is read before the commit",
@@ -257,6 +259,7 @@ MISTAKES = [
         frozenset({Kind.FORGOTTEN}),
         ("worker paused", "broker wiped", "broker wiped", "broker wiped"),
         workers=1,
+        rare=True,
     ),
     Mistake(
         "a page's cursor is trusted without its id after a restore",
