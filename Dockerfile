@@ -5,13 +5,13 @@
 # 3.11 is what the tests run on; newer ones are likely to do.
 FROM python:3.11-slim AS build
 WORKDIR /source
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY imqtt imqtt
 COPY deploy/mosquitto deploy/mosquitto
 # An environment without pip: the second stage takes it as it is, and nothing of this one's tools.
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python -m venv --without-pip /opt/imqtt \
-    && pip --python /opt/imqtt/bin/python install --no-cache-dir "$(echo /wheels/imqtt-*.whl)[scale]"
+    && pip --python /opt/imqtt/bin/python install --no-cache-dir "$(echo /wheels/imqtt_server-*.whl)[scale]"
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/imqtt --create-home --shell /usr/sbin/nologin imqtt

@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 JOBS ?= auto
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test verify chaos soak fuzz check bench proto docs format mosquitto redis clean
+.PHONY: help demo test verify chaos soak fuzz check bench proto docs lock format mosquitto redis clean
 
 help:
 	@echo "make demo    three users on a real broker, the server killed in mid-stream, and an audit"
@@ -20,11 +20,13 @@ help:
 	@echo "make bench   throughput, latency and CPU, beside the bare broker; writes bench/latest.json"
 	@echo "make proto   regenerates the protobuf code"
 	@echo "make docs    writes the settings' table into docs/deployment.md"
+	@echo "make lock    writes requirements/ from pyproject.toml (UPGRADE=1: with the newest versions)"
 
-$(READY): pyproject.toml
+# The versions and hashes of requirements/dev.txt on every machine, and imqtt itself with nothing else.
+$(READY): pyproject.toml requirements/dev.txt
 	@test -x $(BIN)/pip || { ./tests/check-python $(PYTHON) && $(PYTHON) -m venv --clear $(VENV); }
-	@$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	@$(BIN)/pip install --quiet --editable '.[scale,motor]' --group dev
+	@$(BIN)/pip install --quiet --require-hashes --requirement requirements/dev.txt
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 mosquitto:
@@ -42,7 +44,7 @@ test: $(READY) mosquitto redis
 verify: $(READY) mosquitto redis
 	$(PYTEST) -m 'verify or hypothesis' --hypothesis-profile verify --timeout 1200
 	@$(BIN)/python -m tests.chaos
-	@$(BIN)/pip install --quiet --group fuzz
+	@$(BIN)/pip install --quiet --require-hashes --requirement requirements/fuzz.txt
 	@$(BIN)/python -m tests.fuzz --seconds 120
 
 chaos: $(READY) mosquitto redis
@@ -52,7 +54,7 @@ soak: $(READY) mosquitto redis
 	@$(BIN)/python -m tests.chaos.soak
 
 fuzz: $(READY)
-	@$(BIN)/pip install --quiet --group fuzz
+	@$(BIN)/pip install --quiet --require-hashes --requirement requirements/fuzz.txt
 	@$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS))
 	@$(BIN)/python -m tests.fuzz.reach
 
@@ -63,6 +65,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 	@$(BIN)/python -m tests.protocol.generated
 	@$(BIN)/python -m tests.deploy.generated
+	@$(BIN)/python -m tests.deploy.locked
 
 bench: $(READY) mosquitto redis
 	@$(BIN)/python -m bench
@@ -72,6 +75,10 @@ proto: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python -m tests.deploy.generated --write
+
+lock: $(READY)
+	@$(BIN)/pip install --quiet 'uv>=0.5'
+	@$(BIN)/python -m tests.deploy.locked --write $(if $(UPGRADE),--upgrade)
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -39,9 +39,9 @@ app.add_typer(outbox.app, name="outbox", rich_help_panel=TALKING)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from imqtt.distribution import installed_version
 
-        print(f"imqtt {version('imqtt')}")
+        print(f"imqtt {installed_version()}")
         raise typer.Exit
 
 

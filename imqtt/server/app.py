@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from imqtt.broker.link import Link, Settings, connect
 from imqtt.broker.tls import TlsFileError, TlsFiles
 from imqtt.config import ServerConfig
 from imqtt.core.snowflake import Snowflake
+from imqtt.distribution import installed_version
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
@@ -227,7 +227,7 @@ class Server:
     def _sharing(self, batcher: Batcher) -> Assignment:
         """Which partitions this worker holds, among those that share its state and its broker."""
         config, identity = self.config, self._store.identity
-        worker = Worker(self._process, socket.gethostname(), os.getpid(), self._clock(), version("imqtt"))
+        worker = Worker(self._process, socket.gethostname(), os.getpid(), self._clock(), installed_version())
 
         def partitions(assignment: Assignment) -> list[Partition]:
             return [

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from imqtt.distribution import how_to_install
 from imqtt.errors import SetupError
 from imqtt.state.redis_keys import Keys
 from imqtt.state.redis_scripts import CHECK, PROBE
@@ -27,7 +28,7 @@ try:
         ResponseError,
     )
 except ImportError as error:
-    raise SetupError(f"Redis's client is not installed ({error}): pip install 'imqtt[redis]'") from error
+    raise SetupError(f"Redis's client is not installed ({error}): {how_to_install('redis')}") from error
 
 OPEN_SECONDS = 5.0  # services of one machine start together, and a Redis first loads what it had saved
 CONNECT_SECONDS = 1.0

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
 
+from imqtt.distribution import how_to_install
 from imqtt.errors import SetupError, StoreFull, StoreUnreachable
 from imqtt.stores.base import OutcomeUnknown, RecordRefused
 
@@ -30,7 +31,7 @@ try:
     from pymongo.errors import ServerSelectionTimeoutError as ServerSelectionTimeoutError
     from pymongo.read_concern import ReadConcern
 except ImportError as error:  # whoever imports this wants a store there, and is told what it takes
-    raise SetupError(f"MongoDB's driver is missing ({error}): pip install 'imqtt[mongodb]'") from error
+    raise SetupError(f"MongoDB's driver is missing ({error}): {how_to_install('mongodb')}") from error
 
 DEFAULT_DATABASE = "imqtt"
 SELECTION_SECONDS = 5.0  # for a primary to be found; an election takes longer, and the caller tries again
@@ -95,7 +96,7 @@ def _client(driver: str) -> type[Client]:
         # Motor has no types of its own; what the store uses of it has PyMongo's signatures.
         from motor.motor_asyncio import AsyncIOMotorClient
     except ImportError as error:
-        raise SetupError(f"Motor is missing ({error}): pip install 'imqtt[motor]'") from error
+        raise SetupError(f"Motor is missing ({error}): {how_to_install('motor')}") from error
     return cast("type[Client]", AsyncIOMotorClient)
 
 

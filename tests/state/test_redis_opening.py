@@ -201,7 +201,7 @@ def test_without_the_client_it_says_what_to_install() -> None:
     script = "import sys; sys.modules['redis'] = None; import imqtt.state.redis"
     ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert "imqtt.errors.SetupError" in ended.stderr
-    assert "pip install 'imqtt[redis]'" in ended.stderr
+    assert "pip install '.[redis]' in a checkout" in ended.stderr
 
 
 async def test_over_a_unix_socket(tmp_path: Path) -> None:

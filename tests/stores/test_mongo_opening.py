@@ -158,7 +158,7 @@ def test_a_driver_that_is_not_installed(module: str, driver: str) -> None:
     )
     extra = "motor" if driver == "motor" else "mongodb"
     assert "imqtt.errors.SetupError: " in run.stderr
-    assert f"pip install 'imqtt[{extra}]'" in run.stderr
+    assert f"pip install '.[{extra}]' in a checkout" in run.stderr
 
 
 async def test_a_database_that_holds_something_else(url: str, database: Database[dict[str, Any]]) -> None:

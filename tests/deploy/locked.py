@@ -1,0 +1,62 @@
+"""Writes requirements/*.txt from pyproject.toml, or (without --write) proves that they belong to it.
+
+The proof needs no network: each file names the digest of the part of pyproject.toml that it was made from.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LOCKS = {  # what each file is made from; the second must agree with the first
+    "requirements/dev.txt": ("pyproject.toml", "--extra=scale", "--extra=motor", "--group=dev"),
+    "requirements/fuzz.txt": ("--group=fuzz", "--constraints=requirements/dev.txt"),
+}
+HEADER = "# Written by `make lock`, from requirements in pyproject.toml with digest {digest}.\n"
+
+
+def digest(pyproject: str) -> str:
+    """Changes with the requirements that stand in a pyproject.toml, and with nothing else."""
+    whole = tomllib.loads(pyproject)
+    project = whole["project"]
+    parts = [project[key] for key in ("requires-python", "dependencies", "optional-dependencies")]
+    text = json.dumps([*parts, whole["dependency-groups"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """The files that were made from other requirements than those of `root`."""
+    header = HEADER.format(digest=digest((root / "pyproject.toml").read_text()))
+    return [name for name in LOCKS if not (root / name).read_text().startswith(header)]
+
+
+def write(*options: str) -> None:
+    header = HEADER.format(digest=digest((ROOT / "pyproject.toml").read_text()))
+    for name, sources in LOCKS.items():
+        # Without an address of an index, and for every platform and Python that imqtt runs on.
+        subprocess.run(
+            [
+                sys.executable, "-m", "uv", "pip", "compile", "--quiet", *sources, *options, "--universal",
+                "--python-version=3.11", "--generate-hashes", "--no-header", "--no-emit-index-url",
+                "--no-emit-find-links", "--output-file", name,
+            ],
+            cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        path = ROOT / name
+        path.write_text(header + path.read_text())
+
+
+def main() -> None:
+    if "--write" in sys.argv:
+        write(*(option for option in sys.argv[1:] if option != "--write"))
+    elif names := stale():
+        sys.exit(f"not current: {', '.join(names)}; run `make lock` and commit")
+    else:
+        print("requirements/ is current")
+
+
+if __name__ == "__main__":
+    main()
