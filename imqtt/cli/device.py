@@ -34,6 +34,7 @@ PidFile = Annotated[
     Path, typer.Option("--pid-file", metavar="FILE", help="That broker's pid file; it gets a SIGHUP.")
 ]
 PID_FILE = Path("/run/mosquitto/mosquitto.pid")
+BROKER_ACCOUNT = "mosquitto"  # `user` in deploy/mosquitto/mosquitto.conf
 
 
 @app.command()
@@ -57,16 +58,25 @@ def add(
     password_file: PasswordFile = None,
     pid_file: PidFile = PID_FILE,
 ) -> None:
-    """Give devices a credential. Prints each password once: the broker keeps only a hash."""
-    devices = {str(device): device for device in map(parse_device, names)}
+    """Give devices a credential. Prints each password once: the broker keeps only a hash.
+
+    With `--passwords` and `--password-from`, the server's own account can be added too: `imqtt-server`.
+    """
+    from imqtt.cli.passwords import SERVER_ACCOUNT
+
+    # `imqtt up` looks after the server's own account by itself; another broker's operator adds it.
+    own = [SERVER_ACCOUNT] if SERVER_ACCOUNT in names and password_file and password_from else []
+    devices = {
+        str(device): device for device in map(parse_device, (name for name in names if name not in own))
+    }
     passwords, _ = _accounts(data, password_file, pid_file)
-    taken = sorted(set(passwords.usernames()) & devices.keys())
+    taken = sorted(set(passwords.usernames()) & {*devices, *own})
     if taken and not replace:
         raise SetupError(f"{', '.join(taken)} has a credential already; --replace gives it a new one")
     if save and password_file is not None:
         raise SetupError("--save keeps credentials in a data directory; --passwords has none")
     given = passwords.add_all(
-        devices, None if password_from is None else _not_empty(read_secret(password_from))
+        [*devices, *own], None if password_from is None else _not_empty(read_secret(password_from))
     )
     for name, device in devices.items():
         if save:
@@ -136,7 +146,7 @@ def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords
     if file is not None:
         if not file.exists() and not file.parent.is_dir():
             raise SetupError(f"{file.parent} does not exist")
-        return Passwords(file, pid_file), None
+        return Passwords(file, pid_file, account=BROKER_ACCOUNT), None
     directory = DataDirectory(data)
     directory.check_exists()
     broker = Mosquitto(directory.path)

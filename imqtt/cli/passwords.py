@@ -9,8 +9,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import pwd
 import secrets
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -38,12 +40,19 @@ class Passwords:
     A change is followed by SIGHUP to the broker in `pid_file`, if one runs, and where `login` is given the
     call returns when the broker acts on it. Mosquitto then disconnects whoever is connected with a password
     that no longer holds.
+
+    A new file gets mode 0600. If root creates it and `account` exists, it belongs to that account, with mode
+    0640: a Mosquitto that is started by root becomes its own user before it reads the file, and 2.1 warns of
+    any other owner. A file that exists keeps its owner and mode, except that others lose access to it.
     """
 
-    def __init__(self, path: Path, pid_file: Path, login: Login | None = None) -> None:
+    def __init__(
+        self, path: Path, pid_file: Path, login: Login | None = None, *, account: str | None = None
+    ) -> None:
         self.path = path
         self._pid_file = pid_file
         self._login = login
+        self._account = account
 
     def usernames(self) -> list[str]:
         """Every account, the server's among them, in order of name."""
@@ -140,16 +149,27 @@ class Passwords:
             file.writelines(f"{username}:{word}\n" for username, word in sorted(accounts.items()))
             file.flush()
             os.fsync(descriptor)
-        if self.path.exists():  # a broker that runs as another user keeps its access
-            owner = self.path.stat()
-            if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
-                os.chown(draft, owner.st_uid, owner.st_gid)
+        owner, group, mode = self._access()
+        if (owner, group) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
+            os.chown(draft, owner, group)
+        draft.chmod(mode)
         draft.replace(self.path)
         directory = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+    def _access(self) -> tuple[int, int, int]:
+        """The owner, group and mode that the file should have."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self.path.stat()
+            return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode) & ~stat.S_IRWXO
+        if self._account is not None and os.geteuid() == 0:
+            with contextlib.suppress(KeyError):
+                account = pwd.getpwnam(self._account)
+                return account.pw_uid, account.pw_gid, 0o640
+        return os.geteuid(), os.getegid(), 0o600
 
     def _reload(self) -> bool:
         """Asks the running broker to read the file again. False if none runs."""

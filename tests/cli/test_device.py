@@ -4,6 +4,7 @@ from pathlib import Path
 
 from imqtt.cli.login import log_in
 from imqtt.cli.mosquitto import Mosquitto
+from imqtt.cli.passwords import Passwords
 from tests.cli.commands import imqtt
 
 
@@ -92,3 +93,14 @@ async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquit
     listed = await imqtt("device", "list", "--json", *where)
     assert [row["device"] for row in listed.rows] == ["alice@phone"]
     assert (await imqtt("device", "revoke", "alice@phone", *where, *pid_file)).status == 0
+
+
+async def test_the_servers_own_account_is_added_with_its_password(tmp_path: Path) -> None:
+    (tmp_path / "broker-password").write_text("0123abcd\n")
+    where = ("--passwords", tmp_path / "passwords")
+    options = (*where, "--pid-file", tmp_path / "no.pid")
+    assert (await imqtt("device", "add", "imqtt-server", *options)).status == 1  # a random one helps nobody
+    await imqtt("device", "add", "imqtt-server", *options, "--password-from", tmp_path / "broker-password")
+    passwords = Passwords(tmp_path / "passwords", tmp_path / "no.pid")
+    assert passwords.holds("imqtt-server", "0123abcd")
+    assert (await imqtt("device", "list", *where, "--json")).json == []

@@ -2,6 +2,8 @@
 
 import asyncio
 import multiprocessing
+import os
+import pwd
 import socket
 import subprocess
 from pathlib import Path
@@ -126,3 +128,25 @@ def connected(broker: Mosquitto, username: str, password: str) -> socket.socket:
     connection.sendall(bytes((0x10, len(body))) + body)
     assert connection.recv(4) == b"\x20\2\0\0"
     return connection
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+async def test_a_file_keeps_its_mode_and_others_get_nothing(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "passwords"
+    path.touch()
+    path.chmod(mode)
+    Passwords(path, tmp_path / "no.pid").add("alice@phone")
+    assert path.stat().st_mode & 0o777 == mode & 0o770
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
+async def test_a_file_that_root_creates_belongs_to_the_brokers_account(tmp_path: Path) -> None:
+    path = tmp_path / "passwords"
+    passwords = Passwords(path, tmp_path / "no.pid", account="nobody")
+    for name in ("alice@phone", "alice@tablet"):  # created, and changed
+        passwords.add(name)
+        assert path.stat().st_uid == pwd.getpwnam("nobody").pw_uid
+        assert path.stat().st_mode & 0o777 == 0o640
+    unknown = Passwords(tmp_path / "other", tmp_path / "no.pid", account="no-such-account")
+    unknown.add("alice@phone")
+    assert unknown.path.stat().st_mode & 0o777 == 0o600
