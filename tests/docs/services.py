@@ -1,0 +1,114 @@
+"""What a page's commands need to be there: systemd's units without systemd, MongoDB's protocol, Redis."""
+
+import json
+import re
+import shlex
+import sys
+import sysconfig
+from pathlib import Path
+
+from tests.docs.machine import Machine, Terminal, broker_directory
+
+STORE_PASSWORD, STATE_PASSWORD = "d0c5570e", "d0c557a7e"
+ACCOUNT = "nobody"  # in place of the user that systemd makes up for a unit with DynamicUser
+UNITS = ("/etc/systemd/system", "/lib/systemd/system")
+
+
+class Unit:
+    """A unit's service, started as its file says: ExecStartPre, ExecStart, credentials, directories, user."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self._machine = machine
+        self._name = name
+        self._terminal: Terminal | None = None
+
+    async def start(self, ready: str) -> None:
+        """Returns when the shell command `ready` succeeds, or the service says so."""
+        places = " ".join(f"{place}/{self._name}.service" for place in UNITS)
+        text = await self._machine.run(f"cat $(ls {places} 2>/dev/null | head -n 1)")
+        lines = re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)
+        values = dict(lines)
+        directory = f"/run/credentials/{self._name}.service"
+        state = f"/var/lib/{values.get('StateDirectory', '')}"
+        dynamic = values.get("DynamicUser") == "yes"
+        await self._machine.run(f"mkdir -p {directory}")
+        for key, value in lines:
+            if key == "ExecStartPre":
+                await self._machine.run(value)
+            elif key == "LoadCredential":
+                name, _, path = value.partition(":")
+                await self._machine.run(f"install -m 400 -o {ACCOUNT} {path} {directory}/{name}")
+            elif key == "StateDirectory":
+                await self._machine.run(f"install -d -m {values['StateDirectoryMode']} -o {ACCOUNT} {state}")
+        variables = [value.replace("%d", directory) for key, value in lines if key == "Environment"]
+        where = values.get("WorkingDirectory", "/").replace("%S", "/var/lib")
+        user = await self._user() if dynamic else []
+        command = [*user, "env", "--chdir", where, *variables, *shlex.split(self._program(values["ExecStart"]))]
+        self._terminal = self._machine.terminal()
+        await self._terminal.start(f"exec {shlex.join(command)}")
+        if ready.startswith("imqtt "):
+            await self._terminal.shows(ready)
+        else:
+            await self._machine.run(f"until {ready}; do sleep 0.05; done")
+
+    async def _user(self) -> list[str]:
+        """What makes a command run as another user; nothing where that user cannot get at this Python."""
+        become = ["setpriv", f"--reuid={ACCOUNT}", "--regid=nogroup", "--clear-groups"]
+        probe = f"{shlex.join(become)} env /opt/imqtt/bin/python -c 'import msgspec' 2> /dev/null && echo yes || true"
+        return become if await self._machine.run(probe) == "yes\n" else []
+
+    async def stop(self) -> None:
+        if self._terminal is not None:
+            assert await self._terminal.terminate() == 0, self._terminal.shown
+            self._terminal = None
+
+    @staticmethod
+    def _program(command: str) -> str:
+        """The Mosquitto that is tested in place of the system's."""
+        if other := broker_directory():
+            return command.replace("/usr/sbin/mosquitto", f"{other[0]}/mosquitto")
+        return command
+
+
+async def start_mongodb(machine: Machine) -> None:
+    """SecantusDB at 127.0.0.1:27017, with the account `imqtt` on the databases `imqtt` and `imqtt2`."""
+    program = Path(sysconfig.get_path("scripts")) / "secantusd-py"
+    server = f"exec {sys.executable} {program} --storage-path {machine.scratch}/mongodb --port 27017"
+    accounts = f"""
+import pymongo
+with pymongo.MongoClient("mongodb://127.0.0.1/?directConnection=true") as client:
+    for name in ("imqtt", "imqtt2"):
+        client[name].command("createUser", "imqtt", pwd={STORE_PASSWORD!r}, roles=["readWrite"])
+"""
+    await machine.run(f"mkdir {machine.scratch}/mongodb")
+    first = machine.terminal()
+    await first.start(server)
+    await machine.run(f"{sys.executable} -c {shlex.quote(accounts)}")
+    await first.terminate()
+    await machine.terminal().start(server + " --auth")
+    await machine.run(f"until {listens(27017)}; do sleep 0.05; done")
+
+
+async def start_redis(machine: Machine) -> None:
+    """At 127.0.0.1:6379, with a password."""
+    await machine.terminal().start(f"exec redis-server --save '' --requirepass {STATE_PASSWORD}")
+    await machine.run(f"until {listens(6379)}; do sleep 0.05; done")
+
+
+def listens(port: int) -> str:
+    """A shell command that succeeds when something does."""
+    return f"(: < /dev/tcp/127.0.0.1/{port}) 2> /dev/null"
+
+
+async def send(machine: Machine, name: str, password: str, text: str) -> None:
+    """Has a device send a message with stock tools; fails unless it is stored."""
+    conversation = f"d:{name.partition('@')[0]}:zoe"
+    message = {
+        "type": "send", "conversation": conversation, "client_msg_id": text.replace(" ", "-"),
+        "content": {"text": text},
+    }  # fmt: skip
+    said = await machine.run(
+        f"mosquitto_rr -u {name} -i {name} -P {password} -q 1 -W 10 -t imqtt/{name}/up/0 -e imqtt/{name}/down"
+        f" -m {shlex.quote(json.dumps(message))}"
+    )
+    assert json.loads(said)["frames"][0]["type"] == "accepted", said

@@ -1,0 +1,93 @@
+"""README.md, from its first command to its last."""
+
+import json
+from pathlib import Path
+
+from tests.docs.machine import machine
+from tests.docs.pages import ROOT
+from tests.docs.reader import Reader, password
+
+ALICE, BOB = "imqtt chat bob --user alice", "imqtt chat alice --user bob"
+
+
+class Newcomer:
+    """What the page tells in words, and what it promises."""
+
+    def __init__(self) -> None:
+        self.password = ""
+
+    async def note_password(self, reader: Reader) -> None:
+        self.password = password(reader.said, "alice@shell")
+
+    async def see_where_devices_connect(self, reader: Reader) -> None:
+        await reader.staying["imqtt up"].shows("127.0.0.1:1883")
+
+    async def talk(self, reader: Reader) -> None:
+        reader.staying[ALICE].type("Hello bob!\r")
+        await reader.staying[BOB].shows("Hello bob!")
+        reader.staying[BOB].type("Hello alice!\r")
+        await reader.staying[ALICE].shows("Hello alice!")
+
+    async def see_that_it_is_stored_once(self, reader: Reader) -> None:
+        said = {"type": "accepted", "conversation": "d:alice:bob", "client_msg_id": "first"}
+        [frame] = json.loads(reader.said)["frames"]
+        assert said.items() <= frame.items()
+        command = """mosquitto_rr -q 1 -W 5 -t imqtt/alice@shell/up/0 -e imqtt/alice@shell/down -m '{"type":"send",\
+"conversation":"d:alice:bob","client_msg_id":"first","content":{"text":"hi"}}'"""
+        [again] = json.loads(await reader.terminal.run(command))["frames"]
+        assert (again["seq"], again["id"]) == (frame["seq"], frame["id"])
+
+    async def see_that_no_password_is_an_argument(self, reader: Reader) -> None:
+        commands = await reader.machine.run("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+        assert "mosquitto_sub" in commands
+        assert self.password not in commands
+
+    async def see_what_others_write(self, reader: Reader) -> None:
+        await self.see_that_no_password_is_an_argument(reader)
+        reader.staying[BOB].type("seen by the shell\r")
+        await reader.staying["mosquitto_sub -q 1 -t imqtt/alice@shell/down"].shows("seen by the shell")
+
+    async def save_bot(self, reader: Reader) -> None:
+        program = reader.said
+        assert program.count("…") == 1
+        (reader.machine.scratch.parent / "bot.py").write_text(program.replace("…", self.bot_password))
+        await reader.terminal.run(f"cp {reader.machine.scratch.parent / 'bot.py'} bot.py")
+
+    async def note_bot_password(self, reader: Reader) -> None:
+        self.bot_password = password(reader.said, "echo@bot")
+
+    async def leave_the_chat(self, reader: Reader) -> None:
+        await reader.staying[ALICE].interrupt()
+
+    async def hear_the_bot(self, reader: Reader) -> None:
+        reader.staying["imqtt chat echo --user alice"].type("Hello bot!\r")
+        await reader.staying["imqtt chat echo --user alice"].shows("You said: Hello bot!")
+
+
+async def test_a_newcomer_gets_what_the_page_promises(tmp_path: Path) -> None:
+    newcomer = Newcomer()
+    async with machine(tmp_path) as own:
+        reader = Reader(
+            own,
+            stays={
+                "imqtt up": "imqtt is ready",
+                "imqtt chat": "Enter sends",
+                "mosquitto_sub": "",
+                "python bot.py": "",
+            },
+            before={"imqtt chat echo": newcomer.leave_the_chat},
+            then={
+                "imqtt up": newcomer.see_where_devices_connect,
+                "imqtt chat alice": newcomer.talk,
+                "imqtt chat echo": newcomer.hear_the_bot,
+                "imqtt device add alice@shell": newcomer.note_password,
+                "imqtt device add echo@bot": newcomer.note_bot_password,
+                "mosquitto_rr": newcomer.see_that_it_is_stored_once,
+                "mosquitto_sub": newcomer.see_what_others_write,
+                "```python": newcomer.save_bot,
+            },
+            edits={"that-password": lambda _: newcomer.password},
+        )
+        await reader.follow(ROOT / "README.md")
+        assert await reader.staying["imqtt up"].interrupt() == 0
+        await reader.staying["imqtt up"].shows("imqtt has ended; its data is kept.")
