@@ -1,8 +1,8 @@
 """A machine of its own for whoever follows a page, so that its commands run as they stand there.
 
 Linux namespaces give it a network in which nothing listens yet, and directories whose changes are in memory:
-/etc, /opt, /run, /var, and the checkout, in the state in which `make` leaves it. Nothing is replaced but them.
-Everything else (programs, users, /tmp) is this machine's.
+the checkout as `make` leaves it, and for root /etc, /opt, /run and /var. Everything else (programs, users,
+/tmp) is this machine's.
 """
 
 import asyncio
@@ -26,7 +26,9 @@ from tests.docs.pages import ROOT
 from tests.services import eventually
 
 WITHIN = 60.0  # seconds that a command may take, on a machine that does other things too
-DIRECTORIES = (Path("/etc"), Path("/opt"), Path("/run"), Path("/var"), ROOT)
+IS_ROOT = os.geteuid() == 0
+SYSTEM = (Path("/etc"), Path("/opt"), Path("/run"), Path("/var"))
+DIRECTORIES = (*SYSTEM, ROOT) if IS_ROOT else (ROOT,)
 USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[^\[]|\r")
 
@@ -49,7 +51,10 @@ def python_directory() -> list[str]:
 
 def as_root() -> list[str]:
     """What makes an ordinary user root in a namespace of its own; nothing for root."""
-    return [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return [] if IS_ROOT else ["--user", "--map-root-user"]
+
+
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="what the page tells to do needs root")
 
 
 def needs_namespaces() -> None:
@@ -76,7 +81,8 @@ class Machine:
         self.scratch.mkdir()
         data = [ROOT / name for name in ("data", "imqtt.db", "deploy/secrets")]  # of whoever works in it
         self._holder = await asyncio.create_subprocess_exec(
-            "unshare", *as_root(), "--net", "--mount", sys.executable, Path(__file__).with_name("namespaced.py"),
+            "unshare", *as_root(), "--net", "--mount",
+            sys.executable, Path(__file__).with_name("namespaced.py"),
             self.scratch, ":".join(map(str, DIRECTORIES)), ":".join(map(str, data)),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
@@ -115,12 +121,12 @@ class Machine:
 
     def _processes(self) -> list[int]:
         """All that have this network, but for the one that holds it."""
-        own = os.readlink(f"/proc/{self._holder.pid}/ns/net")
+        own = Path(f"/proc/{self._holder.pid}/ns/net").readlink()
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != self._holder.pid:
                 with contextlib.suppress(OSError):
-                    if os.readlink(entry / "ns" / "net") == own:
+                    if (entry / "ns" / "net").readlink() == own:
                         found.append(int(entry.name))
         return found
 
@@ -143,13 +149,15 @@ class Terminal:
         return other
 
     def _shell(self, command: str) -> list[str]:
-        program = '. "$1"; eval "$2"; status=$?; { export -p; printf "cd %q\\n" "$PWD"; } > "$1"; exit $status'
+        program = (
+            '. "$1"; eval "$2"; status=$?; { export -p; printf "cd %q\\n" "$PWD"; } > "$1"; exit $status'
+        )
         return self._machine.inside("bash", "-c", program, "bash", self._state, command)
 
     async def run(self, command: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            *self._shell(command), env=self._machine.environment,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            *self._shell(command), env=self._machine.environment, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         try:
             async with asyncio.timeout(WITHIN):

@@ -41,4 +41,10 @@ def mount(*arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), [Path(it) for it in sys.argv[2].split(":")], [Path(it) for it in sys.argv[3].split(":")]))
+    sys.exit(
+        main(
+            Path(sys.argv[1]),
+            [Path(it) for it in sys.argv[2].split(":")],
+            [Path(it) for it in sys.argv[3].split(":")],
+        )
+    )

@@ -1,21 +1,22 @@
-"""The commands of the pages that no test runs as they stand, each with the reason, and what is checked instead.
+"""The commands of the pages that no test runs as they stand: why, and what is checked instead.
 
 Every other command is run. One that is new in a page and cannot be run makes its test fail.
 """
 
 import re
+import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-import click
 import typer.main
 import yaml
+from typer.core import TyperCommand
 
 from imqtt.cli.app import app
 from tests.docs.pages import ROOT
 
-type_of_check = Callable[[str], None]
+Check = Callable[[str], None]
+"""Fails for a command that could not be run."""
 
 
 def is_make_target(command: str) -> None:
@@ -31,46 +32,75 @@ def is_for_compose(command: str) -> None:
     rest = words[words.index(action) + 1 :]
     if action == "up":
         scaled = [rest[number + 1].partition("=")[0] for number, word in enumerate(rest) if word == "--scale"]
-        assert set(scaled) <= set(whole["services"])
+        assert not set(scaled) - set(whole["services"]), scaled
         return
     [service, *inner] = [word for word in rest if not word.startswith("--")]
-    assert service in whole["services"]
+    assert service in whole["services"], service
     is_imqtt_command(" ".join(inner if inner[0] == "imqtt" else ["imqtt", service, *inner]))
 
 
 def is_imqtt_command(command: str) -> None:
     """The command and its options exist, and what is given for them can be read. It is not run."""
-    _, *words = command.split()
-    group = typer.main.get_command(app)
-    name = "imqtt"
-    while isinstance(group, click.Group) and words and words[0] in group.commands:
-        name, group, words = f"{name} {words[0]}", group.commands[words[0]], words[1:]
-    group.make_context(name, words, resilient_parsing=False).close()
+    found, words = _found(command)
+    found.make_context("imqtt", words).close()
+
+
+def is_mentioned_imqtt_command(text: str) -> None:
+    """The command exists, and so do its options. It need not have all that it takes."""
+    found, words = _found(text)
+    options = {name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    for word in words:
+        assert not word.startswith("-") or word.partition("=")[0] in options | {"--help"}, f"{text}: {word}"
+
+
+def _found(command: str) -> tuple[TyperCommand, list[str]]:
+    """The command that a line is about, and the words that are for it."""
+    found = typer.main.get_command(app)
+    words = shlex.split(command)[1:]
+    while commands := getattr(found, "commands", None):
+        if not words or words[0].startswith("-"):
+            break
+        assert words[0] in commands, f"imqtt has no command {words[0]!r}"
+        found, words = commands[words[0]], words[1:]
+    return found, words
+
+
+def is_for_units(command: str) -> None:
+    """A unit of ours, or the broker's."""
+    for unit in command.split()[2:]:
+        if not unit.startswith("-"):
+            assert unit == "mosquitto" or (ROOT / "deploy" / f"{unit}.service").exists(), unit
 
 
 def is_packages(command: str) -> None:
     assert re.fullmatch(r"apt-get install( [a-z0-9-]+)+", command)
 
 
-def nothing(command: str) -> None:
-    """Somebody else's program, with nothing of ours in its arguments."""
-    assert not [word for word in command.split() if "/" in word and not Path(word).is_absolute()], command
+def has_its_module(command: str) -> None:
+    module = command.split()[2].replace(".", "/")
+    assert (ROOT / module / "__main__.py").exists(), module
 
 
 class Reason(NamedTuple):
     why: str
-    check: type_of_check
+    check: Check
 
 
 NOT_RUN = {
     r"make (test|check)": Reason("it is what runs this", is_make_target),
     r"make (demo|chaos|soak|fuzz|bench)": Reason("it takes minutes; CI and releases run it", is_make_target),
-    r"make (proto|docs|lock|format)": Reason("it changes the checkout; `make check` says what it would", is_make_target),
-    r"python -m tests\.simulation --seeds 100000": Reason("it takes half an hour; test_pages runs three", nothing),
-    r"docker compose .*": Reason("it needs a container engine; its scripts run in tests/deploy", is_for_compose),
+    r"make (proto|docs|lock|format)": Reason(
+        "it changes the checkout; `make check` says what it would", is_make_target
+    ),
+    r"python -m tests\.simulation --seeds 100000": Reason(
+        "it takes half an hour; test_pages runs three", has_its_module
+    ),
+    r"docker compose .*": Reason(
+        "it needs a container engine; its scripts run in tests/deploy", is_for_compose
+    ),
     r"apt-get install .*": Reason("it needs a network; `make` has installed them", is_packages),
     r"systemctl (restart|start|stop|enable --now|daemon-reload).*": Reason(
-        "it needs systemd; what the unit says is started and stopped in its place", nothing
+        "it needs systemd; what the unit says is started and stopped in its place", is_for_units
     ),
 }
 

@@ -57,7 +57,9 @@ def blocks(text: str, page: str) -> list[Block]:
             while lines[number].strip() != "```":
                 number += 1
             if not fence[2]:
-                raise ValueError(f"{page}:{first + 1}: a fence needs a language: sh, python, toml, js or text")
+                raise ValueError(
+                    f"{page}:{first + 1}: a fence needs a language: sh, python, toml, js or text"
+                )
             found.append(_block(page, first + 2, fence[2], lines[first + 1 : number]))
         elif _INDENTED.match(lines[number]) and not (lines[number - 1].strip() if number else ""):
             while number + 1 < len(lines) and _INDENTED.match(lines[number + 1]):
@@ -72,7 +74,8 @@ def _block(page: str, line: int, language: str, lines: list[str]) -> Block:
 
 
 def of_page(path: Path) -> list[Block]:
-    return blocks(path.read_text(), path.relative_to(ROOT).as_posix())
+    """Every code block of a page, in order."""
+    return blocks(path.read_text(), path.name if path.parent == ROOT else f"{path.parent.name}/{path.name}")
 
 
 def mentions(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Somebody who follows a page: types its commands in order, and does in between what the page tells in words."""
+"""Follows a page: types its commands in order, and does in between what the page tells in words."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -17,9 +17,11 @@ Then = Callable[["Reader"], Awaitable[None]]
 
 
 class Reader:
-    """`stays`: for each command that goes on until Ctrl-C, by how it begins, what it shows when it is ready.
-    `before` and `then`: what is done before or after a command that begins so. `instead`: the same, in place of
-    a command that is not run. `edits`: what stands in for parts of a command. Each has to be of use.
+    """Each table is keyed by how a command begins, and each of its entries has to be of use.
+
+    `stays`: what a command that goes on until Ctrl-C shows when it is ready. `before`, `then`: what is done
+    before or after a command. `instead`: what is done in place of one that is not run. `edits`: by a regular
+    expression, what stands in for parts of commands.
     """
 
     def __init__(
@@ -34,7 +36,8 @@ class Reader:
     ) -> None:
         self.machine = machine
         self.terminal = machine.terminal()
-        self.said = ""  # by the last command
+        self.typed = ""  # the last command that was run to its end
+        self.said = ""  # by that command, or in the last block of something else
         self.staying: dict[str, Terminal] = {}  # by the command
         self._stays, self._before, self._then = stays or {}, before or {}, then or {}
         self._instead, self._edits = instead or {}, edits or {}
@@ -73,18 +76,19 @@ class Reader:
                 await staying.start(text)
                 await staying.shows(ready)
             else:
-                self.said = await self.terminal.run(text)
-            if action := self._for(self._then, text):
+                self.typed, self.said = text, await self.terminal.run(text)
+            for action in self._all(self._then, text):
                 await action(self)
         except AssertionError as error:
             pytest.fail(f"{command.place}: {error}", pytrace=False)
 
+    def _all(self, table: dict[str, T], text: str) -> list[T]:
+        found = {beginning: value for beginning, value in table.items() if text.startswith(beginning)}
+        self._of_use |= found.keys()
+        return list(found.values())
+
     def _for(self, table: dict[str, T], text: str) -> T | None:
-        for beginning, value in table.items():
-            if text.startswith(beginning):
-                self._of_use.add(beginning)
-                return value
-        return None
+        return next(iter(self._all(table, text)), None)
 
 
 def password(said: str, name: str) -> str:

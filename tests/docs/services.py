@@ -43,7 +43,14 @@ class Unit:
         variables = [value.replace("%d", directory) for key, value in lines if key == "Environment"]
         where = values.get("WorkingDirectory", "/").replace("%S", "/var/lib")
         user = await self._user() if dynamic else []
-        command = [*user, "env", "--chdir", where, *variables, *shlex.split(self._program(values["ExecStart"]))]
+        command = [
+            *user,
+            "env",
+            "--chdir",
+            where,
+            *variables,
+            *shlex.split(self._program(values["ExecStart"])),
+        ]
         self._terminal = self._machine.terminal()
         await self._terminal.start(f"exec {shlex.join(command)}")
         if ready.startswith("imqtt "):
@@ -54,8 +61,9 @@ class Unit:
     async def _user(self) -> list[str]:
         """What makes a command run as another user; nothing where that user cannot get at this Python."""
         become = ["setpriv", f"--reuid={ACCOUNT}", "--regid=nogroup", "--clear-groups"]
-        probe = f"{shlex.join(become)} env /opt/imqtt/bin/python -c 'import msgspec' 2> /dev/null && echo yes || true"
-        return become if await self._machine.run(probe) == "yes\n" else []
+        probe = [*become, "env", "/opt/imqtt/bin/python", "-c", "import msgspec"]
+        said = await self._machine.run(f"{shlex.join(probe)} 2> /dev/null && echo yes || true")
+        return become if said == "yes\n" else []
 
     async def stop(self) -> None:
         if self._terminal is not None:

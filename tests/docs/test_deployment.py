@@ -1,6 +1,5 @@
-"""docs/deployment.md, followed by an operator who is root: from the first command to a message that is stored."""
+"""docs/deployment.md, followed by root: from the first command to a message that is stored."""
 
-import os
 import re
 import sysconfig
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs import pages
-from tests.docs.machine import Machine, machine
+from tests.docs.machine import Machine, machine, needs_root
 from tests.docs.reader import Reader, password
 from tests.docs.services import (
     STATE_PASSWORD,
@@ -22,7 +21,6 @@ from tests.docs.services import (
 
 PAGE = pages.ROOT / "docs" / "deployment.md"
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the page is for root")
 needs_debian = pytest.mark.skipif(
     not Path("/lib/systemd/system/mosquitto.service").exists(), reason="the page is for Debian's Mosquitto"
 )
@@ -61,7 +59,9 @@ class Operator:
         self._password = password(reader.said, "alice@phone")
         await send(self._machine, "alice@phone", self._password, "through SQLite")
         health = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8090').read().decode())"
-        assert '"status":"ok"' in (await self._machine.run(f'/opt/imqtt/bin/python -c "{health}"')).replace(" ", "")
+        assert '"status":"ok"' in (await self._machine.run(f'/opt/imqtt/bin/python -c "{health}"')).replace(
+            " ", ""
+        )
 
     async def move_to_mongodb(self, reader: Reader) -> None:
         """With the page's file, and the addresses of this machine in it."""

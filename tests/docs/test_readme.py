@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.docs.machine import machine
 from tests.docs.pages import ROOT
 from tests.docs.reader import Reader, password
+from tests.services import eventually
 
 ALICE, BOB = "imqtt chat bob --user alice", "imqtt chat alice --user bob"
 
@@ -32,9 +33,7 @@ class Newcomer:
         said = {"type": "accepted", "conversation": "d:alice:bob", "client_msg_id": "first"}
         [frame] = json.loads(reader.said)["frames"]
         assert said.items() <= frame.items()
-        command = """mosquitto_rr -q 1 -W 5 -t imqtt/alice@shell/up/0 -e imqtt/alice@shell/down -m '{"type":"send",\
-"conversation":"d:alice:bob","client_msg_id":"first","content":{"text":"hi"}}'"""
-        [again] = json.loads(await reader.terminal.run(command))["frames"]
+        [again] = json.loads(await reader.terminal.run(reader.typed))["frames"]
         assert (again["seq"], again["id"]) == (frame["seq"], frame["id"])
 
     async def see_that_no_password_is_an_argument(self, reader: Reader) -> None:
@@ -44,8 +43,13 @@ class Newcomer:
 
     async def see_what_others_write(self, reader: Reader) -> None:
         await self.see_that_no_password_is_an_argument(reader)
-        reader.staying[BOB].type("seen by the shell\r")
-        await reader.staying["mosquitto_sub -q 1 -t imqtt/alice@shell/down"].shows("seen by the shell")
+        shell = reader.staying["mosquitto_sub -q 1 -t imqtt/alice@shell/down"]
+
+        def is_seen() -> bool:
+            reader.staying[BOB].type(".\r")  # again, until the shell has subscribed
+            return '"sender":"bob"' in shell.shown
+
+        await eventually(is_seen, what="bob's message in the shell")
 
     async def save_bot(self, reader: Reader) -> None:
         program = reader.said
