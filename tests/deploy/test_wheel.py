@@ -103,6 +103,11 @@ def test_the_metadata_names_the_distribution_and_its_license(installed: Installe
     assert [line for line in header if line.startswith("Requires-Dist: pymongo") and "'scale'" in line]
 
 
+def test_the_dockerfile_installs_the_wheel_by_its_name(installed: Installed) -> None:
+    [pattern] = re.findall(r"/wheels/([\w.*-]+\.whl)", (ROOT / "Dockerfile").read_text())
+    assert len(list(installed.environment.parent.glob(pattern))) == 1
+
+
 def test_the_sdist_has_what_is_named_and_nothing_private(installed: Installed) -> None:
     tops = {path.partition("/")[0] for path in installed.sdist}
     assert tops == {
