@@ -46,8 +46,12 @@ async def run(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
                 tasks.create_task(member.keep(), name=f"worker-{member.number}")
             partitions = [await member.ready for member in crew]
             say_ready(partitions[0])
-    except* SetupError as group:
-        raise group.exceptions[0] from None
+    except ExceptionGroup as group:
+        # Not `except*`: what that raises is wrapped once more by Python before 3.11.4, such as Debian 12's.
+        ended, others = group.split(SetupError)
+        if ended is None or others is not None:
+            raise
+        raise ended.exceptions[0] from None
 
 
 def _settings_of(config: ServerConfig, number: int) -> ServerConfig:
