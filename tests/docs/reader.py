@@ -65,6 +65,7 @@ class Reader:
             if re.search(part, text):
                 self._of_use.add(part)
                 text = re.sub(part, replacement(self).replace("\\", r"\\"), text)
+        failure = ""
         try:
             if (why := reason(text)) is not None:
                 why.check(re.sub(r"\s+#.*$", "", text))
@@ -80,7 +81,9 @@ class Reader:
             for action in self._all(self._then, text):
                 await action(self)
         except AssertionError as error:
-            pytest.fail(f"{command.place}: {error}", pytrace=False)
+            failure = f"{command.place}: {error}"
+        if failure:
+            pytest.fail(failure, pytrace=False)
 
     def _all(self, table: dict[str, T], text: str) -> list[T]:
         found = {beginning: value for beginning, value in table.items() if text.startswith(beginning)}

@@ -56,7 +56,11 @@ class Unit:
         if ready.startswith("imqtt "):
             await self._terminal.shows(ready)
         else:
-            await self._machine.run(f"until {ready}; do sleep 0.05; done")
+            try:
+                await wait_until(self._machine, ready)
+            except AssertionError:
+                log = await self._machine.run(f"tail /var/log/{self._name}/*.log || true")
+                raise AssertionError(f"{self._name} does not start: {self._terminal.shown}{log}") from None
 
     async def _user(self) -> list[str]:
         """What makes a command run as another user; nothing where that user cannot get at this Python."""
@@ -94,13 +98,18 @@ with pymongo.MongoClient("mongodb://127.0.0.1/?directConnection=true") as client
     await machine.run(f"{sys.executable} -c {shlex.quote(accounts)}")
     await first.terminate()
     await machine.terminal().start(server + " --auth")
-    await machine.run(f"until {listens(27017)}; do sleep 0.05; done")
+    await wait_until(machine, listens(27017))
 
 
 async def start_redis(machine: Machine) -> None:
     """At 127.0.0.1:6379, with a password."""
     await machine.terminal().start(f"exec redis-server --save '' --requirepass {STATE_PASSWORD}")
-    await machine.run(f"until {listens(6379)}; do sleep 0.05; done")
+    await wait_until(machine, listens(6379))
+
+
+async def wait_until(machine: Machine, command: str) -> None:
+    """Returns when a shell command succeeds; fails after a while."""
+    await machine.run(f"timeout 30 bash -c {shlex.quote(f'until {command}; do sleep 0.05; done')}")
 
 
 def listens(port: int) -> str:

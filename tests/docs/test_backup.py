@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.docs import pages
 from tests.docs.machine import Machine, Terminal, machine, needs_root
 from tests.docs.reader import Reader, password
@@ -50,6 +52,7 @@ class Operator:
 
 
 @needs_root
+@pytest.mark.timeout(300)
 async def test_what_the_page_copies_is_there(tmp_path: Path) -> None:
     async with machine(tmp_path) as own:
         operator = Operator(own)
