@@ -47,6 +47,9 @@ def write(*options: str) -> None:
         )  # fmt: skip
         path = ROOT / name
         path.write_text(header + path.read_text())
+        # A version may have no file for this Python, which uv does not ask for.
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--require-hashes", "-r", name]
+        subprocess.run(pip, cwd=ROOT, check=True)
 
 
 def main() -> None:
