@@ -213,6 +213,12 @@ class Terminal:
             self._screen = None
 
     @property
+    def pid(self) -> int:
+        """Of the command that stays, if it began with `exec`."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def shown(self) -> str:
         return self._shown
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shlex
 import sys
 import sysconfig
@@ -11,11 +12,12 @@ from tests.docs.machine import Machine, Terminal, broker_directory
 
 STORE_PASSWORD, STATE_PASSWORD = "d0c5570e", "d0c557a7e"
 ACCOUNT = "nobody"  # in place of the user that systemd makes up for a unit with DynamicUser
+SYSTEMS_LIMIT = 1_024  # of open files, where a unit says nothing of it
 UNITS = ("/etc/systemd/system", "/lib/systemd/system")
 
 
 class Unit:
-    """A unit's service, started as its file says: ExecStartPre, ExecStart, credentials, directories, user."""
+    """A unit's service, started as its file says: commands, credentials, directories, user, open files."""
 
     def __init__(self, machine: Machine, name: str) -> None:
         self._machine = machine
@@ -26,6 +28,9 @@ class Unit:
         """Returns when the shell command `ready` succeeds, or the service says so."""
         places = " ".join(f"{place}/{self._name}.service" for place in UNITS)
         text = await self._machine.run(f"cat $(ls {places} 2>/dev/null | head -n 1)")
+        text += await self._machine.run(
+            f"cat /etc/systemd/system/{self._name}.service.d/*.conf 2> /dev/null || true"
+        )
         lines = re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)
         values = dict(lines)
         directory = f"/run/credentials/{self._name}.service"
@@ -43,14 +48,9 @@ class Unit:
         variables = [value.replace("%d", directory) for key, value in lines if key == "Environment"]
         where = values.get("WorkingDirectory", "/").replace("%S", "/var/lib")
         user = await self._user() if dynamic else []
-        command = [
-            *user,
-            "env",
-            "--chdir",
-            where,
-            *variables,
-            *shlex.split(self._program(values["ExecStart"])),
-        ]
+        limit = ["prlimit", f"--nofile={allowed(int(values.get('LimitNOFILE', SYSTEMS_LIMIT)))}:"]
+        program = shlex.split(self._program(values["ExecStart"]))
+        command = [*limit, *user, "env", "--chdir", where, *variables, *program]
         self._terminal = self._machine.terminal()
         await self._terminal.start(f"exec {shlex.join(command)}")
         if ready.startswith("imqtt "):
@@ -61,6 +61,12 @@ class Unit:
             except AssertionError:
                 log = await self._machine.run(f"tail /var/log/{self._name}/*.log || true")
                 raise AssertionError(f"{self._name} does not start: {self._terminal.shown}{log}") from None
+
+    async def limit(self) -> int:
+        """How many files it may open."""
+        assert self._terminal is not None
+        said = await self._machine.run(f"grep '^Max open files' /proc/{self._terminal.pid}/limits")
+        return int(said.split()[3])
 
     async def _user(self) -> list[str]:
         """What makes a command run as another user; nothing where that user cannot get at this Python."""
@@ -80,6 +86,12 @@ class Unit:
         if other := broker_directory():
             return command.replace("/usr/sbin/mosquitto", f"{other[0]}/mosquitto")
         return command
+
+
+def allowed(files: int) -> int:
+    """As many open files, or as many as this machine lets a process have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return files if most == resource.RLIM_INFINITY else min(files, most)
 
 
 async def start_mongodb(machine: Machine) -> None:

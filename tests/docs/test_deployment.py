@@ -13,6 +13,7 @@ from tests.docs.services import (
     STATE_PASSWORD,
     STORE_PASSWORD,
     Unit,
+    allowed,
     listens,
     send,
     start_mongodb,
@@ -80,6 +81,20 @@ class Operator:
         for name, word in {"store": STORE_PASSWORD, "state": STATE_PASSWORD}.items():
             await self._machine.run(f"echo {word} > {name}-password")
 
+    async def raise_limit(self, reader: Reader) -> None:
+        """By the page's file, and with `max_connections` as it says."""
+        directory = "/etc/systemd/system/mosquitto.service.d"
+        await self._machine.run(f"mkdir {directory}; cat > {directory}/imqtt.conf <<'END'\n{reader.said}END")
+        await self._machine.run(
+            "sed -i 's/^max_connections .*/max_connections 32000/' /etc/mosquitto/mosquitto.conf"
+            " && test $(grep -c '^max_connections 32000$' /etc/mosquitto/mosquitto.conf) = 2"
+        )
+        assert await self._mosquitto.limit() == 1_024
+        await self._mosquitto.stop()
+        await self._mosquitto.start(listens(1884))
+        assert await self._mosquitto.limit() == allowed(65_536)
+        await send(self._machine, "alice@phone", self._password, "after the broker's restart")
+
     async def see_workers(self, reader: Reader) -> None:
         assert len(re.findall(r"\b16\b", reader.said)) >= 1, reader.said
 
@@ -98,6 +113,7 @@ async def test_an_operator_gets_what_the_page_promises(tmp_path: Path) -> None:
                 "/opt/imqtt/bin/imqtt device add alice@phone": operator.send,
                 "/opt/imqtt/bin/imqtt workers": operator.see_workers,
                 "```toml": operator.move_to_mongodb,
+                "```ini": operator.raise_limit,
             },
             instead={
                 "systemctl restart mosquitto": operator.start_mosquitto,
