@@ -88,7 +88,9 @@ class Reason(NamedTuple):
 
 NOT_RUN = {
     r"make (test|check)": Reason("it is what runs this", is_make_target),
-    r"make (demo|chaos|soak|fuzz|bench)": Reason("it takes minutes; CI and releases run it", is_make_target),
+    r"make (demo|verify|chaos|soak|fuzz|bench)": Reason(
+        "it takes minutes; CI and releases run it", is_make_target
+    ),
     r"make (proto|docs|lock|format)": Reason(
         "it changes the checkout; `make check` says what it would", is_make_target
     ),
