@@ -103,5 +103,14 @@ def _broker(directory: DataDirectory) -> str:
         host, port = known["host"], known["port"]
     except (OSError, ValueError, KeyError):
         raise SetupError(f"--broker is needed: {directory.path} is no data directory of `imqtt up`") from None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - that is where it listens
+    return address(reachable(host), port)
+
+
+def reachable(host: str) -> str:
+    """Where a program on this machine connects to a broker that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing listens here
+
+
+def address(host: str, port: int) -> str:
+    """`host:port` as `--broker` takes it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

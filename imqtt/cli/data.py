@@ -1,12 +1,12 @@
 """The data directory of `imqtt up`: everything that one deployment on one machine keeps."""
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from imqtt.cli.files import write_private
 from imqtt.errors import SetupError
 from imqtt.model import Device
 
@@ -45,11 +45,7 @@ class DataDirectory:
         path = self._credential(device)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            draft = path.with_name(path.name + ".new")
-            draft.unlink(missing_ok=True)
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(password + "\n")
-            draft.replace(path)
+            write_private(path, password + "\n")
         except OSError as error:
             raise SetupError(f"cannot save the credential in {path}: {error.strerror}") from error
         return path

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from imqtt.cli.files import create_directory, make_private, write_private
+from imqtt.cli.system_user import Powerless, SystemUser, broker_user
 from imqtt.errors import SetupError
 from imqtt.protocol.topics import parse_username
 
@@ -122,9 +124,10 @@ class Passwords:
     def _changing(self) -> Iterator[dict[str, str]]:
         """Yields the accounts; whatever they are at the end is on disk when this returns."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            create_directory(self.path.parent)
             # The lock is a file of its own: the password file's inode changes with each rename.
-            with self.path.with_name(self.path.name + ".lock").open("w") as lock:
+            lock_file = self.path.with_name(self.path.name + ".lock")
+            with os.fdopen(os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o600)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 accounts = self._read()
                 yield accounts
@@ -133,23 +136,18 @@ class Passwords:
             raise SetupError(f"cannot write the password file {self.path}: {error.strerror}") from error
 
     def _write(self, accounts: dict[str, str]) -> None:
-        draft = self.path.with_name(self.path.name + ".new")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.writelines(f"{username}:{word}\n" for username, word in sorted(accounts.items()))
-            file.flush()
-            os.fsync(descriptor)
-        if self.path.exists():  # a broker that runs as another user keeps its access
-            owner = self.path.stat()
-            if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
-                os.chown(draft, owner.st_uid, owner.st_gid)
-        draft.replace(self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY)
+        text = "".join(f"{username}:{word}\n" for username, word in sorted(accounts.items()))
+        new = not self.path.exists()
+        write_private(self.path, text)
+        if new and (owner := self._broker_user()) is not None:
+            make_private(self.path, 0o600, owner)
+
+    def _broker_user(self) -> SystemUser | None:
+        """Who has to read a file that root has just created: whoever the broker runs as."""
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            return broker_user()
+        except Powerless:
+            return None
 
     def _reload(self) -> bool:
         """Asks the running broker to read the file again. False if none runs."""

@@ -86,7 +86,7 @@ async def test_a_directory_without_data_is_told_apart(tmp_path: Path) -> None:
 
 async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquitto) -> None:
     where = ("--passwords", broker.passwords.path)
-    pid_file = ("--pid-file", broker.directory / "mosquitto.pid")
+    pid_file = ("--pid-file", broker.files.pid)
     added = await imqtt("device", "add", "alice@phone", "--json", *where, *pid_file)
     assert added.status == 0
     listed = await imqtt("device", "list", "--json", *where)

@@ -16,6 +16,7 @@ from imqtt.cli.mosquitto import Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid
 from imqtt.cli.ports import INTERNAL_HOST
 from imqtt.errors import SetupError
+from tests.cli.commands import imqtt
 
 
 async def test_the_server_gets_in_on_the_internal_listener(broker: Mosquitto) -> None:
@@ -82,9 +83,12 @@ async def test_websockets_are_served(broker: Mosquitto) -> None:
 
 
 async def test_nobody_but_its_user_reads_its_secrets(broker: Mosquitto) -> None:
-    for name in ("passwords", "server-password"):
-        assert stat.S_IMODE((broker.directory / name).stat().st_mode) == 0o600
-    assert stat.S_IMODE(broker.directory.stat().st_mode) == 0o700
+    await imqtt("device", "add", "alice@phone", "--save", "--data", broker.directory)
+    for path in [broker.directory, *broker.directory.rglob("*")]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode & 0o007 == 0, path
+        if path.is_file():
+            assert mode == 0o600, path
 
 
 async def test_a_port_in_use_is_named(broker: Mosquitto, tmp_path: Path) -> None:
