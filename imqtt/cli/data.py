@@ -37,6 +37,11 @@ class DataDirectory:
         """Raises `SetupError` unless `imqtt up` has made this directory."""
         if not (self.path / "listeners.json").is_file():
             raise SetupError(f"{self.path} is no data directory: `imqtt up --data {self.path}` makes it one")
+        if (self.path / "passwords").exists():
+            raise SetupError(
+                f"an earlier version of imqtt wrote {self.path}: (re)start `imqtt up --data {self.path}`,"
+                " which migrates it"
+            )
 
     # --- credentials that `imqtt device add --save` leaves for the other commands
 

@@ -7,7 +7,7 @@ import typer
 
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
 from imqtt.cli.names import parse_device
-from imqtt.cli.output import Json, print_json, print_line, print_table, read_secret
+from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
 from imqtt.errors import SetupError
 
 if TYPE_CHECKING:
@@ -125,6 +125,37 @@ def revoke(
         print_line(f"{', '.join(devices)} can no longer connect.")
 
 
+@app.command()
+def migrate(
+    *,
+    password_file: Annotated[
+        Path,
+        typer.Option(
+            "--passwords", metavar="FILE",
+            help="Mosquitto's password file, for a broker that `imqtt up` does not run.",
+        ),
+    ],
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Rename the devices in a password file of imqtt 0.1, from USER/DEVICE to USER@DEVICE.
+
+    Passwords stay valid. Install `deploy/mosquitto/acl` of this version too, and restart Mosquitto: 2.0.11
+    may crash if it only reloads a file from which accounts have gone. `imqtt up` migrates its data directory
+    by itself.
+    """
+    from imqtt.cli.passwords import Passwords
+
+    if not password_file.exists():
+        raise SetupError(f"{password_file} does not exist")
+    renamed = Passwords(password_file, PID_FILE).migrate()
+    if as_json:
+        print_json([{"device": name} for name in renamed])
+    elif renamed:
+        print_line(f"Renamed: {', '.join(renamed)}. Restart Mosquitto now.")
+    else:
+        print_line(f"{password_file} has no device of imqtt 0.1.")
+
+
 def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords", "Mosquitto | None"]:
     """The accounts that a command is about, and their broker if it is one of `imqtt up`."""
     from imqtt.cli.mosquitto import Mosquitto
@@ -133,7 +164,14 @@ def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords
     if file is not None:
         if not file.exists() and not file.parent.is_dir():
             raise SetupError(f"{file.parent} does not exist")
-        return Passwords(file, pid_file), None
+        passwords = Passwords(file, pid_file)
+        if outdated := passwords.outdated():
+            some = ", ".join(sorted(outdated)[:3]) + (", …" if len(outdated) > 3 else "")
+            complain(
+                f"{file} has devices of imqtt 0.1, which can no longer talk ({some}): "
+                f"`imqtt device migrate --passwords {file}` renames them"
+            )
+        return passwords, None
     directory = DataDirectory(data)
     directory.check_exists()
     broker = Mosquitto(directory.path)

@@ -316,16 +316,23 @@ class Mosquitto:
         with self._writable():
             if self.files.outdated():
                 self.files.move_outdated()
-        if not self.passwords.outdated():
+        outdated = self.passwords.outdated()
+        if not outdated:
             return
+        kept = sorted(set(outdated.values()) & set(self.passwords.usernames()))
         with self._writable():
             self.files.state.unlink(missing_ok=True)
         renamed = self.passwords.migrate()
         log.warning(
             "%s is migrated: usernames are USER@DEVICE now, no longer USER/DEVICE, and topics "
-            "imqtt/USER@DEVICE/up/… and …/down. Passwords and messages stay as they are. Renamed: %s",
+            "imqtt/USER@DEVICE/up/… and …/down. Passwords and messages stay as they are; what the broker had "
+            "queued is removed, so clients send again what was not accepted. Renamed: %s",
             self.directory, ", ".join(renamed),
         )  # fmt: skip
+        if kept:
+            log.warning(
+                "these were in the password file already and keep their password: %s", ", ".join(kept)
+            )
 
     def _prepare(self) -> None:
         """Writes the configuration, and the server's account if the password file does not have it."""

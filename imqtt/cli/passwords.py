@@ -84,22 +84,23 @@ class Passwords:
             self._expect(username, password, accepted=False)
         return True
 
-    def outdated(self) -> bool:
-        """Whether any account is called `user/device`, as in imqtt 0.1: see `migrate`."""
-        return any("/" in username for username in self._read())
+    def outdated(self) -> dict[str, str]:
+        """The accounts called `user/device`, as in imqtt 0.1, and what each is called now."""
+        return {name: new for name in self._read() if (new := _present_name(name)) is not None}
 
     def migrate(self) -> list[str]:
         """Renames accounts `user/device`, as imqtt 0.1 called them, to `user@device`.
 
-        Passwords stay valid, since a hash does not depend on the name. Returns the new usernames. A running
-        broker is not told.
+        Passwords stay valid, since a hash does not depend on the name. Where both names exist, the new one
+        keeps its password and the old one is removed. Returns the new usernames. A running broker is not
+        told.
         """
         with self._changing() as accounts:
-            renamed = {name: name.replace("/", "@", 1) for name in accounts if "/" in name}
+            renamed = {name: new for name in accounts if (new := _present_name(name)) is not None}
             for old, new in renamed.items():
                 accounts.setdefault(new, accounts[old])
                 del accounts[old]
-        return sorted(renamed.values())
+        return sorted(set(renamed.values()))
 
     def holds(self, username: str, password: str) -> bool:
         """Whether the file has this password for `username`."""
@@ -185,6 +186,12 @@ class Passwords:
             pause = min(2 * pause, 0.1)
             if pause > RESEND_SECONDS:
                 self._reload()  # a broker that is just starting ignores the first
+
+
+def _present_name(username: str) -> str | None:
+    """What a device of imqtt 0.1 is called now; None for any other account."""
+    new = username.replace("/", "@", 1)
+    return new if "/" in username and parse_username(new) is not None else None
 
 
 def broker_pid(pid_file: Path) -> int | None:
