@@ -20,6 +20,7 @@ from typing import Self
 import pytest
 
 from imqtt.cli.ports import Listeners, choose
+from imqtt.cli.process import end_with_parent
 
 ADDRESS = "IMQTT_TEST_REDIS"
 START_SECONDS = 20.0
@@ -84,7 +85,10 @@ class RedisServer:
             path, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory),
             "--save", "", "--appendonly", "no", "--logfile", "redis.log", *self._options,
         ]  # fmt: skip
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - it takes no lock
+        )  # fmt: skip
         self._deadline = time.monotonic() + START_SECONDS
 
     def answers(self) -> bool:

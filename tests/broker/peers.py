@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import inspect
 import shutil
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
 from imqtt.broker import Settings
+from imqtt.cli.process import end_with_parent
 
 HOST = "127.0.0.1"
 
@@ -60,8 +62,9 @@ class Broker:
         )
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                program, "-c", str(self._configuration), stdout=log, stderr=log
-            )
+                program, "-c", str(self._configuration), stdout=log, stderr=log,
+                preexec_fn=end_with_parent(signal.SIGKILL),
+            )  # fmt: skip
         await eventually(self._answers)
 
     async def kill(self) -> None:
