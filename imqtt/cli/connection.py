@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imqtt.cli import completion
 from imqtt.cli.data import DataDirectory
 from imqtt.cli.names import parse_device
 from imqtt.errors import SetupError
@@ -18,13 +19,14 @@ User = Annotated[
     str,
     typer.Option(
         "--user", "-u", envvar="IMQTT_USER", help="Who you are. Not needed if one user's is saved.",
-        show_default=False, rich_help_panel=PANEL,
+        autocompletion=completion.own_users, show_default=False, rich_help_panel=PANEL,
     ),
 ]  # fmt: skip
 DeviceName = Annotated[
     str,
     typer.Option(
         "--device", "-d", envvar="IMQTT_DEVICE", show_default=False, rich_help_panel=PANEL,
+        autocompletion=completion.own_devices,
         help="On which device: one that nothing else connects as at the same time."
         " Not needed if the user has one saved.",
     ),

@@ -55,6 +55,14 @@ class DataDirectory:
             raise SetupError(f"cannot save the credential in {path}: {error.strerror}") from error
         return path
 
+    def devices(self) -> list[Device]:
+        """The devices that have a credential here, as far as this user may know, in order of name."""
+        names = {str(device) for device in self.saved()}
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            lines = (self.path / "broker" / "passwords").read_text().splitlines()
+            names |= {line.partition(":")[0] for line in lines if not line.startswith("#")}
+        return sorted(Device(*name.split("@")) for name in names if name.count("@") == 1)
+
     def saved(self) -> list[Device]:
         """The devices whose passwords are kept here, in order of name."""
         with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imqtt.cli import completion
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
 from imqtt.cli.names import parse_device
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
@@ -21,7 +22,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Names = Annotated[list[str], typer.Argument(metavar="USER@DEVICE", help="Such as `alice@phone`.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="USER@DEVICE", help="Such as `alice@phone`.", autocompletion=completion.devices),
+]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(

@@ -7,7 +7,6 @@ from unicodedata import category, east_asian_width
 from imqtt.core.conversations import members_of
 from imqtt.errors import Invalid
 from imqtt.model import Content, Event
-from imqtt.protocol.topics import is_name
 
 
 def conversation_with(user: str, to: str) -> str:
@@ -18,6 +17,8 @@ def conversation_with(user: str, to: str) -> str:
     if ":" in to:
         members_of(to)
         return to
+    from imqtt.protocol.topics import is_name  # its package loads protobuf, and completion waits
+
     if not is_name(to):
         raise Invalid(f"{to!r} is neither a user nor a conversation")
     if to == user:
