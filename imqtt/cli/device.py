@@ -48,7 +48,8 @@ def add(
     password_from: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Take the password from a file's first line (`-`: stdin), not a random one."
+            metavar="FILE",
+            help="Take the password from a file's first line (`-`: stdin), not a random one; not shown.",
         ),
     ] = None,
     replace: Annotated[
@@ -61,7 +62,7 @@ def add(
     password_file: PasswordFile = None,
     pid_file: PidFile = PID_FILE,
 ) -> None:
-    """Give devices a credential. Prints each password once: the broker keeps only a hash."""
+    """Give devices a credential. Prints each random password once: the broker keeps only a hash."""
     devices = {str(device): device for device in map(parse_device, names)}
     passwords, _ = _accounts(data, password_file, pid_file)
     taken = sorted(set(passwords.usernames()) & devices.keys())
@@ -75,10 +76,11 @@ def add(
     for name, device in devices.items():
         if save:
             DataDirectory(data).save(device, given[name])
+    shown = {name: "" if password_from else password for name, password in given.items()}
     if as_json:
-        print_json([{"device": name, "password": password} for name, password in given.items()])
+        print_json([{"device": n, "password": it} if it else {"device": n} for n, it in shown.items()])
         return
-    print_table(("device", "password"), given.items())
+    print_table(("device", "password"), [(name, it or "as given") for name, it in shown.items()])
     if save:
         print_line(f"Saved in {DataDirectory(data).path}: `imqtt chat` and the other commands find it there.")
 
