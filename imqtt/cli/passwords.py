@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from imqtt.cli.files import create_directory, make_private, write_private
-from imqtt.cli.system_user import Powerless, SystemUser, broker_user
+from imqtt.cli.system_user import PACKAGED, Powerless, SystemUser, broker_user
 from imqtt.errors import SetupError
 from imqtt.protocol.topics import parse_username
 
@@ -144,11 +144,12 @@ class Passwords:
             make_private(self.path, 0o600, owner)
 
     def _broker_user(self) -> SystemUser | None:
-        """Who has to read a file that root has just created: whoever the broker runs as."""
+        """Who has to read a file that root has just created: the user that Mosquitto usually runs as."""
         try:
-            return broker_user()
+            user = broker_user()
         except Powerless:
             return None
+        return user if user is not None and user.name in PACKAGED else None
 
     def _reload(self) -> bool:
         """Asks the running broker to read the file again. False if none runs."""

@@ -2,12 +2,13 @@
 
 import os
 import pwd
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from imqtt.errors import SetupError
 
-CANDIDATES = ("mosquitto", "_mosquitto", "nobody")  # packages of Mosquitto create one of the first two
+PACKAGED = ("mosquitto", "_mosquitto")  # packages of Mosquitto create one of them
 NOBODY = 65_534  # in a container without a user database
 
 # What root needs to give files to another user, read and signal what that user owns, and become that user:
@@ -30,7 +31,7 @@ class Powerless(Exception):
 def broker_user(name: str = "") -> SystemUser | None:
     """Returns the user that a broker started by this process should become; None: it stays who it is.
 
-    `name` is the operator's choice. Without one, root gives way to the first of `CANDIDATES` that exists.
+    `name` is the operator's choice. Without one, root gives way to Mosquitto's own user, or else to `nobody`.
     Raises `SetupError` for a choice that is impossible, and `Powerless` if there is no choice and root lacks
     the capabilities.
     """
@@ -42,8 +43,7 @@ def broker_user(name: str = "") -> SystemUser | None:
         return None
     if own != 0:
         raise SetupError(f"only root can run Mosquitto as {name}")
-    if not _capable():
-        reason = "this root may not change files' owners and become another user (capabilities)"
+    if reason := _obstacle(user):
         if name:
             raise SetupError(f"Mosquitto cannot run as {name}: {reason}")
         raise Powerless(reason)
@@ -67,7 +67,7 @@ def _named(name: str) -> SystemUser:
 
 
 def _default() -> SystemUser:
-    for name in CANDIDATES:
+    for name in (*PACKAGED, "nobody"):
         try:
             return _named(name)
         except SetupError:
@@ -75,13 +75,21 @@ def _default() -> SystemUser:
     return SystemUser(str(NOBODY), NOBODY, NOBODY)
 
 
-def _capable() -> bool:
-    """Whether this process has what it takes. Where Linux's capabilities do not exist, root has."""
+def _obstacle(user: SystemUser) -> str:
+    """Why root cannot become this user, as in some containers; empty if it can."""
     try:
         status = Path("/proc/self/status").read_text()
-    except OSError:
-        return True
-    for line in status.splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16) & _CAPABILITIES == _CAPABILITIES
-    return True
+        users, groups = (Path(f"/proc/self/{kind}_map").read_text() for kind in ("uid", "gid"))
+    except OSError:  # not Linux
+        return ""
+    capabilities = int(re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE).group(1), 16)  # type: ignore[union-attr]
+    if capabilities & _CAPABILITIES != _CAPABILITIES:
+        return "this root may not change files' owners and become another user (capabilities)"
+    if not (_is_mapped(user.uid, users) and _is_mapped(user.gid, groups)):
+        return f"this user namespace has no user {user.name} (user_namespaces(7))"
+    return ""
+
+
+def _is_mapped(number: int, ranges: str) -> bool:
+    starts = (line.split() for line in ranges.splitlines())
+    return any(int(start) <= number < int(start) + int(count) for start, _, count in starts)
