@@ -14,6 +14,7 @@ MAX_KINDS = 100  # of lines whose times are remembered
 
 _TIME = re.compile(r"^\S*\d{4}-\d\d-\d\dT[\d:]+: |^\d+: ")
 # Most errors and warnings begin so. The third is what Mosquitto says when it is out of file descriptors.
+_SIGNS = (b"Error", b"Warning", b"Unable")
 _TROUBLE = re.compile(r"Error\b|Warning\b|Unable to ")
 # What a single client does wrong, or what imqtt has chosen knowingly: nothing that an operator can act on.
 _HARMLESS = re.compile(
@@ -68,9 +69,11 @@ class BrokerLog:
         with self._changing:
             with contextlib.suppress(OSError):
                 self._append(chunk)
-            *lines, self._rest = (self._rest + chunk).split(b"\n")
-            self._rest = self._rest[-4_096:]
-            for line in lines:
+            whole, _, rest = (self._rest + chunk).rpartition(b"\n")
+            self._rest = rest[-4_096:]
+            if not any(sign in whole for sign in _SIGNS):  # as nearly always
+                return
+            for line in whole.split(b"\n"):
                 text = _TIME.sub("", line.decode(errors="replace")).strip()
                 if _TROUBLE.match(text) and not _HARMLESS.search(text):
                     if self._held is None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from imqtt.cli.system_user import SystemUser
 
+PIPE_BYTES = 1024 * 1024
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -102,6 +104,8 @@ class Process:
     def _follow(self, output: Callable[[bytes], None]) -> None:
         assert self._popen.stdout is not None  # noqa: S101 - it is a pipe
         descriptor = self._popen.stdout.fileno()
+        with contextlib.suppress(AttributeError, OSError):  # Linux: room while this is busy
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         while chunk := os.read(descriptor, 65_536):
             output(chunk)
         status = self._popen.wait()
