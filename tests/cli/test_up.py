@@ -106,7 +106,8 @@ async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> No
 
 async def test_what_ends_the_server_ends_it_all(tmp_path: Path) -> None:
     (tmp_path / "data" / "imqtt.db").mkdir(parents=True)
-    outcome = await imqtt_process("up", "--data", tmp_path / "data", "--port", "0")
+    ports = ("--port", free_port(), "--websocket-port", free_port())
+    outcome = await imqtt_process("up", "--data", tmp_path / "data", *ports)
     assert outcome.status == 1
     assert outcome.err.startswith("imqtt: ")
     assert outcome.err.count("\n") == 1
@@ -123,7 +124,8 @@ async def test_a_bad_setting_is_told_before_anything_starts(tmp_path: Path) -> N
 async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
     data = tmp_path / "my data"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "imqtt", "up", "--data", str(data), "--port", str(free_port()),
+        sys.executable, "-m", "imqtt", "up", "--data", str(data), "--port", str(free_port()), "--websocket-port",
+        str(free_port()),
         env=environment(), stdout=asyncio.subprocess.PIPE, preexec_fn=end_with_parent(),
     )  # fmt: skip
     assert process.stdout is not None
