@@ -26,6 +26,7 @@ from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid, command_l
 from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose, holder
 from imqtt.cli.process import Process
 from imqtt.cli.system_user import Powerless, SystemUser, broker_user, own_name
+from imqtt.cli.wording import printable
 from imqtt.errors import SetupError
 
 log = logging.getLogger(__name__)
@@ -430,4 +431,4 @@ class Mosquitto:
 
 
 def _report(line: str) -> None:
-    log.warning("Mosquitto: %s", line)
+    log.warning("Mosquitto: %s", printable(line))

@@ -124,8 +124,8 @@ async def test_a_bad_setting_is_told_before_anything_starts(tmp_path: Path) -> N
 async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
     data = tmp_path / "my data"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "imqtt", "up", "--data", str(data), "--port", str(free_port()), "--websocket-port",
-        str(free_port()),
+        sys.executable, "-m", "imqtt", "up", "--data", str(data), "--port", str(free_port()),
+        "--websocket-port", str(free_port()),
         env=environment(), stdout=asyncio.subprocess.PIPE, preexec_fn=end_with_parent(),
     )  # fmt: skip
     assert process.stdout is not None
