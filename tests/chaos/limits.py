@@ -164,7 +164,7 @@ class FullReads(Fault):
         return {WORKERS, WORKERS_WAYS, "broker", "store", "redis"}
 
     async def fire(self) -> str:
-        self._device = RawDevice(self.stack.broker, "reader/greedy", Format.PROTOBUF)
+        self._device = RawDevice(self.stack.broker, "reader@greedy", Format.PROTOBUF)
         device = self._device
         await device.connect()
         question = Message(up(Device("reader", "greedy"), 0), encode_command(Sync(heads=True), device.format))
