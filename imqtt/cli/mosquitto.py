@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO, Self
 
 from imqtt.cli.broker_files import BrokerFiles
-from imqtt.cli.broker_log import BrokerLog
 from imqtt.cli.files import create_directory, write_private
 from imqtt.cli.installation import configuration, configure, executable
 from imqtt.cli.limits import limit_connections, raise_file_limit
+from imqtt.cli.log_file import LogFile
 from imqtt.cli.login import log_in
 from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid, command_line
 from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose, holder
@@ -64,7 +64,7 @@ class Mosquitto:
         self.directory = directory.absolute()
         self.files = BrokerFiles(self.directory)
         self.log = self.files.log
-        self._output = BrokerLog(self.files.log, _report)
+        self._output = LogFile(self.files.log, _report)
         self._given = self._listeners = Listeners(host, port, websocket_port, internal_port)
         self._preferred = Listeners(host, *preferred, 0)
         self._user_name = user

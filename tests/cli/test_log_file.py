@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.broker_log import BrokerLog
+from imqtt.cli.log_file import LogFile
 from imqtt.cli.login import log_in
 from imqtt.cli.mosquitto import Mosquitto
 from tests.services import eventually
@@ -18,8 +18,8 @@ def reports() -> list[str]:
 
 
 @pytest.fixture
-def log(tmp_path: Path, reports: list[str]) -> BrokerLog:
-    log = BrokerLog(tmp_path / "mosquitto.log", reports.append, limit=1_000)
+def log(tmp_path: Path, reports: list[str]) -> LogFile:
+    log = LogFile(tmp_path / "mosquitto.log", reports.append, limit=1_000)
     log.begin()
     log.open_reports()
     return log
@@ -39,7 +39,7 @@ async def test_a_broker_that_refuses_a_device_again_and_again_fills_no_disk(brok
     await eventually(lambda: b"'alice@phone'" in older.read_bytes() + broker.log.read_bytes())
 
 
-def test_the_newest_lines_are_kept_privately(log: BrokerLog) -> None:
+def test_the_newest_lines_are_kept_privately(log: LogFile) -> None:
     for number in range(500):
         log.write(f"2026-11-29T18:00:00: line {number}\n".encode())
     kept = log.older.read_text() + log.path.read_text()
@@ -51,13 +51,13 @@ def test_the_newest_lines_are_kept_privately(log: BrokerLog) -> None:
 def test_a_file_that_an_earlier_version_let_grow_is_cut_to_its_end(tmp_path: Path) -> None:
     for name in ("mosquitto.log", "mosquitto.log.1"):
         (tmp_path / name).write_text("old\n" * 1_000 + f"the end of {name}\n")
-    log = BrokerLog(tmp_path / "mosquitto.log", print, limit=1_000)
+    log = LogFile(tmp_path / "mosquitto.log", print, limit=1_000)
     assert log.begin() == 1_000
     assert log.path.read_text().endswith("the end of mosquitto.log\n")
     assert log.older.stat().st_size == 1_000
 
 
-def test_a_full_disk_loses_lines_but_reports_trouble(log: BrokerLog, reports: list[str]) -> None:
+def test_a_full_disk_loses_lines_but_reports_trouble(log: LogFile, reports: list[str]) -> None:
     log.path.mkdir()  # nothing can be appended to it
     log.write(b"2026-11-29T18:00:00: Error: No space left on device.\n")
     assert reports == ["Error: No space left on device."]
@@ -72,7 +72,7 @@ def test_a_full_disk_loses_lines_but_reports_trouble(log: BrokerLog, reports: li
         "Warning: File passwords has world readable permissions.",
     ],
 )
-def test_trouble_is_reported(log: BrokerLog, reports: list[str], line: str) -> None:
+def test_trouble_is_reported(log: LogFile, reports: list[str], line: str) -> None:
     log.write(f"2026-11-29T18:00:00: {line}\n".encode())
     assert reports == [line]
 
@@ -87,23 +87,23 @@ def test_trouble_is_reported(log: BrokerLog, reports: list[str], line: str) -> N
         "The 'per_listener_settings' option is now deprecated and will be removed in version 3.0.",
     ],
 )
-def test_what_is_no_trouble_of_the_brokers_is_not(log: BrokerLog, reports: list[str], line: str) -> None:
+def test_what_is_no_trouble_of_the_brokers_is_not(log: LogFile, reports: list[str], line: str) -> None:
     log.write(f"2026-11-29T18:00:00: {line}\n".encode())
     assert reports == []
 
 
 def test_the_same_trouble_is_reported_once_in_a_while(
-    log: BrokerLog, reports: list[str], monkeypatch: pytest.MonkeyPatch
+    log: LogFile, reports: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(5):
         log.write(f"Error: connection {number}\n".encode())
     assert reports == ["Error: connection 0"]
-    monkeypatch.setattr("imqtt.cli.broker_log.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("imqtt.cli.log_file.QUIET_SECONDS", 0.0)
     log.write(b"Error: connection 5\n")
     assert reports[1:] == ["Error: connection 5 (4 times more since the last report)"]
 
 
-def test_a_line_that_comes_in_pieces_is_one(log: BrokerLog, reports: list[str]) -> None:
+def test_a_line_that_comes_in_pieces_is_one(log: LogFile, reports: list[str]) -> None:
     log.write(b"2026-11-29T18:00:00: Err")
     log.write(b"or: Out of")
     assert reports == []
@@ -111,7 +111,7 @@ def test_a_line_that_comes_in_pieces_is_one(log: BrokerLog, reports: list[str]) 
     assert reports == ["Error: Out of memory."]
 
 
-def test_reports_of_a_start_wait_for_its_success(log: BrokerLog, reports: list[str]) -> None:
+def test_reports_of_a_start_wait_for_its_success(log: LogFile, reports: list[str]) -> None:
     start = log.begin()
     log.write(b"1795976000: Error: Address already in use\n")
     assert reports == []

@@ -22,7 +22,7 @@ _HARMLESS = re.compile(
 )
 
 
-class BrokerLog:
+class LogFile:
     """Appends what the broker prints to `path`, and reports trouble.
 
     The broker writes into a pipe, not into the file: then a file that has grown can be replaced at any time,
