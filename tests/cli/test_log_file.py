@@ -58,7 +58,7 @@ def test_a_file_that_an_earlier_version_let_grow_is_cut_to_its_end(tmp_path: Pat
 
 
 def test_a_full_disk_loses_lines_but_reports_trouble(log: LogFile, reports: list[str]) -> None:
-    log.path.mkdir()  # nothing can be appended to it
+    log.path.parent.rename(log.path.parent.with_name("gone"))  # nothing can be written there
     log.write(b"2026-11-29T18:00:00: Error: No space left on device.\n")
     assert reports == ["Error: No space left on device."]
 
