@@ -26,7 +26,6 @@ from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid, command_l
 from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose, holder
 from imqtt.cli.process import Process
 from imqtt.cli.system_user import Powerless, SystemUser, broker_user, own_name
-from imqtt.cli.wording import printable
 from imqtt.errors import SetupError
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,9 @@ class Mosquitto:
         self.directory = directory.absolute()
         self.files = BrokerFiles(self.directory)
         self.log = self.files.log
-        self._output = LogFile(self.files.log, _report)
+        self._output = LogFile(self.files.log)
+        self.log_start = 0
+        """Where in its log the process that was started last begins."""
         self._given = self._listeners = Listeners(host, port, websocket_port, internal_port)
         self._preferred = Listeners(host, *preferred, 0)
         self._user_name = user
@@ -155,7 +156,6 @@ class Mosquitto:
             self._let_go()
             raise
         self._report_displaced(wanted)
-        self._output.open_reports()
         self._settled = True
         with self._writable():
             write_private(self.files.listeners, json.dumps(asdict(self._listeners)))
@@ -365,7 +365,7 @@ class Mosquitto:
     async def _launch(self, program: str, user: SystemUser | None) -> None:
         with self._writable():
             self.files.make_private(user)
-            start = self._output.begin()
+            start = self.log_start = self._output.begin()
             self._process = self._spawn(program, user)
         deadline = time.monotonic() + START_SECONDS
         pause = 0.005
@@ -428,7 +428,3 @@ class Mosquitto:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
-
-
-def _report(line: str) -> None:
-    log.warning("Mosquitto: %s", printable(line))

@@ -239,19 +239,6 @@ async def test_the_preferred_port_is_taken_where_it_is_free(tmp_path: Path) -> N
         assert not broker.displaced
 
 
-async def test_what_troubles_it_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with Mosquitto(tmp_path) as broker:
-        assert broker.pid is not None
-        assert "Mosquitto:" not in caplog.text
-        broker.files.state.parent.chmod(0o500)
-        for times in (1, 2):
-            os.kill(broker.pid, signal.SIGUSR1)
-            await eventually(lambda: broker.log.read_text().count("Error saving") == times)  # noqa: B023
-            await eventually(lambda: "Mosquitto: Error saving in-memory database" in caplog.text)
-        broker.files.state.parent.chmod(0o700)
-    assert caplog.text.count("Mosquitto: Error saving") == 1  # not each time
-
-
 async def test_a_port_in_use_is_named(broker: Mosquitto, tmp_path: Path) -> None:
     other = Mosquitto(tmp_path / "other", port=broker.port)
     with pytest.raises(SetupError, match=f"port {broker.port} on 127.0.0.1 is in use"):
