@@ -114,8 +114,8 @@ class Bash:
 
     def __init__(self, path: str, data: Path) -> None:
         script = subprocess.run(
-            [sys.executable, "-m", "imqtt", "--show-completion", "bash"],
-            env=environment(), capture_output=True, text=True, check=True,
+            [sys.executable, "-m", "imqtt"],
+            env=environment(_IMQTT_COMPLETE="source_bash"), capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         (data / "rc").write_text(f"PS1='READY '\n{script}")
         self._process, self._terminal = pty.fork()
