@@ -22,7 +22,8 @@ from imqtt.cli.installation import configuration, configure, executable
 from imqtt.cli.limits import limit_connections, raise_file_limit
 from imqtt.cli.log_file import LogFile
 from imqtt.cli.login import log_in
-from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid, command_line
+from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords
+from imqtt.cli.pid_file import PidFile
 from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose, holder
 from imqtt.cli.process import Process
 from imqtt.cli.system_user import Powerless, SystemUser, broker_user, own_name
@@ -63,6 +64,7 @@ class Mosquitto:
         self.directory = directory.absolute()
         self.files = BrokerFiles(self.directory)
         self.log = self.files.log
+        self._pid_file = PidFile(self.files.pid)
         self._output = LogFile(self.files.log)
         self.log_start = 0
         """Where in its log the process that was started last begins."""
@@ -74,7 +76,7 @@ class Mosquitto:
         self._settled = False
         self.displaced: dict[int, str] = {}
         """Ports that it would have had and that others listen on: by whom, as far as that can be told."""
-        self.passwords = Passwords(self.files.passwords, self.files.pid, self._login)
+        self.passwords = Passwords(self.files.passwords, self._pid_file.process, self._login)
 
     # --- what it is
 
@@ -121,7 +123,7 @@ class Mosquitto:
 
     def running(self) -> bool:
         """Whether this directory's broker runs, in whatever process it was started."""
-        return self._orphan() is not None
+        return self._pid_file.process() is not None
 
     # --- its life
 
@@ -137,7 +139,7 @@ class Mosquitto:
         user = self._user()
         self._hold()
         try:
-            await self._end_orphan()
+            await self._pid_file.end(STOP_SECONDS)  # left behind: the lock is free, so nobody uses it
             self._upgrade()
             wanted = self._wanted()
             for attempt in range(3):
@@ -247,7 +249,7 @@ class Mosquitto:
     def _let_go(self) -> None:
         if self._lock is not None:
             if self.pid is None:
-                self.files.pid.unlink(missing_ok=True)
+                self._pid_file.remove()
             self._lock.close()
             self._lock = None
 
@@ -278,34 +280,6 @@ class Mosquitto:
                     "port %d is in use by %s: %s connect to port %d instead",
                     port, self.displaced[port], what, instead,
                 )  # fmt: skip
-
-    def _orphan(self) -> int | None:
-        """This directory's broker, if one runs: it holds a lock on its pid file as long as it lives."""
-        pid = broker_pid(self.files.pid)
-        if pid is None:
-            return None
-        try:
-            with self.files.pid.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return pid
-        except OSError:
-            return None
-        # imqtt 0.1 named the directory in the command line instead.
-        return pid if str(self.directory / "mosquitto.conf") in command_line(pid) else None
-
-    async def _end_orphan(self) -> None:
-        """Ends a broker whose `imqtt up` was killed: the directory's lock is free, so nobody uses it."""
-        deadline = time.monotonic() + STOP_SECONDS
-        asked = None
-        while (pid := self._orphan()) is not None:
-            if pid != asked:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-                asked = pid
-            if time.monotonic() > deadline:
-                raise SetupError(f"a Mosquitto of an earlier run (process {pid}) does not end")
-            await asyncio.sleep(0.02)
 
     def _upgrade(self) -> None:
         """Brings a directory that imqtt 0.1 has written to the present form.
@@ -383,11 +357,7 @@ class Mosquitto:
             pause = min(2 * pause, 0.1)
 
     def _spawn(self, program: str, user: SystemUser | None) -> Process:
-        """Starts it. Its pid file stays locked until it ends, since it inherits the descriptor."""
-        descriptor = os.open(self.files.pid, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for no longer than `_orphan` takes to look
-            os.ftruncate(descriptor, 0)
+        with self._pid_file.claimed() as (descriptor, write):
             try:
                 process = Process(
                     [program, "-c", self._config_file.name],
@@ -403,9 +373,7 @@ class Mosquitto:
             except (OSError, subprocess.SubprocessError) as error:
                 whom = "" if user is None else f" as user {user.name}"
                 raise SetupError(f"cannot run {program}{whom}: {error}") from error
-            os.write(descriptor, str(process.pid).encode())
-        finally:
-            os.close(descriptor)
+            write(process.pid)
         return process
 
     async def _answers(self) -> bool:

@@ -37,14 +37,16 @@ Login = Callable[[str, str], bool]
 class Passwords:
     """The accounts of one broker.
 
-    A change is followed by SIGHUP to the broker in `pid_file`, if one runs, and where `login` is given the
-    call returns when the broker acts on it. Mosquitto then disconnects whoever is connected with a password
-    that no longer holds.
+    A change is followed by SIGHUP to the broker, if one runs: `broker` is its pid file, or returns its
+    process id. Where `login` is given, the call returns when the broker acts on the change. Mosquitto then
+    disconnects whoever is connected with a password that no longer holds.
     """
 
-    def __init__(self, path: Path, pid_file: Path, login: Login | None = None) -> None:
+    def __init__(
+        self, path: Path, broker: Path | Callable[[], int | None], login: Login | None = None
+    ) -> None:
         self.path = path
-        self._pid_file = pid_file
+        self._broker_pid = broker if callable(broker) else lambda: broker_pid(broker)
         self._login = login
 
     def usernames(self) -> list[str]:
@@ -153,7 +155,7 @@ class Passwords:
 
     def _reload(self) -> bool:
         """Asks the running broker to read the file again. False if none runs."""
-        pid = broker_pid(self._pid_file)
+        pid = self._broker_pid()
         if pid is None:
             return False
         try:
@@ -177,7 +179,7 @@ class Passwords:
                 if self._login(username, password) is accepted:
                     return
             except OSError:
-                if broker_pid(self._pid_file) is None:
+                if self._broker_pid() is None:
                     return  # it ended meanwhile, and reads the file when it starts
             if time.monotonic() > deadline:
                 raise SetupError(

@@ -315,6 +315,19 @@ async def test_a_pid_file_that_names_another_process_harms_nobody(tmp_path: Path
     assert Passwords(tmp_path / "passwords", tmp_path / "mosquitto.pid").add("alice@phone")
 
 
+async def test_a_pid_file_that_names_another_mosquitto_harms_none(broker: Mosquitto, tmp_path: Path) -> None:
+    other = Mosquitto(tmp_path / "other")
+    async with other:
+        pass
+    other.files.pid.write_text(str(broker.pid))  # as after a crash, when the number is given again
+    assert not other.running()
+    other.passwords.add("alice@phone")
+    other.passwords.remove("alice@phone")
+    async with other:
+        assert log_in(INTERNAL_HOST, broker.internal_port, SERVER_ACCOUNT, broker.server_password)
+    assert "Reloading config" not in broker.log.read_text()
+
+
 async def test_it_is_told_when_it_ends(broker: Mosquitto) -> None:
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGKILL)
