@@ -12,6 +12,8 @@ from pathlib import Path
 from imqtt.cli.passwords import broker_pid, command_line
 from imqtt.errors import SetupError
 
+RESEND_SECONDS = 0.5
+
 
 class PidFile:
     """Says which process is the broker of a data directory, whoever started it.
@@ -53,15 +55,19 @@ class PidFile:
             os.close(descriptor)
 
     async def end(self, within: float) -> None:
-        """Has the broker end if one runs. Raises `SetupError` if it does not in so many seconds."""
-        deadline = time.monotonic() + within
-        asked = None
+        """Has the broker end if one runs. Raises `SetupError` if it does not in so many seconds.
+
+        It is asked again and again: a Mosquitto that is just starting forgets the first time.
+        """
+        now = time.monotonic()
+        deadline, asked = now + within, now - RESEND_SECONDS
         while (pid := self.process()) is not None:
-            if pid != asked:
+            now = time.monotonic()
+            if now - asked >= RESEND_SECONDS:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-                asked = pid
-            if time.monotonic() > deadline:
+                asked = now
+            if now > deadline:
                 raise SetupError(f"a Mosquitto of an earlier run (process {pid}) does not end")
             await asyncio.sleep(0.02)
 

@@ -89,7 +89,7 @@ async def test_a_broker_of_imqtt_0_1_that_was_left_behind_is_ended(tmp_path: Pat
     )
     await eventually(lambda: broker_pid(tmp_path / "mosquitto.pid"), what="its pid file")
     async with Mosquitto(tmp_path) as broker:
-        assert await left.wait() in (0, -signal.SIGTERM)
+        assert await left.wait() in (0, -signal.SIGTERM)  # it may have had no handler yet
         assert broker.pid != left.pid
 
 
