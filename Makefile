@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests run in two processes more than there are cores. JOBS=2 makes it two, JOBS=0 none beside pytest's own.
+JOBS ?= auto
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test chaos soak fuzz check bench proto docs format mosquitto redis clean
+.PHONY: help demo test verify chaos soak fuzz check bench proto docs format mosquitto redis clean
 
 help:
 	@echo "make demo    three users on a real broker, the server killed in mid-stream, and an audit"
-	@echo "make test    every test, against a real Mosquitto and Redis, and MongoDB's protocol"
+	@echo "make test    the tests, against a real Mosquitto and Redis, and MongoDB's protocol: some minutes"
+	@echo "make verify  what takes longer: thousands of simulated worlds, 30-second outages, chaos, fuzzing"
 	@echo "make chaos   real parts killed, paused, cut and wiped under real devices, and a verdict on all they saw"
 	@echo "make soak    a million messages with a fault every ten seconds, and what has grown"
 	@echo "make fuzz    the codecs and the MQTT parser, coverage-guided, for ten minutes (SECONDS=600)"
@@ -18,13 +22,13 @@ help:
 	@echo "make docs    writes the settings' table into docs/deployment.md"
 
 $(READY): pyproject.toml
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || { ./tests/check-python $(PYTHON) && $(PYTHON) -m venv --clear $(VENV); }
 	@$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/pip install --quiet --editable '.[scale,motor]' --group dev
 	@touch $@
 
 mosquitto:
-	@./deploy/mosquitto/install
+	@test -n "$$IMQTT_TEST_MOSQUITTO" || ./deploy/mosquitto/install
 
 redis:
 	@./tests/install-redis
@@ -33,7 +37,13 @@ demo: $(READY) mosquitto
 	@$(BIN)/python -m tests.demo
 
 test: $(READY) mosquitto redis
-	$(BIN)/pytest
+	$(PYTEST)
+
+verify: $(READY) mosquitto redis
+	$(PYTEST) -m 'verify or hypothesis' --hypothesis-profile verify --timeout 1200
+	@$(BIN)/python -m tests.chaos
+	@$(BIN)/pip install --quiet --group fuzz
+	@$(BIN)/python -m tests.fuzz --seconds 120
 
 chaos: $(READY) mosquitto redis
 	@$(BIN)/python -m tests.chaos

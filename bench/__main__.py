@@ -21,6 +21,7 @@ from bench.traffic import devices
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.errors import SetupError
+from tests.mosquitto import use_given
 
 LATEST = Path(__file__).parent / "latest.json"
 PARTITIONS = 16
@@ -268,6 +269,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    use_given()
     try:
         asyncio.run(main())
     except (Failed, SetupError) as error:

@@ -7,7 +7,6 @@ text beside it.
 
 import difflib
 import os
-import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -15,16 +14,37 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from imqtt.core.snowflake import MAX_PARTITIONS
 from imqtt.errors import SetupError
+from imqtt.redaction import redacted
 
-# The options of a URL that are secrets themselves, or hold one: a key file's password, a session's token.
-SECRET_OPTION = re.compile(
-    r"([?&][^=&]*(?:password|token|authMechanismProperties)[^=&]*=)[^&]*", re.IGNORECASE
-)
+# Variables that begin with IMQTT_ and are no settings of the server.
+OTHER_VARIABLES = frozenset(
+    {
+        "IMQTT_CONFIG", "IMQTT_DEBUG", "IMQTT_LIFELINE",
+        "IMQTT_BROKER", "IMQTT_DATA", "IMQTT_DEVICE", "IMQTT_PASSWORD", "IMQTT_USER",
+        "IMQTT_BIND", "IMQTT_MQTT_PORT", "IMQTT_WEBSOCKET_PORT",
+    }
+)  # fmt: skip
+TESTS_VARIABLES = "IMQTT_TEST_"
+LIKELY = 0.75  # how alike two names are, from 0 to 1, for one to be the other misspelt
+YEAR = 31_536_000  # seconds
 
 
-def _setting(default: Any, help: str, *, secret: bool = False, address: bool = False) -> Any:
-    return field(default=default, metadata={"help": help, "secret": secret, "address": address})
+def _setting(default: str, help: str, *, secret: bool = False, address: bool = False) -> Any:
+    return field(
+        default=default,
+        metadata={"help": help, "secret": secret, "address": address, "unit": "", "least": 0, "most": 0},
+    )
+
+
+def _number(default: int, help: str, unit: str, least: int, most: int) -> Any:
+    return field(
+        default=default,
+        metadata={
+            "help": help, "secret": False, "address": False, "unit": unit, "least": least, "most": most,
+        },
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -32,7 +52,7 @@ class ServerConfig:
     """What a server process needs to know. Sizes in bytes, times in seconds."""
 
     broker_host: str = _setting("127.0.0.1", "Mosquitto's internal listener: host")
-    broker_port: int = _setting(1884, "Mosquitto's internal listener: port")
+    broker_port: int = _number(1884, "Mosquitto's internal listener: port", "", 1, 65_535)
     broker_username: str = _setting("imqtt-server", "the server's account on the broker")
     broker_password: str = _setting("", "its password", secret=True)
     broker_ca: str = _setting(
@@ -51,23 +71,43 @@ class ServerConfig:
         address=True,
     )
     state_password: str = _setting("", "Redis's password, in place of one in the address", secret=True)
-    workers: int = _setting(1, "processes on this machine; more than one need MongoDB and Redis")
-    worker_ttl: int = _setting(2, "a worker that has not shown itself for so long is taken for dead")
-    partitions: int = _setting(0, "of a store that is created; fixed from then on, 0: its own, else 16")
-    health: str = _setting("", "address of a health page over HTTP: host:port; empty: none")
-    max_content: int = _setting(65_536, "largest content of a message")
-    max_command: int = _setting(262_144, "largest command")
-    max_packet: int = _setting(262_144, "largest packet to a device that did not say less in `Hello`")
-    device_rate: int = _setting(1_000, "messages a second that one device may send, sustained")
-    device_burst: int = _setting(4_000, "messages that one device may send at once")
-    max_batch: int = _setting(500, "commands that are decided together, at most")
-    conversations_cached: int = _setting(
-        100_000, "heads of conversations kept in memory, over all partitions"
+    workers: int = _number(
+        1, "processes on this machine; more than one need MongoDB and Redis", "processes", 1, 256
     )
-    reads_at_once: int = _setting(4, "`Sync` and `History` served at the same time")
-    reads_waiting: int = _setting(2_000, "`Sync` and `History` waiting; further ones are rejected as busy")
-    presence_ttl: int = _setting(300, "a device that says nothing for so long is taken for offline")
-    clock_tolerance: int = _setting(60, "how far ids may run ahead of a clock that stepped back")
+    worker_ttl: int = _number(
+        2, "time without a heartbeat after which a worker is considered dead", "seconds", 1, 60
+    )
+    partitions: int = _number(
+        0,
+        "of a new store, where they are fixed for good; 0: what the store has, or 16 for a new one",
+        "partitions", 0, MAX_PARTITIONS,
+    )  # fmt: skip
+    health: str = _setting("", "address of a health page over HTTP: host:port; empty: none")
+    max_content: int = _number(65_536, "largest content of a message", "bytes", 1, 8_388_608)
+    max_command: int = _number(262_144, "largest command", "bytes", 1_024, 16_777_216)
+    max_packet: int = _number(
+        262_144, "largest packet to a device that did not say less in `Hello`", "bytes", 2_048, 16_777_216
+    )
+    device_rate: int = _number(
+        1_000, "messages that one device may send, sustained", "messages a second", 1, 1_000_000
+    )
+    device_burst: int = _number(4_000, "messages that one device may send at once", "messages", 1, 10_000_000)
+    max_batch: int = _number(500, "commands that are decided together, at most", "commands", 1, 10_000)
+    conversations_cached: int = _number(
+        100_000, "heads of conversations kept in memory, over all partitions", "conversations", 1, 100_000_000
+    )
+    reads_at_once: int = _number(4, "`Sync` and `History` served at the same time", "commands", 1, 1_000)
+    reads_waiting: int = _number(
+        2_000, "`Sync` and `History` waiting; further ones are rejected as busy", "commands", 1, 1_000_000
+    )
+    presence_ttl: int = _number(
+        300, "time without a command after which a device is considered offline", "seconds", 1, 604_800
+    )
+    clock_tolerance: int = _number(
+        60,
+        "how far the clock may be behind the newest ids before it is reported; ids run on all the while",
+        "seconds", 1, YEAR,
+    )  # fmt: skip
 
     @classmethod
     def from_environment(
@@ -75,7 +115,7 @@ class ServerConfig:
     ) -> "ServerConfig":
         """Settings `given` (a None counts as not given), else from `IMQTT_…`, else `file`, else the defaults.
 
-        Raises `SetupError` for a value that is not of the setting's type, or too small.
+        Raises `SetupError` for a value that is not of the setting's type, or beyond its bounds.
         """
         values: dict[str, Any] = {}
         for setting in SETTINGS:
@@ -106,15 +146,28 @@ class Setting:
     help: str
     secret: bool
     address: bool  # a URL, in which a password may stand
+    unit: str  # of a number; "" if it has none
+    least: int  # a number's bounds, both allowed
+    most: int
 
     @property
     def number(self) -> bool:
         return isinstance(self.default, int)
 
     @property
-    def least(self) -> int:
-        """Of a number. 0 only where that is the default: there it says that nothing is asked for."""
-        return 0 if self.default == 0 else 1
+    def bounds(self) -> str:
+        """What a number may be, for people: `bytes, 1,024 to 16,777,216`; "" for a text."""
+        if not self.number:
+            return ""
+        return (f"{self.unit}, " if self.unit else "") + f"{self.least:,} to {self.most:,}"
+
+    def check(self, number: int) -> int:
+        """The number, if it is within the bounds. Raises `SetupError`."""
+        if number < self.least:
+            raise SetupError(f"{number} is less than {self.least} ({self.bounds})")
+        if number > self.most:
+            raise SetupError(f"{number} is more than {self.most} ({self.bounds})")
+        return number
 
     @property
     def variable(self) -> str:
@@ -160,20 +213,25 @@ class SettingsFile:
         return cls(path, settings)
 
 
-def redacted(url: str) -> str:
-    """`url` as it may be shown: with `***` in place of a password.
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Names that begin with `IMQTT_` and that imqtt does not know, for a warning.
 
-    Whatever stands before the last `@` is taken for a name and its password, though a correct URL would
-    have it end at the first `/`: a password that its owner forgot to escape is not to be shown either.
+    Raises `SetupError` for one that is very like a setting's: it is misspelt, and the server would run with
+    the default. Others may have been put there by somebody else: Kubernetes sets `IMQTT_SERVICE_HOST` for a
+    service that is named `imqtt`.
     """
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme == "sqlite":
-        return url
-    account, at, place = rest.rpartition("@")
-    user, colon, _ = account.partition(":")
-    if at and colon:
-        rest = f"{user}:***@{place}"
-    return f"{scheme}://" + SECRET_OPTION.sub(r"\1***", rest)
+    known = {it.variable for it in SETTINGS} | {f"{it.variable}_FILE" for it in SETTINGS if it.secret}
+    unknown: list[str] = []
+    for name in sorted(environment):
+        if not name.startswith("IMQTT_") or name.startswith(TESTS_VARIABLES):
+            continue
+        if name in known or name in OTHER_VARIABLES:
+            continue
+        bare = {it.removeprefix("IMQTT_"): it for it in (*known, *OTHER_VARIABLES)}
+        if near := difflib.get_close_matches(name.removeprefix("IMQTT_"), bare, 1, LIKELY):
+            raise SetupError(f"{name}: no such setting; did you mean {bare[near[0]]}?")
+        unknown.append(name)
+    return unknown
 
 
 def _checked(setting: Setting, value: Any) -> str | int:
@@ -184,9 +242,10 @@ def _checked(setting: Setting, value: Any) -> str | int:
         number = int(value)
     except ValueError:
         raise SetupError(f"{setting.name}: {value!r} is not a whole number") from None
-    if number < setting.least:
-        raise SetupError(f"{setting.name}: {number} is less than {setting.least}")
-    return number
+    try:
+        return setting.check(number)
+    except SetupError as error:
+        raise SetupError(f"{setting.name}: {error.reason}") from None
 
 
 def _check_line(key: str, value: object, settings: Mapping[str, object], *, public: bool) -> None:
@@ -200,8 +259,7 @@ def _check_line(key: str, value: object, settings: Mapping[str, object], *, publ
     if setting is not None and setting.number:
         if type(value) is not int:  # to Python, `true` is one
             raise SetupError(f"{value!r} is not a whole number")
-        if value < setting.least:
-            raise SetupError(f"{value} is less than {setting.least}")
+        setting.check(value)
         return
     if not isinstance(value, str):
         raise SetupError("not a text in quotes")  # unshown: it may be a password of digits
@@ -212,5 +270,6 @@ def _check_line(key: str, value: object, settings: Mapping[str, object], *, publ
     if public and (setting.secret or (setting.address and redacted(value) != value)):
         instead = f"{key}_file" if setting.secret else f"{key}_password_file"
         raise SetupError(
-            f"a password, in a file that everybody on this machine may read: `chmod o-r` it, or use {instead}"
+            "a password, or an option that may be one, in a file that everybody on this machine may read: "
+            f"`chmod o-r` it, or use {instead}"
         )

@@ -15,12 +15,13 @@ ImqttError
 |   +-- StoreFull
 |   +-- StoreReadOnly
 |   +-- StoreUnreachable commands wait; who reads is told to ask again
-|   +-- ClockBehind      the server's clock stepped back further than ids may run ahead
+|   +-- ClockWrong       the server's clock is before 2025 or after 2094
 +-- ClientError          raised by the SDK only
 |   +-- NotConnected
 |   +-- Discarded
 |   +-- CredentialsRefused
 |   +-- DeviceStoreError
+|       +-- DeviceStoreInUse     another client has it open
 +-- SetupError           the operator has to change something before imqtt can run
     +-- StoreInUse       somebody else has the store open
 """
@@ -107,8 +108,8 @@ class StoreUnreachable(Unavailable):
     """No connection to the store, or none in time: nothing is known of what was asked."""
 
 
-class ClockBehind(Unavailable):
-    """The clock stepped back by more than ids may run ahead of it."""
+class ClockWrong(Unavailable):
+    """The clock says a time that ids cannot tell: it is wrong, and nothing is stored until it is set."""
 
 
 class ClientError(ImqttError):
@@ -129,6 +130,10 @@ class CredentialsRefused(ClientError):
 
 class DeviceStoreError(ClientError):
     """The device's local store cannot be opened or written."""
+
+
+class DeviceStoreInUse(DeviceStoreError):
+    """Another client has the device's store open. The reason names its process where that is known."""
 
 
 class SetupError(ImqttError):

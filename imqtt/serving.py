@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from imqtt.config import ServerConfig
-from imqtt.core.snowflake import MAX_PARTITIONS
 from imqtt.errors import SetupError
 from imqtt.server.app import Server, wall_clock
 from imqtt.state import open_state
@@ -20,8 +19,6 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
 
     `clock` gives milliseconds since the Unix epoch. Raises `SetupError`.
     """
-    if config.partitions > MAX_PARTITIONS:  # before a store is created that could never be served
-        raise SetupError(f"partitions: {config.partitions}; at most {MAX_PARTITIONS}")
     store = await open_store(
         config.store,
         Identity.draw(config.partitions or PARTITIONS),

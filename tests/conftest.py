@@ -1,18 +1,62 @@
-"""Fixtures for everybody. A test that needs a broker gets one of its own."""
+"""Fixtures for everybody, and what a failure leaves behind. Each test that needs a broker has its own."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from imqtt.cli.mosquitto import Mosquitto
+from tests.logs import tails
+from tests.mosquitto import use_given
+from tests.ports import listeners
 from tests.services import ServerProcess
+
+DIRECTORY = pytest.StashKey[Path]()
+
+# `make test` tries the same examples each time. `make verify` tries others, and more of them: it asks for the
+# profile "verify", and prints what repeats a failure. No deadlines: a busy machine is slow now and then.
+settings.register_profile("test", deadline=None, derandomize=True)
+settings.register_profile("verify", deadline=None, max_examples=500, print_blob=True)
+settings.load_profile("test")
+
+
+def pytest_configure() -> None:
+    try:
+        use_given()
+    except SystemExit as error:
+        pytest.exit(str(error), returncode=2)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """More than there are cores: a test mostly waits, for processes to start and for what they answer."""
+    return (os.cpu_count() or 1) + 2
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says where a failed test's files are kept, and how its processes' logs end."""
+    report = yield
+    directory = item.stash.get(DIRECTORY, None)
+    if report.failed and directory is not None:
+        report.sections.append((f"kept in {directory}", tails(directory)))
+    return report
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """As pytest's own. It is kept if the test fails."""
+    request.node.stash[DIRECTORY] = tmp_path
+    return tmp_path
 
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
     """A running Mosquitto. `broker.passwords.add("alice@phone")` gives a password that works at once."""
-    broker = Mosquitto(tmp_path / "broker")
+    broker = Mosquitto(tmp_path / "broker", **listeners())
     await broker.start()
     yield broker
     await broker.stop()

@@ -22,6 +22,7 @@ from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client
 from imqtt.errors import ImqttError
 from imqtt.model import Accepted, Event
+from tests.mosquitto import use_given
 from tests.services import ServerProcess
 
 CONVERSATIONS = ("d:alice:bob", "d:alice:carol", "d:bob:carol", "u:alice", "u:bob", "u:carol")
@@ -251,6 +252,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    use_given()
     try:
         sys.exit(asyncio.run(main()))
     except ImqttError as error:

@@ -23,9 +23,9 @@ from imqtt.model import (
 )
 from imqtt.protocol import Format, decode_frames, encode_command
 from imqtt.protocol.topics import down, up
+from tests.services import WITHIN
 
 F = TypeVar("F")
-WITHIN = 10.0
 
 
 class RawDevice:

@@ -24,13 +24,12 @@ from typing import Self
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from imqtt.cli.ports import Listeners, choose
 from imqtt.cli.process import end_with_parent
+from tests.ports import free_port
 
 START_SECONDS = 30.0
 REPLICA_SET = "rs0"
 _ADDRESS = "IMQTT_TEST_MONGODB"
-_ANY = Listeners("127.0.0.1", 0, 0, 0)
 
 
 def database_url() -> str:
@@ -41,6 +40,29 @@ def database_url() -> str:
     if _ADDRESS in os.environ:  # the others end, and their data with them
         atexit.register(_drop, url, name)
     return url
+
+
+async def faulty_server() -> "MongoServer":
+    """A server that lets a test have its commands fail, running, with a new and empty database.
+
+    It is one for all tests of this process, one at a time: each may stop, pause and kill it.
+    """
+    server = _faulty()
+    server.database = f"imqtt_test_{secrets.token_hex(6)}"
+    server.resume()
+    await server.start()
+    with MongoClient[dict[str, object]](server.url) as client:
+        client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+    return server
+
+
+@functools.cache
+def _faulty() -> "MongoServer":
+    directory = _directory()
+    option = "--enable-test-commands" if is_secantus() else "--setParameter=enableTestCommands=1"
+    server = MongoServer(directory, option)
+    atexit.register(server.end, signal.SIGKILL)
+    return server
 
 
 @functools.cache
@@ -71,24 +93,35 @@ def _container() -> str | None:
 
 
 def _process() -> str:
-    directory = Path(tempfile.mkdtemp(prefix="imqtt-mongodb-"))
-    server = MongoServer(directory)
+    server = MongoServer(_directory())
     server.launch()
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     atexit.register(server.end, signal.SIGKILL)
     server.wait_until_writable()
     return _direct("127.0.0.1", server.port)
 
 
+def _directory() -> Path:
+    """Removed when the tests end, after the servers in it."""
+    directory = Path(tempfile.mkdtemp(prefix="imqtt-mongodb-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def is_secantus() -> bool:
+    """Whether SecantusDB is what runs, since there is no `mongod`."""
+    return shutil.which("mongod") is None
+
+
 class MongoServer:
     """A process of its own, which can be stopped, paused and started again on its port and data.
 
-    `mongod`, or else SecantusDB. `options` are added to its command line.
+    `mongod`, or else SecantusDB. `options` are added to its command line; `url` is of `database`.
     """
 
     def __init__(self, directory: Path, *options: str) -> None:
-        self.port = choose(_ANY, _ANY).port
-        self.is_secantus = shutil.which("mongod") is None
+        self.port = free_port()
+        self.database = "imqtt"
+        self.is_secantus = is_secantus()
         self._directory = directory
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,15 +130,21 @@ class MongoServer:
     def url(self) -> str:
         """Of a database in it."""
         address, _, options = _direct("127.0.0.1", self.port).partition("?")
-        return f"{address}imqtt?{options}"
+        return f"{address}{self.database}?{options}"
 
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     async def start(self) -> None:
-        """Returns when it takes writes."""
+        """Returns when it takes writes; at once, if it runs."""
+        if self.running:
+            return
         self.launch()
         await asyncio.to_thread(self.wait_until_writable)
 
@@ -122,7 +161,8 @@ class MongoServer:
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
+        if self.running:
+            os.kill(self.pid, signal.SIGCONT)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -19,17 +19,11 @@ from typing import Self
 
 import pytest
 
-from imqtt.cli.ports import Listeners, choose
 from imqtt.cli.process import end_with_parent
+from tests.ports import free_port
 
 ADDRESS = "IMQTT_TEST_REDIS"
 START_SECONDS = 20.0
-_ANY = Listeners("127.0.0.1", 0, 0, 0)
-
-
-def free_port() -> int:
-    """Not one that the system gives to outgoing connections: a client that tries it might get itself."""
-    return choose(_ANY, _ANY).port
 
 
 def program() -> str | None:

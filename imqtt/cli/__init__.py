@@ -7,8 +7,9 @@ import sys
 def main() -> int:
     """Runs the command that the process was given; its exit status.
 
-    0: done; 1: refused or failed; 2: used wrongly; 130: interrupted.
+    0: done; 1: refused or failed; 2: used wrongly; 128 + N: ended by signal N.
     """
+    _open_standard_streams()
     from imqtt.cli.app import app, run
 
     if os.environ.get("_IMQTT_COMPLETE") == "complete_bash":
@@ -17,3 +18,18 @@ def main() -> int:
         sys.stdout.write(for_bash(lambda: app([], prog_name="imqtt")))
         return 0
     return run(sys.argv[1:])
+
+
+def _open_standard_streams() -> None:
+    """Puts /dev/null where a standard stream was closed (`<&-`).
+
+    Whatever is opened next would get its number: a database, or an event loop, which then aborts the process.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - for as long as the process runs

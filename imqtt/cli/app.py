@@ -1,13 +1,14 @@
 """The commands, and how what goes wrong with them is told: one line on stderr, and an exit status."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 import typer
 
-from imqtt.cli import chat, device, messages, server, store, workers
-from imqtt.cli.output import complain
+from imqtt.cli import chat, device, messages, outbox, server, store, workers
+from imqtt.cli.output import OutputError, complain
 from imqtt.errors import ImqttError
 
 app = typer.Typer(
@@ -15,7 +16,8 @@ app = typer.Typer(
     help="Instant messaging on an MQTT broker: ordered, stored, delivered once.\n\n"
     "Begin with `imqtt up` in one terminal; in another, `imqtt device add alice@phone --save` and"
     " `imqtt chat bob --user alice`.",
-    epilog="Exit status: 0 done, 1 refused or failed, 2 used wrongly.",
+    epilog="Results are on stdout, all else on stderr. With `--json`, each result is a JSON object on a line"
+    " of its own. Exit status: 0 done, 1 refused or failed, 2 used wrongly, 128 + N ended by signal N.",
     rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,6 +34,7 @@ app.command("chat", rich_help_panel=TALKING)(chat.chat)
 app.command("send", rich_help_panel=TALKING)(messages.send)
 app.command("tail", rich_help_panel=TALKING)(messages.tail)
 app.command("history", rich_help_panel=TALKING)(messages.history)
+app.add_typer(outbox.app, name="outbox", rich_help_panel=TALKING)
 
 
 def _version(wanted: bool) -> None:
@@ -54,6 +57,11 @@ def _root(
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command. Returns its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a character that the terminal's encoding lacks ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(list(arguments), prog_name="imqtt", standalone_mode=False)
         sys.stdout.flush()
@@ -63,16 +71,26 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except ImqttError as error:
-        complain(error.reason)
-        return 1
-    except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if os.environ.get("IMQTT_DEBUG"):
-            raise
-        complain(f"unexpected {type(error).__name__}: {error} (IMQTT_DEBUG=1 shows where)")
-        return 1
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        return _failed(error)
     return status if isinstance(status, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    """Tells what went wrong. Returns the exit status."""
+    if isinstance(error, BrokenPipeError):
+        _abandon_stdout()  # the reader has had enough
+    elif isinstance(error, ImqttError):
+        complain(error.reason)
+        if isinstance(error, OutputError):
+            _abandon_stdout()
+    elif os.environ.get("IMQTT_DEBUG"):
+        raise error
+    else:
+        complain(f"unexpected {type(error).__name__}: {error} (IMQTT_DEBUG=1 shows where)")
+    return 1
+
+
+def _abandon_stdout() -> None:
+    """Python would complain once more, and end with status 120, when it flushes what is left at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

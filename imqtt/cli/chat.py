@@ -34,11 +34,11 @@ def chat(
     stored, `✓✓` has reached another's device, and coloured, has been read. Messages written without
     a connection are sent when there is one.
 
-    Enter sends, Alt-Enter begins a new line, PageUp brings older messages; `/to USER` changes the
-    conversation, `/quit` or Ctrl-C leaves.
+    Enter sends, Alt-Enter begins a new line, PageUp brings older messages. `/to USER` changes the
+    conversation, `/discard` takes back what is not stored yet, `/help` or F1 shows all commands and keys,
+    `/quit` or Ctrl-C leaves.
     """
     import asyncio
-    import logging
 
     connection = resolve(
         data=data, user=user, device=device, password=password, brokers=brokers, store=device_store
@@ -48,5 +48,4 @@ def chat(
 
     from imqtt.cli.conversing import converse
 
-    logging.disable()  # whatever a library has to say would tear the screen
     asyncio.run(converse(connection, to))

@@ -65,6 +65,7 @@ class Connection:
     password: str = field(repr=False)
     brokers: list[str]
     store: Path | None
+    users: set[str] | None = None  # who has a device on this broker; None: not known
 
 
 def resolve(
@@ -82,7 +83,26 @@ def resolve(
             )
         password = saved
         store = store or directory.device_store(who)
-    return Connection(who, password, brokers or [_broker(directory)], store)
+    if brokers:
+        return Connection(who, password, brokers, store)
+    return Connection(who, password, [_broker(directory)], store, directory.users(who))
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDevice:
+    """A device and its store on this machine, for what needs no connection."""
+
+    device: Device
+    store: Path
+
+
+def resolve_store(data: Path, user: str, device: str, store: Path | None) -> LocalDevice:
+    """Fills in from the data directory what was not given. Raises `SetupError`."""
+    directory = DataDirectory(data)
+    who = _who(directory, user, device, "")
+    if store is None and directory.password(who) is None:
+        raise SetupError(f"no store of {who} in {directory.path}: --device-store FILE names another")
+    return LocalDevice(who, store or directory.device_store(who))
 
 
 def _who(directory: DataDirectory, user: str, device: str, password: str) -> Device:

@@ -1,11 +1,13 @@
 """A chat at work: between the client, which has the messages, and the screen, which shows them."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine
 from typing import Any
 from uuid import uuid4
 
+from imqtt.cli.client import SILENT, StateNews, make_client, naming_the_holder, stranger
 from imqtt.cli.connection import Connection
 from imqtt.cli.screen import Screen
 from imqtt.cli.transcript import Transcript
@@ -16,43 +18,66 @@ from imqtt.model import Content, Marks, PeerTyping, Presence
 
 PAGE = 100  # messages that are fetched at once
 TYPING_SECONDS = 6.0  # how long somebody is shown as typing without saying so again
+TYPING_EVERY = 3.0  # seconds between two times of saying so
 NOTE_SECONDS = 8.0  # how long a note stays in the line above the one to write in
-HELP = "Enter sends · Alt-Enter new line · PageUp older · /to USER · /quit"
+HINT = "Enter sends · /help or F1 shows all commands and keys · /quit leaves"
+HELP = """\
+Commands
+  /to USER         talk with USER; with yourself, to take notes
+  /discard         take back the newest message that waits or was refused
+  /help            this page
+  /quit, /exit     leave
+  //text           send a text that begins with /
+
+Keys
+  Enter            send
+  Alt-Enter        begin a new line; or Esc, then Enter
+  PageUp           older messages; at the top it fetches what was before
+  PageDown         newer messages
+  Ctrl-End         the newest message
+  F1               this page; Esc closes it
+  Ctrl-A, Ctrl-E   to the beginning and the end of the line
+  Ctrl-W, Ctrl-U   delete the word, or everything, before the cursor
+  Ctrl-K, Ctrl-Y   delete everything behind it; put back what was deleted
+  Ctrl-C, Ctrl-Q   leave; also Ctrl-D if nothing is written
+
+Behind your own messages
+  ·                waits to be stored; sent as soon as the server answers
+  ✓                stored: it cannot get lost
+  ✓✓               has reached another's device; coloured: read
+  ✗                refused, and why; /discard removes it"""
 
 
 async def converse(connection: Connection, to: str) -> None:
     """Until the person leaves. Raises `SetupError`, `CredentialsRefused` or what else ends the client."""
-    client = Client(
-        user=connection.device.user,
-        device=connection.device.device,
-        password=connection.password,
-        brokers=connection.brokers,
-        store=connection.store,
-        platform="imqtt chat",
-        wait=3.0,
-    )
-    async with client:
-        conversation = conversation_with(connection.device.user, to) if to else await _latest(client)
-        await Chat(client, conversation).run()
+    given = conversation_with(connection.device.user, to) if to else ""
+    # The screen shows what is missing as it comes; which conversation was the last has to be known before.
+    client = make_client(connection, platform="imqtt chat", wait=1.0 if given else 5.0)
+    async with contextlib.AsyncExitStack() as stack:
+        with naming_the_holder(connection.device):
+            await stack.enter_async_context(client)
+        await Chat(client, connection, given or await _latest(client)).run()
 
 
 async def _latest(client: Client) -> str:
     known = await client.conversations(1)
     if not known:
-        raise SetupError("there is no conversation yet: `imqtt chat USER` begins one")
+        raise SetupError("this device knows of no conversation yet: `imqtt chat USER` begins one")
     return known[0].conversation
 
 
 class Chat:
     """One person's screen. It shows one conversation at a time."""
 
-    def __init__(self, client: Client, conversation: str) -> None:
+    def __init__(self, client: Client, connection: Connection, conversation: str) -> None:
         self._client = client
+        self._connection = connection
         self._device = client.settings.device
         self._conversation = conversation
         self._transcript = Transcript(self._device.user)
         self._typing_until = 0.0
         self._typed = False
+        self._typing_told_until = 0.0
         self._note = (0.0, "")
         self._fetching = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,7 +85,7 @@ class Chat:
 
     async def run(self) -> None:
         """Shows the conversation until the person leaves; raises what ends the client."""
-        self._say(HELP, 30.0)
+        self._say(HINT, 30.0)
         events, notices = self._client.events(), self._client.notices()  # nothing is missed from here on
         await self._open(self._conversation)
         screen = asyncio.create_task(self._screen.application.run_async(), name="screen")
@@ -83,17 +108,20 @@ class Chat:
     # --- what the person does
 
     def send(self, text: str) -> None:
-        if text.startswith("/"):
+        if text.startswith("/") and not text.startswith("//"):
             self._command(text)
             return
+        text = text.removeprefix("/")
         message, content = uuid4().hex, Content(text=text)
         self._transcript.wait(message, content, _now())
         self._do(self._post(self._conversation, message, content))
 
     def typing(self, *, typing: bool) -> None:
-        if typing or self._typed:
-            self._typed = typing
-            self._do(self._client.typing(self._conversation, typing))
+        now = time.monotonic()
+        if now < self._typing_told_until if typing else not self._typed:
+            return  # the others know; a pasted text may come key by key
+        self._typed, self._typing_told_until = typing, now + TYPING_EVERY if typing else 0.0
+        self._do(self._client.typing(self._conversation, typing))
 
     def older(self) -> None:
         if not self._transcript.begins and not self._fetching:
@@ -102,15 +130,40 @@ class Chat:
 
     def _command(self, text: str) -> None:
         command, _, argument = text.partition(" ")
-        if command == "/to" and argument.strip():
-            try:
-                conversation = conversation_with(self._device.user, argument.strip())
-            except ImqttError as error:
-                self._say(error.reason)
-                return
-            self._do(self._open(conversation))
+        match command, argument.strip():
+            case "/to", "":
+                self._say("/to needs a user: /to USER")
+            case "/to", to:
+                try:
+                    conversation = conversation_with(self._device.user, to)
+                except ImqttError as error:
+                    self._say(error.reason)
+                else:
+                    self._note = (0.0, "")
+                    self._do(self._open(conversation))
+            case "/discard", "":
+                self._do(self._discard())
+            case "/help", "":
+                self.help()
+            case _:
+                self._say(f"there is no command {command}: /help shows all; /{text} sends it as a text")
+
+    def help(self) -> None:
+        self._screen.show_page(HELP)
+
+    async def _discard(self) -> None:
+        """Takes back the newest message that is not stored."""
+        message = next(reversed(self._transcript.unstored), "")
+        if not message:
+            self._say("nothing here is waiting or refused")
+            return
+        await self._client.discard(self._conversation, message)
+        if message not in self._transcript.unstored:
+            self._say("it was stored just now")
+        elif self._transcript.discard(message).refused:
+            self._say("removed")
         else:
-            self._say(HELP)
+            self._say("taken back; if it was sent already, it may be stored nevertheless")
 
     async def _post(self, conversation: str, message: str, content: Content) -> None:
         try:
@@ -122,6 +175,8 @@ class Chat:
         self._conversation = conversation
         self._typing_until = 0.0
         self._transcript.clear()
+        if warning := stranger(self._connection, conversation):
+            self._say(warning, 30.0)
         for entry in await self._client.outbox():
             if entry.conversation == conversation:
                 self._transcript.wait(entry.client_msg_id, entry.content, entry.client_time)
@@ -171,13 +226,19 @@ class Chat:
                     self._transcript.refuse(notice.entry.client_msg_id, notice.error.reason)
                 case Restarted() if notice.conversation == self._conversation:
                     self._say("the server was restored from a backup: this is what it has")
-                    await self._open(self._conversation)
+                    self._do(self._open(self._conversation))
                 case Presence():
                     pass  # the title asks for it
             self._screen.changed()
 
     async def _follow_states(self) -> None:
-        async for _ in self._client.states():
+        news = StateNews()
+        async for state in self._client.states():
+            said = news.of(state)
+            if said and not state.silent and state.phase is Phase.ESTABLISHED:
+                self._say(said)
+            if state.phase is Phase.ESTABLISHED and not len(self._transcript):
+                self.older()  # without a connection there was nothing to show
             self._screen.changed()
 
     # --- what is shown around the transcript
@@ -187,14 +248,17 @@ class Chat:
         if not peer:
             return "notes to yourself"
         presence = self._client.presence_of(peer)
-        if presence is None:
-            return peer
+        state = self._client.state
+        if presence is None or state.silent or state.phase is not Phase.ESTABLISHED:
+            return peer  # what was told of the peer may be long over
         if presence.state == "offline" and presence.last_seen:
             return f"{peer} · last seen {since(presence.last_seen, _now())}"
         return f"{peer} · {presence.state}"
 
     def _state(self) -> tuple[bool, str]:
         state = self._client.state
+        if state.silent:
+            return False, "the server does not answer, trying again …"
         if state.phase is Phase.ESTABLISHED:
             return True, f"{self._device}"
         if state.phase is Phase.CONNECTING:
@@ -206,6 +270,8 @@ class Chat:
         if now < self._typing_until:
             return f"{peer_of(self._device.user, self._conversation)} is typing …"
         state = self._client.state
+        if state.silent:
+            return f"{SILENT} · messages wait"
         if state.phase is not Phase.ESTABLISHED and state.reason:
             return printable(f"what you write is sent later ({state.reason})")
         until, note = self._note

@@ -9,6 +9,7 @@ import typer
 from imqtt.cli.files import write_private
 from imqtt.errors import SetupError
 from imqtt.model import Device
+from imqtt.private_files import create_private_directory
 
 Data = Annotated[
     Path,
@@ -49,7 +50,7 @@ class DataDirectory:
         """Keeps a device's password in a file that only this user reads."""
         path = self._credential(device)
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            create_private_directory(path.parent)
             write_private(path, password + "\n")
         except OSError as error:
             raise SetupError(f"cannot save the credential in {path}: {error.strerror}") from error
@@ -57,11 +58,26 @@ class DataDirectory:
 
     def devices(self) -> list[Device]:
         """The devices that have a credential here, as far as this user may know, in order of name."""
-        names = {str(device) for device in self.saved()}
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            lines = (self.path / "broker" / "passwords").read_text().splitlines()
-            names |= {line.partition(":")[0] for line in lines if not line.startswith("#")}
+        names = {str(device) for device in self.saved()} | (self._accounts() or set())
         return sorted(Device(*name.split("@")) for name in names if name.count("@") == 1)
+
+    def users(self, sender: Device) -> set[str] | None:
+        """The users who have a device with a credential on this broker; None if that is not known.
+
+        `sender` is a device that may connect: if it is not in the password file, others need not be either.
+        """
+        names = self._accounts()
+        if names is None or str(sender) not in names:
+            return None
+        return {name.partition("@")[0] for name in names if "@" in name}
+
+    def _accounts(self) -> set[str] | None:
+        """What the broker's password file holds, if this user may read it."""
+        try:
+            lines = (self.path / "broker" / "passwords").read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return {line.partition(":")[0] for line in lines if not line.startswith("#")}
 
     def saved(self) -> list[Device]:
         """The devices whose passwords are kept here, in order of name."""
@@ -85,7 +101,7 @@ class DataDirectory:
 
     def device_store(self, device: Device) -> Path:
         """Where a device of this machine keeps its outbox and cursors."""
-        self._stores.mkdir(mode=0o700, exist_ok=True)
+        create_private_directory(self._stores)
         return self._stores / f"{device.user}@{device.device}.db"
 
     @property

@@ -78,7 +78,8 @@ def add(
             DataDirectory(data).save(device, given[name])
     shown = {name: "" if password_from else password for name, password in given.items()}
     if as_json:
-        print_json([{"device": n, "password": it} if it else {"device": n} for n, it in shown.items()])
+        for name, word in shown.items():
+            print_json({"device": name, "password": word} if word else {"device": name})
         return
     print_table(("device", "password"), [(name, it or "as given") for name, it in shown.items()])
     if save:
@@ -94,7 +95,8 @@ def list_(*, data: Data = DEFAULT, as_json: Json = False, password_file: Passwor
     saved = {str(device) for device in DataDirectory(data).saved()} if password_file is None else set()
     names = [name for name in passwords.usernames() if name != SERVER_ACCOUNT]
     if as_json:
-        print_json([{"device": name, "saved": name in saved} for name in names])
+        for name in names:
+            print_json({"device": name, "saved": name in saved})
     elif names:
         print_table(("device", "credential saved here"), ((n, "yes" if n in saved else "") for n in names))
     else:
@@ -126,7 +128,8 @@ def revoke(
             broker.end_session(name)
             DataDirectory(data).forget(device)
     if as_json:
-        print_json([{"device": name, "revoked": True} for name in devices])
+        for name in devices:
+            print_json({"device": name, "revoked": True})
     else:
         print_line(f"{', '.join(devices)} can no longer connect.")
 
@@ -155,7 +158,8 @@ def migrate(
         raise SetupError(f"{password_file} does not exist")
     renamed = Passwords(password_file, PID_FILE).migrate()
     if as_json:
-        print_json([{"device": name} for name in renamed])
+        for name in renamed:
+            print_json({"device": name})
     elif renamed:
         print_line(f"Renamed: {', '.join(renamed)}. Restart Mosquitto now.")
     else:

@@ -1,8 +1,6 @@
 """`imqtt send`, `tail` and `history`: one device of one user, from scripts and by hand."""
 
-import contextlib
-import sys
-from collections.abc import AsyncIterator
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +10,7 @@ from imqtt.cli import completion
 from imqtt.cli.connection import Brokers, Connection, DeviceName, DeviceStore, Password, User, resolve
 from imqtt.cli.data import DEFAULT, Data
 from imqtt.cli.output import Json, complain, print_json, print_line
-from imqtt.errors import Invalid, NotConnected, SetupError
+from imqtt.errors import ImqttError, Invalid, NotConnected, SetupError
 
 if TYPE_CHECKING:
     from imqtt.client import Client
@@ -62,10 +60,19 @@ def send(
 ) -> None:
     """Send a message, and return when it is stored.
 
-    From then on it cannot get lost. Status 1 says that it was refused, or is not known to be stored.
+    From then on it cannot get lost. Status 1 says that it was refused, or is not known to be stored. With
+    `--lines`, messages are sent one after the other, blank lines are left out, and the first that cannot be
+    stored ends it.
+
+    A message that Ctrl-C or the end of `--wait` leaves unanswered stays in the device's outbox: the next
+    command of the same device sends it, `imqtt outbox discard` takes it back.
     """
     import asyncio
+    import contextlib
 
+    from imqtt.cli import running
+    from imqtt.cli.client import open_client
+    from imqtt.cli.stdin import lines_of_stdin
     from imqtt.cli.wording import conversation_with
 
     if lines and (text or file or message_id):
@@ -75,28 +82,87 @@ def send(
     connection = resolve(
         data=data, user=user, device=device, password=password, brokers=brokers, store=device_store
     )
-    bodies = (line.rstrip(b"\r\n") for line in sys.stdin.buffer) if lines else iter((_body(text, file),))
-    contents = (_content(body, content_type) for body in bodies)
     conversation = conversation_with(connection.device.user, to)
+    first = None if lines else _content(_body(text, file), content_type)
 
     async def main() -> None:
-        async with _client(connection, wait) as client:
-            for content in contents:
+        _warn_of_stranger(connection, conversation)
+        begun = time.monotonic()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(open_client(connection, wait=min(wait, 3.0)))
+            except asyncio.CancelledError:
+                complain("interrupted before anything was sent; nothing is in the outbox")
+                raise
+            outgoing = _Outgoing(client, connection, conversation, wait, as_json=as_json)
+            if first is not None:
+                await outgoing.send(first, message_id, waited=time.monotonic() - begun)
+                return
+            number = 0
+            async for line in lines_of_stdin():
+                number += 1
+                body = line.rstrip(b"\r\n")
+                if not body.strip():
+                    continue
                 try:
-                    async with asyncio.timeout(wait):
-                        accepted = await client.send(conversation, content, client_msg_id=message_id or None)
-                except TimeoutError:
-                    why = client.state.reason or "no answer"
-                    raise NotConnected(
-                        f"not known to be stored after {wait:g} s ({why})"
-                        + ("; it is sent when this device connects again" if connection.store else "")
-                    ) from None
-                if as_json:
-                    print_json(accepted)
-                else:
-                    print_line(f"stored: {accepted.conversation} {accepted.seq}")
+                    await outgoing.send(_content(body, content_type))
+                except ImqttError as error:
+                    error.reason = f"line {number}: {error.reason}"
+                    raise
 
-    asyncio.run(main())
+    if signalled := running.run(main):
+        raise typer.Exit(128 + signalled)
+
+
+class _Outgoing:
+    """Messages of one command. Each is stored before the next one is sent."""
+
+    def __init__(
+        self, client: "Client", connection: Connection, conversation: str, wait: float, *, as_json: bool
+    ) -> None:
+        self._client = client
+        self._conversation = conversation
+        self._wait = wait
+        self._as_json = as_json
+        self._device = connection.device
+        self._keeps = connection.store is not None
+
+    async def send(self, content: "Content", message_id: str = "", waited: float = 0.0) -> None:
+        """Returns when it is stored. Raises `NotConnected` after `wait` seconds, or why it was refused.
+
+        `waited`: how many of the seconds have gone into the connection already.
+        """
+        import asyncio
+        from uuid import uuid4
+
+        from imqtt.cli.client import SILENT
+
+        message_id = message_id or uuid4().hex
+        try:
+            async with asyncio.timeout(max(self._wait - waited, min(self._wait, 1.0))):
+                accepted = await self._client.send(self._conversation, content, client_msg_id=message_id)
+        except TimeoutError:
+            state = self._client.state
+            why = SILENT if state.silent else state.reason or "no answer"
+            raise NotConnected(
+                f"not known to be stored after {self._wait:g} s ({why}); {self._left(message_id)}"
+            ) from None
+        except asyncio.CancelledError:
+            complain(f"interrupted: not known to be stored; {self._left(message_id)}")
+            raise
+        if self._as_json:
+            print_json(accepted)
+        else:
+            print_line(f"stored: {accepted.conversation} {accepted.seq}")
+
+    def _left(self, message_id: str) -> str:
+        """What becomes of a message without an answer."""
+        if not self._keeps:
+            return "this device keeps no outbox (--device-store), so it is not sent again"
+        return (
+            f"it stays in the outbox, and the next command of {self._device} sends it;"
+            f" `imqtt outbox discard {message_id}` takes it back"
+        )
 
 
 def tail(
@@ -128,6 +194,7 @@ def tail(
     wire.
     """
     from imqtt.cli import running
+    from imqtt.cli.client import open_client
     from imqtt.cli.wording import conversation_with
 
     connection = resolve(
@@ -135,11 +202,13 @@ def tail(
     )
     if resume and connection.store is None:
         raise SetupError("--resume needs a place to remember where it ended: --device-store FILE")
-    wanted = {conversation_with(connection.device.user, it) for it in to or ()}
+    wanted = {conversation_with(connection.device.user, name) for name in to or ()}
 
     async def main() -> None:
         left = count
-        async with _client(connection) as client, _told_states(client):
+        for conversation in sorted(wanted):
+            _warn_of_stranger(connection, conversation)
+        async with open_client(connection, wait=10.0) as client:
             events = client.events("tail" if resume else None)
             async for event in events:
                 if wanted and event.conversation not in wanted:
@@ -171,81 +240,61 @@ def history(
     device_store: DeviceStore = None,
     data: Data = DEFAULT,
 ) -> None:
-    """Print a conversation's messages, the oldest first."""
+    """Print a conversation's messages, the oldest first.
+
+    With `--json`, each line is an event as it is on the wire.
+    """
     import asyncio
 
+    from imqtt.cli import running
+    from imqtt.cli.client import SILENT, open_client
     from imqtt.cli.wording import conversation_with
 
     connection = resolve(
         data=data, user=user, device=device, password=password, brokers=brokers, store=device_store
     )
     conversation = conversation_with(connection.device.user, to)
+    events: list[Event] = []
 
-    async def main() -> "list[Event]":
-        async with _client(connection, wait) as client:
+    async def main() -> None:
+        _warn_of_stranger(connection, conversation)
+        deadline = time.monotonic() + wait
+        async with open_client(connection, wait=min(wait, 10.0)) as client:
+            left = deadline - time.monotonic()
             try:
-                async with asyncio.timeout(wait):
-                    return await client.history(conversation, before or None, limit)
+                # Reading what this device has itself takes no longer.
+                async with asyncio.timeout(max(left, min(wait, 1.0))):
+                    events.extend(await client.history(conversation, before or None, limit))
             except TimeoutError:
-                raise NotConnected(
-                    f"no answer within {wait:g} s: {client.state.reason or 'is it up?'}"
-                ) from None
+                state = client.state
+                why = SILENT if state.silent else state.reason or "is it up?"
+                raise NotConnected(f"no answer within {wait:g} s: {why}") from None
 
-    events = asyncio.run(main())
-    if as_json:
-        print_json(events)
-        return
+    if signalled := running.run(main):
+        raise typer.Exit(128 + signalled)
     for event in events:
-        _print_event(event, as_json=False)
+        _print_event(event, as_json=as_json)
     if not events:
-        print_line(f"Nothing in {conversation} yet.")
+        complain(f"nothing in {conversation} yet")
 
 
 # --- what they have in common
 
 
-def _client(connection: Connection, wait: float = 10.0) -> "Client":
-    from imqtt.client import Client
+def _warn_of_stranger(connection: Connection, conversation: str) -> None:
+    from imqtt.cli.client import stranger
 
-    return Client(
-        user=connection.device.user,
-        device=connection.device.device,
-        password=connection.password,
-        brokers=connection.brokers,
-        store=connection.store,
-        platform="imqtt command line",
-        wait=min(wait, 10.0),
-    )
-
-
-@contextlib.asynccontextmanager
-async def _told_states(client: "Client") -> AsyncIterator[None]:
-    """Says on stderr when the connection is lost, and when it is there again."""
-    import asyncio
-
-    from imqtt.client import Phase
-
-    async def tell() -> None:
-        lost = False
-        async for state in client.states():
-            if state.phase is Phase.ESTABLISHED and lost:
-                complain("connected again")
-            elif state.phase is Phase.IDLE and state.reason and not lost:
-                complain(f"no connection, trying again: {state.reason}")
-            lost = state.phase is not Phase.ESTABLISHED and (lost or bool(state.reason))
-
-    task = asyncio.create_task(tell(), name="states")
-    try:
-        yield
-    finally:
-        task.cancel()
+    if warning := stranger(connection, conversation):
+        complain(warning)
 
 
 def _body(text: list[str] | None, file: Path | None) -> bytes:
     if text:
         return " ".join(text).encode(errors="surrogateescape")
     if file is None or str(file) == "-":
-        return sys.stdin.buffer.read()
+        from imqtt.cli.stdin import stdin_bytes
+
+        return stdin_bytes()
     try:
         return file.read_bytes()
     except OSError as error:

@@ -1,5 +1,6 @@
 """What commands print: tables for people, JSON for programs."""
 
+import codecs
 import contextlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,27 +11,52 @@ import msgspec
 import typer
 
 from imqtt.cli.wording import printable
-from imqtt.errors import SetupError
+from imqtt.errors import ImqttError, SetupError
 from imqtt.model import to_json_type
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON for programs: one object a line, for a list as many lines.")
+]
 
 
 def print_json(value: object) -> None:
-    """One line of JSON. Values of `imqtt.model` have the shape that they have on the wire."""
-    sys.stdout.write(msgspec.json.encode(value, enc_hook=to_json_type).decode() + "\n")
-    sys.stdout.flush()
+    """One line with a JSON object. Values of `imqtt.model` have the shape that they have on the wire."""
+    text = msgspec.json.encode(value, enc_hook=to_json_type).decode()
+    if not text.isascii() and codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8":
+        text = "".join(character if character.isascii() else _escaped(character) for character in text)
+    elif not text.isprintable():  # JSON escapes only the controls of ASCII; a terminal obeys others, too
+        text = "".join(character if character.isprintable() else _escaped(character) for character in text)
+    _write(text + "\n")
 
 
 def print_line(text: str) -> None:
-    """One line for people, at once, though stdout be a file."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """A result for people, at once, even if stdout is a file. Line breaks stay; other controls do not."""
+    _write(printable(text) + "\n")
 
 
 def complain(message: str) -> None:
-    """One line on stderr."""
-    print("imqtt:", " ".join(message.split()), file=sys.stderr)
+    """One line on stderr: whatever is not a result."""
+    print("imqtt:", printable(" ".join(message.split())), file=sys.stderr)
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+
+def _escaped(character: str) -> str:
+    """In JSON's form."""
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+class OutputError(ImqttError):
+    """Stdout takes no more, as on a full disk."""
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

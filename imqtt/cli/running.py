@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,11 +11,11 @@ STDIN_SECONDS = 15.0  # to end after stdin, whose other end may have been the on
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a supervisor, a terminal that closes
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool = False) -> None:
+def run(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool = False) -> int:
     """Runs `main()` on uvloop where there is one; `with_stdin`: no longer than stdin is open.
 
     A signal cancels it, so that it ends through its own `finally`s, and this returns. A second signal
-    cancels whatever that is waiting for.
+    cancels whatever that is waiting for. Returns the number of the signal that ended it, or 0.
     """
     try:
         from uvloop import new_event_loop
@@ -22,21 +23,24 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool = Fal
         new_event_loop = asyncio.new_event_loop  # type: ignore[assignment]  # any loop will do
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_until_signal(main, with_stdin=with_stdin))
+        return runner.run(_until_signal(main, with_stdin=with_stdin))
 
 
-async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool) -> None:
+async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool) -> int:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(main(), name="main")
-    signalled = False
+    ended = False
+    signalled = 0
 
-    def end() -> None:
-        nonlocal signalled
-        signalled = True
+    def end(number: int = 0) -> None:
+        nonlocal ended, signalled
+        ended, signalled = True, signalled or number
         task.cancel()
 
-    for number in ENDING:
-        loop.add_signal_handler(number, end)
+    # Python delivers signals to the main thread alone.
+    signals = ENDING if threading.current_thread() is threading.main_thread() else ()
+    for number in signals:
+        loop.add_signal_handler(number, end, number)
 
     def read() -> None:
         if not os.read(0, 4_096):
@@ -49,8 +53,9 @@ async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]], *, with_s
     try:
         await task
     except asyncio.CancelledError:
-        if not signalled:
+        if not ended:
             raise
     finally:
-        for number in ENDING:
+        for number in signals:
             loop.remove_signal_handler(number)
+    return signalled

@@ -6,7 +6,6 @@ from typing import Protocol
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.data_structures import Point
-from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -15,14 +14,16 @@ from prompt_toolkit.layout import (
     FormattedTextControl,
     HSplit,
     Layout,
+    UIContent,
+    UIControl,
     VSplit,
     Window,
     WindowAlign,
 )
-from prompt_toolkit.layout.processors import BeforeInput
 from prompt_toolkit.styles import Style
 
 from imqtt.cli.transcript import Line, Transcript
+from imqtt.cli.wrapping import Rows, wrapped
 
 STYLE = Style.from_dict(
     {
@@ -48,6 +49,10 @@ STYLE = Style.from_dict(
 )
 
 
+PROMPT = "> "
+ENTRY_ROWS = 6  # at most, of what is being written
+
+
 class Actions(Protocol):
     """What a person at the screen can do."""
 
@@ -57,7 +62,58 @@ class Actions(Protocol):
         """The line being written has become empty, or is being changed."""
 
     def older(self) -> None:
-        """He wants to see what was before the first event."""
+        """Fetch what was before the first event."""
+
+    def help(self) -> None:
+        """Show all commands and keys."""
+
+
+class _Lines(UIControl):
+    """Lines that are laid out already, of which only those on the screen are drawn."""
+
+    def __init__(self, lines: Callable[[int], list[Line]], cursor: Callable[[], int]) -> None:
+        self._lines = lines
+        self._cursor = cursor
+
+    def create_content(self, width: int, height: int) -> UIContent:
+        lines = self._lines(width)
+        return UIContent(
+            get_line=lambda number: [*lines[number]],
+            line_count=len(lines),
+            cursor_position=Point(0, self._cursor()),
+            show_cursor=False,
+        )
+
+
+class _Entry(BufferControl):
+    """A buffer's text with `PROMPT` in front, cut into rows.
+
+    prompt_toolkit's own control wraps lines as well, but goes through the whole text several times, character
+    by character, each time that it draws.
+    """
+
+    def __init__(self, buffer: Buffer) -> None:
+        super().__init__(buffer)
+        self._shown: tuple[str, int, Rows] | None = None
+
+    def rows(self, width: int) -> Rows:
+        text = self.buffer.text
+        if self._shown is None or self._shown[:2] != (text, width):
+            # One column stays free, for a cursor behind a full row.
+            self._shown = (text, width, Rows(text, max(width - len(PROMPT) - 1, 2)))
+        return self._shown[2]
+
+    def create_content(self, width: int, height: int, preview_search: bool = False) -> UIContent:
+        rows = self.rows(width)
+        row, column = rows.place(self.buffer.cursor_position)
+
+        def line(number: int) -> StyleAndTextTuples:
+            before = ("class:prompt", PROMPT) if number == 0 else ("", " " * len(PROMPT))
+            return [before, ("", rows.texts[number] + " ")]  # the space is for the cursor
+
+        return UIContent(
+            get_line=line, line_count=len(rows.texts), cursor_position=Point(len(PROMPT) + column, row)
+        )
 
 
 class Screen:
@@ -75,19 +131,14 @@ class Screen:
         self._transcript = transcript
         self._actions = actions
         self._lines: list[Line] = []
+        self._page = ""  # shown in place of the transcript
         self._anchor: int | None = None  # the line that the view is held at; None: it follows the end
-        self._pane = Window(
-            FormattedTextControl(self._text, get_cursor_position=self._cursor, show_cursor=False),
-            always_hide_cursor=True,
-        )
+        self._pane = Window(_Lines(self._text, self._cursor), always_hide_cursor=True)
         self._buffer = Buffer(
             multiline=Condition(lambda: "\n" in self._buffer.text), on_text_changed=self._changed
         )
-        entry = Window(
-            BufferControl(self._buffer, input_processors=[BeforeInput("> ", style="class:prompt")]),
-            height=lambda: min(self._buffer.document.line_count, 6),
-            wrap_lines=True,
-        )
+        control = _Entry(self._buffer)
+        entry = Window(control, height=lambda: min(len(control.rows(self._width()).texts), ENTRY_ROWS))
         bar = VSplit(
             [
                 Window(FormattedTextControl(lambda: f" {title()}"), style="class:bar"),
@@ -113,9 +164,18 @@ class Screen:
         """Draws again soon. May be called as often as one likes."""
         self.application.invalidate()
 
+    def show_page(self, text: str) -> None:
+        """Shows a text in place of the transcript until Esc, or until something is sent."""
+        self._page = text
+        self._anchor = 0
+
+    def _close_page(self) -> None:
+        if self._page:
+            self._page, self._anchor = "", None
+
     def grew_at_the_top(self, lines: int) -> None:
         """So many lines have come before the ones shown, which stay where they are."""
-        if self._anchor is not None:
+        if self._anchor is not None and not self._page:
             self._anchor += lines
 
     def count(self) -> int:
@@ -127,21 +187,21 @@ class Screen:
 
     # --- the transcript
 
-    def _text(self) -> StyleAndTextTuples:
-        self._lines = self._transcript.lines(self._width()) or [
-            [("class:note", "  Nothing here yet: write something.")]
-        ]
-        text: StyleAndTextTuples = []
-        for number, line in enumerate(self._lines):
-            if number:
-                text.append(("", "\n"))
-            text.extend(line)
-        return text
+    def _text(self, width: int) -> list[Line]:
+        if self._page:
+            rows = [row for line in self._page.split("\n") for row in wrapped(line, max(width - 2, 10))]
+            self._lines = [[("class:note", f"  {row}")] for row in rows]
+            self._lines.append([("class:day", "  ── Esc closes this page ──")])
+        else:
+            self._lines = self._transcript.lines(width) or [
+                [("class:note", "  Nothing here yet: write something.")]
+            ]
+        return self._lines
 
-    def _cursor(self) -> Point:
-        """prompt_toolkit keeps this line in view."""
+    def _cursor(self) -> int:
+        """The line that prompt_toolkit keeps in view."""
         last = max(len(self._lines) - 1, 0)
-        return Point(0, last if self._anchor is None else min(self._anchor, last))
+        return last if self._anchor is None else min(self._anchor, last)
 
     def _scroll(self, pages: float) -> None:
         shown = self._pane.render_info
@@ -151,11 +211,12 @@ class Screen:
         if pages < 0:
             top = shown.first_visible_line()
             self._anchor = max(top - step, 0)
-            if top == 0:
+            if top == 0 and not self._page:
                 self._actions.older()
         else:
+            last = len(self._lines) - 1
             bottom = shown.last_visible_line() + step
-            self._anchor = None if bottom >= len(self._lines) - 1 else bottom
+            self._anchor = bottom if bottom < last else last if self._page else None
 
     # --- the line to write in
 
@@ -171,7 +232,9 @@ class Screen:
             if text in ("/quit", "/exit"):
                 event.app.exit()
                 return
-            self._buffer.set_document(Document(), bypass_readonly=True)
+            self._buffer.reset()  # and what it remembers for undoing
+            self._changed(self._buffer)
+            self._close_page()
             self._anchor = None
             if text:
                 self._actions.send(text)
@@ -179,6 +242,14 @@ class Screen:
         @keys.add("escape", "enter")
         def _(event: KeyPressEvent) -> None:
             self._buffer.insert_text("\n")
+
+        @keys.add("escape", filter=Condition(lambda: bool(self._page)), eager=True)
+        def _(event: KeyPressEvent) -> None:
+            self._close_page()
+
+        @keys.add("f1")
+        def _(event: KeyPressEvent) -> None:
+            self._actions.help()
 
         @keys.add("c-c")
         @keys.add("c-q")
@@ -199,6 +270,7 @@ class Screen:
 
         @keys.add("c-end")
         def _(event: KeyPressEvent) -> None:
+            self._close_page()
             self._anchor = None
 
         return keys

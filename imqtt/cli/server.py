@@ -12,7 +12,8 @@ from imqtt.cli.connection import address, reachable
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
 from imqtt.cli.output import Json, print_json, print_line
 from imqtt.cli.settings import server_config, server_flags
-from imqtt.config import SETTINGS, redacted
+from imqtt.config import SETTINGS
+from imqtt.redaction import redacted
 
 if TYPE_CHECKING:
     from imqtt.cli.mosquitto import Mosquitto

@@ -3,13 +3,14 @@
 import inspect
 import os
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from imqtt.cli.output import read_secret
-from imqtt.config import SETTINGS, ServerConfig, SettingsFile
+from imqtt.cli.output import complain, read_secret
+from imqtt.config import SETTINGS, ServerConfig, SettingsFile, unknown_variables
 from imqtt.errors import SetupError
 
 PANEL = "Server settings"
@@ -57,6 +58,7 @@ def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
     try:
         named = flags.get(FILE) or os.environ.get(f"IMQTT_{FILE.upper()}")
         file = SettingsFile.read(Path(named)) if named else None
+        _warn(tuple(unknown_variables(os.environ)))
     except SetupError as error:
         raise BadSetting(error.reason) from error
     for setting in SETTINGS:
@@ -70,6 +72,12 @@ def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
         return ServerConfig.from_environment(os.environ, file, **(values | given))
     except SetupError as error:
         raise BadSetting(error.reason) from error
+
+
+@cache  # once, however often the settings are read
+def _warn(unknown: tuple[str, ...]) -> None:
+    if unknown:
+        complain(f"ignored, as imqtt has no such settings: {', '.join(unknown)}")
 
 
 def _options(without: Collection[str]) -> dict[str, Any]:
@@ -93,10 +101,11 @@ def _options(without: Collection[str]) -> dict[str, Any]:
         else:
             # Text, though it be a number: `ServerConfig` says what is wrong with it, wherever it is from.
             default = "none" if setting.default == "" else setting.default
+            bounds = f"; {setting.bounds}" if setting.bounds else ""
             options[setting.name] = _option(
                 setting.flag,
                 "N" if setting.number else "TEXT",
-                f"{setting.help} [{default}; {setting.variable}]",
+                f"{setting.help}{bounds} [{default}; {setting.variable}]",
             )
     return options
 

@@ -1,6 +1,5 @@
 """`imqtt store`: what is kept, moved from one store to another."""
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import typer
 
 from imqtt.cli.output import Json, complain, print_json, print_line, read_secret
 from imqtt.errors import ImqttError, SetupError, StoreInUse, Unavailable
+from imqtt.redaction import redacted
 
 if TYPE_CHECKING:
     from imqtt.stores.base import Store
@@ -80,17 +80,12 @@ def copy(
         print_json({"done": True, "live": live, **copied._asdict()})
         return
     print_line(
-        f"{shown(target)} holds what {shown(source)} does: {copied.conversations:,} conversations with"
+        f"{redacted(target)} holds what {redacted(source)} does: {copied.conversations:,} conversations with"
         f" {copied.events:,} events ({copied.added:,} of them new), {copied.members:,} members,"
         f" {copied.marks:,} marks and {copied.devices:,} devices; digest {copied.digest}."
     )
     if live:
         print_line(f"As of {started:%H:%M:%S}: what was stored after that may not be in it.")
-
-
-def shown(url: str) -> str:
-    """A store's name without the password that may be in it."""
-    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:...@", url)
 
 
 async def _copy(
@@ -117,7 +112,7 @@ async def _copy(
         except (OutcomeUnknown, Unavailable) as error:
             raise SetupError(f"{error.reason}; {HOW_TO_FINISH}") from error
         except asyncio.CancelledError:
-            complain(f"{shown(target_url)} is not finished; {HOW_TO_FINISH}")
+            complain(f"{redacted(target_url)} is not finished; {HOW_TO_FINISH}")
             raise
         finally:
             await target.close()
@@ -134,7 +129,7 @@ async def _open_source(url: str, password: str, driver: str, *, live: bool) -> "
         return reader
     await reader.close()
     if live:
-        raise SetupError(f"{shown(url)} is of an older imqtt; start the server of this one on it first")
+        raise SetupError(f"{redacted(url)} is of an older imqtt; start the server of this one on it first")
     try:
         store: Store = await open_store(url, reader.identity, password=password, driver=driver)
     except StoreInUse as error:
@@ -148,7 +143,7 @@ def _different(error: "CopyDiffers", target: str, *, as_json: bool) -> ImqttErro
             {"done": False, "difference": error.reason, "conversation": error.conversation, "seq": error.seq}
         )
     return SetupError(
-        f"{error.reason}; {shown(target)} is marked as unfinished, and no server opens it:"
+        f"{error.reason}; {redacted(target)} is marked as unfinished, and no server opens it:"
         " remove it, and copy again"
     )
 

@@ -3,10 +3,11 @@
 No terminal and no clock here: it takes what has happened and returns lines of styled text.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from imqtt.cli.wording import clock, columns, day, words_of, words_of_content, wrapped
+from imqtt.cli.wording import clock, day, words_of, words_of_content
+from imqtt.cli.wrapping import columns, unstacked, wrapped
 from imqtt.model import Content, Event, Marks
 
 Fragment = tuple[str, str]
@@ -29,39 +30,68 @@ Line = list[Fragment]
 """One line of the screen."""
 
 
+class Block(NamedTuple):
+    """A message as it was laid out: its lines as long as nothing but its tick changes, and with the tick."""
+
+    date: str
+    indent: int
+    body: list[Line]
+    room: int  # columns that are left behind the last line
+    tick: Fragment
+    lines: list[Line]
+
+
 class Transcript:
     """One conversation as one of its members sees it."""
 
     def __init__(self, user: str) -> None:
         self.user = user
-        self.begins = False  # whether the first event is the conversation's first
+        self._begins = False
         self._events: dict[int, Event] = {}
         self._pending: dict[str, Pending] = {}
         self._marks: dict[str, Marks] = {}
         self._names: dict[str, int] = {}
+        # A message is laid out once and not at each keystroke: there may be thousands, and long ones.
+        self._width = 0
+        self._blocks: dict[int, Block] = {}
+        self._waiting_blocks: dict[str, Block] = {}
+        self._lines: list[Line] | None = None  # None: something has changed
 
     # --- what happens
 
     def add(self, events: Iterable[Event]) -> None:
-        """Events of the conversation, in any order; those that it has are passed over."""
+        """Events of the conversation, in any order."""
+        self._lines = None
         for event in events:
-            self._events[event.seq] = event
-            if event.sender == self.user:
-                self._pending.pop(event.client_msg_id, None)
+            if self._events.get(event.seq) != event:
+                self._events[event.seq] = event
+                self._blocks.pop(event.seq, None)
+            if event.sender == self.user and event.client_msg_id in self._pending:
+                self.discard(event.client_msg_id)
             if event.seq == 1:
-                self.begins = True
+                self._begins = True
 
     def wait(self, client_msg_id: str, content: Content, time: int) -> None:
         """A message was handed over for sending."""
+        self._lines = None
+        self._waiting_blocks.pop(client_msg_id, None)
         self._pending[client_msg_id] = Pending(content, time)
 
     def refuse(self, client_msg_id: str, reason: str) -> None:
         pending = self._pending.get(client_msg_id)
         if pending is not None:
+            self._lines = None
             self._pending[client_msg_id] = pending._replace(refused=reason)
+
+    def discard(self, client_msg_id: str) -> Pending:
+        """A message was taken back before it was stored. Raises `KeyError` if it is not waiting."""
+        self._lines = None
+        self._waiting_blocks.pop(client_msg_id, None)
+        return self._pending.pop(client_msg_id)
 
     def mark(self, marks: Marks) -> None:
         """How far a member has got. Marks only grow."""
+        self._lines = None
         known = self._marks.get(marks.user, marks)
         self._marks[marks.user] = Marks(
             marks.conversation,
@@ -72,12 +102,30 @@ class Transcript:
 
     def clear(self) -> None:
         """Begins with nothing: another conversation, or the server's log is another one."""
+        self._lines = None
+        self._blocks.clear()
+        self._waiting_blocks.clear()
         self._events.clear()
         self._pending.clear()
         self._marks.clear()
-        self.begins = False
+        self._begins = False
 
     # --- what is known
+
+    @property
+    def begins(self) -> bool:
+        """Whether the first event is the conversation's first."""
+        return self._begins
+
+    @begins.setter
+    def begins(self, begins: bool) -> None:
+        self._begins = begins
+        self._lines = None
+
+    @property
+    def unstored(self) -> list[str]:
+        """The client_msg_ids of what is waiting or was refused, in order."""
+        return list(self._pending)
 
     @property
     def first(self) -> int:
@@ -94,53 +142,81 @@ class Transcript:
     # --- what is shown
 
     def lines(self, width: int) -> list[Line]:
-        """Everything, oldest first, each line at most `width` columns wide."""
+        """Everything, oldest first, each line at most `width` columns wide. Not to be changed."""
+        if width != self._width:
+            self._width = width
+            self._blocks.clear()
+            self._waiting_blocks.clear()
+            self._lines = None
+        if self._lines is None:
+            self._lines = self._lay_out()
+        return self._lines
+
+    def _lay_out(self) -> list[Line]:
         shown: list[Line] = []
         if self.begins:
             shown.append([("class:note", "  This is where it begins.")])
         elif self._events:
             shown.append([("class:note", "  PageUp brings what was before.")])
         today = ""
-        for event in (self._events[seq] for seq in sorted(self._events)):
-            if (date := day(event.time)) != today:
-                today = date
-                shown.append([("class:day", f"  ── {date} ──")])
-            shown.extend(self._message(event.sender, event.time, words_of(event), self._tick(event), width))
-        for pending in self._pending.values():
+        others = [marks for user, marks in self._marks.items() if user != self.user]
+        delivered = max((it.delivered for it in others), default=0)
+        read = max((it.read for it in others), default=0)
+        for seq in sorted(self._events):
+            event = self._events[seq]
+            tick = ("", "") if event.sender != self.user else _tick(seq, delivered, read)
+            block = self._blocks.get(seq)
+            if block is None:
+                block = self._block(event.sender, event.time, words_of(event))
+            if block.tick != tick:
+                block = _ticked(block, tick)
+            self._blocks[seq] = block
+            if block.date != today:
+                today = block.date
+                shown.append([("class:day", f"  ── {today} ──")])
+            shown += block.lines
+        for key, pending in self._pending.items():
             tick = ("class:tick", WAITING)
             if pending.refused:
                 tick = ("class:tick.failed", f"{FAILED} not sent: {pending.refused}")
-            shown.extend(
-                self._message(self.user, pending.time, words_of_content(pending.content), tick, width)
-            )
+            block = self._waiting_blocks.get(key)
+            if block is None:
+                block = self._block(self.user, pending.time, words_of_content(pending.content))
+            block = self._waiting_blocks[key] = _ticked(block, tick)
+            shown += block.lines
         return shown
 
-    def _message(self, sender: str, time: int, words: str, tick: Fragment, width: int) -> Iterator[Line]:
+    def _block(self, sender: str, time: int, words: str) -> Block:
         name = sender if columns(sender) <= MAX_NAME_COLUMNS else sender[: MAX_NAME_COLUMNS - 1] + "…"
         indent = len(f" {clock(time)}  {name}  ")
-        room = max(width - indent, 10)
-        texts = [text for paragraph in words.split("\n") for text in wrapped(paragraph, room)]
+        room = max(self._width - indent, 10)
+        texts = [text for paragraph in unstacked(words).split("\n") for text in wrapped(paragraph, room)]
         head: Line = [("class:time", f" {clock(time)}  "), (self._name_style(sender), name), ("", "  ")]
         lines: list[Line] = [[*head, ("class:text", texts[0])]]
         lines += [[("", " " * indent), ("class:text", text)] for text in texts[1:]]
-        style, mark = tick
-        if mark:
-            if columns(texts[-1]) + 1 + columns(mark) > room:
-                lines.append([("", " " * (indent - 1))])
-            lines[-1].append((style, f" {mark}"))
-        return iter(lines)
-
-    def _tick(self, event: Event) -> Fragment:
-        if event.sender != self.user:
-            return ("", "")
-        others = [marks for user, marks in self._marks.items() if user != self.user]
-        if any(marks.read >= event.seq for marks in others):
-            return ("class:tick.read", DELIVERED)
-        if any(marks.delivered >= event.seq for marks in others):
-            return ("class:tick", DELIVERED)
-        return ("class:tick", STORED)
+        return Block(day(time), indent, lines, room - columns(texts[-1]), ("", ""), lines)
 
     def _name_style(self, name: str) -> str:
         if name == self.user:
             return "class:name.own"
         return f"class:name.{self._names.setdefault(name, len(self._names) % NAME_COLOURS)}"
+
+
+def _tick(seq: int, delivered: int, read: int) -> Fragment:
+    """How far a message of the user's own has got, as the others' marks tell."""
+    if read >= seq:
+        return ("class:tick.read", DELIVERED)
+    if delivered >= seq:
+        return ("class:tick", DELIVERED)
+    return ("class:tick", STORED)
+
+
+def _ticked(block: Block, tick: Fragment) -> Block:
+    """The block with another tick behind its last line, or on a line of its own where it does not fit."""
+    style, mark = tick
+    if not mark:
+        return block._replace(tick=tick, lines=block.body)
+    fragment = (style, f" {mark}")
+    if 1 + columns(mark) > block.room:
+        return block._replace(tick=tick, lines=[*block.body, [("", " " * (block.indent - 1)), fragment]])
+    return block._replace(tick=tick, lines=[*block.body[:-1], [*block.body[-1], fragment]])

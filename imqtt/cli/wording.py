@@ -1,12 +1,15 @@
 """How values of the model read in a terminal. What others wrote moves no cursor and changes no colour."""
 
-import re
+from collections.abc import Callable
 from datetime import datetime
-from unicodedata import category, east_asian_width
+from unicodedata import category
 
 from imqtt.core.conversations import members_of
 from imqtt.errors import Invalid
 from imqtt.model import Content, Event
+
+MAX_CHARACTERS = 10_000  # that a table keeps
+_JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"  # emoji and Persian need them
 
 
 def conversation_with(user: str, to: str) -> str:
@@ -31,54 +34,36 @@ def peer_of(user: str, conversation: str) -> str:
     return next((member for member in members_of(conversation) if member != user), "")
 
 
-def printable(text: str) -> str:
-    """`text` on its lines, without the characters that a terminal would obey."""
-    return "\n".join("".join(map(_printable, line)) for line in text.replace("\r\n", "\n").split("\n"))
+class CharacterTable(dict[int, str]):
+    """What stands for each character, for `str.translate`. Looked up once for each, and kept for many."""
+
+    def __init__(self, stand_in: Callable[[str], str]) -> None:
+        super().__init__()
+        self._stand_in = stand_in
+
+    def __missing__(self, code: int) -> str:
+        if len(self) > MAX_CHARACTERS:
+            self.clear()
+        found = self[code] = self._stand_in(chr(code))
+        return found
 
 
-def _printable(character: str) -> str:
-    if character.isprintable() or character == "\N{ZERO WIDTH JOINER}":  # which joins emoji
+def printable_character(character: str) -> str:
+    """The character, or one that can be shown in its place."""
+    if character.isprintable() or character in _JOINERS:
         return character
     if category(character) == "Zs" or character == "\t":
         return " "
     return "\N{REPLACEMENT CHARACTER}"
 
 
-def columns(text: str) -> int:
-    """How many columns of a terminal `text` takes: most of East Asia's characters take two, accents none."""
-    return sum(
-        0 if category(it) in ("Mn", "Me", "Cf") else 2 if east_asian_width(it) in "FW" else 1 for it in text
-    )
+_PRINTABLE = CharacterTable(printable_character)
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """`text` in lines of at most `width` columns, broken between words where that is possible."""
-    lines = [""]
-    for word in re.findall(r" *[^ ]+| +$", text):
-        room = width - columns(lines[-1])
-        if columns(word) <= room:
-            lines[-1] += word
-            continue
-        rest = word.lstrip(" ") if lines[-1] else word
-        if lines[-1]:
-            lines.append("")
-        while columns(rest) > width:
-            cut = _fitting(rest, width)
-            lines[-1] = rest[:cut]
-            lines.append("")
-            rest = rest[cut:]
-        lines[-1] = rest
-    return lines
-
-
-def _fitting(text: str, width: int) -> int:
-    """How many of `text`'s characters fit into `width` columns, at least one."""
-    taken = 0
-    for number, character in enumerate(text):
-        taken += columns(character)
-        if taken > width:
-            return max(number, 1)
-    return len(text)
+def printable(text: str) -> str:
+    """`text` on its lines, without the characters that a terminal would obey."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return "\n".join(line if line.isprintable() else line.translate(_PRINTABLE) for line in lines)
 
 
 def words_of(event: Event) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imqtt.cli.output import Json, print_json, print_line, print_table
+from imqtt.cli.output import Json, complain, print_json, print_table
 from imqtt.cli.settings import server_config, server_flags
 from imqtt.config import SETTINGS
 from imqtt.errors import SetupError
@@ -37,14 +37,15 @@ def workers(*, partitions: Partitions = False, as_json: Json = False, **flags: s
         )
     number, alive = asyncio.run(_ask(config))
     if as_json:
-        print_json(alive)
+        for worker in alive:
+            print_json(worker)
     elif partitions:
         _print_partitions(number, alive)
     else:
         _print_workers(alive)
     if complaints := _complaints(number, alive):
-        if not as_json:
-            print_line("\n".join(complaints))
+        for complaint in complaints:
+            complain(complaint)
         raise typer.Exit(1)
 
 
@@ -107,13 +108,14 @@ def _complaints(number: int, alive: Sequence["Worker"]) -> list[str]:
     owners = [0] * number
     for worker in alive:
         for it in worker.holdings:
-            owners[it.partition] += 1
+            if it.partition < number:  # what another version shows there may be anything
+                owners[it.partition] += 1
     complaints: list[str] = []
     if not alive:
-        return ["No worker is alive."]
+        return ["no worker is alive"]
     for count, what in ((0, "no owner"), (2, "two owners")):
         if wrong := [str(partition) for partition, it in enumerate(owners) if min(it, 2) == count]:
-            complaints.append(f"Partitions with {what} just now: {', '.join(wrong)}.")
+            complaints.append(f"partitions with {what} just now: {', '.join(wrong)}")
     return complaints
 
 

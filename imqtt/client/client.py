@@ -94,6 +94,7 @@ class Client:
         )
         self._path = None if store is None else Path(store)
         self._wait = wait
+        self._state = ConnectionState()
         self._states: Topic[ConnectionState] = Topic(100)
         self._notices: Topic[Notice] = Topic(MAX_NOTICES)
         self._failure: Exception | None = None
@@ -144,7 +145,7 @@ class Client:
             marker=self._marker,
         )
         self._reader = Reader(self._replica, self._store, self._requests, self._commit)
-        self._connector = Connector(settings, self._uplink, self._session, self._states.tell)
+        self._connector = Connector(settings, self._uplink, self._session, self._requests, self._show_state)
         self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{settings.name}")
         try:
             await self._first_contact()
@@ -388,11 +389,15 @@ class Client:
     @property
     def state(self) -> ConnectionState:
         """Where the connection is."""
-        return self._connector.state
+        return self._state
 
     def states(self) -> Queue[ConnectionState]:
-        """An async iterator of the connection's states, from the present one on."""
+        """An async iterator of the connection's states, from the present one on. Also before entering."""
         return self._states.iterate(self.state)
+
+    def _show_state(self, state: ConnectionState) -> None:
+        self._state = state
+        self._states.tell(state)
 
     async def caught_up(self) -> None:
         """Returns when, on the present connection, the device has all that it had missed.

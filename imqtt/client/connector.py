@@ -4,10 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from random import random
 from uuid import uuid4
 
 from imqtt.client.mqtt import Login, Mqtt, Refused
+from imqtt.client.requests import Requests
 from imqtt.client.session import Session
 from imqtt.client.settings import Address, Settings
 from imqtt.client.uplink import Uplink
@@ -24,14 +26,22 @@ class Connector:
     """Drives the connection's state machine. `changed` is told every state."""
 
     def __init__(
-        self, settings: Settings, uplink: Uplink, session: Session, changed: Callable[[ConnectionState], None]
+        self,
+        settings: Settings,
+        uplink: Uplink,
+        session: Session,
+        requests: Requests,
+        changed: Callable[[ConnectionState], None],
     ) -> None:
         self.state = ConnectionState()
         self.tried = asyncio.Event()  # one address let the device in, or none did
         self._settings = settings
         self._uplink = uplink
         self._session = session
+        self._requests = requests
         self._changed = changed
+        self._is_open = False  # a broker is connected
+        requests.silence_changed = self._show_silence
         self._stopping = False
         timing = settings.timing
         self._machine = Connection(len(settings.addresses), random, base=timing.retry, cap=timing.retry_most)
@@ -91,6 +101,8 @@ class Connector:
             tls=self._settings.tls,
         )
         mqtt = await Mqtt.open(address, login)
+        self._is_open = True
+        self._show_silence()
 
         def established() -> None:
             self._machine.established(time.monotonic())
@@ -103,10 +115,18 @@ class Connector:
             await mqtt.close()
             raise
         finally:
+            self._is_open = False
             mqtt.drop()
 
     def _show(self, address: Address | None, reason: str, retry_in: float = 0.0) -> None:
+        silent = self._is_open and self._requests.is_silent
         self.state = ConnectionState(
-            self._machine.phase, str(address or ""), self._machine.tries, retry_in, reason
+            self._machine.phase, str(address or ""), self._machine.tries, retry_in, reason, silent
         )
         self._changed(self.state)
+
+    def _show_silence(self) -> None:
+        silent = self._is_open and self._requests.is_silent
+        if silent != self.state.silent:
+            self.state = replace(self.state, silent=silent)
+            self._changed(self.state)

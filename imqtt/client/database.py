@@ -6,6 +6,7 @@ order in which they were submitted.
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self, TypeVar
 
-from imqtt.errors import DeviceStoreError
+from imqtt.client.holder import holder_of
+from imqtt.errors import DeviceStoreError, DeviceStoreInUse, SetupError
+from imqtt.private_files import create_private_database, make_database_private
 
 T = TypeVar("T")
 
@@ -31,6 +34,8 @@ class _Job:
 
 class Database:
     """One connection, held exclusively: a second process that opens the file is told so.
+
+    The file is private to its owner.
 
     Without a path it is a temporary database, which SQLite keeps in memory and moves to a temporary file
     as it grows.
@@ -97,6 +102,8 @@ class Database:
 
     def _open(self) -> None:
         try:
+            if self._path is not None:
+                create_private_database(self._path)
             connection = sqlite3.connect(
                 str(self._path or ""), timeout=0.5, isolation_level=None, check_same_thread=False
             )
@@ -106,11 +113,17 @@ class Database:
                     connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA cache_size = -8192")
                 self._create(connection)
+                if self._path is not None:
+                    make_database_private(self._path)
             except BaseException:
                 connection.close()
                 raise
         except sqlite3.Error as error:
             raise self._error(error) from error
+        except OSError as error:
+            raise DeviceStoreError(f"{self._name} cannot be created: {error.strerror}") from error
+        except SetupError as error:
+            raise DeviceStoreError(error.reason) from error
         self._connection = connection
 
     def _create(self, connection: sqlite3.Connection) -> None:
@@ -172,7 +185,10 @@ class Database:
 
     def _error(self, error: sqlite3.Error) -> DeviceStoreError:
         if "locked" in str(error):
-            return DeviceStoreError(f"{self._name} is in use by another process")
+            holder = None if self._path is None else holder_of(self._path)
+            if holder is not None and holder.pid == os.getpid():
+                return DeviceStoreInUse(f"{self._name} is in use by another client of this process")
+            return DeviceStoreInUse(f"{self._name} is in use by {holder or 'another process'}")
         return DeviceStoreError(f"{self._name}: {error}")
 
 

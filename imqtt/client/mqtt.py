@@ -5,7 +5,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 import aiomqtt
@@ -37,7 +37,7 @@ class Login:
     """What a connection is opened with. Times in seconds. The will is published at QoS 1."""
 
     name: str
-    password: str
+    password: str = field(repr=False)
     will_topic: str
     will: bytes
     keep_alive: int

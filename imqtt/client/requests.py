@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import random
 from typing import Never
@@ -16,6 +16,7 @@ from imqtt.client.settings import Timing
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import error_of
 from imqtt.core.backoff import backoff
+from imqtt.errors import ImqttError, NotConnected
 from imqtt.model import Hello, History, Page, Rejected, Sync
 
 ARRIVING = 0.5  # seconds between two looks at whether a packet is still arriving
@@ -37,6 +38,9 @@ class Requests:
         self._timing = timing
         self._questions: dict[str, _Question] = {}
         self._heard_at = 0.0  # when anything came last on this connection, or when it began
+        self._changed = asyncio.Event()  # a question was asked, or the server has answered again
+        self.is_silent = False  # see `ConnectionState`
+        self.silence_changed: Callable[[], None] = lambda: None
 
     async def ask(self, command: Hello | Sync | History, place: str) -> Page:
         """The page that answers. Asks again, with growing patience, while there is none or a retryable error.
@@ -51,6 +55,7 @@ class Requests:
         begun = math.inf if isinstance(command, History) else time.monotonic()
         question = _Question({it.conversation: True for it in cursors if it.seq}, begun)
         self._questions[ref] = question
+        self._changed.set()
         tries = 0
         try:
             while True:
@@ -73,6 +78,7 @@ class Requests:
                 question.resting, question.waits_since = True, math.inf
                 await asyncio.sleep(answer.retry_after / 1000 + backoff(tries, random(), cap=30.0))
                 question.resting, question.waits_since = False, max(begun, time.monotonic())
+                self._changed.set()
         finally:
             del self._questions[ref]
 
@@ -100,21 +106,53 @@ class Requests:
     def heard(self) -> None:
         """Something has come on this connection."""
         self._heard_at = time.monotonic()
+        self._set_silent(False)
+
+    async def check_idle(self, place: str) -> None:
+        """Asks a server that has sent nothing for a while, so that its silence is noticed."""
+        while self._timing.idle:
+            wait = self._heard_at + self._timing.idle - time.monotonic()
+            if wait > 0:
+                await asyncio.sleep(wait)
+                continue
+            try:
+                await self.ask(Sync(), place)
+            except NotConnected:
+                raise
+            except ImqttError:  # an answer, too
+                await asyncio.sleep(self._timing.idle)
 
     async def listen(self) -> Never:
         """From a connection's beginning. Raises `Lost` when something is asked and nothing at all comes.
 
         The broker may be well and alone: no server behind it, or the subscription gone.
         """
-        self.heard()
+        self._heard_at = time.monotonic()
         silence = self._timing.silence * (1 + 0.2 * random())
         while True:
-            now = time.monotonic()
             asked_at = min((it.waits_since for it in self._questions.values()), default=math.inf)
-            left = max(asked_at, self._heard_at) + silence - now
-            if left <= 0:
+            silent_for = time.monotonic() - max(asked_at, self._heard_at)  # less than 0 if nothing is asked
+            if silent_for >= silence:
                 raise Lost(f"no answer to anything in {silence:.0f} s")
-            await asyncio.sleep(min(left, silence))
+            doubtful = silent_for >= self._timing.answer
+            if doubtful and not self._uplink.is_receiving:
+                self._set_silent(True)
+            if doubtful and not self.is_silent:
+                left = ARRIVING
+            else:
+                left = (silence if doubtful else self._timing.answer) - silent_for
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(None if asked_at == math.inf else left):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _set_silent(self, silent: bool) -> None:
+        if silent != self.is_silent:
+            self.is_silent = silent
+            self._changed.set()
+            self.silence_changed()
 
     def asked(self, ref: str) -> Mapping[str, bool]:
         """The conversations whose cursors the answer judges: true where no doubt has come since.

@@ -113,6 +113,7 @@ class Session:
             tasks.create_task(self._sender.run(), name="imqtt-outbox")
             tasks.create_task(self._marker.run(), name="imqtt-marks")
             tasks.create_task(self._stay_present(), name="imqtt-presence")
+            tasks.create_task(self._requests.check_idle(self._home), name="imqtt-idle")
 
     async def _stay_present(self) -> None:
         """Says something before the server takes a silent device for gone."""

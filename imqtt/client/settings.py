@@ -10,6 +10,7 @@ from imqtt.errors import SetupError
 from imqtt.model import Device
 from imqtt.protocol import Format
 from imqtt.protocol.topics import MAX_NAME, parse_username
+from imqtt.redaction import redacted
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
@@ -40,10 +41,12 @@ def parse_address(text: str) -> Address:
     try:
         parts = urlsplit(text if "://" in text else f"mqtt://{text}")
         port = parts.port
-    except ValueError as error:
-        raise SetupError(f"not a broker's address: {text!r} ({error})") from None
+    except ValueError:  # which may quote a part of a password
+        raise SetupError(f"not a broker's address: {redacted(text)!r}") from None
     if not parts.hostname or parts.scheme not in DEFAULT_PORTS:
-        raise SetupError(f"not a broker's address: {text!r}; host:port, or mqtt, mqtts, ws or wss://…")
+        raise SetupError(
+            f"not a broker's address: {redacted(text)!r}; host:port, or mqtt, mqtts, ws or wss://…"
+        )
     return Address(parts.hostname, port or DEFAULT_PORTS[parts.scheme], parts.scheme, parts.path or "/")
 
 
@@ -55,6 +58,7 @@ class Timing:
     keep_alive: int = 30
     answer: float = 5.0  # for an answer to a first try; later tries wait longer
     patience: float = 60.0  # but no longer than this
+    idle: float = 0.0  # without anything from the server, before it is asked for a sign of life; 0: never
     silence: float = 60.0  # in which something is asked and nothing at all comes: then another connection
     retry: float = 0.5  # before the first reconnection at most, doubling from there
     retry_most: float = 30.0

@@ -12,13 +12,18 @@ from imqtt.model import Content, Event, Id, Marks, PeerTyping, Position, Presenc
 
 @dataclass(frozen=True, slots=True)
 class ConnectionState:
-    """Where the connection is. `reason` says why the last try or connection ended."""
+    """Where the connection is. `reason` says why the last try or connection ended.
+
+    `silent`: a broker is connected, but the server behind it was asked and has not answered for
+    `Timing.answer` seconds. A device that asks nothing does not notice: see `Timing.idle`.
+    """
 
     phase: Phase = Phase.IDLE
     address: str = ""
     tries: int = 0  # since the last connection that lasted
     retry_in: float = 0.0  # seconds, in phase `idle`
     reason: str = ""
+    silent: bool = False
 
 
 class Summary(Value, frozen=True):

@@ -4,15 +4,18 @@ from collections.abc import Iterable
 
 from imqtt.model import PRESENCE_STATES, Presence
 
+_RANKS = {state: rank for rank, state in enumerate(PRESENCE_STATES)}
+
 
 def of_user(user: str, devices: Iterable[tuple[str, int]]) -> Presence:
     """The liveliest state of any device. `devices` has each one's state and since when (milliseconds).
 
-    `last_seen` is the latest change of any device: for a user who is offline, when he left.
+    A state that this version does not know counts as online, as it does for clients: a newer server on the
+    same Redis may have written it. `last_seen` is the latest change of any device: for a user who is offline,
+    when they left.
     """
-    state, last_seen = "offline", 0
-    for device_state, since in devices:
-        if PRESENCE_STATES.index(device_state) < PRESENCE_STATES.index(state):
-            state = device_state
+    liveliest, last_seen = _RANKS["offline"], 0
+    for state, since in devices:
+        liveliest = min(liveliest, _RANKS.get(state, 0))
         last_seen = max(last_seen, since)
-    return Presence(user, state, last_seen)
+    return Presence(user, PRESENCE_STATES[liveliest], last_seen)

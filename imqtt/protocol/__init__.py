@@ -24,6 +24,11 @@ class Format(Enum):
     JSON = "json"
     PROTOBUF = "protobuf"
 
+    @classmethod
+    def of(cls, name: str) -> "Format":
+        """The format of this name; JSON for one that only another version of imqtt knows."""
+        return cls.PROTOBUF if name == cls.PROTOBUF.value else cls.JSON
+
 
 def format_of(payload: bytes) -> Format:
     """JSON if the first byte is `{`, else protobuf."""

@@ -128,6 +128,7 @@ class Server:
             or troubles.stranger.text
             or troubles.contested.text
             or ("ok" if connected else "not connected"),
+            clock=troubles.clock.text or "ok",
             process=troubles.files.text or "ok",
             partitions=tuple(it.partition for it in holdings),
             unfinished=sum(it.unfinished for it in holdings),

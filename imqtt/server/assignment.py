@@ -289,7 +289,7 @@ class Assignment:
             known.stranger.end()
             known.contested.end_all()
         troubles = [it.text for it in (known.cluster, known.stranger, known.store, known.storing)]
-        troubles += [self._state.trouble, known.broker.text, known.files.text]
+        troubles += [self._state.trouble, known.broker.text, known.clock.text, known.files.text]
         if contested:
             numbers = ", ".join(map(str, contested))
             troubles.append(f"the sessions of partitions {numbers} are being taken from this worker")

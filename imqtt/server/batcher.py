@@ -16,13 +16,15 @@ from random import random
 from imqtt.core.backoff import backoff
 from imqtt.errors import Unavailable
 from imqtt.server.counters import Counters
-from imqtt.server.intake import Delivery
+from imqtt.server.intake import Delivery, Read
 from imqtt.server.owner import Owner
 from imqtt.server.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
 WAITING_BATCHES = 8
+STALL_SECONDS = 0.25  # a batch that takes longer waits for the store
+LOOKED_AT_ONCE = 1_000  # commands that are decoded to find the reads among them
 UNFINISHED_BATCHES = 4  # published, and waiting for the broker to confirm it
 
 Finishing = tuple[Sequence[Delivery], Awaitable[object]]
@@ -55,7 +57,11 @@ class Begun:
 
 
 class Batcher:
-    """Carries out batches one after the other, and PUBACKs each when it is finished."""
+    """Carries out batches one after the other, and PUBACKs each when it is finished.
+
+    A batch that waits for the store holds up those behind it, but not their reads, nor its own: they are
+    answered meanwhile, and stay in their places for the PUBACK, whose order is that of receipt.
+    """
 
     def __init__(self, owner: Owner, counters: Counters, troubles: Troubles, max_batch: int) -> None:
         self._owner = owner
@@ -67,13 +73,19 @@ class Batcher:
         self._taken = asyncio.Event()
         self._unfinished: asyncio.Queue[Finishing] = asyncio.Queue(UNFINISHED_BATCHES)
         self._begun: dict[int, Begun] = {}  # by partition
+        self._current: Sequence[Delivery] = ()  # the batch that is being carried out
+        self._current_since = 0.0  # by the event loop's clock
+        self._answered: set[int] = set()  # receipts of reads that have overtaken their batch
 
     async def put(self, partition: int, deliveries: Sequence[Delivery]) -> None:
         """Takes a partition's deliveries on.
 
-        Waits while too many wait: at QoS 0 no ack bounds what a link receives.
+        At QoS 0, where no ack bounds what a link receives, waits while too many wait. At QoS 1 the link
+        itself stops, and a read that it has received does not wait behind others' writes.
         """
-        while len(self._inbox) >= WAITING_BATCHES * self._max_batch:
+        while len(self._inbox) >= WAITING_BATCHES * self._max_batch and any(
+            it.received.packet_id is None for it in deliveries
+        ):
             self._taken.clear()
             await self._taken.wait()
         self._inbox.extend(deliveries)
@@ -102,6 +114,7 @@ class Batcher:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._finish(), name="finisher")
+            tasks.create_task(self._overtake(), name="overtaking-reads")
             while True:
                 await self._arrival.wait()
                 inbox = self._inbox
@@ -113,13 +126,18 @@ class Batcher:
                     self._arrival.clear()
                 # A sharded store takes a partition's records in one round trip if they stand together.
                 batch.sort(key=_partition)
-                await self._unfinished.put((batch, await self._carry_out(batch)))
+                self._current, self._current_since = batch, asyncio.get_running_loop().time()
+                published = await self._carry_out(batch)
+                self._current = ()
+                if self._answered:
+                    self._answered.difference_update(it.received.receipt for it in batch)
+                await self._unfinished.put((batch, published))
 
     async def _carry_out(self, batch: Sequence[Delivery]) -> Awaitable[object]:
         attempt = 0
         while True:
             try:
-                finishing = await self._owner.carry_out(batch)
+                finishing = await self._owner.carry_out(batch, self._answered)
             except Unavailable as error:
                 self._troubles.store_failed("batches", error)
                 # A store that cannot be read blocks, on purpose. Something of the batch may be stored already
@@ -141,6 +159,43 @@ class Batcher:
                 self._troubles.store_answered()
                 return finishing
             batch = [delivery._replace(again=True) for delivery in batch]
+
+    async def _overtake(self) -> None:
+        """While a batch waits for the store, has the reads answered that need nothing of what it writes."""
+        loop = asyncio.get_running_loop()
+        stalled: Sequence[Delivery] = ()
+        looked_at: set[int] = set()  # receipts, during this stall
+        while True:
+            await asyncio.sleep(STALL_SECONDS)
+            if not self._current or loop.time() - self._current_since < STALL_SECONDS:
+                continue
+            if self._current is not stalled:
+                stalled = self._current
+                looked_at.clear()
+            new = [it for it in self._waiting() if it.received.receipt not in looked_at][:LOOKED_AT_ONCE]
+            if not new:
+                continue
+            try:
+                await self._owner.answer_reads(new, self._claim)
+            except Unavailable as error:
+                log.debug("reads wait for the store: %s", error)
+            except Exception:
+                self._counters.failures += 1
+                log.exception("reads could not overtake a batch")
+                looked_at.update(it.received.receipt for it in new)
+            else:
+                looked_at.update(it.received.receipt for it in new)
+
+    def _waiting(self) -> list[Delivery]:
+        """What was received at QoS 1 and is not carried out yet."""
+        return [it for it in (*self._current, *self._inbox) if it.received.packet_id is not None]
+
+    def _claim(self, reads: Sequence[Read]) -> Sequence[Read]:
+        """Those that may be answered ahead of their batch, which then leaves them alone."""
+        waiting = {it.received.receipt for it in self._waiting()} - self._answered
+        claimed = [it for it in reads if it.receipt in waiting]
+        self._answered.update(it.receipt for it in claimed)
+        return claimed
 
     async def _finish(self) -> None:
         """PUBACKs batches in order, each when the broker has taken its frames: the transaction's end."""

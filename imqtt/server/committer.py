@@ -10,7 +10,7 @@ from imqtt.core.backoff import backoff
 from imqtt.core.conversations import members_of
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, decide
 from imqtt.core.snowflake import Snowflake
-from imqtt.errors import Invalid, StoreUnreachable, Unavailable
+from imqtt.errors import ClockWrong, Invalid, StoreUnreachable, Unavailable
 from imqtt.model import Device, Id, Position
 from imqtt.problems import explain
 from imqtt.server.counters import Counters
@@ -203,6 +203,7 @@ class Committer:
     ) -> list[Decision]:
         heads = await self._load({message.send.conversation for message in messages})
         now = self._clock()
+        ahead = 0
 
         def admit(device: Device) -> bool:
             left = tokens.get(device, 0)
@@ -210,9 +211,24 @@ class Committer:
             return left > 0
 
         def draw(partition: int, after: int) -> Id:
-            return self._snowflakes[partition].draw(now, after)
+            nonlocal ahead
+            snowflake = self._snowflakes[partition]
+            try:
+                drawn = snowflake.draw(now, after)
+            except ClockWrong as error:
+                self._troubles.clock.note(error.reason)
+                raise
+            if drawn.time - now > snowflake.tolerance:
+                ahead = max(ahead, drawn.time - now)
+            return drawn
 
-        return decide(messages, heads, stored, draw, admit)
+        decisions = decide(messages, heads, stored, draw, admit)
+        if ahead:
+            self._troubles.clock.note(
+                f"the clock is {ahead // 1_000} s behind the last events of some conversations, which keep "
+                "that date until it has passed: is the clock wrong, or was one?"
+            )
+        return decisions
 
     async def _load(self, conversations: set[str]) -> dict[str, Position]:
         heads: dict[str, Position] = {}

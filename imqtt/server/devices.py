@@ -57,14 +57,7 @@ class Devices:
         changed: list[Registration | DeviceFormat] = []
         for device, (format, hello) in spoke.items():
             before = known.get(device)
-            if hello is not None:
-                now = Registration(device, format.value, hello.platform, hello.max_packet)
-            elif before is None:
-                now = Registration(device, format.value)
-            elif before.format != format.value:
-                now = replace(before, format=format.value)
-            else:
-                now = before
+            now = _registration(device, before, format, hello)
             if now != before:
                 changed.append(now if hello is not None else DeviceFormat(device, format.value))
             current[device] = now
@@ -85,6 +78,20 @@ class Devices:
                 await self._complete(current, unheard)
         return Registered(current, refused)
 
+    async def known(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> dict[Device, Registration]:
+        """Those of the devices that are registered by what they last sent. Writes nothing.
+
+        A platform that is not registered yet makes no difference to what is published to a device.
+        """
+        lists = await self.of({device.user for device in spoke})
+        known: dict[Device, Registration] = {}
+        for before in (it for user in lists.values() for it in user):
+            if (said := spoke.get(before.device)) is not None:
+                now = _registration(before.device, before, *said)
+                if replace(now, platform=before.platform) == before:
+                    known[before.device] = now
+        return known
+
     async def _complete(self, current: dict[Device, Registration], unheard: Collection[Device]) -> None:
         """Takes from the store what another worker may have heard of these. They keep the format they used.
 
@@ -96,3 +103,14 @@ class Devices:
         for device in unheard:
             if device in stored:
                 current[device] = replace(stored[device], format=current[device].format)
+
+
+def _registration(
+    device: Device, before: Registration | None, format: Format, hello: Hello | None
+) -> Registration:
+    """A device as it is after what it last sent."""
+    if hello is not None:
+        return Registration(device, format.value, hello.platform, hello.max_packet)
+    if before is None:
+        return Registration(device, format.value)
+    return before if before.format == format.value else replace(before, format=format.value)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from imqtt.broker.link import Message
 from imqtt.model import AnyFrame, Content, Device, Event, PeerTyping, Presence
 from imqtt.protocol import Format, encode_frame, join
+from imqtt.protocol.check import MIN_PACKET
 from imqtt.protocol.topics import down
 from imqtt.server.counters import Counters
 from imqtt.stores.base import Registration
@@ -47,7 +48,7 @@ class Fanout:
             bundle = self._bundles.get(device)
             if bundle is None:
                 bundle = self._bundles[device] = _Bundle(
-                    Format(registration.format), packet_room(registration, self._max_packet)
+                    Format.of(registration.format), packet_room(registration, self._max_packet)
                 )
             # The format that the packet was begun in: the device may have changed it since.
             data = encoded.get(bundle.format)
@@ -74,8 +75,11 @@ class Fanout:
 
 
 def packet_room(registration: Registration, max_packet: int) -> int:
-    """Bytes that frames may take in one packet to this device."""
-    return min(registration.max_packet or max_packet, max_packet) - PACKET_OVERHEAD
+    """Bytes that frames may take in one packet to this device.
+
+    No fewer than any `Hello` may ask for, whatever another version has registered.
+    """
+    return max(min(registration.max_packet or max_packet, max_packet), MIN_PACKET) - PACKET_OVERHEAD
 
 
 def withhold(event: Event, size: int) -> Event:

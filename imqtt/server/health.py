@@ -15,8 +15,8 @@ class Health(msgspec.Struct, frozen=True):
     """How a worker is.
 
     `status` is `ok`, `degraded` (it serves, and something is wrong), or `starting`, `leaving` and `cut off`
-    (it does not serve). `store`, `state`, `broker` and `process` are `ok` or a sentence that says what is
-    wrong, since when and why; `unfinished` are commands that were received and not PUBACKed yet.
+    (it does not serve). `store`, `state`, `broker`, `clock` and `process` are `ok` or a sentence that says
+    what is wrong, since when and why; `unfinished` are commands that were received and not PUBACKed yet.
     """
 
     status: str
@@ -24,6 +24,7 @@ class Health(msgspec.Struct, frozen=True):
     store: str
     state: str
     broker: str
+    clock: str
     process: str
     partitions: tuple[int, ...]
     unfinished: int

@@ -30,6 +30,14 @@ class Delivery(NamedTuple):
     again: bool
 
 
+class Read(NamedTuple):
+    """A command that only reads. `receipt` tells it from all others, but is -1 at QoS 0."""
+
+    device: Device
+    command: Hello | Sync | History
+    receipt: int
+
+
 @dataclass(slots=True)
 class Batch:
     """One batch, sorted by what is to be done. Lists are in order of receipt."""
@@ -43,7 +51,7 @@ class Batch:
     )  # (conversation, user) of redelivered marks
     typing: dict[tuple[str, str], tuple[Device, Typing]] = field(default_factory=dict)
     status: list[tuple[Device, Hello | Status]] = field(default_factory=list)
-    reads: list[tuple[Device, Hello | Sync | History]] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
     refused: list[tuple[Device, Rejected]] = field(default_factory=list)
     formats: dict[Device, Format] = field(default_factory=dict)  # of refused commands, for devices not known
     pass_on: list[tuple[Device, Packet]] = field(default_factory=list)
@@ -101,7 +109,7 @@ class Intake:
                 batch.status.append((device, command))
             elif isinstance(command, History):
                 check_member(command.conversation, device.user)
-            batch.reads.append((device, command))
+            batch.reads.append(Read(device, command, delivery.received.receipt))
 
     def _pass_on(self, batch: Batch, device: Device, partition: int, received: Received) -> None:
         if PASSED_ON in received.properties:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
 from imqtt.errors import Failed, ImqttError, StoreUnreachable, Unavailable
-from imqtt.model import Accepted, AnyFrame, Device, Event, Id, Marks, PeerTyping
+from imqtt.model import Accepted, AnyFrame, Device, Event, Hello, Id, Marks, PeerTyping
 from imqtt.problems import explain
 from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
@@ -22,7 +22,7 @@ from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
 from imqtt.server.egress import FAILURE, Publish
 from imqtt.server.fanout import Fanout
-from imqtt.server.intake import Batch, Delivery, Intake, rejected
+from imqtt.server.intake import Batch, Delivery, Intake, Read, rejected
 from imqtt.server.patience import until_known
 from imqtt.server.presence import Presences
 from imqtt.server.reads import Reads
@@ -111,8 +111,13 @@ class Owner:
         """A session is this process's own from now on; whatever it remembers of the log may be old."""
         self._committer.forget()
 
-    async def carry_out(self, deliveries: Sequence[Delivery]) -> Awaitable[object]:
-        """Commits a batch and publishes its frames. See the class for what is durable when."""
+    async def carry_out(
+        self, deliveries: Sequence[Delivery], answered: Container[int] = ()
+    ) -> Awaitable[object]:
+        """Commits a batch and publishes its frames. See the class for what is durable when.
+
+        `answered` has the receipts of reads that were answered meanwhile (`answer_reads`).
+        """
         self._counters.received += len(deliveries)
         batch = self._intake.sort(deliveries)
         registered, decisions, marks = await self._commit(batch)
@@ -141,11 +146,30 @@ class Owner:
         self._reject(fanout, audience, batch)
         published = self._publish(fanout.messages())
         await self._presences.heard(batch.status)
-        for device, command in batch.reads:  # they are served beside the batches
-            self._reads.submit(registered.current[device], command)
+        for device, command, receipt in batch.reads:  # they are served beside the batches
+            if receipt not in answered:
+                self._reads.submit(registered.current[device], command)
         if batch.pass_on:
             return asyncio.create_task(self._pass_on(batch.pass_on, published), name="pass-on")
         return published
+
+    async def answer_reads(
+        self, deliveries: Sequence[Delivery], claim: Callable[[Sequence[Read]], Sequence[Read]]
+    ) -> None:
+        """Answers those reads among the deliveries for which nothing has to be written first.
+
+        Those are the reads of devices that are registered already: what is stored later will be published to
+        them. For the others see `Registered`. `claim` is given reads just before they are answered, and
+        returns those that still are to be. Raises `Unavailable` if it cannot be known who is registered.
+        """
+        batch = self._intake.sort(deliveries)
+        known = await self._devices.known({it.device: batch.spoke[it.device] for it in batch.reads})
+        claimed = claim([it for it in batch.reads if it.device in known])
+        for device, command, _ in claimed:
+            self._reads.submit(known[device], command)
+        hellos = [(it.device, it.command) for it in claimed if isinstance(it.command, Hello)]
+        await self._presences.refresh(batch.spoke)  # what they say may wait for long: they are there
+        await self._presences.heard(hellos)
 
     async def _pass_on(self, commands: Sequence[tuple[Device, Packet]], published: Awaitable[object]) -> None:
         """Returns when the broker has them, and whatever else the batch has `published`.
@@ -245,10 +269,10 @@ class Owner:
         """Whoever is not registered is given no page: see `Registered`."""
         if not refused:
             return
-        for device, command in batch.reads:
+        for device, command, _ in batch.reads:
             if (error := refused.get(device)) is not None:
                 batch.refused.append((device, rejected(error, Outline(command.name, ref=command.ref))))
-        batch.reads = [it for it in batch.reads if it[0] not in refused]
+        batch.reads = [it for it in batch.reads if it.device not in refused]
         batch.status = [it for it in batch.status if it[0] not in refused]  # nothing of it is carried out
 
     async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:

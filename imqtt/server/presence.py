@@ -111,7 +111,8 @@ class Presences:
         while True:
             await asyncio.sleep(max(self._ttl / 10_000, 0.5))
             try:
-                for gone in await self._state.expired(self._clock()):
+                # Twice the time, as workers' clocks differ a little.
+                for gone in await self._state.expired(self._clock(), 2 * self._ttl):
                     self._note(gone.device.user)
                 self._looking.end()
             except Exception as error:

@@ -95,7 +95,7 @@ class Reads:
 
     async def _answer(self, registration: Registration, command: Hello | Sync | History) -> list[AnyFrame]:
         user, device = registration.device
-        room = Room(Format(registration.format), packet_room(registration, self._max_packet))
+        room = Room(Format.of(registration.format), packet_room(registration, self._max_packet))
         page = await self._pages.answer(user, command, room)
         if not isinstance(command, Hello):
             return [page]

@@ -8,6 +8,7 @@ log = logging.getLogger(__name__)
 
 STORE = "imqtt.server.store"  # the logger of what concerns the store
 REFUSED_CALM_SECONDS = 60.0
+CLOCK_CALM_SECONDS = 60.0
 
 
 class Troubles:
@@ -23,7 +24,7 @@ class Troubles:
             log, f"no connection to the broker{at}", f"every connection to the broker{at} works again"
         )
         self.store = Problem(store, "the store does not answer", "the store answers again")
-        # It answers, and says that it takes nothing: a full disk, a clock that stepped back.
+        # It answers, and says that it takes nothing, as with a full disk.
         self.storing = Problem(
             store, "nothing can be stored", "the store takes everything again", level=logging.ERROR
         )
@@ -46,6 +47,11 @@ class Troubles:
             "the broker has refused no packets for a minute",
             calm=REFUSED_CALM_SECONDS,
         )
+        # Messages met a sign that this clock is wrong, or that another one was.
+        self.clock = Problem(
+            log, "the clock may be wrong", "the clock and the ids of events agree again",
+            calm=CLOCK_CALM_SECONDS,
+        )  # fmt: skip
         self.files = Problem(log, "file descriptors are running out", "there are file descriptors again")
 
     def store_failed(self, what: str, error: Exception) -> None:

@@ -1,7 +1,7 @@
 """What may be lost at the cost of speed only: seen ids, device lists, presence, rate limits, workers."""
 
-from imqtt.config import redacted
 from imqtt.errors import SetupError
+from imqtt.redaction import redacted
 from imqtt.state.base import State
 
 

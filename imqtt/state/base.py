@@ -141,10 +141,11 @@ class State(Protocol):
         Raises `StateAway` where it cannot be known who is there: that is not to be taken for "nobody".
         """
 
-    async def expired(self, now: int) -> list[DevicePresence]:
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
         """Devices whose presence has run out by `now` and was not offline; they are offline from now on.
 
-        Each is returned once, as it is now: `since` is when it ran out.
+        Each is returned once, as it is now: `since` is when it ran out. A presence that would last for more
+        than `longest` milliseconds from now was set by a clock that was ahead, and lasts for as long as that.
         """
 
     # --- rate limits

@@ -88,7 +88,9 @@ class MemoryState:
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         return self._presences.of(users)
 
-    async def expired(self, now: int) -> list[DevicePresence]:
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
+        if longest is not None:
+            self._presences.shorten(now + longest)
         return list(self._presences.expire(now))
 
     async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
@@ -196,6 +198,7 @@ class _Presences:
         self._devices: dict[str, set[Device]] = {}
         self._queue: list[tuple[int, int, Device]] = []
         self._order = count()
+        self._last = 0  # no presence lasts beyond this
 
     def put(self, presence: DevicePresence) -> None:
         device = presence.device
@@ -208,6 +211,7 @@ class _Presences:
         else:
             self._entries.move_to_end(device)
         entry.set(presence)
+        self._last = max(self._last, entry.expires)
         if entry.state != "offline" and (not entry.due or presence.expires < entry.due):
             self._enqueue(device, entry)
 
@@ -220,6 +224,7 @@ class _Presences:
         return True
 
     def refresh(self, devices: Collection[Device], expires: int) -> None:
+        self._last = max(self._last, expires)
         for device in devices:
             entry = self._entries.get(device)
             if entry is not None and entry.state != "offline":
@@ -232,6 +237,17 @@ class _Presences:
             for user in users
             if user in self._devices
         }
+
+    def shorten(self, latest: int) -> None:
+        """No presence lasts beyond `latest`. Costs nothing where that is so, as mostly."""
+        if self._last <= latest:
+            return
+        self._last = latest
+        for device, entry in self._entries.items():
+            if entry.expires > latest:
+                entry.expires = latest
+                if entry.due > latest:
+                    self._enqueue(device, entry)
 
     def expire(self, now: int) -> Iterator[DevicePresence]:
         while self._queue and self._queue[0][0] <= now:

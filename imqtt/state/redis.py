@@ -142,8 +142,8 @@ class RedisState:
         except Refusal:
             return {}  # asked again it would refuse again, and what is to be told would wait for ever
 
-    async def expired(self, now: int) -> list[DevicePresence]:
-        return await self._presences.expired(now)
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
+        return await self._presences.expired(now, longest)
 
     async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
         if not wanted:
@@ -171,5 +171,5 @@ def _workers(answer: list[tuple[bytes, bytes]]) -> list[Worker]:
         try:
             workers.append(_worker(text))
         except msgspec.MsgspecError:  # of a version that says it otherwise; that it lives is what counts
-            workers.append(Worker(id.decode(), host="", pid=0, started=0))
+            workers.append(Worker(id.decode(errors="replace"), host="", pid=0, started=0))
     return workers

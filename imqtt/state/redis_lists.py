@@ -15,7 +15,18 @@ TICK = 16  # digits
 DECODED = 20_000  # users whose lists are kept as they were last decoded: half the time, for 12 MB
 
 _encode = msgspec.msgpack.encode
-_decode = msgspec.msgpack.Decoder(list[tuple[str, str, str, int]]).decode
+
+
+class _Row(msgspec.Struct, array_like=True, frozen=True):
+    """A device, as a list in Redis has it. A newer version may add fields at the end."""
+
+    device: str
+    format: str
+    platform: str = ""
+    max_packet: int = 0
+
+
+_decode = msgspec.msgpack.Decoder(list[_Row]).decode
 
 Lists = dict[str, tuple[Registration, ...]]
 
@@ -99,6 +110,5 @@ def _registrations(user: str, packed: bytes) -> tuple[Registration, ...] | None:
     except msgspec.MsgspecError:
         return None
     return tuple(
-        Registration(Device(user, device), format, platform, max_packet)
-        for device, format, platform, max_packet in rows
+        Registration(Device(user, row.device), row.format, row.platform, row.max_packet) for row in rows
     )

@@ -19,7 +19,17 @@ EXPIRED_AT_MOST = 20_000  # by one call; the next one goes on
 MISSED_CHANGES = 2_000
 MISSED_COMMANDS = 20_000
 
-_decode = msgspec.msgpack.Decoder(tuple[str, str, int, int]).decode  # nonce, state, since, expires
+
+class _Entry(msgspec.Struct, array_like=True, frozen=True):
+    """A device's presence, as Redis has it. A newer version may add fields at the end, and states."""
+
+    nonce: str
+    state: str
+    since: int
+    expires: int
+
+
+_decode = msgspec.msgpack.Decoder(_Entry).decode
 
 
 class Change(NamedTuple):
@@ -79,23 +89,26 @@ class Presences:
         answer = await self._link.call("EVAL", PRESENCE, 1 + len(users), self._keys.expiries, *hashes, *users)
         found: dict[str, list[DevicePresence]] = {}
         for number, device, entry, expires in answer:
-            presence = _presence(Device(users[number], device.decode()), entry, expires)
+            presence = _presence(Device(users[number], device.decode(errors="replace")), entry, expires)
             if presence is not None:
                 found.setdefault(users[number], []).append(presence)
         return {user: tuple(sorted(devices, key=_device)) for user, devices in found.items()}
 
-    async def expired(self, now: int) -> list[DevicePresence]:
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
         """At most `EXPIRED_AT_MOST`, and as many as Redis told of before it was away."""
         gone: list[DevicePresence] = []
         while len(gone) < EXPIRED_AT_MOST:
             try:
                 answer = await self._link.call(
-                    "EVAL", EXPIRE, 1, self._keys.expiries, now, EXPIRED_AT_ONCE, self._keys.presence_prefix
-                )
+                    "EVAL", EXPIRE, 1, self._keys.expiries,
+                    now, EXPIRED_AT_ONCE, self._keys.presence_prefix, "" if longest is None else longest,
+                )  # fmt: skip
             except StateAway:
                 break  # those that it told of are offline already: it will not tell of them again
             for user, device, entry in answer:
-                presence = _presence(Device(user.decode(), device.decode()), entry, None)
+                presence = _presence(
+                    Device(user.decode(errors="replace"), device.decode(errors="replace")), entry, None
+                )
                 if presence is not None:
                     gone.append(presence)
             if len(answer) < EXPIRED_AT_ONCE:
@@ -145,10 +158,11 @@ class Presences:
 def _presence(device: Device, entry: bytes, expires: bytes | None) -> DevicePresence | None:
     """None for what another version of imqtt has written."""
     try:
-        nonce, state, since, until = _decode(entry)
+        it = _decode(entry)
     except msgspec.MsgspecError:
         return None
-    return DevicePresence(device, nonce, state, since, until if expires is None else int(float(expires)))
+    until = it.expires if expires is None else int(float(expires))
+    return DevicePresence(device, it.nonce, it.state, it.since, until)
 
 
 def _device(presence: DevicePresence) -> Device:

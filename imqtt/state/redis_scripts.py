@@ -11,6 +11,7 @@ from imqtt.state.redis_keys import (
     LEASE_TTL,
     LIST_TTL,
     LISTS_TTL,
+    LONGEST_BEAT,
     OFFLINE_TTL,
     PRESENT_TTL,
     PROBE_TTL,
@@ -81,10 +82,11 @@ FILL = f"""
 {_CLOCK}
 local lease = tonumber(ARGV[1])
 local now = tick()
-if lease < tonumber(redis.call('HGET', KEYS[1], 'epoch')) or now - lease > {LEASE_TTL} * 1000 then return end
+local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or now)
+if lease < epoch or now - lease > {LEASE_TTL} * 1000 then return end
 for i = 2, #KEYS do
   local there = redis.call('GET', KEYS[i])
-  if not there or tonumber(string.sub(there, 1, 16)) <= lease then
+  if not there or (tonumber(string.sub(there, 1, 16)) or 0) <= lease then
     redis.call('SET', KEYS[i], string.format('%016.0f', lease) .. ARGV[i], 'PX', {LIST_TTL})
   end
 end
@@ -106,6 +108,19 @@ redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {LIST_TTL + L
 # --- presence. An entry is [nonce, state, since, expires]; who is not offline is in the sorted set as well,
 # whose score is the expiry that counts.
 
+# An entry, or nil for one that another version has written in another form: it counts as none.
+_UNPACK = """
+local function unpack_entry(packed)
+  if not packed then return nil end
+  local whole, entry = pcall(cmsgpack.unpack, packed)
+  if whole and type(entry) == 'table' and type(entry[1]) == 'string' and type(entry[2]) == 'string'
+      and type(entry[3]) == 'number' and type(entry[4]) == 'number' then
+    return entry
+  end
+  return nil
+end
+"""
+
 # How long a user's hash is to live, after a change.
 _KEEP = f"""
 local function keep(presence, expiries, user)
@@ -122,13 +137,13 @@ end
 # `arrive`, or `update` (only the connection that is known). `late`: what is not newer counts for nothing.
 # Returns 1, or 0 for what was ignored. Devices that went a day before are dropped on the way.
 PUT = f"""
+{_UNPACK}
 {_KEEP}
 local presence, expiries = KEYS[1], KEYS[2]
 local how, user, device, nonce, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local since, expires = tonumber(ARGV[6]), tonumber(ARGV[7])
-local known = redis.call('HGET', presence, device)
+local known = unpack_entry(redis.call('HGET', presence, device))
 if known then
-  known = cmsgpack.unpack(known)
   if how == 'update' and known[1] ~= nonce then return 0 end
   if ARGV[8] == 'late' and known[3] >= since then return 0 end
 elseif how == 'update' and state == 'offline' then
@@ -144,8 +159,8 @@ end
 if redis.call('HLEN', presence) > 1 then
   local all = redis.call('HGETALL', presence)
   for i = 1, #all, 2 do
-    local entry = cmsgpack.unpack(all[i + 1])
-    if entry[2] == 'offline' and entry[3] < since - {OFFLINE_TTL} then
+    local entry = unpack_entry(all[i + 1])
+    if entry and entry[2] == 'offline' and entry[3] < since - {OFFLINE_TTL} then
       redis.call('HDEL', presence, all[i])
     end
   end
@@ -157,14 +172,15 @@ return 1
 # KEYS: `expiries`, the users' hashes. ARGV: the users. Returns [user's number, device, entry, expiry or nil]
 # of each device. Where the sorted set was lost, it is made again.
 PRESENCE = f"""
+{_UNPACK}
 local expiries, found = KEYS[1], {{}}
 for i, user in ipairs(ARGV) do
   local all = redis.call('HGETALL', KEYS[i + 1])
   for j = 1, #all, 2 do
     local expires = redis.call('ZSCORE', expiries, user .. '@' .. all[j])
     if not expires then
-      local entry = cmsgpack.unpack(all[j + 1])
-      if entry[2] ~= 'offline' then
+      local entry = unpack_entry(all[j + 1])
+      if entry and entry[2] ~= 'offline' then
         redis.call('ZADD', expiries, string.format('%.0f', entry[4]), user .. '@' .. all[j])
         redis.call('PEXPIRE', expiries, {PRESENT_TTL})
       end
@@ -175,19 +191,30 @@ end
 return found
 """
 
-# KEYS: `expiries`. ARGV: now, at most so many, how the users' keys begin. Returns [user, device, entry].
+# KEYS: `expiries`. ARGV: now, at most so many, how the users' keys begin, the longest that a presence lasts.
+# Returns [user, device, entry]. What lasts longer was set by a clock that was ahead. By Redis's clock too, or
+# a worker whose own is behind would shorten everybody's.
 EXPIRE = f"""
+{_UNPACK}
 {_KEEP}
 local gone = {{}}
+if ARGV[4] ~= '' then
+  local time = redis.call('TIME')
+  local latest = math.max(tonumber(ARGV[1]), time[1] * 1000 + math.floor(time[2] / 1000)) + tonumber(ARGV[4])
+  latest = string.format('%.0f', latest)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. latest, '+inf', 'LIMIT', 0, ARGV[2])) do
+    redis.call('ZADD', KEYS[1], 'XX', latest, member)
+  end
+end
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 for i = 1, #due, 2 do
   redis.call('ZREM', KEYS[1], due[i])
   local user, device = string.match(due[i], '^([^@]*)@(.*)$')
-  local presence = ARGV[3] .. user
-  local known = redis.call('HGET', presence, device)
+  local presence = ARGV[3] .. (user or '')
+  local known = user and unpack_entry(redis.call('HGET', presence, device))
   if known then
     local expired = tonumber(due[i + 1])
-    local entry = cmsgpack.pack({{cmsgpack.unpack(known)[1], 'offline', expired, expired}})
+    local entry = cmsgpack.pack({{known[1], 'offline', expired, expired}})
     redis.call('HSET', presence, device, entry)
     keep(presence, KEYS[1], user)
     gone[#gone + 1] = {{user, device, entry}}
@@ -206,9 +233,11 @@ for i, key in ipairs(KEYS) do
   local bucket = redis.call('GET', key)
   if bucket then
     local before, time = string.match(bucket, '^(%d+) (%-?%d+)$')
-    time = tonumber(time)
-    if time > now and time - now <= {CLOCK_SKEW} then now = time end
-    level = math.min(tonumber(before) + math.max(now - time, 0) * rate, full)
+    if before then  -- else another version wrote it
+      time = tonumber(time)
+      if time > now and time - now <= {CLOCK_SKEW} then now = time end
+      level = math.min(tonumber(before) + math.max(now - time, 0) * rate, full)
+    end
   end
   local tokens = math.min(tonumber(ARGV[i + 3]), math.floor(level / 1000))
   level = level - tokens * 1000
@@ -222,15 +251,16 @@ return taken
 # --- workers. KEYS: `workers`. An entry is 16 digits of Redis's own time in milliseconds, until when it
 # counts, and the worker's JSON. Workers' clocks do not matter.
 
-_LIVING = """
+_LIVING = f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function living()
-  local found = {}
+  local found = {{}}
   local all = redis.call('HGETALL', KEYS[1])
   for i = 1, #all, 2 do
-    if tonumber(string.sub(all[i + 1], 1, 16)) > now then
-      found[#found + 1] = {all[i], string.sub(all[i + 1], 17)}
+    local left = (tonumber(string.sub(all[i + 1], 1, 16)) or 0) - now
+    if left > 0 and left <= {LONGEST_BEAT} then
+      found[#found + 1] = {{all[i], string.sub(all[i + 1], 17)}}
     else
       redis.call('HDEL', KEYS[1], all[i])
     end

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from imqtt.config import redacted
 from imqtt.errors import SetupError
+from imqtt.redaction import redacted
 from imqtt.stores.base import Identity, Store
 from imqtt.stores.copy_source import Source
 

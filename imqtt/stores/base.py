@@ -4,18 +4,46 @@ Two unique indexes are the truth: `(conversation, seq)` and `(conversation, send
 append is a compare-and-set on the conversation's head, and two owners at once do no harm.
 """
 
+import logging
 import secrets
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from imqtt.errors import ImqttError
-from imqtt.model import Device, Event, Head, Marks, Position
+from imqtt.model import Content, Device, Event, Head, Marks, Position, from_json_type
 from imqtt.model import Key as Key
 from imqtt.model import Stored as Stored
 
+log = logging.getLogger(__name__)
+
 HOW_TO_FINISH = "run the same `imqtt store copy` again, and it goes on from here"
+
+
+_decode_content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
+NO_CONTENT = Content()
+
+
+def content_of(body: str | bytes | None) -> Content:
+    """An event's content, from its body as JSON text in UTF-8; None: it is archived.
+
+    A body of a shape that only another version of imqtt knows is shown as content without a body, which
+    clients count as an event all the same. The row keeps it.
+    """
+    if not body:
+        return NO_CONTENT
+    try:
+        return _decode_content(body)
+    except msgspec.MsgspecError as error:
+        _warn_of_body(str(error))
+        return NO_CONTENT
+
+
+@lru_cache(maxsize=16)  # each kind of error once
+def _warn_of_body(error: str) -> None:
+    log.warning("an event is shown without its content, which this version of imqtt does not know: %s", error)
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

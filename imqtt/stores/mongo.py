@@ -29,7 +29,7 @@ from imqtt.stores.mongo_client import (
     disconnect,
     write,
 )
-from imqtt.stores.mongo_documents import META_ID, device_update, event_document
+from imqtt.stores.mongo_documents import META_ID, device_update, event_document, marks_of
 from imqtt.stores.mongo_reader import MongoReader, chunks
 
 BYTES_AT_ONCE = 16 << 20  # in one command: a third of what MongoDB takes, and never less than one event
@@ -190,7 +190,8 @@ class MongoStore(MongoReader):
             except PyMongoError as error:
                 raise OutcomeUnknown(f"the marks cannot be read: {brief(error)}") from error
             for it in found:
-                before[it["c"], it["u"]] = (it["delivered"], it["read"])
+                marks_before = marks_of(it)
+                before[it["c"], it["u"]] = (marks_before.delivered, marks_before.read)
         return before
 
     async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:

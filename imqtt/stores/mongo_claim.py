@@ -110,11 +110,15 @@ class Claim:
 
     async def _wait_for_the_others(self) -> None:
         first_seen: dict[str, object] = {}
+        since = asyncio.get_running_loop().time()
         while in_the_way := [it for it in await self._others() if await self._is_in_the_way(it)]:
             for other in in_the_way:
-                if other["open"]:
-                    seen = first_seen.setdefault(other["_id"], other["seen"])
-                    alive = other["_id"] in _held or other["seen"] != seen
+                if other.get("open"):
+                    seen = first_seen.setdefault(other["_id"], other.get("seen"))
+                    alive = other["_id"] in _held or other.get("seen") != seen
+                    if not alive and asyncio.get_running_loop().time() - since > LEASE_SECONDS:
+                        # A time ahead of the server's clock does not run out: that clock was ahead.
+                        await self._remove(other)
                 else:  # it is opening as well: one of the two steps back, and the other waits for that
                     alive = other["_id"] < self.id and not _is_dead(other)
                 if alive:
@@ -130,30 +134,32 @@ class Claim:
 
     async def _is_in_the_way(self, other: Document) -> bool:
         """Removes what a dead process has left, and no more: it may have shown itself since it was read."""
-        if _is_dead(other):
-            removed = await self._servers.delete_one({"_id": other["_id"], "seen": other["seen"]})
-            if removed.deleted_count:
-                return False
-        return not (self._shared and other["shared"])
+        if _is_dead(other) and await self._remove(other):
+            return False
+        return not (self._shared and other.get("shared"))
+
+    async def _remove(self, other: Document) -> bool:
+        removed = await self._servers.delete_one({"_id": other["_id"], "seen": other.get("seen")})
+        return removed.deleted_count > 0
 
     def _in_use(self, other: Document) -> str:
-        where = f"the store is in use by process {other['pid']} on {other['host']}"
+        where = f"the store is in use by process {other.get('pid')} on {other.get('host')}"
         if self._shared:
             return f"{where}, which has it for itself; end that one, or give all of them one Redis as state"
-        if other["shared"]:
+        if other.get("shared"):
             return f"{where}, which shares it; end that one, or give this one the same Redis as state"
         return f"{where}; end that one: several processes can share a store only if they share a Redis"
 
 
 def _is_dead(other: Document) -> bool:
-    return _is_gone(other) or other["age"] > LEASE_SECONDS * 1_000
+    return _is_gone(other) or (other.get("age") or 0) > LEASE_SECONDS * 1_000
 
 
 def _is_gone(other: Document) -> bool:
     """Whether it is known here and now that the holder has ended: its lease need not run out."""
-    if other["machine"] != _machine():
+    pid = other.get("pid")
+    if other.get("machine") != _machine() or not isinstance(pid, int):
         return False
-    pid: int = other["pid"]
     if pid == os.getpid():
         return other["_id"] not in _held
     try:

@@ -113,7 +113,20 @@ async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]
     """All documents that the pipeline yields."""
     begun: Awaitable[Cursor] | Cursor = collection.aggregate(pipeline)
     cursor = await begun if inspect.isawaitable(begun) else begun  # Motor's is not awaited
-    return await cursor.to_list(None)
+    documents = await cursor.to_list(None)
+    raise_swallowed_cancellation()
+    return documents
+
+
+def raise_swallowed_cancellation() -> None:
+    """Raises `CancelledError` if this task was cancelled and the driver has returned all the same.
+
+    PyMongo awaits its sockets by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that meets
+    the answer. Whoever asks in a loop would go on for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def disconnect(client: Client) -> None:

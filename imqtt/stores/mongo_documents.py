@@ -32,11 +32,9 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import msgspec
-
 from imqtt.core.partitions import partition_of
-from imqtt.model import Content, Device, Event, Id, Marks, from_json_type
-from imqtt.stores.base import DeviceFormat, Record, RecordRefused, Registration
+from imqtt.model import Device, Event, Id, Marks
+from imqtt.stores.base import DeviceFormat, Record, RecordRefused, Registration, content_of
 from imqtt.stores.mongo_client import BSONError, Document, RawBSONDocument, encode
 
 SCHEMA_VERSION = 1
@@ -61,9 +59,6 @@ INDEXES: Mapping[str, tuple[Index, ...]] = {
     "marks": (Index("by_conversation", {"c": 1, "u": 1}),),
     "devices": (Index("by_device", {"u": 1, "d": 1}),),
 }
-
-_decode_content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
-_ARCHIVED = Content()
 
 
 def event_document(record: Record, partitions: int) -> RawBSONDocument:
@@ -93,19 +88,19 @@ def event_document(record: Record, partitions: int) -> RawBSONDocument:
 
 
 def event_of(document: Document) -> Event:
+    """Fields that another version of imqtt leaves out have the defaults; those that it adds are ignored."""
     event_id = Id(document["i"])
-    body = document.get("b")
     return Event(
         conversation=document["c"],
         seq=document["s"],
         id=event_id,
         time=event_id.time,
         sender=document["u"],
-        device=document["d"],
+        device=document.get("d", ""),
         client_msg_id=document["m"],
-        content=_ARCHIVED if body is None else _decode_content(body),
-        kind=sys.intern(document["k"]),
-        client_time=int(document["t"]),  # not the Int64 that a driver makes of it, which JSON does not know
+        content=content_of(document.get("b")),
+        kind=sys.intern(document.get("k", "message")),
+        client_time=_int(document.get("t")),
     )
 
 
@@ -114,7 +109,7 @@ def record_of(document: Document) -> Record:
 
 
 def marks_of(document: Document) -> Marks:
-    return Marks(document["c"], document["u"], document["delivered"], document["read"])
+    return Marks(document["c"], document["u"], _int(document.get("delivered")), _int(document.get("read")))
 
 
 def device_update(said: Registration | DeviceFormat) -> Document:
@@ -126,5 +121,13 @@ def device_update(said: Registration | DeviceFormat) -> Document:
 
 def registration_of(document: Document) -> Registration:
     return Registration(
-        Device(document["u"], document["d"]), document["format"], document["platform"], document["max_packet"]
+        Device(document["u"], document["d"]),
+        document.get("format", ""),
+        document.get("platform", ""),
+        _int(document.get("max_packet")),
     )
+
+
+def _int(number: int | None) -> int:
+    """A plain int, not the Int64 that a driver makes of it, which JSON does not know; 0 if there is none."""
+    return int(number or 0)

@@ -19,6 +19,7 @@ from imqtt.stores.mongo_client import (
     database_name,
     database_of,
     disconnect,
+    raise_swallowed_cancellation,
     reading,
 )
 from imqtt.stores.mongo_documents import (
@@ -250,7 +251,9 @@ class MongoReader:
             cursor = self._database.get_collection(collection).find(
                 documents, fields, sort=list(order.items()), limit=limit or 0
             )
-            return await cursor.to_list(None)
+            found = await cursor.to_list(None)
+        raise_swallowed_cancellation()
+        return found
 
     async def _aggregate(self, collection: str, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
         self._check_open()

@@ -12,6 +12,7 @@ import sqlite3
 from pathlib import Path
 
 from imqtt.errors import SetupError, StoreInUse
+from imqtt.private_files import create_private_database, make_database_private, make_private
 from imqtt.stores.base import HOW_TO_FINISH, Identity
 
 APPLICATION_ID = 0x696D7174  # "imqt": what `file` and other programs know the database by
@@ -81,29 +82,42 @@ CREATE TABLE devices (
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
-    """Opens the database at `path` through `connect_to_write`. Raises `SetupError` if that cannot be."""
+    """Opens the database at `path` through `connect_to_write`. Raises `SetupError` if that cannot be.
+
+    A new file, and what SQLite puts beside it with the same mode, is private from its first byte.
+    """
     _check_sqlite()
     if path.exists() and not path.is_file():
         raise SetupError(f"{path} is not a file; name another path for the store")
     if path.exists() and not os.access(path, os.W_OK):
         raise SetupError(f"{path} may not be written; change its permissions")
+    _create_private(path)
     try:
         return connect_to_write(path)
     except sqlite3.Error as error:
         raise _setup_error(path, error) from error
 
 
+def _create_private(path: Path) -> None:
+    try:
+        create_private_database(path)
+    except OSError as error:
+        raise SetupError(f"{path} cannot be created: {error.strerror}; is the directory writable?") from error
+
+
 def prepare(connection: sqlite3.Connection, path: Path, new: Identity, *, copying: bool = False) -> Identity:
     """Makes an empty database a store of identity `new`; returns the identity that the store has.
 
-    `copying` makes it an unfinished copy, and takes one that is. Raises `SetupError` for anything that cannot
-    be used.
+    `copying` makes it an unfinished copy, and takes one that is. A store that everybody may read is made
+    private. Raises `SetupError` for anything that cannot be used.
     """
     try:
         if _is_empty(connection, path):
             _create(connection, path, new, copying=copying)
         _complete(connection)
         identity = _check(connection, path, copying=copying)
+        make_database_private(path)  # not before it is known to be imqtt's
+        make_private(_lock_file(path))
         # A copy made with `VACUUM INTO` is in another mode, in which `synchronous=FULL` promises less.
         _set_wal(connection, path)
         # SQLite opens a file that it may not write without a word, and says so when it is to write.
@@ -171,7 +185,8 @@ def lock(path: Path) -> sqlite3.Connection:
     The lock is an exclusive transaction on an empty database of its own: SQLite knows how to lock on every
     system, and within one process too, and the store itself stays open to readers. Raises `SetupError`.
     """
-    file = path.with_name(path.name + ".lock")
+    file = _lock_file(path)
+    _create_private(file)
     try:
         connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
@@ -186,6 +201,10 @@ def lock(path: Path) -> sqlite3.Connection:
             ) from error
         raise SetupError(f"{file} cannot be locked: {error}; is the directory writable?") from error
     return connection
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
 
 
 def _check_sqlite() -> None:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from imqtt.errors import Unavailable
-from imqtt.model import Content, Device, Event, Head, Id, Marks, Position, from_json_type
+from imqtt.model import Device, Event, Head, Id, Marks, Position
 from imqtt.stores import sqlite_file
-from imqtt.stores.base import Identity, Key, Record, Registration, Stored
+from imqtt.stores.base import Identity, Key, Record, Registration, Stored, content_of
 from imqtt.stores.sqlite_errors import is_of_connection, read_error
 
 READERS = 8  # more than a server's reads at once, so that a partition's own do not wait behind logins
@@ -102,8 +102,6 @@ WHERE (user, device) > (?, ?) ORDER BY user, device LIMIT ?
 """
 
 _encode = msgspec.json.encode
-_decode_content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
-_ARCHIVED = Content()
 
 T = TypeVar("T")
 
@@ -257,7 +255,7 @@ def _event(conversation: str, row: Sequence[Any]) -> Event:
         sender=sender,
         device=device,
         client_msg_id=client_msg_id,
-        content=_decode_content(content) if content else _ARCHIVED,
+        content=content_of(content),
         kind=sys.intern(kind),
         client_time=client_time,
     )

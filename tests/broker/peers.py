@@ -3,15 +3,15 @@
 import asyncio
 import contextlib
 import inspect
-import shutil
 import signal
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
 from imqtt.broker import Settings
+from imqtt.cli.installation import executable
 from imqtt.cli.process import end_with_parent
+from tests.ports import free_port
 
 HOST = "127.0.0.1"
 
@@ -26,13 +26,7 @@ set_tcp_nodelay true
 """
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        return int(taken.getsockname()[1])
-
-
-async def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
+async def eventually(condition: Callable[[], object], within: float = 60.0) -> None:
     """Returns when `condition` holds (or what it awaits does); fails after `within` seconds."""
     async with asyncio.timeout(within):
         while True:
@@ -57,12 +51,9 @@ class Broker:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        program = (
-            shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin") or "mosquitto"
-        )
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                program, "-c", str(self._configuration), stdout=log, stderr=log,
+                executable(), "-c", str(self._configuration), stdout=log, stderr=log,
                 preexec_fn=end_with_parent(signal.SIGKILL),
             )  # fmt: skip
         await eventually(self._answers)

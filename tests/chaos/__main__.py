@@ -21,12 +21,15 @@ from tests.chaos.parts import STACKS
 from tests.chaos.plan import plan
 from tests.chaos.report import Outcome, judged, show
 from tests.chaos.runner import judge, run, shape
+from tests.logs import tails
+from tests.mosquitto import use_given
 
 ROUNDS = {"sqlite": 14, "scale": 20}
 
 
 def main() -> int:
     arguments = _arguments()
+    use_given()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     outcomes = [_judge(arguments.judge)] if arguments.judge else list(_runs(arguments))
     show(outcomes, Console(width=max(150, Console().width)))
@@ -45,10 +48,16 @@ def _runs(arguments: argparse.Namespace) -> Iterator[Outcome]:
             there_is = shape(stack, disks=_can_mount(place))
             planned = plan(seed, there_is, arguments.rounds or ROUNDS[stack], arguments.only)
             print(f"{stack}, seed {seed}: {len(planned.rounds)} rounds in {place}", flush=True)
-            outcome = asyncio.run(run(planned, place))
-            yield outcome
-            if outcome.ok and not arguments.keep:
+            try:
+                outcome = asyncio.run(run(planned, place))
+            except BaseException:
+                print(f"ended early; again: {planned.again}\nkept in {place}\n{tails(place)}", flush=True)
+                raise
+            if not outcome.ok:
+                print(f"failed; again: {planned.again}\nkept in {place}\n{tails(place)}", flush=True)
+            elif not arguments.keep:
                 shutil.rmtree(place)
+            yield outcome
     if not arguments.keep and not any(directory.iterdir()):
         directory.rmdir()
 

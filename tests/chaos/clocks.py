@@ -11,8 +11,7 @@ EVERY = "every worker"
 class Step(Fault):
     """`clock ahead`, `clock behind`: by seconds. `clock hour ahead`, `clock hour behind`.
 
-    Healed by stepping back, but for an hour ahead: ids are an hour ahead then, and a server whose clock is
-    so far behind the last id draws none. All the others step there as well.
+    Healed by stepping back.
     """
 
     @classmethod
@@ -31,18 +30,15 @@ class Step(Fault):
     async def fire(self) -> str:
         stack = self.stack
         step = HOUR if "hour" in self.kind else self.chance.randrange(2_000, 30_000)
-        self._offset = stack.clock_offset + (step if "ahead" in self.kind else -step)
+        self._offset = step if "ahead" in self.kind else -step
         names = stack.regulars if self.target == EVERY else (self.target,)
         for name in names:
             clock = stack.workers[name].clock
             clock.step(self._offset)
             await shows(lambda clock=clock: clock.seen == self._offset, f"{name} having seen its clock step")
-        return f"by {(self._offset - stack.clock_offset) / 1_000:+g} s"
+        return f"by {self._offset / 1_000:+g} s"
 
     async def heal(self) -> str:
-        stack = self.stack
-        if self.kind == "clock hour ahead":
-            stack.clock_offset = self._offset
-        for worker in stack.workers.values():
-            worker.clock.step(stack.clock_offset)
+        for worker in self.stack.workers.values():
+            worker.clock.step(0)
         return ""

@@ -153,7 +153,7 @@ class Join(Fault):
     async def fire(self) -> str:
         stack = self.stack
         worker = stack.workers.get(self.target) or await stack.add_worker(self.target)
-        worker.clock.step(stack.clock_offset)
+        worker.clock.step(0)
         assert stack.redis is not None
         overseer = Overseer(stack.store, stack.redis.url)
 

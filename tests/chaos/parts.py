@@ -26,6 +26,7 @@ from tests.chaos.way import Way
 from tests.chaos.worker import Clock
 from tests.cli.commands import imqtt_process
 from tests.mongodb import MongoServer
+from tests.ports import listeners
 from tests.proof.history import History
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
@@ -44,7 +45,7 @@ class Broker(Mosquitto):
     """
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+        super().__init__(directory, **listeners())
         self.options: dict[str, str] = {}
 
     @property
@@ -165,7 +166,7 @@ class Stack:
     """`async with Stack("scale", directory, history)`: every part runs, and nobody talks to them yet.
 
     `epoch`: how often the store was restored, and `history` where that is written. `regulars`: the workers
-    that run when all is well. `clock_offset`: of all their clocks, in milliseconds.
+    that run when all is well.
     """
 
     def __init__(self, kind: str, directory: Path, history: History, workers: int = 0) -> None:
@@ -181,7 +182,6 @@ class Stack:
         self.redis = RedisServer(directory / "redis") if kind == "scale" else None
         self.disk = Disk(directory / "disk") if kind == "sqlite" else None
         self.device_disk = Disk(directory / "device-disk")  # where one of the devices has its store
-        self.clock_offset = 0
         self.backup: Path | None = None
         self.broker_copy: Path | None = None
         self._database = "imqtt"
@@ -219,7 +219,6 @@ class Stack:
         for part, port in onward.items():
             await self.add_way(f"{name}>{part}", port, exits)
         worker = self.workers[name] = Worker(name, self)
-        worker.clock.step(self.clock_offset)
         exits.push_async_callback(worker.kill)
         return worker
 

@@ -20,6 +20,8 @@ from tests.chaos.parts import STACKS, WORKERS
 from tests.chaos.soak_faults import SOAK_KINDS
 from tests.chaos.soak_report import show
 from tests.chaos.soak_run import Soak, soak
+from tests.logs import tails
+from tests.mosquitto import use_given
 
 # What stands in for MongoDB in tests carries some hundreds a second, of a log that is not too long.
 MESSAGES = {"sqlite": 1_000_000, "scale": 20_000}
@@ -29,6 +31,7 @@ WIDTH = 160  # of the tables, at least
 
 def main() -> int:
     arguments = _arguments()
+    use_given()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     seed = secrets.randbelow(1_000_000) if arguments.seed is None else arguments.seed
     directory = arguments.keep or Path(tempfile.mkdtemp(prefix="imqtt-soak-"))
@@ -46,7 +49,9 @@ def main() -> int:
     show(outcome, Console(width=max(WIDTH, Console().width)))
     if arguments.json:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(outcome)))
-    if outcome.ok and not arguments.keep:
+    if not outcome.ok:
+        print(f"failed, with seed {seed}; kept in {directory}\n{tails(directory)}")
+    elif not arguments.keep:
         shutil.rmtree(directory)
     return 0 if outcome.ok else 1
 

@@ -11,12 +11,11 @@ from tests.chaos.wires import BETWEEN, HOW, Wire
 DEAF = 10  # devices
 
 # Not those by which a worker is begun anew, which has nothing left then of what was to be measured; nor those
-# by which the store has less than was accepted. A server whose clock is an hour behind tells each device to
-# wait for a minute, in which nothing can be measured.
+# by which the store has less than was accepted.
 CHOSEN = (
     "kill broker", "pause broker", "wipe broker", "old broker", "kill redis", "pause redis", "flush redis",
     "kill store", "pause store", "pause worker", "sleeping worker", "join worker", "rival", "clean rival",
-    "clock ahead", "clock behind", "clock hour ahead", "full reads",
+    "clock ahead", "clock behind", "clock hour ahead", "clock hour behind", "full reads",
     *(f"{how} {between}" for how in HOW for between in BETWEEN),
 )  # fmt: skip
 

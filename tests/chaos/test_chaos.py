@@ -2,12 +2,15 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from msgspec.structs import replace
 from rich.console import Console
 
+from tests.chaos import runner
 from tests.chaos.plan import Plan, Planned, Round
 from tests.chaos.report import Outcome, Recovery, judged, show
 from tests.chaos.runner import judge, run, shape
@@ -15,7 +18,8 @@ from tests.chaos.runner import judge, run, shape
 SDK, PLAIN = ("alice@phone", "bob@laptop"), ("dave@plain",)
 
 # Cheap ones: what has devices wait for long is for `make chaos`.
-ROUNDS = {
+Faults = tuple[tuple[str, str], ...]
+ROUNDS: dict[str, tuple[Faults, ...]] = {
     "sqlite": (
         (("kill worker", "worker-1"), ("pause device", "bob@laptop")),
         (("swallow worker-broker", "worker-1>broker"), ("kill device", "alice@phone")),
@@ -31,7 +35,7 @@ ROUNDS = {
 }
 
 
-def planned(stack: str, *rounds: tuple[tuple[str, str], ...], keep: bool = True) -> Plan:
+def planned(stack: str, *rounds: Faults, keep: bool = True) -> Plan:
     there = shape(stack, disks=False, sdk=SDK, plain=PLAIN, workers=2 if stack == "scale" else 1)
     return Plan(
         7,
@@ -56,9 +60,25 @@ def row(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
-@pytest.mark.timeout(300)
-async def test_nothing_is_lost_on_sqlite_and_a_planted_loss_is_found(tmp_path: Path) -> None:
-    plan = planned("sqlite", *ROUNDS["sqlite"])
+@pytest.fixture(autouse=True)
+def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices that say much in a short time."""
+    monkeypatch.setattr(runner, "RATE", 12.0)
+
+
+def rounds(stack: str, few: Sequence[int]) -> list[ParameterSet]:
+    """Some of a stack's rounds, and for `make verify` all of them."""
+    return [
+        pytest.param([ROUNDS[stack][it] for it in few], id=f"{len(few)} rounds"),
+        pytest.param(ROUNDS[stack], id="all rounds", marks=pytest.mark.verify),
+    ]
+
+
+@pytest.mark.parametrize("rounds", rounds("sqlite", (0, 2)))
+async def test_nothing_is_lost_on_sqlite_and_a_planted_loss_is_found(
+    tmp_path: Path, rounds: Sequence[Faults]
+) -> None:
+    plan = planned("sqlite", *rounds)
     outcome = await run(plan, tmp_path)
     assert outcome.ok, printed(outcome)
     assert set(outcome.fired) == plan.kinds
@@ -82,15 +102,18 @@ async def test_nothing_is_lost_on_sqlite_and_a_planted_loss_is_found(tmp_path: P
     assert str(tmp_path) in said
 
 
-@pytest.mark.timeout(300)
-async def test_nothing_is_lost_on_mongodb_redis_and_several_workers(tmp_path: Path) -> None:
-    plan = planned("scale", *ROUNDS["scale"])
+@pytest.mark.parametrize("rounds", rounds("scale", (0, 3)))
+async def test_nothing_is_lost_on_mongodb_redis_and_several_workers(
+    tmp_path: Path, rounds: Sequence[Faults]
+) -> None:
+    plan = planned("scale", *rounds)
     outcome = await run(plan, tmp_path)
     assert outcome.ok, printed(outcome)
     assert set(outcome.fired) == plan.kinds
     assert outcome.accepted > 100
 
 
+@pytest.mark.verify
 async def test_a_run_whose_fault_did_not_fire_is_invalid(tmp_path: Path) -> None:
     # There is no old state that the broker could come back with.
     outcome = await run(planned("sqlite", (("old broker", "broker"),), keep=False), tmp_path)

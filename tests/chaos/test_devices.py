@@ -30,11 +30,9 @@ from tests.proof.history import (
     read,
 )
 from tests.server.conftest import stack as stack
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
 TALK = "d:alice:bob"
-WITHIN = 30.0
-
 Make = Callable[..., DeviceProcess]
 
 
@@ -155,12 +153,13 @@ async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
     assert repeated_in_one_life(lines_of(phone)) == []
 
 
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.verify)])
 async def test_a_device_that_is_killed_again_and_again_sees_everything_once(
-    server: ServerProcess, device: Make
+    server: ServerProcess, device: Make, kills: int
 ) -> None:
     phone, laptop = device("alice@phone", rate=50.0), device("alice@laptop", rate=50.0)
     await asyncio.gather(phone.start(), laptop.start())
-    for number in range(6):
+    for number in range(kills):
         await all_accepted(laptop, 20 + number)
         await phone.kill()
         await phone.start()
@@ -215,6 +214,7 @@ async def test_a_plain_device_gives_up_what_it_does_not_send_again(
     assert not given_up & {line.name for line in lines if isinstance(line, Ok)}
 
 
+@pytest.mark.verify
 async def test_devices_that_meet_a_restored_store_say_that_they_began_anew(
     server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
 ) -> None:

@@ -133,17 +133,12 @@ async def test_parts_are_killed_paused_and_healed(stack: Stack) -> None:
 
 async def test_a_worker_goes_by_the_clock_that_it_is_given(stack: Stack) -> None:
     worker = stack.workers["worker-1"]
-    for kind, after in (
-        ("clock ahead", 0),
-        ("clock behind", 0),
-        ("clock hour behind", 0),
-        ("clock hour ahead", 3_600_000),
-    ):
+    for kind in ("clock ahead", "clock behind", "clock hour behind", "clock hour ahead"):
         step = fault(stack, kind, "worker-1")
         await fire(step)
         assert worker.clock.seen != 0
         await step.heal()
-        assert worker.clock.offset == after
+        assert worker.clock.offset == 0
 
 
 def test_a_clock_is_as_far_off_as_it_is_told(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ QUIET = {
 }  # fmt: skip
 
 
+@pytest.mark.verify
 async def test_a_soak_finds_nothing_and_nothing_that_grows(tmp_path: Path) -> None:
     kinds = ("kill broker", "drop device-broker")
     plan = Soak("sqlite", 7, MESSAGES, rate=2_500.0, every=1.5, least=2, kinds=kinds, sample=3)

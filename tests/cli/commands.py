@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ from unittest import mock
 
 from imqtt.cli.app import run
 from imqtt.cli.process import end_with_parent
+from tests.ports import free_port
 from tests.services import eventually
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 class Outcome(NamedTuple):
@@ -28,7 +28,13 @@ class Outcome(NamedTuple):
 
     @property
     def json(self) -> Any:
+        """The one object of a command with one result."""
         return json.loads(self.out)
+
+    @property
+    def rows(self) -> list[Any]:
+        """The objects of a list, one on each line."""
+        return [json.loads(line) for line in self.out.splitlines()]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -103,7 +109,7 @@ class Up:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "imqtt", "up", "--json", "--data", str(self.data), "--verbose",
-                "--port", str(_any_port()), "--websocket-port", str(_any_port()), *map(str, self._arguments),
+                "--port", str(free_port()), "--websocket-port", str(free_port()), *map(str, self._arguments),
                 env=environment(), stdout=asyncio.subprocess.PIPE, stderr=log, preexec_fn=self._beginning(),
             )  # fmt: skip
         assert self._process.stdout is not None
@@ -144,9 +150,3 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _any_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

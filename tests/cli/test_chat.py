@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import sys
 import termios
@@ -75,15 +76,17 @@ class Grid:
 class Terminal:
     """A process on a terminal of its own."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, **variables: str) -> None:
+        self.written = ""
         self._arguments = arguments
+        self._variables = variables
         self._grid = Grid()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     async def start(self) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        variables = environment(TERM="xterm-256color", COLUMNS=str(COLUMNS))
+        variables = environment(TERM="xterm-256color", COLUMNS=str(COLUMNS), **self._variables)
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "imqtt", *map(str, self._arguments),
             env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
@@ -94,15 +97,21 @@ class Terminal:
 
     def _read(self) -> None:
         try:
-            self._grid.write(self._decoder.decode(os.read(self._master, 65_536)))
+            text = self._decoder.decode(os.read(self._master, 65_536))
         except OSError:
             asyncio.get_running_loop().remove_reader(self._master)
+            return
+        self.written += text
+        self._grid.write(text)
 
     async def shows(self, text: str) -> None:
         try:
             await eventually(lambda: text in str(self._grid))
         except AssertionError:
             raise AssertionError(f"{text!r} is not on the screen, but:\n{self._grid}") from None
+
+    async def shows_no(self, text: str) -> None:
+        await eventually(lambda: text not in str(self._grid), what=f"{text!r} is gone")
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
@@ -167,7 +176,7 @@ async def test_a_lost_connection_is_shown_and_what_is_written_is_sent_later(
     await alice.shows("written without a broker ·")
     await broker.start()
     await alice.shows("written without a broker ✓")
-    history = (await imqtt("history", "alice", "--user", "bob", "--data", data, "--json")).json
+    history = (await imqtt("history", "alice", "--user", "bob", "--data", data, "--json")).rows
     assert history[-1]["content"] == {"text": "written without a broker"}
 
 
@@ -185,8 +194,133 @@ async def test_a_revoked_device_is_told_and_ends(alice: Terminal, data: Path) ->
     await alice.shows("no broker takes the password of alice@phone")
 
 
+async def test_a_server_that_does_not_answer_is_told_and_so_is_its_return(
+    alice: Terminal, server: ServerProcess
+) -> None:
+    await alice.shows("alice@phone")
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        await alice.shows("the server does not answer, trying again")
+        await alice.shows("connected to the broker; the imqtt server does not answer")
+        alice.type("written without a server\r")
+        await alice.shows("written without a server ·")
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    await alice.shows("the imqtt server answers again")
+    await alice.shows("written without a server ✓")
+
+
+async def test_presence_is_not_shown_while_it_is_not_known(
+    alice: Terminal, broker: Mosquitto, data: Path
+) -> None:
+    await imqtt("send", "alice", "after", "--user", "bob", "--data", data)
+    await alice.shows("bob · ")
+    await broker.kill()
+    await alice.shows("no connection, trying again")
+    await alice.shows_no("bob · ")
+
+
+async def test_help_shows_every_command_and_key(alice: Terminal) -> None:
+    alice.type("/help\r")
+    for command in ("/to USER", "/discard", "/help", "/quit", "//text", "Alt-Enter", "PageUp", "F1"):
+        await alice.shows(command)
+    alice.type("\x1b")
+    await alice.shows("bob  before")
+    alice.type("\x1bOP")
+    await alice.shows("/discard")
+    alice.type("\x1b[6~\x1b[6~")
+    await alice.shows("Esc closes this page")
+    alice.type("said meanwhile\r")
+    await alice.shows("said meanwhile ✓")
+
+
+async def test_a_message_can_be_taken_back_before_it_is_stored(
+    alice: Terminal, broker: Mosquitto, data: Path
+) -> None:
+    alice.type("/discard\r")
+    await alice.shows("nothing here is waiting or refused")
+    await broker.kill()
+    await alice.shows("no connection, trying again")
+    alice.type("one\r")
+    await alice.shows("one ·")
+    alice.type("two\r")
+    await alice.shows("two ·")
+    alice.type("/discard\r")
+    await alice.shows_no("two ·")
+    await broker.start()
+    await alice.shows("one ✓")
+    history = (await imqtt("history", "alice", "--user", "bob", "--data", data, "--json")).rows
+    assert [it["content"]["text"] for it in history] == ["before", "one"]
+
+
+async def test_a_text_may_begin_with_a_slash(alice: Terminal) -> None:
+    alice.type("//etc/hosts\r")
+    await alice.shows("alice  /etc/hosts ✓")
+
+
+async def test_a_user_who_does_not_exist_is_told(alice: Terminal) -> None:
+    alice.type("/to bbo\r")
+    await alice.shows("no device of bbo has a credential on this broker; did you mean bob?")
+    alice.type("/to bob\r")
+    await alice.shows("bob  before")
+    await alice.shows_no("did you mean")
+
+
+async def test_another_command_on_its_device_is_told_which_process_has_it(
+    alice: Terminal, data: Path
+) -> None:
+    refused = await imqtt("send", "bob", "hi", "--user", "alice", "--data", data)
+    assert (refused.status, refused.out) == (1, "")
+    assert f"alice@phone.db is in use by process {alice.process.pid} (" in refused.err
+    assert "imqtt chat bob --user alice" in refused.err
+    assert "`imqtt device add alice@NAME --save`, then --device NAME" in refused.err
+    assert refused.err.count("\n") == 1
+
+
+async def test_what_others_write_does_not_steer_the_terminal(alice: Terminal, data: Path) -> None:
+    await imqtt(
+        "send",
+        "alice",
+        "--user",
+        "bob",
+        "--data",
+        data,
+        stdin="\x1b]0;owned\x07\x9b2J\u202eb" + "\u0301" * 30_000,
+    )
+    await alice.shows("]0;owned")
+    assert "\x1b]0;owned" not in alice.written
+    assert not set("\x07\x9b\u202e") & set(alice.written)
+    alice.type("still here\r")
+    await alice.shows("still here ✓")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "said"),
+    [
+        (("--device", "tablet"), {}, "no password for alice@tablet"),
+        (("--device", "phone"), {"IMQTT_PASSWORD": "wrong"}, "no broker takes the password of alice@phone"),
+        ((), {"IMQTT_BROKER": "127.0.0.1:x"}, "not a broker's address"),
+    ],
+    ids=["no credential", "a wrong password", "a bad address"],
+)
+async def test_a_chat_that_cannot_begin_says_why_in_a_line(
+    data: Path, arguments: tuple[str, ...], variables: dict[str, str], said: str
+) -> None:
+    terminal = Terminal("chat", "bob", "--user", "alice", *arguments, "--data", data, **variables)
+    await terminal.start()
+    try:
+        async with asyncio.timeout(20):
+            assert await terminal.process.wait() == 1
+        await terminal.shows("imqtt: ")
+        assert said in terminal.written.replace("\r\n", " ")
+        assert terminal.written.count("\n") == 1
+    finally:
+        await terminal.end()
+
+
 async def test_a_command_that_there_is_not_is_explained(alice: Terminal) -> None:
     alice.type("/dance\r")
-    await alice.shows("/to USER")
+    await alice.shows("there is no command /dance: /help shows all; //dance sends it as a text")
     alice.type("/to b*b\r")
     await alice.shows("neither a user nor a conversation")

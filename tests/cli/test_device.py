@@ -18,7 +18,7 @@ from tests.cli.commands import environment, imqtt
 async def test_an_added_device_gets_in(broker: Mosquitto) -> None:
     added = await imqtt("device", "add", "alice@phone", "alice@tablet", "--data", broker.directory, "--json")
     assert added.status == 0
-    for row in added.json:
+    for row in added.rows:
         assert log_in(broker.host, broker.port, row["device"], row["password"])
 
 
@@ -28,7 +28,7 @@ async def test_the_list_shows_who_may_connect(broker: Mosquitto) -> None:
     await imqtt("device", "add", "alice@phone", "--save", "--data", broker.directory)
     await imqtt("device", "add", "bob@phone", "--data", broker.directory)
     listed = await imqtt("device", "list", "--data", broker.directory, "--json")
-    assert listed.json == [{"device": "alice@phone", "saved": True}, {"device": "bob@phone", "saved": False}]
+    assert listed.rows == [{"device": "alice@phone", "saved": True}, {"device": "bob@phone", "saved": False}]
     table = await imqtt("device", "list", "--data", broker.directory)
     assert "alice@phone" in table.out
     assert "imqtt-server" not in table.out
@@ -36,9 +36,9 @@ async def test_the_list_shows_who_may_connect(broker: Mosquitto) -> None:
 
 async def test_a_revoked_device_is_refused_and_forgotten(broker: Mosquitto) -> None:
     added = await imqtt("device", "add", "alice@phone", "--save", "--data", broker.directory, "--json")
-    password = added.json[0]["password"]
+    password = added.rows[0]["password"]
     revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory, "--json")
-    assert revoked.json == [{"device": "alice@phone", "revoked": True}]
+    assert revoked.rows == [{"device": "alice@phone", "revoked": True}]
     assert not log_in(broker.host, broker.port, "alice@phone", password)
     assert not list((broker.directory / "credentials").iterdir())
 
@@ -49,7 +49,7 @@ async def test_a_device_that_exists_gets_a_new_password_only_on_request(broker: 
     assert (again.status, again.out) == (1, "")
     assert again.err == "imqtt: alice@phone has a credential already; --replace gives it a new one\n"
     replaced = await imqtt("device", "add", "alice@phone", "--replace", "--json", "--data", broker.directory)
-    assert log_in(broker.host, broker.port, "alice@phone", replaced.json[0]["password"])
+    assert log_in(broker.host, broker.port, "alice@phone", replaced.rows[0]["password"])
 
 
 async def test_a_password_can_be_given_without_showing_it_to_other_processes(broker: Mosquitto) -> None:
@@ -105,14 +105,14 @@ async def test_names_of_dots_stay_in_the_data_directory(broker: Mosquitto) -> No
     await imqtt("device", "add", "../..", "--save", "--data", broker.directory)
     assert [path.name for path in (broker.directory / "credentials").iterdir()] == ["..@.."]
     listed = await imqtt("device", "list", "--data", broker.directory, "--json")
-    assert listed.json == [{"device": "..@..", "saved": True}]
+    assert listed.rows == [{"device": "..@..", "saved": True}]
 
 
 async def test_devices_can_be_added_while_nothing_runs(broker: Mosquitto) -> None:
     await broker.stop()
     added = await imqtt("device", "add", "alice@phone", "--data", broker.directory, "--json")
     await broker.start()
-    assert log_in(broker.host, broker.port, "alice@phone", added.json[0]["password"])
+    assert log_in(broker.host, broker.port, "alice@phone", added.rows[0]["password"])
 
 
 async def test_a_directory_without_data_is_told_apart(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquit
     added = await imqtt("device", "add", "alice@phone", "--json", *where, *pid_file)
     assert added.status == 0
     listed = await imqtt("device", "list", "--json", *where)
-    assert [row["device"] for row in listed.json] == ["alice@phone"]
+    assert [row["device"] for row in listed.rows] == ["alice@phone"]
     assert (await imqtt("device", "revoke", "alice@phone", *where, *pid_file)).status == 0
 
 

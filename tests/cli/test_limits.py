@@ -22,8 +22,8 @@ from imqtt.cli.limits import FILES, PUBLIC_LISTENERS, RESERVED, limit_connection
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.serving import serving
-from tests.broker.peers import free_port
 from tests.cli.commands import Up
+from tests.ports import free_port
 from tests.server.conftest import config_for
 from tests.server.test_health import ask
 from tests.services import eventually

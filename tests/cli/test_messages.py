@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
 from tests.cli.commands import environment, imqtt, imqtt_process
-from tests.services import ServerProcess
+from tests.services import ServerProcess, eventually
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ async def test_what_is_sent_is_stored_and_in_the_history(data: Path) -> None:
 async def test_json_is_the_frame_of_the_wire(data: Path) -> None:
     sent = (await imqtt("send", "bob", "hi", "--user", "alice", "--data", data, "--json")).json
     assert (sent["type"], sent["conversation"], sent["seq"]) == ("accepted", "d:alice:bob", 1)
-    history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).json
+    history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).rows
     assert [(it["type"], it["id"], it["content"]) for it in history] == [
         ("event", sent["id"], {"text": "hi"})
     ]
@@ -87,7 +88,7 @@ async def test_stdin_lines_json_and_files_can_be_sent(data: Path, tmp_path: Path
     assert lines.out.count("stored") == 2
     await imqtt(*to_bob, "--content-type", "application/json", stdin='{"a": [1, 2]}')
     await imqtt(*to_bob, "--file", tmp_path / "picture", "--content-type", "image/png")
-    history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).json
+    history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).rows
     assert [it["content"] for it in history] == [
         {"text": "from\nstdin"},
         {"text": "one"},
@@ -150,10 +151,12 @@ async def test_without_a_broker_a_message_waits_for_the_next_time(data: Path, br
     to_bob = ("send", "bob", "--user", "alice", "--data", data)
     nowhere = await imqtt(*to_bob, "later", "--broker", "127.0.0.1:1", "--wait", "1")
     assert nowhere.status == 1
-    assert nowhere.err.startswith("imqtt: not known to be stored after 1 s")
-    assert nowhere.err.endswith("it is sent when this device connects again\n")
+    lost, unknown = nowhere.err.splitlines()
+    assert lost.startswith("imqtt: no connection, trying again: mqtt://127.0.0.1:1")
+    assert unknown.startswith("imqtt: not known to be stored after 1 s")
+    assert "it stays in the outbox, and the next command of alice@phone sends it" in unknown
     await imqtt(*to_bob, "now")
-    history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).json
+    history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).rows
     assert [it["content"]["text"] for it in history] == ["later", "now"]
 
 
@@ -161,3 +164,207 @@ async def test_a_chat_needs_a_terminal(data: Path) -> None:
     outcome = await imqtt_process("chat", "bob", "--user", "alice", "--data", data)
     assert outcome.status == 1
     assert outcome.err == "imqtt: a chat needs a terminal; `imqtt send` and `imqtt tail` do without\n"
+
+
+# --- a server that does not answer, and interrupted commands
+
+
+async def test_commands_say_that_the_server_behind_the_broker_does_not_answer(
+    data: Path, server: ServerProcess
+) -> None:
+    silence = "imqtt: connected to the broker; the imqtt server does not answer; trying again\n"
+    await imqtt("device", "add", "carol@pc", "--save", "--data", data)
+    assert server.pid is not None
+    async with tailing(data, "--user", "carol") as tail:
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            send, history = await asyncio.gather(
+                imqtt_process("send", "bob", "hi", "--wait", "7", "--user", "alice", "--data", data),
+                imqtt_process("history", "alice", "--wait", "7", "--user", "bob", "--data", data),
+            )
+            assert tail.stderr is not None
+            async with asyncio.timeout(20):
+                assert (await tail.stderr.readline()).decode() == silence
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        async with asyncio.timeout(20):
+            assert b"the imqtt server answers again" in await tail.stderr.readline()
+    assert (send.status, send.out) == (1, "")
+    assert send.err.startswith(silence + "imqtt: not known to be stored after 7 s (connected to the broker;")
+    assert (history.status, history.out) == (1, "")
+    assert history.err.startswith(silence + "imqtt: no answer within 7 s: connected to the broker;")
+
+
+@asynccontextmanager
+async def sending(data: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "imqtt", "send", "bob", "--user", "alice", "--data", str(data), *arguments,
+        env=environment(), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_lines_are_sent_as_they_come_and_ctrl_c_ends_it_at_once(data: Path) -> None:
+    async with sending(data, "--lines") as process, asyncio.timeout(30):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"one\n\n  \r\ntwo\nthr")
+        assert await process.stdout.readline() == b"stored: d:alice:bob 1\n"
+        assert await process.stdout.readline() == b"stored: d:alice:bob 2\n"
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+        out, err = await process.communicate()
+        assert (out, err) == (b"", b"")
+    history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).rows
+    assert [it["content"]["text"] for it in history] == ["one", "two"]
+
+
+async def test_a_line_that_cannot_be_sent_is_told_by_its_number(data: Path) -> None:
+    long = "x" * 70_000
+    outcome = await imqtt(
+        "send", "bob", "--lines", "--user", "alice", "--data", data, stdin=f"one\n\n{long}\nthree\n"
+    )
+    assert (outcome.status, outcome.out) == (1, "stored: d:alice:bob 1\n")
+    assert outcome.err == "imqtt: line 3: content of 70000 bytes; at most 65536\n"
+
+
+async def interrupted_send(data: Path, text: str, how: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+    """Sends without a broker, and is interrupted when the message is in the outbox: status and stderr."""
+    log = data / "devices" / "alice@phone.db-wal"
+    async with sending(data, text, "--broker", "127.0.0.1:1") as process, asyncio.timeout(30):
+        await eventually(lambda: log.exists() and text.encode() in log.read_bytes())
+        process.send_signal(how)
+        _, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, err.decode()
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_an_interrupted_message_is_told_to_stay_in_the_outbox_and_can_be_taken_back(
+    data: Path, how: signal.Signals, status: int
+) -> None:
+    as_alice = ("--user", "alice", "--data", data)
+    ended, err = await interrupted_send(data, "taken-back", how)
+    assert ended == status
+    said = err.splitlines()[-1]
+    assert "interrupted: not known to be stored; it stays in the outbox, and the next command of" in said
+    (entry,) = (await imqtt("outbox", "list", *as_alice, "--json")).rows
+    assert (entry["conversation"], entry["content"]) == ("d:alice:bob", {"text": "taken-back"})
+    assert f"`imqtt outbox discard {entry['client_msg_id']}` takes it back" in said
+    listed = await imqtt("outbox", "list", *as_alice)
+    assert "taken-back" in listed.out
+    discarded = await imqtt("outbox", "discard", entry["client_msg_id"], *as_alice)
+    assert discarded.out == f"discarded: d:alice:bob {entry['client_msg_id']}\n"
+    await imqtt("send", "bob", "now", *as_alice)
+    history = (await imqtt("history", "bob", *as_alice, "--json")).rows
+    assert [it["content"]["text"] for it in history] == ["now"]
+
+
+async def test_the_whole_outbox_can_be_discarded(data: Path) -> None:
+    as_alice = ("--user", "alice", "--data", data)
+    empty = await imqtt("outbox", "discard", "--all", *as_alice)
+    assert (empty.status, empty.out, empty.err) == (0, "", "imqtt: the outbox is empty\n")
+    for text in ("first-one", "second-one"):
+        await interrupted_send(data, text)
+    unknown = await imqtt("outbox", "discard", "nothing", *as_alice)
+    assert (unknown.status, unknown.err) == (1, "imqtt: not in the outbox of alice@phone: nothing\n")
+    assert (await imqtt("outbox", "discard", *as_alice)).status == 2
+    discarded = await imqtt("outbox", "discard", "--all", "--json", *as_alice)
+    assert [it["discarded"] for it in discarded.rows] == [True, True]
+    assert (await imqtt("outbox", "list", "--json", *as_alice)).out == ""
+
+
+async def test_a_message_to_nobody_is_stored_and_told(data: Path) -> None:
+    as_alice = ("--user", "alice", "--data", data)
+    sent = await imqtt("send", "bbo", "hi", *as_alice)
+    assert (sent.status, sent.out) == (0, "stored: d:alice:bbo 1\n")
+    assert sent.err == "imqtt: no device of bbo has a credential on this broker; did you mean bob?\n"
+    assert "no device of d" in (await imqtt("history", "d", *as_alice)).err
+    assert (await imqtt("send", "alice", "a note", *as_alice)).err == ""
+
+
+async def test_nothing_is_said_of_users_of_another_broker(data: Path, broker: Mosquitto) -> None:
+    address = f"{broker.host}:{broker.port}"
+    sent = await imqtt("send", "bbo", "hi", "--user", "alice", "--data", data, "--broker", address)
+    assert (sent.status, sent.err) == (0, "")
+
+
+# --- stdout
+
+
+async def test_an_empty_history_is_no_result(data: Path) -> None:
+    for more in ((), ("--json",)):
+        empty = await imqtt("history", "bob", "--user", "alice", "--data", data, *more)
+        assert (empty.status, empty.out, empty.err) == (0, "", "imqtt: nothing in d:alice:bob yet\n")
+
+
+async def test_what_others_wrote_steers_no_terminal(data: Path) -> None:
+    text = "\x1b]0;owned\x07\x9b2J\u202e\x7f"
+    await imqtt("send", "alice", "--user", "bob", "--data", data, stdin=text)
+    for more in ((), ("--json",)):
+        history = await imqtt("history", "bob", "--user", "alice", "--data", data, *more)
+        assert history.out.replace("\n", "").isprintable()
+    assert history.rows[0]["content"]["text"] == text
+
+
+@pytest.mark.parametrize("command", ["history", "list", "help"])
+async def test_a_reader_that_has_had_enough_ends_it_quietly(data: Path, command: str) -> None:
+    await imqtt("send", "alice", "hi", "--user", "bob", "--data", data)
+    arguments = {
+        "history": ("history", "bob", "--user", "alice", "--data", str(data)),
+        "list": ("device", "list", "--data", str(data)),
+        "help": ("--help",),
+    }[command]
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "imqtt", *arguments,
+        env=environment(), stdout=writing, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writing)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+async def test_a_full_disk_is_told(data: Path) -> None:
+    await imqtt("send", "alice", "hi", "--user", "bob", "--data", data)
+    with Path("/dev/full").open("w") as full:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "imqtt", "history", "bob", "--user", "alice", "--data", str(data),
+            env=environment(), stdout=full, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (1, b"imqtt: cannot write to stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+async def test_a_terminal_that_lacks_a_character_gets_something_else(
+    data: Path, more: tuple[str, ...]
+) -> None:
+    await imqtt("send", "alice", "grüße 👩", "--user", "bob", "--data", data)
+    history = await imqtt_process(
+        "history", "bob", "--user", "alice", "--data", data, *more, PYTHONIOENCODING="ascii"
+    )
+    assert (history.status, history.err) == (0, "")
+    if more:
+        assert history.rows[0]["content"]["text"] == "grüße 👩"
+
+
+@pytest.mark.parametrize(
+    ("closed", "status", "said"), [("<&-", 1, "imqtt: stdin is closed\n"), (">&-", 0, ""), ("2>&-", 0, "")]
+)
+async def test_a_closed_standard_stream_is_no_crash(closed: str, status: int, said: str, data: Path) -> None:
+    command = f"{sys.executable} -m imqtt send bob --lines --user alice --data {data}"
+    shell = f"printf 'one\\n' | sh -c 'exec {command} {closed}'"
+    process = await asyncio.create_subprocess_shell(
+        shell, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    _, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (status, said)

@@ -1,13 +1,22 @@
 """One definition, three places to say it: a flag, the environment, a file."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from imqtt.cli.app import app
+from imqtt.cli.mosquitto import Mosquitto
 from imqtt.cli.settings import BadSetting, server_config
-from imqtt.config import SETTINGS, ServerConfig, SettingsFile, redacted
+from imqtt.config import SETTINGS, ServerConfig, Setting, SettingsFile, unknown_variables
 from imqtt.errors import SetupError
+from imqtt.model import Accepted
+from imqtt.serving import serving
 from tests.cli.commands import imqtt
+from tests.device import RawDevice
+from tests.server.conftest import config_for
 
 NUMBERS = [setting for setting in SETTINGS if setting.number]
 
@@ -95,8 +104,10 @@ def test_a_secret_is_found_in_the_nearest_place(tmp_path: Path, monkeypatch: pyt
         ('max_batch = "500"', "max_batch: '500' is not a whole number"),
         ("max_batch = true", "max_batch: True is not a whole number"),
         ("max_batch = 1.5", "max_batch: 1.5 is not a whole number"),
-        ("max_batch = 0", "max_batch: 0 is less than 1"),
-        ("partitions = -1", "partitions: -1 is less than 0"),
+        ("max_batch = 0", "max_batch: 0 is less than 1 (commands, 1 to 10,000)"),
+        ("max_batch = 20_000", "max_batch: 20000 is more than 10000 (commands, 1 to 10,000)"),
+        ("partitions = -1", "partitions: -1 is less than 0 (partitions, 0 to 1,024)"),
+        ("broker_port = 65536", "broker_port: 65536 is more than 65535 (1 to 65,535)"),
         ("store = 5", "store: not a text in quotes"),
         ("broker_password = 12345", "broker_password: not a text in quotes"),
         ("max_batch = ", "is not TOML"),
@@ -158,13 +169,62 @@ def test_a_secret_and_its_file_cannot_both_be_meant(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda one: one.name)
-def test_a_number_is_0_only_where_that_is_the_default(setting: object) -> None:
-    name, default = setting.name, setting.default  # type: ignore[attr-defined]
-    if default == 0:
-        assert getattr(ServerConfig.from_environment({}, **{name: 0}), name) == 0
-    else:
-        with pytest.raises(SetupError, match=f"{name}: 0 is less than 1"):
-            ServerConfig.from_environment({}, **{name: 0})
+def test_a_number_is_refused_outside_its_bounds(setting: Setting) -> None:
+    name = setting.name
+    for number in (setting.least, setting.default, setting.most):
+        assert getattr(ServerConfig.from_environment({}, **{name: number}), name) == number
+    for number, said in ((setting.least - 1, "less"), (setting.most + 1, "more"), (10**30, "more")):
+        with pytest.raises(SetupError, match=f"^{name}: {number} is {said} than"):
+            ServerConfig.from_environment({}, **{name: str(number)})
+
+
+@pytest.mark.parametrize("end", ["least", "most"])
+async def test_a_server_runs_with_every_number_at_the_end_of_its_bounds(
+    broker: Mosquitto, tmp_path: Path, end: str
+) -> None:
+    # The broker's own; needs MongoDB; a worker starts with a few heartbeats; a connection each.
+    others = ("broker_port", "workers", "worker_ttl", "partitions")
+    given = {it.name: getattr(it, end) for it in NUMBERS if it.name not in others}
+    async with serving(config_for(broker, tmp_path, **given)), RawDevice(broker, "alice@phone") as phone:
+        welcome, _ = await phone.hello()
+        assert welcome.limits.rate == given["device_rate"]
+        assert isinstance(await phone.send("u:alice", "1", "x"), Accepted)
+
+
+def test_every_number_says_its_unit_where_it_is_described() -> None:
+    described = {it.name: it.bounds for it in NUMBERS}
+    assert described["max_packet"] == "bytes, 2,048 to 16,777,216"
+    assert described["worker_ttl"] == "seconds, 1 to 60"
+    assert [name for name, bounds in described.items() if not re.match("[a-z]", bounds)] == ["broker_port"]
+
+
+async def test_a_number_out_of_bounds_ends_the_command_in_one_line() -> None:
+    outcome = await imqtt("serve", "--max-batch", "20000")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == "imqtt: max_batch: 20000 is more than 10000 (commands, 1 to 10,000)\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("IMQTT_MAX_BACTH", "IMQTT_MAX_BATCH"),
+        ("IMQTT_STORE_PASWORD_FILE", "IMQTT_STORE_PASSWORD_FILE"),
+        ("IMQTT_PARTITION", "IMQTT_PARTITIONS"),
+        ("IMQTT_CONFG", "IMQTT_CONFIG"),
+        ("IMQTT_BROKER_PASSWORDS", "IMQTT_BROKER_PASSWORD"),
+    ],
+)
+async def test_a_misspelt_variable_is_an_error(name: str, meant: str) -> None:
+    outcome = await imqtt("serve", **{name: "1"})
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == f"imqtt: {name}: no such setting; did you mean {meant}?\n"
+
+
+def test_variables_of_others_are_named_and_ignored() -> None:
+    kubernetes = ["IMQTT_PORT", "IMQTT_PORT_1883_TCP_ADDR", "IMQTT_SERVICE_HOST", "IMQTT_SERVICE_PORT"]
+    known = ["IMQTT_USER", "IMQTT_BROKER", "IMQTT_TEST_REDIS", "IMQTT_DEBUG", "IMQTT_STATE_PASSWORD_FILE"]
+    environment = dict.fromkeys([*kubernetes, *known, "IMQTTX", "PATH"], "1")
+    assert unknown_variables(environment) == kubernetes
 
 
 def test_no_password_shows_in_the_settings_repr() -> None:
@@ -180,26 +240,12 @@ def test_no_password_shows_in_the_settings_repr() -> None:
     assert "max_batch=500" in repr(config)
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("sqlite:////var/lib/a:b@c/imqtt.db", "sqlite:////var/lib/a:b@c/imqtt.db"),
-        ("memory:", "memory:"),
-        ("redis://host:6379/0", "redis://host:6379/0"),
-        ("redis://:word@host:6379/0", "redis://:***@host:6379/0"),
-        ("redis://host/0?password=word&db=1", "redis://host/0?password=***&db=1"),
-        ("mongodb://user@host/name", "mongodb://user@host/name"),
-        ("mongodb://user:word@a:1,b:2/name?w=1", "mongodb://user:***@a:1,b:2/name?w=1"),
-        ("mongodb://user:un/esc@ped?@host/name", "mongodb://user:***@host/name"),
-        (
-            "mongodb://h/n?tlsCertificateKeyFilePassword=word",
-            "mongodb://h/n?tlsCertificateKeyFilePassword=***",
-        ),
-        (
-            "mongodb://h/n?a=1&authMechanismProperties=AWS_SESSION_TOKEN:word",
-            "mongodb://h/n?a=1&authMechanismProperties=***",
-        ),
-    ],
-)
-def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert redacted(url) == shown
+def test_every_variable_of_the_command_line_is_known() -> None:
+    options = [it for command in _commands(typer.main.get_command(app)) for it in command.params]
+    variables = {str(it.envvar): "" for it in options if getattr(it, "envvar", None)}
+    assert len(variables) > 3
+    assert unknown_variables(variables) == []
+
+
+def _commands(command: Any) -> list[Any]:
+    return [command, *(it for child in getattr(command, "commands", {}).values() for it in _commands(child))]

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imqtt.cli.transcript import Transcript
-from imqtt.cli.wording import columns, printable, wrapped
+from imqtt.cli.wording import printable
+from imqtt.cli.wrapping import columns, unstacked
 from imqtt.model import Content, Event, Id, Marks
 
 CONVERSATION = "d:alice:bob"
@@ -130,12 +131,32 @@ def test_no_line_is_wider_than_the_screen_and_no_word_is_lost(text: str, width: 
     lines = shown(transcript, width)[2:]
     assert all(columns(line) <= width for line in lines)
     said = "".join(line[15:] if not number else line for number, line in enumerate(lines))
-    assert said.replace(" ", "") == printable("x" + text + "✓").replace(" ", "").replace("\n", "")
+    given = unstacked(printable("x" + text)) + "✓"
+    assert said.replace(" ", "") == given.replace(" ", "").replace("\n", "")
 
 
-def test_a_line_breaks_between_words() -> None:
-    assert wrapped("one two three", 8) == ["one two", "three"]
-    assert wrapped("  indented", 20) == ["  indented"]
-    assert wrapped("abcdefgh", 3) == ["abc", "def", "gh"]
-    assert wrapped("日本語", 4) == ["日本", "語"]
-    assert wrapped("", 4) == [""]
+def test_a_message_is_laid_out_again_only_when_something_changes() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1), event(2)])
+    lines = transcript.lines(80)
+    assert transcript.lines(80) is lines
+    transcript.add([event(3)])
+    assert transcript.lines(80)[-2] is lines[-1]
+    narrow = transcript.lines(30)
+    assert max(columns("".join(text for _, text in line)) for line in narrow[2:]) <= 30
+
+
+def test_what_is_taken_back_is_gone() -> None:
+    transcript = Transcript("alice")
+    transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
+    transcript.wait("m2", Content(text="ho"), 1_790_000_000_000)
+    assert transcript.unstored == ["m1", "m2"]
+    transcript.discard("m1")
+    assert [line.endswith("ho ·") for line in shown(transcript)] == [True]
+
+
+@given(st.text(st.sampled_from("\x1b\x9b\x07\x00\x7f\u202e\u2028a\n") | st.characters(codec="utf-8")))
+def test_no_text_can_steer_the_terminal(text: str) -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1, "bob", text="x" + text)])
+    assert all(it.isprintable() or it in "\u200c\u200d" for line in shown(transcript) for it in line)

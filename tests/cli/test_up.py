@@ -12,8 +12,8 @@ import pytest
 
 from imqtt.cli.login import log_in
 from imqtt.cli.process import end_with_parent
-from tests.broker.peers import free_port
 from tests.cli.commands import Up, environment, imqtt, imqtt_process, is_alive
+from tests.ports import free_port
 from tests.services import eventually
 
 
@@ -23,7 +23,7 @@ async def test_it_is_ready_soon_and_says_where(tmp_path: Path) -> None:
         assert up.ready["seconds"] < 3
         assert up.ready["data"] == str(tmp_path / "data")
         assert up.ready["partitions"] == 16
-        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
             "password"
         ]
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
@@ -41,7 +41,7 @@ async def test_a_signal_ends_both_with_status_0(tmp_path: Path, how: signal.Sign
 async def test_data_and_ports_outlive_it(tmp_path: Path) -> None:
     up = Up(tmp_path / "data")
     async with up:
-        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
             "password"
         ]
         ports = up.ready["internal_port"]
@@ -71,7 +71,7 @@ async def test_a_broker_that_dies_is_started_again(tmp_path: Path) -> None:
         os.kill(up.ready["broker_pid"], signal.SIGKILL)
         await eventually(lambda: "Mosquitto runs again" in up.log, what="another broker")
         assert "Mosquitto ended by SIGKILL; starting it again" in up.log
-        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).json[0][
+        password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
             "password"
         ]
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
@@ -117,7 +117,10 @@ async def test_what_ends_the_server_ends_it_all(tmp_path: Path) -> None:
 
 async def test_a_bad_setting_is_told_before_anything_starts(tmp_path: Path) -> None:
     outcome = await imqtt_process("up", "--data", tmp_path / "data", "--max-batch", "0")
-    assert (outcome.status, outcome.err) == (2, "imqtt: max_batch: 0 is less than 1\n")
+    assert (outcome.status, outcome.err) == (
+        2,
+        "imqtt: max_batch: 0 is less than 1 (commands, 1 to 10,000)\n",
+    )
     assert not (tmp_path / "data").exists()
 
 

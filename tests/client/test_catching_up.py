@@ -195,7 +195,7 @@ async def test_a_restore_is_noticed_though_the_answer_is_overtaken_by_another_ev
             await eventually(lambda: pages)
         little.lose = lambda _device, _frame: False
         await little.tell("alice@phone", little.store(TALK, "new 2"), pages[0])
-        await eventually(lambda: whole_is(alice, little.logs[TALK]), within=5)
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
 
 
 async def test_a_store_that_lost_everything_is_noticed(little: LittleServer, device: Devices) -> None:
@@ -334,7 +334,7 @@ async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones
         await little.tell("alice@phone", little.store(TALK, "second"))
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         confirm.set()
-        await eventually(lambda: little.marks[TALK, "alice"] == Marks(TALK, "alice", 2, 0), within=5)
+        await eventually(lambda: little.marks[TALK, "alice"] == Marks(TALK, "alice", 2, 0))
 
 
 async def test_marks_of_a_log_that_is_no_more_are_not_taken_for_those_of_the_new_one(
@@ -347,7 +347,7 @@ async def test_marks_of_a_log_that_is_no_more_are_not_taken_for_those_of_the_new
         await little.tell("alice@phone", little.store(TALK, "new"))
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
         confirm.set()
-        await eventually(lambda: little.commands(Mark)[-1] == Mark(TALK, 1, 0), within=5)
+        await eventually(lambda: little.commands(Mark)[-1] == Mark(TALK, 1, 0))
 
 
 async def test_marks_that_the_server_does_not_have_are_sent_again(

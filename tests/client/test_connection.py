@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Phase, Timing
 from imqtt.errors import CredentialsRefused, DeviceStoreError, SetupError
 from imqtt.model import Hello, History, Page, Rejected, Status, Sync
-from tests.client.conftest import Devices, after
+from tests.client.conftest import QUICK, Devices, after
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take
 from tests.services import eventually
@@ -54,7 +55,7 @@ async def test_a_message_survives_the_broker(
         await little.disconnect()
         await broker.kill()
         sending = asyncio.create_task(alice.send(TALK, "hi"))
-        await asyncio.sleep(0.2)
+        await eventually(lambda: alice.state.phase is not Phase.ESTABLISHED)
         await broker.start()
         await little.connect()
         assert (await asyncio.wait_for(sending, 15)).seq == 1
@@ -112,7 +113,7 @@ async def test_a_client_works_without_a_connection_and_ends_at_once(device: Devi
         await alice.typing(TALK)
         await alice.set_status("away")
         assert await alice.conversations() == []
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
 
 
 async def test_a_broker_that_accepts_and_says_nothing_is_given_up(device: Devices) -> None:
@@ -121,7 +122,7 @@ async def test_a_broker_that_accepts_and_says_nothing_is_given_up(device: Device
     started = time.monotonic()
     async with device(brokers=f"127.0.0.1:{port}") as alice:
         assert "timed out" in alice.state.reason
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30
     server.close()
 
 
@@ -188,6 +189,47 @@ async def test_a_server_that_asks_for_time_is_not_silent(little: LittleServer, d
         little.refuse = refuse
         await eventually(lambda: len(little.commands(Sync)) >= 3)
         assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
+
+
+async def test_a_server_behind_the_broker_that_does_not_answer_is_told_and_so_is_its_return(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(timing=replace(QUICK, idle=0.2)) as alice:
+        assert alice.state == replace(alice.state, phase=Phase.ESTABLISHED, silent=False)
+        for _ in range(2):
+            little.silent = True
+            await eventually(lambda: alice.state.silent)
+            assert alice.state.phase is Phase.ESTABLISHED
+            little.silent = False
+            await eventually(lambda: not alice.state.silent)
+
+
+async def test_a_device_that_asks_for_no_sign_of_life_costs_the_server_nothing(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(timing=replace(QUICK, idle=0.1)), device("bob@phone") as bob:
+        await bob.caught_up()
+        asked = len(little.commands(Sync, "bob@phone"))
+        await eventually(lambda: len(little.commands(Sync, "alice@phone")) > 3)
+        assert len(little.commands(Sync, "bob@phone")) == asked
+
+
+async def test_without_any_server_entering_returns_and_the_state_says_why(
+    broker: Mosquitto, device: Devices, little: LittleServer
+) -> None:
+    little.silent = True
+    alice = device(wait=0.1)
+    states = alice.states()  # before entering, so that a program can tell while it waits
+    async with alice, asyncio.timeout(10):
+        async for state in states:
+            if state.silent:
+                assert state.phase is Phase.CONNECTING
+                break
+        little.silent = False
+        async for state in states:
+            if state.phase is Phase.ESTABLISHED:
+                assert not state.silent
+                break
 
 
 async def test_what_was_asked_on_a_lost_connection_is_asked_at_once_on_the_next(

@@ -9,12 +9,12 @@ from imqtt.errors import Conflict, NotAllowed
 from imqtt.model import Accepted, Event, Rejected, Send
 from tests.client.conftest import Devices
 from tests.client.little_server import LittleServer
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 TALK = "d:alice:bob"
 
 
-async def take(events: object, count: int, within: float = 10.0) -> list[Event]:
+async def take(events: object, count: int, within: float = WITHIN) -> list[Event]:
     """The next events of an iterator."""
     taken: list[Event] = []
     async with asyncio.timeout(within):

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,22 @@ async def test_a_store_of_imqtt_0_1_is_still_its_devices(tmp_path: Path) -> None
         await store.close()
     with pytest.raises(DeviceStoreError, match="belongs to alice@phone"):
         await LocalStore.open(tmp_path / "a.db", Device("alice", "tablet"))
+
+
+@pytest.mark.parametrize("existed", [False, True])
+async def test_only_its_owner_reads_it(tmp_path: Path, existed: bool) -> None:
+    umask = os.umask(0o022)
+    try:
+        if existed:
+            await (await LocalStore.open(tmp_path / "a.db", ALICE)).close()
+            (tmp_path / "a.db").chmod(0o644)
+        store = await LocalStore.open(tmp_path / "a.db", ALICE)
+        await store.apply(changes(1, 2))
+        modes = {it.name: stat.S_IMODE(it.stat().st_mode) for it in tmp_path.iterdir()}
+        assert modes == {"a.db": 0o600, "a.db-wal": 0o600}
+        await store.close()
+    finally:
+        os.umask(umask)
 
 
 async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Presence: of the last connection's nonce, for as long as the device is heard of."""
 
+from time import time_ns
+
 from imqtt.model import Device
 from imqtt.state.base import DevicePresence, State
 
+DAY = 86_400_000
 PHONE = Device("alice", "phone")
 LAPTOP = Device("alice", "laptop")
 TV = Device("bob", "tv")
@@ -88,6 +91,20 @@ async def test_whatever_a_device_says_keeps_it_present(state: State) -> None:
     assert [it.device for it in await state.expired(4_999)] == [LAPTOP]
     assert [it.device for it in await state.expired(5_000)] == [PHONE]
     assert await state.presence(["bob"]) == {}
+
+
+async def test_a_presence_that_a_clock_ahead_has_set_lasts_no_longer_than_any(state: State) -> None:
+    now = time_ns() // 1_000_000
+    await state.arrive(presence(PHONE, expires=now + DAY))
+    await state.arrive(presence(LAPTOP, expires=now + 1_000))
+    await state.arrive(presence(TV, expires=now + 1_000))
+    await state.refresh([TV], now + DAY)
+    assert await state.expired(now, 60_000) == []
+    assert [it.device for it in await state.expired(now + 2_000)] == [LAPTOP]
+    assert await states(state, "bob") == {"tv": "online"}
+    await state.refresh([TV], now + 90_000)
+    assert [it.device for it in await state.expired(now + 80_000)] == [PHONE]
+    assert [it.device for it in await state.expired(now + 90_000)] == [TV]
 
 
 async def test_speaking_does_not_bring_back_who_is_offline(state: State) -> None:

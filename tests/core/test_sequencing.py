@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, decide, receive
-from imqtt.errors import ClockBehind, Conflict, Invalid, NotAllowed, RateLimited
+from imqtt.errors import ClockWrong, Conflict, Invalid, NotAllowed, RateLimited
 from imqtt.model import Content, Device, Id, Key, Position, Send, Stored
 
 ALICE = Device("alice", "phone")
@@ -104,9 +104,9 @@ def test_beyond_the_rate_a_message_is_refused_but_a_duplicate_is_not() -> None:
     assert isinstance(decisions[2].error, RateLimited)
 
 
-def test_a_clock_that_is_behind_refuses_new_messages_only() -> None:
+def test_a_clock_that_is_wrong_refuses_new_messages_only() -> None:
     def draw(partition: int, after: int) -> Id:
-        raise ClockBehind("behind")
+        raise ClockWrong("wrong")
 
     sent = message(ALICE, "u:alice", "1")
     stored = {sent.key: Stored(Position(3, Id(9)), sent.digest)}

@@ -11,11 +11,11 @@ END = "<!-- end of settings -->\n"
 
 
 def table() -> str:
-    rows = ["| setting | default | what it is |", "| --- | --- | --- |"]
+    rows = ["| setting | default | unit and bounds | what it is |", "| --- | --- | --- | --- |"]
     for one in SETTINGS:
         name = f"`{one.name}`" + (f", `{one.name}_file`" if one.secret else "")
         default = "none" if one.default == "" else f"`{one.default}`"
-        rows.append(f"| {name} | {default} | {one.help} |")
+        rows.append(f"| {name} | {default} | {one.bounds} | {one.help} |")
     return "\n".join(rows) + "\n"
 
 

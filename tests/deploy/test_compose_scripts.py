@@ -16,7 +16,7 @@ import pytest
 from imqtt.cli.installation import executable
 from imqtt.cli.limits import public_connections
 from imqtt.cli.login import log_in
-from imqtt.cli.ports import Listeners, choose
+from tests.ports import free_port
 from tests.services import eventually
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -48,8 +48,7 @@ class Container:
         self.data.mkdir()
         self.made.mkdir()
         self.secret.write_text("0123abcd\n")
-        free = choose(Listeners(HOST, 0, 0, 0), Listeners(HOST, 0, 0, 0))
-        self.ports = {1883: free.port, 8083: free.websocket_port, 1884: free.internal_port}
+        self.ports = {listener: free_port() for listener in (1883, 8083, 1884)}
         self.device = {"PASSWORDS": self.data / "passwords", "PID_FILE": self.data / "mosquitto.pid"}
 
     async def prepare(self) -> None:
@@ -160,7 +159,7 @@ async def test_what_the_start_writes_is_for_the_broker_alone(container: Containe
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="the tests have a Redis elsewhere")
 async def test_redis_wants_its_password_and_says_nothing_of_it_in_its_arguments(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("0123abcd\n")
-    port = choose(Listeners(HOST, 0, 0, 0), Listeners(HOST, 0, 0, 0)).port
+    port = free_port()
     places = {"GIVEN": DEPLOY / "compose", "MADE": tmp_path, "SECRET": tmp_path / "secret"}
     process = await asyncio.create_subprocess_exec(
         "/bin/sh", DEPLOY / "compose" / "redis-start", "--port", str(port), "--bind", HOST,

@@ -140,7 +140,7 @@ async def test_a_device_killed_in_mid_send_loses_nothing_that_it_posted(
                 posted = int(line.split()[1])
         await process.wait()
     async with device("alice@phone", password=password, store=store) as alice:
-        await eventually(lambda: nothing_unsent(alice), within=20)
+        await eventually(lambda: nothing_unsent(alice))
         log = await whole(alice)
         numbers = [int(it) for it in texts(log) if it is not None]
         assert numbers == list(range(len(numbers)))
@@ -168,12 +168,12 @@ async def test_broker_and_server_killed_and_started_again_while_everybody_sends(
         await eventually(lambda: seen(alice, 40))
         await broker.kill()
         await broker.start()
-        await eventually(lambda: seen(alice, 100), within=30)
+        await eventually(lambda: seen(alice, 100))
         await server.kill()
         await server.start()
         await asyncio.wait_for(sending, 60)
         log = await take(hers, 240)
-        assert log == await take(his, 240, within=30)
+        assert log == await take(his, 240)
         for name in "ab":
             assert [it for it in texts(log) if it and it[0] == name] == [
                 f"{name}{number}" for number in range(120)

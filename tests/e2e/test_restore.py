@@ -104,13 +104,13 @@ async def test_devices_go_on_on_another_store_as_if_nothing_had_happened(
         again = await carol.send(TO_CAROL, f"unanswered-{number}")
         assert again == msgspec.structs.replace(accepted, previous=Id(0))
         seq += 1
-        await eventually(lambda seq=seq: reached(alice, seq), within=30)
+        await eventually(lambda seq=seq: reached(alice, seq))
         async with device("bob@phone", stored=True) as bob:
             events = bob.events("reader")
             bobs = bob.notices()
             await alice.send(TALK, f"after {number}")
             seq += 1
-            await eventually(lambda seq=seq, bob=bob: reached(bob, seq), within=30)
+            await eventually(lambda seq=seq, bob=bob: reached(bob, seq))
             assert await agrees(bob, url)
             assert (await bob.marks(TALK))["bob"].read == 31
             assert not any(isinstance(it, Restarted) for it in bobs.waiting)
@@ -238,7 +238,7 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
     url = place.url
 
     # A device that comes back before anything new is stored: its cursor is past the end.
-    await eventually(lambda: nothing_unsent(online), within=30)
+    await eventually(lambda: nothing_unsent(online))
     early = await stack.enter_async_context(device("alice@early", stored=True))
     _, page = await raw.hello(Cursor(TALK, 22, before.id), Cursor("d:bob:zoe", 1, Id(1 << 60)), nonce="n2")
     slices = {it.conversation: it for it in page.slices}
@@ -268,9 +268,9 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
     assert page.slices[0].events == tuple(await stored(url, TALK))
 
     for client in (online, bob, newcomer, early, late):
-        await eventually(lambda client=client: agrees(client, url), within=30, what=client.settings.name)
+        await eventually(lambda client=client: agrees(client, url), what=client.settings.name)
     for client in (online, early, late):
-        await eventually(lambda client=client: agrees(client, url, LOST), within=30)
+        await eventually(lambda client=client: agrees(client, url, LOST))
     assert (await online.conversations())[0].head.seq == 28
     for queue in restarts.values():
         assert TALK in [it.conversation for it in queue.waiting if isinstance(it, Restarted)]
@@ -308,9 +308,7 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
         start = len(raw.frames)
         for talk in talks:
             await raw.command(Send(talk, name, Content(text=name)))
-        await eventually(
-            lambda: sum(isinstance(it, Accepted) for it in raw.frames[start:]) == len(talks), within=30
-        )
+        await eventually(lambda: sum(isinstance(it, Accepted) for it in raw.frames[start:]) == len(talks))
 
     await raw.send("d:alice:zoe", "z", "kept")
     if kept:
@@ -325,7 +323,7 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
     await raw.send("d:alice:zoe", "new", "newer than all that the device has seen")
     alice = await stack.enter_async_context(device("alice@phone", stored=True))
     for talk in talks:
-        await eventually(lambda talk=talk: agrees(alice, place.url, talk), within=20, what=talk)
+        await eventually(lambda talk=talk: agrees(alice, place.url, talk), what=talk)
 
 
 async def test_a_program_gets_what_it_has_yet_to_read_though_its_device_begins_anew(
@@ -394,7 +392,7 @@ async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the
         await eventually(lambda: registered(place.url, newcomer))
         await alice.send(TALK, "the event behind its cursor")
     for client in (alice, newcomer):
-        await eventually(lambda client=client: agrees(client, place.url), within=20)
+        await eventually(lambda client=client: agrees(client, place.url))
 
 
 async def registered(url: str, client: Client) -> bool:

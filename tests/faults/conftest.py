@@ -1,5 +1,6 @@
 """Servers on MongoDB and Redis of a test's own, which it may stop, pause and kill."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from itertools import count
@@ -17,6 +18,11 @@ from tests.server.conftest import stack as stack
 from tests.services import ServerProcess
 
 StartWorker = Callable[..., Awaitable[ServerProcess]]
+
+BRIEFLY = 2.0
+# For how many seconds something is away, asleep or cut off.
+FOR_LONG = pytest.param(30.0, id="30 seconds", marks=pytest.mark.verify)
+OUTAGES = [pytest.param(BRIEFLY, id="briefly"), FOR_LONG]
 
 
 @pytest.fixture
@@ -45,6 +51,11 @@ def start_worker(
         return await stack.enter_async_context(ServerProcess(broker, directory, **given))
 
     return start
+
+
+async def two(start_worker: StartWorker, **settings: object) -> list[ServerProcess]:
+    """Two workers, started at the same time."""
+    return await asyncio.gather(start_worker(**settings), start_worker(**settings))
 
 
 @pytest.fixture

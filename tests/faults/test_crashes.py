@@ -27,9 +27,7 @@ async def test_killed_in_mid_stream(
 
     async def kill() -> None:
         for round_ in (1, 2, 3):
-            await eventually(
-                lambda round_=round_: sum(len(it.accepted) for it in senders) > 500 * round_, within=30
-            )
+            await eventually(lambda round_=round_: sum(len(it.accepted) for it in senders) > 500 * round_)
             if victim in ("server", "both"):
                 await server.kill()
             if victim in ("broker", "both"):
@@ -38,7 +36,7 @@ async def test_killed_in_mid_stream(
             if victim in ("server", "both"):
                 await server.start()
 
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(240), asyncio.TaskGroup() as tasks:
         for sender in senders:
             tasks.create_task(sender.run())
         tasks.create_task(kill())

@@ -3,31 +3,36 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
-from imqtt.core.partitions import assign
+from imqtt.core.partitions import assign, partition_of
 from tests.chaos.way import Way
 from tests.device import RawDevice
-from tests.faults.conftest import Overseer, StartWorker
-from tests.faults.senders import Sender, all_sent, audit_pairs, pairs
+from tests.faults.conftest import OUTAGES, Overseer, StartWorker, two
+from tests.faults.hasty_worker import COMMAND as HASTY
+from tests.faults.senders import Sender, all_sent, audit_pairs, conversation_of, pairs
 from tests.mongodb import MongoServer
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
 
 Make = Callable[..., Awaitable[RawDevice]]
 PARTITIONS = 16
-TAKEN_OVER_SECONDS = 3.0
 
 
 def answered(senders: list[Sender]) -> int:
     for sender in senders:
         sender.look()
     return sum(len(sender.accepted) for sender in senders)
+
+
+def talked_in(owners: Mapping[int, int], pid: int | None) -> list[int]:
+    """The numbers of pairs whose conversations are in the partitions of a worker."""
+    return [it for it in range(100) if owners[partition_of(conversation_of(it), PARTITIONS)] == pid]
 
 
 async def shared_by(overseer: Overseer, *servers: ServerProcess) -> bool:
@@ -46,7 +51,7 @@ async def test_a_worker_that_joins_takes_its_share_and_who_leaves_gives_it_back(
     sending = asyncio.create_task(all_sent(senders))
     second = await start_worker()
     await eventually(lambda: shared_by(overseer, first, second))
-    await eventually(lambda: answered(senders) > 300, within=30)
+    await eventually(lambda: answered(senders) > 300)
     assert await first.stop() == 0
     await eventually(lambda: shared_by(overseer, second))
     await sending
@@ -59,32 +64,33 @@ async def test_a_worker_that_joins_takes_its_share_and_who_leaves_gives_it_back(
 async def test_a_killed_workers_partitions_are_taken_over(
     start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
-    first, second = await start_worker(), await start_worker()
+    first, second = await two(start_worker)
     await eventually(lambda: shared_by(overseer, first, second))
     senders = await pairs(device, 4, 250)
     sending = asyncio.create_task(all_sent(senders))
-    await eventually(lambda: answered(senders) > 200, within=30)
+    await eventually(lambda: answered(senders) > 200)
     await first.kill()
-    await eventually(lambda: shared_by(overseer, second), within=TAKEN_OVER_SECONDS)
+    await eventually(lambda: shared_by(overseer, second))
     await sending
     await audit_pairs(device, senders)
 
 
-async def test_a_worker_that_sleeps_for_30_seconds_steps_back_when_it_wakes(
-    start_worker: StartWorker, overseer: Overseer, device: Make
+@pytest.mark.parametrize("seconds", OUTAGES)
+async def test_a_worker_that_sleeps_steps_back_when_it_wakes(
+    start_worker: StartWorker, overseer: Overseer, device: Make, seconds: float
 ) -> None:
-    first, second = await start_worker(), await start_worker()
+    first, second = await two(start_worker)
     await eventually(lambda: shared_by(overseer, first, second))
-    senders = await pairs(device, 4, 400, pause=0.1)
-    sending = asyncio.create_task(all_sent(senders, within=110))
-    await eventually(lambda: answered(senders) > 100, within=30)
+    senders = await pairs(device, 4, 60 + int(seconds / 0.1), pause=0.1)
+    sending = asyncio.create_task(all_sent(senders))
+    await eventually(lambda: answered(senders) > 100)
     assert first.pid is not None
     os.kill(first.pid, signal.SIGSTOP)
     try:
-        await eventually(lambda: shared_by(overseer, second), within=TAKEN_OVER_SECONDS)
+        await eventually(lambda: shared_by(overseer, second))
         before = answered(senders)
-        await asyncio.sleep(30)  # the time itself is what is tried
-        assert answered(senders) > before + 300, "the other one did not go on"
+        await eventually(lambda: answered(senders) > before + 100, what="the other one going on")
+        await asyncio.sleep(seconds)  # the time itself is what is tried
     finally:
         os.kill(first.pid, signal.SIGCONT)
     await eventually(lambda: shared_by(overseer, first, second))
@@ -95,10 +101,10 @@ async def test_a_worker_that_sleeps_for_30_seconds_steps_back_when_it_wakes(
 async def test_every_worker_and_the_broker_killed_at_once(
     broker: Mosquitto, start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
-    workers = [await start_worker(), await start_worker()]
+    workers = await two(start_worker)
     senders = await pairs(device, 4, 200)
     sending = asyncio.create_task(all_sent(senders))
-    await eventually(lambda: answered(senders) > 200, within=30)
+    await eventually(lambda: answered(senders) > 200)
     await asyncio.gather(broker.kill(), *(it.kill() for it in workers))
     await asyncio.gather(*(it.start() for it in workers), broker.start())
     await eventually(lambda: shared_by(overseer, *workers))
@@ -109,7 +115,7 @@ async def test_every_worker_and_the_broker_killed_at_once(
 async def test_a_broker_that_restarts_is_no_rival(
     broker: Mosquitto, start_worker: StartWorker, overseer: Overseer
 ) -> None:
-    workers = [await start_worker(), await start_worker()]
+    workers = await two(start_worker)
     await eventually(lambda: shared_by(overseer, *workers))
     for _ in range(2):
         await broker.kill()
@@ -118,9 +124,11 @@ async def test_a_broker_that_restarts_is_no_rival(
     assert sum(it.cuts for worker in await overseer.workers() for it in worker.holdings) == 0
 
 
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(5.0, id="to the end", marks=pytest.mark.verify)])
 async def test_workers_that_do_not_see_each_other_come_to_rest(
-    start_worker: StartWorker, overseer: Overseer, device: Make, tmp_path: Path, stack: AsyncExitStack
-) -> None:
+    start_worker: StartWorker, overseer: Overseer, device: Make, tmp_path: Path, stack: AsyncExitStack,
+    seconds: float,
+) -> None:  # fmt: skip
     """Two that were given different Redises each take everything for their own."""
     other = await stack.enter_async_context(RedisServer(tmp_path / "other-redis"))
     first = await start_worker()
@@ -130,14 +138,18 @@ async def test_workers_that_do_not_see_each_other_come_to_rest(
     await audit_pairs(device, senders)
 
     async def rested() -> bool:
-        """Whether for five seconds nobody took anything from anybody."""
-        first_log, second_log = first.log.stat().st_size, second.log.stat().st_size
-        await asyncio.sleep(5)
-        return (first_log, second_log) == (first.log.stat().st_size, second.log.stat().st_size)
+        """Whether for so long nobody took anything from anybody."""
+        before = first.log.stat().st_size, second.log.stat().st_size
+        await asyncio.sleep(seconds)
+        return before == (first.log.stat().st_size, second.log.stat().st_size)
 
-    await eventually(rested, within=90, what="an end to the fight")
+    async def told() -> bool:
+        return any("taken from this worker" in worker.trouble for worker in await overseer.workers())
+
+    await eventually(told, what="the fight being told of")
+    await eventually(rested, within=120, what="an end to the fight")
     assert b"does another imqtt serve this broker" in first.log.read_bytes() + second.log.read_bytes()
-    assert any("taken from this worker" in worker.trouble for worker in await overseer.workers())
+    assert await told()
 
 
 async def test_several_processes_without_redis_are_refused(start_worker: StartWorker) -> None:
@@ -154,18 +166,25 @@ async def test_a_database_made_for_another_number_of_partitions_is_refused(start
         await start_worker(partitions=12)
 
 
+@pytest.mark.parametrize(
+    "command", [HASTY, pytest.param(("imqtt", "serve"), id="in its own time", marks=pytest.mark.verify)]
+)
 async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others(
-    start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, stack: AsyncExitStack
-) -> None:
+    start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, stack: AsyncExitStack,
+    command: Sequence[str],
+) -> None:  # fmt: skip
     way = await stack.enter_async_context(Way(mongo.port))
-    first = await start_worker()
-    second = await start_worker(store=mongo.url.replace(str(mongo.port), str(way.port)))
+    by_way = mongo.url.replace(str(mongo.port), str(way.port))
+    first, second = await start_worker(command=command), await start_worker(command=command, store=by_way)
     await eventually(lambda: shared_by(overseer, first, second))
-    senders = await pairs(device, 4, 150, pause=0.02)
-    sending = asyncio.create_task(all_sent(senders, within=100))
-    await eventually(lambda: answered(senders) > 100, within=30)
+    # Only a worker that is to store something finds out that it cannot: both have conversations.
+    owners = await overseer.owners()
+    busy, cut_off = (talked_in(owners, it.pid)[:2] for it in (first, second))
+    senders = await pairs(device, [*busy, *cut_off], 150, pause=0.02)
+    sending = asyncio.create_task(all_sent(senders))
+    await eventually(lambda: answered(senders) > 100)
     way.cut()
-    await eventually(lambda: shared_by(overseer, first), within=60)
+    await eventually(lambda: shared_by(overseer, first), within=120)
     await sending
     assert not any(sender.rejected for sender in senders)
     await audit_pairs(device, senders)

@@ -1,7 +1,7 @@
 """Packets to devices, each in its device's own format."""
 
 from imqtt.model import Device, Marks
-from imqtt.protocol import Format, decode_frames
+from imqtt.protocol import decode_frames
 from imqtt.server.counters import Counters
 from imqtt.server.fanout import Fanout
 from imqtt.stores.base import Registration
@@ -12,8 +12,8 @@ MARKS = Marks("d:alice:bob", "bob", 2, 1)
 
 def test_a_device_that_changes_its_format_in_mid_batch_does_not_change_what_others_get() -> None:
     fanout = Fanout(1_000, Counters())
-    fanout.add(MARKS, [Registration(PHONE, Format.PROTOBUF)])
-    fanout.add(MARKS, [Registration(PHONE, Format.JSON), Registration(LAPTOP, Format.JSON)])
+    fanout.add(MARKS, [Registration(PHONE, "protobuf")])
+    fanout.add(MARKS, [Registration(PHONE, "json"), Registration(LAPTOP, "json")])
     first, second = fanout.messages()
     assert first.payload[:1] != b"{"
     assert list(decode_frames(first.payload)) == [MARKS, MARKS]

@@ -10,7 +10,7 @@ import pytest
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import SetupError
 from imqtt.serving import serving
-from tests.broker.peers import free_port
+from tests.ports import free_port
 from tests.server.conftest import config_for
 from tests.services import eventually
 

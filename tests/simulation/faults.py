@@ -112,10 +112,10 @@ class Faults:
 
     async def _clock_stepped(self) -> None:
         worker = self._a_worker()
-        # Forward no further than ids may run ahead of a clock: beyond that a log waits for as long.
         worker.clock_offset = int(self._some_time(-50_000, 50_000))
-        if worker.clock_offset < 0 and self._loop.random.random() < 0.3:
-            worker.clock_offset *= 100
+        far = worker.clock_offset > 35_000
+        if far or (worker.clock_offset < 0 and self._loop.random.random() < 0.3):
+            worker.clock_offset *= 100  # beyond `clock_tolerance`
         self._world.fault("clock stepped", f"{worker.name} by {worker.clock_offset} ms")
         await asyncio.sleep(self._some_time(0.5, 5.0))
         worker.clock_offset = 0

@@ -6,7 +6,7 @@ world whose faults can make it matter; what the checker may call it stands besid
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ class Mistake:
     seconds: float = 8.0
     resends: float = 0.5
     without: tuple[str, ...] = ()  # rules of the store that are switched off
+    rare: bool = False  # shows in one world of hundreds
 
     def shape(self) -> Shape:
         """A world in which it can matter."""
@@ -96,8 +97,10 @@ def _puback_before_the_commit() -> AbstractContextManager[object]:
 def _puback_before_the_devices_packets() -> AbstractContextManager[object]:
     carry_out = Owner.carry_out
 
-    async def hasty(self: Owner, deliveries: Sequence[Delivery]) -> asyncio.Future[None]:
-        await carry_out(self, deliveries)
+    async def hasty(
+        self: Owner, deliveries: Sequence[Delivery], answered: Container[int]
+    ) -> asyncio.Future[None]:
+        await carry_out(self, deliveries, answered)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
@@ -209,6 +212,7 @@ MISTAKES = [
         frozenset({Kind.LOST}),
         ("publisher stalled",) * 4,
         messages=4,
+        rare=True,
     ),
     Mistake(
         "the device list is read before the commit",
@@ -255,6 +259,7 @@ MISTAKES = [
         frozenset({Kind.FORGOTTEN}),
         ("worker paused", "broker wiped", "broker wiped", "broker wiped"),
         workers=1,
+        rare=True,
     ),
     Mistake(
         "a page's cursor is trusted without its id after a restore",

@@ -128,9 +128,9 @@ class SimState:
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         return await self._ask(lambda it: it.presence(users))
 
-    async def expired(self, now: int) -> list[DevicePresence]:
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
         nothing: list[DevicePresence] = []
-        return await self._ask_or(nothing, lambda it: it.expired(now))
+        return await self._ask_or(nothing, lambda it: it.expired(now, longest))
 
     # --- rate limits
 

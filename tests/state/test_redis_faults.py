@@ -25,7 +25,7 @@ ALICE = (Registration(PHONE, "json"),)
 KEY = Key("d:alice:bob", "alice", "m1")
 WORKER = Worker("w1", "north", 1, 1_700_000_000_000)
 LONG = 60_000
-SOON = TRIP_SECONDS + GRACE_SECONDS + 0.5  # and what a busy machine adds
+SOON = TRIP_SECONDS + GRACE_SECONDS + 10  # and what a busy machine adds; for ever, if it were waited for
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
             await state.beat(WORKER, LONG)
         with pytest.raises(StateAway):  # unknown is not offline
             await state.presence(["alice"])
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 20 * TRIP_SECONDS  # a fraction of what waiting each time would take
     assert "127.0.0.1" in state.trouble
 
 

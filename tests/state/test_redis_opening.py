@@ -12,7 +12,8 @@ import pytest
 from imqtt.errors import SetupError
 from imqtt.state import open_state, redis_address
 from imqtt.state.base import State
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 CLUSTER = "0123456789abcdef"
 

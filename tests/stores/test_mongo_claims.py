@@ -1,6 +1,7 @@
 """Who has a MongoDB store open: one process alone, or several that share their state."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -92,6 +93,21 @@ def claimed(database: Database[dict[str, Any]], **fields: object) -> str:
 # --- who may
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fields", [{}, {"pid": None, "host": 7}], ids=["ours", "another version's"])
+async def test_a_claim_from_the_time_when_the_servers_clock_was_ahead_runs_out(
+    url: str, database: Database[dict[str, Any]], fields: dict[str, object]
+) -> None:
+    await (await opened(url)).close()
+    claim_id = claimed(database, **fields)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    database.servers.update_one({"_id": claim_id}, {"$set": {"seen": tomorrow}})
+    async with asyncio.timeout(10):
+        store = await opened(url)
+    assert database.servers.count_documents({"_id": claim_id}) == 0
+    await store.close()
+
+
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_store_that_one_has_for_itself_is_refused_to_all_others(url: str, driver: str) -> None:
     store = await opened(url, driver=driver)
@@ -156,29 +172,56 @@ async def test_whoever_is_cancelled_while_opening_leaves_no_claim(
     assert database.servers.count_documents({}) == 1
 
 
+class Swallowing:
+    """A collection whose driver swallows a cancellation, as PyMongo does on Python 3.11 now and then."""
+
+    async def aggregate(self, _: object) -> "Swallowing":
+        return self
+
+    async def to_list(self, _: object) -> list[object]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result([])
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return await answer
+
+
+async def test_a_cancellation_that_the_driver_swallows_is_not_lost() -> None:
+    asking = asyncio.create_task(mongo_client.aggregate(Swallowing(), []))  # type: ignore[arg-type]
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+
+
 # --- those that ended without a word
 
 
-async def test_the_claim_of_a_killed_process_is_nobodys(url: str, database: Database[dict[str, Any]]) -> None:
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that would be waited for would be waited for longer than any test lasts."""
+    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 3_600)
+
+
+async def test_the_claim_of_a_killed_process_is_nobodys(
+    url: str, database: Database[dict[str, Any]], endless: None
+) -> None:
     other = await holder(url)
     other.kill()
     await other.wait()
     assert database.servers.count_documents({}) == 1
-    began = asyncio.get_running_loop().time()
     store = await opened(url)
-    assert asyncio.get_running_loop().time() - began < mongo_claim.RENEWAL_SECONDS
     assert database.servers.count_documents({}) == 1
     await store.close()
 
 
 async def test_the_claim_of_an_earlier_process_of_the_same_number_is_nobodys(
-    url: str, database: Database[dict[str, Any]]
+    url: str, database: Database[dict[str, Any]], endless: None
 ) -> None:
     await (await opened(url)).close()
     claimed(database, pid=os.getpid(), machine=mongo_claim._machine())
-    began = asyncio.get_running_loop().time()
     await (await opened(url)).close()
-    assert asyncio.get_running_loop().time() - began < mongo_claim.RENEWAL_SECONDS
     assert database.servers.count_documents({}) == 0
 
 
@@ -194,14 +237,15 @@ async def test_a_claim_of_elsewhere_is_waited_for_until_it_runs_out(
     database.servers.update_one({"_id": "x"}, {"$currentDate": {"seen": True}})
     began = asyncio.get_running_loop().time()
     store = await opened(url)
-    assert 0.5 < asyncio.get_running_loop().time() - began < 5
+    assert asyncio.get_running_loop().time() - began > 0.5
     assert database.servers.find_one({"_id": "x"}) is None
     await store.close()
 
 
 async def test_a_claim_of_elsewhere_that_lives_refuses(
-    url: str, database: Database[dict[str, Any]], quick: None
+    url: str, database: Database[dict[str, Any]], quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 60)
     await (await opened(url)).close()
     claimed(database, pid=4711)
 
@@ -216,15 +260,13 @@ async def test_a_claim_of_elsewhere_that_lives_refuses(
 
 
 async def test_a_claim_that_ran_out_long_ago_is_not_waited_for(
-    url: str, database: Database[dict[str, Any]]
+    url: str, database: Database[dict[str, Any]], endless: None
 ) -> None:
     await (await opened(url)).close()
     claim_id = claimed(database)
-    long_ago = datetime.now(UTC) - timedelta(minutes=1)
+    long_ago = datetime.now(UTC) - timedelta(hours=2)
     database.servers.update_one({"_id": claim_id}, {"$set": {"seen": long_ago}})
-    began = asyncio.get_running_loop().time()
     await (await opened(url)).close()
-    assert asyncio.get_running_loop().time() - began < mongo_claim.RENEWAL_SECONDS
 
 
 async def test_who_shares_a_store_clears_away_what_dead_ones_left(

@@ -2,8 +2,10 @@
 
 import os
 import sqlite3
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -64,6 +66,52 @@ async def test_a_database_of_a_newer_imqtt(tmp_path: Path) -> None:
         newer.execute("PRAGMA user_version = 99")
     newer.close()
     assert "schema 99" in await refused(path)
+
+
+@pytest.fixture
+def _usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def modes(directory: Path) -> dict[str, str]:
+    return {it.name: f"{stat.S_IMODE(it.stat().st_mode):04o}" for it in directory.iterdir()}
+
+
+NAMES = ("imqtt.db", "imqtt.db-wal", "imqtt.db-shm", "imqtt.db.lock", "imqtt.db.lock-journal")
+ALL_PRIVATE = dict.fromkeys(NAMES, "0600")
+
+
+@pytest.mark.usefixtures("_usual_umask")
+async def test_a_store_and_all_that_is_beside_it_are_private(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
+    await store.append(log(D, 1, 3))
+    assert modes(tmp_path) == ALL_PRIVATE
+    await store.close()
+
+
+@pytest.mark.usefixtures("_usual_umask")
+async def test_a_store_that_everybody_could_read_is_made_private(tmp_path: Path) -> None:
+    await made(tmp_path / "imqtt.db")
+    shell = sqlite3.connect(tmp_path / "imqtt.db")  # keeps the files beside it
+    shell.execute("SELECT * FROM meta").fetchall()
+    for path in tmp_path.iterdir():
+        path.chmod(0o644)
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
+    await store.append(log(D, 4, 4))
+    assert modes(tmp_path) == ALL_PRIVATE
+    await store.close()
+    shell.close()
+
+
+async def test_what_is_refused_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    path.chmod(0o644)
+    assert "another program" in await refused(path)
+    assert modes(tmp_path)["other.db"] == "0644"
 
 
 async def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:

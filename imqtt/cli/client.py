@@ -1,0 +1,102 @@
+"""The client that `send`, `tail` and `history` use: what becomes of its connection is told on stderr."""
+
+import asyncio
+import contextlib
+import difflib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+from imqtt.cli.connection import Connection
+from imqtt.cli.output import complain
+from imqtt.cli.wording import peer_of
+from imqtt.client import Client, ConnectionState, Phase, Timing
+from imqtt.errors import DeviceStoreInUse
+from imqtt.model import Device
+
+TIMING = replace(Timing(), answer=3.0, idle=5.0)
+"""A person waits: the server's silence is noticed in 3 seconds if something is asked, else in 8."""
+
+_UNHEARD = logging.NullHandler()
+
+SILENT = "connected to the broker; the imqtt server does not answer"
+
+
+@contextlib.asynccontextmanager
+async def open_client(connection: Connection, *, wait: float) -> AsyncIterator[Client]:
+    """A client that has caught up, or has not within `wait` seconds. Raises as `Client` does."""
+    client = make_client(connection, platform="imqtt command line", wait=wait)
+    telling = asyncio.create_task(_tell_states(client), name="states")
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            with naming_the_holder(connection.device):
+                await stack.enter_async_context(client)
+            yield client
+    finally:
+        telling.cancel()
+
+
+def make_client(connection: Connection, *, platform: str, wait: float) -> Client:
+    # Errors are told in our own words. Without any handler, `logging` would print those of libraries as well.
+    logging.getLogger().addHandler(_UNHEARD)
+    return Client(
+        user=connection.device.user,
+        device=connection.device.device,
+        password=connection.password,
+        brokers=connection.brokers,
+        store=connection.store,
+        platform=platform,
+        wait=wait,
+        timing=TIMING,
+    )
+
+
+@contextlib.contextmanager
+def naming_the_holder(device: Device) -> Iterator[None]:
+    """Adds what to do if another process has the device's store open."""
+    try:
+        yield
+    except DeviceStoreInUse as error:
+        raise DeviceStoreInUse(
+            f"{error.reason}; end it, or be another device:"
+            f" `imqtt device add {device.user}@NAME --save`, then --device NAME"
+        ) from error
+
+
+def stranger(connection: Connection, conversation: str) -> str:
+    """What to say of a conversation with a user who has no device here; empty if there is one, or unknown."""
+    peer = peer_of(connection.device.user, conversation)
+    if not peer or connection.users is None or peer in connection.users:
+        return ""
+    similar = difflib.get_close_matches(peer, sorted(connection.users), 1)
+    return f"no device of {peer} has a credential on this broker" + (
+        f"; did you mean {similar[0]}?" if similar else ""
+    )
+
+
+class StateNews:
+    """What there is to say when the connection's state changes. Says each thing once."""
+
+    def __init__(self) -> None:
+        self._trouble = ""
+
+    def of(self, state: ConnectionState) -> str:
+        """Empty if there is nothing new."""
+        before = self._trouble
+        if state.silent:
+            self._trouble = "silence"
+            return "" if before == "silence" else f"{SILENT}; trying again"
+        if state.phase is Phase.IDLE and state.reason:
+            self._trouble = before or "connection"
+            return "" if before else f"no connection, trying again: {state.reason}"
+        if state.phase is Phase.ESTABLISHED:
+            self._trouble = ""
+            return {"": "", "silence": "the imqtt server answers again"}.get(before, "connected again")
+        return ""
+
+
+async def _tell_states(client: Client) -> None:
+    news = StateNews()
+    async for state in client.states():
+        if said := news.of(state):
+            complain(said)

@@ -1,0 +1,140 @@
+"""`imqtt outbox`: messages of a device that are not stored yet, or were refused."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imqtt.cli.connection import DeviceName, DeviceStore, User, resolve_store
+from imqtt.cli.data import DEFAULT, Data
+from imqtt.cli.output import Json, complain, print_json, print_line, print_table
+from imqtt.errors import SetupError
+
+if TYPE_CHECKING:
+    from imqtt.cli.connection import LocalDevice
+    from imqtt.client import Entry
+    from imqtt.client.store import LocalStore
+
+app = typer.Typer(
+    help="See and take back messages that this device has not got stored.\n\n"
+    "A message is in the device's outbox until the server has stored it. Each command that connects as the"
+    " device sends what waits there. These commands do not connect: they send nothing.",
+    no_args_is_help=True,
+)
+
+
+@app.command("list")
+def list_(
+    *,
+    as_json: Json = False,
+    user: User = "",
+    device: DeviceName = "",
+    device_store: DeviceStore = None,
+    data: Data = DEFAULT,
+) -> None:
+    """List what waits to be sent and what was refused, in the order in which it was written.
+
+    A refused message is not sent again; it stays until it is discarded.
+    """
+    import asyncio
+
+    from imqtt.cli.wording import local, words_of_content
+
+    entries = asyncio.run(_entries(resolve_store(data, user, device, device_store)))
+    if as_json:
+        for entry in entries:
+            print_json(entry)
+        return
+    if not entries:
+        complain("the outbox is empty")
+        return
+    print_table(
+        ("message", "conversation", "written", "state", "text"),
+        (
+            (
+                entry.client_msg_id,
+                entry.conversation,
+                f"{local(entry.client_time):%Y-%m-%d %H:%M:%S}",
+                f"refused: {entry.reason}" if entry.refused else "waiting",
+                _shortened(words_of_content(entry.content)),
+            )
+            for entry in entries
+        ),
+    )
+
+
+@app.command()
+def discard(
+    messages: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MESSAGE]...", help="Ids, as `imqtt outbox list` shows them."),
+    ] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Discard all of them.")] = False,
+    as_json: Json = False,
+    user: User = "",
+    device: DeviceName = "",
+    device_store: DeviceStore = None,
+    data: Data = DEFAULT,
+) -> None:
+    """Take messages out of the outbox, so that they are not sent again.
+
+    A message that was sent already may be stored nevertheless: only its answer is missing then.
+    """
+    import asyncio
+
+    if bool(messages) == everything:
+        raise typer.BadParameter("name messages, or say --all")
+    where = resolve_store(data, user, device, device_store)
+    discarded = asyncio.run(_discard(where, messages or None))
+    for entry in discarded:
+        if as_json:
+            print_json(
+                {"client_msg_id": entry.client_msg_id, "conversation": entry.conversation, "discarded": True}
+            )
+        else:
+            print_line(f"discarded: {entry.conversation} {entry.client_msg_id}")
+    if not discarded:
+        complain("the outbox is empty")
+
+
+async def _entries(where: "LocalDevice") -> "list[Entry]":
+    async with _opened(where) as store:
+        return [] if store is None else list((await store.entries()).values())
+
+
+async def _discard(where: "LocalDevice", messages: list[str] | None) -> "list[Entry]":
+    """Those that were discarded: `messages`, or everything. Raises `SetupError` if one is not there."""
+    async with _opened(where) as store:
+        entries = [] if store is None else list((await store.entries()).values())
+        known = {entry.client_msg_id for entry in entries}
+        if missing := [message for message in messages or () if message not in known]:
+            raise SetupError(f"not in the outbox of {where.device}: {', '.join(missing)}")
+        chosen = [entry for entry in entries if messages is None or entry.client_msg_id in messages]
+        for entry in chosen:
+            assert store is not None  # noqa: S101 - it had the entry
+            await store.discard(entry.key)
+        return chosen
+
+
+@contextlib.asynccontextmanager
+async def _opened(where: "LocalDevice") -> "AsyncIterator[LocalStore | None]":
+    """The device's store; None if it has none yet, and therefore nothing in its outbox."""
+    from imqtt.cli.client import naming_the_holder
+    from imqtt.client.store import LocalStore
+
+    if not where.store.exists():
+        yield None
+        return
+    with naming_the_holder(where.device):
+        store = await LocalStore.open(where.store, where.device)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,0 +1,82 @@
+"""Which process holds a lock on a file: for the error of a program that finds it locked."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+LOCKS = Path("/proc/locks")
+MAX_COMMAND = 200  # characters of a command line that are shown
+SECONDS = 5.0  # for `lsof` and `ps`, which other systems have in place of /proc
+
+
+class Holder(NamedTuple):
+    """A process. `command` is its command line; empty if that cannot be read."""
+
+    pid: int
+    command: str
+
+    def __str__(self) -> str:
+        command = self.command if len(self.command) <= MAX_COMMAND else self.command[:MAX_COMMAND] + "…"
+        return f"process {self.pid}" + (f" ({command})" if command else "")
+
+
+def holder_of(path: Path) -> Holder | None:
+    """The process that holds a lock on `path`; None if that cannot be found out.
+
+    The file is not opened: closing it would release the locks that this process has on it.
+    """
+    try:
+        pids = _by_proc(path) if LOCKS.exists() else _by_lsof(path)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return Holder(pids[0], _command(pids[0])) if pids else None
+
+
+def _by_proc(path: Path) -> list[int]:
+    """Lines such as `1: POSIX  ADVISORY  WRITE 2043 fd:01:1311 1073741824 1073742335`."""
+    file = path.stat()
+    pids: list[int] = []
+    for line in LOCKS.read_text().splitlines():
+        fields = line.split()
+        if "->" in fields or len(fields) < 6:
+            continue  # a process that waits for a lock
+        pid, (major, minor, inode) = int(fields[4]), fields[5].split(":")
+        device = (int(major, 16), int(minor, 16))
+        here = device == (os.major(file.st_dev), os.minor(file.st_dev)) or _has_open(pid, path)
+        if int(inode) == file.st_ino and pid > 0 and here:
+            pids.append(pid)
+    return pids
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Some file systems show another device in /proc/locks than in `stat`."""
+    try:
+        return any(fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def _by_lsof(path: Path) -> list[int]:
+    program = shutil.which("lsof") or "/usr/sbin/lsof"
+    return [int(line) for line in _output(program, "-t", "--", str(path)).split() if int(line) != os.getpid()]
+
+
+def _command(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        text = b" ".join(words).decode(errors="replace")
+    except OSError:
+        try:
+            text = _output("/bin/ps", "-ww", "-p", str(pid), "-o", "command=")
+        except (OSError, subprocess.SubprocessError):
+            return ""
+    return " ".join(text.split())
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(  # noqa: S603 - fixed programs, and a file's name or a number
+        command, capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    return done.stdout

@@ -1,0 +1,113 @@
+"""The chat's screen draws quickly, however long and however many the messages are."""
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from statistics import median
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.data_structures import Size
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output.vt100 import Vt100_Output
+
+from imqtt.cli.screen import Screen
+from imqtt.cli.transcript import Transcript
+from tests.cli.test_transcript import event
+from tests.cli.test_wrapping import LONG
+from tests.services import eventually
+
+KEYS = 20
+SECONDS_A_KEY = 0.05
+
+
+class Said:
+    """What was done at the screen."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.fetched = 0
+
+    def send(self, text: str) -> None:
+        self.sent.append(text)
+
+    def typing(self, *, typing: bool) -> None: ...
+
+    def older(self) -> None:
+        self.fetched += 1
+
+    def help(self) -> None: ...
+
+
+@asynccontextmanager
+async def at_work(transcript: Transcript) -> AsyncIterator[tuple[Screen, PipeInput, Said, io.StringIO]]:
+    said, written = Said(), io.StringIO()
+    with create_pipe_input() as keys:
+        output = Vt100_Output(written, lambda: Size(rows=24, columns=80), enable_cpr=False)
+        with create_app_session(input=keys, output=output):
+            screen = Screen(transcript, said, title=str, state=lambda: (True, ""), hint=str)
+            running = asyncio.create_task(screen.application.run_async())
+            await eventually(lambda: screen.application.render_counter > 0)
+            try:
+                yield screen, keys, said, written
+            finally:
+                screen.application.exit()
+                await running
+
+
+async def seconds_a_key(screen: Screen, keys: PipeInput) -> float:
+    """The median CPU time of a keystroke. Each is drawn before the next one."""
+    seconds: list[float] = []
+    for _ in range(KEYS):
+        begun = time.process_time()
+        drawn = screen.application.render_counter
+        keys.send_text("k")
+        await eventually(lambda: screen.application.render_counter > drawn)  # noqa: B023
+        seconds.append(time.process_time() - begun)
+    return median(seconds)
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
+async def test_typing_beside_a_long_message_is_quick(text: str) -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1, "bob", text)])
+    async with at_work(transcript) as (screen, keys, _, written):
+        assert await seconds_a_key(screen, keys) < SECONDS_A_KEY
+        assert "\x1b[2J\x1b[2J" not in written.getvalue()
+        assert "\x9b" not in written.getvalue()
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
+async def test_typing_after_a_long_paste_is_quick_and_sends_all_of_it(text: str) -> None:
+    async with at_work(Transcript("alice")) as (screen, keys, said, written):
+        # In a thread, since a pipe takes no more than 64 KiB before somebody reads.
+        await asyncio.to_thread(keys.send_text, f"\x1b[200~{text}\x1b[201~")
+        await eventually(lambda: len(screen._buffer.text) == len(text))
+        assert await seconds_a_key(screen, keys) < SECONDS_A_KEY
+        keys.send_text("\r")
+        await eventually(lambda: said.sent)
+        assert said.sent == [text + "k" * KEYS]
+        assert "\x9b" not in written.getvalue()
+
+
+async def test_typing_beside_10_000_messages_is_quick() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(seq) for seq in range(1, 10_001)])
+    async with at_work(transcript) as (screen, keys, _, _):
+        assert await seconds_a_key(screen, keys) < SECONDS_A_KEY
+
+
+async def test_a_page_covers_the_transcript_until_esc_or_a_message() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(seq) for seq in range(1, 101)])
+    async with at_work(transcript) as (screen, keys, said, _):
+        for end in ("\x1b", "hi\r"):
+            screen.show_page("one\ntwo")
+            screen.changed()
+            await eventually(lambda: len(screen._lines) == 3)
+            keys.send_text("\x1b[5~")  # PageUp scrolls the page, and fetches nothing
+            keys.send_text(end)
+            await eventually(lambda: len(screen._lines) > 100)
+        assert (said.sent, said.fetched) == (["hi"], 0)
