@@ -6,6 +6,8 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from imqtt.cli.process import end_with_parent
+
 START_SECONDS = 20.0
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -38,7 +40,7 @@ async def running(
     with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
             *command, env=environment, stderr=errors,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, preexec_fn=end_with_parent(),
         )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
@@ -68,6 +70,7 @@ async def lines(*command: str, stdin: bytes) -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        preexec_fn=end_with_parent(),
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None

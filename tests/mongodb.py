@@ -24,6 +24,7 @@ from typing import Self
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
+from imqtt.cli.process import end_with_parent
 from tests.ports import free_port
 
 START_SECONDS = 30.0
@@ -183,8 +184,9 @@ class MongoServer:
             command = ["mongod", "--dbpath", str(data), "--bind_ip", "127.0.0.1", "--replSet", REPLICA_SET]
         with (self._directory / "mongodb.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--port", str(self.port), *self._options], stdout=log, stderr=log
-            )
+                [*command, "--port", str(self.port), *self._options], stdout=log, stderr=log,
+                preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - it takes no lock
+            )  # fmt: skip
 
     def wait_until_writable(self) -> None:
         try:

@@ -19,6 +19,7 @@ from typing import Self
 
 import pytest
 
+from imqtt.cli.process import end_with_parent
 from tests.ports import free_port
 
 ADDRESS = "IMQTT_TEST_REDIS"
@@ -78,7 +79,10 @@ class RedisServer:
             path, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory),
             "--save", "", "--appendonly", "no", "--logfile", "redis.log", *self._options,
         ]  # fmt: skip
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - it takes no lock
+        )  # fmt: skip
         self._deadline = time.monotonic() + START_SECONDS
 
     def answers(self) -> bool:

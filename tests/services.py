@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Self
 
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
+from imqtt.cli.process import end_with_parent
 
 READY = "imqtt is ready"  # how `imqtt serve` begins its ready line
 START_SECONDS = 60.0
@@ -77,8 +79,9 @@ class ServerProcess:
         start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *self._command, env=environment, stdout=log, stderr=log
-            )
+                sys.executable, "-m", *self._command, env=environment, stdout=log, stderr=log,
+                preexec_fn=end_with_parent(signal.SIGKILL),
+            )  # fmt: skip
         process = self._process
 
         def is_ready() -> bool:

@@ -10,8 +10,13 @@ def main() -> int:
     0: done; 1: refused or failed; 2: used wrongly; 128 + N: ended by signal N.
     """
     _open_standard_streams()
-    from imqtt.cli.app import run
+    from imqtt.cli.app import app, run
 
+    if os.environ.get("_IMQTT_COMPLETE") == "complete_bash":
+        from imqtt.cli.completion import for_bash
+
+        sys.stdout.write(for_bash(lambda: app([], prog_name="imqtt")))
+        return 0
     return run(sys.argv[1:])
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from imqtt.cli.limits import raise_file_limit
+from imqtt.cli.wording import printable
 from imqtt.problems import Problem
 
 log = logging.getLogger("imqtt.mosquitto")
@@ -20,18 +21,21 @@ READ_BYTES = 1024 * 1024  # at a look; what is older is not worth the time
 # Debian's Mosquitto asks TCP wrappers, which cannot open their files either, and then says that they refused.
 _OUT_OF_FILES = re.compile(r"system socket count has been exceeded|denied access by tcpd|Too many open files")
 _FULL = re.compile(r"denied: max_connections exceeded")
-_ERROR = re.compile(r"^Error\b.*")
+_ERROR = re.compile(r"^Error\b")
+_WARNING = re.compile(r"^Warning\b")
+# What a single client does wrong is nothing that an operator can act on.
+_HARMLESS = re.compile(r"for an unknown packet identifier|Unrecognised command")
 _TIME = re.compile(r"^(\S*\d{4}-\d\d-\d\dT[\d:]+|\d+): ")
 
 
 class BrokerLog:
-    """Follows one Mosquitto's log from where it is now, over rotations."""
+    """Follows one Mosquitto's log from byte `start`, over rotations. Without one: from where it is now."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int | None = None) -> None:
         self._path = path
         try:
             found = path.stat()
-            self._file, self._read = found.st_ino, found.st_size
+            self._file, self._read = found.st_ino, found.st_size if start is None else start
         except OSError:  # not there yet: all of it will be new
             self._file = self._read = 0
         self._files = _problem(
@@ -40,6 +44,7 @@ class BrokerLog:
         )
         self._full = _problem("Mosquitto takes no more devices", "Mosquitto takes as many devices as come")
         self._error = _problem("Mosquitto reports an error", "Mosquitto has reported no error for a while")
+        self._warning = _problem("Mosquitto warns", "Mosquitto has not warned for a while")
 
     def look(self) -> None:
         """Reads what was added since the last look."""
@@ -69,14 +74,18 @@ class BrokerLog:
                 "a listener has its max_connections, which come from how many files it may open: "
                 f"{raise_file_limit()} (raise `ulimit -n` before `imqtt up`)"
             )
+        elif _HARMLESS.search(said):
+            pass
         elif _ERROR.match(said):
-            self._error.note(said)
+            self._error.note(printable(said))
+        elif _WARNING.match(said):
+            self._warning.note(printable(said))
 
 
 @contextlib.asynccontextmanager
-async def followed(path: Path) -> AsyncIterator[None]:
+async def followed(path: Path, start: int | None = None) -> AsyncIterator[None]:
     """Relays what matters of the log at `path` to this process's own, for as long as the block runs."""
-    task = asyncio.create_task(_follow(BrokerLog(path)), name="broker-log")
+    task = asyncio.create_task(_follow(BrokerLog(path, start)), name="broker-log")
     try:
         yield
     finally:

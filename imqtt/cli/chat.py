@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from imqtt.cli import completion
 from imqtt.cli.connection import Brokers, DeviceName, DeviceStore, Password, User, resolve
 from imqtt.cli.data import DEFAULT, Data
 from imqtt.errors import SetupError
@@ -14,7 +15,9 @@ def chat(
     to: Annotated[
         str,
         typer.Argument(
-            metavar="[TO]", help="A user or a conversation; without it, where something was last."
+            metavar="[TO]",
+            help="A user or a conversation; without it, where something was last.",
+            autocompletion=completion.peers,
         ),
     ] = "",
     *,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imqtt.cli import completion
 from imqtt.cli.data import DataDirectory
 from imqtt.cli.names import parse_device
 from imqtt.errors import SetupError
@@ -18,13 +19,14 @@ User = Annotated[
     str,
     typer.Option(
         "--user", "-u", envvar="IMQTT_USER", help="Who you are. Not needed if one user's is saved.",
-        show_default=False, rich_help_panel=PANEL,
+        autocompletion=completion.own_users, show_default=False, rich_help_panel=PANEL,
     ),
 ]  # fmt: skip
 DeviceName = Annotated[
     str,
     typer.Option(
         "--device", "-d", envvar="IMQTT_DEVICE", show_default=False, rich_help_panel=PANEL,
+        autocompletion=completion.own_devices,
         help="On which device: one that nothing else connects as at the same time."
         " Not needed if the user has one saved.",
     ),
@@ -123,5 +125,14 @@ def _broker(directory: DataDirectory) -> str:
         host, port = known["host"], known["port"]
     except (OSError, ValueError, KeyError):
         raise SetupError(f"--broker is needed: {directory.path} is no data directory of `imqtt up`") from None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - that is where it listens
+    return address(reachable(host), port)
+
+
+def reachable(host: str) -> str:
+    """Where a program on this machine connects to a broker that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing listens here
+
+
+def address(host: str, port: int) -> str:
+    """`host:port` as `--broker` takes it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,13 +1,13 @@
 """The data directory of `imqtt up`: everything that one deployment on one machine keeps."""
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from imqtt.errors import ImqttError, SetupError
+from imqtt.cli.files import write_private
+from imqtt.errors import SetupError
 from imqtt.model import Device
 from imqtt.private_files import create_private_directory
 
@@ -38,6 +38,11 @@ class DataDirectory:
         """Raises `SetupError` unless `imqtt up` has made this directory."""
         if not (self.path / "listeners.json").is_file():
             raise SetupError(f"{self.path} is no data directory: `imqtt up --data {self.path}` makes it one")
+        if (self.path / "passwords").exists():
+            raise SetupError(
+                f"an earlier version of imqtt wrote {self.path}: (re)start `imqtt up --data {self.path}`,"
+                " which migrates it"
+            )
 
     # --- credentials that `imqtt device add --save` leaves for the other commands
 
@@ -46,27 +51,33 @@ class DataDirectory:
         path = self._credential(device)
         try:
             create_private_directory(path.parent)
-            draft = path.with_name(path.name + ".new")
-            draft.unlink(missing_ok=True)
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(password + "\n")
-            draft.replace(path)
+            write_private(path, password + "\n")
         except OSError as error:
             raise SetupError(f"cannot save the credential in {path}: {error.strerror}") from error
         return path
+
+    def devices(self) -> list[Device]:
+        """The devices that have a credential here, as far as this user may know, in order of name."""
+        names = {str(device) for device in self.saved()} | (self._accounts() or set())
+        return sorted(Device(*name.split("@")) for name in names if name.count("@") == 1)
 
     def users(self, sender: Device) -> set[str] | None:
         """The users who have a device with a credential on this broker; None if that is not known.
 
         `sender` is a device that may connect: if it is not in the password file, others need not be either.
         """
-        from imqtt.cli.passwords import Passwords
-
-        try:
-            names = Passwords(self.path / "passwords", self.path / "no.pid").usernames()
-        except (ImqttError, ValueError):
+        names = self._accounts()
+        if names is None or str(sender) not in names:
             return None
-        return {name.partition("@")[0] for name in names if "@" in name} if str(sender) in names else None
+        return {name.partition("@")[0] for name in names if "@" in name}
+
+    def _accounts(self) -> set[str] | None:
+        """What the broker's password file holds, if this user may read it."""
+        try:
+            lines = (self.path / "broker" / "passwords").read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return {line.partition(":")[0] for line in lines if not line.startswith("#")}
 
     def saved(self) -> list[Device]:
         """The devices whose passwords are kept here, in order of name."""

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imqtt.cli import completion
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
 from imqtt.cli.names import parse_device
-from imqtt.cli.output import Json, print_json, print_line, print_table, read_secret
+from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
 from imqtt.errors import SetupError
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Names = Annotated[list[str], typer.Argument(metavar="USER@DEVICE", help="Such as `alice@phone`.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="USER@DEVICE", help="Such as `alice@phone`.", autocompletion=completion.devices),
+]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(
@@ -45,7 +49,8 @@ def add(
     password_from: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Take the password from a file's first line (`-`: stdin), not a random one."
+            metavar="FILE",
+            help="Take the password from a file's first line (`-`: stdin), not a random one; not shown.",
         ),
     ] = None,
     replace: Annotated[
@@ -58,7 +63,7 @@ def add(
     password_file: PasswordFile = None,
     pid_file: PidFile = PID_FILE,
 ) -> None:
-    """Give devices a credential. Prints each password once: the broker keeps only a hash.
+    """Give devices a credential. Prints each random password once: the broker keeps only a hash.
 
     With `--passwords` and `--password-from`, the server's own account can be added too: `imqtt-server`.
     """
@@ -81,11 +86,12 @@ def add(
     for name, device in devices.items():
         if save:
             DataDirectory(data).save(device, given[name])
+    shown = {name: "" if password_from else password for name, password in given.items()}
     if as_json:
-        for name, password in given.items():
-            print_json({"device": name, "password": password})
+        for name, word in shown.items():
+            print_json({"device": name, "password": word} if word else {"device": name})
         return
-    print_table(("device", "password"), given.items())
+    print_table(("device", "password"), [(name, it or "as given") for name, it in shown.items()])
     if save:
         print_line(f"Saved in {DataDirectory(data).path}: `imqtt chat` and the other commands find it there.")
 
@@ -138,6 +144,38 @@ def revoke(
         print_line(f"{', '.join(devices)} can no longer connect.")
 
 
+@app.command()
+def migrate(
+    *,
+    password_file: Annotated[
+        Path,
+        typer.Option(
+            "--passwords", metavar="FILE",
+            help="Mosquitto's password file, for a broker that `imqtt up` does not run.",
+        ),
+    ],
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Rename the devices in a password file of imqtt 0.1, from USER/DEVICE to USER@DEVICE.
+
+    Passwords stay valid. Install `deploy/mosquitto/acl` of this version too, and restart Mosquitto: 2.0.11
+    may crash if it only reloads a file from which accounts have gone. `imqtt up` migrates its data directory
+    by itself.
+    """
+    from imqtt.cli.passwords import Passwords
+
+    if not password_file.exists():
+        raise SetupError(f"{password_file} does not exist")
+    renamed = Passwords(password_file, PID_FILE).migrate()
+    if as_json:
+        for name in renamed:
+            print_json({"device": name})
+    elif renamed:
+        print_line(f"Renamed: {', '.join(renamed)}. Restart Mosquitto now.")
+    else:
+        print_line(f"{password_file} has no device of imqtt 0.1.")
+
+
 def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords", "Mosquitto | None"]:
     """The accounts that a command is about, and their broker if it is one of `imqtt up`."""
     from imqtt.cli.mosquitto import Mosquitto
@@ -146,7 +184,14 @@ def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords
     if file is not None:
         if not file.exists() and not file.parent.is_dir():
             raise SetupError(f"{file.parent} does not exist")
-        return Passwords(file, pid_file, account=BROKER_ACCOUNT), None
+        passwords = Passwords(file, pid_file, account=BROKER_ACCOUNT)
+        if outdated := passwords.outdated():
+            some = ", ".join(sorted(outdated)[:3]) + (", …" if len(outdated) > 3 else "")
+            complain(
+                f"{file} has devices of imqtt 0.1, which can no longer talk ({some}): "
+                f"`imqtt device migrate --passwords {file}` renames them"
+            )
+        return passwords, None
     directory = DataDirectory(data)
     directory.check_exists()
     broker = Mosquitto(directory.path)

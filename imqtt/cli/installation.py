@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from imqtt.errors import SetupError
@@ -35,8 +36,8 @@ def configuration() -> Path:
     raise SetupError(f"mosquitto.conf is missing from this installation of imqtt, in {package}")
 
 
-def configure(text: str, options: dict[str, str], listeners: dict[str, str]) -> str:
-    """`mosquitto.conf` with these values in place of its own.
+def configure(text: str, options: Mapping[str, str | None], listeners: Mapping[str, str]) -> str:
+    """`mosquitto.conf` with these values in place of its own; None leaves an option out.
 
     `listeners` maps a listener's port in `text` to its port and address here. Raises `SetupError` unless
     each option and each listener stands in `text` exactly once: a setting that silently stayed behind
@@ -44,7 +45,7 @@ def configure(text: str, options: dict[str, str], listeners: dict[str, str]) -> 
     """
     lines = text.splitlines()
     for what, value in [
-        *((f"{name} ", f"{name} {value}") for name, value in options.items()),
+        *((f"{name} ", None if value is None else f"{name} {value}") for name, value in options.items()),
         *((f"listener {port} ", f"listener {value}") for port, value in listeners.items()),
     ]:
         found = [number for number, line in enumerate(lines) if line.startswith(what)]
@@ -52,5 +53,5 @@ def configure(text: str, options: dict[str, str], listeners: dict[str, str]) -> 
             raise SetupError(
                 f"mosquitto.conf has {len(found)} lines that begin with {what.strip()!r}, not one"
             )
-        lines[found[0]] = value
+        lines[found[0] : found[0] + 1] = [] if value is None else [value]
     return "\n".join(lines) + "\n"

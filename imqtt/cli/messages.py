@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imqtt.cli import completion
 from imqtt.cli.connection import Brokers, Connection, DeviceName, DeviceStore, Password, User, resolve
 from imqtt.cli.data import DEFAULT, Data
 from imqtt.cli.output import Json, complain, print_json, print_line
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 To = Annotated[
     str,
-    typer.Argument(metavar="TO", help="A user, or a conversation such as `d:alice:bob`; yourself for notes."),
+    typer.Argument(
+        metavar="TO",
+        help="A user, or a conversation such as `d:alice:bob`; yourself for notes.",
+        autocompletion=completion.peers,
+    ),
 ]
 Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.1, help="How long to wait at most.")]
 
@@ -163,7 +168,11 @@ class _Outgoing:
 def tail(
     to: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TO]...", help="Users or conversations; without any, everything you get."),
+        typer.Argument(
+            metavar="[TO]...",
+            help="Users or conversations; without any, everything you get.",
+            autocompletion=completion.peers,
+        ),
     ] = None,
     *,
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="End after so many; 0: never.")] = 0,

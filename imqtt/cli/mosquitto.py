@@ -7,22 +7,26 @@ import fcntl
 import json
 import logging
 import os
-import pwd
-import re
 import secrets
-import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Self
 
+from imqtt.cli.broker_files import BrokerFiles
+from imqtt.cli.files import create_directory, write_private
 from imqtt.cli.installation import configuration, configure, executable
 from imqtt.cli.limits import limit_connections, raise_file_limit
+from imqtt.cli.log_file import LogFile
 from imqtt.cli.login import log_in
-from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid, command_line
-from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose
+from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords
+from imqtt.cli.pid_file import PidFile
+from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose, holder
+from imqtt.cli.process import Process
+from imqtt.cli.system_user import Powerless, SystemUser, broker_user, own_name
 from imqtt.errors import SetupError
 
 log = logging.getLogger(__name__)
@@ -31,7 +35,6 @@ __all__ = ["INTERNAL_HOST", "Mosquitto", "configuration", "executable"]
 
 START_SECONDS = 20.0  # reading back a large mosquitto.db takes its time
 STOP_SECONDS = 30.0  # and so does writing one
-LOG_BYTES = 16 * 1024 * 1024  # a longer log is put aside at the start
 # The listeners' ports in deploy/mosquitto/mosquitto.conf, by what they are for.
 PUBLIC, WEBSOCKET, INTERNAL = "1883", "8083", "1884"
 
@@ -39,9 +42,12 @@ PUBLIC, WEBSOCKET, INTERNAL = "1883", "8083", "1884"
 class Mosquitto:
     """A broker that runs in `directory`: its configuration, password file, log and persistent state.
 
-    A port of 0 stands for the one that this directory had last, or else a free one; once started, the ports
-    stay the same for this object and for the directory. One directory has one broker at a time, which
-    a lock sees to.
+    A port of 0 stands for the one that this directory had last, or else the one of `preferred`, or else a
+    free one; once started, the ports stay the same for this object and for the directory. One directory has
+    one broker at a time, which a lock sees to.
+
+    Started by root, Mosquitto runs as `user`, by default an unprivileged user of this machine. It ends when
+    this process or the thread that started it ends.
     """
 
     def __init__(
@@ -52,13 +58,25 @@ class Mosquitto:
         port: int = 0,
         internal_port: int = 0,
         websocket_port: int = 0,
+        preferred: tuple[int, int] = (0, 0),
+        user: str = "",
     ) -> None:
         self.directory = directory.absolute()
+        self.files = BrokerFiles(self.directory)
+        self.log = self.files.log
+        self._pid_file = PidFile(self.files.pid)
+        self._output = LogFile(self.files.log)
+        self.log_start = 0
+        """Where in its log the process that was started last begins."""
         self._given = self._listeners = Listeners(host, port, websocket_port, internal_port)
-        self._process: asyncio.subprocess.Process | None = None
+        self._preferred = Listeners(host, *preferred, 0)
+        self._user_name = user
+        self._process: Process | None = None
         self._lock: IO[str] | None = None
         self._settled = False
-        self.passwords = Passwords(self.directory / "passwords", self._pid_file, self._login)
+        self.displaced: dict[int, str] = {}
+        """Ports that it would have had and that others listen on: by whom, as far as that can be told."""
+        self.passwords = Passwords(self.files.passwords, self._pid_file.process, self._login)
 
     # --- what it is
 
@@ -83,20 +101,16 @@ class Mosquitto:
     @property
     def pid(self) -> int | None:
         """The process, while it runs."""
-        if self._process is None or self._process.returncode is not None:
+        if self._process is None or self._process.status is not None:
             return None
         return self._process.pid
 
     @property
-    def log(self) -> Path:
-        return self.directory / "mosquitto.log"
-
-    @property
     def server_password(self) -> str:
         """The password of the account `imqtt-server`, drawn when the directory is first used."""
-        path = self.directory / "server-password"
+        path = self.files.server_password
         with self._writable():
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_directory(self.directory)
             with contextlib.suppress(FileExistsError):
                 draft = self.directory / f"server-password.{os.getpid()}"
                 draft.touch(0o600)
@@ -109,7 +123,7 @@ class Mosquitto:
 
     def running(self) -> bool:
         """Whether this directory's broker runs, in whatever process it was started."""
-        return self._orphan() is not None
+        return self._pid_file.process() is not None
 
     # --- its life
 
@@ -122,17 +136,18 @@ class Mosquitto:
         if self.pid is not None:
             return
         program = executable()
+        user = self._user()
         self._hold()
         try:
-            await self._end_orphan()
-            self._migrate()
+            await self._pid_file.end(STOP_SECONDS)  # left behind: the lock is free, so nobody uses it
+            self._upgrade()
+            wanted = self._wanted()
             for attempt in range(3):
                 if not self._settled:
-                    last = self._known() if attempt == 0 else self._given  # those of the first try were taken
-                    self._listeners = choose(self._given, last)
+                    self._listeners = choose(self._given, wanted if attempt == 0 else self._given)
                 self._prepare()
                 try:
-                    await self._launch(program)
+                    await self._launch(program, user)
                     break
                 except PortTaken:  # between choosing it and Mosquitto's binding to it
                     if self._settled or attempt == 2:
@@ -142,32 +157,29 @@ class Mosquitto:
                 await self.kill()
             self._let_go()
             raise
+        self._report_displaced(wanted)
         self._settled = True
         with self._writable():
-            _replace(self._listeners_file, json.dumps(asdict(self._listeners)))
+            write_private(self.files.listeners, json.dumps(asdict(self._listeners)))
 
     async def stop(self) -> None:
         """Has it write its state and end; ends it by force if it takes longer than 30 seconds."""
-        process = self._process
-        if process is not None and process.returncode is None:
+        if self._process is not None:
             try:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
+                self._process.send_signal(signal.SIGTERM)
                 async with asyncio.timeout(STOP_SECONDS):
-                    await process.wait()
+                    await self._process.wait()
             except TimeoutError:
                 await self.kill()
             except asyncio.CancelledError:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+                self._process.send_signal(signal.SIGKILL)
                 raise
         self._let_go()
 
     async def kill(self) -> None:
         """Ends it at once: what it held since it last wrote its state is gone."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
             await self._process.wait()
         self._let_go()
 
@@ -182,20 +194,6 @@ class Mosquitto:
         if self._process is None:
             raise RuntimeError("not started")
         return await self._process.wait()
-
-    def last_words(self, start: int = 0, lines: int = 3) -> str:
-        """The end of what it has logged after byte `start`, without times."""
-        try:
-            with self.log.open("rb") as log:
-                log.seek(max(start, self.log.stat().st_size - 16_384))
-                text = log.read().decode(errors="replace")
-        except OSError:
-            return ""
-        said = [
-            re.sub(r"^\S*\d{4}-\d\d-\d\dT[\d:]+: |^\d+: ", "", line).strip() for line in text.splitlines()
-        ]
-        errors = [line for line in said if line.startswith(("Error", "Warning: Unable"))]
-        return "; ".join((errors or [line for line in said if line])[-lines:])
 
     def end_session(self, username: str) -> None:
         """Ends a device's connection and drops its session, with whatever is queued for it.
@@ -212,23 +210,15 @@ class Mosquitto:
     # --- the parts
 
     @property
-    def _pid_file(self) -> Path:
-        return self.directory / "mosquitto.pid"
-
-    @property
     def _config_file(self) -> Path:
-        return self.directory / "mosquitto.conf"
-
-    @property
-    def _listeners_file(self) -> Path:
-        return self.directory / "listeners.json"
+        return self.files.configuration
 
     def _known(self) -> Listeners:
         """Where this directory's broker listens, as given or as written down when it last started."""
         if self._settled:
             return self._listeners
         try:
-            return Listeners(**json.loads(self._listeners_file.read_text()))
+            return Listeners(**json.loads(self.files.listeners.read_text()))
         except (OSError, ValueError, TypeError):
             return self._listeners
 
@@ -241,8 +231,8 @@ class Mosquitto:
         if self._lock is not None:
             return
         with self._writable():
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self.directory / "lock").open("a+")
+            create_directory(self.directory)
+            lock = self.files.lock.open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -258,59 +248,83 @@ class Mosquitto:
 
     def _let_go(self) -> None:
         if self._lock is not None:
+            if self.pid is None:
+                self._pid_file.remove()
             self._lock.close()
             self._lock = None
 
-    def _orphan(self) -> int | None:
-        pid = broker_pid(self._pid_file)
-        return pid if pid is not None and str(self._config_file) in command_line(pid) else None
+    def _user(self) -> SystemUser | None:
+        try:
+            return broker_user(self._user_name)
+        except Powerless as reason:
+            log.warning("Mosquitto runs as %s: %s", own_name(), reason)
+            return None
 
-    async def _end_orphan(self) -> None:
-        """Ends a broker whose `imqtt up` was killed: the lock is free, so nobody minds it."""
-        pid = self._orphan()
-        if pid is None:
+    def _wanted(self) -> Listeners:
+        """The ports to take where they are free: those of last time, or else the preferred ones."""
+        if self.files.listeners.exists():
+            return self._known()
+        return self._preferred
+
+    def _report_displaced(self, wanted: Listeners) -> None:
+        """Says which ports are other ones than they would have been, and why."""
+        if self._settled:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._orphan() is not None:
-            if time.monotonic() > deadline:
-                raise SetupError(f"a Mosquitto of an earlier run (process {pid}) does not end")
-            await asyncio.sleep(0.02)
+        for what, port, instead, given in (
+            ("devices", wanted.port, self.port, self._given.port),
+            ("browsers", wanted.websocket_port, self.websocket_port, self._given.websocket_port),
+        ):
+            if port and not given and port != instead:
+                self.displaced[port] = holder(port) or "another program"
+                log.warning(
+                    "port %d is in use by %s: %s connect to port %d instead",
+                    port, self.displaced[port], what, instead,
+                )  # fmt: skip
 
-    def _migrate(self) -> None:
-        """Renames the devices of a directory that imqtt 0.1 has written, from `user/device` to `user@device`.
+    def _upgrade(self) -> None:
+        """Brings a directory that imqtt 0.1 has written to the present form.
 
-        What the broker kept belongs to sessions and topics that no longer exist, so it is removed. It was
-        never the only copy of a message that had been accepted.
+        Its devices are renamed from `user/device` to `user@device`. What the broker kept belongs to sessions
+        and topics that no longer exist, so it is removed. It was never the only copy of a message that had
+        been accepted.
         """
-        if not self.passwords.outdated():
-            return
         with self._writable():
-            (self.directory / "mosquitto.db").unlink(missing_ok=True)
+            if self.files.outdated():
+                self.files.move_outdated()
+        outdated = self.passwords.outdated()
+        if not outdated:
+            return
+        kept = sorted(set(outdated.values()) & set(self.passwords.usernames()))
+        with self._writable():
+            self.files.state.unlink(missing_ok=True)
         renamed = self.passwords.migrate()
         log.warning(
             "%s is migrated: usernames are USER@DEVICE now, no longer USER/DEVICE, and topics "
-            "imqtt/USER@DEVICE/up/… and …/down. Passwords and messages stay as they are. Renamed: %s",
+            "imqtt/USER@DEVICE/up/… and …/down. Passwords and messages stay as they are; what the broker had "
+            "queued is removed, so clients send again what was not accepted. Renamed: %s",
             self.directory, ", ".join(renamed),
         )  # fmt: skip
+        if kept:
+            log.warning(
+                "these were in the password file already and keep their password: %s", ", ".join(kept)
+            )
 
     def _prepare(self) -> None:
         """Writes the configuration, and the server's account if the password file does not have it."""
         source = configuration()
         spoken = self._listeners
         with self._writable():
-            shutil.copyfile(source / "acl", self.directory / "acl")
-            (self.directory / "acl").chmod(0o600)  # from 2.1 on Mosquitto minds if others may read it
+            create_directory(self.files.home)
+            write_private(self.files.acl, (source / "acl").read_text())
             text = configure(
                 (source / "mosquitto.conf").read_text(),
                 options={
-                    "user": _user(),
-                    "pid_file": str(self._pid_file),
-                    "log_dest": f"file {self.log}",
-                    "password_file": str(self.passwords.path),
-                    "acl_file": str(self.directory / "acl"),
-                    "persistence_location": str(self.directory),
+                    "user": own_name(),  # for a broker that root cannot start as another user
+                    "pid_file": None,  # this process writes it
+                    "log_dest": "stderr",
+                    "password_file": self.files.passwords.name,
+                    "acl_file": self.files.acl.name,
+                    "persistence_location": self.files.state.parent.name,
                 },
                 listeners={
                     PUBLIC: f"{spoken.port} {spoken.host}",
@@ -318,31 +332,22 @@ class Mosquitto:
                     INTERNAL: f"{spoken.internal_port} {INTERNAL_HOST}",
                 },
             )
-            _replace(self._config_file, limit_connections(text, raise_file_limit()))
-            if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
-                self.log.replace(self.log.with_suffix(".log.1"))
-            self.log.touch(0o600)
-            self._pid_file.unlink(missing_ok=True)
+            write_private(self._config_file, limit_connections(text, raise_file_limit()))
         if not self.passwords.holds(SERVER_ACCOUNT, self.server_password):
             self.passwords.add(SERVER_ACCOUNT, self.server_password)
 
-    async def _launch(self, program: str) -> None:
-        start = self.log.stat().st_size
-        with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C in the terminal goes to imqtt, which ends the server first.
-            self._process = await asyncio.create_subprocess_exec(
-                program, "-c", str(self._config_file),
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                # Until it has a handler for it, a SIGHUP (a device added just now) would end it.
-                preexec_fn=_ignore_hangup,
-            )  # fmt: skip
+    async def _launch(self, program: str, user: SystemUser | None) -> None:
+        with self._writable():
+            self.files.make_private(user)
+            start = self.log_start = self._output.begin()
+            self._process = self._spawn(program, user)
         deadline = time.monotonic() + START_SECONDS
         pause = 0.005
         while not await self._answers():
-            if self._process.returncode is not None:
-                said = self.last_words(start) or f"exit status {self._process.returncode}"
+            status = self._process.status
+            if status is not None:
+                said = self._output.last_words(start) or f"exit status {status}"
                 error = PortTaken if os.strerror(errno.EADDRINUSE) in said else SetupError
-                status = self._process.returncode
                 raise error(f"Mosquitto ended at its start ({status}): {said}; its log is {self.log}")
             if time.monotonic() > deadline:
                 raise SetupError(
@@ -350,6 +355,26 @@ class Mosquitto:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
+
+    def _spawn(self, program: str, user: SystemUser | None) -> Process:
+        with self._pid_file.claimed() as (descriptor, write):
+            try:
+                process = Process(
+                    [program, "-c", self._config_file.name],
+                    directory=self.files.home,
+                    output=self._output.write,
+                    # Settings of the server may be secrets, and the broker may be another user's.
+                    environment={
+                        name: it for name, it in os.environ.items() if not name.startswith("IMQTT_")
+                    },
+                    user=user,
+                    inherit=[descriptor],
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                whom = "" if user is None else f" as user {user.name}"
+                raise SetupError(f"cannot run {program}{whom}: {error}") from error
+            write(process.pid)
+        return process
 
     async def _answers(self) -> bool:
         """Whether it accepts the server's own password, which no other broker on that port would."""
@@ -371,21 +396,3 @@ class Mosquitto:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
-
-
-def _user() -> str:
-    """Who this process is. Whatever the environment says: Mosquitto started by root becomes this user."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # in a container, a user may be a mere number; only for root does it matter
-        return str(os.geteuid())
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(text)
-    draft.replace(path)
-
-
-def _ignore_hangup() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)

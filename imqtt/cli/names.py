@@ -2,11 +2,15 @@
 
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.protocol.topics import MAX_NAME, parse_username
 
 
 def parse_device(name: str) -> Device:
     """The device that a person calls `user@device`, or `user/device`. Raises `SetupError`."""
+    from imqtt.protocol.topics import (
+        MAX_NAME,
+        parse_username,
+    )  # its package loads protobuf, and completion waits
+
     username = name if "@" in name else name.replace("/", "@", 1)
     device = parse_username(username)
     if device is None:

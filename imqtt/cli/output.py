@@ -1,8 +1,10 @@
 """What commands print: tables for people, JSON for programs."""
 
 import codecs
+import contextlib
 import sys
 from collections.abc import Iterable, Sequence
+from getpass import getpass
 from typing import Annotated
 
 import msgspec
@@ -77,11 +79,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def read_secret(path: str) -> str:
-    """The first line of a file that holds a password; `-` is stdin. Raises `SetupError`."""
+    """The first line of a file that holds a password; `-` is stdin. A terminal does not show what is typed.
+
+    Raises `SetupError`.
+    """
     try:
-        if path == "-":
-            return sys.stdin.readline().rstrip("\r\n")
-        with open(path) as file:  # noqa: PTH123
+        with contextlib.nullcontext(sys.stdin) if path == "-" else open(path) as file:  # noqa: PTH123
+            if file.isatty():
+                return getpass("Password: ")
             return file.readline().rstrip("\r\n")
+    except EOFError:
+        return ""
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"cannot read a password from {path}: {error}") from error

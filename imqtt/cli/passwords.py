@@ -12,12 +12,13 @@ import os
 import pwd
 import secrets
 import signal
-import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from imqtt.cli.files import create_directory, make_private, write_private
+from imqtt.cli.system_user import SystemUser
 from imqtt.errors import SetupError
 from imqtt.protocol.topics import parse_username
 
@@ -37,9 +38,9 @@ Login = Callable[[str, str], bool]
 class Passwords:
     """The accounts of one broker.
 
-    A change is followed by SIGHUP to the broker in `pid_file`, if one runs, and where `login` is given the
-    call returns when the broker acts on it. Mosquitto then disconnects whoever is connected with a password
-    that no longer holds.
+    A change is followed by SIGHUP to the broker, if one runs: `broker` is its pid file, or returns its
+    process id. Where `login` is given, the call returns when the broker acts on the change. Mosquitto then
+    disconnects whoever is connected with a password that no longer holds.
 
     A new file gets mode 0600. If root creates it and `account` exists, it belongs to that account, with mode
     0640: a Mosquitto that is started by root becomes its own user before it reads the file, and 2.1 warns of
@@ -47,10 +48,15 @@ class Passwords:
     """
 
     def __init__(
-        self, path: Path, pid_file: Path, login: Login | None = None, *, account: str | None = None
+        self,
+        path: Path,
+        broker: Path | Callable[[], int | None],
+        login: Login | None = None,
+        *,
+        account: str | None = None,
     ) -> None:
         self.path = path
-        self._pid_file = pid_file
+        self._broker_pid = broker if callable(broker) else lambda: broker_pid(broker)
         self._login = login
         self._account = account
 
@@ -91,22 +97,23 @@ class Passwords:
             self._expect(username, password, accepted=False)
         return True
 
-    def outdated(self) -> bool:
-        """Whether any account is called `user/device`, as in imqtt 0.1: see `migrate`."""
-        return any("/" in username for username in self._read())
+    def outdated(self) -> dict[str, str]:
+        """The accounts called `user/device`, as in imqtt 0.1, and what each is called now."""
+        return {name: new for name in self._read() if (new := _present_name(name)) is not None}
 
     def migrate(self) -> list[str]:
         """Renames accounts `user/device`, as imqtt 0.1 called them, to `user@device`.
 
-        Passwords stay valid, since a hash does not depend on the name. Returns the new usernames. A running
-        broker is not told.
+        Passwords stay valid, since a hash does not depend on the name. Where both names exist, the new one
+        keeps its password and the old one is removed. Returns the new usernames. A running broker is not
+        told.
         """
         with self._changing() as accounts:
-            renamed = {name: name.replace("/", "@", 1) for name in accounts if "/" in name}
+            renamed = {name: new for name in accounts if (new := _present_name(name)) is not None}
             for old, new in renamed.items():
                 accounts.setdefault(new, accounts[old])
                 del accounts[old]
-        return sorted(renamed.values())
+        return sorted(set(renamed.values()))
 
     def holds(self, username: str, password: str) -> bool:
         """Whether the file has this password for `username`."""
@@ -131,9 +138,10 @@ class Passwords:
     def _changing(self) -> Iterator[dict[str, str]]:
         """Yields the accounts; whatever they are at the end is on disk when this returns."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            create_directory(self.path.parent)
             # The lock is a file of its own: the password file's inode changes with each rename.
-            with self.path.with_name(self.path.name + ".lock").open("w") as lock:
+            lock_file = self.path.with_name(self.path.name + ".lock")
+            with os.fdopen(os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o600)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 accounts = self._read()
                 yield accounts
@@ -142,38 +150,17 @@ class Passwords:
             raise SetupError(f"cannot write the password file {self.path}: {error.strerror}") from error
 
     def _write(self, accounts: dict[str, str]) -> None:
-        draft = self.path.with_name(self.path.name + ".new")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.writelines(f"{username}:{word}\n" for username, word in sorted(accounts.items()))
-            file.flush()
-            os.fsync(descriptor)
-        owner, group, mode = self._access()
-        if (owner, group) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
-            os.chown(draft, owner, group)
-        draft.chmod(mode)
-        draft.replace(self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-    def _access(self) -> tuple[int, int, int]:
-        """The owner, group and mode that the file should have."""
-        with contextlib.suppress(FileNotFoundError):
-            found = self.path.stat()
-            return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode) & ~stat.S_IRWXO
-        if self._account is not None and os.geteuid() == 0:
+        text = "".join(f"{username}:{word}\n" for username, word in sorted(accounts.items()))
+        new = not self.path.exists()
+        write_private(self.path, text)
+        if new and self._account is not None and os.geteuid() == 0:
             with contextlib.suppress(KeyError):
                 account = pwd.getpwnam(self._account)
-                return account.pw_uid, account.pw_gid, 0o640
-        return os.geteuid(), os.getegid(), 0o600
+                make_private(self.path, 0o640, SystemUser(self._account, account.pw_uid, account.pw_gid))
 
     def _reload(self) -> bool:
         """Asks the running broker to read the file again. False if none runs."""
-        pid = broker_pid(self._pid_file)
+        pid = self._broker_pid()
         if pid is None:
             return False
         try:
@@ -197,7 +184,7 @@ class Passwords:
                 if self._login(username, password) is accepted:
                     return
             except OSError:
-                if broker_pid(self._pid_file) is None:
+                if self._broker_pid() is None:
                     return  # it ended meanwhile, and reads the file when it starts
             if time.monotonic() > deadline:
                 raise SetupError(
@@ -207,6 +194,12 @@ class Passwords:
             pause = min(2 * pause, 0.1)
             if pause > RESEND_SECONDS:
                 self._reload()  # a broker that is just starting ignores the first
+
+
+def _present_name(username: str) -> str | None:
+    """What a device of imqtt 0.1 is called now; None for any other account."""
+    new = username.replace("/", "@", 1)
+    return new if "/" in username and parse_username(new) is not None else None
 
 
 def broker_pid(pid_file: Path) -> int | None:

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import os
 import random
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from imqtt.errors import SetupError
 
@@ -40,13 +43,29 @@ def choose(given: Listeners, last: Listeners) -> Listeners:
         )
 
 
-def if_free(host: str, port: int) -> int:
-    """`port` if nobody listens there, else 0."""
-    with contextlib.ExitStack() as held:
-        try:
-            return _bind(host, port, held)
-        except OSError:
-            return 0
+def holder(port: int) -> str:
+    """Which program listens on a TCP port here, such as "mosquitto (process 812)"; empty if unknown.
+
+    Linux tells it to root, and to others about their own processes.
+    """
+    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
+    if not sockets:
+        return ""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(it) in sockets for it in (process / "fd").iterdir()):  # noqa: PTH115
+                return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+    return ""
+
+
+def _listening(port: int) -> Iterator[str]:
+    """The inodes of sockets that listen on a port (proc(5), /proc/net/tcp)."""
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        with contextlib.suppress(OSError):
+            for line in table.read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]
 
 
 def _choose(host: str, given: int, last: int, held: contextlib.ExitStack) -> int:
@@ -57,8 +76,10 @@ def _choose(host: str, given: int, last: int, held: contextlib.ExitStack) -> int
         return _bind(host, given, held)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
+            by = holder(given)
+            by = f" by {by}" if by else ""
             raise PortTaken(
-                f"port {given} on {host} is in use: stop what listens there, or give another"
+                f"port {given} on {host} is in use{by}: stop what listens there, or give another"
             ) from None
         raise SetupError(f"cannot listen on {host}:{given}: {error.strerror}") from error
 

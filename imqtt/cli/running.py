@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+STDIN_SECONDS = 15.0  # to end after stdin, whose other end may have been the only one to end it by force
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a supervisor, a terminal that closes
 
 
@@ -44,6 +45,7 @@ async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]], *, with_s
     def read() -> None:
         if not os.read(0, 4_096):
             loop.remove_reader(0)
+            loop.call_later(STDIN_SECONDS, os._exit, 1)
             end()
 
     if with_stdin:

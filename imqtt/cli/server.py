@@ -2,11 +2,13 @@
 
 import logging
 import os
+import shlex
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imqtt.cli.connection import address, reachable
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
 from imqtt.cli.output import Json, print_json, print_line
 from imqtt.cli.settings import server_config, server_flags
@@ -78,6 +80,14 @@ def up(
     internal_port: Annotated[
         int, typer.Option(min=0, max=65_535, help="For the server, on loopback. 0: as last time, else any.")
     ] = 0,
+    broker_user: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Whom Mosquitto runs as if root starts this. Not needed: `mosquitto`, else `nobody`.",
+        ),
+    ] = "",
     as_json: Json = False,
     verbose: Verbose = False,
     **flags: str | None,
@@ -85,21 +95,22 @@ def up(
     """Run a broker and the server on one data directory.
 
     Needs Mosquitto, installed but not running. Says where to connect, and ends both on Ctrl-C. The broker is
-    started again if it dies.
+    started again if it dies. Nobody else may enter the data directory. If root starts this, the server runs
+    as root and Mosquitto does not.
     """
     from imqtt.cli import running, upkeep
     from imqtt.cli.mosquitto import Mosquitto
-    from imqtt.cli.ports import if_free
 
     started = time.monotonic()
     directory = DataDirectory(data)
-    new = not (directory.path / "listeners.json").exists()
     broker = Mosquitto(
         directory.path,
         host=host,
-        port=port or (if_free(host, MQTT_PORT) if new else 0),
-        websocket_port=websocket_port or (if_free(host, WEBSOCKET_PORT) if new else 0),
+        port=port,
+        websocket_port=websocket_port,
         internal_port=internal_port,
+        preferred=(MQTT_PORT, WEBSOCKET_PORT),
+        user=broker_user,
     )
     server_config(flags)  # what is wrong with it is told before anything is started
     _log_to_stderr(logging.INFO if verbose else logging.WARNING)
@@ -115,6 +126,14 @@ def up(
 def _say_ready(
     broker: "Mosquitto", directory: DataDirectory, partitions: int, seconds: float, *, as_json: bool
 ) -> None:
+    # Whoever starts `imqtt up` pastes these into another terminal, and documentation relies on their names.
+    host = reachable(broker.host)
+    environment = {
+        "IMQTT_DATA": str(directory.path),
+        "IMQTT_BROKER": address(host, broker.port),
+        "MQTT_HOST": host,
+        "MQTT_PORT": str(broker.port),
+    }
     if as_json:
         print_json(
             {
@@ -123,6 +142,8 @@ def _say_ready(
                 "port": broker.port,
                 "websocket_port": broker.websocket_port,
                 "internal_port": broker.internal_port,
+                "ports_in_use": {str(port): by for port, by in broker.displaced.items()},
+                "environment": environment,
                 "data": str(directory.path),
                 "partitions": partitions,
                 "broker_pid": broker.pid,
@@ -130,14 +151,19 @@ def _say_ready(
             }
         )
         return
-    where = "" if directory.path == DEFAULT.absolute() else f" --data {directory.path}"
+    where = "" if directory.path == DEFAULT.absolute() else f" --data {shlex.quote(str(directory.path))}"
+    variables = "\n".join(f"  export {name}={shlex.quote(value)}" for name, value in environment.items())
     print_line(
         f"imqtt is ready after {seconds:.1f} s. Ctrl-C ends it.\n"
         f"\n"
-        f"  devices    {broker.host}:{broker.port}\n"
-        f"  browsers   ws://{broker.host}:{broker.websocket_port}\n"
+        f"  devices    {address(broker.host, broker.port)}\n"
+        f"  browsers   ws://{address(broker.host, broker.websocket_port)}\n"
         f"  data       {directory.path}\n"
         f"  broker log {broker.log}\n"
+        f"\n"
+        f"For other terminals:\n"
+        f"\n"
+        f"{variables}\n"
         f"\n"
         f"  Give a device its credential:  imqtt device add alice@phone --save{where}\n"
         f"  Talk:                          imqtt chat bob --user alice{where}\n"

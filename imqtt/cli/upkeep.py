@@ -36,7 +36,7 @@ async def up(
     broker: Mosquitto, directory: DataDirectory, flags: dict[str, Any], say_ready: Callable[[int], None]
 ) -> None:
     """A broker, and the server on it."""
-    async with broker, _kept_running(broker), followed(broker.log):
+    async with broker, _kept_running(broker), followed(broker.log, broker.log_start):
         config = server_config(
             flags,
             broker_host=INTERNAL_HOST,

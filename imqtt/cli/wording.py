@@ -7,7 +7,6 @@ from unicodedata import category
 from imqtt.core.conversations import members_of
 from imqtt.errors import Invalid
 from imqtt.model import Content, Event
-from imqtt.protocol.topics import is_name
 
 MAX_CHARACTERS = 10_000  # that a table keeps
 _JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"  # emoji and Persian need them
@@ -21,6 +20,8 @@ def conversation_with(user: str, to: str) -> str:
     if ":" in to:
         members_of(to)
         return to
+    from imqtt.protocol.topics import is_name  # its package loads protobuf, and completion waits
+
     if not is_name(to):
         raise Invalid(f"{to!r} is neither a user nor a conversation")
     if to == user:

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import inspect
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
 from imqtt.broker import Settings
 from imqtt.cli.installation import executable
+from imqtt.cli.process import end_with_parent
 from tests.ports import free_port
 
 HOST = "127.0.0.1"
@@ -51,8 +53,9 @@ class Broker:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                executable(), "-c", str(self._configuration), stdout=log, stderr=log
-            )
+                executable(), "-c", str(self._configuration), stdout=log, stderr=log,
+                preexec_fn=end_with_parent(signal.SIGKILL),
+            )  # fmt: skip
         await eventually(self._answers)
 
     async def kill(self) -> None:

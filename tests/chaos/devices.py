@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from imqtt.cli.process import end_with_parent
 from tests.chaos.console import Done, Order, Plan, Progress, Said, Started
 from tests.proof.history import Held, History, Start, now
 
@@ -69,6 +70,7 @@ class DeviceProcess:
                 sys.executable, "-m", module,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
                 start_new_session=True,  # a Ctrl-C is for the harness, which ends its devices itself
+                preexec_fn=end_with_parent(signal.SIGKILL),
             )  # fmt: skip
         self._listening = asyncio.create_task(self._listen(self._process), name=f"listen-to-{self.name}")
         self._tell(self.plan)

@@ -51,7 +51,7 @@ class Broker(Mosquitto):
     @property
     def state(self) -> Path:
         """What it keeps of sessions and of what is queued for them."""
-        return self.directory / "mosquitto.db"
+        return self.files.state
 
     @property
     def said(self) -> int:

@@ -11,6 +11,7 @@ from typing import Self
 
 import msgspec
 
+from imqtt.cli.process import end_with_parent
 from tests.chaos.console import Done
 from tests.chaos.disk import Disk
 from tests.chaos.parts import Stack
@@ -53,7 +54,7 @@ class LoadProcess:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.chaos.soak_load",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=end_with_parent(signal.SIGKILL),
             )  # fmt: skip
         self._listening = asyncio.create_task(self._listen(self._process), name="listen-to-load")
         self._write(_encode(self._plan))

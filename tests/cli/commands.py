@@ -8,11 +8,13 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from unittest import mock
 
 from imqtt.cli.app import run
+from imqtt.cli.process import end_with_parent
 from tests.ports import free_port
 from tests.services import eventually
 
@@ -108,7 +110,7 @@ class Up:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "imqtt", "up", "--json", "--data", str(self.data), "--verbose",
                 "--port", str(free_port()), "--websocket-port", str(free_port()), *map(str, self._arguments),
-                env=environment(), stdout=asyncio.subprocess.PIPE, stderr=log, preexec_fn=self._limit,
+                env=environment(), stdout=asyncio.subprocess.PIPE, stderr=log, preexec_fn=self._beginning(),
             )  # fmt: skip
         assert self._process.stdout is not None
         async with asyncio.timeout(START_SECONDS):
@@ -116,9 +118,15 @@ class Up:
         assert line, self.log
         self.ready = json.loads(line)
 
-    def _limit(self) -> None:
-        if self._files:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self._files, self._files))
+    def _beginning(self) -> Callable[[], None]:
+        ends_with_parent = end_with_parent(signal.SIGKILL)
+
+        def begin() -> None:
+            ends_with_parent()
+            if self._files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (self._files, self._files))
+
+        return begin
 
     async def end(self, how: signal.Signals = signal.SIGINT) -> int:
         """Its exit status."""

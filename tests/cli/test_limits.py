@@ -79,14 +79,18 @@ class Phones:
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux alone limits another process")
 async def test_phones_that_have_taken_what_they_get_leave_room_for_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imqtt.cli.mosquitto.raise_file_limit", lambda: 160)
-    async with Mosquitto(tmp_path / "broker") as broker:
-        assert broker.pid is not None
-        resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (160, 160))
+    broker = Mosquitto(tmp_path / "broker")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (160, limits[1]))  # which the broker inherits
+    try:
+        await broker.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    async with broker:
         phones = Phones(broker.host, broker.port, 200)
         task = asyncio.create_task(phones.run())
         try:
@@ -127,7 +131,7 @@ async def test_the_broker_knows_the_servers_sessions_after_a_crash_in_its_first_
     """Otherwise what devices say before the server is back would reach nobody."""
     up = Up(tmp_path / "data")
     await up.start()
-    await eventually((tmp_path / "data" / "mosquitto.db").exists)
+    await eventually((tmp_path / "data" / "broker" / "state" / "mosquitto.db").exists)
     os.kill(up.ready["broker_pid"], signal.SIGKILL)
     await up.end(signal.SIGKILL)
     async with Mosquitto(tmp_path / "data") as broker:
@@ -189,6 +193,7 @@ def add(log: Path, text: str) -> None:
         ),
         ("Client connection from 1.2.3.4 denied access by tcpd.", "Mosquitto has no file descriptors left"),
         ("Client connection from ::1 denied: max_connections exceeded.", "Mosquitto takes no more devices"),
+        ("Warning: File passwords has world readable permissions.", "File passwords has world readable"),
         ("Error saving in-memory database, unable to open /x for writing.", "unable to open /x for writing"),
     ],
 )
@@ -204,6 +209,32 @@ async def test_what_matters_is_relayed_once(
     broker_log.look()
     assert len(caplog.messages) == 1
     assert told in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Client alice@phone disconnected, not authorised.",
+        "New client connected from 127.0.0.1:1 as Error (p2, c1, k30, u'alice@phone').",
+        "Warning: Received PUBACK from alice@phone for an unknown packet identifier 7.",
+    ],
+)
+async def test_what_a_client_does_is_not(log: Path, caplog: pytest.LogCaptureFixture, line: str) -> None:
+    broker_log = BrokerLog(log)
+    add(log, f"2026-01-01T00:00:01: {line}\n")
+    broker_log.look()
+    assert not caplog.messages
+
+
+async def test_what_the_broker_says_while_it_starts_is_relayed_when_it_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = Mosquitto(tmp_path)
+    broker.files.state.parent.mkdir(parents=True)
+    broker.files.state.touch()
+    async with broker:
+        BrokerLog(broker.log, broker.log_start).look()
+    assert "Mosquitto warns: Warning: Persistence file is empty." in caplog.text
 
 
 async def test_half_a_line_is_read_when_it_is_whole_and_a_new_file_from_its_beginning(

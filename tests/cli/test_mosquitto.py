@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pwd
 import signal
 import socket
 import stat
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli import installation, mosquitto
+from imqtt.cli import installation, mosquitto, system_user
 from imqtt.cli.installation import configuration, configure, executable
 from imqtt.cli.login import log_in
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT, Passwords, broker_pid
 from imqtt.cli.ports import INTERNAL_HOST
+from imqtt.cli.system_user import broker_user, own_name
 from imqtt.errors import SetupError
+from tests.cli.commands import imqtt
+from tests.services import eventually
 
 
 async def test_the_server_gets_in_on_the_internal_listener(broker: Mosquitto) -> None:
@@ -49,19 +53,58 @@ async def test_a_directory_of_imqtt_0_1_is_migrated_once_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = Mosquitto(tmp_path)
-    password = broker.passwords.add("alice@phone")
-    broker.passwords.path.write_text(broker.passwords.path.read_text().replace("@", "/"))
-    (tmp_path / "mosquitto.db").write_bytes(b"sessions of alice/phone")
+    password = directory_of_0_1(tmp_path, "alice@phone", "bob@phone")
+    tmp_path.chmod(0o755)
     async with broker:
         assert log_in(broker.host, broker.port, "alice@phone", password)
         assert not log_in(broker.host, broker.port, "alice/phone", password)
         assert not broker.passwords.outdated()
     assert "usernames are USER@DEVICE now" in caplog.text
-    assert "Renamed: alice@phone" in caplog.text
+    assert "Renamed: alice@phone, bob@phone" in caplog.text
+    assert f"{tmp_path} was open to others (mode 0755)" in caplog.text
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+    assert not {"passwords", "acl", "mosquitto.db", "mosquitto.conf"} & set(os.listdir(tmp_path))  # noqa: PTH208
     caplog.clear()
     async with broker:
         assert log_in(broker.host, broker.port, "alice@phone", password)
     assert "Renamed" not in caplog.text
+
+
+def directory_of_0_1(directory: Path, *devices: str) -> str:
+    """What imqtt 0.1 left in a data directory that had these devices. Returns their password."""
+    passwords = Passwords(directory / "passwords", directory / "mosquitto.pid")
+    passwords.add_all(devices, "secret")
+    passwords.path.write_text(passwords.path.read_text().replace("@", "/"))
+    for name in ("acl", "mosquitto.conf", "mosquitto.log", "listeners.json", "mosquitto.db"):
+        (directory / name).write_text("{}")
+    return "secret"
+
+
+async def test_a_broker_of_imqtt_0_1_that_was_left_behind_is_ended(tmp_path: Path) -> None:
+    directory_of_0_1(tmp_path, "alice@phone")
+    configured = f"user {own_name()}\nlistener 0 {tmp_path}/socket\npid_file {tmp_path}/mosquitto.pid\n"
+    (tmp_path / "mosquitto.conf").write_text(configured)
+    left = await asyncio.create_subprocess_exec(
+        executable(), "-c", str(tmp_path / "mosquitto.conf"), stderr=asyncio.subprocess.DEVNULL
+    )
+    await eventually(lambda: broker_pid(tmp_path / "mosquitto.pid"), what="its pid file")
+    async with Mosquitto(tmp_path) as broker:
+        assert await left.wait() in (0, -signal.SIGTERM)  # it may have had no handler yet
+        assert broker.pid != left.pid
+
+
+async def test_of_two_names_of_one_device_the_present_one_keeps_its_password(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passwords = Passwords(tmp_path / "passwords", tmp_path / "pid")
+    passwords.add("alice@phone", "old")
+    text = passwords.path.read_text().replace("@", "/")
+    passwords.add("alice@phone", "new")
+    passwords.path.write_text(text + passwords.path.read_text())
+    async with Mosquitto(tmp_path) as broker:
+        assert log_in(broker.host, broker.port, "alice@phone", "new")
+        assert broker.passwords.usernames() == ["alice@phone", SERVER_ACCOUNT]
+    assert "keep their password: alice@phone" in caplog.text
 
 
 async def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
@@ -82,9 +125,118 @@ async def test_websockets_are_served(broker: Mosquitto) -> None:
 
 
 async def test_nobody_but_its_user_reads_its_secrets(broker: Mosquitto) -> None:
-    for name in ("passwords", "server-password"):
-        assert stat.S_IMODE((broker.directory / name).stat().st_mode) == 0o600
-    assert stat.S_IMODE(broker.directory.stat().st_mode) == 0o700
+    await imqtt("device", "add", "alice@phone", "--save", "--data", broker.directory)
+    for path in [broker.directory, *broker.directory.rglob("*")]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode & 0o007 == 0, path
+        if path.is_file():
+            assert mode == 0o600, path
+
+
+async def test_root_starts_it_as_another_user_who_reads_only_what_it_needs(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    tmp_path.chmod(0o700)  # above the data directory nothing lets that user in
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mosquitto.db").write_bytes(b"")  # of root's
+    async with Mosquitto(tmp_path / "data") as broker:
+        assert broker.pid is not None
+        user = broker_user()
+        assert user is not None
+        status = Path(f"/proc/{broker.pid}/status").read_text()
+        assert f"Uid:\t{user.uid}\t{user.uid}\t{user.uid}\t{user.uid}\n" in status
+        assert f"Gid:\t{user.gid}\t{user.gid}\t{user.gid}\t{user.gid}\n" in status
+        for path in broker.files.home.iterdir():
+            expected = 0 if path.name == "passwords.lock" else user.uid
+            assert path.stat().st_uid == expected, path
+        assert broker.files.home.stat().st_uid == 0
+        assert broker.files.home.stat().st_mode & 0o022 == 0
+        os.kill(broker.pid, signal.SIGUSR1)
+        await eventually(broker.files.state.exists, what="its state on disk")
+        password = broker.passwords.add("alice@phone")  # it reads the file again
+        assert log_in(broker.host, broker.port, "alice@phone", password)
+    async with Mosquitto(tmp_path / "data"):
+        pass
+
+
+async def test_an_operator_chooses_its_user(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    async with Mosquitto(tmp_path, user="nobody") as broker:
+        assert Path(f"/proc/{broker.pid}").stat().st_uid == pwd.getpwnam("nobody").pw_uid
+    async with Mosquitto(tmp_path) as broker:  # and changes the choice
+        assert log_in(INTERNAL_HOST, broker.internal_port, SERVER_ACCOUNT, broker.server_password)
+    with pytest.raises(SetupError, match="there is no user 'nobody-at-all'"):
+        await Mosquitto(tmp_path, user="nobody-at-all").start()
+
+
+async def test_a_root_without_capabilities_runs_it_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    async with Mosquitto(tmp_path):
+        pass
+    monkeypatch.setattr(system_user, "_CAPABILITIES", 1 << 60)
+    async with Mosquitto(tmp_path) as broker:
+        assert Path(f"/proc/{broker.pid}").stat().st_uid == 0
+        assert broker.files.passwords.stat().st_uid == 0
+    assert "Mosquitto runs as root: this root may not" in caplog.text
+
+
+async def test_secrets_in_the_environment_are_kept_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMQTT_STORE_PASSWORD", "s3cret")
+    async with Mosquitto(tmp_path) as broker:
+        assert b"s3cret" not in Path(f"/proc/{broker.pid}/environ").read_bytes()
+
+
+async def test_a_directory_with_other_files_keeps_its_mode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "project.txt").touch()
+    for _ in range(2):
+        async with Mosquitto(tmp_path) as broker:
+            assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+            assert stat.S_IMODE(broker.files.home.stat().st_mode) & 0o007 == 0
+            assert stat.S_IMODE(broker.log.stat().st_mode) == 0o600
+        assert "others may enter the data directory" in caplog.text
+        assert "project.txt" in caplog.text
+
+
+async def test_a_link_in_the_brokers_own_directory_gives_away_nothing(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path / "data")
+    async with broker:
+        pass
+    secrets = [tmp_path / "linked", tmp_path / "hard-linked"]
+    for secret in secrets:
+        secret.write_text("root's")
+    broker.files.state.with_name("one").symlink_to(secrets[0])
+    broker.files.state.with_name("two").hardlink_to(secrets[1])
+    before = [(it.st_uid, it.st_gid, it.st_mode) for it in (secret.stat() for secret in secrets)]
+    async with broker:
+        assert [(it.st_uid, it.st_gid, it.st_mode) for it in (secret.stat() for secret in secrets)] == before
+
+
+async def test_whoever_displaces_it_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with Mosquitto(tmp_path, preferred=(port, 0)) as broker:
+            assert broker.port != port
+            assert list(broker.displaced) == [port]
+            assert f"(process {os.getpid()})" in broker.displaced[port]
+    assert f"port {port} is in use by " in caplog.text
+    assert f"devices connect to port {broker.port} instead" in caplog.text
+
+
+async def test_the_preferred_port_is_taken_where_it_is_free(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with Mosquitto(tmp_path, preferred=(port, 0)) as broker:
+        assert broker.port == port
+        assert not broker.displaced
 
 
 async def test_a_port_in_use_is_named(broker: Mosquitto, tmp_path: Path) -> None:
@@ -161,6 +313,19 @@ async def test_a_pid_file_that_names_another_process_harms_nobody(tmp_path: Path
     (tmp_path / "mosquitto.pid").write_text(str(os.getpid()))
     assert broker_pid(tmp_path / "mosquitto.pid") is None
     assert Passwords(tmp_path / "passwords", tmp_path / "mosquitto.pid").add("alice@phone")
+
+
+async def test_a_pid_file_that_names_another_mosquitto_harms_none(broker: Mosquitto, tmp_path: Path) -> None:
+    other = Mosquitto(tmp_path / "other")
+    async with other:
+        pass
+    other.files.pid.write_text(str(broker.pid))  # as after a crash, when the number is given again
+    assert not other.running()
+    other.passwords.add("alice@phone")
+    other.passwords.remove("alice@phone")
+    async with other:
+        assert log_in(INTERNAL_HOST, broker.internal_port, SERVER_ACCOUNT, broker.server_password)
+    assert "Reloading config" not in broker.log.read_text()
 
 
 async def test_it_is_told_when_it_ends(broker: Mosquitto) -> None:

@@ -3,14 +3,17 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from imqtt.cli.login import log_in
+from imqtt.cli.process import end_with_parent
 from tests.cli.commands import Up, environment, imqtt, imqtt_process, is_alive
+from tests.ports import free_port
 from tests.services import eventually
 
 
@@ -74,11 +77,18 @@ async def test_a_broker_that_dies_is_started_again(tmp_path: Path) -> None:
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, the next start ends the broker")
+async def test_kill_9_leaves_no_broker_behind(tmp_path: Path) -> None:
+    killed = Up(tmp_path / "data")
+    await killed.start()
+    await killed.end(signal.SIGKILL)
+    await eventually(lambda: not is_alive(killed.ready["broker_pid"]), what="the end of the broker")
+
+
 async def test_after_kill_9_it_starts_on_the_same_directory(tmp_path: Path) -> None:
     killed = Up(tmp_path / "data")
     await killed.start()
     await killed.end(signal.SIGKILL)
-    assert is_alive(killed.ready["broker_pid"])  # nobody was left to end it
     async with Up(tmp_path / "data") as up:
         assert up.ready["broker_pid"] != killed.ready["broker_pid"]
         await eventually(
@@ -96,7 +106,8 @@ async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> No
 
 async def test_what_ends_the_server_ends_it_all(tmp_path: Path) -> None:
     (tmp_path / "data" / "imqtt.db").mkdir(parents=True)
-    outcome = await imqtt_process("up", "--data", tmp_path / "data", "--port", "0")
+    ports = ("--port", free_port(), "--websocket-port", free_port())
+    outcome = await imqtt_process("up", "--data", tmp_path / "data", *ports)
     assert outcome.status == 1
     assert outcome.err.startswith("imqtt: ")
     assert outcome.err.count("\n") == 1
@@ -114,17 +125,45 @@ async def test_a_bad_setting_is_told_before_anything_starts(tmp_path: Path) -> N
 
 
 async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
+    data = tmp_path / "my data"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "imqtt", "up", "--data", str(tmp_path / "data"),
-        env=environment(), stdout=asyncio.subprocess.PIPE,
+        sys.executable, "-m", "imqtt", "up", "--data", str(data), "--port", str(free_port()),
+        "--websocket-port", str(free_port()),
+        env=environment(), stdout=asyncio.subprocess.PIPE, preexec_fn=end_with_parent(),
     )  # fmt: skip
     assert process.stdout is not None
     said = ""
-    deadline = time.monotonic() + 30
-    while "imqtt chat" not in said and time.monotonic() < deadline:
-        said += (await process.stdout.readline()).decode()
+    async with asyncio.timeout(30):
+        while "imqtt chat" not in said:
+            said += (await process.stdout.readline()).decode()
+    lines = [line for line in said.splitlines() if line.startswith("  export ")]
+    script = "\n".join([*lines, "env"])
+    shell = subprocess.run(["/bin/sh", "-c", script], env={}, capture_output=True, text=True, check=True)
+    variables = dict(line.split("=", 1) for line in shell.stdout.splitlines())
+    added = await imqtt("device", "add", "alice@phone", "--save", IMQTT_DATA=variables["IMQTT_DATA"])
+    assert added.status == 0
+    sent = await imqtt("send", "alice", "a note", IMQTT_DATA=variables["IMQTT_DATA"])
+    assert sent.out == "stored: u:alice 1\n"
+    assert variables["IMQTT_BROKER"] == f"{variables['MQTT_HOST']}:{variables['MQTT_PORT']}"
+    with socket.create_connection((variables["MQTT_HOST"], int(variables["MQTT_PORT"]))):
+        pass
     process.send_signal(signal.SIGINT)
     rest = (await process.stdout.read()).decode()
     assert await process.wait() == 0
-    assert f"imqtt device add alice@phone --save --data {tmp_path / 'data'}" in said
+    assert f"imqtt device add alice@phone --save --data '{data}'" in said
     assert "imqtt has ended" in rest
+
+
+async def test_a_port_in_use_is_told_with_where_devices_connect_instead(tmp_path: Path) -> None:
+    async with Up(tmp_path / "data") as up:
+        port = up.ready["port"]
+    with socket.create_server(("127.0.0.1", port)):
+        again = Up(tmp_path / "data", "--port", "0")
+        async with again:
+            assert again.ready["port"] != port
+            assert list(again.ready["ports_in_use"]) == [str(port)]
+            assert again.ready["environment"]["MQTT_PORT"] == str(again.ready["port"])
+            assert again.ready["environment"]["IMQTT_BROKER"] == f"127.0.0.1:{again.ready['port']}"
+            assert again.ready["environment"]["IMQTT_DATA"] == str(tmp_path / "data")
+        assert f"port {port} is in use by " in again.log
+        assert f"devices connect to port {again.ready['port']} instead" in again.log

@@ -12,7 +12,8 @@ from tests.cli.commands import imqtt, imqtt_process
 
 COMMANDS = [
     (), ("up",), ("serve",), ("device",), ("device", "add"), ("device", "list"), ("device", "revoke"),
-    ("send",), ("tail",), ("history",), ("chat",), ("outbox",), ("outbox", "list"), ("outbox", "discard"),
+    ("device", "migrate"), ("send",), ("tail",), ("history",), ("chat",),
+    ("outbox",), ("outbox", "list"), ("outbox", "discard"),
 ]  # fmt: skip
 
 

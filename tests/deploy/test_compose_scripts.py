@@ -129,6 +129,12 @@ async def test_a_device_that_is_added_can_connect_and_one_that_is_revoked_cannot
         assert container.takes("imqtt-server", "0123abcd")
 
 
+async def test_devices_of_imqtt_0_1_are_renamed(container: Container) -> None:
+    (container.data / "passwords").write_text("alice/phone:$7$101$salt$hash\n")
+    assert "Renamed: alice@phone" in await script("device", "migrate", **container.device)
+    assert "alice@phone" in await script("device", "list", **container.device)
+
+
 @needs_flock
 async def test_a_new_start_keeps_the_devices_and_takes_a_new_secret(container: Container) -> None:
     await script("device", "add", "alice@phone", **container.device)

@@ -94,7 +94,7 @@ class RealSide:
 
     @property
     def _database(self) -> Path:
-        return self._mosquitto.directory / "mosquitto.db"
+        return self._mosquitto.files.state
 
     async def save(self) -> None:
         self._database.unlink(missing_ok=True)

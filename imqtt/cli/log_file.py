@@ -1,0 +1,86 @@
+"""The broker's log, a file of bounded size."""
+
+import contextlib
+import os
+import re
+import threading
+from pathlib import Path
+
+LOG_BYTES = 16 * 1024 * 1024  # a longer file becomes `mosquitto.log.1`, in place of the one before
+
+_TIME = re.compile(r"^\S*\d{4}-\d\d-\d\dT[\d:]+: |^\d+: ")
+
+
+class LogFile:
+    """Appends what the broker prints to `path`.
+
+    The broker writes into a pipe, not into the file: then a file that has grown can be replaced at any time,
+    without a SIGHUP, on which Mosquitto also checks every connected client's password again.
+    """
+
+    def __init__(self, path: Path, *, limit: int = LOG_BYTES) -> None:
+        self.path = path
+        self.limit = limit
+        self._changing = threading.Lock()  # the broker's output comes in a thread
+
+    @property
+    def older(self) -> Path:
+        return self.path.with_name(self.path.name + ".1")
+
+    def begin(self) -> int:
+        """Called before a broker starts. Returns where its output begins in the file.
+
+        A longer file, which an earlier version wrote, is cut to its end. Raises `OSError`.
+        """
+        with self._changing:
+            for path in (self.path, self.older):
+                with contextlib.suppress(FileNotFoundError):
+                    _keep_end(path, self.limit)
+            return self._size()
+
+    def write(self, chunk: bytes) -> None:
+        """Takes output as it comes. Never raises: a full disk must not stop the broker."""
+        with self._changing, contextlib.suppress(OSError):
+            self._append(chunk)
+
+    def last_words(self, start: int = 0, lines: int = 3) -> str:
+        """The end of what it has logged after byte `start`, without times; its errors if there are any."""
+        try:
+            with self.path.open("rb") as log:
+                log.seek(max(start, self._size() - 16_384))
+                text = log.read().decode(errors="replace")
+        except OSError:
+            return ""
+        said = [_TIME.sub("", line).strip() for line in text.splitlines()]
+        errors = [line for line in said if line.startswith(("Error", "Warning: Unable"))]
+        return "; ".join((errors or [line for line in said if line])[-lines:])
+
+    def _append(self, chunk: bytes) -> None:
+        if self._size() + len(chunk) > self.limit:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.replace(self.older)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, chunk)
+        finally:
+            os.close(descriptor)
+
+    def _size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+def _keep_end(path: Path, size: int) -> None:
+    """Cuts a file to its last `size` bytes if it has more."""
+    if path.stat().st_size <= size:
+        return
+    with path.open("rb") as file:
+        file.seek(-size, os.SEEK_END)
+        end = file.read()
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(end)
+    draft.replace(path)
