@@ -355,10 +355,9 @@ class Client:
         return await self._store.marks(conversation)
 
     def presence_of(self, user: str) -> Presence | None:
-        """The user's presence as last told; None: never told.
+        """The user's presence as last told; None: never told, which is as good as offline.
 
-        Who has gone while this device had no connection may still seem to be there: on connecting, a device
-        is told of those peers alone who are there.
+        With each connection everybody is offline (`last_seen` 0: not known) until the server tells otherwise.
         """
         return self._inbox.presences.get(user)
 

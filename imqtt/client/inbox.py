@@ -40,6 +40,7 @@ class Inbox:
     ) -> None:
         self.counts: Counter[str] = Counter()  # what was odd, by kind
         self.presences: OrderedDict[str, Presence] = OrderedDict()
+        self._unsure: list[str] = []  # users who were there on the last connection
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # see `commit`
         self._replica = replica
         self._store = store
@@ -50,6 +51,12 @@ class Inbox:
         self._feed = feed
         self._notices = notices
         self._settling: set[asyncio.Task[None]] = set()
+
+    def connected(self) -> None:
+        """A new connection begins: all users count as offline until it tells otherwise."""
+        self._unsure = [user for user, it in self.presences.items() if it.state != "offline"]
+        for user in self._unsure:
+            self.presences[user] = Presence(user, "offline")
 
     async def take(self, payloads: Iterable[bytes], welcome: Callable[[Welcome], None]) -> None:
         """Returns when everything in these packets is stored and told."""
@@ -63,6 +70,7 @@ class Inbox:
         keys = [Key(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
         entries = await self._sender.entries(keys) if keys else {}
         answers: list[Page | Rejected] = []
+        welcomed = False
         for frame in frames:
             if isinstance(frame, Event):
                 self._replica.event(frame)
@@ -75,8 +83,11 @@ class Inbox:
                 answers.append(frame)
             elif isinstance(frame, Welcome):
                 welcome(frame)
+                welcomed = True
             else:
                 self._tell(frame)
+        if welcomed:  # those who are there still came with it
+            self._tell_departed()
         await self.commit(answers)
 
     async def commit(self, answers: Sequence[Page | Rejected] = ()) -> None:
@@ -137,6 +148,12 @@ class Inbox:
                 log.warning(
                     "a %s is rejected: %s: %s", answer.command or "command", answer.code, answer.reason
                 )
+
+    def _tell_departed(self) -> None:
+        unsure, self._unsure = self._unsure, []
+        for user in unsure:
+            if (presence := self.presences.get(user)) is not None and presence.state == "offline":
+                self._notices.tell(presence)
 
     def _tell(self, frame: Marks | Presence | PeerTyping) -> None:
         if isinstance(frame, Marks):

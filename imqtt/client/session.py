@@ -51,6 +51,7 @@ class Session:
     async def run(self, mqtt: Mqtt, nonce: str, established: Callable[[], None]) -> None:
         """Until the connection is lost: raises `Lost`, or what else went wrong."""
         self._catchup.complete.clear()
+        self._inbox.connected()
         # As they are before anything comes on this connection: what comes may follow a cursor by its seq, but
         # be of a restored store's log. A cursor behind it would be in that log, and nobody would notice.
         cursors = self._catchup.cursors()

@@ -32,6 +32,7 @@ from imqtt.model import (
     Mark,
     Marks,
     Page,
+    Presence,
     Rejected,
     Send,
     Slice,
@@ -62,6 +63,7 @@ class LittleServer:
         self.refuse: Callable[[AnyCommand], Rejected | None] = lambda _: None
         self.lose: Callable[[Device, AnyFrame], bool] = lambda _device, _frame: False
         self.silent = False
+        self.present: list[Presence] = []  # told after each `Hello`
         self.page_size = PAGE
         self.heads_size = PAGE
         self._clock = 1 << 40
@@ -171,7 +173,7 @@ class LittleServer:
                 command.nonce, device.user, device.device, 0, self.partitions, LIMITS, command.ref
             )
             page = self._page(device.user, command, command.cursors, 0)
-            await self.tell(str(device), welcome, page)
+            await self.tell(str(device), welcome, page, *self.present)
         elif isinstance(command, Sync):
             before = command.heads_before if command.heads else None
             await self.tell(str(device), self._page(device.user, command, command.cursors, before))

@@ -7,7 +7,7 @@ import pytest
 
 from imqtt.client import Client, Phase
 from imqtt.errors import DeviceStoreError
-from imqtt.model import Status
+from imqtt.model import Hello, Presence, Status
 from tests.client.conftest import Devices, held
 from tests.client.little_server import LittleServer
 from tests.client.test_catching_up import whole, whole_is
@@ -71,3 +71,28 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
         summary = await alice.conversation(TALK)
         assert summary is not None
         assert summary.read == 0
+
+
+async def test_a_peer_who_left_while_the_device_was_away_does_not_seem_to_be_there(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device() as alice:
+        notices = alice.notices()
+        for user in ("bob", "carol"):
+            await little.tell("alice@phone", Presence(user, "online", 1_000))
+        await eventually(lambda: len(little.commands(Hello)) == 1 and alice.presence_of("carol"))
+        little.present = [Presence("carol", "away", 2_000)]
+        cut(alice)
+        await eventually(lambda: len(little.commands(Hello)) == 2)
+        await eventually(lambda: alice.presence_of("carol") == Presence("carol", "away", 2_000))
+        assert alice.presence_of("bob") == Presence("bob", "offline")
+        told: list[Presence] = []
+        async with asyncio.timeout(10):
+            while len(told) < 4:
+                told += [it for it in [await anext(notices)] if isinstance(it, Presence)]
+        assert [(it.user, it.state) for it in told] == [
+            ("bob", "online"),
+            ("carol", "online"),
+            ("carol", "away"),
+            ("bob", "offline"),
+        ]
