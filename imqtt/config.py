@@ -103,6 +103,14 @@ class ServerConfig:
     presence_ttl: int = _number(
         300, "time without a command after which a device is considered offline", "seconds", 1, 604_800
     )
+    device_days: int = _number(
+        90, "time without a command after which a device is forgotten", "days", 1, 36_500
+    )
+    devices_per_user: int = _number(
+        100,
+        "devices of one user that are kept; beyond that, those not seen for longest are forgotten",
+        "devices", 1, 1_000_000,
+    )  # fmt: skip
     clock_tolerance: int = _number(
         60,
         "how far the clock may be behind the newest ids before it is reported; ids run on all the while",

@@ -1,4 +1,4 @@
-"""A user's presence, from that of his devices."""
+"""A user's presence, from that of the user's devices."""
 
 from collections.abc import Iterable
 

@@ -26,6 +26,7 @@ from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
 from imqtt.server.connections import Connections, Line
+from imqtt.server.control import Control
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.egress import Lane, Publish
@@ -36,6 +37,7 @@ from imqtt.server.owner import Owner
 from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
 from imqtt.server.presence import Presences
+from imqtt.server.pruning import Pruning
 from imqtt.server.reads import Reads
 from imqtt.server.rollcall import Peer, RollCall
 from imqtt.server.troubles import Troubles
@@ -167,7 +169,7 @@ class Server:
         config, counters, store, state = self.config, self.counters, self._store, self._state
         partitions = store.identity.partitions
         bounds = Bounds(config.max_content, config.max_command)
-        devices = Devices(store, state, self._troubles)
+        devices = Devices(store, state, self._troubles, self._clock)
         presences = Presences(
             store=store,
             state=state,
@@ -213,13 +215,30 @@ class Server:
             devices=devices,
             presences=presences,
             reads=reads,
+            control=Control(devices, presences, publish_reads, counters),
             publish=publish,
             counters=counters,
             troubles=self._troubles,
             max_packet=config.max_packet,
         )
         batcher = Batcher(owner, counters, self._troubles, config.max_batch)
-        for work, name in ((reads, "reads"), (presences, "presences"), (batcher, "batcher")):
+        pruning = Pruning(
+            store=store,
+            devices=devices,
+            presences=presences,
+            counters=counters,
+            max_age=config.device_days,
+            per_user=config.devices_per_user,
+            patience=config.presence_ttl,
+            sweeps=lambda: 0 in self.health().partitions,
+            clock=self._clock,
+        )
+        for work, name in (
+            (reads, "reads"),
+            (presences, "presences"),
+            (pruning, "pruning"),
+            (batcher, "batcher"),
+        ):
             self._spawn(work.run(), name)
         self._spawn(files.watch(self._troubles.files), "files")
         return batcher

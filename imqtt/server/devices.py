@@ -1,6 +1,7 @@
 """Which devices a user has: read from the store, remembered in the state."""
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -13,6 +14,8 @@ from imqtt.server.patience import until_known
 from imqtt.server.troubles import Troubles
 from imqtt.state.base import State
 from imqtt.stores.base import DeviceFormat, Registration, Store
+
+SEEN_EVERY = 86_400_000  # milliseconds after which it is written down again that a device was seen
 
 
 class Registered(NamedTuple):
@@ -29,10 +32,15 @@ class Registered(NamedTuple):
 class Devices:
     """The store is the truth; a user whose list the state does not have is read from there."""
 
-    def __init__(self, store: Store, state: State, troubles: Troubles) -> None:
+    def __init__(self, store: Store, state: State, troubles: Troubles, clock: Callable[[], int]) -> None:
         self._store = store
         self._state = state
         self._troubles = troubles
+        self._clock = clock
+        self.seen: dict[Device, int] = {}
+        """Devices that were seen since this was last written down, and when."""
+        self.grown: dict[str, int] = {}
+        """Users who have got another device since somebody looked at this, and how many they have now."""
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user. To miss no device, call it after the commit of what it is for."""
@@ -55,11 +63,18 @@ class Devices:
         known = {it.device: it for user in lists for it in lists[user]}
         current: dict[Device, Registration] = {}
         changed: list[Registration | DeviceFormat] = []
+        time = self._clock()
         for device, (format, hello) in spoke.items():
             before = known.get(device)
+            seen = before.seen if before is not None else 0
             now = _registration(device, before, format, hello)
             if now != before:
-                changed.append(now if hello is not None else DeviceFormat(device, format.value))
+                now = replace(now, seen=max(seen, time))
+                changed.append(now if hello is not None else DeviceFormat(device, format.value, now.seen))
+                if before is None:
+                    self.grown[device.user] = self.grown.get(device.user, len(lists[device.user])) + 1
+            elif time - seen > SEEN_EVERY:
+                self.seen[device] = time
             current[device] = now
         refused: dict[Device, Unavailable] = {}
         if changed:
@@ -104,13 +119,43 @@ class Devices:
             if device in stored:
                 current[device] = replace(stored[device], format=current[device].format)
 
+    async def write_seen(self) -> None:
+        """Writes down which devices were seen. Raises `Unavailable`: they are written down the next time."""
+        seen, self.seen = self.seen, {}
+        if not seen:
+            return
+        try:
+            await self._store.see_devices(seen)
+        except Unavailable:
+            self.seen = seen | self.seen
+            raise
+        await self._state.forget_devices({device.user for device in seen})
+
+    async def remove(self, devices: Mapping[Device, int | None]) -> None:
+        """Removes devices from the store and from every audience; with a time, unless seen after that.
+
+        Raises `Unavailable`; then any of them may be removed. Waits while an outcome is unknown.
+        """
+
+        async def remove() -> None:
+            await asyncio.gather(
+                *(self._store.remove_device(it, unseen_since=since) for it, since in devices.items())
+            )
+
+        try:
+            await until_known("removing devices", remove, self._troubles)
+        finally:
+            await self._state.forget_devices({device.user for device in devices})
+
 
 def _registration(
     device: Device, before: Registration | None, format: Format, hello: Hello | None
 ) -> Registration:
     """A device as it is after what it last sent."""
     if hello is not None:
-        return Registration(device, format.value, hello.platform, hello.max_packet)
+        return Registration(
+            device, format.value, hello.platform, hello.max_packet, 0 if before is None else before.seen
+        )
     if before is None:
         return Registration(device, format.value)
     return before if before.format == format.value else replace(before, format=format.value)

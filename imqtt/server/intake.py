@@ -13,6 +13,8 @@ from imqtt.errors import ImqttError, Misrouted
 from imqtt.model import AnyCommand, Device, Hello, History, Mark, Rejected, Send, Status, Sync, Typing
 from imqtt.protocol import Bounds, Format, Outline, decode_command, format_of, outline
 from imqtt.protocol.topics import parse_up, up
+from imqtt.server import control
+from imqtt.server.control import Order
 
 PASSED_ON = ("imqtt-passed-on", "1")
 TOPICS_CACHED = 50_000
@@ -55,6 +57,7 @@ class Batch:
     refused: list[tuple[Device, Rejected]] = field(default_factory=list)
     formats: dict[Device, Format] = field(default_factory=dict)  # of refused commands, for devices not known
     pass_on: list[tuple[Device, Packet]] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)  # of the operator's
 
 
 class Intake:
@@ -71,8 +74,10 @@ class Intake:
         for delivery in deliveries:
             received = delivery.received
             device = self.device(received.topic)
-            if device is None:
-                continue  # no name that imqtt gives out, so nobody to answer
+            if device is None:  # no name that imqtt gives out, so nobody to answer
+                if received.topic == control.TOPIC and (order := control.parse(received.payload)) is not None:
+                    batch.orders.append(order)
+                continue
             try:
                 command = decode_command(received.payload, self._bounds)
                 partition = self._partition_of(command, device)
@@ -84,6 +89,8 @@ class Intake:
                 batch.refused.append((device, rejected(error, outline(received.payload))))
                 batch.formats.setdefault(device, format_of(received.payload))
                 continue
+            if isinstance(command, Status) and command.state == "offline":
+                continue  # maybe a last will: a device that was revoked is not to be registered for it
             hello = command if isinstance(command, Hello) else None
             if hello is None and (before := batch.spoke.get(device)) is not None:
                 hello = before[1]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,13 +18,14 @@ from imqtt.model import Accepted, AnyFrame, Device, Event, Hello, Id, Marks, Pee
 from imqtt.problems import explain
 from imqtt.protocol import Format, Outline, format_of, outline
 from imqtt.server.committer import Committer
+from imqtt.server.control import Control
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
 from imqtt.server.egress import FAILURE, Publish
 from imqtt.server.fanout import Fanout
 from imqtt.server.intake import Batch, Delivery, Intake, Read, rejected
 from imqtt.server.patience import until_known
-from imqtt.server.presence import Presences
+from imqtt.server.presence import Presences, is_last_word
 from imqtt.server.reads import Reads
 from imqtt.server.troubles import Troubles
 from imqtt.stores.base import Registration, Store
@@ -91,6 +92,7 @@ class Owner:
         devices: Devices,
         presences: Presences,
         reads: Reads,
+        control: Control,
         publish: Publish,
         counters: Counters,
         troubles: Troubles,
@@ -102,6 +104,7 @@ class Owner:
         self._devices = devices
         self._presences = presences
         self._reads = reads
+        self._control = control
         self._publish = publish
         self._counters = counters
         self._troubles = troubles
@@ -121,6 +124,8 @@ class Owner:
         self._counters.received += len(deliveries)
         batch = self._intake.sort(deliveries)
         registered, decisions, marks = await self._commit(batch)
+        if batch.orders:
+            await self._control.carry_out(batch.orders)
         events = await self._events(batch, decisions)
         told = [*marks, *_typing(batch)]
         users = {user for it in told for user in it.users} | {device.user for device in batch.formats}
@@ -132,7 +137,7 @@ class Owner:
         lists, _, _ = await asyncio.gather(  # one round trip to the state
             self._devices.of(users),
             self._committer.remember(batch.messages, decisions),
-            self._presences.refresh(batch.spoke),
+            self._presences.refresh(_speaking(batch)),
         )
         audience = Audience(lists, registered.current, batch.formats)
         fanout = Fanout(self._max_packet, self._counters)
@@ -146,6 +151,9 @@ class Owner:
         self._reject(fanout, audience, batch)
         published = self._publish(fanout.messages())
         await self._presences.heard(batch.status)
+        for event in events:
+            if event is not None and event.seq == 1 and len(pair := members_of(event.conversation)) == 2:
+                self._presences.acquaint(pair[0], pair[1])
         for device, command, receipt in batch.reads:  # they are served beside the batches
             if receipt not in answered:
                 self._reads.submit(registered.current[device], command)
@@ -345,6 +353,14 @@ class Owner:
             but = devices.pop() if len(devices) == 1 else None  # of several, none knows what all have marked
             told.append(Told(marks, members_of(marks.conversation), but))
         return told
+
+
+def _speaking(batch: Batch) -> Collection[Device]:
+    """The devices whose presence their commands keep; a `Hello` or `Status` tells of it by itself."""
+    if not batch.status:
+        return batch.spoke
+    said = {device for device, command in batch.status if not is_last_word(command)}
+    return [device for device in batch.spoke if device not in said]
 
 
 def _typing(batch: Batch) -> Iterable[Told]:

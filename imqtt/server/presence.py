@@ -1,27 +1,43 @@
-"""Who is there: from `Hello`, `Status` and the last will, and told to the users' peers."""
+"""Who is there: from whatever devices publish and from their last wills, and told to the users' peers."""
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from random import random
+from typing import NamedTuple
 
-from imqtt.core.backoff import backoff
+from imqtt.broker.link import Message
 from imqtt.core.conversations import members_of
 from imqtt.core.presence import of_user
-from imqtt.errors import Unavailable
 from imqtt.model import Device, Head, Hello, Presence, Status
 from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.egress import Publish
 from imqtt.server.fanout import Fanout
+from imqtt.server.sliced import SlicedQueue
 from imqtt.state.base import DevicePresence, State, StateAway
 from imqtt.stores.base import Store
 
 log = logging.getLogger(__name__)
 
-PEERS_TOLD = 100  # of how many recent conversations the members hear of a change
+PEERS_AT_ONCE = 200  # conversations whose members are told, or told of, in one slice
+# For so long after a device has gone offline by itself, commands alone do not bring it back: what it
+# published before on other partitions may be carried out later than its last word.
+FAREWELL_SECONDS = 10
+
+Pair = tuple[str, str]
+
+
+class Newcomer(NamedTuple):
+    """A device that is to be told of its user's peers.
+
+    `back`: it was connected all the time and missed what peers were told, so it is also told who has gone. A
+    device that says hello takes everybody for offline already, and one that says neither hello nor its status
+    takes no part in presence: what it waits for is the answer to its command.
+    """
+
+    device: Device
+    back: bool
 
 
 class Presences:
@@ -29,6 +45,10 @@ class Presences:
 
     Presence is soft: what is lost here is right again with the device's next command. But unknown is not
     offline: while the state is away peers are told nothing, and afterwards what is true then.
+
+    Whatever takes more than one look is done beside the batches, in slices: somebody with fifty thousand
+    conversations holds up nobody. A user's presence is never kept here: it is read when it is told, as
+    another worker may have heard of it since.
     """
 
     def __init__(
@@ -51,13 +71,11 @@ class Presences:
         self._max_packet = max_packet
         self._ttl = ttl * 1_000
         self._clock = clock
-        # Users whose peers are to be told, who changed first first. Their presence is not kept: it is read
-        # when it is told, as another worker may have heard of them since.
-        self._changed: OrderedDict[str, None] = OrderedDict()
-        self._wake = asyncio.Event()
-        self._telling = Problem(
-            log, "peers are not told of users' presence", "peers are told of users' presence again"
+        self._changed = SlicedQueue[str]("telling peers of users' presence", self._tell)
+        self._newcomers = SlicedQueue[Newcomer](
+            "telling new devices of their peers' presence", self._tell_all
         )
+        self._acquainted = SlicedQueue[Pair]("telling two users of each other's presence", self._introduce)
         self._looking = Problem(
             log, "devices that have fallen silent are not looked for", "silent devices are looked for again"
         )
@@ -67,45 +85,91 @@ class Presences:
         if not commands:
             return
         users = list(dict.fromkeys(device.user for device, _ in commands))
-        before = await self._of_all(users)
+        before = await self._known(users)
         # One round trip to the state for all of them: after a broker's restart everybody says hello at once.
-        await asyncio.gather(*(self._take(device, command) for device, command in commands))
-        after = await self._of_all(users)
+        taken = await asyncio.gather(*(self._take(device, command) for device, command in commands))
+        after = await self._known(users)
         for user in users:
-            if before is None or after is None or before[user].state != after[user].state:
-                self._note(user)
+            # Of a user whom the state did not know, peers may have been told before it lost its memory.
+            if before is None or after is None or _state_of(user, before) != _state_of(user, after):
+                self._changed.put(user)
+        for device, command in commands:
+            known = isinstance(command, Hello) or is_last_word(command) or _is_connected(device, before or {})
+            if not known:
+                self._newcomers.put(Newcomer(device, back=True))
+        # A status with another connection's nonce changes nothing, but somebody spoke.
+        ignored = {
+            device
+            for (device, it), done in zip(commands, taken, strict=True)
+            if not done and not is_last_word(it)
+        }
+        if ignored:
+            await self.refresh(ignored)
 
-    async def _take(self, device: Device, command: Hello | Status) -> None:
+    async def _take(self, device: Device, command: Hello | Status) -> bool:
         now = self._clock()
         state = command.state if isinstance(command, Status) else "online"
-        presence = DevicePresence(device, command.nonce, state, since=now, expires=now + self._ttl)
+        expires = now + (FAREWELL_SECONDS * 1_000 if state == "offline" else self._ttl)
+        presence = DevicePresence(device, command.nonce, state, since=now, expires=expires)
         if isinstance(command, Hello):
             await self._state.arrive(presence)
-        else:  # of another connection it changes nothing: a broker may replay an old will
-            await self._state.update(presence)
+            return True
+        # That of another connection changes nothing: a broker may replay an old will.
+        return await self._state.update(presence)
 
     async def refresh(self, devices: Collection[Device]) -> None:
-        """Whatever a device says keeps it present."""
-        await self._state.refresh(devices, self._clock() + self._ttl)
+        """Whatever a device says makes it present, and keeps it so."""
+        now = self._clock()
+        for device, nonce in (await self._state.refresh(devices, now, now + self._ttl)).items():
+            self._changed.put(device.user)
+            if nonce:
+                self._newcomers.put(Newcomer(device, back=True))
 
-    async def _of_all(self, users: Collection[str]) -> dict[str, Presence] | None:
-        """Each user's presence over all devices; None while the state is away, and nobody knows."""
-        try:
-            found = await self._state.presence(users)
-        except StateAway:
-            return None
-        return {user: _over_all(user, found.get(user, ())) for user in users}
+    async def end(self, devices: Collection[Device]) -> None:
+        """Ends devices' presence, whatever connection they have, and has their peers told."""
+        now = self._clock()
+        expires = now + FAREWELL_SECONDS * 1_000
+        gone = [DevicePresence(it, "", "offline", since=now, expires=expires) for it in devices]
+        await asyncio.gather(*(self._state.arrive(it) for it in gone))
+        for device in devices:
+            self._changed.put(device.user)
 
-    async def of_peers(self, user: str, heads: Sequence[Head]) -> list[Presence]:
-        """Those of the user's peers in these conversations who are known to be there."""
-        presences = await self._of_all(_peers(user, heads)) or {}
-        return [presence for presence in presences.values() if presence.state != "offline"]
+    def acquaint(self, user: str, other: str) -> None:
+        """Two users have begun a conversation: each is told whether the other is there."""
+        self._acquainted.put((user, other))
+
+    async def for_newcomer(self, device: Device, heads: Sequence[Head], *, more: bool) -> list[Presence]:
+        """Those of the user's peers in these conversations who are known to be there.
+
+        The device is told later of the others if there are `more` conversations, or while nobody knows.
+        """
+        user = device.user
+        known = await self._known(_peers(user, [head.conversation for head in heads]))
+        if more or known is None:
+            self._newcomers.put(Newcomer(device, back=False))
+        return [it for it in _presences(known or {}) if it.state != "offline"]
+
+    async def of_devices(self, user: str) -> tuple[DevicePresence, ...]:
+        """What is known of each of the user's devices. Raises `StateAway`."""
+        return (await self._state.presence([user])).get(user, ())
+
+    async def present(self, users: Collection[str]) -> set[Device]:
+        """The devices of these users that are not offline. Raises `StateAway`."""
+        known = await self._state.presence(users)
+        return {it.device for devices in known.values() for it in devices if it.state != "offline"}
 
     async def run(self) -> None:
         """Tells peers of changes, and finds devices that have fallen silent, until cancelled."""
         async with asyncio.TaskGroup() as tasks:  # however long telling takes, silence is found
-            tasks.create_task(self._tell_changes(), name="presence-changes")
+            tasks.create_task(self._changed.run(), name="presence-changes")
+            tasks.create_task(self._newcomers.run(), name="presence-newcomers")
+            tasks.create_task(self._acquainted.run(), name="presence-acquainted")
             tasks.create_task(self._find_silent(), name="presence-silent")
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is to be told anything."""
+        return self._changed.idle and self._newcomers.idle and self._acquainted.idle
 
     async def _find_silent(self) -> None:
         while True:
@@ -113,60 +177,94 @@ class Presences:
             try:
                 # Twice the time, as workers' clocks differ a little.
                 for gone in await self._state.expired(self._clock(), 2 * self._ttl):
-                    self._note(gone.device.user)
+                    self._changed.put(gone.device.user)
                 self._looking.end()
             except Exception as error:
                 self._looking.start(explain(error))
                 log.debug("the look for silent devices failed", exc_info=True)
 
-    async def _tell_changes(self) -> None:
-        attempt = 0
-        while True:
-            while not self._changed:
-                self._wake.clear()
-                await self._wake.wait()
-            user, _ = self._changed.popitem(last=False)  # what changes from here on is to be told as well
-            try:
-                await self._tell(user)
-                attempt = 0
-                self._telling.end()
-            except (Unavailable, StateAway) as error:
-                self._note(user)
-                self._changed.move_to_end(user, last=False)
-                attempt += 1
-                self._telling.start(explain(error))
-                await asyncio.sleep(backoff(attempt, random()))
-            except Exception:
-                log.exception("the peers of %s were not told of his presence", user)
+    async def _known(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]] | None:
+        """The devices of each user of whom something is known; None while the state is away."""
+        try:
+            return await self._state.presence(users)
+        except StateAway:
+            return None
 
-    def _note(self, user: str) -> None:
-        self._changed[user] = None
-        self._wake.set()
+    # --- what is told, a slice at a time. Each raises `Unavailable` or `StateAway` before anybody is told.
 
-    async def _tell(self, user: str) -> None:
-        """Tells the user's peers who are there. Raises `Unavailable` or `StateAway`, and has told nobody."""
-        peers = _peers(user, await self._store.heads_of(user, 0, PEERS_TOLD))
-        present = await self._state.presence([user, *peers])
-        his = present.pop(user, ())
-        if not his:
-            return  # forgotten since: what nobody knows is not told
-        presence = _over_all(user, his)
-        lists = await self._devices.of(list(present))
-        there = {it.device for devices in present.values() for it in devices if it.state != "offline"}
+    async def _tell(self, user: str, after: str) -> str:
+        """Tells those of the user's peers who are there of the user's presence."""
+        peers, ended = await self._peers_after(user, after)
+        known = await self._state.presence([user, *peers])
+        devices = known.pop(user, ())
+        if not devices:
+            return ""  # forgotten since: what nobody knows is not told
+        await self._publish(await self._messages(of_user(user, _states(devices)), known))
+        return ended
+
+    async def _tell_all(self, newcomer: Newcomer, after: str) -> str:
+        """Tells a device of its user's peers."""
+        device = newcomer.device
+        peers, ended = await self._peers_after(device.user, after)
+        lists = await self._devices.of([device.user])
+        registrations = [it for it in lists[device.user] if it.device == device]
         fanout = Fanout(self._max_packet, self._counters)
-        for peer in present:
-            fanout.add(presence, [it for it in lists[peer] if it.device in there])
+        for presence in _presences(await self._state.presence(peers)):
+            if newcomer.back or presence.state != "offline":
+                fanout.add(presence, registrations)
+        # Nothing is waited for between looking and publishing: what is told later is newer.
         await self._publish(fanout.messages())
+        return ended
+
+    async def _introduce(self, pair: Pair, _: str) -> str:
+        """Tells each of two users of the other's presence, where that is not offline."""
+        known = await self._state.presence(pair)
+        for user, other in (pair, pair[::-1]):
+            presence = of_user(user, _states(known.get(user, ())))
+            if presence.state != "offline":
+                await self._publish(await self._messages(presence, {other: known.get(other, ())}))
+        return ""
+
+    async def _messages(
+        self, presence: Presence, peers: dict[str, tuple[DevicePresence, ...]]
+    ) -> Sequence[Message]:
+        """Packets that tell it to the peers' devices that are there."""
+        there = {it.device for devices in peers.values() for it in devices if it.state != "offline"}
+        lists = await self._devices.of({it.user for it in there})
+        fanout = Fanout(self._max_packet, self._counters)
+        for registrations in lists.values():
+            fanout.add(presence, [it for it in registrations if it.device in there])
+        return fanout.messages()
+
+    async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
+        """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
+        names = await self._store.conversations_of(user, after, PEERS_AT_ONCE)
+        return _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
 
 
-def _over_all(user: str, devices: Sequence[DevicePresence]) -> Presence:
-    return of_user(user, [(it.state, it.since) for it in devices])
+def is_last_word(command: Hello | Status) -> bool:
+    """Whether the device says that it goes, or its last will says so."""
+    return isinstance(command, Status) and command.state == "offline"
 
 
-def _peers(user: str, heads: Sequence[Head]) -> list[str]:
-    peers: dict[str, None] = {}
-    for head in heads:
-        for member in members_of(head.conversation):
-            if member != user:
-                peers[member] = None
-    return list(peers)
+def _states(devices: Sequence[DevicePresence]) -> list[tuple[str, int]]:
+    return [(it.state, it.since) for it in devices]
+
+
+def _state_of(user: str, known: dict[str, tuple[DevicePresence, ...]]) -> str:
+    return of_user(user, _states(known[user])).state if user in known else "unknown"
+
+
+def _is_connected(device: Device, known: dict[str, tuple[DevicePresence, ...]]) -> bool:
+    """Whether it is present on a connection that is known."""
+    found = [it for it in known.get(device.user, ()) if it.device == device]
+    return any(it.nonce and it.state != "offline" for it in found)
+
+
+def _presences(known: dict[str, tuple[DevicePresence, ...]]) -> list[Presence]:
+    return [of_user(user, _states(devices)) for user, devices in known.items()]
+
+
+def _peers(user: str, conversations: Sequence[str]) -> list[str]:
+    members = (member for it in conversations for member in members_of(it))
+    return [peer for peer in dict.fromkeys(members) if peer != user]

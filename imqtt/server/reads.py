@@ -108,7 +108,8 @@ class Reads:
             limits=self._limits,
             ref=command.ref,
         )
-        return [welcome, page, *await self._presences.of_peers(user, page.heads)]
+        told = await self._presences.for_newcomer(registration.device, page.heads, more=page.more_heads != 0)
+        return [welcome, page, *told]
 
     def _send(self, registration: Registration, frames: Sequence[AnyFrame]) -> asyncio.Future[list[int]]:
         fanout = Fanout(self._max_packet, self._counters)

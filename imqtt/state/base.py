@@ -23,7 +23,12 @@ class StateAway(ImqttError):
 
 
 class DevicePresence(msgspec.Struct, frozen=True, gc=False):
-    """A device's last known state. `nonce` is that of the connection's `Hello`; times in milliseconds."""
+    """A device's last known state. `nonce` is that of the connection's `Hello`; times in milliseconds.
+
+    An empty `nonce`: the device speaks, and its `Hello` is not known, since the state has lost it or there
+    was none. Of a device that is offline, `expires` is the time until which commands alone do not bring it
+    back; one that ran out has `expires == since`.
+    """
 
     device: Device
     nonce: str
@@ -128,12 +133,18 @@ class State(Protocol):
     async def update(self, presence: DevicePresence) -> bool:
         """A `Status`. False, and nothing changed, if its nonce is not the last `Hello`'s.
 
-        A device of which nothing is known (the state was lost, and its connection was not) is taken at its
-        word, but for `offline`, which changes nothing.
+        A device whose nonce is not known (the state was lost, and the connection was not) is taken at its
+        word. If it goes `offline`, the nonce stays unknown: it may be an earlier connection's last will.
         """
 
-    async def refresh(self, devices: Collection[Device], expires: int) -> None:
-        """Any command of a device that is not offline keeps it present until `expires`, or later."""
+    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
+        """Any command keeps a device present until `expires` or later.
+
+        Returns those that were absent, each with its nonce, and online since `now`: devices of which nothing
+        is known, that ran out, or that went offline by themselves and whose `expires` has passed since. One
+        that ran out keeps its nonce; of the others it is not known. Where the state was away, the answer
+        includes devices of earlier calls.
+        """
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         """The known devices of each user; a user without any has no entry.

@@ -10,10 +10,14 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from itertools import count
 
+from msgspec.structs import replace
+
 from imqtt.core.bucket import Bucket, Rate
 from imqtt.model import Device
 from imqtt.state.base import DevicePresence, Worker
 from imqtt.stores.base import Key, Registration
+
+SILENCED_MOST = 60_000  # milliseconds: see `imqtt.state.redis_keys`
 
 
 class MemoryState:
@@ -82,8 +86,8 @@ class MemoryState:
     async def update(self, presence: DevicePresence) -> bool:
         return self._presences.update(presence)
 
-    async def refresh(self, devices: Collection[Device], expires: int) -> None:
-        self._presences.refresh(devices, expires)
+    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
+        return self._presences.refresh(devices, now, expires)
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         return self._presences.of(users)
@@ -217,19 +221,27 @@ class _Presences:
 
     def update(self, presence: DevicePresence) -> bool:
         entry = self._entries.get(presence.device)
-        known = presence.state != "offline" if entry is None else entry.nonce == presence.nonce
-        if not known:
+        nonce = entry.nonce if entry is not None else ""
+        if nonce not in ("", presence.nonce):
             return False
+        if not nonce and presence.state == "offline":
+            presence = replace(presence, nonce="")
         self.put(presence)
         return True
 
-    def refresh(self, devices: Collection[Device], expires: int) -> None:
+    def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
         self._last = max(self._last, expires)
+        appeared: dict[Device, str] = {}
         for device in devices:
             entry = self._entries.get(device)
             if entry is not None and entry.state != "offline":
                 entry.expires = max(entry.expires, expires)
                 self._entries.move_to_end(device)
+            elif entry is None or not 0 < entry.expires - now <= SILENCED_MOST:
+                nonce = entry.nonce if entry is not None and entry.expires == entry.since else ""
+                self.put(DevicePresence(device, nonce, "online", now, expires))
+                appeared[device] = nonce
+        return appeared
 
     def of(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         return {

@@ -133,8 +133,8 @@ class RedisState:
     async def update(self, presence: DevicePresence) -> bool:
         return await self._presences.update(presence)
 
-    async def refresh(self, devices: Collection[Device], expires: int) -> None:
-        await self._presences.refresh(devices, expires)
+    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
+        return await self._presences.refresh(devices, now, expires)
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         try:

@@ -24,6 +24,7 @@ class _Row(msgspec.Struct, array_like=True, frozen=True):
     format: str
     platform: str = ""
     max_packet: int = 0
+    seen: int = 0
 
 
 _decode = msgspec.msgpack.Decoder(list[_Row]).decode
@@ -73,7 +74,9 @@ class DeviceLists:
     async def fill(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
         """Raises `StateAway`."""
         values = [
-            _encode([(it.device.device, it.format, it.platform, it.max_packet) for it in registrations])
+            _encode(
+                [(it.device.device, it.format, it.platform, it.max_packet, it.seen) for it in registrations]
+            )
             for registrations in lists.values()
         ]
         await self._link.call("EVAL", FILL, *self._names(lists), lease, *values)
@@ -110,5 +113,6 @@ def _registrations(user: str, packed: bytes) -> tuple[Registration, ...] | None:
     except msgspec.MsgspecError:
         return None
     return tuple(
-        Registration(Device(user, row.device), row.format, row.platform, row.max_packet) for row in rows
+        Registration(Device(user, row.device), row.format, row.platform, row.max_packet, row.seen)
+        for row in rows
     )

@@ -11,7 +11,7 @@ from imqtt.model import Device
 from imqtt.state.base import DevicePresence, StateAway
 from imqtt.state.redis_keys import Keys
 from imqtt.state.redis_link import Link, undelivered
-from imqtt.state.redis_scripts import EXPIRE, PRESENCE, PUT
+from imqtt.state.redis_scripts import APPEAR, EXPIRE, PRESENCE, PUT
 
 EXPIRED_AT_ONCE = 1_000  # 10 ms of Redis's time
 EXPIRED_AT_MOST = 20_000  # by one call; the next one goes on
@@ -32,11 +32,21 @@ class _Entry(msgspec.Struct, array_like=True, frozen=True):
 _decode = msgspec.msgpack.Decoder(_Entry).decode
 
 
+CLOCK_STEP = 1_000  # milliseconds
+
+
 class Change(NamedTuple):
     """What Redis missed. `how`: see `redis_scripts.PUT`."""
 
     how: str
     presence: DevicePresence
+
+
+class Spoke(NamedTuple):
+    """When a device spoke, and until when that keeps it present. Milliseconds."""
+
+    now: int
+    expires: int
 
 
 class Presences:
@@ -51,7 +61,9 @@ class Presences:
         self._link = link
         self._keys = keys
         self._missed: dict[Device, Change] = {}
-        self._spoke: dict[Device, int] = {}
+        self._spoke: dict[Device, Spoke] = {}
+        self._latest = 0  # until when the devices of the last batch are present
+        self._appeared: dict[Device, str] = {}  # found late, for the next `refresh` to return
         link.when_back(self._tell)
 
     async def arrive(self, presence: DevicePresence) -> None:
@@ -67,18 +79,27 @@ class Presences:
             missed = self._missed.get(presence.device)
             if missed is None or missed.how == "update":  # which connection was the last one, Redis knows
                 self._miss(Change("update", presence))
-                return presence.state != "offline"  # as of a device of which nothing is known
+                return True  # as of a device of which nothing is known
             if missed.presence.nonce == presence.nonce:
                 self._miss(Change("arrive", presence))
             return missed.presence.nonce == presence.nonce
 
-    async def refresh(self, devices: Collection[Device], expires: int) -> None:
-        if not devices:
-            return
-        try:
-            await self._refresh(dict.fromkeys(devices, expires))
-        except StateAway:
-            self._spoke_unheard(dict.fromkeys(devices, expires))
+    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
+        appeared, self._appeared = self._appeared, {}
+        if devices:
+            # Later each time, so that the score of every device that is present changes, and Redis's count of
+            # those tells whether one is absent. To ask for the scores as well doubled the cost of each batch.
+            ahead = self._latest - expires > CLOCK_STEP  # the clock has been put back
+            self._latest = expires if ahead else max(expires, self._latest + 1)
+            spoke = dict.fromkeys(devices, Spoke(now, self._latest))
+            try:
+                if await self._refresh(spoke) < len(spoke) and (
+                    absent := _absent(spoke, await self._look(spoke))
+                ):
+                    appeared |= _numbered(absent, await self._appear(absent))
+            except StateAway:
+                self._spoke_unheard(spoke)
+        return appeared
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         """Raises `StateAway`."""
@@ -123,17 +144,26 @@ class Presences:
             late,
         )  # fmt: skip
 
-    def _refresh(self, spoke: dict[Device, int]) -> asyncio.Future[Any]:
-        # XX: not who is offline. GT: not earlier than it is.
-        scores = [it for device, expires in spoke.items() for it in (expires, str(device))]
-        return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", *scores)
+    def _refresh(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
+        """How many scores have changed. XX: not of who is offline. GT: not to an earlier time."""
+        scores = [it for device, spoken in spoke.items() for it in (spoken.expires, str(device))]
+        return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
+
+    def _look(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
+        """Each device's score, None for one that is not present."""
+        return self._link.submit("ZMSCORE", self._keys.expiries, *map(str, spoke))
+
+    def _appear(self, absent: dict[Device, Spoke]) -> asyncio.Future[Any]:
+        hashes = [self._keys.presence(device.user) for device in absent]
+        given = [it for device, spoken in absent.items() for it in (*device, *spoken)]
+        return self._link.submit("EVAL", APPEAR, 1 + len(hashes), self._keys.expiries, *hashes, *given)
 
     def _miss(self, change: Change) -> None:
         device = change.presence.device
         if len(self._missed) < MISSED_CHANGES or device in self._missed:
             self._missed[device] = change
 
-    def _spoke_unheard(self, spoke: dict[Device, int]) -> None:
+    def _spoke_unheard(self, spoke: dict[Device, Spoke]) -> None:
         if len(self._spoke) < MISSED_COMMANDS:
             self._spoke.update(spoke)
 
@@ -144,15 +174,35 @@ class Presences:
             self._put(change.how, change.presence, "late").add_done_callback(partial(self._told, change))
         if self._spoke:
             spoke, self._spoke = self._spoke, {}
-            self._refresh(spoke).add_done_callback(partial(self._refreshed, spoke))
+            self._refresh(spoke).add_done_callback(undelivered)
+            self._look(spoke).add_done_callback(partial(self._looked, spoke))
 
     def _told(self, change: Change, answer: asyncio.Future[Any]) -> None:
         if undelivered(answer) and change.presence.device not in self._missed:
             self._miss(change)
 
-    def _refreshed(self, spoke: dict[Device, int], answer: asyncio.Future[Any]) -> None:
+    def _looked(self, spoke: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
         if undelivered(answer):
             self._spoke_unheard({device: it for device, it in spoke.items() if device not in self._spoke})
+        elif answer.exception() is None and (absent := _absent(spoke, answer.result())):
+            self._appear(absent).add_done_callback(partial(self._appeared_late, absent))
+
+    def _appeared_late(self, absent: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
+        if undelivered(answer):
+            self._spoke_unheard({device: it for device, it in absent.items() if device not in self._spoke})
+        elif answer.exception() is None:
+            self._appeared |= _numbered(absent, answer.result())
+
+
+def _absent(spoke: dict[Device, Spoke], scores: list[bytes | None]) -> dict[Device, Spoke]:
+    if None not in scores:
+        return {}
+    return {device: it for (device, it), score in zip(spoke.items(), scores, strict=True) if score is None}
+
+
+def _numbered(absent: dict[Device, Spoke], found: list[tuple[int, bytes]]) -> dict[Device, str]:
+    devices = list(absent)
+    return {devices[number - 1]: nonce.decode() for number, nonce in found}
 
 
 def _presence(device: Device, entry: bytes, expires: bytes | None) -> DevicePresence | None:

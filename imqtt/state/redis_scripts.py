@@ -18,6 +18,7 @@ from imqtt.state.redis_keys import (
     SEEN_BITS,
     SEEN_DIGEST,
     SEEN_TTL,
+    SILENCED_MOST,
     WORKERS_TTL,
 )
 
@@ -144,11 +145,10 @@ local how, user, device, nonce, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV
 local since, expires = tonumber(ARGV[6]), tonumber(ARGV[7])
 local known = unpack_entry(redis.call('HGET', presence, device))
 if known then
-  if how == 'update' and known[1] ~= nonce then return 0 end
+  if how == 'update' and known[1] ~= '' and known[1] ~= nonce then return 0 end
   if ARGV[8] == 'late' and known[3] >= since then return 0 end
-elseif how == 'update' and state == 'offline' then
-  return 0
 end
+if how == 'update' and state == 'offline' and (not known or known[1] == '') then nonce = '' end
 redis.call('HSET', presence, device, cmsgpack.pack({{nonce, state, since, expires}}))
 if state == 'offline' then
   redis.call('ZREM', expiries, user .. '@' .. device)
@@ -167,6 +167,36 @@ if redis.call('HLEN', presence) > 1 then
 end
 keep(presence, expiries, user)
 return 1
+"""
+
+# Devices that spoke and are not in the sorted set. KEYS: `expiries`, and each device's user's hash. ARGV: for
+# each device user, device, now, expires. Returns [its number from 1, nonce] of each that was not present. An
+# entry that is present was only missing from the sorted set.
+APPEAR = f"""
+{_UNPACK}
+local appeared = {{}}
+for i = 1, #KEYS - 1 do
+  local presence, at = KEYS[i + 1], 4 * (i - 1)
+  local user, device = ARGV[at + 1], ARGV[at + 2]
+  local now, expires = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  local known = unpack_entry(redis.call('HGET', presence, device))
+  local nonce, present, silenced = '', false, false
+  if known then
+    present = known[2] ~= 'offline'
+    silenced = not present and now < known[4] and known[4] - now <= {SILENCED_MOST}
+    if known[3] == known[4] then nonce = known[1] end
+  end
+  if not present and not silenced then
+    redis.call('HSET', presence, device, cmsgpack.pack({{nonce, 'online', now, expires}}))
+    appeared[#appeared + 1] = {{i, nonce}}
+  end
+  if not silenced then
+    redis.call('PEXPIRE', presence, {PRESENT_TTL})
+    redis.call('ZADD', KEYS[1], 'GT', ARGV[at + 4], user .. '@' .. device)
+    redis.call('PEXPIRE', KEYS[1], {PRESENT_TTL})
+  end
+end
+return appeared
 """
 
 # KEYS: `expiries`, the users' hashes. ARGV: the users. Returns [user's number, device, entry, expiry or nil]
@@ -296,6 +326,7 @@ redis.call('HLEN', key)
 redis.call('HDEL', key, 'a')
 redis.call('ZADD', key, 'GT', 1, struct.pack('<I4', 1))
 redis.call('ZSCORE', key, 'a')
+redis.call('ZMSCORE', key, 'a')
 redis.call('ZRANGEBYSCORE', key, '-inf', 1, 'WITHSCORES', 'LIMIT', 0, 1)
 redis.call('ZREM', key, struct.pack('<I4', 1))
 redis.call('SET', key, '1')

@@ -6,7 +6,7 @@ append is a compare-and-set on the conversation's head, and two owners at once d
 
 import logging
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -63,12 +63,16 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Registration(msgspec.Struct, frozen=True, gc=False):
-    """A device as the store knows it. `format` is `json` or `protobuf`; sizes in bytes."""
+    """A device as the store knows it. `format` is `json` or `protobuf`; sizes in bytes.
+
+    `seen`: when it last spoke, in milliseconds since the Unix epoch, up to a day or so behind; 0: not known.
+    """
 
     device: Device
     format: str
     platform: str = ""
     max_packet: int = 0  # 0: the server's own bound
+    seen: int = 0
 
 
 class DeviceFormat(msgspec.Struct, frozen=True, gc=False):
@@ -76,6 +80,7 @@ class DeviceFormat(msgspec.Struct, frozen=True, gc=False):
 
     device: Device
     format: str
+    seen: int = 0
 
 
 class Identity(NamedTuple):
@@ -182,6 +187,13 @@ class Store(Protocol):
         taken to be distinct: an id names its partition, and grows within it.
         """
 
+    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        """The first `limit` conversations in which the user has a member row and that follow `after`.
+
+        In an order of the store's own, which stays the same; "" is before all of them. However many there
+        are, it costs no more than what is returned.
+        """
+
     # --- marks
 
     async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
@@ -201,13 +213,17 @@ class Store(Protocol):
 
         A `Registration` replaces what is there. A `DeviceFormat` changes the format and leaves the rest as it
         is, since another worker may just have heard the `Hello`; what is not there yet gets the defaults.
+        `seen` only grows.
         """
+
+    async def see_devices(self, seen: Mapping[Device, int]) -> None:
+        """Raises when devices were last seen, in milliseconds; those that are not registered stay so."""
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user, in order of device; a user without devices has an empty tuple."""
 
-    async def remove_device(self, device: Device) -> None:
-        """Forgets a device. Its events stay."""
+    async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
+        """Forgets a device, or only if it was not seen after `unseen_since`. Its events stay."""
 
     # --- everything, for a copy of the store
 

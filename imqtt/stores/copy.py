@@ -24,9 +24,11 @@ from imqtt.stores.copy_source import (
     Progress,
     Reading,
     Source,
+    both,
     device_pages,
     pages,
     patiently,
+    registrations_of,
     seq_of,
     side_by_side,
 )
@@ -147,6 +149,10 @@ async def _transfer(source: Source, target: Store, plan: Plan, tell: Callable[[P
         tell(done)
     async for registrations in device_pages(source):
         await patiently(target.put_devices, registrations)
+    # An earlier copy may have brought devices that the source has removed since.
+    async for page in both(registrations_of(source), registrations_of(target), ROWS, lambda it: it.device):
+        for device in [device for device, ours, _ in page if ours is None]:
+            await patiently(target.remove_device, device)
     return done.events - plan.held
 
 

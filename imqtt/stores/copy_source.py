@@ -63,6 +63,8 @@ class Source(Protocol):
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]: ...
 
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]: ...
+
 
 class Reading:
     """Reads logs in pages of about so many bytes, by how large the last events were."""

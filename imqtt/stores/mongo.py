@@ -5,7 +5,7 @@ the same again: see `MongoStore.append`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from imqtt.core.partitions import partition_of
@@ -205,10 +205,27 @@ class MongoStore(MongoReader):
         self._check_open()
         await self._finished(put(), "devices")
 
-    async def remove_device(self, device: Device) -> None:
+    async def see_devices(self, seen: Mapping[Device, int]) -> None:
+        async def see() -> None:
+            async with self._device_writes:
+                await self._send_updates(
+                    "devices",
+                    [
+                        {"q": {"u": user, "d": device}, "u": {"$max": {"seen": time}}}
+                        for (user, device), time in seen.items()
+                    ],
+                )
+
+        self._check_open()
+        await self._finished(see(), "devices")
+
+    async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
         async def remove() -> None:
             async with self._device_writes:
-                matched = {"q": {"u": device.user, "d": device.device}, "limit": 1}
+                query: Document = {"u": device.user, "d": device.device}
+                if unseen_since is not None:
+                    query["$or"] = [{"seen": {"$lte": unseen_since}}, {"seen": {"$exists": False}}]
+                matched = {"q": query, "limit": 1}
                 _raise_any(await write(self._database, {"delete": "devices", "deletes": [matched]}))
 
         self._check_open()

@@ -15,8 +15,8 @@ An event:
      m: "0198b2...", k: "message", t: 1790000000042, h: BinData(0, ...), b: '{"text":"hello"}'}
 
 The other collections: `members` {u, c, p}; `marks` {c, u, delivered, read}; `devices` {u, d, format,
-platform, max_packet}; `meta`, one document {_id: "imqtt", schema, partitions, cluster}, with {unfinished:
-true} while it is a copy that is not whole; `servers`, who has the store open (`mongo_claim`).
+platform, max_packet, seen}; `meta`, one document {_id: "imqtt", schema, partitions, cluster}, with
+{unfinished: true} while it is a copy that is not whole; `servers`, who has the store open (`mongo_claim`).
 
 On a sharded cluster the shard keys are `events` {p, c}, `members` {u}, `marks` {c}, `devices` {u}, all by
 range. A shard sees its own documents alone, so MongoDB takes an index for unique there only if it is, or
@@ -114,9 +114,10 @@ def marks_of(document: Document) -> Marks:
 
 def device_update(said: Registration | DeviceFormat) -> Document:
     """Of the device's document, which it makes if there is none."""
+    seen = {"$max": {"seen": said.seen}}
     if isinstance(said, DeviceFormat):
-        return {"$set": {"format": said.format}, "$setOnInsert": {"platform": "", "max_packet": 0}}
-    return {"$set": {"format": said.format, "platform": said.platform, "max_packet": said.max_packet}}
+        return {"$set": {"format": said.format}, "$setOnInsert": {"platform": "", "max_packet": 0}, **seen}
+    return {"$set": {"format": said.format, "platform": said.platform, "max_packet": said.max_packet}, **seen}
 
 
 def registration_of(document: Document) -> Registration:
@@ -125,6 +126,7 @@ def registration_of(document: Document) -> Registration:
         document.get("format", ""),
         document.get("platform", ""),
         _int(document.get("max_packet")),
+        _int(document.get("seen")),  # imqtt 0.1 wrote none
     )
 
 

@@ -136,6 +136,9 @@ class MongoReader:
 
     # --- members, marks, devices
 
+    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        return await self._names("members", {"u": user}, after, limit)
+
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
         marks: dict[str, list[Marks]] = {}
         for names in chunks(conversations, NAMES_AT_ONCE):

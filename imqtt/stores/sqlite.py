@@ -7,7 +7,7 @@ Everything written shares the transactions of one connection (`sqlite_writer`); 
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -83,8 +83,12 @@ class SqliteStore(SqliteReader):
         statement = sqlite_file.SET_UNFINISHED if unfinished else sqlite_file.SET_FINISHED
         await self._writer.submit(lambda tables: tables.connection.execute(statement) and None)
 
-    async def remove_device(self, device: Device) -> None:
-        await self._writer.submit(lambda tables: tables.remove_device(device))
+    async def see_devices(self, seen: Mapping[Device, int]) -> None:
+        if seen:
+            await self._writer.submit(lambda tables: tables.see_devices(seen))
+
+    async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
+        await self._writer.submit(lambda tables: tables.remove_device(device, unseen_since))
 
 
 def _open(

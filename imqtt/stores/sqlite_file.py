@@ -16,7 +16,8 @@ from imqtt.private_files import create_private_database, make_database_private, 
 from imqtt.stores.base import HOW_TO_FINISH, Identity
 
 APPLICATION_ID = 0x696D7174  # "imqt": what `file` and other programs know the database by
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDEST_SCHEMA = 1  # its devices have no column `seen`
 OLDEST_SQLITE = (3, 35)  # the first with RETURNING
 
 WRITER_CACHE_KIB = 65_536  # holds the pages that messages to some 100,000 conversations are appended to
@@ -76,6 +77,7 @@ CREATE TABLE devices (
     format TEXT NOT NULL,
     platform TEXT NOT NULL,
     max_packet INTEGER NOT NULL,
+    seen INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (user, device)
 ) WITHOUT ROWID;
 """
@@ -249,19 +251,26 @@ def _create(connection: sqlite3.Connection, path: Path, new: Identity, *, copyin
 
 
 def _complete(connection: sqlite3.Connection) -> None:
-    """Gives a store what was added since it was made: a cluster of its own, an index."""
-    if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
-        connection.execute("CREATE INDEX IF NOT EXISTS members_by_conversation ON members (conversation)")
-        connection.execute(
-            "INSERT INTO meta VALUES ('cluster', ?) ON CONFLICT DO NOTHING", (Identity.draw(0).cluster,)
-        )
+    """Gives a store what was added since it was made: a cluster of its own, an index, a column."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("CREATE INDEX IF NOT EXISTS members_by_conversation ON members (conversation)")
+    connection.execute(
+        "INSERT INTO meta VALUES ('cluster', ?) ON CONFLICT DO NOTHING", (Identity.draw(0).cluster,)
+    )
+    if version < 2:
+        connection.execute("ALTER TABLE devices ADD COLUMN seen INTEGER NOT NULL DEFAULT 0")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
 
 
 def _check(connection: sqlite3.Connection, path: Path, *, copying: bool = False) -> Identity:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != SCHEMA_VERSION:
+    if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
         raise SetupError(
-            f"{path} has schema {version}, and this imqtt knows {SCHEMA_VERSION}; "
+            f"{path} has schema {version}, and this imqtt knows {OLDEST_SCHEMA} to {SCHEMA_VERSION}; "
             "use the imqtt that made it, or a newer one"
         )
     found = dict(connection.execute("SELECT name, value FROM meta"))

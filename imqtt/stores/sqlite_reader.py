@@ -74,10 +74,18 @@ CROSS JOIN marks AS m ON m.conversation = c.number
 ORDER BY m.user
 """
 
+# `{seen}` is the column, or 0 in a store that no server has opened since imqtt 0.1: see `_devices`.
 _DEVICES = """
-SELECT d.user, d.device, d.format, d.platform, d.max_packet
+SELECT d.user, d.device, d.format, d.platform, d.max_packet, {seen}
 FROM json_each(?) AS wanted CROSS JOIN devices AS d ON d.user = wanted.value
 ORDER BY d.device
+"""
+
+_CONVERSATIONS_OF = """
+SELECT c.name
+FROM members AS m CROSS JOIN conversations AS c ON c.number = m.conversation
+WHERE m.user = ? AND m.conversation > coalesce((SELECT number FROM conversations WHERE name = ?), 0)
+ORDER BY m.conversation LIMIT ?
 """
 
 _CONVERSATIONS = "SELECT name FROM conversations WHERE name > ? ORDER BY name LIMIT ?"
@@ -97,8 +105,8 @@ ORDER BY m.user
 """
 
 _REGISTRATIONS = """
-SELECT user, device, format, platform, max_packet FROM devices
-WHERE (user, device) > (?, ?) ORDER BY user, device LIMIT ?
+SELECT d.user, d.device, d.format, d.platform, d.max_packet, {seen} FROM devices AS d
+WHERE (d.user, d.device) > (?, ?) ORDER BY d.user, d.device LIMIT ?
 """
 
 _encode = msgspec.json.encode
@@ -170,6 +178,9 @@ class SqliteReader:
         rows = await self._rows(_HEADS_OF, user, int(before) or _END, limit)
         return [Head(name, seq, Id(number)) for name, seq, number in rows]
 
+    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        return [name for (name,) in await self._rows(_CONVERSATIONS_OF, user, after, limit)]
+
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
         if not conversations:
             return {}
@@ -182,7 +193,7 @@ class SqliteReader:
         if not users:
             return {}
         lists: dict[str, list[Registration]] = {user: [] for user in users}
-        for user, device, *rest in await self._rows(_DEVICES, _json(users)):
+        for user, device, *rest in await self._read(lambda it: _devices(it, _DEVICES, _json(users))):
             lists[user].append(Registration(Device(user, device), *rest))
         return {user: tuple(registrations) for user, registrations in lists.items()}
 
@@ -204,7 +215,7 @@ class SqliteReader:
         return members
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
-        rows = await self._rows(_REGISTRATIONS, *after, limit)
+        rows = await self._read(lambda it: _devices(it, _REGISTRATIONS, *after, limit))
         return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
 
     # --- in the pool
@@ -236,6 +247,12 @@ def _events(connection: sqlite3.Connection, sql: str, conversation: str, seq: in
     # All rows first: a statement that is left halfway would keep the log from being reset.
     rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
     return [_event(conversation, row) for row in rows]
+
+
+def _devices(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Any]:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    seen = "d.seen" if version > sqlite_file.OLDEST_SCHEMA else "0"
+    return connection.execute(sql.format(seen=seen), parameters).fetchall()
 
 
 def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit: int) -> list[Record]:

@@ -1,7 +1,7 @@
 """What the SQLite store writes, each kind of row."""
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from imqtt.model import Device, Marks
 from imqtt.stores.base import DeviceFormat, Record, Registration
@@ -19,12 +19,19 @@ _RAISE_MARKS = """
         WHERE excluded.delivered > delivered OR excluded.read > read
     RETURNING delivered, read
 """
-_PUT_DEVICE = "INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?, ?)"
-_PUT_FORMAT = """
-    INSERT INTO devices VALUES (?, ?, ?, '', 0)
-    ON CONFLICT DO UPDATE SET format = excluded.format
+_PUT_DEVICE = """
+    INSERT INTO devices (user, device, format, platform, max_packet, seen) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO UPDATE
+        SET format = excluded.format, platform = excluded.platform, max_packet = excluded.max_packet,
+            seen = max(seen, excluded.seen)
 """
-_REMOVE_DEVICE = "DELETE FROM devices WHERE user = ? AND device = ?"
+_PUT_FORMAT = """
+    INSERT INTO devices (user, device, format, platform, max_packet, seen) VALUES (?, ?, ?, '', 0, ?)
+    ON CONFLICT DO UPDATE SET format = excluded.format, seen = max(seen, excluded.seen)
+"""
+_SEE_DEVICE = "UPDATE devices SET seen = max(seen, ?) WHERE user = ? AND device = ?"
+_REMOVE_DEVICE = "DELETE FROM devices WHERE user = ? AND device = ? AND seen <= ?"
+_END = (1 << 63) - 1
 
 
 class Tables:
@@ -74,13 +81,16 @@ class Tables:
     def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
         for it in said:
             if isinstance(it, DeviceFormat):
-                self.connection.execute(_PUT_FORMAT, (*it.device, it.format))
+                self.connection.execute(_PUT_FORMAT, (*it.device, it.format, it.seen))
             else:
-                row = (*it.device, it.format, it.platform, it.max_packet)
+                row = (*it.device, it.format, it.platform, it.max_packet, it.seen)
                 self.connection.execute(_PUT_DEVICE, row)
 
-    def remove_device(self, device: Device) -> None:
-        self.connection.execute(_REMOVE_DEVICE, tuple(device))
+    def see_devices(self, seen: Mapping[Device, int]) -> None:
+        self.connection.executemany(_SEE_DEVICE, [(time, *device) for device, time in seen.items()])
+
+    def remove_device(self, device: Device, unseen_since: int | None) -> None:
+        self.connection.execute(_REMOVE_DEVICE, (*device, _END if unseen_since is None else unseen_since))
 
     def _number(self, name: str, *, create: bool) -> int | None:
         number = self._numbers.get(name)

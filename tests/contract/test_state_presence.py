@@ -57,11 +57,16 @@ async def test_a_status_of_another_connection_changes_nothing(state: State) -> N
     assert (await state.presence(["alice"]))["alice"] == (presence(nonce="new"),)
 
 
-async def test_a_device_of_which_nothing_is_known_is_taken_at_its_word_unless_it_goes(state: State) -> None:
-    assert await state.update(presence(state="offline")) is False
-    assert await state.presence(["alice"]) == {}
+async def test_a_device_of_which_nothing_is_known_is_taken_at_its_word(state: State) -> None:
     assert await state.update(presence()) is True
     assert await state.presence(["alice"]) == {"alice": (presence(),)}
+
+
+async def test_a_last_will_ends_what_nothing_is_known_of_and_names_no_connection(state: State) -> None:
+    assert await state.update(presence(state="offline", nonce="maybe old")) is True
+    assert await states(state) == {"phone": "offline"}
+    assert await state.update(presence(state="away", nonce="n1", since=1_100)) is True
+    assert await states(state) == {"phone": "away"}
 
 
 async def test_a_device_comes_back_with_the_nonce_that_it_left_with(state: State) -> None:
@@ -87,10 +92,9 @@ async def test_presence_runs_out_once(state: State) -> None:
 async def test_whatever_a_device_says_keeps_it_present(state: State) -> None:
     await state.arrive(presence(PHONE, expires=2_000))
     await state.arrive(presence(LAPTOP, expires=2_000))
-    await state.refresh([PHONE, TV], 5_000)
+    assert await state.refresh([PHONE], 1_500, 5_000) == {}
     assert [it.device for it in await state.expired(4_999)] == [LAPTOP]
     assert [it.device for it in await state.expired(5_000)] == [PHONE]
-    assert await state.presence(["bob"]) == {}
 
 
 async def test_a_presence_that_a_clock_ahead_has_set_lasts_no_longer_than_any(state: State) -> None:
@@ -98,21 +102,56 @@ async def test_a_presence_that_a_clock_ahead_has_set_lasts_no_longer_than_any(st
     await state.arrive(presence(PHONE, expires=now + DAY))
     await state.arrive(presence(LAPTOP, expires=now + 1_000))
     await state.arrive(presence(TV, expires=now + 1_000))
-    await state.refresh([TV], now + DAY)
+    await state.refresh([TV], now, now + DAY)
     assert await state.expired(now, 60_000) == []
     assert [it.device for it in await state.expired(now + 2_000)] == [LAPTOP]
     assert await states(state, "bob") == {"tv": "online"}
-    await state.refresh([TV], now + 90_000)
+    await state.refresh([TV], now, now + 90_000)
     assert [it.device for it in await state.expired(now + 80_000)] == [PHONE]
     assert [it.device for it in await state.expired(now + 90_000)] == [TV]
 
 
-async def test_speaking_does_not_bring_back_who_is_offline(state: State) -> None:
-    await state.arrive(presence())
-    await state.update(presence(state="offline"))
-    await state.refresh([PHONE], 9_000)
+async def test_whoever_speaks_and_is_not_known_is_present(state: State) -> None:
+    await state.arrive(presence(PHONE, nonce="n1"))
+    assert await state.refresh([TV, PHONE, LAPTOP], 1_500, 5_000) == {TV: "", LAPTOP: ""}
+    assert await state.refresh([TV, PHONE, LAPTOP], 1_600, 5_001) == {}
+    assert (await state.presence(["bob"]))["bob"] == (presence(TV, nonce="", since=1_500, expires=5_001),)
+    assert await states(state) == {"laptop": "online", "phone": "online"}
+    assert {it.device for it in await state.expired(5_001)} == {PHONE, LAPTOP, TV}
+
+
+async def test_any_will_ends_a_connection_whose_nonce_is_not_known(state: State) -> None:
+    await state.refresh([PHONE], 1_500, 5_000)
+    assert await state.update(presence(state="offline", nonce="n7", since=1_600)) is True
     assert await states(state) == {"phone": "offline"}
-    assert await state.expired(10_000) == []
+
+
+async def test_a_status_tells_the_nonce_of_a_connection_that_was_not_known(state: State) -> None:
+    await state.refresh([PHONE], 1_500, 5_000)
+    assert await state.update(presence(state="away", nonce="new", since=1_600)) is True
+    assert await state.update(presence(state="offline", nonce="old", since=1_700)) is False
+    assert await states(state) == {"phone": "away"}
+
+
+async def test_whoever_fell_silent_comes_back_with_any_command_and_as_the_same_connection(
+    state: State,
+) -> None:
+    await state.arrive(presence(nonce="n1", expires=2_000))
+    await state.expired(2_500)
+    assert await state.refresh([PHONE], 2_600, 5_000) == {PHONE: "n1"}
+    assert (await state.presence(["alice"]))["alice"] == (presence(since=2_600, expires=5_000),)
+    assert await state.update(presence(state="offline", nonce="n0", since=2_700)) is False
+    assert await state.update(presence(state="offline", nonce="n1", since=2_800)) is True
+
+
+async def test_a_late_command_does_not_bring_back_who_has_just_gone(state: State) -> None:
+    await state.arrive(presence())
+    await state.update(presence(state="offline", since=1_500, expires=11_500))
+    assert await state.refresh([PHONE], 11_499, 19_000) == {}
+    assert await states(state) == {"phone": "offline"}
+    assert await state.expired(30_000) == []
+    assert await state.refresh([PHONE], 11_500, 20_000) == {PHONE: ""}
+    assert (await state.presence(["alice"]))["alice"] == (presence(nonce="", since=11_500, expires=20_000),)
 
 
 async def test_an_earlier_expiry_counts_too(state: State) -> None:
@@ -142,9 +181,9 @@ async def test_many_who_fall_silent_at_once_are_all_found_once(state: State) -> 
 
 async def test_commands_do_not_shorten_a_presence(state: State) -> None:
     await state.arrive(presence(expires=9_000))
-    await state.refresh([PHONE], 2_000)
+    await state.refresh([PHONE], 1_500, 2_000)
     assert await state.expired(8_999) == []
-    await state.refresh([], 20_000)
+    assert await state.refresh([], 1_500, 20_000) == {}
     assert [it.device for it in await state.expired(9_000)] == [PHONE]
 
 

@@ -17,6 +17,7 @@ from tests.contract.stores import STORES, log, record
 D = "d:alice:bob"
 PHONE = Registration(Device("alice", "phone"), "json", "android", 65_536)
 LAPTOP = Registration(Device("alice", "laptop"), "protobuf")
+NOW = 1_790_000_000_000
 
 
 # --- members
@@ -56,6 +57,18 @@ async def test_a_conversation_without_events_has_no_head(store: Store) -> None:
     assert [head.conversation for head in await store.heads_of("alice", 0, 10)] == [D]
     assert [head.conversation for head in await store.heads_of("bob", 0, 10)] == [D]
     assert await store.heads_of("carol", 0, 10) == []
+
+
+async def test_a_users_conversations_are_paged_in_an_order_that_stays(store: Store) -> None:
+    names = {f"d:alice:user{number:03}" for number in range(25)}
+    await store.put_members([("alice", name) for name in names] + [("bob", "d:bob:carol")])
+    found: list[str] = []
+    while page := await store.conversations_of("alice", found[-1] if found else "", 10):
+        assert len(page) == min(10, 25 - len(found))
+        found += page
+    assert len(found) == 25
+    assert set(found) == names
+    assert await store.conversations_of("carol", "", 10) == []
 
 
 async def test_members_may_be_written_again(store: Store) -> None:
@@ -200,6 +213,27 @@ async def test_a_removed_device_is_forgotten_and_its_events_stay(store: Store) -
     await store.remove_device(PHONE.device)
     assert await store.devices(["alice"]) == {"alice": (LAPTOP,)}
     assert len(await store.events_after(D, 0, 10)) == 2
+
+
+async def test_when_a_device_was_last_seen_only_grows(store: Store) -> None:
+    await store.put_devices([replace(PHONE, seen=NOW), LAPTOP])
+    await store.put_devices([PHONE, DeviceFormat(LAPTOP.device, "protobuf", NOW - 1)])
+    await store.see_devices({PHONE.device: NOW - 5, LAPTOP.device: NOW, Device("bob", "tv"): NOW})
+    await store.see_devices({})
+    assert await store.devices(["alice", "bob"]) == {
+        "alice": (replace(LAPTOP, seen=NOW), replace(PHONE, seen=NOW)),
+        "bob": (),
+    }
+    assert await store.registrations(Device("", ""), 1) == [replace(LAPTOP, seen=NOW)]
+
+
+async def test_a_device_that_was_seen_meanwhile_is_not_removed(store: Store) -> None:
+    await store.put_devices([replace(PHONE, seen=NOW), LAPTOP])
+    await store.remove_device(PHONE.device, unseen_since=NOW - 1)
+    await store.remove_device(LAPTOP.device, unseen_since=0)
+    assert await store.devices(["alice"]) == {"alice": (replace(PHONE, seen=NOW),)}
+    await store.remove_device(PHONE.device, unseen_since=NOW)
+    assert await store.devices(["alice"]) == {"alice": ()}
 
 
 async def test_members_marks_and_devices_outlive_the_process(place: Place) -> None:

@@ -17,8 +17,9 @@ from imqtt.stores.base import DeviceFormat, Identity, Registration
 from imqtt.stores.sqlite import SqliteStore
 
 PHONE = Device("alice", "phone")
+NOW = 1_790_000_000_000
 HELLO = Hello("n1", "android", 4_096)
-WHOLE = Registration(PHONE, "json", "android", 4_096)
+WHOLE = Registration(PHONE, "json", "android", 4_096, NOW)
 
 
 class InterleavedStore(SqliteStore):
@@ -45,7 +46,7 @@ async def store(tmp_path: Path) -> AsyncIterator[InterleavedStore]:
 def workers(store: InterleavedStore) -> tuple[Devices, Devices]:
     """Two of them, over one store and one state."""
     state = MemoryState(rate=10_000, burst=10_000)
-    return Devices(store, state, Troubles()), Devices(store, state, Troubles())
+    return Devices(store, state, Troubles(), lambda: NOW), Devices(store, state, Troubles(), lambda: NOW)
 
 
 @pytest.mark.parametrize(

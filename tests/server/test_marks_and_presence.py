@@ -1,14 +1,37 @@
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
+
 from imqtt.cli.mosquitto import Mosquitto
-from imqtt.model import Cursor, Hello, Mark, Marks, PeerTyping, Presence, Rejected, Status, Typing
+from imqtt.model import (
+    AnyCommand,
+    AnyFrame,
+    Content,
+    Cursor,
+    Hello,
+    History,
+    Mark,
+    Marks,
+    PeerTyping,
+    Presence,
+    Rejected,
+    Send,
+    Status,
+    Sync,
+    Typing,
+)
 from imqtt.server.app import Server
 from imqtt.serving import serving
+from imqtt.stores.base import Identity
+from imqtt.stores.sqlite import SqliteStore
+from tests.contract.stores import record
 from tests.device import RawDevice
 from tests.server.conftest import config_for
+from tests.services import eventually
 
 Make = Callable[..., Awaitable[RawDevice]]
 
@@ -142,7 +165,29 @@ async def test_a_device_that_falls_silent_is_offline_after_a_while(
     assert any(isinstance(frame, Presence) and frame.state == "offline" for frame in bob.frames)
 
 
-async def test_devices_that_stayed_connected_are_there_again_after_a_restart_of_the_server(
+@pytest.mark.parametrize(
+    "command",
+    [Mark("d:alice:bob", read=1), Typing("d:alice:bob"), Sync(ref="s"), History("d:alice:bob", ref="h"),
+     Send("d:alice:bob", "m2", Content(text="hi")), Status("online", "a"), Hello("a")],
+    ids=lambda it: it.name,
+)  # fmt: skip
+async def test_after_a_restart_of_the_server_whoever_speaks_is_there_and_whoever_drops_out_is_not(
+    broker: Mosquitto, tmp_path: Path, device: Make, command: AnyCommand
+) -> None:
+    async with serving(config_for(broker, tmp_path)):
+        alice, bob = await device("alice@phone"), await device("bob@laptop")
+        await together(alice, bob)
+        await alice.hello(nonce="a")
+    async with serving(config_for(broker, tmp_path)):
+        await bob.command(Status("online", "n1"))
+        start = len(bob.frames)
+        await alice.command(command)
+        await is_told(bob, "alice", "online", since=start)
+        await alice.command(Status("offline", "a"))
+        await is_told(bob, "alice", "offline", since=start)
+
+
+async def test_a_will_is_told_by_a_server_that_has_not_heard_of_its_device(
     broker: Mosquitto, tmp_path: Path, device: Make
 ) -> None:
     async with serving(config_for(broker, tmp_path)):
@@ -151,9 +196,91 @@ async def test_devices_that_stayed_connected_are_there_again_after_a_restart_of_
         await alice.hello(nonce="a")
     async with serving(config_for(broker, tmp_path)):
         await bob.command(Status("online", "n1"))
-        await alice.command(Status("offline", "a"))  # nothing is known of it: changes nothing
         start = len(bob.frames)
-        await alice.command(Status("online", "a"))
-        online = await bob.until(lambda frame: isinstance(frame, Presence), since=start)
-        assert isinstance(online, Presence)
-        assert (online.user, online.state) == ("alice", "online")
+        await alice.command(Status("offline", "a"))
+        await is_told(bob, "alice", "offline", since=start)
+
+
+async def test_a_device_that_fell_silent_is_there_again_with_any_command_and_its_will_counts(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    server = await stack.enter_async_context(serving(config_for(broker, tmp_path, presence_ttl=1)))
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
+    await together(alice, bob)
+    await alice.hello(nonce="a")
+    stay = asyncio.create_task(keep_saying(bob, Status("online", "n1")))
+    await is_told(bob, "alice", "offline")
+    start = len(bob.frames)
+    await alice.command(Mark("d:alice:bob", read=1))
+    await is_told(bob, "alice", "online", since=start)
+    assert server.counters.failures == 0
+    stay.cancel()
+
+
+async def keep_saying(device: RawDevice, command: AnyCommand) -> None:
+    while True:
+        await device.command(command)
+        await asyncio.sleep(0.1)
+
+
+async def is_told(device: RawDevice, user: str, state: str, since: int = 0) -> None:
+    def told(frame: AnyFrame) -> bool:
+        return isinstance(frame, Presence) and (frame.user, frame.state) == (user, state)
+
+    await device.until(told, since=since)
+
+
+async def test_commands_that_are_late_do_not_bring_back_who_has_gone(running: Server, device: Make) -> None:
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
+    await together(alice, bob)
+    await alice.hello(nonce="a")
+    await is_told(bob, "alice", "online")
+    start = len(bob.frames)
+    await alice.command(Status("offline", "a"))
+    await is_told(bob, "alice", "offline", since=start)
+    await alice.command(Mark("d:alice:bob", read=1))  # it was to come before the last word
+    await bob.frame(Marks, since=start)
+    await alice.hello(nonce="b")
+    await is_told(bob, "alice", "online", since=start)
+    told = [it.state for it in bob.frames[start:] if isinstance(it, Presence)]
+    assert told == ["offline", "online"]
+
+
+async def test_a_will_registers_nobody(running: Server, device: Make) -> None:
+    alice = await device("alice@phone")
+    await alice.command(Status("offline", "a"))
+    await eventually(lambda: running.counters.received and not running.health().unfinished)
+    assert await running._store.devices(["alice"]) == {"alice": ()}
+
+
+async def test_two_who_begin_to_talk_are_told_of_each_other(running: Server, device: Make) -> None:
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
+    await alice.hello(nonce="a")
+    await bob.hello(nonce="b")
+    await alice.send("d:alice:bob", "hello")
+    await is_told(alice, "bob", "online")
+    await is_told(bob, "alice", "online")
+
+
+async def test_who_says_hello_is_told_of_all_who_are_there_and_of_what_becomes_of_them(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    peers = [f"peer{number:03}" for number in range(450)]
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
+    for number, peer in enumerate(peers, 1):
+        conversation = f"d:alice:{peer}"
+        await store.put_members([("alice", conversation), (peer, conversation)])
+        await store.append([record(conversation, 1, number=number)])
+    await store.close()
+    await stack.enter_async_context(serving(config_for(broker, tmp_path)))
+    there = [await device(f"{peers[number]}@phone") for number in (0, 200, 449)]
+    for it in there:
+        await it.hello(nonce="p")
+    alice = await device("alice@phone")
+    await alice.hello()
+    for it in there:
+        await is_told(alice, it.device.user, "online")
+    start = len(alice.frames)
+    for it in there:
+        await it.command(Status("offline", "p"))
+        await is_told(alice, it.device.user, "offline", since=start)

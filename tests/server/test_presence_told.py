@@ -11,7 +11,7 @@ import pytest
 from imqtt.broker.link import Message
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import StoreUnreachable
-from imqtt.model import AnyFrame, Device, Head, Hello, Presence, Status
+from imqtt.model import AnyFrame, Device, Head, Hello, Id, Presence, Status
 from imqtt.protocol import decode_frames
 from imqtt.protocol.topics import down
 from imqtt.server.app import Server
@@ -51,7 +51,7 @@ class Room:
         self.presences = Presences(
             store=store,
             state=state,
-            devices=Devices(store, state, Troubles()),
+            devices=Devices(store, state, Troubles(), lambda: self.now),
             publish=self._publish,
             counters=Counters(),
             max_packet=1 << 20,
@@ -84,7 +84,7 @@ class Room:
     async def hears(self, *told: tuple[str, str]) -> None:
         """Bob is told of these users that they are in these states, and of nothing else."""
         async with self.telling():
-            await eventually(lambda: not self.presences._wake.is_set(), what="nothing left to tell")
+            await eventually(lambda: self.presences.idle, what="nothing left to tell")
         assert [(it.user, it.state) for it in self.told] == list(told)
         self.told.clear()
 
@@ -121,16 +121,16 @@ def follow(monkeypatch: pytest.MonkeyPatch, state: RedisState, what: str, then: 
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, store: SqliteStore, *, times: int) -> list[str]:
-    """The next `times` reads of heads fail. Returns of whom they were; it grows."""
-    read, failed = store.heads_of, list[str]()
+    """The next `times` reads of users' conversations fail. Returns of whom they were; it grows."""
+    read, failed = store.conversations_of, list[str]()
 
-    async def heads_of(user: str, before: int, limit: int) -> list[Head]:
+    async def conversations_of(user: str, after: str, limit: int) -> list[str]:
         if len(failed) < times:
             failed.append(user)
             raise StoreUnreachable("a primary is being elected")
-        return await read(user, before, limit)
+        return await read(user, after, limit)
 
-    monkeypatch.setattr(store, "heads_of", heads_of)
+    monkeypatch.setattr(store, "conversations_of", conversations_of)
     return failed
 
 
@@ -204,7 +204,7 @@ async def test_what_a_wiped_redis_has_forgotten_is_not_told(
         await room.hear(ALICE, Hello("new"))
     await room.hear(BOB, Status("online", "b"))
     await room.hear(Device("carol", "phone"), Hello("c"))
-    await room.hears(("carol", "online"))
+    await room.hears(("carol", "online"), ("carol", "online"))  # as a change, and as Bob is back
 
 
 async def test_a_user_of_whom_redis_refuses_to_tell_holds_up_nobody(room: Room) -> None:
@@ -233,6 +233,58 @@ async def test_a_hello_while_redis_is_away_is_answered_and_told_of_afterwards(
     await alice.send("u:alice", "later")
     redis.resume()
     await alice_is(bob, "offline")
+
+
+async def test_a_device_that_says_hello_while_redis_is_away_is_told_of_its_peers_afterwards(
+    room: Room,
+) -> None:
+    await room.hear(ALICE, Hello("a"))
+    await room.hears(("alice", "online"))
+    room.redis.pause()
+    assert await room.presences.for_newcomer(BOB, [Head("d:alice:bob", 1, Id(1))], more=False) == []
+    room.redis.resume()
+    await back(room.state)
+    await room.hears(("alice", "online"))
+
+
+async def test_whoever_spoke_while_redis_was_away_and_wiped_is_told_of(room: Room) -> None:
+    room.redis.pause()
+    await room.presences.refresh([ALICE])
+    room.redis.resume()
+    await back(room.state)
+    await eventually(lambda: room.state._presences._appeared, what="Alice's presence in Redis")
+    await room.presences.refresh([BOB])
+    await room.hears(("alice", "online"))
+
+
+async def test_whoever_speaks_to_a_wiped_redis_is_told_of(room: Room) -> None:
+    await room.hear(ALICE, Hello("a"))
+    await room.hears(("alice", "online"))
+    room.redis.command("FLUSHALL")
+    await room.presences.refresh([ALICE, BOB])
+    await room.hears(("alice", "online"))
+    await room.hear(BOB, Status("online", "b"))
+    await room.hears(("alice", "online"))  # as Bob is back, and may have missed something
+    await room.hear(ALICE, Status("offline", "a"))
+    await room.hears(("alice", "offline"))
+
+
+@pytest.mark.parametrize("command", [None, Status("online", "b")])
+async def test_a_device_that_wakes_up_on_its_old_connection_is_told_who_has_gone(
+    room: Room, command: Status | None
+) -> None:
+    await room.hear(ALICE, Hello("a"))
+    await room.hears(("alice", "online"))
+    room.now += 300_000
+    await room.presences.refresh([ALICE])
+    assert [it.device for it in await room.state.expired(room.now)] == [BOB]
+    await room.hear(ALICE, Status("offline", "a"))
+    await room.hears()
+    if command is None:
+        await room.presences.refresh([BOB])
+    else:
+        await room.hear(BOB, command)
+    await room.hears(("alice", "offline"))
 
 
 async def alice_is(bob: RawDevice, state: str) -> None:
@@ -287,13 +339,13 @@ async def test_the_first_to_leave_is_told_first(room: Room) -> None:
 async def test_silence_is_found_however_long_telling_takes(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, on = room.store.heads_of, asyncio.Event()
+    read, on = room.store.conversations_of, asyncio.Event()
 
-    async def heads_of(user: str, before: int, limit: int) -> list[Head]:
+    async def conversations_of(user: str, after: str, limit: int) -> list[str]:
         await on.wait()
-        return await read(user, before, limit)
+        return await read(user, after, limit)
 
-    monkeypatch.setattr(room.store, "heads_of", heads_of)
+    monkeypatch.setattr(room.store, "conversations_of", conversations_of)
     await room.hear(ALICE, Hello("a"))
     room.now += 300_000
     await room.presences.refresh([BOB])

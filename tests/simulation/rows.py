@@ -227,6 +227,10 @@ class Rows:
         heads.sort(key=lambda head: head.id, reverse=True)
         return heads[: max(limit, 0)]
 
+    def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        names = sorted(name for name, users in self._users.items() if user in users and name > after)
+        return names[: max(limit, 0)]
+
     def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
         grown = []
         for it in marks:
@@ -250,18 +254,24 @@ class Rows:
         for it in said:
             user, device = it.device
             devices = self._devices.setdefault(user, {})
-            if isinstance(it, Registration):
-                devices[device] = it
-            else:
-                before = devices.get(device) or Registration(it.device, it.format)
-                devices[device] = replace(before, format=it.format)
+            before = devices.get(device) or Registration(it.device, it.format)
+            now = it if isinstance(it, Registration) else replace(before, format=it.format)
+            devices[device] = replace(now, seen=max(before.seen, it.seen))
+
+    def see_devices(self, seen: Sequence[tuple[Device, int]]) -> None:
+        for (user, device), time in seen:
+            if (before := self._devices.get(user, {}).get(device)) is not None:
+                self._devices[user][device] = replace(before, seen=max(before.seen, time))
 
     def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         return {user: tuple(it for _, it in sorted(self._devices.get(user, {}).items())) for user in users}
 
-    def remove_devices(self, devices: Sequence[Device]) -> None:
-        for it in devices:
-            self._devices.get(it.user, {}).pop(it.device, None)
+    def remove_devices(self, devices: Sequence[tuple[Device, int | None]]) -> None:
+        """Devices, and each only if it was not seen since then."""
+        for (user, device), unseen_since in devices:
+            before = self._devices.get(user, {}).get(device)
+            if before is not None and (unseen_since is None or before.seen <= unseen_since):
+                del self._devices[user][device]
 
     # --- everything, for a copy of the store
 

@@ -120,10 +120,11 @@ class SimState:
         await self._ask_or(None, lambda it: it.arrive(presence))
 
     async def update(self, presence: DevicePresence) -> bool:
-        return await self._ask_or(presence.state != "offline", lambda it: it.update(presence))
+        return await self._ask_or(otherwise=True, call=lambda it: it.update(presence))
 
-    async def refresh(self, devices: Collection[Device], expires: int) -> None:
-        await self._ask_or(None, lambda it: it.refresh(devices, expires))
+    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
+        nobody: dict[Device, str] = {}
+        return await self._ask_or(nobody, lambda it: it.refresh(devices, now, expires))
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         return await self._ask(lambda it: it.presence(users))

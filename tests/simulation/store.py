@@ -8,7 +8,7 @@ then, and the answer takes its time as well. It also runs on an ordinary event l
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple, TypeVar
@@ -127,8 +127,11 @@ class SimStore:
     async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
         await self._write("devices", self.tables.put_devices, said)
 
-    async def remove_device(self, device: Device) -> None:
-        await self._write("devices", self.tables.remove_devices, [device])
+    async def see_devices(self, seen: Mapping[Device, int]) -> None:
+        await self._write("devices", self.tables.see_devices, list(seen.items()))
+
+    async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
+        await self._write("devices", self.tables.remove_devices, [(device, unseen_since)])
 
     async def set_unfinished(self, unfinished: bool) -> None:
         await self._write("mark", self.tables.set_unfinished, [unfinished])
@@ -155,6 +158,9 @@ class SimStore:
 
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
         return await self._read(lambda: self.tables.heads_of(user, before, limit))
+
+    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        return await self._read(lambda: self.tables.conversations_of(user, after, limit))
 
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
         return await self._read(lambda: self.tables.marks(conversations))

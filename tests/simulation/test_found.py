@@ -148,3 +148,33 @@ def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(s
         assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), "it was not told"
 
     live(story)
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_a_peer_who_drops_out_after_the_state_was_lost_is_no_ghost(speaks: bool) -> None:
+    """Its will named a connection that nobody knew any more, and was ignored."""
+
+    async def story(world: World) -> None:
+        alice, bob = phone(world, "alice", 1), phone(world, "bob")
+        alice.start()
+        bob.start()
+
+        def is_told(state: str) -> bool:
+            presence = bob.client.presence_of("alice") if bob.client is not None else None
+            return presence is not None and presence.state == state
+
+        assert await world.until(lambda: is_told("online"), 10.0), "they have begun to talk"
+        world.state.flush()
+        if speaks:
+            assert alice.party is not None
+            assert alice.client is not None
+            alice.party.spawn(alice.client.typing(CONVERSATION))
+            await asyncio.sleep(1.0)
+            known = await world.state.memory.presence(["alice"])
+            assert [it.state for it in known["alice"]] == ["online"]
+        assert alice.party is not None
+        world.kill(alice.party)
+        # If neither has spoken since, bob is told when he next says something, within half of `presence_ttl`.
+        assert await world.until(lambda: is_told("offline"), 160.0), "bob sees a ghost"
+
+    live(story)

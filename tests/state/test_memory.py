@@ -25,7 +25,7 @@ async def live(state: MemoryState, first: int, last: int) -> None:
         await state.fill_devices(lease, {user: (Registration(device, "json"),)})
         await state.forget_devices([f"other{number}"])
         await state.arrive(DevicePresence(device, "n", "online", number, number + 100_000))
-        await state.refresh([device], number + 200_000)
+        await state.refresh([device], number, number + 200_000)
         await state.take({device: 1}, number)
 
 
@@ -79,7 +79,7 @@ async def test_the_devices_not_heard_of_for_longest_are_dropped() -> None:
     devices = [Device("alice", name) for name in ("laptop", "phone", "tv")]
     for device in devices[:2]:
         await state.arrive(DevicePresence(device, "n", "online", 0, 1_000))
-    await state.refresh([devices[0]], 2_000)
+    await state.refresh([devices[0]], 500, 2_000)
     await state.arrive(DevicePresence(devices[2], "n", "online", 0, 3_000))
     present = (await state.presence(["alice"]))["alice"]
     assert [it.device for it in present] == [devices[0], devices[2]]

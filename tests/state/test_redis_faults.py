@@ -67,7 +67,7 @@ async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
         assert await state.devices(["alice"]) == {}
         await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
         assert await state.update(presence()) is True
-        await state.refresh([PHONE], 9_000)
+        await state.refresh([PHONE], 1_500, 9_000)
         assert await state.expired(9_000) == []
         await state.leave("w1")
         with pytest.raises(StateAway):
@@ -242,7 +242,7 @@ async def test_a_wiped_redis_knows_nothing_and_goes_on(server: RedisServer, stat
         assert await state.recall([KEY]) == frozenset()
         assert await state.devices(["alice"]) == {}
         assert await state.presence(["alice"]) == {}
-        assert await state.update(presence("offline")) is False
+        assert await state.update(presence("offline")) is True
         assert await state.expired(1_000_000) == []
         assert await state.workers() == []
         assert state.trouble == ""
@@ -400,7 +400,7 @@ async def test_who_spoke_while_it_was_away_is_not_taken_for_silent(
     await state.arrive(presence())
     server.pause()
     await notices(state)
-    await state.refresh([PHONE], 9_000)
+    await state.refresh([PHONE], 1_500, 9_000)
     server.resume()
     await is_back(state)
     assert await state.expired(8_000) == []

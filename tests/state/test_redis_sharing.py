@@ -39,7 +39,7 @@ async def use_everything(state: RedisState) -> None:
     await state.arrive(online(LAPTOP))
     await state.update(DevicePresence(LAPTOP, "n1", "offline", 1_500, 2_000))
     await state.arrive(online(Device("carol", "phone"), expires=1_100))
-    await state.refresh([PHONE], 9_000)
+    await state.refresh([PHONE], 1_100, 9_000)
     assert len(await state.expired(1_200)) == 1
     await state.take({PHONE: 5, LAPTOP: BURST}, 1_000)
     await state.beat(worker("w1"), LONG)
@@ -101,7 +101,7 @@ async def test_a_connection_to_one_replaces_that_to_the_other(two: tuple[RedisSt
     await one.arrive(online(nonce="old"))
     await other.arrive(online(nonce="new"))
     assert await one.update(DevicePresence(PHONE, "old", "offline", 1_500, 2_000)) is False
-    await other.refresh([PHONE], 5_000)
+    await other.refresh([PHONE], 1_500, 5_000)
     assert await one.presence(["alice"]) == {"alice": (online(nonce="new", expires=5_000),)}
 
 

@@ -67,7 +67,7 @@ async def test_a_presence_in_another_form_counts_as_none(state: RedisState, entr
     await state.arrive(presence(BOB))
     assert await state.presence(["alice", "bob"]) == {"bob": (presence(BOB),)}
     assert [it.device for it in await state.expired(10_000)] == [BOB]
-    assert not await state.update(presence(ALICE, "offline", since=1_500))
+    assert await state.update(presence(ALICE, "offline", since=1_500))  # as of a device that is not known
     await state.arrive(presence(ALICE))
     assert (await state.presence(["alice"]))["alice"] == (presence(ALICE),)
     assert await state.update(presence(ALICE, "away", since=1_500))
@@ -92,9 +92,9 @@ async def test_a_device_list_with_fields_of_a_newer_version_is_read(state: Redis
         state,
         "SET",
         "imqtt:c:devices:alice",
-        b"9" * 16 + msgspec.msgpack.encode([["phone", "json", "", 0, "new"]]),
+        b"9" * 16 + msgspec.msgpack.encode([["phone", "json", "", 0, 5, "new"]]),
     )
-    assert await state.devices(["alice"]) == {"alice": (Registration(ALICE, "json"),)}
+    assert await state.devices(["alice"]) == {"alice": (Registration(ALICE, "json", seen=5),)}
 
 
 async def test_a_bucket_in_another_form_is_a_full_one(server: RedisServer, state: RedisState) -> None:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from imqtt.errors import SetupError, StoreInUse, StoreUnreachable
 from imqtt.model import Content, Device, Marks, Position
@@ -257,7 +258,6 @@ async def test_an_event_that_is_missing_is_named(opened: Open, tmp_path: Path) -
     [
         (f"INSERT INTO members VALUES ('mallory', {NUMBER})", "mallory is a member of d:alice:bob"),
         (f"INSERT INTO marks VALUES ({NUMBER}, 'bob', 2, 1)", "the marks of bob in d:alice:bob"),
-        ("INSERT INTO devices VALUES ('zoe', 'tv', 'json', '', 0)", "device zoe@tv"),
         ("INSERT INTO conversations VALUES (999, 'u:zoe')", "the target has u:zoe"),
     ],
 )
@@ -265,6 +265,19 @@ async def test_whatever_else_differs_is_named(
     opened: Open, tmp_path: Path, statement: str, named: str
 ) -> None:
     assert named in (await spoiled(opened, tmp_path, statement)).reason
+
+
+async def test_devices_and_when_they_were_seen_are_brought_up_to_date(opened: Open) -> None:
+    source, target = await opened("source"), await opened("target", copying=True)
+    phone, tablet = (Registration(Device("alice", it), "json", seen=1_000) for it in ("phone", "tablet"))
+    await source.put_devices([phone, tablet])
+    await copy(source, target)
+    assert await target.devices(["alice"]) == {"alice": (phone, tablet)}
+    await source.remove_device(phone.device)
+    await source.see_devices({tablet.device: 2_000})
+    copied = await copy(source, target)
+    assert copied.devices == 1
+    assert await target.devices(["alice"]) == {"alice": (replace(tablet, seen=2_000),)}
 
 
 async def test_a_hole_in_the_source_is_found(opened: Open, tmp_path: Path) -> None:

@@ -248,6 +248,20 @@ async def test_what_was_left_half_made_is_completed(url: str, database: Database
     assert await made(url) == Identity(5, "00c0ffee00c0ffee")
 
 
+async def test_devices_of_an_older_imqtt_have_not_been_seen(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    await made(url)
+    database.devices.insert_one({"u": "zoe", "d": "tv", "format": "json", "platform": "x", "max_packet": 0})
+    store = await MongoStore.open(url, Identity.draw(16))
+    device = Device("zoe", "tv")
+    assert await store.devices(["zoe"]) == {"zoe": (Registration(device, "json", "x"),)}
+    await store.see_devices({device: 1_790_000_000_000})
+    (seen,) = (await store.devices(["zoe"]))["zoe"]
+    assert (seen.seen, type(seen.seen)) == (1_790_000_000_000, int)
+    await store.close()
+
+
 async def test_of_two_who_create_a_store_both_get_the_same(url: str) -> None:
     stores = await asyncio.gather(
         *(MongoStore.open(url, Identity.draw(partitions), shared=True) for partitions in range(1, 6))

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from imqtt.errors import SetupError
+from imqtt.model import Device
 from imqtt.stores import sqlite_file
-from imqtt.stores.base import Identity
+from imqtt.stores.base import Identity, Registration
 from imqtt.stores.sqlite import SqliteStore
 from imqtt.stores.sqlite_reader import SqliteReader
 from tests.contract.stores import log, record
@@ -66,6 +68,40 @@ async def test_a_database_of_a_newer_imqtt(tmp_path: Path) -> None:
         newer.execute("PRAGMA user_version = 99")
     newer.close()
     assert "schema 99" in await refused(path)
+
+
+async def made_by_an_older_imqtt(path: Path) -> None:
+    """As version 0.1 left a store: its devices do not say when they were seen."""
+    await made(path)
+    with closing(sqlite3.connect(path)) as older, older:
+        older.execute("INSERT INTO devices VALUES ('alice', 'phone', 'json', 'android', 4096, 0)")
+        older.execute("ALTER TABLE devices DROP COLUMN seen")
+        older.execute("PRAGMA user_version = 1")
+
+
+PHONE = Registration(Device("alice", "phone"), "json", "android", 4_096)
+
+
+async def test_a_store_of_an_older_imqtt_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    await made_by_an_older_imqtt(path)
+    for seen in (0, 5):
+        store = await SqliteStore.open(path, Identity.draw(16))
+        assert await store.devices(["alice"]) == {"alice": (msgspec.structs.replace(PHONE, seen=seen),)}
+        await store.put_devices([msgspec.structs.replace(PHONE, seen=5)])
+        assert len(await store.events_after(D, 0, 10)) == 3
+        await store.close()
+
+
+async def test_a_store_of_an_older_imqtt_can_be_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "imqtt.db"
+    await made_by_an_older_imqtt(path)
+    reader = await SqliteReader.attach(path)
+    assert await reader.devices(["alice"]) == {"alice": (PHONE,)}
+    assert await reader.registrations(Device("", ""), 10) == [PHONE]
+    await reader.close()
+    with closing(sqlite3.connect(path)) as older:
+        assert older.execute("PRAGMA user_version").fetchone() == (1,)
 
 
 @pytest.fixture

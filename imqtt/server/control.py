@@ -1,0 +1,111 @@
+"""What an operator's commands ask of the server: to drop devices that were revoked, and who is there.
+
+They come through the session of partition 0, so that the broker keeps them while no server is there, and
+gives them to another worker if one is killed before it has carried them out.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from imqtt.broker.link import Message
+from imqtt.errors import StoreUnreachable, Unavailable
+from imqtt.model import Device
+from imqtt.protocol.topics import parse_username
+from imqtt.server.counters import Counters
+from imqtt.server.devices import Devices
+from imqtt.server.egress import Publish
+from imqtt.server.presence import Presences
+from imqtt.state.base import StateAway
+
+log = logging.getLogger(__name__)
+
+TOPIC = "imqtt/$control/up/0"  # no device's: user ids have no $
+REPLIES = "imqtt/$control/down/"  # followed by what whoever asks has drawn
+
+
+class Revoke(msgspec.Struct, frozen=True, tag="revoke", tag_field="type"):
+    """These devices (`user@device`) may not connect any more: they are to be forgotten."""
+
+    devices: tuple[str, ...]
+
+
+class Ask(msgspec.Struct, frozen=True, tag="presence", tag_field="type"):
+    """Asks for `Told` of a user's devices, on `REPLIES` followed by `reply`."""
+
+    user: str
+    reply: str
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A device's state, and since when it is so: milliseconds since the Unix epoch."""
+
+    device: str
+    state: str
+    since: int
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What the server knows of a user's devices. `known`: it does, since its state is not away."""
+
+    devices: tuple[Seen, ...]
+    known: bool = True
+
+
+Order = Revoke | Ask
+
+encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(Order).decode
+
+
+def parse(payload: bytes) -> Order | None:
+    """None for what another version asks."""
+    try:
+        return _decode(payload)
+    except msgspec.DecodeError:
+        return None
+
+
+def parse_answer(payload: bytes) -> Told:
+    """Raises `msgspec.DecodeError` for what another version says."""
+    return msgspec.json.decode(payload, type=Told)
+
+
+class Control:
+    """Carries such orders out."""
+
+    def __init__(self, devices: Devices, presences: Presences, publish: Publish, counters: Counters) -> None:
+        self._devices = devices
+        self._presences = presences
+        self._publish = publish
+        self._counters = counters
+
+    async def carry_out(self, orders: Sequence[Order]) -> None:
+        """Returns when it is done, and may be called twice. Raises `StoreUnreachable`."""
+        names = [name for it in orders if isinstance(it, Revoke) for name in it.devices]
+        revoked = [device for name in dict.fromkeys(names) if (device := parse_username(name)) is not None]
+        if revoked:
+            await self._revoke(revoked)
+        await asyncio.gather(*(self._tell(it) for it in orders if isinstance(it, Ask)))
+
+    async def _revoke(self, devices: Sequence[Device]) -> None:
+        try:
+            await self._devices.remove(dict.fromkeys(devices))
+        except StoreUnreachable:
+            raise
+        except Unavailable as error:
+            log.error("the records of %s stay, revoke them again: %s", ", ".join(map(str, devices)), error)
+        await self._presences.end(devices)
+        self._counters.devices_revoked += len(devices)
+        log.info("revoked: %s", ", ".join(map(str, devices)))
+
+    async def _tell(self, ask: Ask) -> None:
+        try:
+            known = await self._presences.of_devices(ask.user)
+        except StateAway:
+            told = Told((), known=False)
+        else:
+            told = Told(tuple(Seen(str(it.device), it.state, it.since) for it in known))
+        self._publish([Message(REPLIES + ask.reply, encode(told))])

@@ -1,0 +1,163 @@
+"""Removing the records of devices that nobody uses any more.
+
+A browser that logs in anew each time leaves a device behind each time, and each of them is told of every
+message. One that is removed and comes back is registered like a new one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
+
+from imqtt.errors import Unavailable
+from imqtt.model import Device
+from imqtt.problems import Problem, explain
+from imqtt.server.counters import Counters
+from imqtt.server.devices import Devices
+from imqtt.server.presence import Presences
+from imqtt.server.sliced import SlicedQueue
+from imqtt.state.base import StateAway
+from imqtt.stores.base import Registration, Store
+
+log = logging.getLogger(__name__)
+
+DAY = 86_400_000  # milliseconds
+WRITE_SECONDS = 10.0  # between two writes of which devices were seen
+SWEEP_SECONDS = 6 * 3_600.0  # between two looks at all devices
+RETRY_SECONDS = 60.0  # after one that failed
+REGISTRATIONS_AT_ONCE = 500
+REMOVED_AT_ONCE = 50
+NAMED = 10  # devices that a line of the log names
+
+
+class Pruning:
+    """Removes devices that were not seen for `max_age` days, and those of a user beyond the first `per_user`.
+
+    Of the latter those go first that were not seen for longest. A device that is present stays. `sweeps`
+    tells whether this worker is the one that looks at all devices. `patience`: seconds after which whoever is
+    connected has said something, so that a state that began with nothing knows.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        devices: Devices,
+        presences: Presences,
+        counters: Counters,
+        max_age: int,
+        per_user: int,
+        patience: float,
+        sweeps: Callable[[], bool],
+        clock: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._devices = devices
+        self._presences = presences
+        self._counters = counters
+        self._max_age = max_age
+        self._per_user = per_user
+        self._patience = patience
+        self._sweeps = sweeps
+        self._clock = clock
+        self._writing = Problem(
+            log, "when devices were seen is not written down", "when devices were seen is written down again"
+        )
+        self._looking = Problem(
+            log,
+            "devices that nobody uses are not looked for",
+            "devices that nobody uses are looked for again",
+        )
+        self._crowded = SlicedQueue[str]("removing users' surplus devices", self._thin_out)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._write_seen(), name="devices-seen")
+            tasks.create_task(self._sweep_often(), name="devices-sweep")
+            tasks.create_task(self._crowded.run(), name="devices-crowded")
+
+    async def _write_seen(self) -> None:
+        loop = asyncio.get_running_loop()
+        patient_until = loop.time() + self._patience
+        while True:
+            await asyncio.sleep(WRITE_SECONDS)
+            try:
+                await self._devices.write_seen()
+                self._writing.end()
+            except Unavailable as error:
+                self._writing.start(explain(error))
+            if loop.time() > patient_until:
+                grown, self._devices.grown = self._devices.grown, {}
+                for user, count in grown.items():
+                    if count > self._per_user:
+                        self._crowded.put(user)
+
+    async def _sweep_often(self) -> None:
+        pause = self._patience
+        while True:
+            await asyncio.sleep(pause)
+            pause = SWEEP_SECONDS
+            try:
+                if self._sweeps():
+                    await self.sweep()
+                self._looking.end()
+            except (Unavailable, StateAway) as error:
+                self._looking.start(explain(error))
+                pause = RETRY_SECONDS
+            except Exception:
+                log.exception("devices that nobody uses any more were not looked for")
+
+    async def sweep(self) -> None:
+        """Looks at all devices once. Raises `Unavailable` and `StateAway`."""
+        after, user, count = Device("", ""), "", 0
+        while rows := await self._store.registrations(after, REGISTRATIONS_AT_ONCE):
+            after = rows[-1].device
+            now = self._clock()
+            # Those of an older version count from now on.
+            await self._store.see_devices({it.device: now for it in rows if not it.seen})
+            oldest = now - self._max_age * DAY
+            old = [it for it in rows if 0 < it.seen < oldest]
+            await self._remove(await self._absent(old), f"not seen for {self._max_age} days")
+            for it in rows:
+                count = count + 1 if it.device.user == user else 1
+                user = it.device.user
+                if count == self._per_user + 1:
+                    self._crowded.put(user)
+
+    async def _thin_out(self, user: str, _: str) -> str:
+        registrations = (await self._store.devices([user]))[user]
+        if len(registrations) <= self._per_user:
+            return ""
+        known = {it.device: it for it in await self._presences.of_devices(user)}
+        now = self._clock()
+
+        def seen(registration: Registration) -> int:
+            presence = known.get(registration.device)
+            return max(registration.seen or now, presence.since if presence is not None else 0)
+
+        gone = [it for it in registrations if it.device not in known or known[it.device].state == "offline"]
+        surplus = sorted(gone, key=seen)[: len(registrations) - self._per_user]
+        await self._remove(surplus, f"{user} has more than {self._per_user}")
+        return ""
+
+    async def _absent(self, registrations: Sequence[Registration]) -> list[Registration]:
+        """Those that are not present. Raises `StateAway`: then nobody knows."""
+        present = await self._presences.present({it.device.user for it in registrations})
+        return [it for it in registrations if it.device not in present]
+
+    async def _remove(self, registrations: Sequence[Registration], why: str) -> None:
+        if not registrations:
+            return
+        for some in _chunks(registrations):
+            await self._devices.remove({it.device: it.seen for it in some})
+        self._counters.devices_removed += len(registrations)
+        names = ", ".join(str(it.device) for it in registrations[:NAMED])
+        more = "" if len(registrations) <= NAMED else f" and {len(registrations) - NAMED} more"
+        log.info("%d devices removed (%s): %s%s", len(registrations), why, names, more)
+
+
+def _chunks(registrations: Iterable[Registration]) -> Iterable[Collection[Registration]]:
+    remaining = iter(registrations)
+    while chunk := list(islice(remaining, REMOVED_AT_ONCE)):
+        yield chunk

@@ -1,0 +1,83 @@
+"""Work that is done beside the batches, a slice at a time, by keys that take turns."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from random import random
+from typing import Generic, TypeVar
+
+from imqtt.core.backoff import backoff
+from imqtt.errors import Unavailable
+from imqtt.problems import Problem, explain
+from imqtt.state.base import StateAway
+
+log = logging.getLogger(__name__)
+
+K = TypeVar("K")
+
+
+class SlicedQueue(Generic[K]):
+    """Keys, each with work that `do` carries out. No key waits for all the work of another one.
+
+    `do(key, after)` does the slice that follows `after` ("": the first one) and returns where it ended, or ""
+    if that was the last. While the store or the state is away, everything waits. `what` names the work in
+    the log.
+    """
+
+    def __init__(self, what: str, do: Callable[[K, str], Awaitable[str]]) -> None:
+        self._what = what
+        self._do = do
+        self._problem = Problem(log, f"{what} has to wait", f"{what} goes on")
+        self._waiting: OrderedDict[K, str] = OrderedDict()  # where each is to go on, who came first first
+        self._again: set[K] = set()  # keys whose work begins anew after their last slice
+        self._current: K | None = None
+        self._wake = asyncio.Event()
+
+    def put(self, key: K) -> None:
+        """Has all the work of `key` done after this call. What is half done is finished first."""
+        if self._waiting.setdefault(key, ""):
+            self._again.add(key)
+        self._wake.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do, and nothing being done."""
+        return not self._waiting and self._current is None
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        attempt = 0
+        while True:
+            while not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            key, after = self._waiting.popitem(last=False)
+            self._current = key
+            try:
+                ended = await self._do(key, after)
+                attempt = 0
+                self._problem.end()
+            except (Unavailable, StateAway) as error:
+                self._put_back(key, after)
+                self._waiting.move_to_end(key, last=False)
+                attempt += 1
+                self._problem.start(explain(error))
+                await asyncio.sleep(backoff(attempt, random()))
+            except Exception:
+                log.exception("%s failed for %s", self._what, key)
+                self._again.discard(key)
+            else:
+                if ended:
+                    self._put_back(key, ended)
+                elif key in self._again:
+                    self._again.discard(key)
+                    self._waiting.setdefault(key, "")
+            finally:
+                self._current = None
+
+    def _put_back(self, key: K, after: str) -> None:
+        """The key goes on there. If it was put meanwhile, it also begins anew afterwards."""
+        if key in self._waiting and after:
+            self._again.add(key)
+        self._waiting[key] = after

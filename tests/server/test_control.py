@@ -1,0 +1,96 @@
+"""Orders of the operator's commands: carried out as far as can be, and never in anybody's way."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from imqtt.broker.link import Message
+from imqtt.errors import StoreFull, StoreUnreachable
+from imqtt.model import Device, Hello
+from imqtt.server import control
+from imqtt.server.control import Ask, Control, Revoke, Seen, Told
+from imqtt.state.base import StateAway
+from imqtt.stores.base import Identity
+from imqtt.stores.sqlite import SqliteStore
+from tests.server.test_pruning import NOW, Place, published
+
+PHONE = Device("alice", "phone")
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
+    place = Place(store)
+    await place.put("alice@phone", "alice@tablet")
+    await place.presences.heard([(PHONE, Hello("n"))])
+    yield place
+    await store.close()
+
+
+class Answers:
+    def __init__(self, place: Place) -> None:
+        self.messages: list[Message] = []
+        self.control = Control(place.devices, place.presences, self._publish, place.counters)
+
+    def _publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+        self.messages += messages
+        return published(messages)
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b'{"type":"dance"}', b'{"type":"revoke"}', b"\xff"])
+def test_what_another_version_asks_is_passed_over(payload: bytes) -> None:
+    assert control.parse(payload) is None
+
+
+async def test_a_revoked_device_is_offline_and_not_registered(place: Place) -> None:
+    orders = [Revoke(("alice@phone", "nobody", "alice@phone")), Revoke(("bob@tv",))]
+    for _ in range(2):  # it may come twice
+        await Answers(place).control.carry_out(orders)
+        assert await place.names() == ["alice@tablet"]
+        assert [it.state for it in await place.presences.of_devices("alice")] == ["offline"]
+
+
+async def test_while_the_store_is_full_a_revoked_device_is_offline_and_the_log_says_what_is_left(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise StoreFull("no room")
+
+    caplog.set_level(logging.ERROR)
+    monkeypatch.setattr(place.store, "remove_device", full)
+    await Answers(place).control.carry_out([Revoke(("alice@phone",))])
+    assert [it.state for it in await place.presences.of_devices("alice")] == ["offline"]
+    assert "the records of alice@phone stay, revoke them again: no room" in caplog.text
+
+
+async def test_a_store_that_is_away_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise StoreUnreachable("not now")
+
+    monkeypatch.setattr(place.store, "remove_device", away)
+    with pytest.raises(StoreUnreachable):
+        await Answers(place).control.carry_out([Revoke(("alice@phone",))])
+
+
+async def test_whoever_asks_is_told_of_a_users_devices(place: Place) -> None:
+    answers = Answers(place)
+    await answers.control.carry_out([Ask("alice", "r1"), Ask("nobody", "r2")])
+    assert [(it.topic, control.parse_answer(it.payload)) for it in answers.messages] == [
+        ("imqtt/$control/down/r1", Told((Seen("alice@phone", "online", NOW),))),
+        ("imqtt/$control/down/r2", Told(())),
+    ]
+
+
+async def test_while_the_state_is_away_that_is_the_answer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: object) -> None:
+        raise StateAway("not now")
+
+    monkeypatch.setattr(place.state, "presence", away)
+    answers = Answers(place)
+    await answers.control.carry_out([Ask("alice", "r1")])
+    assert control.parse_answer(answers.messages[0].payload) == Told((), known=False)

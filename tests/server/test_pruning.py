@@ -1,0 +1,199 @@
+"""Devices that nobody uses any more are removed, and those that somebody uses are not."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from imqtt.broker.link import Message
+from imqtt.model import Device, Hello, Status
+from imqtt.protocol import Format
+from imqtt.server import pruning
+from imqtt.server.counters import Counters
+from imqtt.server.devices import Devices
+from imqtt.server.presence import Presences
+from imqtt.server.pruning import DAY, Pruning
+from imqtt.server.troubles import Troubles
+from imqtt.state.base import StateAway
+from imqtt.state.memory import MemoryState
+from imqtt.stores.base import Identity, Registration
+from imqtt.stores.sqlite import SqliteStore
+from tests.services import eventually
+
+NOW = 1_790_000_000_000
+
+
+def published(_: Sequence[Message]) -> asyncio.Future[list[int]]:
+    done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+    done.set_result([])
+    return done
+
+
+class Place:
+    """A worker's devices, presences and pruning on a real store: 90 days, three devices a user."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self.store = store
+        self.state = MemoryState(rate=10, burst=10)
+        self.now = NOW
+        self.counters = Counters()
+        self.devices = Devices(store, self.state, Troubles(), lambda: self.now)
+        self.presences = Presences(
+            store=store, state=self.state, devices=self.devices, publish=published, counters=self.counters,
+            max_packet=1 << 20, ttl=300, clock=lambda: self.now,
+        )  # fmt: skip
+        self.pruning = Pruning(
+            store=store, devices=self.devices, presences=self.presences, counters=self.counters, max_age=90,
+            per_user=3, patience=0.0, sweeps=lambda: True, clock=lambda: self.now,
+        )  # fmt: skip
+
+    async def put(self, *names: str, days: float = 0.0, seen: int | None = None) -> None:
+        """Devices that were last seen so many days ago."""
+        seen = self.now - int(days * DAY) if seen is None else seen
+        await self.store.put_devices([Registration(device(it), "json", seen=seen) for it in names])
+
+    async def names(self) -> list[str]:
+        return [str(it.device) for it in await self.store.registrations(Device("", ""), 10_000)]
+
+    async def prune(self) -> None:
+        """Sweeps, and finishes what that has found."""
+        await self.pruning.sweep()
+        task = asyncio.create_task(self.pruning._crowded.run())
+        await eventually(lambda: self.pruning._crowded.idle)
+        task.cancel()
+
+    async def says(self, name: str, hello: Hello | None = None) -> None:
+        await self.devices.register({device(name): (Format.JSON, hello)})
+        await self.presences.refresh([device(name)])
+
+
+def device(name: str) -> Device:
+    return Device(*name.split("@"))
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
+    yield Place(store)
+    await store.close()
+
+
+async def test_devices_that_were_not_seen_for_long_are_removed_and_that_is_reported(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "imqtt.server.pruning")
+    await place.put("alice@old", "bob@old", days=90.1)
+    await place.put("alice@phone", days=89.9)
+    assert len((await place.devices.of(["alice"]))["alice"]) == 2
+    await place.prune()
+    assert await place.names() == ["alice@phone"]
+    assert [it.device.device for it in (await place.devices.of(["alice"]))["alice"]] == ["phone"]
+    assert place.counters.devices_removed == 2
+    assert [it.getMessage() for it in caplog.records] == [
+        "2 devices removed (not seen for 90 days): alice@old, bob@old"
+    ]
+
+
+async def test_of_a_user_with_too_many_those_not_seen_for_longest_are_removed(place: Place) -> None:
+    for number in range(5):
+        await place.put(f"alice@tab{number}", days=5 - number)
+    await place.put("bob@a", "bob@b", "bob@c", days=80)
+    await place.prune()
+    assert await place.names() == ["alice@tab2", "alice@tab3", "alice@tab4", "bob@a", "bob@b", "bob@c"]
+    assert place.counters.devices_removed == 2
+
+
+async def test_a_device_that_is_there_is_never_removed(place: Place) -> None:
+    for number in range(5):
+        await place.put(f"alice@tab{number}", days=200 - number)
+    for number in range(4):
+        await place.presences.heard([(Device("alice", f"tab{number}"), Hello("n"))])
+    await place.prune()
+    assert await place.names() == ["alice@tab0", "alice@tab1", "alice@tab2", "alice@tab3"]
+
+
+async def test_when_a_device_left_counts_where_that_is_known(place: Place) -> None:
+    await place.put("alice@a", days=0.9)
+    await place.put("alice@b", "alice@c", "alice@d", days=0.5)
+    for command in (Hello("n"), Status("offline", "n")):
+        await place.presences.heard([(device("alice@a"), command)])
+    await place.prune()
+    assert await place.names() == ["alice@a", "alice@c", "alice@d"]
+
+
+async def test_nobody_is_removed_while_it_is_not_known_who_is_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: object) -> None:
+        raise StateAway("not now")
+
+    await place.put("alice@old", days=200)
+    monkeypatch.setattr(place.state, "presence", away)
+    with pytest.raises(StateAway):
+        await place.pruning.sweep()
+    assert await place.names() == ["alice@old"]
+
+
+async def test_devices_of_an_older_store_count_from_now_on(place: Place) -> None:
+    await place.put("alice@phone", seen=0)
+    await place.prune()
+    assert [it.seen for it in (await place.store.devices(["alice"]))["alice"]] == [NOW]
+    place.now += 91 * DAY
+    await place.prune()
+    assert await place.names() == []
+
+
+async def test_a_thousand_abandoned_browsers_are_removed_in_one_sweep(place: Place) -> None:
+    await place.put(*(f"alice@tab{number:04}" for number in range(1_200)), days=1)
+    await place.put(*(f"bob@tab{number:04}" for number in range(700)), days=100)
+    await place.prune()
+    assert await place.names() == [f"alice@tab{number:04}" for number in range(1_197, 1_200)]
+
+
+async def test_it_is_written_down_once_a_day_that_a_device_speaks(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.says("alice@phone", Hello("n", "android"))
+    place.now += DAY // 2
+    await place.says("alice@phone")
+    assert place.devices.seen == {}
+    place.now += DAY // 2 + 1
+    await place.says("alice@phone")
+    assert place.devices.seen == {device("alice@phone"): place.now}
+    monkeypatch.setattr(pruning, "WRITE_SECONDS", 0.01)
+    task = asyncio.create_task(place.pruning.run())
+
+    async def written() -> bool:
+        return (await place.store.devices(["alice"]))["alice"][0].seen == place.now
+
+    await eventually(written)
+    task.cancel()
+    await asyncio.wait([task])
+    await place.says("alice@phone")
+    assert place.devices.seen == {}
+
+
+async def test_who_gets_another_device_beyond_the_limit_loses_one_soon(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.put("alice@a", "alice@b", "alice@c", days=1)
+    monkeypatch.setattr(pruning, "WRITE_SECONDS", 0.01)
+    monkeypatch.setattr(place.pruning, "_sweeps", lambda: False)
+    task = asyncio.create_task(place.pruning.run())
+    place.now += 1
+    await place.says("alice@new")
+    await eventually(lambda: place.counters.devices_removed)
+    task.cancel()
+    await asyncio.wait([task])
+    assert await place.names() == ["alice@b", "alice@c", "alice@new"]
+
+
+async def test_a_device_that_was_removed_and_speaks_is_registered_anew(place: Place) -> None:
+    await place.put("alice@old", days=200)
+    await place.prune()
+    await place.says("alice@old")
+    assert await place.store.devices(["alice"]) == {
+        "alice": (Registration(device("alice@old"), "json", seen=NOW),)
+    }
