@@ -1,19 +1,25 @@
 """`imqtt device`: who may connect to the broker."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imqtt.cli import completion
+from imqtt.cli.control import Access, ServerNotTold
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
-from imqtt.cli.names import parse_device
+from imqtt.cli.names import parse_device, parse_user
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
+from imqtt.cli.settings import server_config, server_flags
+from imqtt.config import SETTINGS
 from imqtt.errors import SetupError
+from imqtt.model import Device
 
 if TYPE_CHECKING:
     from imqtt.cli.mosquitto import Mosquitto
-    from imqtt.cli.passwords import Passwords
+    from imqtt.cli.passwords import Login, Passwords
+    from imqtt.config import ServerConfig
 
 app = typer.Typer(
     help="Give devices their credentials, and take them away.\n\n"
@@ -39,6 +45,7 @@ PidFile = Annotated[
 ]
 PID_FILE = Path("/run/mosquitto/mosquitto.pid")
 BROKER_ACCOUNT = "mosquitto"  # `user` in deploy/mosquitto/mosquitto.conf
+NOT_ASKED = [it.name for it in SETTINGS if it.name.split("_")[0] not in ("broker", "store", "mongo")]
 
 
 @app.command()
@@ -74,14 +81,16 @@ def add(
     devices = {
         str(device): device for device in map(parse_device, (name for name in names if name not in own))
     }
-    passwords, _ = _accounts(data, password_file, pid_file)
+    passwords, broker = _accounts(data, password_file, pid_file)
     taken = sorted(set(passwords.usernames()) & {*devices, *own})
     if taken and not replace:
         raise SetupError(f"{', '.join(taken)} has a credential already; --replace gives it a new one")
     if save and password_file is not None:
         raise SetupError("--save keeps credentials in a data directory; --passwords has none")
     given = passwords.add_all(
-        [*devices, *own], None if password_from is None else _not_empty(read_secret(password_from))
+        [*devices, *own],
+        None if password_from is None else _not_empty(read_secret(password_from)),
+        end_sessions=None if broker is None else broker.end_sessions,
     )
     for name, device in devices.items():
         if save:
@@ -97,14 +106,30 @@ def add(
 
 
 @app.command("list")
-def list_(*, data: Data = DEFAULT, as_json: Json = False, password_file: PasswordFile = None) -> None:
-    """List the devices that may connect."""
+@server_flags(without=NOT_ASKED)
+def list_(
+    user: Annotated[
+        str, typer.Argument(metavar="[USER]", help="Only this user's devices, with all that is known.")
+    ] = "",
+    *,
+    data: Data = DEFAULT,
+    as_json: Json = False,
+    password_file: PasswordFile = None,
+    **flags: str | None,
+) -> None:
+    """List the devices that may connect; of one user, also platform, state and when each was last seen.
+
+    Those come from the store and from the server that runs. With `--passwords` it takes the settings of
+    `imqtt serve` to find them. "Last seen" is exact where the server knows it, and else right to a day or so.
+    """
     from imqtt.cli.passwords import SERVER_ACCOUNT
 
-    passwords, _ = _accounts(data, password_file, PID_FILE)
+    passwords, broker = _accounts(data, password_file, PID_FILE)
     saved = {str(device) for device in DataDirectory(data).saved()} if password_file is None else set()
     names = [name for name in passwords.usernames() if name != SERVER_ACCOUNT]
-    if as_json:
+    if user:
+        _list_one(parse_user(user), names, saved, *_server(data, broker, flags), as_json=as_json)
+    elif as_json:
         for name in names:
             print_json({"device": name, "saved": name in saved})
     elif names:
@@ -114,34 +139,56 @@ def list_(*, data: Data = DEFAULT, as_json: Json = False, password_file: Passwor
 
 
 @app.command()
+@server_flags(without=NOT_ASKED)
 def revoke(
-    names: Names,
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="USER[@DEVICE]", help="`alice@phone`; `alice` for all devices of a user."),
+    ],
     *,
     data: Data = DEFAULT,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before a user loses all devices.")
+    ] = False,
     as_json: Json = False,
     password_file: PasswordFile = None,
     pid_file: PidFile = PID_FILE,
+    **flags: str | None,
 ) -> None:
-    """Take devices' credentials away, and end their connections and sessions.
+    """Take devices' credentials away, end their connections and sessions, and have the server forget them.
 
-    What their users have written and received stays, and so does the store's record that there was such a
-    device: with a new credential it goes on where it was.
+    Nothing is published to them any more, and others see them go. What their users have written and received
+    stays: with a new credential a device goes on where it was. With `--passwords` it takes the settings of
+    `imqtt serve` to tell the server.
     """
-    devices = {str(device): device for device in map(parse_device, names)}
-    passwords, broker = _accounts(data, password_file, pid_file)
-    unknown = sorted(devices.keys() - set(passwords.usernames()))
-    if unknown:
-        raise SetupError(f"{', '.join(unknown)} has no credential; `imqtt device list` shows who has")
-    for name, device in devices.items():
-        passwords.remove(name)
-        if broker is not None:
-            broker.end_session(name)
+    _, broker = _accounts(data, password_file, pid_file)
+    _, access = _server(data, broker, flags)
+    passwords, _ = _accounts(data, password_file, pid_file, None if access is None else access.login)
+    devices = _named(names, passwords.usernames(), ask=not yes)
+    not_told = ""
+    try:
+        passwords.remove_all(devices, None if access is None else access.end_sessions)
+        if broker is not None and access is None:
+            _remove_records(devices.values(), data)
+        elif access is None:
+            not_told = "--config or --broker-password-file is needed for it"
+        else:
+            access.revoke(list(devices))
+    except ServerNotTold as error:
+        not_told = str(error)
+    if broker is not None:
+        for device in devices.values():
             DataDirectory(data).forget(device)
     if as_json:
         for name in devices:
-            print_json({"device": name, "revoked": True})
+            print_json({"device": name, "revoked": True, "server_told": not not_told})
     else:
         print_line(f"{', '.join(devices)} can no longer connect.")
+    if not_told:
+        complain(
+            f"the server was not told ({not_told}): it keeps their records, and others may see them online"
+            f" for some minutes; `imqtt device forget {' '.join(devices)}` tells it"
+        )
 
 
 @app.command()
@@ -176,7 +223,115 @@ def migrate(
         print_line(f"{password_file} has no device of imqtt 0.1.")
 
 
-def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords", "Mosquitto | None"]:
+@app.command()
+@server_flags(without=NOT_ASKED)
+def forget(names: Names, *, data: Data = DEFAULT, as_json: Json = False, **flags: str | None) -> None:
+    """Have the server forget devices that were revoked elsewhere: by another program, on another machine.
+
+    It takes the data directory of an `imqtt up` that runs, or the settings of `imqtt serve`. A device whose
+    credential still holds is known again as soon as it says something.
+    """
+    from imqtt.cli.mosquitto import Mosquitto
+
+    devices = [str(device) for device in map(parse_device, names)]
+    directory = DataDirectory(data)
+    broker = Mosquitto(directory.path) if (directory.path / "listeners.json").is_file() else None
+    _, access = _server(data, broker, flags)
+    if access is None:
+        raise SetupError(
+            f"no server can be told: {directory.path} has no broker that runs, and --config or"
+            " --broker-password-file does not name the server's password"
+        )
+    try:
+        access.end_sessions(devices)
+        access.revoke(devices)
+    except ServerNotTold as error:
+        raise SetupError(f"the server was not told: {error}") from error
+    if as_json:
+        for name in devices:
+            print_json({"device": name, "server_told": True})
+    else:
+        print_line(f"The server forgets {', '.join(devices)}.")
+
+
+def _named(names: Sequence[str], usernames: Sequence[str], *, ask: bool) -> dict[str, Device]:
+    """The devices that are named, or whose user is. Raises `SetupError` for one without a credential."""
+    devices: dict[str, Device] = {}
+    for name in names:
+        if "@" in name or "/" in name:
+            found = [str(parse_device(name))]
+            whole = False
+        else:
+            user, whole = parse_user(name), True
+            found = [it for it in usernames if it.startswith(f"{user}@")]
+        unknown = [it for it in found if it not in usernames] if found else [name]
+        if unknown:
+            raise SetupError(f"{', '.join(unknown)} has no credential; `imqtt device list` shows who has")
+        if whole and ask and not typer.confirm(f"Revoke {', '.join(found)}?", err=True):
+            raise typer.Abort
+        devices |= {it: parse_device(it) for it in found}
+    return devices
+
+
+def _server(
+    data: Path, broker: "Mosquitto | None", flags: dict[str, str | None]
+) -> "tuple[ServerConfig, Access | None]":
+    """The server's settings, and how to speak to it: that of `imqtt up`, or of `imqtt serve`."""
+    if broker is None:
+        config = server_config(flags)
+        return config, Access.of(config)
+    return server_config(flags, store=DataDirectory(data).store), broker.access()
+
+
+def _remove_records(devices: Collection[Device], data: Path) -> None:
+    """Nothing runs on the data directory, so nobody else does it."""
+    import asyncio
+
+    from imqtt.cli.device_records import remove_records
+
+    directory = DataDirectory(data)
+    if (directory.path / "imqtt.db").exists():
+        try:
+            asyncio.run(remove_records(devices, directory.store))
+        except SetupError as error:
+            raise ServerNotTold(error.reason) from error
+
+
+def _list_one(
+    user: str,
+    names: Collection[str],
+    saved: Collection[str],
+    config: "ServerConfig",
+    access: Access | None,
+    *,
+    as_json: bool,
+) -> None:
+    from imqtt.cli.device_records import read_records
+
+    records, troubles = read_records(user, names, saved, config, access)
+    if as_json:
+        for record in records:
+            print_json(record)
+    elif records:
+        print_table(
+            ("device", "may connect", "platform", "state", "last seen", "credential saved here"),
+            (
+                (
+                    it.device, "yes" if it.credential else "no", it.platform, it.state or "not known",
+                    it.seen, "yes" if it.saved else "",
+                )
+                for it in records
+            ),
+        )  # fmt: skip
+    else:
+        print_line(f"{user} has no device: `imqtt device add {user}@phone` gives one a credential.")
+    for trouble in troubles:
+        complain(trouble)
+
+
+def _accounts(
+    data: Path, file: Path | None, pid_file: Path, login: "Login | None" = None
+) -> tuple["Passwords", "Mosquitto | None"]:
     """The accounts that a command is about, and their broker if it is one of `imqtt up`."""
     from imqtt.cli.mosquitto import Mosquitto
     from imqtt.cli.passwords import Passwords
@@ -184,7 +339,7 @@ def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords
     if file is not None:
         if not file.exists() and not file.parent.is_dir():
             raise SetupError(f"{file.parent} does not exist")
-        passwords = Passwords(file, pid_file, account=BROKER_ACCOUNT)
+        passwords = Passwords(file, pid_file, login, account=BROKER_ACCOUNT)
         if outdated := passwords.outdated():
             some = ", ".join(sorted(outdated)[:3]) + (", …" if len(outdated) > 3 else "")
             complain(

@@ -11,12 +11,13 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Self
 
 from imqtt.cli.broker_files import BrokerFiles
+from imqtt.cli.control import Access, ServerNotTold
 from imqtt.cli.files import create_directory, write_private
 from imqtt.cli.installation import configuration, configure, executable
 from imqtt.cli.limits import limit_connections, raise_file_limit
@@ -195,17 +196,17 @@ class Mosquitto:
             raise RuntimeError("not started")
         return await self._process.wait()
 
-    def end_session(self, username: str) -> None:
-        """Ends a device's connection and drops its session, with whatever is queued for it.
+    def end_sessions(self, usernames: Iterable[str]) -> None:
+        """Ends devices' connections and drops their sessions, if it runs: see `Access.end_sessions`."""
+        if (access := self.access()) is not None:
+            with contextlib.suppress(ServerNotTold):
+                access.end_sessions(usernames)
 
-        A session belongs to its client id, which on the public listener is the username. On the internal
-        listener the server may take any client id, so it takes this one over and leaves it empty.
-        """
-        if self.running():
-            with contextlib.suppress(OSError):
-                log_in(
-                    INTERNAL_HOST, self._known().internal_port, SERVER_ACCOUNT, self.server_password, username
-                )
+    def access(self) -> Access | None:
+        """How to reach it with the server's account; None while it does not run."""
+        if not self.running():
+            return None
+        return Access(INTERNAL_HOST, self._known().internal_port, SERVER_ACCOUNT, self.server_password)
 
     # --- the parts
 

@@ -2,15 +2,18 @@
 
 from imqtt.errors import SetupError
 from imqtt.model import Device
+from imqtt.protocol.topics import MAX_NAME, is_name, parse_username
+
+
+def parse_user(name: str) -> str:
+    """The user of that name. Raises `SetupError`."""
+    if not is_name(name):
+        raise SetupError(f"{name!r} is not a user: letters, digits and . _ -")
+    return name
 
 
 def parse_device(name: str) -> Device:
     """The device that a person calls `user@device`, or `user/device`. Raises `SetupError`."""
-    from imqtt.protocol.topics import (
-        MAX_NAME,
-        parse_username,
-    )  # its package loads protobuf, and completion waits
-
     username = name if "@" in name else name.replace("/", "@", 1)
     device = parse_username(username)
     if device is None:

@@ -72,30 +72,60 @@ class Passwords:
         """
         return self.add_all([username], password)[username]
 
-    def add_all(self, usernames: Iterable[str], password: str | None = None) -> dict[str, str]:
-        """The same for many accounts with one reload."""
+    def add_all(
+        self,
+        usernames: Iterable[str],
+        password: str | None = None,
+        end_sessions: Callable[[Iterable[str]], None] | None = None,
+    ) -> dict[str, str]:
+        """The same for many accounts with one reload. For `end_sessions` see `remove_all`."""
         given = {username: password or secrets.token_hex(16) for username in usernames}
         for username in given:
             if username != SERVER_ACCOUNT and parse_username(username) is None:
                 raise SetupError(f"{username!r} is not a device's username: it must be USER@DEVICE")
+        known = self._read()
+        replaced = [username for username in given if username in known]
+        if end_sessions is not None and replaced:
+            end_sessions(replaced)
         with self._changing() as accounts:
             accounts.update({username: _hash(word) for username, word in given.items()})
         if given and self._reload():
             self._expect(*list(given.items())[-1], accepted=True)
+        if end_sessions is not None and replaced:
+            end_sessions(replaced)
         return given
 
     def remove(self, username: str) -> bool:
         """Takes the account away; its live connection ends. False if there was none."""
-        if username not in self._read():
-            return False
-        # Nobody knows the old password, so that it is refused cannot be tried. A new one can be: once the
-        # broker accepts that, the old one is dead; once it refuses it, so is the account.
-        password = self.add(username) if self._login else ""
+        return bool(self.remove_all([username]))
+
+    def remove_all(
+        self, usernames: Iterable[str], end_sessions: Callable[[Iterable[str]], None] | None = None
+    ) -> list[str]:
+        """The same for many accounts, with two reloads. Returns the accounts that there were.
+
+        `end_sessions` drops devices' sessions at the broker. Mosquitto 2.0 ends a session that has no
+        connection a second time when it reads that its password no longer holds, and crashes when the
+        session expires. So sessions are dropped before the broker reads the file, and those of devices that
+        it has cut off thereby before it reads the file again.
+        """
+        known = self._read()
+        found = sorted({it for it in usernames if it in known})
+        if not found:
+            return []
+        given: dict[str, str] = {}
+        if self._login:
+            # Nobody knows the old passwords, so that they are refused cannot be tried. A new one can be: once
+            # the broker accepts that, the old one is dead; once it refuses it, so is the account.
+            given = self.add_all(found, end_sessions=end_sessions)
+        elif end_sessions is not None:
+            end_sessions(found)
         with self._changing() as accounts:
-            accounts.pop(username, None)
-        if self._reload() and password:
-            self._expect(username, password, accepted=False)
-        return True
+            for username in found:
+                accounts.pop(username, None)
+        if self._reload() and given:
+            self._expect(*list(given.items())[-1], accepted=False)
+        return found
 
     def outdated(self) -> dict[str, str]:
         """The accounts called `user/device`, as in imqtt 0.1, and what each is called now."""

@@ -1,9 +1,13 @@
 """`imqtt device`: credentials that hold, or no longer hold, when the command returns."""
 
+import asyncio
 import contextlib
 import os
 import pty
 import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,15 @@ from imqtt.cli.login import log_in
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.cli.passwords import Passwords
 from imqtt.cli.system_user import broker_user
+from imqtt.model import AnyFrame, Device, Presence, Status
+from imqtt.server.app import Server
+from imqtt.serving import serving
+from imqtt.stores.base import Identity, Registration
+from imqtt.stores.sqlite import SqliteStore
 from tests.cli.commands import environment, imqtt
+from tests.device import RawDevice
+from tests.server.conftest import config_for
+from tests.services import eventually
 
 
 async def test_an_added_device_gets_in(broker: Mosquitto) -> None:
@@ -38,7 +50,7 @@ async def test_a_revoked_device_is_refused_and_forgotten(broker: Mosquitto) -> N
     added = await imqtt("device", "add", "alice@phone", "--save", "--data", broker.directory, "--json")
     password = added.rows[0]["password"]
     revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory, "--json")
-    assert revoked.rows == [{"device": "alice@phone", "revoked": True}]
+    assert revoked.rows == [{"device": "alice@phone", "revoked": True, "server_told": False}]
     assert not log_in(broker.host, broker.port, "alice@phone", password)
     assert not list((broker.directory / "credentials").iterdir())
 
@@ -179,3 +191,187 @@ async def test_the_broker_of_an_operator_reads_a_password_file_that_root_creates
     assert user is not None
     created = (tmp_path / "passwords").stat()
     assert (created.st_uid, created.st_gid, created.st_mode & 0o777) == (user.uid, user.gid, 0o640)
+
+
+# --- with a server
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def serves(broker: Mosquitto, stack: AsyncExitStack) -> Server:
+    """A server on the broker's data directory, as `imqtt up` has it."""
+    return await stack.enter_async_context(serving(config_for(broker, broker.directory)))
+
+
+async def talking(broker: Mosquitto, stack: AsyncExitStack) -> tuple[RawDevice, RawDevice]:
+    """Alice's phone and Bob's laptop, each of which knows that the other is there."""
+    alice = await stack.enter_async_context(RawDevice(broker, "alice@phone"))
+    bob = await stack.enter_async_context(RawDevice(broker, "bob@laptop"))
+    await alice.hello(nonce="a", platform="android 16")
+    await bob.hello(nonce="b")
+    await alice.send("d:alice:bob", "m1")
+    await is_told(bob, "online")
+    return alice, bob
+
+
+async def is_told(bob: RawDevice, state: str) -> None:
+    def told(frame: AnyFrame) -> bool:
+        return isinstance(frame, Presence) and (frame.user, frame.state) == ("alice", state)
+
+    await bob.until(told)
+
+
+async def devices_of_alice(server: Server) -> tuple[str, ...]:
+    return tuple(str(it.device) for it in (await server._store.devices(["alice"]))["alice"])
+
+
+async def test_a_revoked_device_is_gone_for_the_server_and_for_its_peers(
+    broker: Mosquitto, serves: Server, stack: AsyncExitStack
+) -> None:
+    _, bob = await talking(broker, stack)
+    tablet = await stack.enter_async_context(RawDevice(broker, "alice@tablet"))
+    await tablet.hello(nonce="t")
+    await tablet.command(Status("away", "t"))
+    revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory, "--json")
+    assert revoked.rows == [{"device": "alice@phone", "revoked": True, "server_told": True}]
+    async with asyncio.timeout(1.0):
+        await is_told(bob, "away")
+    assert await devices_of_alice(serves) == ("alice@tablet",)
+    packets = serves.counters.packets
+    await bob.send("d:alice:bob", "m2")
+    assert serves.counters.packets == packets + 2  # bob's `Accepted`, and the tablet's event
+    await tablet.command(Status("offline", "t"))
+    await is_told(bob, "offline")
+    assert (serves.counters.devices_revoked, serves.counters.failures) == (1, 0)
+
+
+async def test_a_device_revoked_while_no_server_runs_is_gone_when_it_is_back(
+    broker: Mosquitto, stack: AsyncExitStack
+) -> None:
+    async with serving(config_for(broker, broker.directory)):
+        await talking(broker, stack)
+    revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory, "--json")
+    assert revoked.rows[0]["server_told"]
+    async with serving(config_for(broker, broker.directory)) as server:
+        await eventually(lambda: server.counters.devices_revoked)
+        assert await devices_of_alice(server) == ()
+
+
+async def test_a_device_revoked_while_nothing_runs_is_gone_from_the_store(broker: Mosquitto) -> None:
+    broker.passwords.add("alice@phone")
+    await broker.stop()
+    store = await SqliteStore.open(broker.directory / "imqtt.db", Identity.draw(16))
+    await store.put_devices([Registration(Device("alice", "phone"), "json")])
+    await store.close()
+    revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory)
+    assert (revoked.status, revoked.err) == (0, "")
+    store = await SqliteStore.open(broker.directory / "imqtt.db", Identity.draw(16))
+    assert await store.devices(["alice"]) == {"alice": ()}
+    await store.close()
+
+
+async def test_all_devices_of_a_user_are_revoked_after_a_question(broker: Mosquitto) -> None:
+    names = ("alice@phone", "alice@tablet", "alice2@phone")
+    await imqtt("device", "add", *names, "--data", broker.directory)
+    where = ("--data", broker.directory)
+    refused = await imqtt("device", "revoke", "alice", *where, stdin="n\n")
+    assert refused.status == 130
+    assert "Revoke alice@phone, alice@tablet?" in refused.err
+    assert len((await imqtt("device", "list", "--json", *where)).rows) == 3
+    assert (await imqtt("device", "revoke", "alice", *where, stdin="y\n")).status == 0
+    assert [row["device"] for row in (await imqtt("device", "list", "--json", *where)).rows] == [
+        "alice2@phone"
+    ]
+    again = await imqtt("device", "revoke", "alice", "--yes", *where)
+    assert again.err == "imqtt: alice has no credential; `imqtt device list` shows who has\n"
+    one = await imqtt("device", "revoke", "alice2/phone", "--json", *where)
+    assert one.rows[0]["device"] == "alice2@phone"
+
+
+async def test_the_list_of_a_user_shows_what_store_and_server_know(
+    broker: Mosquitto, serves: Server, stack: AsyncExitStack
+) -> None:
+    await talking(broker, stack)
+    broker.passwords.add("alice@unused")
+    where = ("alice", "--data", broker.directory)
+    listed = await imqtt("device", "list", *where, "--json")
+    phone, unused = listed.rows
+    assert (listed.status, listed.err) == (0, "")
+    seen = phone.pop("last_seen")
+    assert abs(seen / 1_000 - time.time()) < 60
+    assert phone == {
+        "device": "alice@phone", "credential": True, "saved": False, "platform": "android 16",
+        "state": "online", "exact": True,
+    }  # fmt: skip
+    assert (unused["device"], unused["state"], unused["last_seen"]) == ("alice@unused", "offline", 0)
+    table = await imqtt("device", "list", *where)
+    assert "android 16" in table.out
+
+
+async def test_the_list_of_a_user_says_what_cannot_be_known(broker: Mosquitto) -> None:
+    broker.passwords.add("alice@phone")
+    listed = await imqtt("device", "list", "alice", "--data", broker.directory)
+    assert listed.status == 0
+    assert "not known" in listed.out
+    assert "there is no store at" in listed.err
+    assert "states are not shown: no server serves this broker" in listed.err
+
+
+async def test_a_broker_of_ones_own_needs_the_servers_settings_to_tell_it(
+    broker: Mosquitto, serves: Server, stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    _, bob = await talking(broker, stack)
+    where = ("--passwords", broker.passwords.path, "--pid-file", broker.directory / "mosquitto.pid")
+    broker.passwords.add("alice@tablet")
+    untold = await imqtt("device", "revoke", "alice@tablet", *where)
+    assert untold.status == 0
+    assert "the server was not told" in untold.err
+    assert "`imqtt device forget alice@tablet` tells it" in untold.err
+    settings = tmp_path / "imqtt.toml"
+    settings.write_text(
+        f'broker_port = {broker.internal_port}\nbroker_password_file = "{broker.directory}/server-password"\n'
+        f'store = "sqlite:///{broker.directory}/imqtt.db"\n'
+    )
+    listed = await imqtt("device", "list", "alice", *where[:2], "--config", settings, "--json")
+    assert [row["state"] for row in listed.rows] == ["online"]
+    told = await imqtt("device", "revoke", "alice@phone", *where, "--config", settings)
+    assert (told.status, told.err) == (0, "")
+    await is_told(bob, "offline")
+    assert await devices_of_alice(serves) == ()
+    forgotten = await imqtt("device", "forget", "bob@laptop", "--config", settings, "--data", tmp_path)
+    assert forgotten.out == "The server forgets bob@laptop.\n"
+    await eventually(lambda: serves.counters.devices_revoked == 2)
+
+
+@pytest.mark.parametrize("change", [("revoke",), ("add", "--replace")], ids=["revoked", "replaced"])
+@pytest.mark.parametrize("connected", [True, False])
+async def test_devices_with_sessions_may_lose_their_passwords_and_the_broker_lives(
+    tmp_path: Path,
+    stack: AsyncExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    change: tuple[str, ...],
+    connected: bool,
+) -> None:
+    """Mosquitto 2.0.11 entered the expiry of such a session twice, and used it after it was freed."""
+    monkeypatch.setenv("MALLOC_PERTURB_", "165")  # so what is freed is not read without a crash
+    broker = await stack.enter_async_context(Mosquitto(tmp_path / "broker"))
+    names = [f"alice@phone{number}" for number in range(4)]
+    for name in [*names, "bob@phone"]:
+        device = RawDevice(broker, name)
+        await device.connect(clean_start=False, session_expiry=1)
+        stack.push_async_callback(device.disconnect)
+        if name == "bob@phone" or not connected:
+            await device.disconnect()
+    changed = await imqtt("device", *change, *names, "--data", broker.directory, "--json")
+    await imqtt("device", "add", "carol@phone", "--data", broker.directory)
+    for row in changed.rows if change != ("revoke",) else ():
+        assert log_in(broker.host, broker.port, row["device"], row["password"])
+    expired = "Expiring client bob@phone"
+    await eventually(lambda: not broker.running() or expired in broker.log.read_text())
+    await imqtt("device", "add", "dave@phone", "--data", broker.directory)
+    assert broker.running()

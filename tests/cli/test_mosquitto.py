@@ -341,7 +341,7 @@ async def test_ending_a_session_drops_what_it_held_and_its_connection(broker: Mo
     with persistent(broker, "alice@phone", password, present=False):
         pass
     with persistent(broker, "alice@phone", password, present=True) as device:
-        broker.end_session("alice@phone")
+        await asyncio.to_thread(broker.end_sessions, ["alice@phone"])
         assert await asyncio.to_thread(device.recv, 1) == b""
     with persistent(broker, "alice@phone", password, present=False):
         pass

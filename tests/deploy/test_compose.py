@@ -89,9 +89,16 @@ def test_what_devices_reach_and_what_workers_reach_are_networks_apart() -> None:
         "redis": {"data"},
         "mongo": {"data"},
         "worker": {"broker", "data"},
-        "device": set(),
+        "device": {"broker", "data"},
     }
     assert WHOLE["networks"]["broker"] == WHOLE["networks"]["data"] == {"internal": True}
+
+
+def test_the_device_command_speaks_to_the_broker_and_the_store_as_the_workers_do() -> None:
+    device, worker = SERVICES["device"]["environment"], SERVICES["worker"]["environment"]
+    settings = {name: value for name, value in device.items() if name.startswith("IMQTT_")}
+    assert settings == {name: worker[name] for name in settings}
+    assert {"IMQTT_BROKER_PASSWORD_FILE", "IMQTT_STORE_PASSWORD_FILE"} <= settings.keys()
 
 
 def test_workers_start_when_all_that_they_need_is_healthy() -> None:

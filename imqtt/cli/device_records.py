@@ -1,0 +1,113 @@
+"""What is known of a user's devices: by the password file, the store, and the server that serves them now."""
+
+import asyncio
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from imqtt.cli.control import Access, ServerNotTold
+from imqtt.errors import SetupError
+from imqtt.model import Device
+
+if TYPE_CHECKING:
+    from imqtt.config import ServerConfig
+    from imqtt.server.control import Seen
+    from imqtt.stores.base import Registration
+
+
+class DeviceRecord(msgspec.Struct, frozen=True):
+    """One device. `last_seen` in milliseconds since the Unix epoch; `exact`: not only to the day or so.
+
+    `state` is that of its presence; "" if it is not known. `platform` is as its `Hello` said.
+    """
+
+    device: str
+    credential: bool
+    saved: bool
+    platform: str = ""
+    state: str = ""
+    last_seen: int = 0
+    exact: bool = False
+
+    @property
+    def seen(self) -> str:
+        """`last_seen` for people."""
+        if not self.last_seen:
+            return ""
+        time = datetime.fromtimestamp(self.last_seen / 1_000, UTC)
+        return time.strftime("%Y-%m-%d %H:%M:%SZ" if self.exact else "%Y-%m-%d")
+
+
+def read_records(
+    user: str,
+    credentials: Collection[str],
+    saved: Collection[str],
+    config: "ServerConfig",
+    access: Access | None,
+) -> tuple[list[DeviceRecord], list[str]]:
+    """All devices of `user`, in order, and what could not be learned."""
+    troubles: list[str] = []
+    registrations: dict[str, Registration] = {}
+    try:
+        registrations = {str(it.device): it for it in asyncio.run(_registrations(user, config))}
+    except SetupError as error:
+        troubles.append(f"platforms and when devices were last seen are not shown: {error.reason}")
+    seen, trouble = _presence(user, access)
+    known = not trouble
+    if trouble:
+        troubles.append(f"states are not shown: {trouble}")
+    names = {name for name in credentials if name.startswith(f"{user}@")} | registrations.keys()
+    records: list[DeviceRecord] = []
+    for name in sorted(names):
+        registration, presence = registrations.get(name), seen.get(name)
+        last = registration.seen if registration is not None else 0
+        if presence is not None:
+            last = max(last, presence.since)
+        records.append(
+            DeviceRecord(
+                name,
+                credential=name in credentials,
+                saved=name in saved,
+                platform=registration.platform if registration is not None else "",
+                state=presence.state if presence is not None else ("offline" if known else ""),
+                last_seen=last,
+                exact=presence is not None,
+            )
+        )
+    return records, troubles
+
+
+def _presence(user: str, access: Access | None) -> "tuple[dict[str, Seen], str]":
+    """What the server knows of each device that it has heard of, or why that is not known."""
+    if access is None:
+        return {}, "no broker runs on this data directory, or the server's settings do not hold its password"
+    try:
+        told = access.ask(user)
+    except ServerNotTold as error:
+        return {}, str(error)
+    return {it.device: it for it in told.devices}, "" if told.known else "the server does not reach Redis"
+
+
+async def _registrations(user: str, config: "ServerConfig") -> "tuple[Registration, ...]":
+    from imqtt.stores import attach_store
+
+    store = await attach_store(config.store, password=config.store_password, driver=config.mongo_driver)
+    try:
+        return (await store.devices([user]))[user]
+    finally:
+        await store.close()
+
+
+async def remove_records(devices: Collection[Device], store: str) -> None:
+    """Removes devices from a store that no server has open. Raises `SetupError`."""
+    from imqtt.stores import open_store
+    from imqtt.stores.base import Identity
+
+    opened = await open_store(store, Identity.draw(0))
+    try:
+        for device in devices:
+            await opened.remove_device(device)
+    finally:
+        await opened.close()
