@@ -39,8 +39,10 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
     are served; SIGTERM or Ctrl-C finishes what was begun and ends it.
     """
     from imqtt.cli import crew, limits, running, upkeep
+    from imqtt.serving import check_tls
 
     config = server_config(flags)
+    check_tls(config)  # each worker checks it as well; here it is said once
     limits.raise_file_limit()
     lifeline = crew.LIFELINE in os.environ
     _log_to_stderr(logging.WARNING if quiet else logging.INFO, many=lifeline or config.workers > 1)
