@@ -19,7 +19,7 @@ help:
 	@echo "make check   ruff, mypy --strict, import rules, generated code is current"
 	@echo "make bench   throughput, latency and CPU, beside the bare broker; writes bench/latest.json"
 	@echo "make proto   regenerates the protobuf code"
-	@echo "make docs    writes the settings' table into docs/deployment.md"
+	@echo "make docs    writes the settings' table into docs/deployment.md, and the reference into docs/sdk.md"
 	@echo "make lock    writes requirements/ from pyproject.toml (UPGRADE=1: with the newest versions)"
 
 # The versions and hashes of requirements/dev.txt on every machine, and imqtt itself with nothing else.
@@ -66,6 +66,7 @@ check: $(READY)
 	@$(BIN)/python -m tests.protocol.generated
 	@$(BIN)/python -m tests.deploy.generated
 	@$(BIN)/python -m tests.deploy.locked
+	@$(BIN)/python -m tests.client.generated
 
 bench: $(READY) mosquitto redis
 	@$(BIN)/python -m bench
@@ -75,6 +76,7 @@ proto: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python -m tests.deploy.generated --write
+	@$(BIN)/python -m tests.client.generated --write
 
 lock: $(READY)
 	@$(BIN)/pip install --quiet 'uv>=0.5'

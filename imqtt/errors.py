@@ -18,6 +18,8 @@ ImqttError
 |   +-- ClockWrong       the server's clock is before 2025 or after 2094
 +-- ClientError          raised by the SDK only
 |   +-- NotConnected
+|   |   +-- TlsFailed    no TLS with the broker until somebody changes a certificate, an option or an address
+|   |   +-- TakenOver    another process connects as the same device
 |   +-- Discarded
 |   +-- CredentialsRefused
 |   +-- DeviceStoreError
@@ -118,6 +120,14 @@ class ClientError(ImqttError):
 
 class NotConnected(ClientError):
     retryable = True
+
+
+class TlsFailed(NotConnected):
+    """TLS with the broker fails, and will until a certificate, an option or the address is changed."""
+
+
+class TakenOver(NotConnected):
+    """Another process connects as the same device, and the broker ends this one's connections for it."""
 
 
 class Discarded(ClientError):

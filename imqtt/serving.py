@@ -10,6 +10,7 @@ from imqtt.state import open_state
 from imqtt.stores import open_store
 from imqtt.stores.base import Identity
 
+MQTTS_PORT = 8883  # registered for MQTT over TLS
 PARTITIONS = 16  # of a store that is created without saying how many
 
 
@@ -19,6 +20,7 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
 
     `clock` gives milliseconds since the Unix epoch. Raises `SetupError`.
     """
+    check_tls(config)
     store = await open_store(
         config.store,
         Identity.draw(config.partitions or PARTITIONS),
@@ -46,3 +48,17 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
             await state.close()
     finally:
         await store.close()
+
+
+def check_tls(config: ServerConfig) -> None:
+    """Raises `SetupError` for settings that ask for TLS to the broker and would not get it."""
+    if config.broker_key and not config.broker_certificate:
+        raise SetupError("broker_key: it is the key of no certificate; set broker_certificate as well")
+    asks = "broker_certificate" if config.broker_certificate else ""
+    if config.broker_port == MQTTS_PORT:
+        asks = asks or f"broker_port {MQTTS_PORT}"
+    if asks and not config.broker_ca:
+        raise SetupError(
+            f"{asks} asks for TLS, and the password would be sent unencrypted: set broker_ca to the"
+            " authorities that sign the broker's certificate (for public ones, the system's file)"
+        )

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.connection import Brokers, DeviceName, DeviceStore, Password, User, resolve
+from imqtt.cli.connection import (
+    Authorities,
+    Brokers,
+    Certificate,
+    DeviceName,
+    DeviceStore,
+    Key,
+    Password,
+    TlsFiles,
+    User,
+    resolve,
+)
 from imqtt.cli.data import DEFAULT, Data
 from imqtt.errors import SetupError
 
@@ -25,6 +36,9 @@ def chat(
     device: DeviceName = "",
     password: Password = "",
     brokers: Brokers = None,
+    ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
     device_store: DeviceStore = None,
     data: Data = DEFAULT,
 ) -> None:
@@ -41,8 +55,9 @@ def chat(
     import asyncio
 
     connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store
-    )
+        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
+        tls=TlsFiles(ca, cert, key),
+    )  # fmt: skip
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do without")
 

@@ -11,7 +11,7 @@ from imqtt.cli.connection import Connection
 from imqtt.cli.output import complain
 from imqtt.cli.wording import peer_of
 from imqtt.client import Client, ConnectionState, Phase, Timing
-from imqtt.errors import DeviceStoreInUse
+from imqtt.errors import DeviceStoreInUse, TakenOver, TlsFailed
 from imqtt.model import Device
 
 TIMING = replace(Timing(), answer=3.0, idle=5.0)
@@ -23,14 +23,19 @@ SILENT = "connected to the broker; the imqtt server does not answer"
 
 
 @contextlib.asynccontextmanager
-async def open_client(connection: Connection, *, wait: float) -> AsyncIterator[Client]:
-    """A client that has caught up, or has not within `wait` seconds. Raises as `Client` does."""
+async def open_client(connection: Connection, *, wait: float, patient: bool = False) -> AsyncIterator[Client]:
+    """A client that has caught up, or has not within `wait` seconds. Raises as `Client` does.
+
+    Unless it is `patient`, it raises `TlsFailed` at once: waiting does not mend a certificate or an option.
+    """
     client = make_client(connection, platform="imqtt command line", wait=wait)
-    telling = asyncio.create_task(_tell_states(client), name="states")
+    telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
     try:
         async with contextlib.AsyncExitStack() as stack:
             with naming_the_holder(connection.device):
                 await stack.enter_async_context(client)
+            if isinstance(client.state.error, TlsFailed) and not patient:
+                raise client.state.error
             yield client
     finally:
         telling.cancel()
@@ -45,6 +50,7 @@ def make_client(connection: Connection, *, platform: str, wait: float) -> Client
         password=connection.password,
         brokers=connection.brokers,
         store=connection.store,
+        tls=connection.tls,
         platform=platform,
         wait=wait,
         timing=TIMING,
@@ -87,16 +93,21 @@ class StateNews:
             self._trouble = "silence"
             return "" if before == "silence" else f"{SILENT}; trying again"
         if state.phase is Phase.IDLE and state.reason:
-            self._trouble = before or "connection"
-            return "" if before else f"no connection, trying again: {state.reason}"
+            contested = isinstance(state.error, TakenOver)
+            is_known = before == "takeover" if contested else bool(before)
+            self._trouble = "takeover" if contested else before or "connection"
+            return "" if is_known else f"no connection, trying again: {state.reason}"
         if state.phase is Phase.ESTABLISHED:
+            if isinstance(state.error, TakenOver):
+                return ""  # for how long, the other process decides
             self._trouble = ""
             return {"": "", "silence": "the imqtt server answers again"}.get(before, "connected again")
         return ""
 
 
-async def _tell_states(client: Client) -> None:
+async def _tell_states(client: Client, *, patient: bool) -> None:
     news = StateNews()
     async for state in client.states():
-        if said := news.of(state):
+        is_raised = isinstance(state.error, TlsFailed) and not patient
+        if not is_raised and (said := news.of(state)):
             complain(said)

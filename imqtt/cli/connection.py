@@ -3,15 +3,20 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imqtt.addresses import host_port
 from imqtt.cli import completion
 from imqtt.cli.data import DataDirectory
 from imqtt.cli.names import parse_device
 from imqtt.errors import SetupError
 from imqtt.model import Device
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
 
 PANEL = "Connection"
 
@@ -44,7 +49,30 @@ Brokers = Annotated[
     typer.Option(
         "--broker", "-b", envvar="IMQTT_BROKER", metavar="HOST:PORT", show_default=False,
         rich_help_panel=PANEL,
-        help="Where to connect; several are tried in turn. Not needed with the data directory of `imqtt up`.",
+        help="Where to connect; several are tried in turn. mqtts://HOST:PORT uses TLS, ws:// and wss:// use"
+        " WebSockets. Not needed with the data directory of `imqtt up`.",
+    ),
+]  # fmt: skip
+Authorities = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca", envvar="IMQTT_CA", metavar="FILE", show_default=False, rich_help_panel=PANEL,
+        help="PEM file with the authorities that sign the broker's certificate; asks for TLS. Without it, the"
+        " system's authorities.",
+    ),
+]  # fmt: skip
+Certificate = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert", envvar="IMQTT_CERT", metavar="FILE", show_default=False, rich_help_panel=PANEL,
+        help="PEM file with this device's own certificate, where the broker asks for one; asks for TLS.",
+    ),
+]  # fmt: skip
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", envvar="IMQTT_KEY", metavar="FILE", show_default=False, rich_help_panel=PANEL,
+        help="PEM file with the key of that certificate, unless it is in the same file.",
     ),
 ]  # fmt: skip
 DeviceStore = Annotated[
@@ -66,15 +94,47 @@ class Connection:
     brokers: list[str]
     store: Path | None
     users: set[str] | None = None  # who has a device on this broker; None: not known
+    tls: "Callable[[], ssl.SSLContext] | None" = None  # made for each connection, so that new files are read
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What `--ca`, `--cert` and `--key` name."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __bool__(self) -> bool:
+        return any((self.ca, self.certificate, self.key))
+
+    def context(self) -> "ssl.SSLContext":
+        """Raises `SetupError`."""
+        from imqtt.client.tls import files_context
+
+        return files_context(self.ca, self.certificate, self.key)
 
 
 def resolve(
-    *, data: Path, user: str, device: str, password: str, brokers: list[str] | None, store: Path | None
+    *,
+    data: Path,
+    user: str,
+    device: str,
+    password: str,
+    brokers: list[str] | None,
+    store: Path | None,
+    tls: TlsFiles = TlsFiles(),
 ) -> Connection:
     """Fills in from the data directory what was not given. Raises `SetupError` for what cannot be known."""
     directory = DataDirectory(data)
-    who = _who(directory, user, device, password)
-    if not password:
+    has_certificate = tls.certificate is not None
+    who = _who(directory, user, device, is_identified=bool(password) or has_certificate)
+    if tls and not brokers:
+        raise SetupError(
+            "--ca, --cert and --key (IMQTT_CA, IMQTT_CERT, IMQTT_KEY) ask for TLS: say with --broker where."
+            " The broker of `imqtt up` has no TLS listener"
+        )
+    if not password and not has_certificate:
         saved = directory.password(who)
         if saved is None:
             raise SetupError(
@@ -84,7 +144,7 @@ def resolve(
         password = saved
         store = store or directory.device_store(who)
     if brokers:
-        return Connection(who, password, brokers, store)
+        return Connection(who, password, brokers, store, tls=tls.context if tls else None)
     return Connection(who, password, [_broker(directory)], store, directory.users(who))
 
 
@@ -99,21 +159,21 @@ class LocalDevice:
 def resolve_store(data: Path, user: str, device: str, store: Path | None) -> LocalDevice:
     """Fills in from the data directory what was not given. Raises `SetupError`."""
     directory = DataDirectory(data)
-    who = _who(directory, user, device, "")
+    who = _who(directory, user, device, is_identified=False)
     if store is None and directory.password(who) is None:
         raise SetupError(f"no store of {who} in {directory.path}: --device-store FILE names another")
     return LocalDevice(who, store or directory.device_store(who))
 
 
-def _who(directory: DataDirectory, user: str, device: str, password: str) -> Device:
+def _who(directory: DataDirectory, user: str, device: str, *, is_identified: bool) -> Device:
     if not device and ("@" in user or "/" in user):
         return parse_device(user)
     if user and device:
         return Device(user, device)
     saved = [it for it in directory.saved() if user in ("", it.user) and device in ("", it.device)]
-    if len(saved) == 1 and not password:
+    if len(saved) == 1 and not is_identified:
         return saved[0]
-    if saved and not password:
+    if saved and not is_identified:
         raise SetupError(f"which one are you? --user and --device choose from {', '.join(map(str, saved))}")
     missing = "--device" if user else "--user"
     raise SetupError(f"{missing} is needed: no credential that fits is saved in {directory.path}")
@@ -125,14 +185,9 @@ def _broker(directory: DataDirectory) -> str:
         host, port = known["host"], known["port"]
     except (OSError, ValueError, KeyError):
         raise SetupError(f"--broker is needed: {directory.path} is no data directory of `imqtt up`") from None
-    return address(reachable(host), port)
+    return host_port(reachable(host), port)
 
 
 def reachable(host: str) -> str:
     """Where a program on this machine connects to a broker that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing listens here
-
-
-def address(host: str, port: int) -> str:
-    """`host:port` as `--broker` takes it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

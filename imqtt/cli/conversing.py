@@ -13,7 +13,7 @@ from imqtt.cli.screen import Screen
 from imqtt.cli.transcript import Transcript
 from imqtt.cli.wording import conversation_with, peer_of, printable, since
 from imqtt.client import Client, Phase, Refused, Restarted
-from imqtt.errors import ImqttError, SetupError
+from imqtt.errors import ImqttError, SetupError, TakenOver
 from imqtt.model import Content, Marks, PeerTyping, Presence
 
 PAGE = 100  # messages that are fetched at once
@@ -274,6 +274,8 @@ class Chat:
             return f"{SILENT} · messages wait"
         if state.phase is not Phase.ESTABLISHED and state.reason:
             return printable(f"what you write is sent later ({state.reason})")
+        if isinstance(state.error, TakenOver):
+            return printable(state.reason)
         until, note = self._note
         return note if now < until else ""
 

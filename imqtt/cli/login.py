@@ -6,6 +6,8 @@ By hand rather than with a client library, since all that is asked is one packet
 
 import socket
 
+from imqtt.addresses import host_port
+
 TIMEOUT = 5.0  # seconds, for each of connecting and answering
 
 _CONNECT, _CONNACK, _DISCONNECT = 0x10, 0x20, 0xE0
@@ -37,7 +39,7 @@ def log_in(host: str, port: int, username: str, password: str, client_id: str = 
                 return True
             if answer[3] in _REFUSED_CREDENTIALS:
                 return False
-        raise ConnectionError(f"{host}:{port} does not answer as an MQTT broker does")
+        raise ConnectionError(f"{host_port(host, port)} does not answer as an MQTT broker does")
 
 
 def _text(text: str) -> bytes:

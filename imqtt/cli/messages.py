@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.connection import Brokers, Connection, DeviceName, DeviceStore, Password, User, resolve
+from imqtt.cli.connection import (
+    Authorities,
+    Brokers,
+    Certificate,
+    Connection,
+    DeviceName,
+    DeviceStore,
+    Key,
+    Password,
+    TlsFiles,
+    User,
+    resolve,
+)
 from imqtt.cli.data import DEFAULT, Data
 from imqtt.cli.output import Json, complain, print_json, print_line
 from imqtt.errors import ImqttError, Invalid, NotConnected, SetupError
@@ -55,6 +67,9 @@ def send(
     device: DeviceName = "",
     password: Password = "",
     brokers: Brokers = None,
+    ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
     device_store: DeviceStore = None,
     data: Data = DEFAULT,
 ) -> None:
@@ -80,8 +95,9 @@ def send(
     if text and file:
         raise typer.BadParameter("TEXT or --file, not both")
     connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store
-    )
+        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
+        tls=TlsFiles(ca, cert, key),
+    )  # fmt: skip
     conversation = conversation_with(connection.device.user, to)
     first = None if lines else _content(_body(text, file), content_type)
 
@@ -185,6 +201,9 @@ def tail(
     device: DeviceName = "",
     password: Password = "",
     brokers: Brokers = None,
+    ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
     device_store: DeviceStore = None,
     data: Data = DEFAULT,
 ) -> None:
@@ -198,8 +217,9 @@ def tail(
     from imqtt.cli.wording import conversation_with
 
     connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store
-    )
+        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
+        tls=TlsFiles(ca, cert, key),
+    )  # fmt: skip
     if resume and connection.store is None:
         raise SetupError("--resume needs a place to remember where it ended: --device-store FILE")
     wanted = {conversation_with(connection.device.user, name) for name in to or ()}
@@ -208,7 +228,7 @@ def tail(
         left = count
         for conversation in sorted(wanted):
             _warn_of_stranger(connection, conversation)
-        async with open_client(connection, wait=10.0) as client:
+        async with open_client(connection, wait=10.0, patient=True) as client:
             events = client.events("tail" if resume else None)
             async for event in events:
                 if wanted and event.conversation not in wanted:
@@ -237,6 +257,9 @@ def history(
     device: DeviceName = "",
     password: Password = "",
     brokers: Brokers = None,
+    ca: Authorities = None,
+    cert: Certificate = None,
+    key: Key = None,
     device_store: DeviceStore = None,
     data: Data = DEFAULT,
 ) -> None:
@@ -251,8 +274,9 @@ def history(
     from imqtt.cli.wording import conversation_with
 
     connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store
-    )
+        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
+        tls=TlsFiles(ca, cert, key),
+    )  # fmt: skip
     conversation = conversation_with(connection.device.user, to)
     events: list[Event] = []
 

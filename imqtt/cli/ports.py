@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imqtt.addresses import host_port
 from imqtt.errors import SetupError
 
 FREE = range(20_000, 32_000)
@@ -81,7 +82,7 @@ def _choose(host: str, given: int, last: int, held: contextlib.ExitStack) -> int
             raise PortTaken(
                 f"port {given} on {host} is in use{by}: stop what listens there, or give another"
             ) from None
-        raise SetupError(f"cannot listen on {host}:{given}: {error.strerror}") from error
+        raise SetupError(f"cannot listen on {host_port(host, given)}: {error.strerror}") from error
 
 
 def _bind(host: str, port: int, held: contextlib.ExitStack) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imqtt.cli.connection import address, reachable
+from imqtt.addresses import host_port
+from imqtt.cli.connection import reachable
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
 from imqtt.cli.output import Json, print_json, print_line
 from imqtt.cli.settings import server_config, server_flags
@@ -38,15 +39,17 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
     are served; SIGTERM or Ctrl-C finishes what was begun and ends it.
     """
     from imqtt.cli import crew, limits, running, upkeep
+    from imqtt.serving import check_tls
 
     config = server_config(flags)
+    check_tls(config)  # each worker checks it as well; here it is said once
     limits.raise_file_limit()
     lifeline = crew.LIFELINE in os.environ
     _log_to_stderr(logging.WARNING if quiet else logging.INFO, many=lifeline or config.workers > 1)
     store = redacted(config.store)
 
     def say_ready(partitions: int) -> None:
-        broker = f"{config.broker_host}:{config.broker_port}"
+        broker = host_port(config.broker_host, config.broker_port)
         if as_json:
             print_json({"ready": True, "partitions": partitions, "broker": broker, "store": store})
         else:
@@ -130,7 +133,7 @@ def _say_ready(
     host = reachable(broker.host)
     environment = {
         "IMQTT_DATA": str(directory.path),
-        "IMQTT_BROKER": address(host, broker.port),
+        "IMQTT_BROKER": host_port(host, broker.port),
         "MQTT_HOST": host,
         "MQTT_PORT": str(broker.port),
     }
@@ -156,8 +159,8 @@ def _say_ready(
     print_line(
         f"imqtt is ready after {seconds:.1f} s. Ctrl-C ends it.\n"
         f"\n"
-        f"  devices    {address(broker.host, broker.port)}\n"
-        f"  browsers   ws://{address(broker.host, broker.websocket_port)}\n"
+        f"  devices    {host_port(broker.host, broker.port)}\n"
+        f"  browsers   ws://{host_port(broker.host, broker.websocket_port)}\n"
         f"  data       {directory.path}\n"
         f"  broker log {broker.log}\n"
         f"\n"

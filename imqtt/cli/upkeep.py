@@ -44,6 +44,8 @@ async def up(
             broker_username=SERVER_ACCOUNT,
             broker_password=broker.server_password,
             broker_ca="",
+            broker_certificate="",
+            broker_key="",
             store=directory.store,
             state="memory:",
         )

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,13 +22,14 @@ from imqtt.client.requests import Requests
 from imqtt.client.sender import UNBOUNDED, Sender
 from imqtt.client.session import Session
 from imqtt.client.settings import Settings, Timing, check_device, parse_addresses
-from imqtt.client.store import LocalStore
+from imqtt.client.store import LocalStore, Memory
+from imqtt.client.tls import TlsContexts
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState, Entry, Notice, Summary
 from imqtt.core.connection import Phase
 from imqtt.core.outbox import Key
 from imqtt.core.partitions import home_of
-from imqtt.errors import ClientError, ImqttError, NotConnected
+from imqtt.errors import ClientError, ImqttError, Invalid, NotConnected, SetupError
 from imqtt.model import (
     Accepted,
     Content,
@@ -42,6 +43,7 @@ from imqtt.model import (
     canonical_json,
 )
 from imqtt.protocol import Format, check
+from imqtt.protocol.topics import is_name
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +52,30 @@ TYPING_EVERY = 3.0  # seconds; who hears of it forgets it after six
 
 
 class Client:
-    """One device of one user. To be used as `async with Client(...) as client`.
+    """One device of one user. Use it as `async with Client(...) as client`; a client is entered once.
 
-    `brokers`: `host:port` or a URL (mqtt, mqtts, ws, wss), one or several to be tried in turn.
+    `password`: the device's, or none if the broker identifies it by a client certificate (`tls`).
+    `brokers`: `host`, `host:port` or a URL (`mqtt`, `mqtts`, `ws`, `wss`), one or several to try in turn. An
+    address without a scheme uses TLS if `tls` is given or its port is 8883. Either all addresses use TLS or
+    none does.
     `store`: the file of the device's log and outbox; without one they end with the process.
-    `start`: what a device that begins with nothing takes for new. `latest`: what is stored after its first
-    connection; the rest is history. `beginning`: everything, from every conversation's first event.
-    `keep`: how many events of a conversation stay in the store, roughly; all by default.
-    `wait`: how long entering waits, in seconds, until the device has caught up. It also returns when the
-    first try to connect has failed: a client works without a connection too.
+    `format`: of what the device sends and receives, protobuf or JSON.
+    `start`: where a new device begins. `latest`: only what is stored from then on is new, and the rest is
+    history. `beginning`: everything is new, from each conversation's first event.
+    `keep`: about how many events of a conversation stay in the store; by default all of them.
+    `platform`: a text for the operator's device list.
+    `max_packet`: the largest MQTT packet that the device accepts, in bytes; 0: the server's bound.
+    `tls`: an `ssl.SSLContext` that verifies the broker, or a function that returns one and is called for each
+    connection, so that renewed certificates are read. By default `mqtts` and `wss` trust the system's
+    authorities.
+    `wait`: how many seconds entering waits for the device to catch up. Entering returns earlier if the first
+    attempt to connect fails: a client works without a connection too, and keeps trying.
+    `timing`: how long the client waits for what.
 
-    Entering raises `SetupError`, `DeviceStoreError`, and `CredentialsRefused`.
+    Constructing and entering raise `SetupError`; entering raises `DeviceStoreError` and `CredentialsRefused`.
+
+    Wherever a method takes a `conversation`, the name of a user stands for the direct conversation with that
+    user, and the user's own name for notes to self. Raises `Invalid` for what is neither a name nor an id.
     """
 
     def __init__(
@@ -68,28 +83,32 @@ class Client:
         *,
         user: str,
         device: str,
-        password: str,
-        brokers: str | Iterable[str] = "127.0.0.1:1883",
+        password: str = "",
+        brokers: str | Iterable[str] = "127.0.0.1",
         store: Path | str | None = None,
         format: Format = Format.PROTOBUF,
         start: Literal["latest", "beginning"] = "latest",
         keep: int | None = None,
         platform: str = "",
         max_packet: int = 0,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         wait: float = 10.0,
         timing: Timing | None = None,
     ) -> None:
+        addresses = parse_addresses(brokers, encrypted=tls is not None)
+        encrypted = addresses[0].is_encrypted
+        if not password and not encrypted:
+            raise SetupError("a device needs its password, or TLS with a client certificate")
         self.settings = Settings(
             device=check_device(user, device),
             password=password,
-            addresses=parse_addresses(brokers),
+            addresses=addresses,
             format=format,
             start=start,
             platform=platform,
             max_packet=max_packet,
             keep=keep,
-            tls=tls,
+            tls=TlsContexts(tls) if encrypted else None,
             timing=timing or Timing(),
         )
         self._path = None if store is None else Path(store)
@@ -100,13 +119,31 @@ class Client:
         self._failure: Exception | None = None
         self._running: asyncio.Task[None] | None = None
         self._typed: dict[str, float] = {}
+        self._entered = False
 
     # --- beginning and end
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise ClientError("a client is entered once; make another one")
+        self._entered = True
+        store = await LocalStore.open(self._path, self.settings.device)
+        try:
+            self._assemble(store, await store.load())
+            self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{self.settings.name}")
+            await self._first_contact()
+        except BaseException:
+            try:
+                await self.close()
+            finally:
+                await store.close()
+            raise
+        return self
+
+    def _assemble(self, store: LocalStore, memory: Memory) -> None:
+        """Makes the client's parts, each of which is given what it needs."""
         settings = self.settings
-        self._store = await LocalStore.open(self._path, settings.device)
-        memory = await self._store.load()
+        self._store = store
         adopting = settings.start == "latest" and "adopted" not in memory.meta
         self._uplink = Uplink(settings.device, settings.format)
         self._requests = Requests(self._uplink, settings.timing)
@@ -146,13 +183,6 @@ class Client:
         )
         self._reader = Reader(self._replica, self._store, self._requests, self._commit)
         self._connector = Connector(settings, self._uplink, self._session, self._requests, self._show_state)
-        self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{settings.name}")
-        try:
-            await self._first_contact()
-        except BaseException:
-            await self.close()
-            raise
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -160,7 +190,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Says goodbye, and lets go of the store. What is unsent stays in it."""
+        """Disconnects and closes the store. Unsent messages stay in it."""
         if self._running is None:
             return
         running, self._running = self._running, None
@@ -172,8 +202,10 @@ class Client:
                         await self._session.farewell()
         finally:
             running.cancel()
-            await asyncio.wait([running])
-            await self._store.close()
+            try:
+                await asyncio.wait([running])
+            finally:
+                await self._store.close()
 
     async def _run(self) -> None:
         """The connection's task, and the store's: whatever ends one of them ends the client."""
@@ -238,20 +270,20 @@ class Client:
         mentions: Iterable[str] = (),
         client_msg_id: str | None = None,
     ) -> Accepted:
-        """Sends a message, and returns once the server has stored it.
+        """Sends a message and returns when the server has stored it.
 
-        `content` is text, or bytes with a `content_type`, or a `Content`, or what JSON can say. It is in the
-        device's outbox before it is sent, and stays there until it is stored or refused: giving up waiting
-        (a timeout, a cancellation, the end of the process) does not take it back. With a `client_msg_id` of
-        one's own, sending the same again is no second message.
+        `content` is text, or bytes with a `content_type`, or a `Content`, or any other JSON value. The
+        message is in the device's outbox before it is sent and stays there until it is stored or refused: a
+        timeout, a cancellation or the end of the process does not take it back. Sending the same content
+        again with the same `client_msg_id` adds no second message.
 
-        Raises what the server refuses it with (`Conflict`, `NotAllowed`, `Invalid`, `TooLarge`,
-        `Unsupported`); then it is not in the outbox any more. `Discarded` if it was taken out. What ends the
-        client while it waits (`NotConnected` for `close`, `CredentialsRefused`) leaves it there for the next
-        one. And `DeviceStoreError`.
+        Raises the server's refusal (`Conflict`, `NotAllowed`, `Invalid`, `TooLarge`, `Unsupported`), after
+        which the message is no longer in the outbox; `Discarded` if it was taken out of the outbox;
+        `DeviceStoreError`; and, with the message still in the outbox, what ends the client: `NotConnected`
+        for `close`, and `CredentialsRefused`.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
-        entry = self._entry(conversation, made, client_msg_id)
+        entry = self._entry(self._id_of(conversation), made, client_msg_id)
         stored = self._sender.wait(entry.key)
         try:
             await self._sender.put(entry)
@@ -269,30 +301,39 @@ class Client:
         mentions: Iterable[str] = (),
         client_msg_id: str | None = None,
     ) -> str:
-        """Puts a message into the outbox and returns its client_msg_id, without waiting for the server.
+        """Puts a message into the outbox and returns its client_msg_id without waiting for the server.
 
-        If the server refuses it, it stays in the outbox as such, and `notices` tells.
+        The arguments are those of `send`. A message that the server refuses stays in the outbox as refused,
+        and `notices` reports it.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
-        entry = self._entry(conversation, made, client_msg_id)
+        entry = self._entry(self._id_of(conversation), made, client_msg_id)
         await self._sender.put(entry)
         return entry.client_msg_id
 
     async def outbox(self) -> list[Entry]:
-        """What is not stored yet, and what was refused, in the order in which it was given."""
+        """The messages that are not stored yet and those that were refused, in the order of sending."""
         return list((await self._store.entries()).values())
 
     async def discard(self, conversation: str, client_msg_id: str) -> bool:
-        """Takes a message out of the outbox. False if it was not there. A `send` of it raises `Discarded`.
+        """Takes a message out of the outbox. False if it is not there. Its `send` raises `Discarded`.
 
-        If it was sent already, it may be stored nevertheless, and its client_msg_id stands for its content.
+        If it was sent already, it may be stored nevertheless: do not use its client_msg_id for other content.
         """
-        return await self._sender.discard(Key(conversation, client_msg_id))
+        return await self._sender.discard(Key(self._id_of(conversation), client_msg_id))
 
     def direct(self, other: str) -> str:
-        """The id of the conversation with another user, or of one's own."""
+        """The id of the direct conversation with another user, or of the user's own conversation."""
         user = self.settings.device.user
         return home_of(user) if other == user else "d:" + ":".join(sorted((user, other)))
+
+    def _id_of(self, conversation: str) -> str:
+        """An id as it is, a user's name as the conversation with that user."""
+        if ":" in conversation:
+            return conversation
+        if not is_name(conversation):
+            raise Invalid(f"{conversation!r} is neither a user nor a conversation")
+        return self.direct(conversation)
 
     def _entry(self, conversation: str, content: Content, client_msg_id: str | None) -> Entry:
         self._check()
@@ -304,29 +345,31 @@ class Client:
     # --- what comes
 
     def events(self, consumer: str | None = None, *, conversation: str | None = None) -> Events:
-        """An async iterator of new events, each conversation's in order, own and other devices' included.
+        """An async iterator of new events, each conversation's in order, including the user's own.
 
-        Without a name it begins with what comes after this call. A named `consumer` goes on, also after a
-        restart, behind the last event that it finished: asking for the next one finishes it. A new name
-        begins with the oldest event that the store holds as new.
+        Without a name it begins with the next event after this call. A named `consumer` keeps its place in
+        the store, also over restarts: asking for the next event finishes the previous one, and it resumes
+        behind the last event that was finished. A new name begins with the oldest event that the store holds
+        as new. With `conversation`, only that one's events.
         """
-        return self._feed.events(consumer, conversation)
+        one = None if conversation is None else self._id_of(conversation)
+        return self._feed.events(consumer, one)
 
     def notices(self) -> Queue[Notice]:
-        """An async iterator of marks, presences, typing, and of what the program ought to know.
+        """An async iterator of marks, presence, typing, and of what became of conversations and messages.
 
-        Not stored: if more than 1,000 wait, the oldest are dropped.
+        They are not stored: if more than 1,000 wait, the oldest are dropped.
         """
         return self._notices.iterate()
 
     async def history(self, conversation: str, before: int | None = None, limit: int = 100) -> list[Event]:
         """At most `limit` events before seq `before` (default: the newest), in order of seq.
 
-        From the device's store where it is whole there, else from the server. Fewer than `limit` only at
-        the beginning of what there is, or without a connection. Raises `NotAllowed`, `NotConnected` if the
-        device has nothing of it, and `DeviceStoreError`.
+        They come from the device's store as far as it holds them, else from the server. There are fewer than
+        `limit` only at the beginning of the conversation, or without a connection. Raises `NotAllowed`,
+        `NotConnected` if the device holds none of them, and `DeviceStoreError`.
         """
-        found = await self._reader.history(conversation, before, limit)
+        found = await self._reader.history(self._id_of(conversation), before, limit)
         self._inbox.check()  # what it was read by
         return found
 
@@ -335,34 +378,50 @@ class Client:
         return await self._store.summaries(limit)
 
     async def conversation(self, conversation: str) -> Summary | None:
-        """One of them, if the device knows it."""
-        found = await self._store.summaries(1, conversation)
+        """One conversation, or None if the device does not know it."""
+        found = await self._store.summaries(1, self._id_of(conversation))
         return found[0] if found else None
+
+    async def unread(self, conversation: str) -> int:
+        """The exact number of unread events: those after the user's `read` mark that are not the user's own.
+
+        Asks the server for the events after `read` that the device does not hold. Raises `NotConnected` if
+        that is not possible; then `conversation` tells the bounds.
+        """
+        summary = await self.conversation(conversation)
+        if summary is None or summary.unread == summary.unread_at_most:
+            return 0 if summary is None else summary.unread
+        events = await self._reader.after(summary.conversation, summary.read, summary.head.seq)
+        self._inbox.check()
+        return sum(event.sender != self.settings.device.user for event in events)
 
     # --- marks, presence, typing
 
     async def mark_read(self, conversation: str, seq: int | None = None) -> None:
-        """Marks everything up to `seq` as read; by default all that has arrived. Sent in a moment.
+        """Marks everything up to `seq` as read, by default all that has arrived. The server is told soon
+        after.
 
         Raises `DeviceStoreError`, which ends the client.
         """
         self._inbox.check()
-        if self._replica.mark_read(conversation, seq):
+        if self._replica.mark_read(self._id_of(conversation), seq):
             await self._inbox.commit()
 
     async def marks(self, conversation: str) -> dict[str, Marks]:
-        """How far each member has got, by user."""
-        return await self._store.marks(conversation)
+        """Each member's `delivered` and `read` marks, by user."""
+        return await self._store.marks(self._id_of(conversation))
 
     def presence_of(self, user: str) -> Presence | None:
-        """The user's presence as last told; None: never told, which is as good as offline.
+        """The user's presence as the server last reported it; None if it never did, which means offline.
 
-        With each connection everybody is offline (`last_seen` 0: not known) until the server tells otherwise.
+        On each new connection everybody counts as offline (`last_seen` 0: unknown) until the server reports
+        otherwise.
         """
         return self._inbox.presences.get(user)
 
     async def typing(self, conversation: str, typing: bool = True) -> None:
         """Tells the others that the user is typing. May be called at every key; does nothing offline."""
+        conversation = self._id_of(conversation)
         now = time.monotonic()
         if typing and now - self._typed.get(conversation, -TYPING_EVERY) < TYPING_EVERY:
             return
@@ -376,7 +435,10 @@ class Client:
             await self._uplink.publish(Typing(conversation, typing), conversation)
 
     async def set_status(self, state: str, *, network: str = "", battery: int | None = None) -> None:
-        """Tells whether the device is `online`, `away` or in the `background`. Holds until told otherwise."""
+        """Reports the device as `online`, `away` or `background`, until the next call.
+
+        `network` is a short text for the operator, `battery` a percentage.
+        """
         status = Status(state, "-", network, battery)
         check(status, UNBOUNDED)
         self._session.status = Status(state, "", network, battery)
@@ -387,11 +449,14 @@ class Client:
 
     @property
     def state(self) -> ConnectionState:
-        """Where the connection is."""
+        """The present state of the connection. Also before entering."""
         return self._state
 
     def states(self) -> Queue[ConnectionState]:
-        """An async iterator of the connection's states, from the present one on. Also before entering."""
+        """An async iterator of the connection's states, beginning with the present one.
+
+        Also before entering.
+        """
         return self._states.iterate(self.state)
 
     def _show_state(self, state: ConnectionState) -> None:
@@ -399,7 +464,7 @@ class Client:
         self._states.tell(state)
 
     async def caught_up(self) -> None:
-        """Returns when, on the present connection, the device has all that it had missed.
+        """Returns when the device is connected and has received all that it had missed.
 
         Raises what ended the client.
         """
@@ -418,7 +483,7 @@ class Client:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was odd about what came, by kind: malformed packets, rejected commands and the like."""
+        """How many received packets and answers were unusable, by kind. Empty in normal operation."""
         return dict(self._inbox.counts) | ({"events": self._replica.odd} if self._replica.odd else {})
 
     async def _commit(self) -> None:

@@ -8,18 +8,21 @@ from dataclasses import replace
 from random import random
 from uuid import uuid4
 
-from imqtt.client.mqtt import Login, Mqtt, Refused
+from imqtt.client.mqtt import Login, Lost, Mqtt, Refused
+from imqtt.client.probe import answers
 from imqtt.client.requests import Requests
 from imqtt.client.session import Session
 from imqtt.client.settings import Address, Settings
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState
-from imqtt.core.connection import Connection, Phase
+from imqtt.core.connection import UNCONTESTED, Connection, Phase
 from imqtt.core.partitions import home_of
-from imqtt.errors import CredentialsRefused, DeviceStoreError, ImqttError
+from imqtt.errors import CredentialsRefused, DeviceStoreError, ImqttError, NotConnected, TakenOver
 from imqtt.model import Status
 
 log = logging.getLogger(__name__)
+
+ONE_PROCESS = "each process needs a device of its own (`imqtt device add`)"
 
 
 class Connector:
@@ -43,36 +46,39 @@ class Connector:
         self._is_open = False  # a broker is connected
         requests.silence_changed = self._show_silence
         self._stopping = False
+        self._proven: set[Address] = set()  # these have let the device in
+        self._error: ImqttError | None = None  # how the last try or connection ended
         timing = settings.timing
         self._machine = Connection(len(settings.addresses), random, base=timing.retry, cap=timing.retry_most)
 
     async def run(self) -> None:
         """Until cancelled. Raises `CredentialsRefused`, or `DeviceStoreError`."""
-        reason = ""
         while not self._stopping:
             number, wait = self._machine.next(time.monotonic())
             address = self._settings.addresses[number]
-            self._show(address, reason, wait)
+            self._show(address, wait)
             await asyncio.sleep(wait)
             self._machine.connecting()
-            self._show(address, reason)
+            self._show(address)
             try:
                 await self._connect(address)
             except DeviceStoreError:
                 raise
             except Refused as refusal:
-                reason = f"refused: {refusal}"
+                self._error = NotConnected(f"refused: {refusal}")
                 if self._machine.refused(time.monotonic()):
                     raise CredentialsRefused(
                         f"no broker takes the password of {self._settings.name}: {refusal}"
                     ) from None
             except ImqttError as error:
-                reason = str(error)
+                self._error = error
                 if self._machine.phase is Phase.ESTABLISHED:
                     self._machine.lost(time.monotonic())
                 else:
                     self._machine.failed(time.monotonic())
-            log.info("no connection to %s: %s", address, reason)
+                if isinstance(error, Lost):
+                    await self._look_for_another(address, error)
+            log.info("no connection to %s: %s", address, self._error)
             if self._machine.tries >= len(self._settings.addresses):
                 self.tried.set()
         # The cancellation met the loss of a connection, and Python 3.11's TaskGroup told of the loss alone.
@@ -85,7 +91,8 @@ class Connector:
     def close(self, reason: str) -> None:
         """The end, for whatever reason."""
         self._machine.close()
-        self._show(None, reason)
+        self._error = NotConnected(reason) if reason else None
+        self._show(None)
         self.tried.set()
 
     async def _connect(self, address: Address) -> None:
@@ -99,14 +106,22 @@ class Connector:
             keep_alive=self._settings.timing.keep_alive,
             timeout=self._settings.timing.connect,
             tls=self._settings.tls,
+            proven=address in self._proven,
         )
         mqtt = await Mqtt.open(address, login)
         self._is_open = True
         self._show_silence()
+        self._proven.add(address)
+        settled: asyncio.TimerHandle | None = None
 
         def established() -> None:
+            nonlocal settled
             self._machine.established(time.monotonic())
-            self._show(address, "")
+            if not self._machine.is_contested(time.monotonic()):
+                self._error = None
+            elif settled is None:
+                settled = asyncio.get_running_loop().call_later(UNCONTESTED, self._settle, address)
+            self._show(address)
             self.tried.set()
 
         try:
@@ -115,13 +130,42 @@ class Connector:
             await mqtt.close()
             raise
         finally:
+            if settled is not None:
+                settled.cancel()
             self._is_open = False
             mqtt.drop()
 
-    def _show(self, address: Address | None, reason: str, retry_in: float = 0.0) -> None:
+    def _settle(self, address: Address) -> None:
+        """The connection lasts: nobody takes it over any more."""
+        self._error = None
+        self._show(address)
+
+    async def _look_for_another(self, address: Address, lost: Lost) -> None:
+        """Whether a connection ended because another process connects as this device, and says so."""
+        name = self._settings.name
+        # Mosquitto 2.0 closes the socket without a word. So does a broker that ends; but that one is gone.
+        if not lost.taken_over and not (lost.hung_up and await answers(address)):
+            return
+        self._machine.taken_over(time.monotonic())
+        if lost.taken_over:
+            self._error = TakenOver(f"another process is connected as {name}: {ONE_PROCESS}")
+        elif self._machine.is_contested(time.monotonic()):
+            self._error = TakenOver(
+                f"another process is probably connected as {name}, since the broker keeps closing this one's"
+                f" connections without a reason: {ONE_PROCESS}"
+            )
+
+    def _show(self, address: Address | None, retry_in: float = 0.0) -> None:
+        error = self._error
         silent = self._is_open and self._requests.is_silent
         self.state = ConnectionState(
-            self._machine.phase, str(address or ""), self._machine.tries, retry_in, reason, silent
+            self._machine.phase,
+            str(address or ""),
+            self._machine.tries,
+            retry_in,
+            str(error or ""),
+            silent,
+            error,
         )
         self._changed(self.state)
 

@@ -61,6 +61,9 @@ class Database:
         try:
             await database._loop.run_in_executor(database._thread, database._open)
         except BaseException:
+            # A cancellation does not stop the thread: what it opens meanwhile would stay locked.
+            database._closed = True
+            database._thread.submit(database._close)
             database._thread.shutdown(wait=False)
             raise
         return database
@@ -91,8 +94,9 @@ class Database:
         if self._closed:
             return
         self._closed = True
-        await self._loop.run_in_executor(self._thread, self._close)
+        closing = self._loop.run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False)
+        await asyncio.shield(closing)
 
     # --- in the thread
 
@@ -178,8 +182,8 @@ class Database:
         return job.operation(connection)
 
     def _close(self) -> None:
-        self._work()
         if self._connection is not None:
+            self._work()
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
 

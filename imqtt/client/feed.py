@@ -77,12 +77,11 @@ class Feed:
 
 
 class Events:
-    """Events as they become known, each conversation in order of seq.
+    """An async iterator of events, each conversation's in order of seq; `client.events` makes it.
 
-    It reads from the device's store, a few at a time: however slow its consumer is, neither memory nor
-    the connection suffers. With a consumer's name, the place is kept in the store: asking for the next
-    event says that the last one is finished, and after a restart it goes on behind that one. Where the
-    client was closed before the next one was asked for, the last one comes again.
+    It reads from the device's store, a few events at a time, so that a slow program costs neither memory nor
+    the connection. A named consumer's place is in the store: asking for the next event finishes the previous
+    one. If the client is closed before that, the previous one comes again.
     """
 
     def __init__(self, feed: Feed, store: LocalStore, consumer: str | None, conversation: str | None) -> None:
@@ -117,13 +116,13 @@ class Events:
         return event
 
     async def finish(self) -> None:
-        """Says that the last event is finished, for a consumer that will not ask for another."""
+        """Finishes the last event, for a consumer that does not ask for another."""
         if self._unfinished and self._consumer is not None:
             await self._store.finish(self._consumer, self.position)
         self._unfinished = False
 
     def close(self) -> None:
-        """Lets go: the store may remove events that this iterator has not given out."""
+        """Ends the iteration: the store need not keep events for it any more."""
         self._feed.leave(self)
 
     async def __aenter__(self) -> Self:
@@ -172,7 +171,7 @@ class Events:
 
 
 class Queue(Generic[T]):
-    """An iterator of things that are not kept. It holds the newest `size`, and counts what it let go."""
+    """An async iterator of what is not stored. It holds a bounded number and counts what it `dropped`."""
 
     def __init__(self, topic: "Topic[T]", size: int) -> None:
         self.dropped = 0
@@ -197,6 +196,7 @@ class Queue(Generic[T]):
         return self.waiting.popleft()
 
     def close(self) -> None:
+        """Ends the iteration: nothing more is kept for it."""
         self._topic.leave(self)
 
 

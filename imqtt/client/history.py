@@ -47,6 +47,15 @@ class Reader:
             raise NotConnected(f"this device lacks {conversation} before seq {end}: {error}") from None
         return older + own
 
+    async def after(self, conversation: str, seq: int, head: int) -> list[Event]:
+        """The events after `seq` up to `head`. Raises `NotConnected` unless that is all that there are."""
+        events = await self.history(conversation, head + 1, head - seq)
+        log = self._replica.logs.get(conversation)
+        is_whole = bool(events) and (events[0].seq, events[-1].seq) == (seq + 1, head)
+        if not is_whole and (log is None or not log.missing):
+            raise NotConnected(f"this device lacks events of {conversation} after seq {seq}")
+        return events
+
     async def _ask(self, conversation: str, before: int, limit: int) -> list[Event]:
         """From the server, page by page."""
         events: list[Event] = []

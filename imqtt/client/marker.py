@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable
+from random import random
 
+from imqtt.client.mqtt import Untaken
 from imqtt.client.replica import Replica
 from imqtt.client.settings import Timing
 from imqtt.client.uplink import Uplink
+from imqtt.core.backoff import untaken
 from imqtt.model import Mark
 
 AT_ONCE = 50  # commands before the next pause
@@ -29,13 +32,19 @@ class Marker:
 
     async def run(self) -> None:
         """Sends while there is a connection."""
+        refusals = 0
         while True:
             await self._changed.wait()
             await asyncio.sleep(self._timing.marks)
-            await self.flush()
+            try:
+                await self.flush()
+                refusals = 0
+            except Untaken:  # what was not sent still waits
+                refusals += 1
+                await asyncio.sleep(untaken(refusals, random(), most=self._timing.untaken))
 
     async def flush(self) -> None:
-        """Sends what has come together, at most a certain number."""
+        """Sends what has come together, at most a certain number. Raises `Untaken`."""
         for name in list(self._waiting)[:AT_ONCE]:
             log = self._replica.logs[name]
             if log.has_marks:

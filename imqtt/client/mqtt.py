@@ -2,23 +2,30 @@
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import aiomqtt
-from aiomqtt.exceptions import MqttCodeError, MqttConnectError
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.client import Client, DisconnectFlags, error_string
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from imqtt.client.settings import Address
-from imqtt.errors import NotConnected
+from imqtt.client.probe import advice, spoken
+from imqtt.client.settings import Address, Protocol
+from imqtt.client.tls import TlsContexts, explain
+from imqtt.errors import NotConnected, SetupError, TlsFailed
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 2_000  # packets received and not yet taken; one more, and the connection ends behind them
 MAX_IN_FLIGHT = 100  # publishes without PUBACK; paho queues further ones
+TAKEN_OVER, KEEP_ALIVE_TIMEOUT, NOT_AUTHORIZED = 0x8E, 0x8D, 0x87  # MQTT 5, 2.4
+UNTAKEN = {0x10: "nobody is subscribed", 0x97: "the broker's quota is exceeded"}
 REFUSALS = (0x85, 0x86, 0x87, 0x8A, 0x8C)  # MQTT 5, 3.2.2.2: client id, password, authorization, ban, method
 
 Answer = TypeVar("Answer")
@@ -29,12 +36,36 @@ class Refused(Exception):
 
 
 class Lost(NotConnected):
-    """The connection cannot be made, or has ended."""
+    """The connection cannot be made, or has ended.
+
+    `hung_up`: the broker closed it without a word, as Mosquitto 2.0 does when another connection has the same
+    client id. `taken_over`: the broker said that this is why.
+    """
+
+    def __init__(self, reason: str, *, hung_up: bool = False, taken_over: bool = False) -> None:
+        super().__init__(reason)
+        self.hung_up = hung_up
+        self.taken_over = taken_over
+
+
+class Untaken(NotConnected):
+    """The broker has acknowledged a publish, and says that nobody will answer it.
+
+    `puback` is the reason code: 0x10 if there is no subscriber, because the server has not connected
+    since the broker lost its sessions; from 0x80 on the broker did not take it.
+    """
+
+    def __init__(self, topic: str, code: int) -> None:
+        super().__init__(f"{topic}: {UNTAKEN.get(code, 'the broker does not take it')} (0x{code:02x})")
+        self.puback = code
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a connection is opened with. Times in seconds. The will is published at QoS 1."""
+    """What a connection is opened with. Times in seconds. The will is published at QoS 1.
+
+    `proven`: this address has let the device in before, so that a failure says nothing about its protocol.
+    """
 
     name: str
     password: str = field(repr=False)
@@ -42,7 +73,24 @@ class Login:
     will: bytes
     keep_alive: int
     timeout: float
-    tls: ssl.SSLContext | None
+    tls: TlsContexts | None
+    proven: bool = False
+
+
+class _PahoLog(logging.LoggerAdapter[logging.Logger]):
+    """What paho and aiomqtt would log. They tell the cause of a lost connection here alone.
+
+    Nothing of it is worth more than DEBUG, since the SDK reports each cause itself; and without a handler,
+    `logging` would print errors to the screen.
+    """
+
+    cause: BaseException | None = None
+
+    def log(self, level: int, msg: object, *args: object, **more: Any) -> None:
+        for argument in args:
+            if isinstance(argument, BaseException):
+                self.cause = argument
+        super().log(min(level, logging.DEBUG), msg, *args, **more)
 
 
 class _Incoming(asyncio.Queue[aiomqtt.Message]):
@@ -68,20 +116,16 @@ class _Incoming(asyncio.Queue[aiomqtt.Message]):
 class Mqtt:
     """An open connection with a clean session: whatever it misses is asked for, not queued by the broker."""
 
-    def __init__(self, client: aiomqtt.Client) -> None:
-        self._client = client
-
-    @classmethod
-    async def open(cls, address: Address, login: Login) -> Self:
-        """Raises `Refused` or `Lost`."""
-        tls = login.tls
-        if tls is None and address.is_encrypted:
-            tls = ssl.create_default_context()
-        client = aiomqtt.Client(
+    def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
+        self._log = _PahoLog(log)
+        self._loop = asyncio.get_running_loop()
+        self._publishing: dict[int, asyncio.Future[int]] = {}  # by packet id
+        self._end: Lost | None = None
+        client = self._client = aiomqtt.Client(
             address.host,
             address.port,
             username=login.name,
-            password=login.password,
+            password=login.password or None,
             identifier=login.name,
             protocol=aiomqtt.ProtocolVersion.V5,
             will=aiomqtt.Will(login.will_topic, login.will, qos=1),
@@ -93,14 +137,25 @@ class Mqtt:
             queue_type=_Incoming,
             max_queued_incoming_messages=MAX_WAITING,
             max_inflight_messages=MAX_IN_FLIGHT,
-            tls_context=tls if address.is_encrypted else None,
+            tls_context=tls,
             # Without it a command waits for the acknowledgement of the one before: 40 ms instead of 0.4.
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-            logger=log,
+            logger=cast("logging.Logger", self._log),
         )
-        client.pending_calls_threshold = 1_000
-        # aiomqtt has no option for it, and paho's own five seconds may be more than was asked for.
-        client._client.connect_timeout = login.timeout  # noqa: SLF001
+        paho = self._paho = client._client  # noqa: SLF001 - aiomqtt hides what it has no option for
+        paho.connect_timeout = login.timeout  # paho's own five seconds may be more than was asked for
+        self._tell_disconnected = paho.on_disconnect
+        paho.on_disconnect = self._disconnected
+        paho.on_publish = self._published
+
+    @classmethod
+    async def open(cls, address: Address, login: Login) -> Self:
+        """Raises `Refused`, `TlsFailed` or `Lost`."""
+        try:
+            mqtt = cls(address, login, login.tls.context() if login.tls is not None else None)
+        except SetupError as error:
+            raise TlsFailed(error.reason) from error
+        client = mqtt._client
         opening = asyncio.create_task(client.__aenter__(), name=f"imqtt-open-{address}")
         try:
             await asyncio.shield(opening)
@@ -113,31 +168,52 @@ class Mqtt:
             _hang_up(client)
             if isinstance(error.rc, ReasonCode) and error.rc.value in REFUSALS:
                 raise Refused(f"{address}: {error.rc}") from None
-            raise Lost(f"{address}: {error}") from None
+            raise Lost(f"{address}: {error.rc}") from None
         except (aiomqtt.MqttError, ValueError) as error:  # ValueError: a name that no resolver takes
             _hang_up(client)
-            raise Lost(f"{address}: {error}") from None
-        return cls(client)
+            cause = error.__context__ or mqtt._log.cause or error
+            raise await _failure(address, cause, login) from None
+        return mqtt
 
     async def subscribe(self, topic: str) -> None:
         """Subscribes at QoS 1. Raises `Lost`, also where the broker grants less."""
         try:
             granted = await _cancellable(self._client.subscribe(topic, qos=1))
         except (aiomqtt.MqttError, ValueError) as error:
-            raise Lost(f"subscribing to {topic}: {error}") from None
+            raise self._end or Lost(f"subscribing to {topic}: {error}") from None
         for code in granted:
             if (code if isinstance(code, int) else code.value) != 1:
                 raise Lost(f"the broker does not grant {topic}: {code}")
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """Publishes at QoS 1 and returns at the PUBACK, which promises nothing. Raises `Lost`."""
+        """Publishes at QoS 1 and returns at the PUBACK, which promises nothing, or when it is overdue.
+
+        Raises `Untaken` if nobody will answer, and `Lost`. aiomqtt's own `publish` ignores the PUBACK's
+        reason code, and goes on waiting when the connection is lost.
+        """
         try:
-            await _cancellable(self._client.publish(topic, payload, qos=1))
-        except MqttCodeError as error:
+            info = self._paho.publish(topic, payload, qos=1)
+        except ValueError as error:
             raise Lost(f"publishing: {error}") from None
-        except aiomqtt.MqttError as error:
-            # No PUBACK in time. Whether the connection is alive is for the keep-alive to find out.
-            log.debug("%s: %s", topic, error)
+        if info.rc is not MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise self._end or Lost(f"publishing: {error_string(info.rc)}")
+        answer = self._publishing[info.mid] = self._loop.create_future()
+        try:
+            async with asyncio.timeout(self._client.timeout):
+                code = await answer
+        except TimeoutError:
+            # Whether the connection is alive is for the keep-alive to find out.
+            log.debug("%s: no PUBACK in %g s", topic, self._client.timeout)
+            return
+        finally:
+            self._publishing.pop(info.mid, None)
+        if code == NOT_AUTHORIZED:
+            raise Lost(
+                f"the broker does not let this device publish to {topic} (0x87, not authorized): its access"
+                " rules, or the common name of the device's certificate, are for another username"
+            )
+        if code != 0:
+            raise Untaken(topic, code)
 
     async def receive(self, limit: int = 500) -> list[bytes]:
         """The payloads of what has arrived, at least one. Raises `Lost`."""
@@ -147,13 +223,13 @@ class Mqtt:
             while len(messages) and len(batch) < limit:
                 batch.append(await anext(messages))
         except aiomqtt.MqttError as error:
-            raise Lost(str(error.__cause__ or error)) from None
+            raise self._end or Lost(str(error.__cause__ or error)) from None
         return [bytes(it.payload) for it in batch if isinstance(it.payload, bytes | bytearray)]
 
     @property
     def is_receiving(self) -> bool:
         """Whether a packet has arrived in part."""
-        return bool(self._client._client._in_packet["command"])  # noqa: SLF001 - paho tells nobody
+        return bool(self._paho._in_packet["command"])  # noqa: SLF001 - paho tells nobody
 
     async def close(self) -> None:
         """Says DISCONNECT, so that the broker does not publish the will."""
@@ -167,6 +243,66 @@ class Mqtt:
     def drop(self) -> None:
         """Closes the socket without a word, so that the broker publishes the will."""
         _hang_up(self._client)
+
+    # --- paho's callbacks
+
+    def _published(
+        self, _client: object, _userdata: object, mid: int, code: ReasonCode, _properties: object
+    ) -> None:
+        answer = self._publishing.get(mid)
+        if answer is not None and not answer.done():
+            answer.set_result(code.value)
+
+    def _disconnected(
+        self, client: Client, userdata: Any, flags: DisconnectFlags, code: ReasonCode, properties: Any
+    ) -> None:
+        # In paho's opening thread, if the connection ends there.
+        self._loop.call_soon_threadsafe(self._ended, flags.is_disconnect_packet_from_server, code)
+        cast("Any", self._tell_disconnected)(client, userdata, flags, code, properties)
+
+    def _ended(self, said_so: bool, code: ReasonCode) -> None:
+        cause = self._log.cause
+        connected = self._client._connected  # noqa: SLF001 - it tells nobody else
+        disconnected = self._client._disconnected  # noqa: SLF001
+        if disconnected.done():
+            disconnected.exception()  # or asyncio complains that nobody heard it
+        if said_so:
+            taken_over = code.value == TAKEN_OVER
+            self._end = Lost(f"the broker ended the connection: {code}", taken_over=taken_over)
+        elif code.value == 0:
+            return  # `close`
+        elif code.value == KEEP_ALIVE_TIMEOUT:
+            self._end = Lost("the broker is silent")
+        elif cause is not None and not isinstance(cause, ConnectionAbortedError):
+            self._end = Lost(explain(cause) or f"the connection was lost: {cause}")
+        else:  # a WebSocket that ends is an error to paho
+            self._end = Lost("the broker closed the connection", hung_up=True)
+        for answer in self._publishing.values():
+            if not answer.done():
+                answer.set_exception(self._end)
+                answer.exception()  # perhaps nobody waits any more
+        # aiomqtt would wait for the CONNACK until its timeout.
+        if not connected.done():
+            connected.set_exception(aiomqtt.MqttError(self._end.reason))
+            connected.exception()  # perhaps nobody waits
+
+
+async def _failure(address: Address, cause: BaseException, login: Login) -> NotConnected:
+    """What it means that a connection cannot be made."""
+    certain = explain(cause)
+    if certain:
+        return TlsFailed(f"{address}: {certain}")
+    unclear = isinstance(cause, ssl.SSLError | ConnectionResetError)
+    if isinstance(cause, OSError) and cause.errno is not None and not unclear:
+        return Lost(f"{address}: {os.strerror(cause.errno) if cause.errno > 0 else cause.strerror}")
+    if not login.proven:
+        found = await spoken(address, min(2.0, login.timeout))
+        if found is not None and found is not address.protocol:
+            said = f"{address.place} {advice(address, found)}"
+            return TlsFailed(said) if found is Protocol.TLS or address.is_encrypted else Lost(said)
+    if isinstance(cause, TimeoutError):
+        return Lost(f"{address}: no answer within {login.timeout:g} s")
+    return Lost(f"{address}: {cause}")
 
 
 async def _cancellable(call: Awaitable[Answer]) -> Answer:

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import msgspec
 
-from imqtt.client.mqtt import Lost
+from imqtt.client.mqtt import Lost, Untaken
 from imqtt.client.settings import Timing
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import error_of
-from imqtt.core.backoff import backoff
+from imqtt.core.backoff import backoff, untaken
 from imqtt.errors import ImqttError, NotConnected
 from imqtt.model import Hello, History, Page, Rejected, Sync
 
@@ -37,6 +37,7 @@ class Requests:
         self._uplink = uplink
         self._timing = timing
         self._questions: dict[str, _Question] = {}
+        self._nobody_there = False  # at the last time that something was asked
         self._heard_at = 0.0  # when anything came last on this connection, or when it began
         self._changed = asyncio.Event()  # a question was asked, or the server has answered again
         self.is_silent = False  # see `ConnectionState`
@@ -56,27 +57,34 @@ class Requests:
         question = _Question({it.conversation: True for it in cursors if it.seq}, begun)
         self._questions[ref] = question
         self._changed.set()
-        tries = 0
+        tries = refusals = 0
         try:
             while True:
-                # From the second try on to partition 0: the number of partitions may not be what it was.
-                await self._uplink.publish(command, place, anywhere=tries > 0)
-                tries += 1
-                wait = min(self._timing.patience, self._timing.answer * 2.0 ** (tries - 1))
                 try:
-                    answer = await self._answer(question, wait * (1 + 0.2 * random()))
+                    # From the second try on to partition 0: the number of partitions may not be what it was.
+                    await self._uplink.publish(command, place, anywhere=tries + refusals > 0)
+                    tries += 1
+                    self._nobody_there = False
+                    wait = min(self._timing.patience, self._timing.answer * 2.0 ** (tries - 1))
+                    wait *= 1 + 0.2 * random()
+                except Untaken:
+                    refusals += 1
+                    self._nobody_there = True
+                    wait = untaken(refusals, random(), most=self._timing.untaken)
+                try:
+                    answer = await self._answer(question, wait)
                 except TimeoutError:
                     continue
                 if isinstance(answer, Page):
                     return answer
                 question.answer = asyncio.Future()
                 if answer is None:
-                    tries = 0
+                    tries = refusals = 0
                     continue
                 if not answer.retryable:
                     raise error_of(answer)
                 question.resting, question.waits_since = True, math.inf
-                await asyncio.sleep(answer.retry_after / 1000 + backoff(tries, random(), cap=30.0))
+                await asyncio.sleep(answer.retry_after / 1000 + backoff(max(tries, 1), random(), cap=30.0))
                 question.resting, question.waits_since = False, max(begun, time.monotonic())
                 self._changed.set()
         finally:
@@ -133,7 +141,8 @@ class Requests:
             asked_at = min((it.waits_since for it in self._questions.values()), default=math.inf)
             silent_for = time.monotonic() - max(asked_at, self._heard_at)  # less than 0 if nothing is asked
             if silent_for >= silence:
-                raise Lost(f"no answer to anything in {silence:.0f} s")
+                nobody = "; no imqtt server has connected to the broker yet" if self._nobody_there else ""
+                raise Lost(f"no answer to anything in {silence:.0f} s{nobody}")
             doubtful = silent_for >= self._timing.answer
             if doubtful and not self._uplink.is_receiving:
                 self._set_silent(True)

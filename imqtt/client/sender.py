@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from random import random
 from typing import TypeVar
 
+from imqtt.client.mqtt import Untaken
 from imqtt.client.settings import Timing
 from imqtt.client.store import LocalStore
 from imqtt.client.uplink import Uplink
@@ -42,7 +43,9 @@ class Sender:
         self._uplink = uplink
         self._store = store
         self._notify = notify
-        self._outbox = Outbox(random, answer_within=timing.answer, patience=timing.patience)
+        self._outbox = Outbox(
+            random, answer_within=timing.answer, patience=timing.patience, untaken_within=timing.untaken
+        )
         self._entries: dict[Key, Entry] = {}  # a cache of those that are under way
         self._unanswered: dict[Key, int] = {}  # hashes of what was published, also if it was discarded since
         self._leaving: set[Key] = set()  # what the store is discarding
@@ -178,7 +181,12 @@ class Sender:
             return
         if self._uplink.is_attached:
             self._unanswered[entry.key] = hash(entry.content)
-        await self._uplink.publish(send, entry.conversation)
+        try:
+            await self._uplink.publish(send, entry.conversation)
+        except Untaken as error:
+            log.debug("%s", error)
+            self._outbox.untaken(entry.key, time.monotonic())
+            self._changed.set()
 
     # --- answers
 

@@ -1,21 +1,23 @@
 """One established connection, from `Hello` until it is lost."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
-from random import uniform
+from random import random, uniform
 
 import msgspec
 
 from imqtt.client.catchup import CatchUp
 from imqtt.client.inbox import Inbox
 from imqtt.client.marker import Marker
-from imqtt.client.mqtt import Lost, Mqtt
+from imqtt.client.mqtt import Lost, Mqtt, Untaken
 from imqtt.client.requests import Requests
 from imqtt.client.sender import Sender
 from imqtt.client.settings import Settings
 from imqtt.client.uplink import Uplink
+from imqtt.core.backoff import untaken
 from imqtt.core.partitions import home_of
 from imqtt.errors import NotConnected
 from imqtt.model import Cursor, Hello, Status, Welcome
@@ -76,7 +78,8 @@ class Session:
 
     async def farewell(self) -> None:
         """What is to be said before a clean end, after which the broker keeps the last will to itself."""
-        await self._marker.flush()
+        with contextlib.suppress(Untaken):
+            await self._marker.flush()
         await self.say(Status("offline", ""))
 
     async def _receive(self, mqtt: Mqtt, nonce: str, welcomed: asyncio.Event) -> None:
@@ -119,7 +122,7 @@ class Session:
     async def _stay_present(self) -> None:
         """Says something before the server takes a silent device for gone."""
         if self.status != Status("online", ""):
-            await self.say(self.status)
+            await self._say_status()
         while True:
             limits = self._uplink.limits
             ttl = 300 if limits is None or limits.presence <= 0 else limits.presence
@@ -127,7 +130,17 @@ class Session:
             if (wait := due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
             else:
-                await self.say(self.status)
+                await self._say_status()
+
+    async def _say_status(self) -> None:
+        """Until the broker has somebody for it."""
+        times = 0
+        while True:
+            try:
+                return await self.say(self.status)
+            except Untaken:
+                times += 1
+                await asyncio.sleep(untaken(times, random(), most=self._settings.timing.untaken))
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -141,4 +154,6 @@ def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
             else:
                 causes.append(error)
     faults = [error for error in causes if not isinstance(error, NotConnected)]
-    return faults[0] if faults else Lost(str(causes[0]))
+    if faults:
+        return faults[0]
+    return next((error for error in causes if isinstance(error, Lost)), Lost(str(causes[0])))

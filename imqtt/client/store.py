@@ -16,6 +16,7 @@ import msgspec
 from imqtt.client.database import Database
 from imqtt.client.values import Entry, LogState, Summary
 from imqtt.core.outbox import Key
+from imqtt.core.partitions import home_of
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import Content, Device, Event, Id, Marks, Position, from_json_type, to_json_type
 
@@ -99,12 +100,17 @@ class LocalStore:
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('device', ?)", (str(device),))
             return str(connection.execute("SELECT value FROM meta WHERE name = 'device'").fetchone()[0])
 
-        owner = await database.submit(claim)
-        if owner == f"{device.user}/{device.device}":  # a store of version 0.1, before `user@device`
-            await database.submit(
-                lambda it: it.execute("UPDATE meta SET value = ? WHERE name = 'device'", (str(device),))
-            )
-        elif owner != str(device):
+        before = f"{device.user}/{device.device}"  # its name in a store of version 0.1
+        try:
+            owner = await database.submit(claim)
+            if owner == before:
+                await database.submit(
+                    lambda it: it.execute("UPDATE meta SET value = ? WHERE name = 'device'", (str(device),))
+                )
+        except BaseException:
+            await database.close()
+            raise
+        if owner not in (str(device), before):
             await database.close()
             raise DeviceStoreError(f"{path} belongs to {owner}, not to {device}")
         return cls(database, device)
@@ -296,19 +302,21 @@ def _summaries(
             LEFT JOIN marks m ON m.conversation = c.conversation AND m.user = ?
             {where} ORDER BY max(c.head_id, c.id) DESC LIMIT ?
         )
-        SELECT conversation, max(head_seq, seq), max(head_id, id), delivered, read,
+        SELECT c.conversation, max(head_seq, c.seq), max(head_id, id), delivered, read,
             (SELECT body FROM events e WHERE e.conversation = c.conversation AND e.seq = c.seq),
-            max(0, head_seq - max(seq, read)) + max(0, base - read) + (
-                SELECT count(*) FROM events e WHERE e.conversation = c.conversation
-                AND e.seq > max(c.read, c.base) AND e.seq <= c.seq AND e.sender <> ?)
-        FROM c
+            count(e.seq), count(CASE WHEN e.sender <> ? THEN 1 END)
+        FROM c LEFT JOIN events e ON e.conversation = c.conversation AND e.seq > c.read
+        GROUP BY c.conversation ORDER BY max(head_id, id) DESC
         """,  # noqa: S608 - a clause of this function's own
         (user, *values, limit, user),
     )
-    return [
-        Summary(name, Position(seq, Id(id_)), None if body is None else _event(body), unread, delivered, read)
-        for name, seq, id_, delivered, read, body, unread in rows
-    ]
+    found: list[Summary] = []
+    for name, seq, id_, delivered, read, body, held, others in rows:
+        last = None if body is None else _event(body)
+        # Whether the events that this device does not hold are the user's own, only the id can tell.
+        absent = 0 if name == home_of(user) else max(0, seq - read - held)
+        found.append(Summary(name, Position(seq, Id(id_)), last, others, others + absent, delivered, read))
+    return found
 
 
 def _put(connection: sqlite3.Connection, entry: Entry) -> bool:

@@ -51,8 +51,10 @@ class Uplink:
         return encode_command(command, self._format)
 
     async def publish(self, command: AnyCommand, place: str, *, anywhere: bool = False) -> None:
-        """Returns at the broker's PUBACK. Raises `NotConnected`."""
+        """Returns at the broker's PUBACK. Raises `NotConnected`; `Untaken` if the broker has nobody for
+        it."""
         if self._mqtt is None:
             raise NotConnected("there is no connection to a broker just now")
-        self.spoke_at = time.monotonic()
+        at = time.monotonic()
         await self._mqtt.publish(self.topic(place, anywhere=anywhere), self.encode(command))
+        self.spoke_at = at

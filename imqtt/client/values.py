@@ -12,7 +12,11 @@ from imqtt.model import Content, Event, Id, Marks, PeerTyping, Position, Presenc
 
 @dataclass(frozen=True, slots=True)
 class ConnectionState:
-    """Where the connection is. `reason` says why the last try or connection ended.
+    """The state of a client's connection.
+
+    `reason` says why the last attempt or connection ended, and `error` is the same as an exception:
+    `TlsFailed` or `TakenOver` where somebody has to do something about it, else `NotConnected`. Both are
+    empty while the connection is established, unless another process keeps taking it over.
 
     `silent`: a broker is connected, but the server behind it was asked and has not answered for
     `Timing.answer` seconds. A device that asks nothing does not notice: see `Timing.idle`.
@@ -24,25 +28,32 @@ class ConnectionState:
     retry_in: float = 0.0  # seconds, in phase `idle`
     reason: str = ""
     silent: bool = False
+    error: ImqttError | None = None
 
 
 class Summary(Value, frozen=True):
     """A conversation as this device has it.
 
-    `head` is its newest event as far as is known, `last` the newest that has arrived. `unread` counts
-    others' events after the user's own read mark, on whichever device he set it.
+    `head` is its newest event as far as is known, `last` the newest that has arrived. `delivered` and `read`
+    are the user's own marks, whichever device set them.
+
+    Unread are the events after `read` that are not the user's own. The device knows the senders of the events
+    that it holds: at least `unread` and at most `unread_at_most` are unread. The two differ where events
+    after
+    `read` are not on the device, as on a new one; `Client.unread` asks the server for them.
     """
 
     conversation: str
     head: Position
     last: Event | None
     unread: int
+    unread_at_most: int
     delivered: int = 0
     read: int = 0
 
 
 class Entry(Value, frozen=True):
-    """A message in the outbox. `refused`: the server will not take it; it is not sent again."""
+    """A message in the outbox. One that the server `refused`, with this code, is not sent again."""
 
     conversation: str
     client_msg_id: str
@@ -57,9 +68,9 @@ class Entry(Value, frozen=True):
 
 
 class Restarted(Value, frozen=True):
-    """A conversation was begun anew, since the server's log of it is another one: a restored backup.
+    """The device dropped its log of a conversation, because the server's log was restored from a backup.
 
-    What the device had of it is gone; `begins` is the first event that it has now (0: none).
+    `begins` is the seq of the first event that the device has now; 0: it has none.
     """
 
     conversation: str
@@ -67,7 +78,9 @@ class Restarted(Value, frozen=True):
 
 
 class Skipped(Value, frozen=True):
-    """Events of a conversation that the server does not give out: `archived` or `before_joined`."""
+    """Events that the server does not provide, from seq `first` to `last`. `missing` says why: `archived` or
+    `before_joined`.
+    """
 
     conversation: str
     first: int
@@ -76,7 +89,8 @@ class Skipped(Value, frozen=True):
 
 
 class Refused(Value, frozen=True):
-    """A message for which nobody waits any more was refused. It stays in the outbox until discarded."""
+    """The server refused a message for which no `send` waits. It stays in the outbox until it is
+    discarded."""
 
     entry: Entry
     error: ImqttError

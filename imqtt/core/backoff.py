@@ -1,4 +1,4 @@
-"""How long to wait before trying again: exponential, with full jitter.
+"""How long to wait before trying again: exponential, with jitter.
 
 Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
@@ -11,3 +11,14 @@ def backoff(attempt: int, chance: float, *, base: float = 0.1, cap: float = 5.0)
     """
     bound = min(cap, base * 2.0 ** min(attempt - 1, 30))
     return bound * (0.1 + 0.9 * chance)
+
+
+def untaken(attempt: int, chance: float, *, most: float = 2.0, cap: float = 15.0) -> float:
+    """Seconds to wait before publishing again what a broker had nobody for, after the `attempt`th time.
+
+    Between half of `most` and `most`, since the server is likely to be on its way back; from the fifth time
+    on twice as long each time, since devices that all ask every second would keep a broker busy for nothing.
+    `chance` is drawn from 0 to 1.
+    """
+    bound = min(max(cap, most), most * 2.0 ** min(max(attempt - 4, 0), 30))
+    return bound * (0.5 + 0.5 * chance)

@@ -16,10 +16,13 @@ from imqtt.core.backoff import backoff
 WINDOW = 300.0  # seconds for which a failure counts against an address
 STABLE = 10.0  # a connection that lasted so long was no failure
 PATIENCE = 3  # rounds of refusals until a device that was let in before gives up
+CONTESTED = 3  # takeovers within the window that mean that another process connects as this device
+UNCONTESTED = 120.0  # a connection that lasted so long ends a contest: more than the other's longest wait
+CONTEST_WAIT, CONTEST_WAIT_MOST = 5.0, 60.0  # before taking the connection back: the first time, and at most
 
 
 class Phase(Enum):
-    """Where a connection is."""
+    """The phase of a client's connection."""
 
     IDLE = "idle"  # not begun, or waiting before the next try
     CONNECTING = "connecting"  # to the broker, then for the server's `Welcome`
@@ -74,6 +77,7 @@ class Connection:
         self._outcomes: dict[int, bool] = {}  # this round's failed addresses: did it refuse?
         self._refusing = 0  # rounds on end in which some address refused and none let in
         self._was_let_in = False
+        self._takeovers = Failures()
 
     def next(self, now: float) -> Try:
         """The next address: the one with the fewest recent failures, then the one tried longest ago."""
@@ -86,6 +90,10 @@ class Connection:
             # One round over all addresses counts as one failure: another broker is tried soon.
             rounds = 1 + (self.tries - 1) // len(self._failures)
             wait = backoff(rounds, self._chance(), base=self._base, cap=self._cap)
+        if self.is_contested(now):
+            times = self._takeovers.count(now) - CONTESTED
+            bound = min(CONTEST_WAIT_MOST, CONTEST_WAIT * 2.0 ** min(times, 30))
+            wait = max(wait, bound * (0.5 + 0.5 * self._chance()))
         self.phase = Phase.IDLE
         self._current = address
         return Try(address, wait)
@@ -119,11 +127,21 @@ class Connection:
 
     def lost(self, now: float) -> None:
         """An established connection ended."""
+        if now - self._since >= UNCONTESTED:
+            self._takeovers = Failures()
         if now - self._since >= STABLE:
             self.tries = 1
             self.phase = Phase.IDLE
         else:
             self._fail(now, refused=False)
+
+    def taken_over(self, now: float) -> None:
+        """A connection ended because another one has the device's client id. To be told after its end."""
+        self._takeovers.add(now)
+
+    def is_contested(self, now: float) -> bool:
+        """Whether another process keeps connecting as this device, and both end each other's connections."""
+        return self._takeovers.count(now) >= CONTESTED
 
     def close(self) -> None:
         self.phase = Phase.CLOSED

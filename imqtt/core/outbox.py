@@ -14,7 +14,7 @@ from enum import Enum
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from imqtt.core.backoff import backoff
+from imqtt.core.backoff import backoff, untaken
 
 
 class Key(NamedTuple):
@@ -39,13 +39,15 @@ class _Queue:
     keys: deque[str] = field(default_factory=deque)
     due: float = 0.0  # when the first is to be sent (again), unless it is under way
     tries: int = 0  # of the first
+    refusals: int = 0  # how often on end the broker had nobody for the first
 
 
 class Outbox:
     """Knows the keys of what is unsent, not the contents.
 
     `chance` draws from 0 to 1. `answer_within` is how long an answer to the first try may take; later
-    tries wait longer, up to `patience`. At most `window` messages are under way.
+    tries wait longer, up to `patience`. At most `window` messages are under way. `untaken_within` is how soon
+    a message is sent again that the broker had nobody for.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class Outbox:
         *,
         answer_within: float = 5.0,
         patience: float = 60.0,
+        untaken_within: float = 2.0,
         window: int = 64,
     ) -> None:
         self._chance = chance
         self._answer_within = answer_within
         self._patience = patience
+        self._untaken_within = untaken_within
         self._window = window
         self._queues: dict[str, _Queue] = {}
         self._under_way: dict[str, float] = {}  # conversation: until when its answer is waited for
@@ -130,6 +134,17 @@ class Outbox:
             self._plan(conversation, now + retry_after + wait)
         return Fate.AGAIN
 
+    def untaken(self, key: Key, now: float) -> None:
+        """The broker has nobody for the message: no answer will come, so it is sent again soon."""
+        conversation, queue = key.conversation, self._queues.get(key.conversation)
+        if queue is None or queue.keys[0] != key.client_msg_id or conversation not in self._under_way:
+            return
+        del self._under_way[conversation]
+        queue.tries -= 1
+        queue.refusals += 1
+        wait = untaken(queue.refusals, self._chance(), most=self._untaken_within)
+        self._plan(conversation, now + wait)
+
     def lost(self, now: float) -> None:
         """The connection is gone, and whatever was under way with it: sent again on the next one."""
         for conversation in self._under_way:
@@ -147,7 +162,7 @@ class Outbox:
         queue.keys.remove(name)
         if first:
             self._under_way.pop(conversation, None)
-            queue.tries = 0
+            queue.tries = queue.refusals = 0
         if not queue.keys:
             del self._queues[conversation]
         elif first:

@@ -12,6 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from imqtt.addresses import host_port
 from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, Settings, connect
 from imqtt.broker.tls import TlsFileError, TlsFiles
@@ -70,7 +71,7 @@ class Server:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._assignment: Assignment | None = None
-        self._troubles = Troubles(_address(config.broker_host, config.broker_port))
+        self._troubles = Troubles(host_port(config.broker_host, config.broker_port))
         self._connections = Connections(self._troubles.broker)
         self._page: HealthPage | None = None
         self._lanes: dict[str, Lane] = {}
@@ -375,10 +376,6 @@ async def _first_failure(tasks: Sequence[asyncio.Task[None]]) -> None:
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     for task in done:
         task.result()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _tls(config: ServerConfig) -> TlsFiles | None:

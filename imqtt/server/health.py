@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from imqtt.addresses import host_port
 from imqtt.errors import SetupError
 
 HEAD_BYTES = 8_192
@@ -54,7 +55,9 @@ class HealthPage:
         try:
             self._server = await asyncio.start_server(self._answer, self._host, self._port, limit=HEAD_BYTES)
         except OSError as error:
-            raise SetupError(f"health: cannot listen on {self._host}:{self._port}: {error}") from error
+            raise SetupError(
+                f"health: cannot listen on {host_port(self._host, self._port)}: {error}"
+            ) from error
 
     def stop(self) -> None:
         if self._server is not None:

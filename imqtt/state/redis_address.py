@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from imqtt.addresses import host_port
 from imqtt.distribution import how_to_install
 from imqtt.errors import SetupError
 from imqtt.state.redis_keys import Keys
@@ -80,10 +81,18 @@ class Address:
         strange = [name for name in arguments if name not in own and not name.startswith("ssl_")]
         if strange:
             raise SetupError(f"redis: the address has options that imqtt does not know: {', '.join(strange)}")
+        if parts.scheme != "rediss" and (options := [name for name in arguments if name.startswith("ssl_")]):
+            raise SetupError(
+                f"redis: {options[0]} asks for TLS, which {parts.scheme}:// is not: use rediss://"
+            )
         if password:
             arguments["password"] = password
         self._arguments: Mapping[str, Any] = arguments
-        where = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{port or 6379}"
+        where = (
+            parts.path
+            if parts.scheme == "unix"
+            else f"{host_port(parts.hostname or 'localhost', port or 6379)}"
+        )
         self._text = f"{where}, database {arguments.get('db', 0)}"
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
+from tests.certificates import Authority, TlsMosquitto
 from tests.cli.commands import environment, imqtt, imqtt_process
 from tests.services import ServerProcess, eventually
 
@@ -368,3 +369,78 @@ async def test_a_closed_standard_stream_is_no_crash(closed: str, status: int, sa
     )
     _, err = await process.communicate()
     assert (process.returncode, err.decode()) == (status, said)
+
+
+# --- TLS
+
+
+@pytest.fixture
+async def tls(tmp_path: Path) -> AsyncIterator[TlsMosquitto]:
+    authority = Authority(tmp_path / "certificates")
+    certificate = authority.issue("broker", hosts="IP:127.0.0.1")
+    async with TlsMosquitto(tmp_path / "broker", authority, certificate) as broker:
+        broker.passwords.add("alice@phone", "secret")
+        yield broker
+
+
+async def test_messages_over_tls_with_a_password_or_a_certificate(tls: TlsMosquitto, tmp_path: Path) -> None:
+    authority = tls._authority
+    certificate, key = authority.issue("bob@phone")
+    encrypted = {"IMQTT_PASSWORD": "secret", "IMQTT_CA": str(authority.file)}
+    async with ServerProcess(tls, tmp_path):
+        sent = await imqtt(
+            "send", "bob", "hi", "--user", "alice/phone", "--broker", f"127.0.0.1:{tls.tls_port}", **encrypted
+        )
+        assert (sent.status, sent.out, sent.err) == (0, "stored: d:alice:bob 1\n", "")
+        read = await imqtt(
+            "history", "alice", "-u", "bob@phone", "-b", f"mqtts://127.0.0.1:{tls.certified_port}",
+            "--ca", authority.file, "--cert", certificate, "--key", key,
+        )  # fmt: skip
+        assert (read.status, read.err) == (0, "")
+        assert read.out.endswith("d:alice:bob 1  alice: hi\n")
+
+
+async def test_what_is_in_the_way_of_tls_is_one_line_at_once(tls: TlsMosquitto) -> None:
+    authority, encrypted = tls._authority, f"127.0.0.1:{tls.tls_port}"
+    for options, said in [
+        (("--broker", f"mqtts://{encrypted}"), "unknown authority: give the authority's file with --ca"),
+        (("--broker", f"mqtt://{encrypted}"), f"{encrypted} speaks TLS: use mqtts://{encrypted}"),
+        (
+            ("--broker", f"mqtt://{encrypted}", "--ca", authority.file),
+            f"TLS is asked for, but mqtt://{encrypted} would send the password unencrypted: use mqtts://",
+        ),
+        (
+            ("--broker", encrypted, "--ca", "missing.pem"),
+            "cannot read missing.pem: No such file or directory",
+        ),
+        (("--broker", encrypted, "--key", authority.file), "is the key of no certificate"),
+        (("--ca", authority.file), "ask for TLS: say with --broker where"),
+    ]:
+        for command in (("send", "bob", "hi"), ("history", "bob")):
+            async with asyncio.timeout(10):
+                refused = await imqtt(*command, "-u", "alice/phone", *options, IMQTT_PASSWORD="secret")
+            assert refused.status == 1
+            assert said in refused.err
+            assert refused.err.count("\n") == 1, refused.err
+
+
+async def test_tail_names_another_process_on_the_same_device(data: Path, tmp_path: Path) -> None:
+    """Each keeps what it has read elsewhere, so that only the broker can tell that there are two."""
+    stores = [("--device-store", str(tmp_path / name)) for name in ("one.db", "two.db")]
+    async with (
+        tailing(data, "--user", "alice", *stores[0]) as one,
+        tailing(data, "--user", "alice", *stores[1]) as two,
+    ):
+
+        async def told(process: asyncio.subprocess.Process) -> list[str]:
+            assert process.stderr is not None
+            lines: list[str] = []
+            while not lines or "connected as alice@phone" not in lines[-1]:
+                lines.append((await process.stderr.readline()).decode())
+            return lines
+
+        async with asyncio.timeout(40):
+            for lines in await asyncio.gather(told(one), told(two)):
+                assert all(line.startswith(("imqtt: ", "connected", "no connection")) for line in lines), (
+                    lines
+                )

@@ -51,3 +51,21 @@ async def test_it_waits_for_a_broker_and_can_be_ended_meanwhile(tmp_path: Path, 
             await process.wait()
     assert process.returncode == 0
     assert b"Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--broker-certificate", "c.pem"), "broker_certificate asks for TLS"),
+        (("--broker-port", "8883"), "broker_port 8883 asks for TLS"),
+        (("--broker-key", "k.pem", "--broker-ca", "ca.pem"), "it is the key of no certificate"),
+    ],
+)
+async def test_settings_that_ask_for_tls_and_would_not_get_it_are_refused(
+    tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    store = tmp_path / "imqtt.db"
+    refused = await imqtt_process("serve", *flags, "--store", f"sqlite:///{store}", "--quiet")
+    assert refused.status == 1
+    assert said in refused.err
+    assert not store.exists()  # nothing was begun

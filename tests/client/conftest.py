@@ -13,7 +13,9 @@ from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Timing
 from tests.client.little_server import LittleServer
 
-QUICK = Timing(connect=2.0, answer=0.4, patience=2.0, retry=0.1, retry_most=0.5, hole=0.05, marks=0.05)
+QUICK = Timing(
+    connect=2.0, answer=0.4, patience=2.0, untaken=0.2, retry=0.1, retry_most=0.5, hole=0.05, marks=0.05
+)
 
 Devices = Callable[..., Client]
 

@@ -32,9 +32,9 @@ async def test_a_new_device_gets_heads_with_their_latest_and_the_newest_conversa
     async with device() as alice:
         events = alice.events("everything")
         summaries = await alice.conversations()
-        assert [(it.conversation, it.head.seq, it.unread) for it in summaries] == [
-            (TALK, 150, 150),
-            ("d:alice:carol", 5, 5),
+        assert [(it.conversation, it.head.seq, it.unread, it.unread_at_most) for it in summaries] == [
+            (TALK, 150, 100, 150),
+            ("d:alice:carol", 5, 1, 5),
         ]
         assert [it.last and it.last.content.text for it in summaries] == ["b149", "c4"]
         asked = len(little.commands(History))
@@ -308,6 +308,42 @@ async def test_delivered_marks_go_out_by_themselves_and_together(
         summary = await alice.conversation(TALK)
         assert summary is not None
         assert summary.unread == 8  # one's own messages are read
+
+
+async def test_a_new_device_has_read_its_users_own_messages(little: LittleServer, device: Devices) -> None:
+    for number in range(30):
+        little.store("u:alice", f"note {number}", "alice@laptop")
+        little.store(TALK, f"mine {number}", "alice@laptop")
+    little.store(TALK, "hers", "bob@phone")
+    async with device() as alice:
+        notes, talk = await alice.conversation("alice"), await alice.conversation("bob")
+        assert notes is not None
+        assert talk is not None
+        assert (notes.unread, notes.unread_at_most) == (0, 0)
+        assert (talk.unread, await alice.unread("bob")) == (1, 1)
+
+
+@pytest.mark.parametrize("keep", [None, 10])
+async def test_unread_is_exact_once_the_server_was_asked(
+    little: LittleServer, device: Devices, keep: int | None
+) -> None:
+    for number in range(250):
+        little.store(TALK, str(number), "alice@laptop" if number % 3 else "bob@phone")
+    little.store("d:alice:carol", "newer", "carol@phone")  # so that of the other one only the head comes
+    little.marks[TALK, "alice"] = Marks(TALK, "alice", 20, 20)
+    async with device(keep=keep) as alice:
+        summary = await alice.conversation(TALK)
+        assert summary is not None
+        assert (summary.unread, summary.unread_at_most) == (1, 230)
+        assert await alice.unread(TALK) == len(range(21, 250, 3))
+        await little.disconnect()
+        if keep is None:
+            assert await alice.unread(TALK) == len(range(21, 250, 3))  # it holds all of them now
+        else:
+            asking = asyncio.create_task(alice.unread(TALK))
+            await asyncio.wait([asking], timeout=0.2)
+            assert not asking.done()
+            asking.cancel()
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """A client keeps itself connected, and says so; what it cannot do it says too."""
 
 import asyncio
+import contextlib
 import socket
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,10 @@ import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Phase, Timing
-from imqtt.errors import CredentialsRefused, DeviceStoreError, SetupError
-from imqtt.model import Hello, History, Page, Rejected, Status, Sync
+from imqtt.client.settings import parse_address
+from imqtt.client.store import LocalStore
+from imqtt.errors import ClientError, CredentialsRefused, DeviceStoreError, SetupError
+from imqtt.model import Device, Hello, History, Page, Rejected, Status, Sync
 from tests.client.conftest import QUICK, Devices, after
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take
@@ -121,7 +125,7 @@ async def test_a_broker_that_accepts_and_says_nothing_is_given_up(device: Device
     port = server.sockets[0].getsockname()[1]
     started = time.monotonic()
     async with device(brokers=f"127.0.0.1:{port}") as alice:
-        assert "timed out" in alice.state.reason
+        assert "no answer within 2 s" in alice.state.reason
     assert time.monotonic() - started < 30
     server.close()
 
@@ -332,3 +336,108 @@ def test_addresses_that_are_none_are_refused(address: str) -> None:
 
 def test_a_password_does_not_show() -> None:
     assert "secret" not in repr(Client(user="alice", device="phone", password="secret").settings)
+
+
+# --- entering that fails
+
+
+async def test_a_client_that_cannot_be_entered_lets_go_of_its_store(
+    device: Devices, little: LittleServer, tmp_path: Path
+) -> None:
+    with pytest.raises(CredentialsRefused):
+        async with device(stored=True, password="wrong"):
+            pass
+    with pytest.raises(DeviceStoreError, match="belongs to alice@phone"):
+        async with device("bob@phone", store=tmp_path / "alice-phone.db"):
+            pass
+    await _is_free(tmp_path / "alice-phone.db")
+
+
+async def test_a_client_that_finds_a_damaged_store_lets_go_of_it(device: Devices, tmp_path: Path) -> None:
+    path = tmp_path / "alice-phone.db"
+    async with device(stored=True, brokers="127.0.0.1:1"):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as damaged, damaged:
+        damaged.execute("DROP TABLE marks")
+    with pytest.raises(DeviceStoreError, match="marks"):
+        async with device(stored=True, brokers="127.0.0.1:1"):
+            pass
+    await _is_free(path)
+
+
+@pytest.mark.parametrize("ticks", range(0, 24, 2))
+async def test_entering_that_is_cancelled_lets_go_of_the_store(
+    device: Devices, tmp_path: Path, ticks: int
+) -> None:
+    """At whatever moment: while the file is opened in its thread, while it is read, while it connects."""
+    entering = asyncio.create_task(device(stored=True, brokers="127.0.0.1:1").__aenter__())
+    for _ in range(ticks):
+        await asyncio.sleep(0.0005)
+    entering.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await (await entering).close()
+    await _is_free(tmp_path / "alice-phone.db")
+
+
+async def test_closing_that_is_cancelled_lets_go_of_the_store(
+    little: LittleServer, device: Devices, tmp_path: Path
+) -> None:
+    alice = device(stored=True)
+    await alice.__aenter__()
+    closing = asyncio.create_task(alice.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await _is_free(tmp_path / "alice-phone.db")
+
+
+async def test_a_client_is_entered_once(device: Devices) -> None:
+    alice = device(brokers="127.0.0.1:1", stored=True)
+    async with alice:
+        with pytest.raises(ClientError, match="entered once"):
+            await alice.__aenter__()
+        assert await alice.conversations() == []
+
+
+async def _is_free(path: Path) -> None:
+    """Whether another client could open the store. A thread that was cancelled may need a moment."""
+
+    async def opens() -> bool:
+        try:
+            store = await LocalStore.open(path, Device("alice", "phone"))
+        except DeviceStoreError:
+            return False
+        await store.close()
+        return True
+
+    await eventually(opens, within=5.0)
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[::1]:1883", "mqtt://[::1]:1883"),
+        ("mqtts://[fe80::1]", "mqtts://[fe80::1]:8883"),
+        ("ws://[::1]:8083/mqtt", "ws://[::1]:8083/mqtt"),
+        ("Broker", "mqtt://broker:1883"),
+    ],
+)
+def test_addresses_are_shown_as_they_can_be_given(text: str, shown: str) -> None:
+    address = parse_address(text)
+    assert str(address) == shown
+    assert parse_address(shown) == address
+
+
+@pytest.mark.parametrize("text", ["::1", "::1:1883", "mqtt://fe80::1:1883"])
+def test_an_ipv6_address_without_brackets_is_ambiguous(text: str) -> None:
+    with pytest.raises(SetupError, match=r"in brackets: \[::1\]:1883"):
+        parse_address(text)
+
+
+async def test_an_ipv6_address_is_in_states_and_errors_as_it_was_given(device: Devices) -> None:
+    async with device(brokers="[::1]:1") as alice:
+        assert alice.state.address == "mqtt://[::1]:1"
+        assert alice.state.reason.startswith("mqtt://[::1]:1: ")

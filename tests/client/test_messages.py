@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from imqtt.client import Client, Format
-from imqtt.errors import Conflict, NotAllowed
+from imqtt.errors import Conflict, Invalid, NotAllowed
 from imqtt.model import Accepted, Event, Rejected, Send
 from tests.client.conftest import Devices
 from tests.client.little_server import LittleServer
@@ -207,3 +207,39 @@ async def test_the_first_device_of_a_conversation_is_known_by_name(device: Devic
     alice: Client = device()
     assert (alice.direct("bob"), alice.direct("Zoe")) == ("d:alice:bob", "d:Zoe:alice")
     assert alice.direct("alice") == "u:alice"
+
+
+async def test_a_users_name_stands_for_the_conversation_with_that_user(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device("alice@phone") as alice, device("bob@phone") as bob:
+        events = alice.events(conversation="bob")
+        accepted = await alice.send("bob", "hi")
+        assert (accepted.conversation, accepted.seq) == (TALK, 1)
+        name = await alice.post("bob", "more")
+        assert texts(await take(events, 2)) == ["hi", "more"]
+        assert await alice.discard("bob", name) is False  # it is stored already
+        assert texts(await bob.history("alice")) == ["hi", "more"]
+        await bob.mark_read("alice", 1)
+        await bob.typing("alice")
+        await eventually(lambda: alice.marks("bob"))
+        for client, other in ((alice, "bob"), (bob, "alice")):
+            summary = await client.conversation(other)
+            assert summary is not None
+            assert summary.conversation == TALK
+        assert (await bob.marks("alice"))["bob"].read == 1
+        assert await bob.unread("alice") == 1
+        assert (await alice.send("alice", "note")).conversation == "u:alice"
+
+
+@pytest.mark.parametrize("name", ["", "b ob", "bob@phone", "böb"])
+async def test_what_is_neither_a_name_nor_an_id_is_refused(device: Devices, name: str) -> None:
+    async with device(brokers="127.0.0.1:1") as alice:
+        for use in (
+            alice.send(name, "hi"),
+            alice.post(name, "hi"),
+            alice.history(name),
+            alice.mark_read(name),
+        ):
+            with pytest.raises(Invalid, match="neither a user nor a conversation"):
+                await use

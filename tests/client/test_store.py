@@ -8,8 +8,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from imqtt.client.store import Changes, LocalStore
+from imqtt.client.store import SCHEMA, Changes, LocalStore, _apply, _summaries
 from imqtt.client.values import Entry, LogState
 from imqtt.core.outbox import Key
 from imqtt.errors import Conflict, DeviceStoreError
@@ -158,9 +160,37 @@ async def test_unread_counts_what_others_sent_after_the_read_mark(path: Path | N
     made.marks.append(Marks(TALK, "alice", 10, 4))
     await store.apply(made)
     (summary,) = await store.summaries(10)
-    assert (summary.unread, summary.head.seq, summary.read) == (5 + 3, 13, 4)
+    assert (summary.unread, summary.unread_at_most, summary.head.seq, summary.read) == (5, 5 + 3, 13, 4)
     assert summary.last == event(10, "alice")
     await store.close()
+
+
+SENDERS = st.lists(st.sampled_from(["alice", "bob"]), max_size=30)
+
+
+@given(SENDERS, st.sets(st.integers(1, 30)), st.integers(0, 30), st.sampled_from([TALK, "u:alice"]))
+def test_unread_is_between_its_bounds_whatever_part_of_the_log_is_held(
+    senders: list[str], held: set[int], read: int, conversation: str
+) -> None:
+    if conversation == "u:alice":
+        senders = ["alice"] * len(senders)
+    log = [event(seq, sender, conversation) for seq, sender in enumerate(senders, 1)]
+    here = [it for it in log if it.seq in held]
+    read = min(read, len(log))
+    cursor, head = (here or [event(0)])[-1].position, (log or [event(0)])[-1].position
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA)
+        made = Changes(marks=[Marks(conversation, "alice", read, read), Marks(conversation, "bob", 9, 9)])
+        made.events = {(conversation, it.seq): (None, it) for it in here}
+        made.logs[conversation] = LogState(conversation, cursor, 0, head)
+        _apply(connection, made)
+        (summary,) = _summaries(connection, "alice", 10, conversation)
+    unread = [it for it in log if it.seq > read and it.sender != "alice"]
+    assert summary.unread == sum(it in unread for it in here)
+    assert summary.unread <= len(unread) <= summary.unread_at_most
+    if all(it in here for it in log[read:]) or conversation == "u:alice":
+        assert summary.unread == summary.unread_at_most
+    assert summary.unread_at_most - summary.unread <= len([it for it in log[read:] if it not in here])
 
 
 async def test_trimming_leaves_what_a_consumer_or_an_iterator_has_not_read(path: Path | None) -> None:

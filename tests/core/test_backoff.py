@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.core.backoff import backoff
+from imqtt.core.backoff import backoff, untaken
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))
@@ -11,3 +11,12 @@ def test_a_wait_is_never_nothing_and_never_more_than_the_cap(attempt: int, chanc
 
 def test_waits_double() -> None:
     assert [backoff(n, 1.0, base=1.0, cap=100.0) for n in (1, 2, 3, 4)] == [1.0, 2.0, 4.0, 8.0]
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_what_nobody_takes_is_tried_again_within_a_second_or_two_and_later_seldom(
+    attempt: int, chance: float
+) -> None:
+    wait = untaken(attempt, chance)
+    assert 1.0 <= wait <= 2.0 if attempt <= 4 else 2.0 <= wait <= 15.0
+    assert wait <= untaken(attempt, 1.0) <= untaken(attempt + 1, 1.0)

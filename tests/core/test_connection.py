@@ -120,3 +120,31 @@ def test_no_wait_is_longer_than_the_cap_and_every_address_is_tried(count: int, o
             machine.lost(now)
     if outcomes and set(outcomes) <= {"failed", "refused", "short"} and len(outcomes) >= count:
         assert set(tried) == set(range(count))
+
+
+def test_a_connection_that_keeps_being_taken_over_is_taken_back_slowly() -> None:
+    machine, now, waits = connection(1), 0.0, []
+    for _ in range(8):
+        _, wait = machine.next(now)
+        now += wait
+        machine.connecting()
+        machine.established(now)
+        now += 12.0
+        machine.lost(now)
+        machine.taken_over(now)
+        waits.append(wait)
+    assert waits == [0.0, 0.5, 0.5, 5.0, 10.0, 20.0, 40.0, 60.0]
+    assert machine.is_contested(now)
+
+
+def test_a_connection_that_lasted_ends_the_contest() -> None:
+    machine = connection(1)
+    for now in (1.0, 2.0, 3.0):
+        machine.taken_over(now)
+    assert machine.next(3.0).wait >= 5.0
+    machine.connecting()
+    machine.established(10.0)
+    machine.lost(140.0)
+    machine.taken_over(140.0)
+    assert not machine.is_contested(140.0)
+    assert machine.next(140.0).wait == 0.5

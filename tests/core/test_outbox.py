@@ -42,6 +42,27 @@ def test_an_unanswered_message_is_sent_again_and_less_often_each_time() -> None:
     assert waits == [11.0, 22.0, 44.0, 66.0, 66.0]
 
 
+def test_what_the_broker_had_nobody_for_is_sent_again_soon() -> None:
+    box, now, waits = outbox(A1, A2), 0.0, []
+    for _ in range(7):
+        assert box.take(now) == [A1]
+        box.untaken(A1, now)
+        due = box.next_at()
+        assert due is not None
+        waits.append(due - now)
+        now = due
+    assert waits == [1.5, 1.5, 1.5, 1.5, 3.0, 6.0, 11.25]
+    box.take(now)
+    assert box.next_at() == now + 11.0  # the answer is waited for as at the first try
+    box.untaken(A2, now)  # it is not under way
+    box.untaken(B1, now)
+    assert box.next_at() == now + 11.0
+    box.accepted(A1, now)
+    box.take(now)
+    box.untaken(A2, now)
+    assert box.next_at() == now + 1.5
+
+
 def test_a_late_answer_counts() -> None:
     box = outbox(A1, A2)
     box.take(0.0)

@@ -74,7 +74,8 @@ async def test_a_new_device_reads_back_to_the_start(server: ServerProcess, devic
         async with device("bob@new") as bob:
             summary = await bob.conversation(TALK)
             assert summary is not None
-            assert (summary.head.seq, summary.unread) == (250, 250)
+            assert (summary.head.seq, summary.unread, summary.unread_at_most) == (250, 100, 250)
+            assert await bob.unread("alice") == 250
             assert texts(await bob.history(TALK, limit=3)) == ["247", "248", "249"]
             assert await whole(bob) == await whole(alice)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from imqtt.broker.errors import SUCCESS, describe
 from imqtt.broker.values import Message, Settings, Will
-from imqtt.client.mqtt import MAX_WAITING, REFUSALS, Login, Lost, Refused
+from imqtt.client.mqtt import MAX_WAITING, REFUSALS, Login, Lost, Refused, Untaken
 from imqtt.client.settings import Address
 from tests.simulation.broker import (
     ACK,
@@ -47,6 +47,7 @@ class SimMqtt:
         self._ended = ""  # why: "" while it has not, and also after `drop`, of which nobody is told
         self._opening: asyncio.Future[int] = self._loop.create_future()
         self._inbox: list[bytes] = []
+        self._publishing: set[asyncio.Future[int]] = set()
         self._has_overflowed = False
         self._arrival: asyncio.Future[None] | None = None
         self._heard = 0.0
@@ -100,13 +101,16 @@ class SimMqtt:
             raise Lost(f"the broker does not grant {topic}: {answer.result()!r}")
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """Returns at the PUBACK, whatever its code, and also after `login.timeout` without one.
-
-        aiomqtt wakes nobody who waits for a PUBACK when the connection is lost.
-        """
+        """Returns at the PUBACK, and also after `login.timeout` without one. Raises `Lost` and `Untaken`."""
         answer: asyncio.Future[int] = self._loop.create_future()
         self._send((PUBLISH, Message(topic, payload), answer))
-        await self._answered(answer)
+        self._publishing.add(answer)
+        try:
+            answered = await self._answered(answer)
+        finally:
+            self._publishing.discard(answer)
+        if answered and answer.result() != SUCCESS:
+            raise Untaken(topic, answer.result())
 
     @property
     def is_receiving(self) -> bool:
@@ -210,6 +214,9 @@ class SimMqtt:
     def _end(self, reason: str) -> None:
         # One that ends before its CONNACK is noticed by nobody: `open` waits for its timeout.
         self._ended = reason
+        for answer in self._publishing:
+            if not answer.done():
+                answer.set_exception(Lost(reason))
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 

@@ -18,7 +18,7 @@ from imqtt.broker.errors import Closed, Refused
 from imqtt.broker.link import Link, Message, Received, Settings, Will, connect
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
-from imqtt.client.mqtt import Login, Lost, Mqtt
+from imqtt.client.mqtt import Login, Lost, Mqtt, Untaken
 from imqtt.client.mqtt import Refused as DeviceRefused
 from imqtt.client.settings import Address
 from tests.services import eventually
@@ -927,7 +927,8 @@ async def test_a_device_learns_that_its_broker_was_killed_after_what_it_had_rece
     device = await side.device("alice@phone")
     await device.subscribe("imqtt/alice@phone/down")
     await server.publish([Message("imqtt/alice@phone/down", b"1"), Message("imqtt/alice@phone/down", b"2")])
-    await device.publish(TOPIC, b"")  # whose PUBACK comes behind them
+    with pytest.raises(Untaken, match="0x10"):
+        await device.publish(TOPIC, b"")  # whose PUBACK comes behind them
     assert await device.receive(1) == [b"1"]
     await side.pause()
     publishing = asyncio.ensure_future(device.publish(TOPIC, b"3"))
@@ -938,7 +939,8 @@ async def test_a_device_learns_that_its_broker_was_killed_after_what_it_had_rece
     assert await device.receive(1) == [b"2"]
     with pytest.raises(Lost):
         await device.receive(1)
-    await publishing  # after its timeout: nobody tells it
+    with pytest.raises(Lost):
+        await publishing
     with pytest.raises(Lost):
         await device.publish(TOPIC, b"4")
     with pytest.raises(Lost):

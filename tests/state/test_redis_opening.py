@@ -228,3 +228,13 @@ async def test_over_tls(tmp_path: Path) -> None:
         await state.close()
         assert "certificate verify failed" in await refusal(url)
         assert "No such file" in await refusal(f"{url}?ssl_ca_certs={tmp_path}/nothing.pem")
+
+
+@pytest.mark.parametrize("scheme", ["redis://127.0.0.1:6379/0", "unix:///run/redis.sock"])
+def test_options_for_tls_need_an_address_with_tls(scheme: str) -> None:
+    with pytest.raises(SetupError, match=r"ssl_ca_certs asks for TLS, .* use rediss://"):
+        redis_address.Address(f"{scheme}?ssl_ca_certs=/etc/ssl/ca.pem")
+    assert (
+        str(redis_address.Address("rediss://[::1]/0?ssl_ca_certs=/etc/ssl/ca.pem"))
+        == "[::1]:6379, database 0"
+    )

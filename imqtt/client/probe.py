@@ -1,0 +1,89 @@
+"""What a listener speaks, asked where a connection fails in a way that may mean another protocol.
+
+It costs at most three short connections, on which nothing secret is sent.
+"""
+
+import asyncio
+import ssl
+
+from imqtt.client.settings import Address, Protocol
+
+# A CONNECT of MQTT 3.1.1 without an account, which every version of MQTT answers.
+_CONNECT = bytes((0x10, 12, 0, 4)) + b"MQTT" + bytes((4, 2, 0, 10, 0, 0))
+_GET = b"GET / HTTP/1.0\r\n\r\n"
+_CONNACK, _HTTP = 0x20, ord("H")
+
+
+async def spoken(address: Address, within: float) -> Protocol | None:
+    """What it speaks there; None if that is not known within so many seconds."""
+    try:
+        async with asyncio.timeout(within):
+            if await _speaks_tls(address):
+                return Protocol.TLS
+            if await _first_byte(address, _CONNECT) == _CONNACK:
+                return Protocol.MQTT
+            if await _first_byte(address, _GET) == _HTTP:
+                return Protocol.HTTP
+    except OSError:  # TimeoutError is one
+        pass
+    return None
+
+
+async def answers(address: Address, within: float = 1.0) -> bool:
+    """Whether something that speaks this address's protocol answers there just now.
+
+    A connection alone would not say so: a proxy takes it although the broker behind it is gone.
+    """
+    try:
+        async with asyncio.timeout(within):
+            match address.protocol:
+                case Protocol.TLS:
+                    return await _speaks_tls(address)
+                case Protocol.HTTP:
+                    return await _first_byte(address, _GET) == _HTTP
+                case Protocol.MQTT:
+                    return await _first_byte(address, _CONNECT) == _CONNACK
+    except OSError:  # TimeoutError is one
+        return False
+
+
+def advice(address: Address, found: Protocol) -> str:
+    """What to do about it."""
+    place, path = address.place, address.path if address.is_websocket else ""
+    if found is Protocol.TLS:
+        scheme = "wss" if address.is_websocket else "mqtts"
+        return f"speaks TLS: use {scheme}://{place}{path}"
+    if address.is_encrypted:
+        return (
+            "speaks no TLS: give the port of a TLS listener"
+            " (mqtt:// and ws:// would send the password unencrypted)"
+        )
+    if found is Protocol.MQTT:
+        return f"speaks MQTT without WebSockets: use mqtt://{place}"
+    return f"speaks HTTP: for WebSockets, use ws://{place}"
+
+
+async def _speaks_tls(address: Address) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # nothing is sent, so it does not matter who it is
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        _, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")  # a refusal, in TLS
+    except ConnectionError:
+        return False
+    writer.transport.abort()
+    return True
+
+
+async def _first_byte(address: Address, said: bytes) -> int:
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        writer.write(said)
+        answer = await reader.read(1)
+    except ConnectionError:
+        return -1
+    finally:
+        writer.transport.abort()
+    return answer[0] if answer else -1

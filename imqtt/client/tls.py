@@ -1,0 +1,132 @@
+"""TLS to a broker: the contexts that connections use, and what it means when a handshake fails."""
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from imqtt.errors import SetupError
+
+MakeContext = Callable[[], ssl.SSLContext]
+
+# OpenSSL's codes of why a certificate is not trusted (x509_vfy.h).
+_NOT_YET_VALID, _EXPIRED = (9,), (10,)
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+_OTHER_HOST = (62, 64)
+
+# What the broker says in an alert (RFC 8446, section 6), as OpenSSL names it.
+_ALERTS = {
+    "CERTIFICATE_REQUIRED": "the broker asks for a client certificate: give --cert and --key, or load one"
+    " into the context of tls=",
+    "UNKNOWN_CA": "the broker does not know the authority that signed this device's certificate",
+    "CERTIFICATE_EXPIRED": "this device's certificate has expired",
+    "CERTIFICATE_REVOKED": "this device's certificate is revoked",
+    "CERTIFICATE_UNKNOWN": "the broker does not accept this device's certificate",
+    "BAD_CERTIFICATE": "the broker does not accept this device's certificate",
+    "HANDSHAKE_FAILURE": "the broker refuses the TLS handshake; it may ask for a client certificate:"
+    " --cert and --key",
+    "PROTOCOL_VERSION": "this device and the broker have no version of TLS in common",
+}
+
+
+class TlsContexts:
+    """The context of each new connection, from what a program gave: a context, or a function that makes
+    one."""
+
+    def __init__(self, given: ssl.SSLContext | MakeContext | None) -> None:
+        """`None`: certificates are verified by the system's authorities. Raises `SetupError`."""
+        self._make: MakeContext | None = None
+        if given is None:
+            given = ssl.create_default_context()
+        elif not isinstance(given, ssl.SSLContext):
+            self._make, given = given, _made(given)
+        _check(given)
+        self._context = given
+
+    def context(self) -> ssl.SSLContext:
+        """For a connection that is made now. Raises `SetupError`."""
+        if self._make is not None:
+            self._context = _made(self._make)
+            _check(self._context)
+        return self._context
+
+
+def files_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    """A context from PEM files. Without `ca`, the system's authorities are trusted. `key` may be in the file
+    of
+    `certificate`. Raises `SetupError`, which names the file.
+    """
+    if key is not None and certificate is None:
+        raise SetupError(f"{key} is the key of no certificate: give the certificate as well")
+    for path in (ca, certificate, key):
+        if path is not None:
+            try:
+                path.open("rb").close()  # OpenSSL's error does not say which file it is about
+            except OSError as error:
+                raise SetupError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{ca}: no certificates in PEM form ({_reason(error)})") from error
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key)
+        except (OSError, ValueError) as error:
+            beside = f" and {key}" if key is not None else ", which has to hold its key as well"
+            raise SetupError(f"{certificate}{beside}: {_reason(error)}") from error
+    return context
+
+
+def explain(error: BaseException) -> str:
+    """Why a handshake failed, where that is certain; else ""."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _distrust(error)
+    if isinstance(error, ssl.SSLError) and error.reason and "ALERT" in error.reason:
+        for name, meaning in _ALERTS.items():
+            if error.reason.endswith(name):
+                return meaning
+        return f"the broker ended the TLS handshake: {_reason(error)}"
+    return ""
+
+
+def _distrust(error: ssl.SSLCertVerificationError) -> str:
+    code = error.verify_code
+    if code in _EXPIRED:
+        return "the broker's certificate has expired"
+    if code in _NOT_YET_VALID:
+        return "the broker's certificate is not valid yet (or this machine's clock is wrong)"
+    if code in _UNKNOWN_AUTHORITY:
+        return (
+            "the broker's certificate is signed by an unknown authority: give the authority's file with --ca,"
+            " or tls=ssl.create_default_context(cafile=…)"
+        )
+    if code in _OTHER_HOST:
+        return f"the broker's certificate is for another host ({error.verify_message.rstrip('.')})"
+    return f"the broker's certificate is not trusted: {error.verify_message}"
+
+
+def _made(make: MakeContext) -> ssl.SSLContext:
+    if not callable(make):
+        raise SetupError("tls: neither an ssl.SSLContext nor a function that returns one")
+    try:
+        made = make()
+    except (OSError, ValueError) as error:
+        raise SetupError(f"tls: the context cannot be made: {error}") from error
+    if not isinstance(made, ssl.SSLContext):
+        raise SetupError("tls: neither an ssl.SSLContext nor a function that returns one")
+    return made
+
+
+def _check(context: ssl.SSLContext) -> None:
+    if context.protocol is ssl.PROTOCOL_TLS_SERVER:
+        raise SetupError("tls: this SSLContext is for servers: use ssl.create_default_context(cafile=…)")
+    if context.verify_mode is ssl.CERT_NONE:
+        raise SetupError(
+            "tls: this SSLContext verifies no certificate, so anybody could pretend to be the broker and take"
+            " the password: use ssl.create_default_context(cafile=…)"
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return str(error)

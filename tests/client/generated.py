@@ -1,0 +1,149 @@
+"""Writes the reference in docs/sdk.md from the code, or (without --write) proves that it is current."""
+
+import ast
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from imqtt import client, errors
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "sdk.md"
+BEGIN = "<!-- reference: written by `make docs` from the docstrings -->\n"
+END = "<!-- end of reference -->\n"
+
+# Which classes, in which order, and where they are. A test sees to it that this is all of `imqtt.client`.
+SECTIONS = {
+    "The client": {"imqtt/client/client.py": ["Client"]},
+    "What it is told": {
+        "imqtt/client/settings.py": ["Timing"],
+        "imqtt/protocol/__init__.py": ["Format"],
+    },
+    "Iterators": {"imqtt/client/feed.py": ["Events", "Queue"]},
+    "The connection": {
+        "imqtt/client/values.py": ["ConnectionState"],
+        "imqtt/core/connection.py": ["Phase"],
+    },
+    "Conversations and messages": {
+        "imqtt/client/values.py": ["Summary", "Entry"],
+        "imqtt/model.py": ["Accepted", "Event", "Content", "Position"],
+    },
+    "Notices": {
+        "imqtt/model.py": ["Marks", "Presence", "PeerTyping"],
+        "imqtt/client/values.py": ["Restarted", "Skipped", "Refused"],
+    },
+}
+ERRORS = [
+    "NotConnected", "TlsFailed", "TakenOver", "Discarded", "CredentialsRefused", "DeviceStoreError",
+    "SetupError", "Invalid", "TooLarge", "NotAllowed", "Conflict", "Unsupported",
+]  # fmt: skip
+
+
+def reference() -> str:
+    parts: list[str] = []
+    for title, files in SECTIONS.items():
+        parts.append(f"### {title}\n")
+        for file, names in files.items():
+            source = (ROOT / file).read_text()
+            classes = {it.name: it for it in ast.walk(ast.parse(source)) if isinstance(it, ast.ClassDef)}
+            for name in names:
+                parts += _class(classes[name], source)
+    parts.append("### Errors\n")
+    parts.append(f"All are in `imqtt.errors` and derive from `ImqttError`. {_paragraph(errors.ImqttError)}\n")
+    parts += [f"- `{name}`: {_paragraph(getattr(errors, name))}" for name in ERRORS]
+    return "\n".join(parts) + "\n"
+
+
+def _class(node: ast.ClassDef, source: str) -> Iterator[str]:
+    yield f"#### {node.name}\n"
+    constructor = next((it for it in _functions(node) if it.name == "__init__"), None)
+    fields = [it for it in node.body if isinstance(it, ast.AnnAssign | ast.Assign) and not _is_private(it)]
+    if constructor is not None and node.name == "Client":
+        yield _fence(f"Client({_arguments(constructor)})")
+    elif fields:
+        yield _fence(*(source.splitlines()[it.lineno - 1].strip() for it in fields))
+    yield _markdown(ast.get_docstring(node) or "")
+    for function in _functions(node):
+        if not function.name.startswith("_") and ast.get_docstring(function):
+            yield _method(node.name.lower(), function)
+
+
+def _method(of: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    returns = "" if node.returns is None else f" -> {ast.unparse(node.returns)}"
+    if any(isinstance(it, ast.Name) and it.id == "property" for it in node.decorator_list):
+        shown = f"{of}.{node.name}{returns}"
+    else:
+        wait = "await " if isinstance(node, ast.AsyncFunctionDef) else ""
+        shown = f"{wait}{of}.{node.name}({_arguments(node)}){returns}"
+    return f"{_fence(shown)}\n{_markdown(ast.get_docstring(node) or '')}"
+
+
+def _functions(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [it for it in node.body if isinstance(it, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    return ast.unparse(node.args).removeprefix("self").removeprefix(", ")
+
+
+def _is_private(node: ast.AnnAssign | ast.Assign) -> bool:
+    target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+    return not isinstance(target, ast.Name) or target.id.startswith("_")
+
+
+def _fence(*lines: str) -> str:
+    wrapped = [
+        part for line in lines for part in textwrap.wrap(line, 108, subsequent_indent="    ") or [line]
+    ]
+    return "\n".join(["```text", *wrapped, "```", ""])
+
+
+def _markdown(doc: str) -> str:
+    """Paragraphs as they are; lines that begin with a `name`: become a list."""
+    lines: list[str] = []
+    is_item = False
+    for line in doc.splitlines():
+        begins = re.match(r"`\w+`: ", line) is not None
+        is_item = begins or (is_item and bool(line))
+        lines.append(f"- {line}" if begins else f"  {line}" if is_item else line)
+    return "\n".join(lines) + "\n"
+
+
+def _paragraph(of: type) -> str:
+    words = " ".join((of.__doc__ or "").split())
+    words = words.removeprefix("The root. ")
+    return words or f"the server's answer `{of.code}`."  # type: ignore[attr-defined]
+
+
+def written(page: str) -> str:
+    """`page` with the reference as it should be."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"{PAGE.name} has no place for the reference")
+    return before + BEGIN + "\n" + reference() + "\n" + END + after
+
+
+def public() -> set[str]:
+    """What the page says a word about."""
+    return {name for files in SECTIONS.values() for names in files.values() for name in names} | set(ERRORS)
+
+
+def exported() -> set[str]:
+    return set(client.__all__)
+
+
+def main() -> None:
+    page = PAGE.read_text()
+    if "--write" in sys.argv:
+        PAGE.write_text(written(page))
+    elif written(page) != page:
+        sys.exit(f"not current: {PAGE.name}; run `make docs` and commit")
+    else:
+        print("the SDK's reference is current")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""docs/sdk.md: its programs run and print what it says, and its reference is the code's."""
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.client import Client
+from tests.cli.commands import environment
+from tests.client import generated
+from tests.services import ServerProcess
+
+PROGRAM = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
+
+
+async def test_the_programs_print_what_the_page_says(
+    server: ServerProcess, broker: Mosquitto, tmp_path: Path
+) -> None:
+    page = generated.PAGE.read_text()
+    programs = PROGRAM.findall(page)
+    assert len(programs) == page.count("```python") >= 3
+    for program, output in programs:
+        (user,), (device,) = (re.findall(rf'{it}="(\w+)"', program) for it in ("user", "device"))
+        password = broker.passwords.add(f"{user}@{device}")
+        text = program.replace("…", password)
+        if "brokers=" not in text:
+            text = text.replace("Client(", f'Client(brokers="127.0.0.1:{broker.port}", ')
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", text, cwd=tmp_path, env=environment(),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(30):
+            out, err = await process.communicate()
+        assert (process.returncode, err.decode()) == (0, "")
+        assert out.decode() == output
+
+
+def test_the_reference_is_current_and_whole() -> None:
+    page = generated.PAGE.read_text()
+    assert generated.written(page) == page, "run `make docs`"
+    assert generated.exported() - generated.public() == {"Notice"}  # the union of what `notices` gives
+    for name in vars(Client):
+        if not name.startswith("_"):
+            assert f"client.{name}" in page
+
+
+def test_the_examples_of_the_package_are_mentioned() -> None:
+    page = generated.PAGE.read_text()
+    for path in (generated.ROOT / "imqtt" / "client" / "examples").glob("[a-z]*.py"):
+        assert path.stem in page

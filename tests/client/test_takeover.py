@@ -1,0 +1,92 @@
+"""Two processes with one credential end each other's connections: both say so, and give each other time."""
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.client import Client, ConnectionState, Phase
+from imqtt.core.connection import UNCONTESTED
+from imqtt.errors import TakenOver
+from tests.chaos.way import Way
+from tests.client.conftest import Devices
+from tests.client.little_server import LittleServer
+from tests.client.test_connection import cut
+from tests.client.test_messages import TALK
+from tests.services import eventually
+
+
+def knows(client: Client) -> bool:
+    return isinstance(client.state.error, TakenOver)
+
+
+async def test_two_processes_with_one_credential_say_so_and_slow_down(
+    little: LittleServer, device: Devices, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with device() as first, device(wait=0) as second:
+        seen: list[ConnectionState] = []
+
+        async def watch(client: Client) -> None:
+            async for state in client.states():
+                if isinstance(state.error, TakenOver) and state.retry_in > 2.4:
+                    seen.append(state)  # noqa: PERF401 - it is looked at while it grows
+
+        watching = [asyncio.create_task(watch(it)) for it in (first, second)]
+        await eventually(lambda: knows(first) and knows(second), within=40.0)
+        await eventually(lambda: seen, within=40.0)  # it waits longer than a lost connection would make it
+        state = seen[0]
+        assert state.phase is Phase.IDLE
+        assert "connected as alice@phone" in state.reason
+        assert "a device of its own" in state.reason
+        # Whoever has the connection meanwhile works.
+        connected = second if first.state.phase is not Phase.ESTABLISHED else first
+        await asyncio.wait_for(connected.send(TALK, "hi"), 10)
+        for task in watching:
+            task.cancel()
+    assert [it.getMessage() for it in caplog.records if it.levelno > logging.INFO] == []
+
+
+@pytest.mark.parametrize("behind_a_proxy", [False, True])
+async def test_a_broker_that_is_killed_again_and_again_is_no_takeover(
+    broker: Mosquitto, device: Devices, behind_a_proxy: bool
+) -> None:
+    async with Way(broker.port) as way:
+        address = f"127.0.0.1:{way.port if behind_a_proxy else broker.port}"
+        async with device(brokers=address, wait=0) as alice:
+            for _ in range(4):
+                await eventually(lambda: alice._uplink.is_attached)
+                await broker.kill()
+                await eventually(lambda: alice.state.tries > 1)  # it has looked and found nobody
+                assert not knows(alice), alice.state
+                await broker.start()
+
+
+async def test_a_network_that_fails_is_no_takeover(broker: Mosquitto, device: Devices) -> None:
+    async with Way(broker.port) as way, device(brokers=f"127.0.0.1:{way.port}", wait=0) as alice:
+        for number in (1, 2, 3, 4):
+            await eventually(lambda: alice._uplink.is_attached)
+            way.drop()
+            await eventually(lambda number=number: alice.state.tries >= number)
+            assert not knows(alice), alice.state
+
+
+async def test_a_connection_that_lasts_ends_the_contest(
+    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert UNCONTESTED > 60.0  # the other process may wait so long
+    monkeypatch.setattr("imqtt.client.connector.UNCONTESTED", 0.3)
+    async with device() as alice:
+        states, told = alice.states(), []
+        await anext(states)  # as it is now
+        for _ in range(3):
+            alice._connector._machine.taken_over(time.monotonic())
+        cut(alice)
+        while not told or told[-1] != (Phase.ESTABLISHED, None):
+            state = await asyncio.wait_for(anext(states), 15)
+            told.append((state.phase, state.error))
+            if state.phase is Phase.IDLE:
+                alice._connector._error = error = TakenOver("another process")
+        assert (Phase.ESTABLISHED, error) in told  # it knows while it is connected, too

@@ -1,0 +1,123 @@
+"""What the broker has nobody for (PUBACK 0x10) is published again soon: no answer will come.
+
+Answers are waited for much longer here than these tests may take.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imqtt.cli.mosquitto import Mosquitto
+from imqtt.client import Timing
+from imqtt.client.mqtt import Lost, Untaken
+from imqtt.model import Hello, History, Mark, Send, Status, Sync
+from tests.client.conftest import Devices
+from tests.client.little_server import LittleServer
+from tests.client.test_messages import TALK
+from tests.services import eventually
+
+PATIENT = Timing(answer=60.0, patience=60.0, silence=60.0, untaken=0.2, marks=0.05, sync=60.0)
+
+
+@pytest.fixture
+async def little(broker: Mosquitto) -> AsyncIterator[LittleServer]:
+    """A server that is away."""
+    server = LittleServer(broker)
+    yield server
+    await server.disconnect()
+
+
+async def test_hello_is_said_again_soon_after_the_server_is_there(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device(timing=PATIENT, wait=0) as alice:
+        await eventually(lambda: alice._uplink.is_attached)
+        await asyncio.sleep(0.5)  # some have met nobody
+        await little.connect()
+        async with asyncio.timeout(3):
+            await alice.caught_up()
+        assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
+
+
+async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
+    little: LittleServer, device: Devices
+) -> None:
+    await little.connect()
+    older = little.store(TALK, "older")
+    async with device(timing=PATIENT, keep=1) as alice:
+        await alice.caught_up()
+        await little.tell("alice@phone", little.live(little.store(TALK, "newer")))
+        await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 2)
+        await little.disconnect()
+        before = len(little.heard)
+        await alice.mark_read(TALK)
+        asking = [
+            asyncio.create_task(alice.send(TALK, "mine")),
+            asyncio.create_task(alice._requests.ask(Sync(heads=True), "u:alice")),
+            asyncio.create_task(alice._requests.ask(History(TALK, 2), TALK)),
+        ]
+        await asyncio.sleep(0.5)
+        assert not any(it.done() for it in asking)
+        await little.connect()
+        async with asyncio.timeout(3):
+            accepted, _, page = await asyncio.gather(*asking)
+            assert accepted.seq == 3  # type: ignore[union-attr]
+            assert page.slices[0].events == (older,)  # type: ignore[union-attr]
+            await eventually(lambda: little.commands(Mark))
+        said = [type(it) for _, _, it in little.heard[before:]]
+        assert said.count(Send) == 1
+        assert Hello not in said
+
+
+async def test_a_status_is_told_when_somebody_is_there(little: LittleServer, device: Devices) -> None:
+    await little.connect()
+    async with device(timing=PATIENT) as alice:
+        await alice.caught_up()
+        await little.disconnect()
+        await alice.set_status("away")  # nobody hears it
+        telling = asyncio.create_task(alice._session._say_status())
+        await asyncio.sleep(0.3)
+        await little.connect()
+        await asyncio.wait_for(telling, 3)
+        assert [it.state for it in little.commands(Status)] == ["away"]  # type: ignore[union-attr]
+
+
+async def test_a_broker_without_a_server_is_named(little: LittleServer, device: Devices) -> None:
+    async with device(timing=replace(PATIENT, silence=0.5), wait=0) as alice:
+        await eventually(lambda: "no imqtt server has connected to the broker yet" in alice.state.reason)
+
+
+async def test_publishing_says_what_the_broker_said(
+    broker: Mosquitto, device: Devices, tmp_path: Path
+) -> None:
+    async with device(wait=0) as alice:
+        await eventually(lambda: alice._uplink.is_attached)
+        mqtt = alice._uplink._mqtt
+        assert mqtt is not None
+        with pytest.raises(Untaken, match=r"up/0: nobody is subscribed \(0x10\)") as caught:
+            await mqtt.publish("imqtt/alice@phone/up/0", b"")
+        assert caught.value.puback == 0x10
+        with pytest.raises(Lost, match=r"does not let this device publish to imqtt/bob@phone/up/0 \(0x87"):
+            await mqtt.publish("imqtt/bob@phone/up/0", b"")
+
+
+async def test_whoever_waits_for_a_puback_is_told_that_the_connection_is_lost(
+    broker: Mosquitto, device: Devices
+) -> None:
+    async with device(wait=0) as alice:
+        await eventually(lambda: alice._uplink.is_attached)
+        mqtt = alice._uplink._mqtt
+        assert mqtt is not None
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGSTOP)
+        publishing = asyncio.create_task(mqtt.publish("imqtt/alice@phone/up/0", b""))
+        await asyncio.sleep(0)
+        await broker.kill()
+        async with asyncio.timeout(1.5):  # its own timeout is 2 s
+            with pytest.raises(Lost):
+                await publishing
