@@ -62,6 +62,7 @@ def _links(program: Path) -> Path:
     """A directory in which `mosquitto` is this program, and its tools are those that came with it."""
     directory = Path(tempfile.mkdtemp(prefix="imqtt-mosquitto-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    directory.chmod(0o755)  # started by root, `imqtt up` runs Mosquitto as another user
     (directory / "mosquitto").symlink_to(program)
     for tool in TOOLS:
         for place in (program.parent, program.parent.parent / "bin"):

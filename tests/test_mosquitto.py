@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,9 +41,18 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def test_the_named_one_is_run_and_its_tools_with_it(tmp_path: Path) -> None:
-    program = script(tmp_path / "sbin" / "mosquitto-9", f'exec "{executable()}" "$@"')
-    tool = script(tmp_path / "bin" / "mosquitto_pub", "exit 0")
+@pytest.fixture
+def programs() -> Iterator[Path]:
+    """A directory that every user may enter: Mosquitto does not run as root."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
+
+
+def test_the_named_one_is_run_and_its_tools_with_it(programs: Path) -> None:
+    program = script(programs / "sbin" / "mosquitto-9", f'exec "{executable()}" "$@"')
+    tool = script(programs / "bin" / "mosquitto_pub", "exit 0")
     done = named(program)
     assert done.returncode == 0, done.stderr
     found, found_tool = (Path(line) for line in done.stdout.splitlines())
@@ -60,9 +71,9 @@ def test_the_named_one_is_run_and_its_tools_with_it(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_one_that_cannot_be_used_is_refused_with_the_reason(
-    tmp_path: Path, text: str | None, why: str
+    programs: Path, text: str | None, why: str
 ) -> None:
-    program = tmp_path / "mosquitto"
+    program = programs / "mosquitto"
     if text is not None:
         script(program, text)
     done = named(program)
