@@ -22,7 +22,8 @@ from imqtt.redaction import redacted
 OTHER_VARIABLES = frozenset(
     {
         "IMQTT_CONFIG", "IMQTT_DEBUG", "IMQTT_LIFELINE",
-        "IMQTT_BROKER", "IMQTT_DATA", "IMQTT_DEVICE", "IMQTT_PASSWORD", "IMQTT_USER",
+        "IMQTT_BROKER", "IMQTT_CA", "IMQTT_CERT", "IMQTT_DATA", "IMQTT_DEVICE", "IMQTT_KEY",
+        "IMQTT_PASSWORD", "IMQTT_USER",
         "IMQTT_BIND", "IMQTT_MQTT_PORT", "IMQTT_WEBSOCKET_PORT",
     }
 )  # fmt: skip

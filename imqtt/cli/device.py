@@ -143,7 +143,11 @@ def list_(
 def revoke(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="USER[@DEVICE]", help="`alice@phone`; `alice` for all devices of a user."),
+        typer.Argument(
+            metavar="USER[@DEVICE]",
+            help="`alice@phone`; `alice` for all devices of a user.",
+            autocompletion=completion.devices,
+        ),
     ],
     *,
     data: Data = DEFAULT,

@@ -1,12 +1,17 @@
-"""How people name devices at the command line."""
+"""How people name devices at the command line.
+
+`imqtt.protocol` is imported when a name is read: the package loads protobuf, and shell completion, which
+reads none, should not wait for that.
+"""
 
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.protocol.topics import MAX_NAME, is_name, parse_username
 
 
 def parse_user(name: str) -> str:
     """The user of that name. Raises `SetupError`."""
+    from imqtt.protocol.topics import is_name
+
     if not is_name(name):
         raise SetupError(f"{name!r} is not a user: letters, digits and . _ -")
     return name
@@ -14,6 +19,8 @@ def parse_user(name: str) -> str:
 
 def parse_device(name: str) -> Device:
     """The device that a person calls `user@device`, or `user/device`. Raises `SetupError`."""
+    from imqtt.protocol.topics import MAX_NAME, parse_username
+
     username = name if "@" in name else name.replace("/", "@", 1)
     device = parse_username(username)
     if device is None:
