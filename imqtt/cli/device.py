@@ -1,6 +1,7 @@
 """`imqtt device`: who may connect to the broker."""
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ from imqtt.model import Device
 
 if TYPE_CHECKING:
     from imqtt.cli.mosquitto import Mosquitto
-    from imqtt.cli.passwords import Login, Passwords
+    from imqtt.cli.passwords import Passwords
     from imqtt.config import ServerConfig
 
 app = typer.Typer(
@@ -109,7 +110,12 @@ def add(
 @server_flags(without=NOT_ASKED)
 def list_(
     user: Annotated[
-        str, typer.Argument(metavar="[USER]", help="Only this user's devices, with all that is known.")
+        str,
+        typer.Argument(
+            metavar="[USER]",
+            help="Only this user's devices, with all that is known.",
+            autocompletion=completion.peers,
+        ),
     ] = "",
     *,
     data: Data = DEFAULT,
@@ -165,21 +171,21 @@ def revoke(
     stays: with a new credential a device goes on where it was. With `--passwords` it takes the settings of
     `imqtt serve` to tell the server.
     """
-    _, broker = _accounts(data, password_file, pid_file)
+    from imqtt.cli.passwords import Passwords
+
+    passwords, broker = _accounts(data, password_file, pid_file)
     _, access = _server(data, broker, flags)
-    passwords, _ = _accounts(data, password_file, pid_file, None if access is None else access.login)
     devices = _named(names, passwords.usernames(), ask=not yes)
     not_told = ""
-    try:
-        passwords.remove_all(devices, None if access is None else access.end_sessions)
-        if broker is not None and access is None:
-            _remove_records(devices.values(), data)
-        elif access is None:
-            not_told = "--config or --broker-password-file is needed for it"
-        else:
-            access.revoke(list(devices))
-    except ServerNotTold as error:
-        not_told = str(error)
+    if access is not None:
+        try:
+            access.end_sessions(devices)
+        except ServerNotTold as error:  # the credentials are taken away all the same
+            access, not_told = None, str(error)
+    if password_file is not None and access is not None:
+        passwords = Passwords(password_file, pid_file, access.login)
+    passwords.remove_all(devices, None if access is None else _suppressing(access.end_sessions))
+    not_told = not_told or _forget_records(devices.values(), access, None if broker is None else data)
     if broker is not None:
         for device in devices.values():
             DataDirectory(data).forget(device)
@@ -287,6 +293,33 @@ def _server(
     return server_config(flags, store=DataDirectory(data).store), broker.access()
 
 
+def _suppressing(end_sessions: Callable[[Iterable[str]], None]) -> Callable[[Iterable[str]], None]:
+    """`end_sessions` for a broker that may end meanwhile, and its sessions with it."""
+
+    def end(usernames: Iterable[str]) -> None:
+        with contextlib.suppress(ServerNotTold):
+            end_sessions(usernames)
+
+    return end
+
+
+def _forget_records(devices: Collection[Device], access: Access | None, data: Path | None) -> str:
+    """Has the server forget devices, or removes their records where no broker runs on `data`.
+
+    Returns why that is not possible; empty if it is done.
+    """
+    try:
+        if access is not None:
+            access.revoke([str(device) for device in devices])
+        elif data is not None:
+            _remove_records(devices, data)
+        else:
+            return "--config or --broker-password-file is needed for it"
+    except ServerNotTold as error:
+        return str(error)
+    return ""
+
+
 def _remove_records(devices: Collection[Device], data: Path) -> None:
     """Nothing runs on the data directory, so nobody else does it."""
     import asyncio
@@ -333,9 +366,7 @@ def _list_one(
         complain(trouble)
 
 
-def _accounts(
-    data: Path, file: Path | None, pid_file: Path, login: "Login | None" = None
-) -> tuple["Passwords", "Mosquitto | None"]:
+def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords", "Mosquitto | None"]:
     """The accounts that a command is about, and their broker if it is one of `imqtt up`."""
     from imqtt.cli.mosquitto import Mosquitto
     from imqtt.cli.passwords import Passwords
@@ -343,7 +374,7 @@ def _accounts(
     if file is not None:
         if not file.exists() and not file.parent.is_dir():
             raise SetupError(f"{file.parent} does not exist")
-        passwords = Passwords(file, pid_file, login, account=BROKER_ACCOUNT)
+        passwords = Passwords(file, pid_file, account=BROKER_ACCOUNT)
         if outdated := passwords.outdated():
             some = ", ".join(sorted(outdated)[:3]) + (", …" if len(outdated) > 3 else "")
             complain(
@@ -359,5 +390,5 @@ def _accounts(
 
 def _not_empty(password: str) -> str:
     if not password:
-        raise SetupError("an empty password is none")
+        raise SetupError("the password is empty")
     return password

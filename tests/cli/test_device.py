@@ -23,6 +23,7 @@ from imqtt.stores.base import Identity, Registration
 from imqtt.stores.sqlite import SqliteStore
 from tests.cli.commands import environment, imqtt
 from tests.device import RawDevice
+from tests.ports import free_port
 from tests.server.conftest import config_for
 from tests.services import eventually
 
@@ -142,6 +143,18 @@ async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquit
     listed = await imqtt("device", "list", "--json", *where)
     assert [row["device"] for row in listed.rows] == ["alice@phone"]
     assert (await imqtt("device", "revoke", "alice@phone", *where, *pid_file)).status == 0
+
+
+async def test_a_credential_is_revoked_also_where_the_broker_cannot_be_reached(tmp_path: Path) -> None:
+    where = ("--passwords", tmp_path / "passwords", "--pid-file", tmp_path / "no.pid")
+    await imqtt("device", "add", "alice@phone", *where)
+    settings = ("--broker-port", free_port())
+    revoked = await imqtt(
+        "device", "revoke", "alice@phone", *where, *settings, IMQTT_BROKER_PASSWORD="secret"
+    )
+    assert (revoked.status, revoked.out) == (0, "alice@phone can no longer connect.\n")
+    assert "the server was not told (the broker cannot be reached: " in revoked.err
+    assert (tmp_path / "passwords").read_text() == ""
 
 
 async def test_the_servers_own_account_is_added_with_its_password(tmp_path: Path) -> None:
