@@ -19,6 +19,9 @@ TIMING = replace(Timing(), answer=3.0, idle=5.0)
 
 _UNHEARD = logging.NullHandler()
 
+ACT = {TakenOver: "takeover", TlsFailed: "tls"}
+"""Errors that pass only if somebody does something, and what `StateNews` calls them."""
+
 SILENT = "connected to the broker; the imqtt server does not answer"
 
 
@@ -93,9 +96,10 @@ class StateNews:
             self._trouble = "silence"
             return "" if before == "silence" else f"{SILENT}; trying again"
         if state.phase is Phase.IDLE and state.reason:
-            contested = isinstance(state.error, TakenOver)
-            is_known = before == "takeover" if contested else bool(before)
-            self._trouble = "takeover" if contested else before or "connection"
+            # One trouble has many reasons in a row. These two are told also in the middle of another one.
+            special = next((name for kind, name in ACT.items() if isinstance(state.error, kind)), "")
+            is_known = before == special if special else bool(before)
+            self._trouble = special or before or "connection"
             return "" if is_known else f"no connection, trying again: {state.reason}"
         if state.phase is Phase.ESTABLISHED:
             if isinstance(state.error, TakenOver):

@@ -1,0 +1,36 @@
+"""What the command line says of a connection's state."""
+
+from imqtt.cli.client import SILENT, StateNews
+from imqtt.client import ConnectionState, Phase
+from imqtt.errors import ImqttError, NotConnected, TakenOver, TlsFailed
+
+
+def idle(error: ImqttError) -> ConnectionState:
+    return ConnectionState(Phase.IDLE, reason=str(error), error=error)
+
+
+ESTABLISHED = ConnectionState(Phase.ESTABLISHED)
+
+
+def test_a_trouble_is_told_once_and_so_is_its_end() -> None:
+    news = StateNews()
+    states = [idle(NotConnected("refused")), idle(NotConnected("no route")), ESTABLISHED, ESTABLISHED]
+    assert [news.of(state) for state in states] == [
+        "no connection, trying again: refused", "", "connected again", "",
+    ]  # fmt: skip
+
+
+def test_what_somebody_must_mend_is_told_though_there_was_no_connection_before() -> None:
+    for error in (TlsFailed("the certificate has expired"), TakenOver("another process")):
+        news = StateNews()
+        news.of(idle(NotConnected("the broker closed the connection")))
+        assert news.of(idle(error)) == f"no connection, trying again: {error}"
+        assert news.of(idle(NotConnected("no answer"))) == ""
+        assert news.of(idle(error)) == ""
+
+
+def test_a_server_that_does_not_answer_is_told_and_its_return() -> None:
+    news = StateNews()
+    silent = ConnectionState(Phase.ESTABLISHED, silent=True)
+    told = [news.of(state) for state in (ESTABLISHED, silent, silent, ESTABLISHED)]
+    assert told == ["", f"{SILENT}; trying again", "", "the imqtt server answers again"]
