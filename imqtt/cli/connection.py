@@ -143,9 +143,12 @@ def resolve(
             )
         password = saved
         store = store or directory.device_store(who)
-    if brokers:
-        return Connection(who, password, brokers, store, tls=tls.context if tls else None)
-    return Connection(who, password, [_broker(directory)], store, directory.users(who))
+    own = _broker(directory)
+    if not brokers and own is None:
+        raise SetupError(f"--broker is needed: {directory.path} is no data directory of `imqtt up`")
+    # IMQTT_BROKER names the directory's own broker too, if it is set as `imqtt up` prints it.
+    users = directory.users(who) if brokers in (None, [], [own]) else None
+    return Connection(who, password, brokers or [str(own)], store, users, tls.context if tls else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +182,13 @@ def _who(directory: DataDirectory, user: str, device: str, *, is_identified: boo
     raise SetupError(f"{missing} is needed: no credential that fits is saved in {directory.path}")
 
 
-def _broker(directory: DataDirectory) -> str:
+def _broker(directory: DataDirectory) -> str | None:
+    """Where the broker of `imqtt up` listens; None if this is no data directory of it."""
     try:
         known = json.loads((directory.path / "listeners.json").read_text())
-        host, port = known["host"], known["port"]
+        return host_port(reachable(known["host"]), known["port"])
     except (OSError, ValueError, KeyError):
-        raise SetupError(f"--broker is needed: {directory.path} is no data directory of `imqtt up`") from None
-    return host_port(reachable(host), port)
+        return None
 
 
 def reachable(host: str) -> str:

@@ -291,9 +291,11 @@ async def test_a_message_to_nobody_is_stored_and_told(data: Path) -> None:
 
 
 async def test_nothing_is_said_of_users_of_another_broker(data: Path, broker: Mosquitto) -> None:
-    address = f"{broker.host}:{broker.port}"
-    sent = await imqtt("send", "bbo", "hi", "--user", "alice", "--data", data, "--broker", address)
-    assert (sent.status, sent.err) == (0, "")
+    as_alice = ("--user", "alice", "--data", data)
+    other = await imqtt("send", "bbo", "hi", *as_alice, "--broker", f"localhost:{broker.port}")
+    assert (other.status, other.err) == (0, "")
+    same = await imqtt("send", "bbo", "hi", *as_alice, IMQTT_BROKER=f"{broker.host}:{broker.port}")
+    assert same.err == "imqtt: no device of bbo has a credential on this broker; did you mean bob?\n"
 
 
 # --- stdout
