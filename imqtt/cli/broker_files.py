@@ -17,7 +17,7 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-from imqtt.cli.files import create_directory, make_private
+from imqtt.cli.files import create_directory, set_access
 from imqtt.cli.system_user import SystemUser, own_name
 
 log = logging.getLogger(__name__)
@@ -66,22 +66,22 @@ class BrokerFiles:
         create_directory(self.state.parent)
         self._close_directory()
         for path in (self.listeners, self.lock, self.log, self.pid, self.server_password):
-            make_private(path, 0o600)
-        make_private(self.log.with_name(self.log.name + ".1"), 0o600)
+            set_access(path, 0o600)
+        set_access(self.log.with_name(self.log.name + ".1"), 0o600)
         self._close_credentials()
         own = SystemUser(own_name(), os.geteuid(), os.getegid())
         owner = user or (own if os.geteuid() == 0 else None)
         for path in (self.configuration, self.acl, self.passwords):
-            make_private(path, 0o600, owner)
+            set_access(path, 0o600, owner)
         with os.scandir(self.state.parent) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):  # a link, or gone
-                    make_private(Path(entry.path), 0o600, owner)
-        make_private(self.state.parent, 0o700, owner)
+                    set_access(Path(entry.path), 0o600, owner)
+        set_access(self.state.parent, 0o700, owner)
         if user is None:
-            make_private(self.home, 0o700, owner)
+            set_access(self.home, 0o700, owner)
         else:
-            make_private(self.home, 0o750, replace(own, gid=user.gid))
+            set_access(self.home, 0o750, replace(own, gid=user.gid))
 
     def _close_directory(self) -> None:
         mode = stat.S_IMODE(self.directory.stat().st_mode)
@@ -112,7 +112,7 @@ class BrokerFiles:
 
     def _close_credentials(self) -> None:
         for directory in (self.directory / "credentials", self.directory / "devices"):
-            make_private(directory, 0o700)
+            set_access(directory, 0o700)
         with contextlib.suppress(FileNotFoundError), os.scandir(self.directory / "credentials") as entries:
             for entry in entries:
-                make_private(Path(entry.path), 0o600)
+                set_access(Path(entry.path), 0o600)

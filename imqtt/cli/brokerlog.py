@@ -1,4 +1,4 @@
-"""What Mosquitto's log says that somebody has to know of who only looks at `imqtt up`."""
+"""Relays the lines of Mosquitto's log that concern an operator to the log of `imqtt up`."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from imqtt.cli.limits import raise_file_limit
+from imqtt.cli.log_file import without_time
 from imqtt.cli.wording import printable
 from imqtt.problems import Problem
 
@@ -25,7 +26,6 @@ _ERROR = re.compile(r"^Error\b")
 _WARNING = re.compile(r"^Warning\b")
 # What a single client does wrong is nothing that an operator can act on.
 _HARMLESS = re.compile(r"for an unknown packet identifier|Unrecognised command")
-_TIME = re.compile(r"^(\S*\d{4}-\d\d-\d\dT[\d:]+|\d+): ")
 
 
 class BrokerLog:
@@ -66,7 +66,7 @@ class BrokerLog:
 
     def line(self, line: str) -> None:
         """Takes note of one line."""
-        said = _TIME.sub("", line)
+        said = without_time(line)
         if _OUT_OF_FILES.search(said):
             self._files.note(f"it may open {raise_file_limit()} (raise `ulimit -n` before `imqtt up`)")
         elif _FULL.search(said):

@@ -185,7 +185,7 @@ def _who(directory: DataDirectory, user: str, device: str, *, is_identified: boo
 def _broker(directory: DataDirectory) -> str | None:
     """Where the broker of `imqtt up` listens; None if this is no data directory of it."""
     try:
-        known = json.loads((directory.path / "listeners.json").read_text())
+        known = json.loads(directory.broker.listeners.read_text())
         return host_port(reachable(known["host"]), known["port"])
     except (OSError, ValueError, KeyError):
         return None

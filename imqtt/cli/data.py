@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from imqtt.cli.broker_files import BrokerFiles
 from imqtt.cli.files import write_private
 from imqtt.errors import SetupError
 from imqtt.model import Device
@@ -25,20 +26,25 @@ DEFAULT = Path("data")
 
 
 class DataDirectory:
-    """Events in `imqtt.db`, saved credentials, and what `Mosquitto` keeps: passwords, state, log, ports."""
+    """The store in `imqtt.db`, saved credentials and devices' stores, and the broker's files (`broker`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self.broker = BrokerFiles(self.path)
 
     @property
     def store(self) -> str:
         return f"sqlite:///{self.path / 'imqtt.db'}"
 
+    def exists(self) -> bool:
+        """Whether `imqtt up` has made this directory."""
+        return self.broker.listeners.is_file()
+
     def check_exists(self) -> None:
-        """Raises `SetupError` unless `imqtt up` has made this directory."""
-        if not (self.path / "listeners.json").is_file():
+        """Raises `SetupError` unless `imqtt up` of this version has made this directory."""
+        if not self.exists():
             raise SetupError(f"{self.path} is no data directory: `imqtt up --data {self.path}` makes it one")
-        if (self.path / "passwords").exists():
+        if self.broker.outdated():
             raise SetupError(
                 f"an earlier version of imqtt wrote {self.path}: (re)start `imqtt up --data {self.path}`,"
                 " which migrates it"
@@ -74,7 +80,7 @@ class DataDirectory:
     def _accounts(self) -> set[str] | None:
         """What the broker's password file holds, if this user may read it."""
         try:
-            lines = (self.path / "broker" / "passwords").read_text().splitlines()
+            lines = self.broker.passwords.read_text().splitlines()
         except (OSError, UnicodeDecodeError):
             return None
         return {line.partition(":")[0] for line in lines if not line.startswith("#")}

@@ -245,7 +245,7 @@ def forget(names: Names, *, data: Data = DEFAULT, as_json: Json = False, **flags
 
     devices = [str(device) for device in map(parse_device, names)]
     directory = DataDirectory(data)
-    broker = Mosquitto(directory.path) if (directory.path / "listeners.json").is_file() else None
+    broker = Mosquitto(directory.path) if directory.exists() else None
     _, access = _server(data, broker, flags)
     if access is None:
         raise SetupError(
@@ -321,7 +321,7 @@ def _forget_records(devices: Collection[Device], access: Access | None, data: Pa
 
 
 def _remove_records(devices: Collection[Device], data: Path) -> None:
-    """Nothing runs on the data directory, so nobody else does it."""
+    """Removes records from the store of a data directory on which no server runs."""
     import asyncio
 
     from imqtt.cli.device_records import remove_records

@@ -1,4 +1,8 @@
-"""Files that only one user may read."""
+"""Files of a data directory and of a broker: who owns them, and who may read them.
+
+`imqtt.private_files` is for files of this process's own user. Here root may give files to the broker's user,
+or find some that this user has put in their place.
+"""
 
 import contextlib
 import os
@@ -38,7 +42,7 @@ def write_private(path: Path, text: str) -> None:
         os.close(directory)
 
 
-def make_private(path: Path, mode: int, user: SystemUser | None = None) -> None:
+def set_access(path: Path, mode: int, user: SystemUser | None = None) -> None:
     """Gives a file or directory this mode, and this owner if one is given. Raises `OSError`.
 
     Does nothing if there is no such file. Never follows a link and leaves a file with several names alone: in

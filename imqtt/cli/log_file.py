@@ -51,7 +51,7 @@ class LogFile:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        said = [_TIME.sub("", line).strip() for line in text.splitlines()]
+        said = [without_time(line).strip() for line in text.splitlines()]
         errors = [line for line in said if line.startswith(("Error", "Warning: Unable"))]
         return "; ".join((errors or [line for line in said if line])[-lines:])
 
@@ -70,6 +70,11 @@ class LogFile:
             return self.path.stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def without_time(line: str) -> str:
+    """A line of Mosquitto's log without the time in front of it."""
+    return _TIME.sub("", line)
 
 
 def _keep_end(path: Path, size: int) -> None:

@@ -12,14 +12,14 @@ import os
 import pwd
 import secrets
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from imqtt.cli.files import create_directory, make_private, write_private
+from imqtt.cli.files import create_directory, set_access, write_private
 from imqtt.cli.system_user import SystemUser
 from imqtt.errors import SetupError
+from imqtt.processes import command_line
 from imqtt.protocol.topics import parse_username
 
 SERVER_ACCOUNT = "imqtt-server"
@@ -186,7 +186,7 @@ class Passwords:
         if new and self._account is not None and os.geteuid() == 0:
             with contextlib.suppress(KeyError):
                 account = pwd.getpwnam(self._account)
-                make_private(self.path, 0o640, SystemUser(self._account, account.pw_uid, account.pw_gid))
+                set_access(self.path, 0o640, SystemUser(self._account, account.pw_uid, account.pw_gid))
 
     def _reload(self) -> bool:
         """Asks the running broker to read the file again. False if none runs."""
@@ -240,20 +240,6 @@ def broker_pid(pid_file: Path) -> int | None:
         return None
     program = command_line(pid).partition(" ")[0]
     return pid if Path(program).name == "mosquitto" else None
-
-
-def command_line(pid: int) -> str:
-    """What process `pid` runs; an empty text if there is none."""
-    proc = Path(f"/proc/{pid}/cmdline")
-    if proc.parent.parent.joinpath("self").exists():
-        try:
-            return proc.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            return ""
-    listed = subprocess.run(  # noqa: S603 - a number, not a user's text
-        ["/bin/ps", "-ww", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.strip()
 
 
 def _hash(password: str) -> str:

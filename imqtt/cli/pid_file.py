@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from imqtt.cli.passwords import broker_pid, command_line
+from imqtt.cli.passwords import broker_pid
 from imqtt.errors import SetupError
+from imqtt.processes import command_line
 
 RESEND_SECONDS = 0.5
 
@@ -57,7 +58,7 @@ class PidFile:
     async def end(self, within: float) -> None:
         """Has the broker end if one runs. Raises `SetupError` if it does not in so many seconds.
 
-        It is asked again and again: a Mosquitto that is just starting forgets the first time.
+        SIGTERM is sent repeatedly, since a Mosquitto that is just starting loses the first one.
         """
         now = time.monotonic()
         deadline, asked = now + within, now - RESEND_SECONDS

@@ -6,9 +6,11 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from imqtt.processes import command_line
+
 LOCKS = Path("/proc/locks")
 MAX_COMMAND = 200  # characters of a command line that are shown
-SECONDS = 5.0  # for `lsof` and `ps`, which other systems have in place of /proc
+SECONDS = 5.0  # for `lsof`, which other systems have in place of /proc
 
 
 class Holder(NamedTuple):
@@ -31,7 +33,7 @@ def holder_of(path: Path) -> Holder | None:
         pids = _by_proc(path) if LOCKS.exists() else _by_lsof(path)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return Holder(pids[0], _command(pids[0])) if pids else None
+    return Holder(pids[0], " ".join(command_line(pids[0]).split())) if pids else None
 
 
 def _by_proc(path: Path) -> list[int]:
@@ -60,23 +62,7 @@ def _has_open(pid: int, path: Path) -> bool:
 
 def _by_lsof(path: Path) -> list[int]:
     program = shutil.which("lsof") or "/usr/sbin/lsof"
-    return [int(line) for line in _output(program, "-t", "--", str(path)).split() if int(line) != os.getpid()]
-
-
-def _command(pid: int) -> str:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        text = b" ".join(words).decode(errors="replace")
-    except OSError:
-        try:
-            text = _output("/bin/ps", "-ww", "-p", str(pid), "-o", "command=")
-        except (OSError, subprocess.SubprocessError):
-            return ""
-    return " ".join(text.split())
-
-
-def _output(*command: str) -> str:
-    done = subprocess.run(  # noqa: S603 - fixed programs, and a file's name or a number
-        command, capture_output=True, text=True, check=False, timeout=SECONDS
+    done = subprocess.run(  # noqa: S603 - a fixed program, and a file's name
+        [program, "-t", "--", str(path)], capture_output=True, text=True, check=False, timeout=SECONDS
     )
-    return done.stdout
+    return [int(line) for line in done.stdout.split() if int(line) != os.getpid()]
