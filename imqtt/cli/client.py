@@ -1,4 +1,4 @@
-"""The client that `send`, `tail` and `history` use: what becomes of its connection is told on stderr."""
+"""The client of `send`, `tail` and `history`, which reports changes of its connection on stderr."""
 
 import asyncio
 import contextlib

@@ -47,12 +47,12 @@ def devices(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def peers(context: typer.Context, incomplete: str) -> list[str]:
-    """Users that have a device, and thus somebody to write to."""
+    """Users that have a device."""
     return _starting(incomplete, (device.user for device in _directory(context).devices()))
 
 
 def own_users(context: typer.Context, incomplete: str) -> list[str]:
-    """Users that one can be here: their password is saved."""
+    """Users that have a device whose password is saved."""
     return _starting(incomplete, (device.user for device in _directory(context).saved()))
 
 

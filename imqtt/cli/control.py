@@ -1,6 +1,6 @@
-"""Speaking to the server, and for it to the broker, with the server's own account.
+"""Commands to the server and to its broker, sent with the server's own account.
 
-Most commands never do, so what that takes is imported where it is done.
+Few commands need this, so its imports are inside the functions.
 """
 
 import secrets
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class ServerNotTold(Exception):
-    """Why what was to be said did not reach the server."""
+    """A message did not reach the server; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Access:
 
     @classmethod
     def of(cls, config: "ServerConfig") -> "Access | None":
-        """That of `imqtt serve` with these settings; None where they do not have the server's password."""
+        """The access of an `imqtt serve` with these settings; None if they lack the server's credentials."""
         if not (config.broker_password or config.broker_certificate):
             return None
         return cls(

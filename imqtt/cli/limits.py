@@ -16,7 +16,7 @@ except ImportError:  # Windows, where sockets are not files
 # and containers are often allowed a thousand million.
 FILES = 65_536
 # For the server (a session for each of at most 1,024 partitions, and some more), and for Mosquitto's own
-# listeners, log and files. Where this is more than half of all, half has to do.
+# listeners, log and files. It is never more than half of all.
 RESERVED = 1_100
 PUBLIC_LISTENERS = 2
 

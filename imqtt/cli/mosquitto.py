@@ -76,7 +76,7 @@ class Mosquitto:
         self._lock: IO[str] | None = None
         self._settled = False
         self.displaced: dict[int, str] = {}
-        """Ports that it would have had and that others listen on: by whom, as far as that can be told."""
+        """Preferred ports on which other programs listen, and which programs, as far as that is known."""
         self.passwords = Passwords(self.files.passwords, self._pid_file.process, self._login)
 
     # --- what it is
@@ -268,7 +268,7 @@ class Mosquitto:
         return self._preferred
 
     def _report_displaced(self, wanted: Listeners) -> None:
-        """Says which ports are other ones than they would have been, and why."""
+        """Logs which ports differ from the preferred ones, and which programs have those."""
         if self._settled:
             return
         for what, port, instead, given in (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imqtt.client.store import LocalStore
 
 app = typer.Typer(
-    help="See and take back messages that this device has not got stored.\n\n"
+    help="Show and discard messages of this device that are not stored yet.\n\n"
     "A message is in the device's outbox until the server has stored it. Each command that connects as the"
     " device sends what waits there. These commands do not connect: they send nothing.",
     no_args_is_help=True,

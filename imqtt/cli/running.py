@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-STDIN_SECONDS = 15.0  # to end after stdin, whose other end may have been the only one to end it by force
+STDIN_SECONDS = 15.0  # to end in after stdin has closed: perhaps nobody is left to kill this process
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a supervisor, a terminal that closes
 
 

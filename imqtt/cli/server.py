@@ -88,7 +88,7 @@ def up(
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="Whom Mosquitto runs as if root starts this. Not needed: `mosquitto`, else `nobody`.",
+            help="The user that Mosquitto runs as if root starts this. Default: `mosquitto`, else `nobody`.",
         ),
     ] = "",
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""What a listener speaks, asked where a connection fails in a way that may mean another protocol.
+"""Finds out which protocol a listener speaks, where a failed connection suggests that it is another one.
 
 It costs at most three short connections, on which nothing secret is sent.
 """
@@ -15,7 +15,7 @@ _CONNACK, _HTTP = 0x20, ord("H")
 
 
 async def spoken(address: Address, within: float) -> Protocol | None:
-    """What it speaks there; None if that is not known within so many seconds."""
+    """The protocol of the listener there; None if it is not known within `within` seconds."""
     try:
         async with asyncio.timeout(within):
             if await _speaks_tls(address):
@@ -48,7 +48,7 @@ async def answers(address: Address, within: float = 1.0) -> bool:
 
 
 def advice(address: Address, found: Protocol) -> str:
-    """What to do about it."""
+    """What to do about a listener that speaks `found`, as the end of an error's sentence."""
     place, path = address.place, address.path if address.is_websocket else ""
     if found is Protocol.TLS:
         scheme = "wss" if address.is_websocket else "mqtts"

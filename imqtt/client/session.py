@@ -133,7 +133,7 @@ class Session:
                 await self._say_status()
 
     async def _say_status(self) -> None:
-        """Until the broker has somebody for it."""
+        """Repeats it until somebody is subscribed for it."""
         times = 0
         while True:
             try:

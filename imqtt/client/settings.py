@@ -99,7 +99,9 @@ class Timing:
     keep_alive: int = 30
     answer: float = 5.0  # for an answer to a first try; later tries wait longer
     patience: float = 60.0  # but no longer than this
-    untaken: float = 2.0  # at most, before a command that the broker had nobody for is published again
+    untaken: float = (
+        2.0  # at most, before a command that nobody was subscribed for (PUBACK 0x10) is published again
+    )
     idle: float = 0.0  # without anything from the server, before it is asked for a sign of life; 0: never
     silence: float = 60.0  # in which something is asked and nothing at all comes: then another connection
     retry: float = 0.5  # before the first reconnection at most, doubling from there

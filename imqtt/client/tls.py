@@ -51,9 +51,9 @@ class TlsContexts:
 
 
 def files_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """A context from PEM files. Without `ca`, the system's authorities are trusted. `key` may be in the file
-    of
-    `certificate`. Raises `SetupError`, which names the file.
+    """A context from PEM files. Raises `SetupError`, which names the file.
+
+    Without `ca`, the system's authorities are trusted. Without `key`, it is in the file of `certificate`.
     """
     if key is not None and certificate is None:
         raise SetupError(f"{key} is the key of no certificate: give the certificate as well")
