@@ -17,7 +17,8 @@ app = typer.Typer(
     "Begin with `imqtt up` in one terminal; in another, `imqtt device add alice@phone --save` and"
     " `imqtt chat bob --user alice`.",
     epilog="Results are on stdout, all else on stderr. With `--json`, each result is a JSON object on a line"
-    " of its own. Exit status: 0 done, 1 refused or failed, 2 used wrongly, 128 + N ended by signal N.",
+    " of its own. Exit status: 0 done, 1 refused or failed, 2 used wrongly, 128 + N ended by signal N."
+    " `up`, `serve` and `tail` run until a signal, and then end with 0.",
     rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -58,9 +59,8 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Runs one command. Returns its exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a character that the terminal's encoding lacks ends nothing
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the terminal's encoding lacks is no error.
             stream.reconfigure(errors="backslashreplace")
     try:
         status = app(list(arguments), prog_name="imqtt", standalone_mode=False)

@@ -177,12 +177,16 @@ class Chat:
         self._transcript.clear()
         if warning := stranger(self._connection, conversation):
             self._say(warning, 30.0)
-        for entry in await self._client.outbox():
+        known_marks = await self._client.marks(conversation)
+        entries = await self._client.outbox()  # last: a message may be stored while anything else is awaited
+        if conversation != self._conversation:
+            return  # meanwhile another one was opened
+        for entry in entries:
             if entry.conversation == conversation:
                 self._transcript.wait(entry.client_msg_id, entry.content, entry.client_time)
                 if entry.refused:
                     self._transcript.refuse(entry.client_msg_id, entry.reason)
-        for marks in (await self._client.marks(conversation)).values():
+        for marks in known_marks.values():
             self._transcript.mark(marks)
         self._do(self._fetch_older())
 

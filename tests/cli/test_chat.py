@@ -254,6 +254,23 @@ async def test_a_message_can_be_taken_back_before_it_is_stored(
     assert [it["content"]["text"] for it in history] == ["before", "one"]
 
 
+async def test_what_waits_in_one_conversation_is_not_shown_in_the_next(
+    alice: Terminal, broker: Mosquitto
+) -> None:
+    await broker.kill()
+    await alice.shows("no connection, trying again")
+    alice.type("/to carol\r")
+    await alice.shows_no("bob  before")
+    alice.type("for carol\r")
+    await alice.shows("for carol ·")
+    alice.type("/to bob\r")
+    await alice.shows("bob  before")
+    alice.type("/to carol\r/to bob\rfor bob\r")
+    await alice.shows("for bob ·")
+    await alice.shows("bob  before")
+    await alice.shows_no("for carol ·")
+
+
 async def test_a_text_may_begin_with_a_slash(alice: Terminal) -> None:
     alice.type("//etc/hosts\r")
     await alice.shows("alice  /etc/hosts ✓")
