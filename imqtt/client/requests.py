@@ -149,7 +149,7 @@ class Requests:
             if doubtful and not self.is_silent:
                 left = ARRIVING
             else:
-                left = (silence if doubtful else self._timing.answer) - silent_for
+                left = (silence if doubtful else min(silence, self._timing.answer)) - silent_for
             self._changed.clear()
             try:
                 async with asyncio.timeout(None if asked_at == math.inf else left):
