@@ -37,6 +37,7 @@ SECTIONS = {
 }
 ERRORS = [
     "NotConnected", "TlsFailed", "TakenOver", "Discarded", "CredentialsRefused", "DeviceStoreError",
+    "DeviceStoreInUse",
     "SetupError", "Invalid", "TooLarge", "NotAllowed", "Conflict", "Unsupported",
 ]  # fmt: skip
 
