@@ -120,16 +120,22 @@ class Devices:
                 current[device] = replace(stored[device], format=current[device].format)
 
     async def write_seen(self) -> None:
-        """Writes down which devices were seen. Raises `Unavailable`: they are written down the next time."""
+        """Stores when devices were last seen. If it raises, the next call tries the same again."""
         seen, self.seen = self.seen, {}
         if not seen:
             return
         try:
-            await self._store.see_devices(seen)
-        except Unavailable:
+            await self.see(seen)
+        except Exception:
             self.seen = seen | self.seen
             raise
         await self._state.forget_devices({device.user for device in seen})
+
+    async def see(self, seen: Mapping[Device, int]) -> None:
+        """Stores when these devices were last seen, and waits while the outcome is unknown."""
+        await until_known(
+            "storing when devices were seen", lambda: self._store.see_devices(seen), self._troubles
+        )
 
     async def remove(self, devices: Mapping[Device, int | None]) -> None:
         """Removes devices from the store and from every audience; with a time, unless seen after that.

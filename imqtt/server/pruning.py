@@ -85,8 +85,9 @@ class Pruning:
             try:
                 await self._devices.write_seen()
                 self._writing.end()
-            except Unavailable as error:
+            except Exception as error:  # whatever it is, it must not end the server
                 self._writing.start(explain(error))
+                log.debug("a write of when devices were seen failed", exc_info=True)
             if loop.time() > patient_until:
                 grown, self._devices.grown = self._devices.grown, {}
                 for user, count in grown.items():
@@ -115,7 +116,7 @@ class Pruning:
             after = rows[-1].device
             now = self._clock()
             # Those of an older version count from now on.
-            await self._store.see_devices({it.device: now for it in rows if not it.seen})
+            await self._devices.see({it.device: now for it in rows if not it.seen})
             oldest = now - self._max_age * DAY
             old = [it for it in rows if 0 < it.seen < oldest]
             await self._remove(await self._absent(old), f"not seen for {self._max_age} days")
