@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from imqtt.broker.link import Message
 from imqtt.core.conversations import members_of
 from imqtt.core.presence import of_user
 from imqtt.model import Device, Head, Hello, Presence, Status
@@ -155,8 +154,7 @@ class Presences:
 
     async def present(self, users: Collection[str]) -> set[Device]:
         """The devices of these users that are not offline. Raises `StateAway`."""
-        known = await self._state.presence(users)
-        return {it.device for devices in known.values() for it in devices if it.state != "offline"}
+        return _online(await self._state.presence(users))
 
     async def run(self) -> None:
         """Tells peers of changes, and finds devices that have fallen silent, until cancelled."""
@@ -193,13 +191,19 @@ class Presences:
     # --- what is told, a slice at a time. Each raises `Unavailable` or `StateAway` before anybody is told.
 
     async def _tell(self, user: str, after: str) -> str:
-        """Tells those of the user's peers who are there of the user's presence."""
+        """Tells a user's presence to those of the user's peers who are online."""
         peers, ended = await self._peers_after(user, after)
         known = await self._state.presence([user, *peers])
         devices = known.pop(user, ())
         if not devices:
-            return ""  # forgotten since: what nobody knows is not told
-        await self._publish(await self._messages(of_user(user, _states(devices)), known))
+            return ""  # the state has lost it since
+        online = _online(known)
+        lists = await self._devices.of({device.user for device in online})
+        presence = of_user(user, _states(devices))
+        fanout = Fanout(self._max_packet, self._counters)
+        for registrations in lists.values():
+            fanout.add(presence, [it for it in registrations if it.device in online])
+        await self._publish(fanout.messages())
         return ended
 
     async def _tell_all(self, newcomer: Newcomer, after: str) -> str:
@@ -212,29 +216,24 @@ class Presences:
         for presence in _presences(await self._state.presence(peers)):
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
-        # Nothing is waited for between looking and publishing: what is told later is newer.
+        # No await between reading the presences and publishing them, so a later publish is never older.
         await self._publish(fanout.messages())
         return ended
 
     async def _introduce(self, pair: Pair, _: str) -> str:
-        """Tells each of two users of the other's presence, where that is not offline."""
+        """Tells each of two users the other's presence unless it is offline."""
+        lists = await self._devices.of(pair)
         known = await self._state.presence(pair)
+        online = _online(known)
+        fanout = Fanout(self._max_packet, self._counters)
         for user, other in (pair, pair[::-1]):
             presence = of_user(user, _states(known.get(user, ())))
             if presence.state != "offline":
-                await self._publish(await self._messages(presence, {other: known.get(other, ())}))
+                fanout.add(presence, [it for it in lists[other] if it.device in online])
+        # No await between reading and publishing here either: waiting for the broker's PUBACK in between
+        # would let an old presence follow a newer one that `_tell` has published meanwhile.
+        await self._publish(fanout.messages())
         return ""
-
-    async def _messages(
-        self, presence: Presence, peers: dict[str, tuple[DevicePresence, ...]]
-    ) -> Sequence[Message]:
-        """Packets that tell it to the peers' devices that are there."""
-        there = {it.device for devices in peers.values() for it in devices if it.state != "offline"}
-        lists = await self._devices.of({it.user for it in there})
-        fanout = Fanout(self._max_packet, self._counters)
-        for registrations in lists.values():
-            fanout.add(presence, [it for it in registrations if it.device in there])
-        return fanout.messages()
 
     async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
         """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
@@ -245,6 +244,11 @@ class Presences:
 def is_last_word(command: Hello | Status) -> bool:
     """Whether the device says that it goes, or its last will says so."""
     return isinstance(command, Status) and command.state == "offline"
+
+
+def _online(known: Mapping[str, Sequence[DevicePresence]]) -> set[Device]:
+    """The devices that are not offline."""
+    return {it.device for devices in known.values() for it in devices if it.state != "offline"}
 
 
 def _states(devices: Sequence[DevicePresence]) -> list[tuple[str, int]]:
