@@ -6,7 +6,7 @@ gives them to another worker if one is killed before it has carried them out.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -82,13 +82,14 @@ class Control:
         self._publish = publish
         self._counters = counters
 
-    async def carry_out(self, orders: Sequence[Order]) -> None:
-        """Returns when it is done, and may be called twice. Raises `StoreUnreachable`."""
+    async def carry_out(self, orders: Sequence[Order]) -> Collection[Device]:
+        """Carries orders out, and returns the revoked devices. Idempotent. Raises `StoreUnreachable`."""
         names = [name for it in orders if isinstance(it, Revoke) for name in it.devices]
         revoked = [device for name in dict.fromkeys(names) if (device := parse_username(name)) is not None]
         if revoked:
             await self._revoke(revoked)
         await asyncio.gather(*(self._tell(it) for it in orders if isinstance(it, Ask)))
+        return revoked
 
     async def _revoke(self, devices: Sequence[Device]) -> None:
         try:

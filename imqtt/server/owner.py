@@ -125,7 +125,9 @@ class Owner:
         batch = self._intake.sort(deliveries)
         registered, decisions, marks = await self._commit(batch)
         if batch.orders:
-            await self._control.carry_out(batch.orders)
+            revoked = await self._control.carry_out(batch.orders)
+            # A `Hello` of theirs in this very batch would make them present again.
+            batch.status = [it for it in batch.status if it[0] not in revoked]
         events = await self._events(batch, decisions)
         told = [*marks, *_typing(batch)]
         users = {user for it in told for user in it.users} | {device.user for device in batch.formats}
@@ -144,16 +146,16 @@ class Owner:
         for message, decision, event in zip(batch.messages, decisions, events, strict=True):
             self._answer(fanout, audience, batch, message, decision)
             if event is not None:
-                fanout.add(event, audience.of(members_of(event.conversation)), message.sender)
+                members = members_of(event.conversation)
+                fanout.add(event, audience.of(members), message.sender)
+                if event.seq == 1 and len(members) == 2:
+                    self._presences.acquaint(*members)
         for it in told:
             fanout.add(it.frame, audience.of(it.users), it.but)
         self._refuse_reads(batch, registered.refused)
         self._reject(fanout, audience, batch)
         published = self._publish(fanout.messages())
         await self._presences.heard(batch.status)
-        for event in events:
-            if event is not None and event.seq == 1 and len(pair := members_of(event.conversation)) == 2:
-                self._presences.acquaint(pair[0], pair[1])
         for device, command, receipt in batch.reads:  # they are served beside the batches
             if receipt not in answered:
                 self._reads.submit(registered.current[device], command)
