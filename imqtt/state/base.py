@@ -14,6 +14,10 @@ from imqtt.errors import ImqttError
 from imqtt.model import Device
 from imqtt.stores.base import Key, Registration
 
+# Milliseconds for which commands alone may be kept from bringing back a device that has gone offline. An
+# `expires` further ahead was set by a clock that was ahead, and does not count.
+SILENCED_MOST = 60_000
+
 
 class StateAway(ImqttError):
     """The state cannot be reached, or not in time."""

@@ -14,10 +14,8 @@ from msgspec.structs import replace
 
 from imqtt.core.bucket import Bucket, Rate
 from imqtt.model import Device
-from imqtt.state.base import DevicePresence, Worker
+from imqtt.state.base import SILENCED_MOST, DevicePresence, Worker
 from imqtt.stores.base import Key, Registration
-
-SILENCED_MOST = 60_000  # milliseconds: see `imqtt.state.redis_keys`
 
 
 class MemoryState:

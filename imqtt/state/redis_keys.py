@@ -54,9 +54,6 @@ LISTS_TTL = 1 * HOUR  # when the clock of leases is lost, so are the leases that
 # it says when he was last seen, and which last will is an old one: for a day.
 PRESENT_TTL = 30 * DAY
 OFFLINE_TTL = 1 * DAY
-# Commands do not bring back a device that has just gone, but for no longer than this: a time further ahead
-# was set by a clock that was.
-SILENCED_MOST = 1 * MINUTE
 
 # --- buckets: tokens left, until it would be full anyway, and then some: the workers' clocks may differ.
 BUCKET_SLACK = 10 * SECOND

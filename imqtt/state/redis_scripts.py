@@ -4,6 +4,7 @@ They are sent in full each time: a kilobyte a batch, and there is no cache of sc
 or a failover could have emptied. Redis compiles each once.
 """
 
+from imqtt.state.base import SILENCED_MOST
 from imqtt.state.redis_keys import (
     BUCKET_SLACK,
     CLOCK_SKEW,
@@ -18,7 +19,6 @@ from imqtt.state.redis_keys import (
     SEEN_BITS,
     SEEN_DIGEST,
     SEEN_TTL,
-    SILENCED_MOST,
     WORKERS_TTL,
 )
 
