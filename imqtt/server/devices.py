@@ -15,7 +15,7 @@ from imqtt.server.troubles import Troubles
 from imqtt.state.base import State
 from imqtt.stores.base import DeviceFormat, Registration, Store
 
-SEEN_EVERY = 86_400_000  # milliseconds after which it is written down again that a device was seen
+SEEN_EVERY = 86_400_000  # milliseconds after which a device's last-seen time is stored again
 
 
 class Registered(NamedTuple):
@@ -38,9 +38,9 @@ class Devices:
         self._troubles = troubles
         self._clock = clock
         self.seen: dict[Device, int] = {}
-        """Devices that were seen since this was last written down, and when."""
+        """When devices were last seen, for those whose stored time is older than a day."""
         self.grown: dict[str, int] = {}
-        """Users who have got another device since somebody looked at this, and how many they have now."""
+        """Users with a new device, and how many devices they have. `Pruning` takes these and clears it."""
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user. To miss no device, call it after the commit of what it is for."""
@@ -94,9 +94,9 @@ class Devices:
         return Registered(current, refused)
 
     async def known(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> dict[Device, Registration]:
-        """Those of the devices that are registered by what they last sent. Writes nothing.
+        """Those devices whose registration already matches what they last sent. Writes nothing.
 
-        A platform that is not registered yet makes no difference to what is published to a device.
+        A different platform does not count, since it does not change what is published to a device.
         """
         lists = await self.of({device.user for device in spoke})
         known: dict[Device, Registration] = {}
@@ -157,7 +157,7 @@ class Devices:
 def _registration(
     device: Device, before: Registration | None, format: Format, hello: Hello | None
 ) -> Registration:
-    """A device as it is after what it last sent."""
+    """A device's registration after what it last sent."""
     if hello is not None:
         return Registration(
             device, format.value, hello.platform, hello.max_packet, 0 if before is None else before.seen

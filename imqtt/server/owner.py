@@ -33,7 +33,6 @@ from imqtt.stores.base import Registration, Store
 REJECTIONS_PER_BATCH = 50  # to one device
 REREAD = 50  # events read together when known messages are told again: they mostly stand side by side
 
-
 Refused = TypeVar("Refused")
 
 
@@ -119,7 +118,7 @@ class Owner:
     ) -> Awaitable[object]:
         """Commits a batch and publishes its frames. See the class for what is durable when.
 
-        `answered` has the receipts of reads that were answered meanwhile (`answer_reads`).
+        `answered` has the receipts of reads that `answer_reads` has answered already.
         """
         self._counters.received += len(deliveries)
         batch = self._intake.sort(deliveries)
@@ -169,8 +168,8 @@ class Owner:
         """Answers those reads among the deliveries for which nothing has to be written first.
 
         Those are the reads of devices that are registered already: what is stored later will be published to
-        them. For the others see `Registered`. `claim` is given reads just before they are answered, and
-        returns those that still are to be. Raises `Unavailable` if it cannot be known who is registered.
+        them. For the others see `Registered`. `claim` takes reads just before they are answered and returns
+        those that nothing has answered meanwhile. Raises `Unavailable` if the registrations cannot be read.
         """
         batch = self._intake.sort(deliveries)
         known = await self._devices.known({it.device: batch.spoke[it.device] for it in batch.reads})
@@ -178,7 +177,9 @@ class Owner:
         for device, command, _ in claimed:
             self._reads.submit(known[device], command)
         hellos = [(it.device, it.command) for it in claimed if isinstance(it.command, Hello)]
-        await self._presences.refresh(batch.spoke)  # what they say may wait for long: they are there
+        await self._presences.refresh(
+            batch.spoke
+        )  # the commands may wait for long, but the devices are there
         await self._presences.heard(hellos)
 
     async def _pass_on(self, commands: Sequence[tuple[Device, Packet]], published: Awaitable[object]) -> None:
@@ -221,9 +222,9 @@ class Owner:
         fanout.add(replace(rejected(error, outline(payload)), omitted=omitted), (sender,))
 
     def _bounded(self, refused: Sequence[tuple[Device, Refused]]) -> Iterable[tuple[Device, Refused, int]]:
-        """The first of what was refused to each device, so that a flood is not answered with another.
+        """Each device's first refusals, so that a flood is not answered with another one.
 
-        The last one comes with the number of those that are left out.
+        The last of them comes with the number of refusals that are left out.
         """
         left = Counter(device for device, _ in refused)
         answered: Counter[Device] = Counter()
@@ -358,7 +359,7 @@ class Owner:
 
 
 def _speaking(batch: Batch) -> Collection[Device]:
-    """The devices whose presence their commands keep; a `Hello` or `Status` tells of it by itself."""
+    """The devices to refresh: those that spoke, except where a `Hello` or `Status` sets the presence."""
     if not batch.status:
         return batch.spoke
     said = {device for device, command in batch.status if not is_last_word(command)}

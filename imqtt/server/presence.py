@@ -1,4 +1,4 @@
-"""Who is there: from whatever devices publish and from their last wills, and told to the users' peers."""
+"""Presence: derived from devices' commands and last wills, and published to users' peers."""
 
 import asyncio
 import logging
@@ -19,20 +19,20 @@ from imqtt.stores.base import Store
 
 log = logging.getLogger(__name__)
 
-PEERS_AT_ONCE = 200  # conversations whose members are told, or told of, in one slice
-# For so long after a device has gone offline by itself, commands alone do not bring it back: what it
-# published before on other partitions may be carried out later than its last word.
+PEERS_AT_ONCE = 200  # conversations in one slice
+# For this long after a device went offline by itself, commands alone do not make it present: commands that it
+# published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
 
 Pair = tuple[str, str]
 
 
 class Newcomer(NamedTuple):
-    """A device that is to be told of its user's peers.
+    """A device that is to be sent the presence of its user's peers.
 
-    `back`: it was connected all the time and missed what peers were told, so it is also told who has gone. A
-    device that says hello takes everybody for offline already, and one that says neither hello nor its status
-    takes no part in presence: what it waits for is the answer to its command.
+    `back`: it was absent without losing its connection, and missed changes, so it is sent offline peers too.
+    After a `Hello` a device takes every peer for offline anyway. A device that sends neither `Hello` nor
+    `Status` takes no part in presence.
     """
 
     device: Device
@@ -45,9 +45,9 @@ class Presences:
     Presence is soft: what is lost here is right again with the device's next command. But unknown is not
     offline: while the state is away peers are told nothing, and afterwards what is true then.
 
-    Whatever takes more than one look is done beside the batches, in slices: somebody with fifty thousand
-    conversations holds up nobody. A user's presence is never kept here: it is read when it is told, as
-    another worker may have heard of it since.
+    Publishing to peers happens beside the batches, in slices, so a user with fifty thousand conversations
+    delays no one else. Presence is never kept here. It is read just before it is published, since another
+    worker may have changed it.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class Presences:
         taken = await asyncio.gather(*(self._take(device, command) for device, command in commands))
         after = await self._known(users)
         for user in users:
-            # Of a user whom the state did not know, peers may have been told before it lost its memory.
+            # If the state did not know the user, it may have lost its memory after peers were told.
             if before is None or after is None or _state_of(user, before) != _state_of(user, after):
                 self._changed.put(user)
         for device, command in commands:
             known = isinstance(command, Hello) or is_last_word(command) or _is_connected(device, before or {})
             if not known:
                 self._newcomers.put(Newcomer(device, back=True))
-        # A status with another connection's nonce changes nothing, but somebody spoke.
+        # A `Status` with another connection's nonce changes nothing, but it shows that the device is there.
         ignored = {
             device
             for (device, it), done in zip(commands, taken, strict=True)
@@ -117,7 +117,7 @@ class Presences:
         return await self._state.update(presence)
 
     async def refresh(self, devices: Collection[Device]) -> None:
-        """Whatever a device says makes it present, and keeps it so."""
+        """Any command makes a device present and keeps it so."""
         now = self._clock()
         for device, nonce in (await self._state.refresh(devices, now, now + self._ttl)).items():
             self._changed.put(device.user)
@@ -125,7 +125,7 @@ class Presences:
                 self._newcomers.put(Newcomer(device, back=True))
 
     async def end(self, devices: Collection[Device]) -> None:
-        """Ends devices' presence, whatever connection they have, and has their peers told."""
+        """Ends devices' presence on any connection, and has their peers told."""
         now = self._clock()
         expires = now + FAREWELL_SECONDS * 1_000
         gone = [DevicePresence(it, "", "offline", since=now, expires=expires) for it in devices]
@@ -134,13 +134,13 @@ class Presences:
             self._changed.put(device.user)
 
     def acquaint(self, user: str, other: str) -> None:
-        """Two users have begun a conversation: each is told whether the other is there."""
+        """Two users have begun a conversation. Each will be told if the other is online."""
         self._acquainted.put((user, other))
 
     async def for_newcomer(self, device: Device, heads: Sequence[Head], *, more: bool) -> list[Presence]:
-        """Those of the user's peers in these conversations who are known to be there.
+        """The presence of the user's peers in these conversations, without offline ones.
 
-        The device is told later of the others if there are `more` conversations, or while nobody knows.
+        If there are `more` conversations, or the state is away, the device is told of the rest later.
         """
         user = device.user
         known = await self._known(_peers(user, [head.conversation for head in heads]))
@@ -166,7 +166,7 @@ class Presences:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody is to be told anything."""
+        """Whether nothing is left to publish."""
         return self._changed.idle and self._newcomers.idle and self._acquainted.idle
 
     async def _find_silent(self) -> None:
@@ -188,7 +188,7 @@ class Presences:
         except StateAway:
             return None
 
-    # --- what is told, a slice at a time. Each raises `Unavailable` or `StateAway` before anybody is told.
+    # --- publishing, a slice at a time. Each raises `Unavailable` or `StateAway` before publishing anything.
 
     async def _tell(self, user: str, after: str) -> str:
         """Tells a user's presence to those of the user's peers who are online."""
@@ -242,7 +242,7 @@ class Presences:
 
 
 def is_last_word(command: Hello | Status) -> bool:
-    """Whether the device says that it goes, or its last will says so."""
+    """Whether it is `offline`, from the device itself or its last will."""
     return isinstance(command, Status) and command.state == "offline"
 
 
@@ -260,7 +260,7 @@ def _state_of(user: str, known: dict[str, tuple[DevicePresence, ...]]) -> str:
 
 
 def _is_connected(device: Device, known: dict[str, tuple[DevicePresence, ...]]) -> bool:
-    """Whether it is present on a connection that is known."""
+    """Whether the device is present with a known nonce."""
     found = [it for it in known.get(device.user, ()) if it.device == device]
     return any(it.nonce and it.state != "offline" for it in found)
 

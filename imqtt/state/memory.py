@@ -249,7 +249,7 @@ class _Presences:
         }
 
     def shorten(self, latest: int) -> None:
-        """No presence lasts beyond `latest`. Costs nothing where that is so, as mostly."""
+        """Ends every presence by `latest`. Costs nothing if none lasts longer, which is the usual case."""
         if self._last <= latest:
             return
         self._last = latest

@@ -63,8 +63,8 @@ CLOCK_SKEW = 5 * SECOND
 
 # --- workers: one hash of all of them; each entry says itself until when it counts.
 WORKERS_TTL = 1 * HOUR
-# An entry that counts for longer was written while Redis's clock was ahead: a worker that has died since
-# would be alive until the clock has caught up. Ten times the largest `worker_ttl`.
+# An entry that counts for longer was written while Redis's clock was ahead. Without this bound, a worker that
+# has died since would count as alive until the clock has caught up. Ten times the largest `worker_ttl`.
 LONGEST_BEAT = 10 * MINUTE
 
 # --- probe: written to see whether Redis takes writes.

@@ -143,7 +143,7 @@ class Presences:
         )  # fmt: skip
 
     def _refresh(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
-        """How many scores have changed. XX: not of who is offline. GT: not to an earlier time."""
+        """How many scores have changed. XX: offline devices are skipped. GT: scores only grow."""
         scores = [it for device, spoken in spoke.items() for it in (spoken.expires, str(device))]
         return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
 
