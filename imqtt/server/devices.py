@@ -86,7 +86,7 @@ class Devices:
                 self._troubles.storing.start(explain(error), "devices")
                 refused = {it.device: error for it in changed if it.device not in known}
             else:
-                self._troubles.storing.end("devices")
+                self._troubles.storing.end_all()
             await self._state.forget_devices({it.device.user for it in changed})
             unheard = [it.device for it in changed if isinstance(it, DeviceFormat)]
             if unheard:

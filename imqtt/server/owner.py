@@ -334,7 +334,8 @@ class Owner:
             grown, tries = await until_known(
                 "raising marks", lambda: self._store.raise_marks(merged), self._troubles
             )
-            self._troubles.storing.end("marks")
+            if grown:
+                self._troubles.storing.end_all()
             # An earlier owner, or an earlier try, may have raised these and told nobody.
             again = batch.marked_again if tries == 1 else {(it.conversation, it.user) for it in merged}
             untold = again - {(marks.conversation, marks.user) for marks in grown}

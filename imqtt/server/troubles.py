@@ -24,7 +24,8 @@ class Troubles:
             log, f"no connection to the broker{at}", f"every connection to the broker{at} works again"
         )
         self.store = Problem(store, "the store does not answer", "the store answers again")
-        # The store answers and refuses writes, as with a full disk.
+        # The store answers and refuses writes, as with a full disk. Any write that it takes ends the problem,
+        # since a device that was refused may never come back.
         self.storing = Problem(
             store, "nothing can be stored", "the store takes everything again", level=logging.ERROR
         )
