@@ -66,13 +66,12 @@ class SlicedQueue(Generic[K]):
                 await asyncio.sleep(backoff(attempt, random()))
             except Exception:
                 log.exception("%s failed for %s", self._what, key)
-                self._again.discard(key)
+                self._end(key)
             else:
                 if ended:
                     self._put_back(key, ended)
-                elif key in self._again:
-                    self._again.discard(key)
-                    self._waiting.setdefault(key, "")
+                else:
+                    self._end(key)
             finally:
                 self._current = None
 
@@ -81,3 +80,9 @@ class SlicedQueue(Generic[K]):
         if key in self._waiting and after:
             self._again.add(key)
         self._waiting[key] = after
+
+    def _end(self, key: K) -> None:
+        """The work of `key` is over. If it was put meanwhile, it begins anew."""
+        if key in self._again:
+            self._again.discard(key)
+            self._waiting.setdefault(key, "")
