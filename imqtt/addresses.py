@@ -1,4 +1,4 @@
-"""How the address of a listener is written, so that it can be pasted back."""
+"""Writing a listener's address in a form that can be pasted back."""
 
 
 def host_port(host: str, port: int) -> str:

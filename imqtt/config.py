@@ -225,9 +225,9 @@ class SettingsFile:
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Names that begin with `IMQTT_` and that imqtt does not know, for a warning.
 
-    Raises `SetupError` for one that is very like a setting's: it is misspelt, and the server would run with
-    the default. Others may have been put there by somebody else: Kubernetes sets `IMQTT_SERVICE_HOST` for a
-    service that is named `imqtt`.
+    Raises `SetupError` for a name that is very similar to a setting's: it is misspelt, and the server would
+    run with the default. Other software may set the rest: Kubernetes sets `IMQTT_SERVICE_HOST` for a service
+    named `imqtt`.
     """
     known = {it.variable for it in SETTINGS} | {f"{it.variable}_FILE" for it in SETTINGS if it.secret}
     unknown: list[str] = []

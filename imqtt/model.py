@@ -37,7 +37,7 @@ class JsonText(str):
 
 
 class Device(NamedTuple):
-    """Who speaks: one device of one user. Its MQTT username is `user@device`."""
+    """One device of one user. Its MQTT username is `user@device`."""
 
     user: str
     device: str

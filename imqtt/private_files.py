@@ -43,9 +43,9 @@ def create_private_directory(path: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """If others have any access to a file or directory, takes it from them and from the group, and logs that.
+    """If others have any access to a file or directory, removes it for them and the group, and logs that.
 
-    Ignores a path where nothing is, and a file system without modes. Raises `SetupError` if the file belongs
+    Ignores a missing path, and a system without modes. Raises `SetupError` if the file belongs
     to another user, who alone can change its mode.
     """
     try:

@@ -1,8 +1,8 @@
 """Problems that last: each is logged when it starts, when its cause changes, and when it is over.
 
     problem = Problem(log, "no connection to the broker at 10.0.0.5:1884", "the broker at … is connected")
-    problem.start(explain(error), "partition 3")    in a loop, as often as it is met
-    problem.end("partition 3")                      whenever that part works
+    problem.start(explain(error), "partition 3")    on every failure, in a loop
+    problem.end("partition 3")                      on every success
     problem.text                                    for health pages; "" while nothing is wrong
 
 Without this, a retry loop either logs every attempt, or logs the first one and hides every later cause and
@@ -24,8 +24,8 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]  # checked where it is used
 
-CALM_SECONDS = 0.5  # what returns within this was not over
-REPEAT_SECONDS = 600.0  # until a cause is logged again that alternates with others
+CALM_SECONDS = 0.5  # a problem that returns within this time was not over
+REPEAT_SECONDS = 600.0  # before a cause that alternates with others is logged again
 CAUSES_REMEMBERED = 100
 
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
@@ -33,11 +33,11 @@ _NUMBERS = re.compile(r"\d+(\.\d+)?")
 
 
 class Problem:
-    """One thing that may be wrong. Nothing is logged but changes, however often `start` and `end` are called.
+    """One thing that may be wrong. Only changes are logged, however often `start` and `end` are called.
 
-    `what` begins the line when it starts, `over` when it has ended. `calm` in seconds: the end is logged
-    when it has lasted for so long, so that a connection that is made and cut in a loop does not fill the log.
-    Without a running event loop the end is logged at once.
+    `what` begins the line that logs the start, `over` the line that logs the end. The end is logged once the
+    problem has been absent for `calm` seconds, so that a connection that is made and cut in a loop does not
+    fill the log. Without a running event loop the end is logged at once.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Problem:
         self._level = level
         self._calm = calm
         self._clock = clock
-        self._causes: dict[str, str] = {}  # of the parts that have it now
+        self._causes: dict[str, str] = {}  # by affected part
         self._since: float | None = None  # None: it is over, and that was logged
         self._started = ""  # the same moment, as people write it
         self._ended = 0.0  # when the last part had recovered
@@ -66,7 +66,7 @@ class Problem:
         self._ending: asyncio.TimerHandle | None = None
 
     def start(self, cause: str, part: str = "") -> None:
-        """It is so, for this `part`. Calling it again for a part changes its cause."""
+        """`part` has the problem. Calling it again for the same part changes the cause."""
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -83,18 +83,18 @@ class Problem:
             self._log.log(self._level, "%s%s, for %s now: %s", self._what, where, lasted, cause)
 
     def end(self, part: str = "") -> None:
-        """This part does not have it, or has it no more."""
+        """`part` does not have the problem, or no longer."""
         if self._causes.pop(part, None) is not None and not self._causes:
             self._end()
 
     def end_all(self) -> None:
-        """No part has it any more."""
+        """No part has the problem any more."""
         if self._causes:
             self._causes.clear()
             self._end()
 
     def note(self, cause: str) -> None:
-        """It has happened, at this moment. It is over when it has not happened again for `calm` seconds."""
+        """The problem occurred just now. It is over once it has not occurred again for `calm` seconds."""
         self._noted = cause
         self._times += 1
         self.start(cause)
@@ -102,12 +102,12 @@ class Problem:
 
     @property
     def cause(self) -> str:
-        """Of the part that has had it for longest, or what was noted last; "" if all is well."""
+        """The cause for the part that has been affected longest, or the last one noted; "" if all is well."""
         return next(iter(self._causes.values()), self._noted)
 
     @property
     def text(self) -> str:
-        """What is wrong, since when, and why; "" if nothing is."""
+        """What is wrong, since when, and why; "" if nothing is wrong."""
         return f"{self._what} since {self._started}: {self.cause}" if self.cause else ""
 
     @property
@@ -116,7 +116,7 @@ class Problem:
         return self._clock() - self._since if self.cause and self._since is not None else 0.0
 
     def _is_new(self, cause: str) -> bool:
-        """Whether this cause is to be logged. Causes that differ in a number alone are the same."""
+        """Whether to log this cause. Causes that differ only in numbers count as the same."""
         key, now = _NUMBERS.sub("0", cause), self._clock()
         last = self._logged.get(key)
         if last is not None and now - last < REPEAT_SECONDS:

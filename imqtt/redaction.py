@@ -1,9 +1,9 @@
-"""Addresses without their secrets, for logs, errors and pages: nothing shows an address in another way."""
+"""Addresses without their secrets. Logs, errors and pages show no address in any other form."""
 
 import re
 
-# Options of MongoDB's and Redis's addresses whose values are shown. Whatever is not listed may be a secret or
-# hold one, as an option of a future driver may: a key file's password, a session's token.
+# Options of MongoDB's and Redis's addresses whose values are shown. Any other option may be or hold a secret,
+# such as a key file's password or a session's token.
 SHOWN_OPTIONS = frozenset(
     name.lower()
     for name in (

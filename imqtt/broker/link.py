@@ -277,9 +277,8 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         what = "the connection was lost"
-        if (
-            not self._accepted.done()
-        ):  # so does a broker that has no room, or whose port is for something else
+        # Before CONNACK: a broker at its connection limit does this, and so does a port of another protocol.
+        if not self._accepted.done():
             what = "the broker closed the connection instead of answering, and its log says why"
         self._end(Closed(what + (f": {exc}" if exc else "")))
         if not self._lost.done():

@@ -16,7 +16,7 @@ class TlsFiles:
     """Makes contexts from `authorities`, and for mutual TLS from `certificate` and its `key` (PEM files).
 
     `key` may be "": the certificate's file holds it as well. A context cannot be told to read its files
-    again, so each connection asks for one anew, and gets the last one as long as no file has changed.
+    again, so every connection asks for one, and gets the same one until a file changes.
     """
 
     def __init__(self, authorities: str, certificate: str = "", key: str = "") -> None:
@@ -27,14 +27,16 @@ class TlsFiles:
 
     def context(self) -> ssl.SSLContext:
         """The context for a connection that is made now. Raises `TlsFileError`."""
-        stamp = tuple(self._stamps())  # before the files are read: what changes meanwhile is read next time
+        stamp = tuple(
+            self._stamps()
+        )  # before reading the files, so that a change meanwhile is seen next time
         if self._made is None or self._made[0] != stamp:
             self._made = None
             self._made = (stamp, self._make())
         return self._made[1]
 
     def distrust(self) -> None:
-        """A connection failed: the files are read again for the next one, whatever their times say."""
+        """A connection failed. The next one reads the files again even if they look unchanged."""
         self._made = None
 
     def _stamps(self) -> Iterator[tuple[int, int, int]]:
@@ -69,7 +71,7 @@ class TlsFiles:
 
 
 def _no_password() -> str:
-    """In place of a question on the terminal, at which the server would stand still."""
+    """Called for an encrypted key. OpenSSL would block on a prompt on the terminal instead."""
     raise ValueError("the key is encrypted; the server needs one without a passphrase")
 
 

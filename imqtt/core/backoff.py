@@ -14,10 +14,10 @@ def backoff(attempt: int, chance: float, *, base: float = 0.1, cap: float = 5.0)
 
 
 def untaken(attempt: int, chance: float, *, most: float = 2.0, cap: float = 15.0) -> float:
-    """Seconds to wait before publishing again what a broker had nobody for, after the `attempt`th time.
+    """Seconds to wait before repeating a publish that met no subscriber, after the `attempt`th time.
 
-    Between half of `most` and `most`, since the server is likely to be on its way back; from the fifth time
-    on twice as long each time, since devices that all ask every second would keep a broker busy for nothing.
+    Between half of `most` and `most`, since the server is likely to be on its way back. The bound doubles
+    from the fifth attempt on, up to `cap`: devices that all ask every second only keep the broker busy.
     `chance` is drawn from 0 to 1.
     """
     bound = min(max(cap, most), most * 2.0 ** min(max(attempt - 4, 0), 30))

@@ -136,11 +136,11 @@ class Connection:
             self._fail(now, refused=False)
 
     def taken_over(self, now: float) -> None:
-        """A connection ended because another one has the device's client id. To be told after its end."""
+        """Another connection took over the device's client id. Call it after `lost` for that connection."""
         self._takeovers.add(now)
 
     def is_contested(self, now: float) -> bool:
-        """Whether another process keeps connecting as this device, and both end each other's connections."""
+        """Whether this and another process keep ending each other's connections as the same device."""
         return self._takeovers.count(now) >= CONTESTED
 
     def close(self) -> None:

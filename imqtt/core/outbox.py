@@ -39,7 +39,7 @@ class _Queue:
     keys: deque[str] = field(default_factory=deque)
     due: float = 0.0  # when the first is to be sent (again), unless it is under way
     tries: int = 0  # of the first
-    refusals: int = 0  # how often on end the broker had nobody for the first
+    refusals: int = 0  # how often in a row the first met no subscriber
 
 
 class Outbox:
@@ -47,7 +47,7 @@ class Outbox:
 
     `chance` draws from 0 to 1. `answer_within` is how long an answer to the first try may take; later
     tries wait longer, up to `patience`. At most `window` messages are under way. `untaken_within` is how soon
-    a message is sent again that the broker had nobody for.
+    a message that met no subscriber is sent again.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Outbox:
         return Fate.AGAIN
 
     def untaken(self, key: Key, now: float) -> None:
-        """The broker has nobody for the message: no answer will come, so it is sent again soon."""
+        """The message met no subscriber. No answer will come, so it is sent again soon."""
         conversation, queue = key.conversation, self._queues.get(key.conversation)
         if queue is None or queue.keys[0] != key.client_msg_id or conversation not in self._under_way:
             return

@@ -59,8 +59,8 @@ class Begun:
 class Batcher:
     """Carries out batches one after the other, and PUBACKs each when it is finished.
 
-    A batch that waits for the store holds up those behind it, but not their reads, nor its own: they are
-    answered meanwhile, and stay in their places for the PUBACK, whose order is that of receipt.
+    A batch that waits for the store holds up those behind it, but no reads, neither its own nor theirs: they
+    are answered meanwhile, and keep their places for the PUBACK, which follows the order of receipt.
     """
 
     def __init__(self, owner: Owner, counters: Counters, troubles: Troubles, max_batch: int) -> None:
@@ -80,8 +80,8 @@ class Batcher:
     async def put(self, partition: int, deliveries: Sequence[Delivery]) -> None:
         """Takes a partition's deliveries on.
 
-        At QoS 0, where no ack bounds what a link receives, waits while too many wait. At QoS 1 the link
-        itself stops, and a read that it has received does not wait behind others' writes.
+        At QoS 0, where no ack bounds what a link receives, waits while the inbox is full. At QoS 1 the link
+        itself stops reading, and taking everything on lets a read overtake the writes before it.
         """
         while len(self._inbox) >= WAITING_BATCHES * self._max_batch and any(
             it.received.packet_id is None for it in deliveries
@@ -161,7 +161,7 @@ class Batcher:
             batch = [delivery._replace(again=True) for delivery in batch]
 
     async def _overtake(self) -> None:
-        """While a batch waits for the store, has the reads answered that need nothing of what it writes."""
+        """While a batch waits for the store, answers the waiting reads that do not depend on its writes."""
         loop = asyncio.get_running_loop()
         stalled: Sequence[Delivery] = ()
         looked_at: set[int] = set()  # receipts, during this stall
@@ -191,7 +191,7 @@ class Batcher:
         return [it for it in (*self._current, *self._inbox) if it.received.packet_id is not None]
 
     def _claim(self, reads: Sequence[Read]) -> Sequence[Read]:
-        """Those that may be answered ahead of their batch, which then leaves them alone."""
+        """Those reads that still wait. Their batch will not answer them again."""
         waiting = {it.received.receipt for it in self._waiting()} - self._answered
         claimed = [it for it in reads if it.receipt in waiting]
         self._answered.update(it.receipt for it in claimed)

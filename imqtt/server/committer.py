@@ -177,7 +177,7 @@ class Committer:
                 await asyncio.sleep(backoff(attempt, random()))
         if attempt:
             self._troubles.store.end("messages")
-        self._troubles.storing.end("messages")
+        self._troubles.storing.end_all()
         self._counters.stored += committed
         self._heads.put({it.event.conversation: it.event.position for it in records[:committed]})
         return committed

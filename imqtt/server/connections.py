@@ -1,7 +1,7 @@
-"""The connections that a server process has to the broker: how they are made again, and what is said of it.
+"""A server process's connections to the broker: reconnecting, and logging that they are down.
 
-All of them lose a broker at the same moment and find it again at the same moment. So one of them looks for
-it, quickly, while the others wait for that one's success; and the log has one problem for all of them.
+All of them lose the broker at the same moment and find it again at the same moment. So one of them tries to
+reconnect at short intervals while the others wait for its success, and the log has one problem for all.
 """
 
 import asyncio
@@ -14,29 +14,30 @@ from imqtt.broker.link import Link
 from imqtt.core.backoff import backoff
 from imqtt.problems import Problem, explain
 
-# Between two looks, at first and at most. A broker that is restarted should be found before devices find it:
-# what they publish to a broker that has lost its sessions reaches nobody until the server has subscribed.
-# Where nobody listens, a look costs 0.1 ms; a broker that hangs up may write a line into its log for each.
+# Intervals of the connection that looks for the broker: the first one, and the longest. The server should
+# find a restarted broker before devices do: what they publish to a broker that has lost its sessions meets no
+# subscriber until the server has subscribed. An attempt on a closed port costs 0.1 ms; a broker that accepts
+# and hangs up may log a line for each.
 FIRST_LOOK_SECONDS = 0.03
-NOBODY_LISTENS_SECONDS = 0.1
+PORT_CLOSED_SECONDS = 0.1
 UNREACHABLE_SECONDS = 1.0
 
 Connect = Callable[[], Awaitable[Link]]
 
 
 class Connections:
-    """The problem that they share, and word of the broker's return."""
+    """What all connections share: the problem in the log, and the notice that the broker is back."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._return: asyncio.Future[None] | None = None
 
     def line(self, name: str, connect: Connect, *, looks: bool = False) -> "Line":
-        """One of them. `looks`: the one that looks for a broker that is gone."""
+        """One connection. `looks`: it is the one that looks for a broker that is gone."""
         return Line(self, name, connect, looks=looks)
 
     def reached(self) -> None:
-        """The broker has accepted a connection: whoever waits for it tries at once."""
+        """The broker has accepted a connection. Those that wait for it try at once."""
         if self._return is not None and not self._return.done():
             self._return.set_result(None)
         self._return = None
@@ -58,7 +59,7 @@ class Line:
         self._looks = looks
 
     async def open(self) -> Link:
-        """Connects. Raises what `connect` raises, which is a problem from then on."""
+        """Connects. A failure is logged as the shared problem and raised: `OSError` or `LinkError`."""
         try:
             link = await self._connect()
         except (OSError, LinkError) as error:
@@ -68,22 +69,21 @@ class Line:
         return link
 
     def failed(self, error: Exception) -> None:
-        """There is no connection, or no longer, or it is of no use."""
+        """The connection cannot be made, was lost, or does not do what it is for."""
         self._connections.problem.start(explain(error), self.name)
 
     def works(self) -> None:
-        """The connection does what it is for; or nobody wants it any more."""
+        """The connection does what it is for, or is no longer needed."""
         self._connections.problem.end(self.name)
 
     async def pause(self, attempt: int, error: Exception) -> None:
         """Waits after a failed attempt (the first is 1) until the next one."""
         if not isinstance(error, OSError):  # the broker is there, and does not take this one connection
             await asyncio.sleep(backoff(attempt, random()))
-        elif self._looks and not isinstance(
-            error, ssl.SSLError
-        ):  # a handshake costs the broker a millisecond
+        # A failed TLS handshake is not repeated at short intervals: it costs the broker a millisecond.
+        elif self._looks and not isinstance(error, ssl.SSLError):
             refused = isinstance(error, ConnectionRefusedError)
-            cap = NOBODY_LISTENS_SECONDS if refused else UNREACHABLE_SECONDS
+            cap = PORT_CLOSED_SECONDS if refused else UNREACHABLE_SECONDS
             await self._connections.returned(backoff(attempt, random(), base=FIRST_LOOK_SECONDS, cap=cap))
         else:
             await self._connections.returned(backoff(attempt, random()))

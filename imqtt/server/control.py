@@ -1,12 +1,12 @@
-"""What an operator's commands ask of the server: to drop devices that were revoked, and who is there.
+"""Orders from the operator's commands: forget revoked devices, and report which devices are present.
 
-They come through the session of partition 0, so that the broker keeps them while no server is there, and
-gives them to another worker if one is killed before it has carried them out.
+They arrive in the session of partition 0. So the broker keeps them while no server is connected, and delivers
+them again if a worker is killed before it has carried them out.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -23,11 +23,11 @@ from imqtt.state.base import StateAway
 log = logging.getLogger(__name__)
 
 TOPIC = "imqtt/$control/up/0"  # no device's: user ids have no $
-REPLIES = "imqtt/$control/down/"  # followed by what whoever asks has drawn
+REPLIES = "imqtt/$control/down/"  # followed by a random string that the asking command has drawn
 
 
 class Revoke(msgspec.Struct, frozen=True, tag="revoke", tag_field="type"):
-    """These devices (`user@device`) may not connect any more: they are to be forgotten."""
+    """Forget these devices (`user@device`): their credentials were removed."""
 
     devices: tuple[str, ...]
 
@@ -40,7 +40,7 @@ class Ask(msgspec.Struct, frozen=True, tag="presence", tag_field="type"):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A device's state, and since when it is so: milliseconds since the Unix epoch."""
+    """A device's state, and since when it has it, in milliseconds since the Unix epoch."""
 
     device: str
     state: str
@@ -48,7 +48,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What the server knows of a user's devices. `known`: it does, since its state is not away."""
+    """The presence of a user's devices. `known` is False if the state is away."""
 
     devices: tuple[Seen, ...]
     known: bool = True
@@ -61,7 +61,7 @@ _decode = msgspec.json.Decoder(Order).decode
 
 
 def parse(payload: bytes) -> Order | None:
-    """None for what another version asks."""
+    """The order, or None for one that only another version knows."""
     try:
         return _decode(payload)
     except msgspec.DecodeError:
@@ -69,12 +69,12 @@ def parse(payload: bytes) -> Order | None:
 
 
 def parse_answer(payload: bytes) -> Told:
-    """Raises `msgspec.DecodeError` for what another version says."""
+    """Raises `msgspec.DecodeError` for an answer in another version's form."""
     return msgspec.json.decode(payload, type=Told)
 
 
 class Control:
-    """Carries such orders out."""
+    """Carries orders out."""
 
     def __init__(self, devices: Devices, presences: Presences, publish: Publish, counters: Counters) -> None:
         self._devices = devices
@@ -82,13 +82,14 @@ class Control:
         self._publish = publish
         self._counters = counters
 
-    async def carry_out(self, orders: Sequence[Order]) -> None:
-        """Returns when it is done, and may be called twice. Raises `StoreUnreachable`."""
+    async def carry_out(self, orders: Sequence[Order]) -> Collection[Device]:
+        """Carries orders out, and returns the revoked devices. Idempotent. Raises `StoreUnreachable`."""
         names = [name for it in orders if isinstance(it, Revoke) for name in it.devices]
         revoked = [device for name in dict.fromkeys(names) if (device := parse_username(name)) is not None]
         if revoked:
             await self._revoke(revoked)
         await asyncio.gather(*(self._tell(it) for it in orders if isinstance(it, Ask)))
+        return revoked
 
     async def _revoke(self, devices: Sequence[Device]) -> None:
         try:

@@ -20,8 +20,8 @@ class Counters:
     commits_retried: int = 0  # appends whose outcome was unknown
     conflicts: int = 0  # appends that met a row of the same seq or key
     failures: int = 0  # batches that raised what no code expected
-    devices_removed: int = 0  # devices that nobody uses any more
-    devices_revoked: int = 0  # devices whose credentials an operator took away
+    devices_removed: int = 0  # abandoned devices
+    devices_revoked: int = 0  # devices whose credentials an operator removed
     by_code: dict[str, int] = field(default_factory=dict)  # commands refused, by error code
 
     def reject(self, code: str, count: int = 1) -> None:

@@ -15,7 +15,7 @@ from imqtt.server.troubles import Troubles
 from imqtt.state.base import State
 from imqtt.stores.base import DeviceFormat, Registration, Store
 
-SEEN_EVERY = 86_400_000  # milliseconds after which it is written down again that a device was seen
+SEEN_EVERY = 86_400_000  # milliseconds after which a device's last-seen time is stored again
 
 
 class Registered(NamedTuple):
@@ -38,9 +38,9 @@ class Devices:
         self._troubles = troubles
         self._clock = clock
         self.seen: dict[Device, int] = {}
-        """Devices that were seen since this was last written down, and when."""
+        """When devices were last seen, for those whose stored time is older than a day."""
         self.grown: dict[str, int] = {}
-        """Users who have got another device since somebody looked at this, and how many they have now."""
+        """Users with a new device, and how many devices they have. `Pruning` takes these and clears it."""
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user. To miss no device, call it after the commit of what it is for."""
@@ -86,7 +86,7 @@ class Devices:
                 self._troubles.storing.start(explain(error), "devices")
                 refused = {it.device: error for it in changed if it.device not in known}
             else:
-                self._troubles.storing.end("devices")
+                self._troubles.storing.end_all()
             await self._state.forget_devices({it.device.user for it in changed})
             unheard = [it.device for it in changed if isinstance(it, DeviceFormat)]
             if unheard:
@@ -94,9 +94,9 @@ class Devices:
         return Registered(current, refused)
 
     async def known(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> dict[Device, Registration]:
-        """Those of the devices that are registered by what they last sent. Writes nothing.
+        """Those devices whose registration already matches what they last sent. Writes nothing.
 
-        A platform that is not registered yet makes no difference to what is published to a device.
+        A different platform does not count, since it does not change what is published to a device.
         """
         lists = await self.of({device.user for device in spoke})
         known: dict[Device, Registration] = {}
@@ -120,16 +120,22 @@ class Devices:
                 current[device] = replace(stored[device], format=current[device].format)
 
     async def write_seen(self) -> None:
-        """Writes down which devices were seen. Raises `Unavailable`: they are written down the next time."""
+        """Stores when devices were last seen. If it raises, the next call tries the same again."""
         seen, self.seen = self.seen, {}
         if not seen:
             return
         try:
-            await self._store.see_devices(seen)
-        except Unavailable:
+            await self.see(seen)
+        except Exception:
             self.seen = seen | self.seen
             raise
         await self._state.forget_devices({device.user for device in seen})
+
+    async def see(self, seen: Mapping[Device, int]) -> None:
+        """Stores when these devices were last seen, and waits while the outcome is unknown."""
+        await until_known(
+            "storing when devices were seen", lambda: self._store.see_devices(seen), self._troubles
+        )
 
     async def remove(self, devices: Mapping[Device, int | None]) -> None:
         """Removes devices from the store and from every audience; with a time, unless seen after that.
@@ -151,7 +157,7 @@ class Devices:
 def _registration(
     device: Device, before: Registration | None, format: Format, hello: Hello | None
 ) -> Registration:
-    """A device as it is after what it last sent."""
+    """A device's registration after what it last sent."""
     if hello is not None:
         return Registration(
             device, format.value, hello.platform, hello.max_packet, 0 if before is None else before.seen

@@ -77,7 +77,7 @@ class Fanout:
 def packet_room(registration: Registration, max_packet: int) -> int:
     """Bytes that frames may take in one packet to this device.
 
-    No fewer than any `Hello` may ask for, whatever another version has registered.
+    At least the smallest `max_packet` that a `Hello` may have: another version may have registered less.
     """
     return max(min(registration.max_packet or max_packet, max_packet), MIN_PACKET) - PACKET_OVERHEAD
 

@@ -1,7 +1,7 @@
 """Whether this process is running out of file descriptors.
 
-What then fails, fails in many places and mostly without naming the cause: SQLite says "unable to open
-database file", the event loop drops clients of the health page without a word. So the number is looked at.
+When they run out, many things fail, mostly without naming the cause: SQLite says "unable to open database
+file", and the event loop silently drops clients of the health page. So this watches the number itself.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ DESCRIPTORS = (Path("/proc/self/fd"), Path("/dev/fd"))  # Linux's, and what macO
 
 
 async def watch(problem: Problem) -> None:
-    """Until cancelled."""
+    """Starts and ends `problem` as descriptors run out and return, until cancelled."""
     while True:
         if cause := running_out():
             problem.start(cause)
@@ -31,7 +31,7 @@ async def watch(problem: Problem) -> None:
 
 
 def running_out() -> str:
-    """How many are left of how many, if they are few; else "", also where that cannot be known."""
+    """How many descriptors are left if they are few; else "", also where the number is not known."""
     if resource is None:
         return ""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -74,7 +74,7 @@ class Intake:
         for delivery in deliveries:
             received = delivery.received
             device = self.device(received.topic)
-            if device is None:  # no name that imqtt gives out, so nobody to answer
+            if device is None:  # an order, or a topic that names no valid device to answer
                 if received.topic == control.TOPIC and (order := control.parse(received.payload)) is not None:
                     batch.orders.append(order)
                 continue
@@ -90,7 +90,7 @@ class Intake:
                 batch.formats.setdefault(device, format_of(received.payload))
                 continue
             if isinstance(command, Status) and command.state == "offline":
-                continue  # maybe a last will: a device that was revoked is not to be registered for it
+                continue  # it may be a revoked device's last will, which must not register the device again
             hello = command if isinstance(command, Hello) else None
             if hello is None and (before := batch.spoke.get(device)) is not None:
                 hello = before[1]

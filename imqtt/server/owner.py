@@ -33,7 +33,6 @@ from imqtt.stores.base import Registration, Store
 REJECTIONS_PER_BATCH = 50  # to one device
 REREAD = 50  # events read together when known messages are told again: they mostly stand side by side
 
-
 Refused = TypeVar("Refused")
 
 
@@ -119,13 +118,15 @@ class Owner:
     ) -> Awaitable[object]:
         """Commits a batch and publishes its frames. See the class for what is durable when.
 
-        `answered` has the receipts of reads that were answered meanwhile (`answer_reads`).
+        `answered` has the receipts of reads that `answer_reads` has answered already.
         """
         self._counters.received += len(deliveries)
         batch = self._intake.sort(deliveries)
         registered, decisions, marks = await self._commit(batch)
         if batch.orders:
-            await self._control.carry_out(batch.orders)
+            revoked = await self._control.carry_out(batch.orders)
+            # A `Hello` of theirs in this very batch would make them present again.
+            batch.status = [it for it in batch.status if it[0] not in revoked]
         events = await self._events(batch, decisions)
         told = [*marks, *_typing(batch)]
         users = {user for it in told for user in it.users} | {device.user for device in batch.formats}
@@ -144,16 +145,16 @@ class Owner:
         for message, decision, event in zip(batch.messages, decisions, events, strict=True):
             self._answer(fanout, audience, batch, message, decision)
             if event is not None:
-                fanout.add(event, audience.of(members_of(event.conversation)), message.sender)
+                members = members_of(event.conversation)
+                fanout.add(event, audience.of(members), message.sender)
+                if event.seq == 1 and len(members) == 2:
+                    self._presences.acquaint(*members)
         for it in told:
             fanout.add(it.frame, audience.of(it.users), it.but)
         self._refuse_reads(batch, registered.refused)
         self._reject(fanout, audience, batch)
         published = self._publish(fanout.messages())
         await self._presences.heard(batch.status)
-        for event in events:
-            if event is not None and event.seq == 1 and len(pair := members_of(event.conversation)) == 2:
-                self._presences.acquaint(pair[0], pair[1])
         for device, command, receipt in batch.reads:  # they are served beside the batches
             if receipt not in answered:
                 self._reads.submit(registered.current[device], command)
@@ -167,8 +168,8 @@ class Owner:
         """Answers those reads among the deliveries for which nothing has to be written first.
 
         Those are the reads of devices that are registered already: what is stored later will be published to
-        them. For the others see `Registered`. `claim` is given reads just before they are answered, and
-        returns those that still are to be. Raises `Unavailable` if it cannot be known who is registered.
+        them. For the others see `Registered`. `claim` takes reads just before they are answered and returns
+        those that nothing has answered meanwhile. Raises `Unavailable` if the registrations cannot be read.
         """
         batch = self._intake.sort(deliveries)
         known = await self._devices.known({it.device: batch.spoke[it.device] for it in batch.reads})
@@ -176,7 +177,9 @@ class Owner:
         for device, command, _ in claimed:
             self._reads.submit(known[device], command)
         hellos = [(it.device, it.command) for it in claimed if isinstance(it.command, Hello)]
-        await self._presences.refresh(batch.spoke)  # what they say may wait for long: they are there
+        await self._presences.refresh(
+            batch.spoke
+        )  # the commands may wait for long, but the devices are there
         await self._presences.heard(hellos)
 
     async def _pass_on(self, commands: Sequence[tuple[Device, Packet]], published: Awaitable[object]) -> None:
@@ -219,9 +222,9 @@ class Owner:
         fanout.add(replace(rejected(error, outline(payload)), omitted=omitted), (sender,))
 
     def _bounded(self, refused: Sequence[tuple[Device, Refused]]) -> Iterable[tuple[Device, Refused, int]]:
-        """The first of what was refused to each device, so that a flood is not answered with another.
+        """Each device's first refusals, so that a flood is not answered with another one.
 
-        The last one comes with the number of those that are left out.
+        The last of them comes with the number of refusals that are left out.
         """
         left = Counter(device for device, _ in refused)
         answered: Counter[Device] = Counter()
@@ -331,7 +334,8 @@ class Owner:
             grown, tries = await until_known(
                 "raising marks", lambda: self._store.raise_marks(merged), self._troubles
             )
-            self._troubles.storing.end("marks")
+            if grown:
+                self._troubles.storing.end_all()
             # An earlier owner, or an earlier try, may have raised these and told nobody.
             again = batch.marked_again if tries == 1 else {(it.conversation, it.user) for it in merged}
             untold = again - {(marks.conversation, marks.user) for marks in grown}
@@ -356,7 +360,7 @@ class Owner:
 
 
 def _speaking(batch: Batch) -> Collection[Device]:
-    """The devices whose presence their commands keep; a `Hello` or `Status` tells of it by itself."""
+    """The devices to refresh: those that spoke, except where a `Hello` or `Status` sets the presence."""
     if not batch.status:
         return batch.spoke
     said = {device for device, command in batch.status if not is_last_word(command)}

@@ -17,7 +17,7 @@ PAGE_HEADS = 100
 # A slow link should carry a page in a second or two: Debian's libwebsockets sends 45 kB/s. A larger page
 # takes longer than clients wait for an answer, and they would ask for it again while it arrives.
 PAGE_BYTES = 65_536
-HEADS_SHARE = 0.75  # the part of a page that heads may fill, so that a page always moves a cursor, too
+HEADS_SHARE = 0.75  # of a page, for heads; the rest is for events, so that every page also moves a cursor
 PAGE_OVERHEAD = 200  # bytes of a page's own fields, in JSON
 SLICE_OVERHEAD = 100  # and of a slice's, besides the conversation's id
 HEAD_OVERHEAD = 120

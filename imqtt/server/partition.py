@@ -58,7 +58,7 @@ class Partition:
         self._broker_steady = broker_steady
         self._confirmed = confirmed
         self._outranked = outranked
-        self._taken = taken  # the problem that somebody keeps taking sessions from this worker
+        self._taken = taken  # the problem that another server keeps taking this worker's sessions
         self._stopping = asyncio.Event()
         self._receiver: asyncio.Task[None] | None = None
         self._cuts: deque[float] = deque()
@@ -100,7 +100,7 @@ class Partition:
         finally:
             self._stopping.clear()
             self.refusal = ""
-            self._line.works()  # or its session is not this worker's any more
+            self._line.works()  # the session is no longer this worker's to hold
 
     async def _hold(self, ready: asyncio.Event, *, starting: bool) -> None:
         attempt = 0

@@ -1,11 +1,10 @@
-"""Who is there: from whatever devices publish and from their last wills, and told to the users' peers."""
+"""Presence: derived from devices' commands and last wills, and published to users' peers."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from imqtt.broker.link import Message
 from imqtt.core.conversations import members_of
 from imqtt.core.presence import of_user
 from imqtt.model import Device, Head, Hello, Presence, Status
@@ -20,20 +19,20 @@ from imqtt.stores.base import Store
 
 log = logging.getLogger(__name__)
 
-PEERS_AT_ONCE = 200  # conversations whose members are told, or told of, in one slice
-# For so long after a device has gone offline by itself, commands alone do not bring it back: what it
-# published before on other partitions may be carried out later than its last word.
+PEERS_AT_ONCE = 200  # conversations in one slice
+# For this long after a device went offline by itself, commands alone do not make it present: commands that it
+# published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
 
 Pair = tuple[str, str]
 
 
 class Newcomer(NamedTuple):
-    """A device that is to be told of its user's peers.
+    """A device that is to be sent the presence of its user's peers.
 
-    `back`: it was connected all the time and missed what peers were told, so it is also told who has gone. A
-    device that says hello takes everybody for offline already, and one that says neither hello nor its status
-    takes no part in presence: what it waits for is the answer to its command.
+    `back`: it was absent without losing its connection, and missed changes, so it is sent offline peers too.
+    After a `Hello` a device takes every peer for offline anyway. A device that sends neither `Hello` nor
+    `Status` takes no part in presence.
     """
 
     device: Device
@@ -46,9 +45,9 @@ class Presences:
     Presence is soft: what is lost here is right again with the device's next command. But unknown is not
     offline: while the state is away peers are told nothing, and afterwards what is true then.
 
-    Whatever takes more than one look is done beside the batches, in slices: somebody with fifty thousand
-    conversations holds up nobody. A user's presence is never kept here: it is read when it is told, as
-    another worker may have heard of it since.
+    Publishing to peers happens beside the batches, in slices, so a user with fifty thousand conversations
+    delays no one else. Presence is never kept here. It is read just before it is published, since another
+    worker may have changed it.
     """
 
     def __init__(
@@ -90,14 +89,14 @@ class Presences:
         taken = await asyncio.gather(*(self._take(device, command) for device, command in commands))
         after = await self._known(users)
         for user in users:
-            # Of a user whom the state did not know, peers may have been told before it lost its memory.
+            # If the state did not know the user, it may have lost its memory after peers were told.
             if before is None or after is None or _state_of(user, before) != _state_of(user, after):
                 self._changed.put(user)
         for device, command in commands:
             known = isinstance(command, Hello) or is_last_word(command) or _is_connected(device, before or {})
             if not known:
                 self._newcomers.put(Newcomer(device, back=True))
-        # A status with another connection's nonce changes nothing, but somebody spoke.
+        # A `Status` with another connection's nonce changes nothing, but it shows that the device is there.
         ignored = {
             device
             for (device, it), done in zip(commands, taken, strict=True)
@@ -118,7 +117,7 @@ class Presences:
         return await self._state.update(presence)
 
     async def refresh(self, devices: Collection[Device]) -> None:
-        """Whatever a device says makes it present, and keeps it so."""
+        """Any command makes a device present and keeps it so."""
         now = self._clock()
         for device, nonce in (await self._state.refresh(devices, now, now + self._ttl)).items():
             self._changed.put(device.user)
@@ -126,7 +125,7 @@ class Presences:
                 self._newcomers.put(Newcomer(device, back=True))
 
     async def end(self, devices: Collection[Device]) -> None:
-        """Ends devices' presence, whatever connection they have, and has their peers told."""
+        """Ends devices' presence on any connection, and has their peers told."""
         now = self._clock()
         expires = now + FAREWELL_SECONDS * 1_000
         gone = [DevicePresence(it, "", "offline", since=now, expires=expires) for it in devices]
@@ -135,13 +134,13 @@ class Presences:
             self._changed.put(device.user)
 
     def acquaint(self, user: str, other: str) -> None:
-        """Two users have begun a conversation: each is told whether the other is there."""
+        """Two users have begun a conversation. Each will be told if the other is online."""
         self._acquainted.put((user, other))
 
     async def for_newcomer(self, device: Device, heads: Sequence[Head], *, more: bool) -> list[Presence]:
-        """Those of the user's peers in these conversations who are known to be there.
+        """The presence of the user's peers in these conversations, without offline ones.
 
-        The device is told later of the others if there are `more` conversations, or while nobody knows.
+        If there are `more` conversations, or the state is away, the device is told of the rest later.
         """
         user = device.user
         known = await self._known(_peers(user, [head.conversation for head in heads]))
@@ -155,8 +154,7 @@ class Presences:
 
     async def present(self, users: Collection[str]) -> set[Device]:
         """The devices of these users that are not offline. Raises `StateAway`."""
-        known = await self._state.presence(users)
-        return {it.device for devices in known.values() for it in devices if it.state != "offline"}
+        return _online(await self._state.presence(users))
 
     async def run(self) -> None:
         """Tells peers of changes, and finds devices that have fallen silent, until cancelled."""
@@ -168,7 +166,7 @@ class Presences:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody is to be told anything."""
+        """Whether nothing is left to publish."""
         return self._changed.idle and self._newcomers.idle and self._acquainted.idle
 
     async def _find_silent(self) -> None:
@@ -190,16 +188,22 @@ class Presences:
         except StateAway:
             return None
 
-    # --- what is told, a slice at a time. Each raises `Unavailable` or `StateAway` before anybody is told.
+    # --- publishing, a slice at a time. Each raises `Unavailable` or `StateAway` before publishing anything.
 
     async def _tell(self, user: str, after: str) -> str:
-        """Tells those of the user's peers who are there of the user's presence."""
+        """Tells a user's presence to those of the user's peers who are online."""
         peers, ended = await self._peers_after(user, after)
         known = await self._state.presence([user, *peers])
         devices = known.pop(user, ())
         if not devices:
-            return ""  # forgotten since: what nobody knows is not told
-        await self._publish(await self._messages(of_user(user, _states(devices)), known))
+            return ""  # the state has lost it since
+        online = _online(known)
+        lists = await self._devices.of({device.user for device in online})
+        presence = of_user(user, _states(devices))
+        fanout = Fanout(self._max_packet, self._counters)
+        for registrations in lists.values():
+            fanout.add(presence, [it for it in registrations if it.device in online])
+        await self._publish(fanout.messages())
         return ended
 
     async def _tell_all(self, newcomer: Newcomer, after: str) -> str:
@@ -212,29 +216,24 @@ class Presences:
         for presence in _presences(await self._state.presence(peers)):
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
-        # Nothing is waited for between looking and publishing: what is told later is newer.
+        # No await between reading the presences and publishing them, so a later publish is never older.
         await self._publish(fanout.messages())
         return ended
 
     async def _introduce(self, pair: Pair, _: str) -> str:
-        """Tells each of two users of the other's presence, where that is not offline."""
+        """Tells each of two users the other's presence unless it is offline."""
+        lists = await self._devices.of(pair)
         known = await self._state.presence(pair)
+        online = _online(known)
+        fanout = Fanout(self._max_packet, self._counters)
         for user, other in (pair, pair[::-1]):
             presence = of_user(user, _states(known.get(user, ())))
             if presence.state != "offline":
-                await self._publish(await self._messages(presence, {other: known.get(other, ())}))
+                fanout.add(presence, [it for it in lists[other] if it.device in online])
+        # No await between reading and publishing here either: waiting for the broker's PUBACK in between
+        # would let an old presence follow a newer one that `_tell` has published meanwhile.
+        await self._publish(fanout.messages())
         return ""
-
-    async def _messages(
-        self, presence: Presence, peers: dict[str, tuple[DevicePresence, ...]]
-    ) -> Sequence[Message]:
-        """Packets that tell it to the peers' devices that are there."""
-        there = {it.device for devices in peers.values() for it in devices if it.state != "offline"}
-        lists = await self._devices.of({it.user for it in there})
-        fanout = Fanout(self._max_packet, self._counters)
-        for registrations in lists.values():
-            fanout.add(presence, [it for it in registrations if it.device in there])
-        return fanout.messages()
 
     async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
         """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
@@ -243,8 +242,13 @@ class Presences:
 
 
 def is_last_word(command: Hello | Status) -> bool:
-    """Whether the device says that it goes, or its last will says so."""
+    """Whether it is `offline`, from the device itself or its last will."""
     return isinstance(command, Status) and command.state == "offline"
+
+
+def _online(known: Mapping[str, Sequence[DevicePresence]]) -> set[Device]:
+    """The devices that are not offline."""
+    return {it.device for devices in known.values() for it in devices if it.state != "offline"}
 
 
 def _states(devices: Sequence[DevicePresence]) -> list[tuple[str, int]]:
@@ -256,7 +260,7 @@ def _state_of(user: str, known: dict[str, tuple[DevicePresence, ...]]) -> str:
 
 
 def _is_connected(device: Device, known: dict[str, tuple[DevicePresence, ...]]) -> bool:
-    """Whether it is present on a connection that is known."""
+    """Whether the device is present with a known nonce."""
     found = [it for it in known.get(device.user, ()) if it.device == device]
     return any(it.nonce and it.state != "offline" for it in found)
 

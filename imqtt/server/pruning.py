@@ -1,7 +1,7 @@
-"""Removing the records of devices that nobody uses any more.
+"""Removing the records of abandoned devices.
 
-A browser that logs in anew each time leaves a device behind each time, and each of them is told of every
-message. One that is removed and comes back is registered like a new one.
+A browser that logs in anew each time leaves a device behind each time, and every message is published to each
+of them. A removed device that comes back is registered like a new one.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ from imqtt.stores.base import Registration, Store
 log = logging.getLogger(__name__)
 
 DAY = 86_400_000  # milliseconds
-WRITE_SECONDS = 10.0  # between two writes of which devices were seen
-SWEEP_SECONDS = 6 * 3_600.0  # between two looks at all devices
-RETRY_SECONDS = 60.0  # after one that failed
+WRITE_SECONDS = 10.0  # between two writes of last-seen times
+SWEEP_SECONDS = 6 * 3_600.0  # between two sweeps over all devices
+RETRY_SECONDS = 60.0  # after a sweep that failed
 REGISTRATIONS_AT_ONCE = 500
 REMOVED_AT_ONCE = 50
-NAMED = 10  # devices that a line of the log names
+NAMED = 10  # devices that one line of the log names
 
 
 class Pruning:
-    """Removes devices that were not seen for `max_age` days, and those of a user beyond the first `per_user`.
+    """Removes devices not seen for `max_age` days, and devices of a user beyond `per_user`.
 
-    Of the latter those go first that were not seen for longest. A device that is present stays. `sweeps`
-    tells whether this worker is the one that looks at all devices. `patience`: seconds after which whoever is
-    connected has said something, so that a state that began with nothing knows.
+    Of a user's surplus, the devices not seen for longest are removed first. A present device stays. `sweeps`
+    tells whether this worker is the one that looks at all devices. `patience` is in seconds: by then every
+    connected device has sent a command, so a state that began empty knows which devices are present.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Pruning:
         self._sweeps = sweeps
         self._clock = clock
         self._writing = Problem(
-            log, "when devices were seen is not written down", "when devices were seen is written down again"
+            log, "devices' last-seen times cannot be stored", "devices' last-seen times are stored again"
         )
         self._looking = Problem(
             log,
-            "devices that nobody uses are not looked for",
-            "devices that nobody uses are looked for again",
+            "abandoned devices cannot be looked for",
+            "abandoned devices are looked for again",
         )
         self._crowded = SlicedQueue[str]("removing users' surplus devices", self._thin_out)
 
@@ -85,8 +85,9 @@ class Pruning:
             try:
                 await self._devices.write_seen()
                 self._writing.end()
-            except Unavailable as error:
+            except Exception as error:  # whatever it is, it must not end the server
                 self._writing.start(explain(error))
+                log.debug("storing devices' last-seen times failed", exc_info=True)
             if loop.time() > patient_until:
                 grown, self._devices.grown = self._devices.grown, {}
                 for user, count in grown.items():
@@ -106,16 +107,16 @@ class Pruning:
                 self._looking.start(explain(error))
                 pause = RETRY_SECONDS
             except Exception:
-                log.exception("devices that nobody uses any more were not looked for")
+                log.exception("looking for abandoned devices failed")
 
     async def sweep(self) -> None:
-        """Looks at all devices once. Raises `Unavailable` and `StateAway`."""
+        """Looks at all devices once. Raises `Unavailable` or `StateAway`."""
         after, user, count = Device("", ""), "", 0
         while rows := await self._store.registrations(after, REGISTRATIONS_AT_ONCE):
             after = rows[-1].device
             now = self._clock()
-            # Those of an older version count from now on.
-            await self._store.see_devices({it.device: now for it in rows if not it.seen})
+            # Devices that imqtt 0.1 registered have no time; theirs counts from now on.
+            await self._devices.see({it.device: now for it in rows if not it.seen})
             oldest = now - self._max_age * DAY
             old = [it for it in rows if 0 < it.seen < oldest]
             await self._remove(await self._absent(old), f"not seen for {self._max_age} days")
@@ -142,7 +143,7 @@ class Pruning:
         return ""
 
     async def _absent(self, registrations: Sequence[Registration]) -> list[Registration]:
-        """Those that are not present. Raises `StateAway`: then nobody knows."""
+        """Those that are not present. Raises `StateAway` if that is not known."""
         present = await self._presences.present({it.device.user for it in registrations})
         return [it for it in registrations if it.device not in present]
 

@@ -1,4 +1,4 @@
-"""Work that is done beside the batches, a slice at a time, by keys that take turns."""
+"""A queue of background work, done in slices so that long work does not delay short work."""
 
 import asyncio
 import logging
@@ -18,31 +18,31 @@ K = TypeVar("K")
 
 
 class SlicedQueue(Generic[K]):
-    """Keys, each with work that `do` carries out. No key waits for all the work of another one.
+    """Keys whose work `do` carries out in slices, in turn. No key waits for all the work of another one.
 
     `do(key, after)` does the slice that follows `after` ("": the first one) and returns where it ended, or ""
-    if that was the last. While the store or the state is away, everything waits. `what` names the work in
-    the log.
+    after the last one. While the store or the state is away, everything waits. `what` names the work in the
+    log.
     """
 
     def __init__(self, what: str, do: Callable[[K, str], Awaitable[str]]) -> None:
         self._what = what
         self._do = do
         self._problem = Problem(log, f"{what} has to wait", f"{what} goes on")
-        self._waiting: OrderedDict[K, str] = OrderedDict()  # where each is to go on, who came first first
+        self._waiting: OrderedDict[K, str] = OrderedDict()  # where each goes on; oldest first
         self._again: set[K] = set()  # keys whose work begins anew after their last slice
         self._current: K | None = None
         self._wake = asyncio.Event()
 
     def put(self, key: K) -> None:
-        """Has all the work of `key` done after this call. What is half done is finished first."""
+        """Has all the work of `key` done after this call. Work that is half done is finished first."""
         if self._waiting.setdefault(key, ""):
             self._again.add(key)
         self._wake.set()
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do, and nothing being done."""
+        """Whether nothing waits and nothing is being done."""
         return not self._waiting and self._current is None
 
     async def run(self) -> None:
@@ -66,18 +66,23 @@ class SlicedQueue(Generic[K]):
                 await asyncio.sleep(backoff(attempt, random()))
             except Exception:
                 log.exception("%s failed for %s", self._what, key)
-                self._again.discard(key)
+                self._end(key)
             else:
                 if ended:
                     self._put_back(key, ended)
-                elif key in self._again:
-                    self._again.discard(key)
-                    self._waiting.setdefault(key, "")
+                else:
+                    self._end(key)
             finally:
                 self._current = None
 
     def _put_back(self, key: K, after: str) -> None:
-        """The key goes on there. If it was put meanwhile, it also begins anew afterwards."""
+        """`key` goes on at `after`. If it was put meanwhile, it also begins anew afterwards."""
         if key in self._waiting and after:
             self._again.add(key)
         self._waiting[key] = after
+
+    def _end(self, key: K) -> None:
+        """The work of `key` is over. If it was put meanwhile, it begins anew."""
+        if key in self._again:
+            self._again.discard(key)
+            self._waiting.setdefault(key, "")

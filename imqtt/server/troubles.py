@@ -12,7 +12,7 @@ CLOCK_CALM_SECONDS = 60.0
 
 
 class Troubles:
-    """One problem for each part. For the log, health pages and `imqtt workers`.
+    """One problem for each thing that the server depends on: for the log, health pages, `imqtt workers`.
 
     `broker`: its address, for the log.
     """
@@ -24,7 +24,8 @@ class Troubles:
             log, f"no connection to the broker{at}", f"every connection to the broker{at} works again"
         )
         self.store = Problem(store, "the store does not answer", "the store answers again")
-        # It answers, and says that it takes nothing, as with a full disk.
+        # The store answers and refuses writes, as with a full disk. Any write that it takes ends the problem,
+        # since a device that was refused may never come back.
         self.storing = Problem(
             store, "nothing can be stored", "the store takes everything again", level=logging.ERROR
         )
@@ -36,7 +37,7 @@ class Troubles:
         self.stranger = Problem(
             log,
             "two workers do not see each other in Redis",
-            "no worker is fought with that is not in this one's Redis",
+            "this worker sees all others in Redis again",
         )
         self.contested = Problem(
             log, "sessions are being taken from this worker", "no session is being taken from here any more"
@@ -47,7 +48,7 @@ class Troubles:
             "the broker has refused no packets for a minute",
             calm=REFUSED_CALM_SECONDS,
         )
-        # Messages met a sign that this clock is wrong, or that another one was.
+        # Events show that this clock is wrong, or that the clock that dated them was.
         self.clock = Problem(
             log, "the clock may be wrong", "the clock and the ids of events agree again",
             calm=CLOCK_CALM_SECONDS,
@@ -55,11 +56,11 @@ class Troubles:
         self.files = Problem(log, "file descriptors are running out", "there are file descriptors again")
 
     def store_failed(self, what: str, error: Exception) -> None:
-        """`what` waits for the store, and asks again."""
+        """`what` failed on the store and is tried again."""
         self.store.start(explain(error), what)
 
     def store_answered(self) -> None:
-        """Everything that waited for it has been answered."""
+        """The store has answered. Whatever still waits reports its next failure."""
         self.store.end_all()
 
     @property

@@ -14,6 +14,10 @@ from imqtt.errors import ImqttError
 from imqtt.model import Device
 from imqtt.stores.base import Key, Registration
 
+# Milliseconds for which commands alone may be kept from bringing back a device that has gone offline. An
+# `expires` further ahead was set by a clock that was ahead, and does not count.
+SILENCED_MOST = 60_000
+
 
 class StateAway(ImqttError):
     """The state cannot be reached, or not in time."""
@@ -25,9 +29,9 @@ class StateAway(ImqttError):
 class DevicePresence(msgspec.Struct, frozen=True, gc=False):
     """A device's last known state. `nonce` is that of the connection's `Hello`; times in milliseconds.
 
-    An empty `nonce`: the device speaks, and its `Hello` is not known, since the state has lost it or there
-    was none. Of a device that is offline, `expires` is the time until which commands alone do not bring it
-    back; one that ran out has `expires == since`.
+    An empty `nonce`: the device's `Hello` is not known, since the state has lost it or there was none. If the
+    device is offline, commands alone do not make it present before `expires`; one that fell silent has
+    `expires == since`.
     """
 
     device: Device
@@ -140,9 +144,9 @@ class State(Protocol):
     async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
         """Any command keeps a device present until `expires` or later.
 
-        Returns those that were absent, each with its nonce, and online since `now`: devices of which nothing
-        is known, that ran out, or that went offline by themselves and whose `expires` has passed since. One
-        that ran out keeps its nonce; of the others it is not known. Where the state was away, the answer
+        Returns the devices that were absent and are now online, each with its nonce: devices not known, that
+        fell silent, or that went offline by themselves and whose `expires` has passed. A device that fell
+        silent keeps its nonce; that of the others is unknown (""). After the state was away, the answer
         includes devices of earlier calls.
         """
 
@@ -156,7 +160,7 @@ class State(Protocol):
         """Devices whose presence has run out by `now` and was not offline; they are offline from now on.
 
         Each is returned once, as it is now: `since` is when it ran out. A presence that would last for more
-        than `longest` milliseconds from now was set by a clock that was ahead, and lasts for as long as that.
+        than `longest` milliseconds from now was set by a clock that was ahead, and is shortened to that.
         """
 
     # --- rate limits

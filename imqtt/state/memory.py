@@ -14,10 +14,8 @@ from msgspec.structs import replace
 
 from imqtt.core.bucket import Bucket, Rate
 from imqtt.model import Device
-from imqtt.state.base import DevicePresence, Worker
+from imqtt.state.base import SILENCED_MOST, DevicePresence, Worker
 from imqtt.stores.base import Key, Registration
-
-SILENCED_MOST = 60_000  # milliseconds: see `imqtt.state.redis_keys`
 
 
 class MemoryState:
@@ -251,7 +249,7 @@ class _Presences:
         }
 
     def shorten(self, latest: int) -> None:
-        """No presence lasts beyond `latest`. Costs nothing where that is so, as mostly."""
+        """Ends every presence by `latest`. Costs nothing if none lasts longer, which is the usual case."""
         if self._last <= latest:
             return
         self._last = latest

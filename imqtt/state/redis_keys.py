@@ -54,9 +54,6 @@ LISTS_TTL = 1 * HOUR  # when the clock of leases is lost, so are the leases that
 # it says when he was last seen, and which last will is an old one: for a day.
 PRESENT_TTL = 30 * DAY
 OFFLINE_TTL = 1 * DAY
-# Commands do not bring back a device that has just gone, but for no longer than this: a time further ahead
-# was set by a clock that was.
-SILENCED_MOST = 1 * MINUTE
 
 # --- buckets: tokens left, until it would be full anyway, and then some: the workers' clocks may differ.
 BUCKET_SLACK = 10 * SECOND
@@ -66,8 +63,8 @@ CLOCK_SKEW = 5 * SECOND
 
 # --- workers: one hash of all of them; each entry says itself until when it counts.
 WORKERS_TTL = 1 * HOUR
-# An entry that counts for longer was written while Redis's clock was ahead: a worker that has died since
-# would be alive until the clock has caught up. Ten times the largest `worker_ttl`.
+# An entry that counts for longer was written while Redis's clock was ahead. Without this bound, a worker that
+# has died since would count as alive until the clock has caught up. Ten times the largest `worker_ttl`.
 LONGEST_BEAT = 10 * MINUTE
 
 # --- probe: written to see whether Redis takes writes.

@@ -18,6 +18,7 @@ EXPIRED_AT_MOST = 20_000  # by one call; the next one goes on
 # Kept while Redis is away. To tell it takes a tenth of the time that a round trip may take.
 MISSED_CHANGES = 2_000
 MISSED_COMMANDS = 20_000
+CLOCK_STEP = 1_000  # milliseconds: a clock that goes back further was corrected
 
 
 class _Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -30,9 +31,6 @@ class _Entry(msgspec.Struct, array_like=True, frozen=True):
 
 
 _decode = msgspec.msgpack.Decoder(_Entry).decode
-
-
-CLOCK_STEP = 1_000  # milliseconds
 
 
 class Change(NamedTuple):
@@ -145,7 +143,7 @@ class Presences:
         )  # fmt: skip
 
     def _refresh(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
-        """How many scores have changed. XX: not of who is offline. GT: not to an earlier time."""
+        """How many scores have changed. XX: offline devices are skipped. GT: scores only grow."""
         scores = [it for device, spoken in spoke.items() for it in (spoken.expires, str(device))]
         return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
 
@@ -202,7 +200,7 @@ def _absent(spoke: dict[Device, Spoke], scores: list[bytes | None]) -> dict[Devi
 
 def _numbered(absent: dict[Device, Spoke], found: list[tuple[int, bytes]]) -> dict[Device, str]:
     devices = list(absent)
-    return {devices[number - 1]: nonce.decode() for number, nonce in found}
+    return {devices[number - 1]: nonce.decode(errors="replace") for number, nonce in found}
 
 
 def _presence(device: Device, entry: bytes, expires: bytes | None) -> DevicePresence | None:

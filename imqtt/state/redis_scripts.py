@@ -4,6 +4,7 @@ They are sent in full each time: a kilobyte a batch, and there is no cache of sc
 or a failover could have emptied. Redis compiles each once.
 """
 
+from imqtt.state.base import SILENCED_MOST
 from imqtt.state.redis_keys import (
     BUCKET_SLACK,
     CLOCK_SKEW,
@@ -18,7 +19,6 @@ from imqtt.state.redis_keys import (
     SEEN_BITS,
     SEEN_DIGEST,
     SEEN_TTL,
-    SILENCED_MOST,
     WORKERS_TTL,
 )
 
@@ -109,7 +109,7 @@ redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {LIST_TTL + L
 # --- presence. An entry is [nonce, state, since, expires]; who is not offline is in the sorted set as well,
 # whose score is the expiry that counts.
 
-# An entry, or nil for one that another version has written in another form: it counts as none.
+# An entry, or nil if there is none or another version has written it in another form.
 _UNPACK = """
 local function unpack_entry(packed)
   if not packed then return nil end
@@ -169,9 +169,9 @@ keep(presence, expiries, user)
 return 1
 """
 
-# Devices that spoke and are not in the sorted set. KEYS: `expiries`, and each device's user's hash. ARGV: for
-# each device user, device, now, expires. Returns [its number from 1, nonce] of each that was not present. An
-# entry that is present was only missing from the sorted set.
+# For devices that spoke and are not in the sorted set. KEYS: `expiries`, and each device's user's hash. ARGV:
+# for each device user, device, now, expires. Returns [its number from 1, nonce] of each device that was
+# absent. A device whose entry is not offline was only missing from the sorted set, and is put back into it.
 APPEAR = f"""
 {_UNPACK}
 local appeared = {{}}
@@ -222,8 +222,9 @@ return found
 """
 
 # KEYS: `expiries`. ARGV: now, at most so many, how the users' keys begin, the longest that a presence lasts.
-# Returns [user, device, entry]. What lasts longer was set by a clock that was ahead. By Redis's clock too, or
-# a worker whose own is behind would shorten everybody's.
+# Returns [user, device, entry]. A presence that lasts longer was set by a clock that was ahead. The bound
+# takes the later of the worker's clock and Redis's: a worker whose clock is behind must not shorten others'
+# presences.
 EXPIRE = f"""
 {_UNPACK}
 {_KEEP}

@@ -29,8 +29,8 @@ NO_CONTENT = Content()
 def content_of(body: str | bytes | None) -> Content:
     """An event's content, from its body as JSON text in UTF-8; None: it is archived.
 
-    A body of a shape that only another version of imqtt knows is shown as content without a body, which
-    clients count as an event all the same. The row keeps it.
+    A body in a form that only another version of imqtt knows becomes empty content, which clients still count
+    as an event. The row keeps the body.
     """
     if not body:
         return NO_CONTENT
@@ -41,7 +41,7 @@ def content_of(body: str | bytes | None) -> Content:
         return NO_CONTENT
 
 
-@lru_cache(maxsize=16)  # each kind of error once
+@lru_cache(maxsize=16)  # so that each kind of error is logged once
 def _warn_of_body(error: str) -> None:
     log.warning("an event is shown without its content, which this version of imqtt does not know: %s", error)
 
@@ -190,8 +190,8 @@ class Store(Protocol):
     async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
         """The first `limit` conversations in which the user has a member row and that follow `after`.
 
-        In an order of the store's own, which stays the same; "" is before all of them. However many there
-        are, it costs no more than what is returned.
+        The order is the store's own and does not change; "" comes before all of them. The cost grows with the
+        number returned, not with the user's number of conversations.
         """
 
     # --- marks
@@ -217,13 +217,13 @@ class Store(Protocol):
         """
 
     async def see_devices(self, seen: Mapping[Device, int]) -> None:
-        """Raises when devices were last seen, in milliseconds; those that are not registered stay so."""
+        """Raises the times, in milliseconds, at which devices were last seen. Registers none."""
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user, in order of device; a user without devices has an empty tuple."""
 
     async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
-        """Forgets a device, or only if it was not seen after `unseen_since`. Its events stay."""
+        """Forgets a device; with `unseen_since`, only if it was not seen after that. Its events stay."""
 
     # --- everything, for a copy of the store
 

@@ -45,8 +45,8 @@ class Claim:
         self._renewing: asyncio.Task[None] | None = None
         self._problem = Problem(
             log,
-            "the store cannot be told that this process lives",
-            "the store knows again that this process lives",
+            "this process cannot renew its claim on the store",
+            "this process renews its claim on the store again",
         )
 
     @classmethod
@@ -117,7 +117,7 @@ class Claim:
                     seen = first_seen.setdefault(other["_id"], other.get("seen"))
                     alive = other["_id"] in _held or other.get("seen") != seen
                     if not alive and asyncio.get_running_loop().time() - since > LEASE_SECONDS:
-                        # A time ahead of the server's clock does not run out: that clock was ahead.
+                        # The age of a claim never exceeds the lease if the clock that dated it was ahead.
                         await self._remove(other)
                 else:  # it is opening as well: one of the two steps back, and the other waits for that
                     alive = other["_id"] < self.id and not _is_dead(other)

@@ -123,7 +123,7 @@ def raise_swallowed_cancellation() -> None:
     """Raises `CancelledError` if this task was cancelled and the driver has returned all the same.
 
     PyMongo awaits its sockets by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that meets
-    the answer. Whoever asks in a loop would go on for ever.
+    the answer. A task that asks in a loop would never end.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -1,17 +1,22 @@
 """Orders of the operator's commands: carried out as far as can be, and never in anybody's way."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from imqtt.broker.link import Message
+from imqtt.broker.link import Message, Received
+from imqtt.core.partitions import home_of, partition_of
 from imqtt.errors import StoreFull, StoreUnreachable
 from imqtt.model import Device, Hello
+from imqtt.protocol.topics import up
 from imqtt.server import control
+from imqtt.server.app import Server
 from imqtt.server.control import Ask, Control, Revoke, Seen, Told
+from imqtt.server.intake import Delivery
 from imqtt.state.base import StateAway
 from imqtt.stores.base import Identity
 from imqtt.stores.sqlite import SqliteStore
@@ -94,3 +99,21 @@ async def test_while_the_state_is_away_that_is_the_answer(
     answers = Answers(place)
     await answers.control.carry_out([Ask("alice", "r1")])
     assert control.parse_answer(answers.messages[0].payload) == Told((), known=False)
+
+
+async def test_a_hello_that_waited_with_its_revocation_makes_nobody_present(running: Server) -> None:
+    """Both are in one batch, as after a stall, and the device has left no last will."""
+    home = partition_of(home_of("alice"), running.partitions)
+    hello = json.dumps({"type": "hello", "nonce": "n"}).encode()
+    owner = running._assignment._partitions[0]._batcher._owner  # type: ignore[union-attr]
+    revoke = control.encode(Revoke(("alice@phone",)))
+
+    def delivery(partition: int, topic: str, payload: bytes) -> Delivery:
+        received = Received(topic, payload, packet_id=1, dup=False, properties=(), qos=1, receipt=-1)
+        return Delivery(partition, received, link=None, again=False)  # type: ignore[arg-type]  # not acked
+
+    said = delivery(home, up(PHONE, home), hello)
+    for batch, state in (([said], "online"), ([said, delivery(0, control.TOPIC, revoke)], "offline")):
+        await (await owner.carry_out(batch))
+        assert [it.state for it in (await running._state.presence(["alice"]))["alice"]] == [state]
+    assert await running._store.devices(["alice"]) == {"alice": ()}

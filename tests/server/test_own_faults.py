@@ -7,8 +7,8 @@ import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core import sequencing
-from imqtt.errors import SetupError, StoreUnreachable
-from imqtt.model import Accepted, Content, Device, Event, Mark, Marks, Rejected, Send
+from imqtt.errors import SetupError, StoreFull, StoreUnreachable
+from imqtt.model import Accepted, Content, Device, Event, Hello, Mark, Marks, Rejected, Send
 from imqtt.server import intake
 from imqtt.server.app import Server
 from imqtt.serving import serving
@@ -103,3 +103,21 @@ async def test_devices_of_one_user_that_mark_in_one_batch_hear_what_the_others_h
     async with serving(config_for(broker, tmp_path)):
         for it in (alice, phone, tablet):
             assert await it.frame(Marks) == Marks("d:alice:bob", "bob", 2, 2)
+
+
+async def test_a_store_that_takes_messages_again_is_well_though_a_refused_device_never_comes_back(
+    running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise StoreFull("no room")
+
+    alice = await device("alice@phone")
+    await alice.hello()
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteStore, "put_devices", full)
+        bob = await device("bob@laptop")
+        await bob.command(Hello("n"))
+        assert (await bob.frame(Rejected)).code == StoreFull("").code
+    assert running.health().store.startswith("nothing can be stored since")
+    assert isinstance(await alice.send("u:alice", "1"), Accepted)
+    assert running.health().store == "ok"

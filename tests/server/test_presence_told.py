@@ -359,3 +359,30 @@ async def test_silence_is_found_however_long_telling_takes(
         on.set()
         await eventually(lambda: room.told)
     assert {(it.user, it.state) for it in room.told} == {("alice", "offline")}
+
+
+async def test_two_users_who_begin_to_talk_are_told_nothing_old_after_something_newer(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await room.store.put_devices([Registration(ALICE, "json")])
+    await room.hear(ALICE, Hello("a"))
+    await room.hears(("alice", "online"))
+    first: list[asyncio.Future[list[int]]] = []  # the broker does not confirm the first publish for a while
+    publish = room._publish
+
+    def held(messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+        done = publish(messages)
+        if first:
+            return done
+        first.append(asyncio.get_running_loop().create_future())
+        return first[0]
+
+    monkeypatch.setattr(room.presences, "_publish", held)
+    async with room.telling():
+        room.presences.acquaint("bob", "alice")
+        await eventually(lambda: first)
+        await room.hear(ALICE, Status("offline", "a"))
+        await eventually(lambda: any(it.state == "offline" for it in room.told))
+        first[0].set_result([])
+        await eventually(lambda: room.presences.idle)
+    assert [it.state for it in room.told] == ["online", "offline"]

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from imqtt.broker.link import Message
+from imqtt.errors import StoreFull
 from imqtt.model import Device, Hello, Status
 from imqtt.protocol import Format
 from imqtt.server import pruning
@@ -18,7 +19,7 @@ from imqtt.server.pruning import DAY, Pruning
 from imqtt.server.troubles import Troubles
 from imqtt.state.base import StateAway
 from imqtt.state.memory import MemoryState
-from imqtt.stores.base import Identity, Registration
+from imqtt.stores.base import Identity, OutcomeUnknown, RecordRefused, Registration
 from imqtt.stores.sqlite import SqliteStore
 from tests.services import eventually
 
@@ -173,6 +174,34 @@ async def test_it_is_written_down_once_a_day_that_a_device_speaks(
     await asyncio.wait([task])
     await place.says("alice@phone")
     assert place.devices.seen == {}
+
+
+async def test_a_write_that_fails_or_has_no_known_outcome_is_made_again_and_ends_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OutcomeUnknown("locked"), StoreFull("no room"), RecordRefused("not now")]
+    see = place.store.see_devices
+
+    async def fails_at_first(seen: Mapping[Device, int]) -> None:
+        if failures:
+            raise failures.pop(0)
+        await see(seen)
+
+    monkeypatch.setattr(place.store, "see_devices", fails_at_first)
+    monkeypatch.setattr(place.pruning, "_sweeps", lambda: False)
+    monkeypatch.setattr(pruning, "WRITE_SECONDS", 0.01)
+    await place.put("alice@phone", days=2)
+    await place.says("alice@phone")
+    task = asyncio.create_task(place.pruning.run())
+
+    async def written() -> bool:
+        assert not task.done()
+        return (await place.store.devices(["alice"]))["alice"][0].seen == place.now
+
+    await eventually(written)
+    assert not failures
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def test_who_gets_another_device_beyond_the_limit_loses_one_soon(

@@ -83,3 +83,24 @@ async def test_a_mistake_costs_its_own_key_alone() -> None:
     await eventually(lambda: queue.idle)
     task.cancel()
     assert done == ["good"]
+
+
+async def test_what_is_put_again_before_a_mistake_is_begun_again() -> None:
+    done: list[str] = []
+
+    async def do(key: str, after: str) -> str:
+        done.append(key + after)
+        if done == ["a"]:
+            queue.put("b")  # takes its turn between the slices of `a`
+        elif key == "b":
+            queue.put("a")
+        elif done == ["a", "b", "a1"]:
+            raise ValueError(key)
+        return "1" if not after and key == "a" else ""
+
+    queue = SlicedQueue[str]("testing", do)
+    queue.put("a")
+    task = asyncio.create_task(queue.run())
+    await eventually(lambda: queue.idle)
+    task.cancel()
+    assert done == ["a", "b", "a1", "a", "a1"]

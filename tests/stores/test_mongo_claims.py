@@ -318,7 +318,7 @@ async def test_a_claim_outlives_a_server_that_is_away(
     async with MongoServer(tmp_path) as server:
         store = await opened(server.url, driver=driver)
         await server.kill()
-        await eventually(lambda: "cannot be told that this process lives" in caplog.text)
+        await eventually(lambda: "this process cannot renew its claim on the store" in caplog.text)
         await server.start()
         with MongoClient[dict[str, Any]](server.url) as client:
             servers = client.get_default_database().servers
