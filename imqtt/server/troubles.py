@@ -10,6 +10,8 @@ STORE = "imqtt.server.store"  # the logger of what concerns the store
 REFUSED_CALM_SECONDS = 60.0
 CLOCK_CALM_SECONDS = 60.0
 
+_LOOK = "a look at it"  # the part of the store's problem that `storewatch` finds
+
 
 class Troubles:
     """One problem for each part. For the log, health pages and `imqtt workers`.
@@ -59,8 +61,15 @@ class Troubles:
         self.store.start(explain(error), what)
 
     def store_answered(self) -> None:
-        """Everything that waited for it has been answered."""
-        self.store.end_all()
+        """Everything that waited for it has been answered, perhaps without asking it."""
+        self.store.end_all(but=_LOOK)
+
+    def look_failed(self, error: Exception) -> None:
+        """The store was asked something, for no other reason than to see whether it answers."""
+        self.store.start(explain(error), _LOOK)
+
+    def look_succeeded(self) -> None:
+        self.store.end(_LOOK)
 
     @property
     def stuck(self) -> float:
