@@ -87,11 +87,10 @@ class Problem:
         if self._causes.pop(part, None) is not None and not self._causes:
             self._end()
 
-    def end_all(self) -> None:
-        """No part has the problem any more."""
-        if self._causes:
-            self._causes.clear()
-            self._end()
+    def end_all(self, *, but: str | None = None) -> None:
+        """No part has the problem any more, except perhaps the one named."""
+        for part in [it for it in self._causes if it != but]:
+            self.end(part)
 
     def note(self, cause: str) -> None:
         """The problem occurred just now. It is over once it has not occurred again for `calm` seconds."""

@@ -11,8 +11,8 @@ import typer
 from imqtt.addresses import host_port
 from imqtt.cli.connection import reachable
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
-from imqtt.cli.output import Json, print_json, print_line
-from imqtt.cli.settings import server_config, server_flags
+from imqtt.cli.output import Json, complain, print_json, print_line
+from imqtt.cli.settings import given_in_vain, server_config, server_flags
 from imqtt.config import SETTINGS
 from imqtt.redaction import redacted
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 MQTT_PORT, WEBSOCKET_PORT = 1883, 8083  # what a new data directory gets where they are free
 
-UPS_OWN = {"broker", "store", "mongo", "state", "workers", "worker"}  # what `imqtt up` sets by itself
+_UPS_OWN = {"broker", "store", "mongo", "state", "workers", "worker"}  # how their names begin
+UPS_OWN = [it.name for it in SETTINGS if it.name.split("_")[0] in _UPS_OWN]  # what `imqtt up` sets by itself
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log nothing but warnings.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more than warnings.")]
@@ -61,7 +62,7 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
         running.run(lambda: upkeep.serve(config, say_ready), with_stdin=lifeline)
 
 
-@server_flags(without=[it.name for it in SETTINGS if it.name.split("_")[0] in UPS_OWN])
+@server_flags(without=UPS_OWN)
 def up(
     *,
     data: Data = DEFAULT,
@@ -116,6 +117,8 @@ def up(
         user=broker_user,
     )
     server_config(flags)  # what is wrong with it is told before anything is started
+    if vain := given_in_vain(flags, UPS_OWN):
+        complain(f"ignored by `imqtt up`, which sets them itself: {', '.join(vain)}")
     _log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
     def say_ready(partitions: int) -> None:

@@ -74,6 +74,24 @@ def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
         raise BadSetting(error.reason) from error
 
 
+def given_in_vain(flags: dict[str, str | None], names: Collection[str]) -> list[str]:
+    """Those settings that the environment or the file of `--config` gives a command which sets them itself.
+
+    By their variables, and by their lines with the file's name. Raises `BadSetting`.
+    """
+    vain: list[str] = []
+    keys = {it.name: it.variable for it in SETTINGS if it.name in names}
+    keys |= {f"{it.name}_file": f"{it.variable}_FILE" for it in SETTINGS if it.name in names and it.secret}
+    vain += [variable for variable in keys.values() if variable in os.environ]
+    if named := flags.get(FILE) or os.environ.get(f"IMQTT_{FILE.upper()}"):
+        try:
+            lines = SettingsFile.read(Path(named)).settings
+        except SetupError as error:
+            raise BadSetting(error.reason) from error
+        vain += [f"{key} in {named}" for key in keys if key in lines]
+    return vain
+
+
 @cache  # once, however often the settings are read
 def _warn(unknown: tuple[str, ...]) -> None:
     if unknown:

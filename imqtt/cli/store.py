@@ -159,14 +159,13 @@ def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[["Progress"], 
         with _bar() as tell:
             yield tell
     else:
-        yield _Lines(as_json=as_json).tell
+        yield _Lines().tell
 
 
 class _Lines:
     """A line at the beginning of each phase, and every few seconds."""
 
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
+    def __init__(self) -> None:
         self._phase = ""
         self._next = 0.0
 
@@ -175,9 +174,6 @@ class _Lines:
         if progress.phase == self._phase and now < self._next:
             return
         self._phase, self._next = progress.phase, now + LINE_SECONDS
-        if self._as_json:
-            print_json(progress._asdict())
-            return
         all_events = f" of {progress.all_events:,}" if progress.all_events else ""
         all_conversations = f" of {progress.all_conversations:,}" if progress.all_conversations else ""
         print(

@@ -69,7 +69,8 @@ class Client:
     connection, so that renewed certificates are read. By default `mqtts` and `wss` trust the system's
     authorities.
     `wait`: how many seconds entering waits for the device to catch up. Entering returns earlier if the first
-    attempt to connect fails: a client works without a connection too, and keeps trying.
+    attempt to connect fails: a client works without a connection too, and keeps trying. A warning is logged
+    then, unless the program follows `states`.
     `timing`: how long the client waits for what.
 
     Constructing and entering raise `SetupError`; entering raises `DeviceStoreError` and `CredentialsRefused`.
@@ -253,6 +254,10 @@ class Client:
         finally:
             complete.cancel()
         self._check()
+        if self._wait and not self._catchup.complete.is_set() and not self._states.is_heard:
+            # Such a program would wait without a word, perhaps for ever: as on another program's broker.
+            reason = self.state.reason or "a broker is connected, and no imqtt server has answered"
+            log.warning("%s is not connected yet, and goes on trying: %s", self.settings.name, reason)
 
     def _check(self) -> None:
         if self._failure is not None:

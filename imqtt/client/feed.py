@@ -208,6 +208,11 @@ class Topic(Generic[T]):
         self._size = size
         self._queues: WeakSet[Queue[T]] = WeakSet()  # one that is dropped is gone
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is an iterator."""
+        return bool(self._queues)
+
     def tell(self, item: T) -> None:
         for queue in self._queues:
             queue.put(item)

@@ -22,7 +22,7 @@ from imqtt.distribution import installed_version
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
-from imqtt.server import files
+from imqtt.server import files, storewatch
 from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
@@ -242,6 +242,7 @@ class Server:
         ):
             self._spawn(work.run(), name)
         self._spawn(files.watch(self._troubles.files), "files")
+        self._spawn(storewatch.watch(store, counters, self._troubles), "store-watch")
         return batcher
 
     def _sharing(self, batcher: Batcher) -> Assignment:

@@ -10,6 +10,8 @@ STORE = "imqtt.server.store"  # the logger of what concerns the store
 REFUSED_CALM_SECONDS = 60.0
 CLOCK_CALM_SECONDS = 60.0
 
+_LOOK = "a look at it"  # the part of the store's problem that `storewatch` finds
+
 
 class Troubles:
     """One problem for each thing that the server depends on: for the log, health pages, `imqtt workers`.
@@ -61,7 +63,14 @@ class Troubles:
 
     def store_answered(self) -> None:
         """The store has answered. Whatever still waits reports its next failure."""
-        self.store.end_all()
+        self.store.end_all(but=_LOOK)
+
+    def look_failed(self, error: Exception) -> None:
+        """The store did not answer when it was asked only to see whether it does."""
+        self.store.start(explain(error), _LOOK)
+
+    def look_succeeded(self) -> None:
+        self.store.end(_LOOK)
 
     @property
     def stuck(self) -> float:

@@ -1,7 +1,6 @@
 """`imqtt store copy`, as an operator runs it."""
 
 import asyncio
-import json
 import os
 import pty
 import signal
@@ -59,11 +58,12 @@ async def test_a_copy_is_private(tmp_path: Path) -> None:
     assert (tmp_path / "b.db").stat().st_mode & 0o777 == 0o600
 
 
-async def test_programs_get_a_line_for_each_step(tmp_path: Path) -> None:
+async def test_programs_get_the_result_on_stdout_and_each_step_on_stderr(tmp_path: Path) -> None:
     source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
     outcome = await imqtt("store", "copy", source, target, "--json")
-    *steps, last = [json.loads(line) for line in outcome.out.splitlines()]
-    assert [it["phase"] for it in steps] == ["comparing", "copying", "verifying"]
+    last = outcome.json
+    steps = [line.partition(":")[0] for line in outcome.err.splitlines()]
+    assert steps == ["comparing", "copying", "verifying"]
     assert (last["done"], last["events"], last["added"], last["live"]) == (True, 3, 3, False)
     assert len(last["digest"]) == 32
     assert (await imqtt("store", "copy", source, target, "--json", "--quiet")).json["events"] == 3

@@ -167,3 +167,16 @@ async def test_a_port_in_use_is_told_with_where_devices_connect_instead(tmp_path
             assert again.ready["environment"]["IMQTT_DATA"] == str(tmp_path / "data")
         assert f"port {port} is in use by " in again.log
         assert f"devices connect to port {again.ready['port']} instead" in again.log
+
+
+async def test_settings_that_it_sets_itself_are_named_as_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "imqtt.toml"
+    file.write_text('state = "redis://127.0.0.1"\nmax_batch = 200\n')
+    (tmp_path / "data").write_text("")  # which ends it soon
+    given = {"IMQTT_STORE": "mongodb://x/imqtt", "IMQTT_BROKER_PASSWORD_FILE": os.devnull}
+    asked = ("up", "--data", tmp_path / "data", "--config", file)
+    told, *_ = (await imqtt(*asked, IMQTT_BROKER="127.0.0.1:1", **given)).err.splitlines()
+    assert told.startswith("imqtt: ignored by `imqtt up`, which sets them itself: ")
+    assert sorted(told.rpartition(": ")[2].split(", ")) == sorted([*given, f"state in {file}"])
+    file.write_text("max_batch = 200\n")
+    assert "ignored" not in (await imqtt(*asked, IMQTT_BROKER="127.0.0.1:1")).err

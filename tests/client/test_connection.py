@@ -19,6 +19,7 @@ from imqtt.model import Device, Hello, History, Page, Rejected, Status, Sync
 from tests.client.conftest import QUICK, Devices, after
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take
+from tests.ports import free_port
 from tests.services import eventually
 
 
@@ -441,3 +442,26 @@ async def test_an_ipv6_address_is_in_states_and_errors_as_it_was_given(device: D
     async with device(brokers="[::1]:1") as alice:
         assert alice.state.address == "mqtt://[::1]:1"
         assert alice.state.reason.startswith("mqtt://[::1]:1: ")
+
+
+async def test_a_program_that_follows_no_states_is_told_why_it_waits(
+    broker: Mosquitto, device: Devices, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    async with device(brokers=nobody):
+        pass
+    assert caplog.messages == [
+        f"alice@phone is not connected yet, and goes on trying: mqtt://{nobody}: Connection refused"
+    ]
+    caplog.clear()
+    async with device(wait=0.3):  # a broker without a server
+        pass
+    (said,) = caplog.messages
+    assert said.startswith("alice@phone is not connected yet, and goes on trying: ")
+    assert "no imqtt server has" in said
+    caplog.clear()
+    alice = device("alice@tablet", wait=0.3)
+    states = alice.states()
+    async with alice:
+        assert states
+    assert caplog.messages == []

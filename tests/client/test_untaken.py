@@ -4,10 +4,12 @@ Answers are waited for much longer here than these tests may take.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Timing
 from imqtt.client.mqtt import Lost, Untaken
 from imqtt.model import Hello, History, Mark, Send, Status, Sync
+from tests.broker.peers import HOST, packet
 from tests.client.conftest import Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK
@@ -122,3 +125,49 @@ async def test_whoever_waits_for_a_puback_is_told_that_the_connection_is_lost(
         async with asyncio.timeout(1.5):  # its own timeout is 2 s
             with pytest.raises(Lost):
                 await publishing
+
+
+async def refuse_first(
+    port: int, refused: list[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Passes a device's packets on to the broker, but for the first publish of each payload.
+
+    It answers that one itself, with PUBACK 0x97, as a broker does whose quota is exceeded.
+    """
+    from_broker, to_broker = await asyncio.open_connection(HOST, port)
+
+    async def answers() -> None:
+        while data := await from_broker.read(4_096):
+            writer.write(data)
+
+    answering = asyncio.create_task(answers())
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        while True:
+            whole = await packet(reader)
+            if whole[0] & 0xF6 == 0x32 and whole[-16:] not in refused:  # QoS 1, not sent again
+                refused.append(whole[-16:])
+                at = 1 + next(place for place, byte in enumerate(whole[1:], 1) if byte < 0x80)
+                at += 2 + int.from_bytes(whole[at : at + 2])  # behind the topic
+                writer.write(bytes((0x40, 3)) + whole[at : at + 2] + bytes((0x97,)))
+            else:
+                to_broker.write(whole)
+    answering.cancel()
+    to_broker.close()
+    writer.close()
+
+
+async def test_what_exceeds_the_brokers_quota_is_published_again_soon(
+    broker: Mosquitto, little: LittleServer, device: Devices
+) -> None:
+    await little.connect()
+    refused: list[bytes] = []
+    way = await asyncio.start_server(partial(refuse_first, broker.port, refused), HOST, 0)
+    async with way:
+        port = way.sockets[0].getsockname()[1]
+        async with device(timing=PATIENT, brokers=f"{HOST}:{port}") as alice, asyncio.timeout(5):
+            await alice.caught_up()
+            assert (await alice.send(TALK, "mine")).seq == 1
+            await alice.mark_read(TALK, 1)
+            await eventually(lambda: little.commands(Mark))
+    assert len(refused) >= 3  # `hello`, the message and the mark
+    assert len(little.commands(Send)) == 1

@@ -190,6 +190,21 @@ async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others
     await audit_pairs(device, senders)
 
 
+async def test_a_worker_that_alone_loses_mongodb_gives_up_partitions_that_nobody_writes_to(
+    start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, stack: AsyncExitStack
+) -> None:
+    way = await stack.enter_async_context(Way(mongo.port))
+    by_way = mongo.url.replace(str(mongo.port), str(way.port))
+    first, second = await start_worker(command=HASTY), await start_worker(command=HASTY, store=by_way)
+    await eventually(lambda: shared_by(overseer, first, second))
+    way.cut()
+    await eventually(lambda: shared_by(overseer, first))
+    (cut_off,) = [it for it in await overseer.workers() if it.pid == second.pid]
+    assert "the store does not answer since" in cut_off.trouble
+    way.mend()
+    await eventually(lambda: shared_by(overseer, first, second))
+
+
 async def test_workers_through_pymongo_and_through_motor_serve_one_store(
     start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:

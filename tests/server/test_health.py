@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -9,10 +10,17 @@ import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import SetupError
+from imqtt.model import AnyCommand, Typing
+from imqtt.server.app import Server
 from imqtt.serving import serving
+from tests.chaos.way import Way
+from tests.device import RawDevice
+from tests.mongodb import MongoServer
 from tests.ports import free_port
 from tests.server.conftest import config_for
 from tests.services import eventually
+
+Make = Callable[..., Awaitable[RawDevice]]
 
 
 async def ask(port: int, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") -> tuple[str, bytes]:
@@ -67,3 +75,30 @@ async def test_an_address_that_cannot_be_listened_on_is_an_error(
     with pytest.raises(SetupError, match="health"):
         async with serving(config_for(broker, tmp_path, health=address)):
             pass
+
+
+async def done(server: Server, device: RawDevice, command: AnyCommand) -> None:
+    """Returns when the server has finished a command that gets no answer."""
+    received = server.counters.received
+    await device.command(command)
+    await eventually(lambda: server.counters.received > received and not server.health().unfinished)
+
+
+async def test_a_store_that_is_gone_is_told_though_nothing_is_written(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    mongo = await stack.enter_async_context(MongoServer(tmp_path / "mongodb"))
+    way = await stack.enter_async_context(Way(mongo.port))
+    store = mongo.url.replace(str(mongo.port), str(way.port))
+    server = await stack.enter_async_context(serving(config_for(broker, tmp_path, store=store)))
+    alice = await device("alice@phone")
+    await alice.hello()
+    await done(server, alice, Typing("u:alice"))  # from now on the devices of this user are remembered
+    way.cut()
+    await eventually(lambda: server.health().store.startswith("the store does not answer since"))
+    assert server.health().status == "degraded"
+    # A command for which nothing is asked of the store says nothing of it.
+    await done(server, alice, Typing("u:alice"))
+    assert server.health().status == "degraded"
+    way.mend()
+    await eventually(lambda: server.health().status == "ok")
