@@ -76,6 +76,8 @@ def _no_password() -> str:
 
 
 def _why(error: Exception) -> str:
+    if "PEM lib" in str(error):  # what OpenSSL says of a file without what is looked for
+        return "no certificate, or no private key, in PEM form"
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
     if isinstance(error, OSError) and error.errno:

@@ -348,7 +348,10 @@ class Mosquitto:
             status = self._process.status
             if status is not None:
                 said = self._output.last_words(start) or f"exit status {status}"
-                error = PortTaken if os.strerror(errno.EADDRINUSE) in said else SetupError
+                error: type[SetupError] = SetupError
+                if os.strerror(errno.EADDRINUSE) in said:
+                    error = PortTaken
+                    said += self._holders()
                 raise error(f"Mosquitto ended at its start ({status}): {said}; its log is {self.log}")
             if time.monotonic() > deadline:
                 raise SetupError(
@@ -356,6 +359,12 @@ class Mosquitto:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
+
+    def _holders(self) -> str:
+        """Which programs have this broker's ports, to be added to an error; empty if unknown."""
+        ports = (self.port, self.websocket_port, self.internal_port)
+        held = [f"port {port} by {who}" for port in ports if (who := holder(port))]
+        return f" ({', '.join(held)})" if held else ""
 
     def _spawn(self, program: str, user: SystemUser | None) -> Process:
         with self._pid_file.claimed() as (descriptor, write):

@@ -91,4 +91,5 @@ def read_secret(path: str) -> str:
     except EOFError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"cannot read a password from {path}: {error}") from error
+        why = (error.strerror if isinstance(error, OSError) else "") or error
+        raise SetupError(f"cannot read a password from {path}: {why}") from error

@@ -98,9 +98,9 @@ def up(
 ) -> None:
     """Run a broker and the server on one data directory.
 
-    Needs Mosquitto, installed but not running. Says where to connect, and ends both on Ctrl-C. The broker is
-    started again if it dies. Nobody else may enter the data directory. If root starts this, the server runs
-    as root and Mosquitto does not.
+    Needs Mosquitto installed, and starts one of its own. Says where to connect, and ends both on Ctrl-C. The
+    broker is started again if it dies. Nobody else may enter the data directory. If root starts this, the
+    server runs as root and Mosquitto does not.
     """
     from imqtt.cli import running, upkeep
     from imqtt.cli.mosquitto import Mosquitto

@@ -91,13 +91,16 @@ async def _keep_running(broker: Mosquitto) -> None:
             pause = first
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         log.error("Mosquitto ended %s; starting it again in %.1f s", how, pause)
+        said = ""
         while True:
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
             try:
                 await broker.start()
             except SetupError as error:
-                log.error("%s; trying again in %.1f s", error.reason, pause)
+                if error.reason != said:  # one line for each cause, however long it lasts
+                    said = error.reason
+                    log.error("%s; trying again until it starts, at most %.0f s apart", said, longest)
             else:
                 log.warning("Mosquitto runs again, as process %s", broker.pid)
                 break

@@ -33,7 +33,8 @@ def workers(*, partitions: Partitions = False, as_json: Json = False, **flags: s
     config = server_config(flags)
     if config.state == "memory:":
         raise SetupError(
-            "a server without Redis is alone and owns everything; --state redis://... has workers"
+            "only servers with Redis can be listed: give --state redis://...; without Redis,"
+            " one server owns all partitions"
         )
     number, alive = asyncio.run(_ask(config))
     if as_json:

@@ -127,6 +127,8 @@ def _check(context: ssl.SSLContext) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if "PEM lib" in str(error):  # what OpenSSL says of a file without what is looked for
+        return "no certificate, or no private key, in PEM form"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
     return str(error)

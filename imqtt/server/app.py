@@ -350,9 +350,10 @@ class Server:
             return await connect(replace(settings, tls=self._tls.context()))
         except ssl.SSLCertVerificationError as error:
             self._tls.distrust()
-            raise ssl.SSLError(
+            raise ssl.SSLError(  # with one argument alone, its text would be that of a tuple
+                ssl.SSL_ERROR_SSL,
                 f"the broker's certificate is not trusted: {error.verify_message} "
-                f"(the authorities are those in {self._tls.authorities})"
+                f"(the authorities are those in {self._tls.authorities})",
             ) from error
         except (OSError, LinkError):
             self._tls.distrust()

@@ -19,4 +19,4 @@ async def open_state(url: str, *, cluster: str, rate: int, burst: int, password:
         from imqtt.state.redis import RedisState
 
         return await RedisState.open(url, cluster=cluster, rate=rate, burst=burst, password=password)
-    raise SetupError(f"state {redacted(url)!r} is none that imqtt knows: memory:, redis://host:port/number")
+    raise SetupError(f"unknown kind of state {redacted(url)!r}: write memory: or redis://host:port/number")

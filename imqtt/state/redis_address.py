@@ -135,7 +135,7 @@ async def open_first(address: Address, keys: Keys) -> AbstractConnection:
         except (RedisError, OSError, TimeoutError) as error:
             problem = _problem(error, address)
             if not problem and asyncio.get_running_loop().time() > deadline:
-                why = str(error) or "no answer in time"
+                why = str(error).rstrip(".") or "no answer in time"
                 problem = f"no Redis that can be used at {address}: {why}. Start one, or correct the address"
             if problem:
                 raise SetupError(problem) from error

@@ -64,5 +64,5 @@ async def attach_store(url: str, *, password: str = "", driver: str = "pymongo")
 
 def _unknown(url: str) -> SetupError:
     return SetupError(
-        f"store {redacted(url)!r} is none that imqtt knows: sqlite:///path, mongodb://host/database"
+        f"unknown kind of store {redacted(url)!r}: write sqlite:///path or mongodb://host/database"
     )

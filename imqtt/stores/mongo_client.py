@@ -91,7 +91,7 @@ def _client(driver: str) -> type[Client]:
     if driver == "pymongo":
         return AsyncMongoClient
     if driver != "motor":
-        raise SetupError(f"MongoDB driver {driver!r} is none that imqtt knows: pymongo, motor")
+        raise SetupError(f"unknown MongoDB driver {driver!r}: write pymongo or motor")
     try:
         # Motor has no types of its own; what the store uses of it has PyMongo's signatures.
         from motor.motor_asyncio import AsyncIOMotorClient

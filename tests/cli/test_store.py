@@ -108,7 +108,7 @@ async def test_what_cannot_be_copied_says_why_in_one_line(tmp_path: Path) -> Non
             "fedcba9876543210 of 3 partitions, and the source 0123456789abcdef of 7 partitions",
         ),
         ((source, f"sqlite:///{tmp_path / 'no' / 'b.db'}"), "is not a directory"),
-        ((source, "http://x"), "is none that imqtt knows"),
+        ((source, "http://x"), "unknown kind of store"),
     ):
         outcome = await imqtt("store", "copy", *arguments)
         assert (outcome.status, outcome.out) == (1, "")
@@ -198,9 +198,9 @@ async def test_no_secret_of_an_address_is_shown(tmp_path: Path) -> None:
     for named, said in (
         (target, "&authMechanismProperties=*** holds what"),
         (target.replace("?", ".?"), "names no MongoDB database"),
-        (target.replace("mongodb", "mongo"), "is none that imqtt knows"),
-        ("mongodb:/imqtt:hidden@host/imqtt", "is none that imqtt knows"),
-        ("imqtt:hidden@host/imqtt", "is none that imqtt knows"),
+        (target.replace("mongodb", "mongo"), "unknown kind of store"),
+        ("mongodb:/imqtt:hidden@host/imqtt", "unknown kind of store"),
+        ("imqtt:hidden@host/imqtt", "unknown kind of store"),
     ):
         outcome = await imqtt("store", "copy", source, named)
         assert said in outcome.out + outcome.err

@@ -77,6 +77,29 @@ async def test_a_broker_that_dies_is_started_again(tmp_path: Path) -> None:
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
 
 
+async def test_a_port_taken_while_the_broker_was_down_is_told_once_with_who_has_it(tmp_path: Path) -> None:
+    async with Up(tmp_path / "data") as up:
+        host, port = up.ready["host"], up.ready["port"]
+        os.kill(up.ready["broker_pid"], signal.SIGKILL)
+        with await _server_on(host, port):
+            broker_log = tmp_path / "data" / "mosquitto.log"
+            await eventually(lambda: broker_log.read_text().count("Address already in use") >= 3)
+            assert up.log.count("Mosquitto ended at its start") == 1
+            if sys.platform == "linux":
+                assert f"port {port} by " in up.log
+                assert f"(process {os.getpid()})" in up.log
+        await eventually(lambda: "Mosquitto runs again" in up.log, what="another broker")
+
+
+async def _server_on(host: str, port: int) -> socket.socket:
+    """Listens on a port as soon as it is free."""
+    while True:
+        try:
+            return socket.create_server((host, port))
+        except OSError:
+            await asyncio.sleep(0)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, the next start ends the broker")
 async def test_kill_9_leaves_no_broker_behind(tmp_path: Path) -> None:
     killed = Up(tmp_path / "data")

@@ -68,9 +68,12 @@ async def test_a_bad_variable_is_told_like_a_bad_flag() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--store", "mongo://nowhere"), "store 'mongo://nowhere' is none that imqtt knows"),
-        (("--state", "redis:"), "state 'redis:' is none that imqtt knows"),
-        (("--broker-password-file", "/nowhere/password"), "cannot read a password from /nowhere/password"),
+        (("--store", "mongo://nowhere"), "unknown kind of store 'mongo://nowhere'"),
+        (("--state", "redis:"), "unknown kind of state 'redis:'"),
+        (
+            ("--broker-password-file", "/nowhere/password"),
+            "cannot read a password from /nowhere/password: No such file",
+        ),
     ],
 )
 async def test_serve_refuses_what_cannot_be_in_one_line(

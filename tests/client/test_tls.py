@@ -189,7 +189,10 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
     for files, named in [
         ((missing, None, None), f"cannot read {missing}: No such file"),
         ((text, None, None), f"{text}: no certificates in PEM form"),
-        ((authority.file, certificate, None), f"{certificate}, which has to hold its key as well"),
+        (
+            (authority.file, certificate, None),
+            f"{certificate}, which has to hold its key as well: no certificate, or no private key",
+        ),
         ((authority.file, certificate, text), f"{certificate} and {text}"),
         ((authority.file, None, key), f"{key} is the key of no certificate"),
     ]:
