@@ -125,7 +125,10 @@ class Presences:
                 self._newcomers.put(Newcomer(device, back=True))
 
     async def end(self, devices: Collection[Device]) -> None:
-        """Ends devices' presence on any connection, and has their peers told, unless it is known to have ended."""
+        """Ends devices' presence on any connection, and has their peers told.
+
+        A device that is known to be offline already is not told of again.
+        """
         known = await self._known({it.user for it in devices}) or {}
         offline = {it.device for them in known.values() for it in them if it.state == "offline"}
         now = self._clock()
