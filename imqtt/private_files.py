@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
+DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of a SQLite database, and of the files beside it
 
 
 def create_private_file(path: Path) -> None:
@@ -80,5 +81,5 @@ def create_private_database(path: Path) -> None:
 
 def make_database_private(path: Path) -> None:
     """`make_private` for a SQLite database and the files beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
+    for suffix in DATABASE_SUFFIXES:
         make_private(path.with_name(path.name + suffix))

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from imqtt.cli.broker_files import BrokerFiles
-from imqtt.cli.files import write_private
+from imqtt.cli.files import DRAFT, write_private
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.private_files import create_private_directory
+from imqtt.private_files import DATABASE_SUFFIXES, create_private_directory
 
 Data = Annotated[
     Path,
@@ -102,8 +102,9 @@ class DataDirectory:
     def forget(self, device: Device) -> None:
         """Removes a device's saved password, and what it kept of its conversations."""
         self._credential(device).unlink(missing_ok=True)
-        for path in self._stores.glob(f"{device.user}@{device.device}.db*"):
-            path.unlink(missing_ok=True)
+        store = self._stores / f"{device}.db"
+        for suffix in DATABASE_SUFFIXES:  # `phone.db2` is a device of its own
+            store.with_name(store.name + suffix).unlink(missing_ok=True)
 
     def device_store(self, device: Device) -> Path:
         """Where a device of this machine keeps its outbox and cursors."""
@@ -124,4 +125,4 @@ class DataDirectory:
 
 
 def _whole(path: Path) -> bool:
-    return path.name.count("@") == 1 and not path.name.endswith(".new")
+    return path.name.count("@") == 1 and not path.name.endswith(DRAFT)

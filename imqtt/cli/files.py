@@ -11,6 +11,8 @@ from pathlib import Path
 
 from imqtt.cli.system_user import SystemUser
 
+DRAFT = "~"  # at the end of a file's name until it is whole; no user or device id has it
+
 
 def write_private(path: Path, text: str) -> None:
     """Replaces a file with one that others cannot read and that holds `text`: all of it or nothing.
@@ -24,7 +26,7 @@ def write_private(path: Path, text: str) -> None:
         if stat.S_ISREG(found.st_mode):
             mode = stat.S_IMODE(found.st_mode) & 0o770
             owner = (found.st_uid, found.st_gid)
-    draft = path.with_name(path.name + ".new")
+    draft = path.with_name(path.name + DRAFT)
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

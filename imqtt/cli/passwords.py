@@ -26,6 +26,7 @@ SERVER_ACCOUNT = "imqtt-server"
 
 ITERATIONS = 101  # Mosquitto's own default. Generated passwords hold 192 bits, so more would buy nothing,
 # and Mosquitto checks every connected client's password again at each reload, on its only thread.
+MAX_ITERATIONS = 10_000_000  # some seconds; the file may be damaged
 SALT_BYTES = 12
 HASH_BYTES = 64
 RESEND_SECONDS = 0.05
@@ -151,8 +152,14 @@ class Passwords:
         parts = stored.split("$")
         if len(parts) != 5 or parts[1] != "7":
             return False
-        salt, digest = base64.b64decode(parts[3]), base64.b64decode(parts[4])
-        found = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, int(parts[2]), len(digest))
+        try:
+            iterations = int(parts[2])
+            salt, digest = base64.b64decode(parts[3]), base64.b64decode(parts[4])
+            if not 0 < iterations <= MAX_ITERATIONS:
+                return False
+            found = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations, len(digest))
+        except ValueError:  # a damaged line: nobody gets in with it
+            return False
         return secrets.compare_digest(found, digest)
 
     def _read(self) -> dict[str, str]:
@@ -162,6 +169,8 @@ class Passwords:
             return {}
         except OSError as error:
             raise SetupError(f"cannot read the password file {self.path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise SetupError(f"{self.path} is no password file: {error}") from error
         return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
 
     @contextlib.contextmanager

@@ -2,11 +2,15 @@
 
 They arrive in the session of partition 0. So the broker keeps them while no server is connected, and delivers
 them again if a worker is killed before it has carried them out.
+
+From there a revocation goes through the session of every other partition as well. What a device published
+before it was revoked may still wait in any of them and would register the device again; the revocation comes
+behind it.
 """
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -23,13 +27,18 @@ from imqtt.state.base import StateAway
 log = logging.getLogger(__name__)
 
 TOPIC = "imqtt/$control/up/0"  # no device's: user ids have no $
+TOPICS = "imqtt/$control/up/"  # followed by the partition
 REPLIES = "imqtt/$control/down/"  # followed by a random string that the asking command has drawn
 
 
 class Revoke(msgspec.Struct, frozen=True, tag="revoke", tag_field="type"):
-    """Forget these devices (`user@device`): their credentials were removed."""
+    """Forget these devices (`user@device`): their credentials were removed.
+
+    `copy`: the owner of partition 0 has carried it out, and has sent it to the other partitions.
+    """
 
     devices: tuple[str, ...]
+    copy: bool = False
 
 
 class Ask(msgspec.Struct, frozen=True, tag="presence", tag_field="type"):
@@ -60,6 +69,14 @@ encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(Order).decode
 
 
+def copies(order: Order, partitions: int) -> list[Message]:
+    """What has to go through the sessions of the other partitions, too."""
+    if not isinstance(order, Revoke) or order.copy:
+        return []
+    payload = encode(msgspec.structs.replace(order, copy=True))
+    return [Message(f"{TOPICS}{partition}", payload) for partition in range(1, partitions)]
+
+
 def parse(payload: bytes) -> Order | None:
     """The order, or None for one that only another version knows."""
     try:
@@ -84,10 +101,13 @@ class Control:
 
     async def carry_out(self, orders: Sequence[Order]) -> Collection[Device]:
         """Carries orders out, and returns the revoked devices. Idempotent. Raises `StoreUnreachable`."""
-        names = [name for it in orders if isinstance(it, Revoke) for name in it.devices]
-        revoked = [device for name in dict.fromkeys(names) if (device := parse_username(name)) is not None]
+        revocations = [it for it in orders if isinstance(it, Revoke)]
+        revoked = _devices(revocations)
         if revoked:
             await self._revoke(revoked)
+        if devices := _devices(it for it in revocations if not it.copy):
+            self._counters.devices_revoked += len(devices)
+            log.info("revoked: %s", ", ".join(map(str, devices)))
         await asyncio.gather(*(self._tell(it) for it in orders if isinstance(it, Ask)))
         return revoked
 
@@ -99,8 +119,6 @@ class Control:
         except Unavailable as error:
             log.error("the records of %s stay, revoke them again: %s", ", ".join(map(str, devices)), error)
         await self._presences.end(devices)
-        self._counters.devices_revoked += len(devices)
-        log.info("revoked: %s", ", ".join(map(str, devices)))
 
     async def _tell(self, ask: Ask) -> None:
         try:
@@ -110,3 +128,8 @@ class Control:
         else:
             told = Told(tuple(Seen(str(it.device), it.state, it.since) for it in known))
         self._publish([Message(REPLIES + ask.reply, encode(told))])
+
+
+def _devices(revocations: Iterable[Revoke]) -> list[Device]:
+    names = dict.fromkeys(name for it in revocations for name in it.devices)
+    return [device for name in names if (device := parse_username(name)) is not None]

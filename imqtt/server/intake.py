@@ -58,6 +58,7 @@ class Batch:
     formats: dict[Device, Format] = field(default_factory=dict)  # of refused commands, for devices not known
     pass_on: list[tuple[Device, Packet]] = field(default_factory=list)
     orders: list[Order] = field(default_factory=list)  # of the operator's
+    copies: list[Packet] = field(default_factory=list)  # of those orders, for the other partitions
 
 
 class Intake:
@@ -75,8 +76,8 @@ class Intake:
             received = delivery.received
             device = self.device(received.topic)
             if device is None:  # an order, or a topic that names no valid device to answer
-                if received.topic == control.TOPIC and (order := control.parse(received.payload)) is not None:
-                    batch.orders.append(order)
+                if received.topic.startswith(control.TOPICS):
+                    self._add_order(batch, delivery)
                 continue
             try:
                 command = decode_command(received.payload, self._bounds)
@@ -96,6 +97,12 @@ class Intake:
                 hello = before[1]
             batch.spoke[device] = (format_of(received.payload), hello)
         return batch
+
+    def _add_order(self, batch: Batch, delivery: Delivery) -> None:
+        order = control.parse(delivery.received.payload)
+        if order is not None:
+            batch.orders.append(order)
+            batch.copies += control.copies(order, self._partitions)
 
     def _add(self, batch: Batch, device: Device, command: AnyCommand, delivery: Delivery) -> None:
         if isinstance(command, Send):

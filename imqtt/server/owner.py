@@ -153,7 +153,9 @@ class Owner:
             fanout.add(it.frame, audience.of(it.users), it.but)
         self._refuse_reads(batch, registered.refused)
         self._reject(fanout, audience, batch)
-        published = self._publish(fanout.messages())
+        published: Awaitable[object] = self._publish(fanout.messages())
+        if batch.copies:
+            published = asyncio.gather(published, self._publish(batch.copies))
         await self._presences.heard(batch.status)
         for device, command, receipt in batch.reads:  # they are served beside the batches
             if receipt not in answered:

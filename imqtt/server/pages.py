@@ -22,6 +22,8 @@ PAGE_OVERHEAD = 200  # bytes of a page's own fields, in JSON
 SLICE_OVERHEAD = 100  # and of a slice's, besides the conversation's id
 HEAD_OVERHEAD = 120
 MARKS_OVERHEAD = 100
+ID_BYTES = 131  # of a conversation's id at most
+BARE_HEAD = HEAD_OVERHEAD + ID_BYTES  # a head without `marks` and `latest`
 
 
 class Room:
@@ -33,11 +35,16 @@ class Room:
 
     def __init__(self, format: Format, size: int) -> None:
         self._format = format
-        self._whole = size - PAGE_OVERHEAD - SLICE_OVERHEAD - HEAD_OVERHEAD - 262
+        self._size = size
+        self._whole = size - PAGE_OVERHEAD - SLICE_OVERHEAD - BARE_HEAD - ID_BYTES
         self._packet = size - PAGE_OVERHEAD
         self._bytes = min(self._packet, PAGE_BYTES)
         self._heads_end = round(self._bytes * (1 - HEADS_SHARE))
         self._events = PAGE_EVENTS
+
+    def emptied(self) -> "Room":
+        """That of a page for the same device that holds nothing yet."""
+        return Room(self._format, self._size)
 
     def take(self, size: int) -> bool:
         """Takes bytes, if they are there."""
@@ -86,17 +93,24 @@ class Pages:
         if isinstance(command, History):
             return Page(command.ref, slices=(await self._history(command, room),))
         cursors = [cursor for cursor in command.cursors if _is_member(cursor.conversation, user)]
+        known = {cursor.conversation for cursor in cursors}
         heads: list[Head] = []
         more_heads = Id(0)
         if isinstance(command, Hello) or command.heads:
             before = 0 if isinstance(command, Hello) else command.heads_before
-            known = {cursor.conversation for cursor in cursors}
             heads, more_heads = await self._heads(user, before, known, room)
         if isinstance(command, Hello) and not command.cursors and heads:
             newest = heads[0]
             latest = await self._latest_slice(newest.conversation, room)
             return Page(command.ref, tuple(heads), more_heads, () if latest is None else (latest,))
         slices, more = await self._slices(cursors, room)
+        if more and not slices and heads and isinstance(command, Sync):
+            # In a small packet, heads may leave no room for the next event. A device that asks for heads each
+            # time would never get it, so here the events come first, and one head at least.
+            room = room.emptied()
+            room.take(BARE_HEAD)
+            slices, more = await self._slices(cursors, room)
+            heads, more_heads = await self._heads(user, command.heads_before, known, room)
         return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)
 
     # --- heads

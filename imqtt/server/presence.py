@@ -125,13 +125,19 @@ class Presences:
                 self._newcomers.put(Newcomer(device, back=True))
 
     async def end(self, devices: Collection[Device]) -> None:
-        """Ends devices' presence on any connection, and has their peers told."""
+        """Ends devices' presence on any connection, and has their peers told.
+
+        A device that is known to be offline already is not told of again.
+        """
+        known = await self._known({it.user for it in devices}) or {}
+        offline = {it.device for them in known.values() for it in them if it.state == "offline"}
         now = self._clock()
         expires = now + FAREWELL_SECONDS * 1_000
         gone = [DevicePresence(it, "", "offline", since=now, expires=expires) for it in devices]
         await asyncio.gather(*(self._state.arrive(it) for it in gone))
         for device in devices:
-            self._changed.put(device.user)
+            if device not in offline:
+                self._changed.put(device.user)
 
     def acquaint(self, user: str, other: str) -> None:
         """Two users have begun a conversation. Each will be told if the other is online."""

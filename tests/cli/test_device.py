@@ -16,7 +16,8 @@ from imqtt.cli.login import log_in
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.cli.passwords import Passwords
 from imqtt.cli.system_user import broker_user
-from imqtt.model import AnyFrame, Device, Presence, Status
+from imqtt.core.partitions import home_of, partition_of
+from imqtt.model import Accepted, AnyFrame, Device, Hello, Presence, Status
 from imqtt.server.app import Server
 from imqtt.serving import serving
 from imqtt.stores.base import Identity, Registration
@@ -273,6 +274,30 @@ async def test_a_device_revoked_while_no_server_runs_is_gone_when_it_is_back(
     async with serving(config_for(broker, broker.directory)) as server:
         await eventually(lambda: server.counters.devices_revoked)
         assert await devices_of_alice(server) == ()
+
+
+async def test_what_a_revoked_device_had_sent_before_does_not_register_it_again(
+    broker: Mosquitto, stack: AsyncExitStack
+) -> None:
+    config = config_for(broker, broker.directory, max_batch=10)
+    async with serving(config):
+        phone, bob = await talking(broker, stack)
+    home = partition_of(home_of("alice"), 16)
+    assert home != 0
+    for number in range(300):  # they are carried out long after the order, which waits for nothing
+        await phone.command(Hello(f"late-{number}"))
+    await imqtt("device", "revoke", "alice@phone", "--data", broker.directory)
+    async with serving(config) as server:
+        await eventually(lambda: server.counters.reads == 300)
+
+        async def forgotten() -> bool:
+            known = await server._state.presence(["alice"])
+            states = [it.state for it in known["alice"]]
+            return await devices_of_alice(server) == () and states == ["offline"]
+
+        await eventually(forgotten, within=5.0)
+        assert server.counters.devices_revoked == 1
+        assert isinstance(await bob.send("d:alice:bob", "m2"), Accepted)
 
 
 async def test_a_device_revoked_while_nothing_runs_is_gone_from_the_store(broker: Mosquitto) -> None:

@@ -151,3 +151,31 @@ async def test_a_file_that_root_creates_belongs_to_the_brokers_account(tmp_path:
     unknown = Passwords(tmp_path / "other", tmp_path / "no.pid", account="no-such-account")
     unknown.add("alice@phone")
     assert unknown.path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "$7$x$c2FsdA==$ZGln",
+        "$7$101$c2F$ZGln",
+        "$7$0$c2FsdA==$ZGln",
+        "$7$999999999999$c2FsdA==$ZGln",
+        "$7$101$$",
+    ],
+)
+def test_a_damaged_line_is_nobodys_password_and_can_be_replaced(tmp_path: Path, damaged: str) -> None:
+    file = tmp_path / "passwords"
+    file.write_text(f"alice@phone:{damaged}\nbob@phone:$7$101$c2FsdA==$ZGln\n")
+    passwords = Passwords(file, tmp_path / "pid")
+    assert not passwords.holds("alice@phone", "secret")
+    passwords.add("alice@phone", "secret")
+    assert passwords.holds("alice@phone", "secret")
+    assert passwords.usernames() == ["alice@phone", "bob@phone"]
+
+
+def test_a_file_of_another_kind_is_named_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "passwords"
+    file.write_bytes(b"\xff\xfe:\n")
+    with pytest.raises(SetupError, match=f"{file} is no password file"):
+        Passwords(file, tmp_path / "pid").add("alice@phone")
+    assert file.read_bytes() == b"\xff\xfe:\n"

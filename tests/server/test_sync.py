@@ -1,5 +1,7 @@
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from imqtt.model import (
     Accepted,
     Content,
@@ -220,6 +222,35 @@ async def test_a_page_full_of_heads_still_moves_a_cursor(running: Server, device
         assert event.seq == seq
         assert page.more == (seq < 3)
         cursor = Cursor("u:alice", event.seq, event.id)
+
+
+@pytest.mark.parametrize(("max_packet", "text"), [(2_048, 200), (4_096, 1_100), (65_536, 60_000)])
+async def test_a_small_packet_full_of_heads_still_moves_a_cursor(
+    running: Server, device: Make, max_packet: int, text: int
+) -> None:
+    alice = await device("alice@phone")
+    names = [f"d:alice:u{number:03}" for number in range(60)]
+    for name in names:
+        await alice.command(Send(name, "m", Content(text="hi")))
+    await fill(alice, "u:alice", 3, text="y" * text)
+    tablet = await device("alice@tablet")
+    _, page = await tablet.hello(Cursor("u:alice"), max_packet=max_packet)
+    assert page.more
+    cursor, listed = Cursor("u:alice"), set()
+    for _ in range(3):
+        page = await page_of(tablet, Sync((cursor,), heads=True))
+        assert len(encode_frame(page, Format.JSON)) < max_packet
+        listed.update(head.conversation for head in page.heads)
+        last = page.slices[-1].events[-1]
+        assert last.seq > cursor.seq
+        cursor = Cursor("u:alice", last.seq, last.id)
+        if not page.more:
+            break
+    assert cursor.seq == 3
+    while page.more_heads:
+        page = await page_of(tablet, Sync((cursor,), heads=True, heads_before=page.more_heads))
+        listed.update(head.conversation for head in page.heads)
+    assert listed == {*names, "u:alice"}
 
 
 async def test_hello_can_be_said_by_a_device_that_knows_no_partition(running: Server, device: Make) -> None:
