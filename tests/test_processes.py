@@ -7,7 +7,10 @@ from imqtt.processes import command_line
 
 
 def test_the_command_line_of_a_process_is_its_words() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()", "two words"], stdin=subprocess.PIPE) as process:
-        assert command_line(process.pid) == f"{sys.executable} -c input() two words"
+    program = [sys.executable, "-c", "print(); input()", "two words"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)  # it runs: before that it is still a copy of this process
+        assert command_line(process.pid) == f"{sys.executable} -c print(); input() two words"
         process.communicate(b"\n")
     assert command_line(process.pid) == ""

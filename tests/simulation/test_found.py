@@ -51,7 +51,8 @@ def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() 
         rival = await world.connect(Settings("broker", 1884, session, password=PASSWORD, clean_start=True))
         device = await world.connect(Settings("broker", 1883, "alice@plain", clean_start=True))
         await device.subscribe(down(Device("alice", "plain")))
-        await rival.close()  # and with it goes the session, until its partition's owner takes it again
+        world.broker.refusals[session] = 0x88  # its partition's owner does not get it back at once
+        await rival.close()  # and with it goes the session
         send = Send(CONVERSATION, "m1", Content(text="hello"))
         await device.publish([Message(up(Device("alice", "plain"), 0), encode_command(send, Format.JSON))])
         heard.extend(decode_frames((await device.receive(1))[0].payload))
