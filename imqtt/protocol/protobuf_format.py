@@ -244,9 +244,11 @@ def _content_in(content: pb.Content) -> Content:
     return Content(None, None, content.content_type, None, reply_to, mentions)
 
 
-def _json_in(text: str) -> JsonText:
+def _json_in(text: str) -> JsonText | None:
+    """The JSON body, or None for `null`: in the JSON format that is the same as no body."""
     try:
-        return canonical_json(msgspec.json.decode(text))
+        value = msgspec.json.decode(text)
+        return None if value is None else canonical_json(value)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"content.json is not JSON: {error}"[:120]) from None
 
