@@ -151,7 +151,7 @@ class SetupError(ImqttError):
 
 
 class StoreInUse(SetupError):
-    """Somebody else has opened the store for himself alone, or this one asks to be alone and is not."""
+    """The store is open exclusively elsewhere, or this process asks for that while others have it open."""
 
 
 WIRE_ERRORS: dict[str, type[ImqttError]] = {

@@ -262,7 +262,7 @@ class Rejected(Frame, frozen=True):
 
 
 class Marks(Frame, frozen=True):
-    """How far a member has got: every event up to these seqs is delivered to him, read by him."""
+    """How far a member has got: every event up to these seqs is delivered to them, read by them."""
 
     conversation: str
     user: str
