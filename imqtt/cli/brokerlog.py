@@ -1,11 +1,9 @@
 """Relays the lines of Mosquitto's log that concern an operator to the log of `imqtt up`."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from imqtt.cli.limits import raise_file_limit
@@ -82,19 +80,8 @@ class BrokerLog:
             self._warning.note(printable(said))
 
 
-@contextlib.asynccontextmanager
-async def followed(path: Path, start: int | None = None) -> AsyncIterator[None]:
-    """Relays what matters of the log at `path` to this process's own, for as long as the block runs."""
-    task = asyncio.create_task(_follow(BrokerLog(path, start)), name="broker-log")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def _follow(broker_log: BrokerLog) -> None:
+async def follow(broker_log: BrokerLog) -> None:
+    """Relays what matters of the broker's log to this process's own, until cancelled."""
     while True:
         broker_log.look()
         await asyncio.sleep(LOOK_SECONDS)

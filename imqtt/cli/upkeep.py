@@ -6,10 +6,10 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from imqtt.cli.brokerlog import followed
+from imqtt.cli.brokerlog import BrokerLog, follow
 from imqtt.cli.data import DataDirectory
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
@@ -36,7 +36,11 @@ async def up(
     broker: Mosquitto, directory: DataDirectory, flags: dict[str, Any], say_ready: Callable[[int], None]
 ) -> None:
     """A broker, and the server on it."""
-    async with broker, _kept_running(broker), followed(broker.log, broker.log_start):
+    async with (
+        broker,
+        _beside(_keep_running(broker), "broker"),
+        _beside(follow(BrokerLog(broker.log, broker.log_start)), "broker-log"),
+    ):
         config = server_config(
             flags,
             broker_host=INTERNAL_HOST,
@@ -70,9 +74,9 @@ def _calm_collector() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _kept_running(broker: Mosquitto) -> AsyncIterator[None]:
-    """Starts the broker again whenever it ends by itself."""
-    task = asyncio.create_task(_keep_running(broker), name="broker")
+async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Runs `work` as a task of this name for as long as the block runs."""
+    task = asyncio.create_task(work, name=name)
     try:
         yield
     finally:
@@ -82,6 +86,7 @@ async def _kept_running(broker: Mosquitto) -> AsyncIterator[None]:
 
 
 async def _keep_running(broker: Mosquitto) -> None:
+    """Starts the broker again whenever it ends by itself."""
     first, longest = RESTART_SECONDS
     pause = first
     while True:
