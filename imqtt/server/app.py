@@ -22,7 +22,8 @@ from imqtt.distribution import installed_version
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
-from imqtt.server import files, storewatch
+from imqtt.server import files, rollcall, storewatch
+from imqtt.server.access import Access
 from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
@@ -127,6 +128,7 @@ class Server:
             store=troubles.store.text or troubles.storing.text or "ok",
             state=self._state.trouble or "ok",
             broker=troubles.broker.text
+            or troubles.access.text
             or troubles.cluster.text
             or troubles.stranger.text
             or troubles.contested.text
@@ -276,10 +278,12 @@ class Server:
             clock=self._clock,
         )
         present = self._own("present")
+        me = Peer(identity.cluster, worker.id, worker.host, worker.pid, worker.started)
         self._roll_call = RollCall(
-            Peer(identity.cluster, worker.id, worker.host, worker.pid, worker.started),
+            me,
             lambda will: self._connect(replace(present, will=will)),
             self._connections,
+            Access(worker.id, rollcall.TOPIC, config.broker_username, self._troubles.access),
             away=lambda: assignment.away,
             warn=self._warn,
             heard=assignment.trust,

@@ -288,7 +288,8 @@ class Assignment:
         if not contested:
             known.stranger.end()
             known.contested.end_all()
-        troubles = [it.text for it in (known.cluster, known.stranger, known.store, known.storing)]
+        troubles = [it.text for it in (known.access, known.cluster, known.stranger)]
+        troubles += [known.store.text, known.storing.text]
         troubles += [self._state.trouble, known.broker.text, known.clock.text, known.files.text]
         if contested:
             numbers = ", ".join(map(str, contested))

@@ -4,6 +4,8 @@ The sessions have the same names for everybody, so two deployments on one broker
 other, and each would have half of every conversation. The one that came to the broker later ends instead.
 And workers of one deployment that do not see each other in Redis, since one cannot reach it or was given
 another one, find out here which of them goes on.
+
+Before any of that, the connection finds out whether the broker lets it hear anything at all: see `access`.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from imqtt.broker.link import Link, Message
 from imqtt.broker.values import Will
 from imqtt.core.backoff import backoff
 from imqtt.errors import SetupError
+from imqtt.server.access import Access
 from imqtt.server.connections import Connections, Line
 
 TOPIC = "imqtt/$servers"  # no device's: user ids have no $
@@ -25,6 +28,8 @@ ANSWER_SECONDS = 0.5
 SHORT_LIVED_SECONDS = 5.0
 SIMULTANEOUS_SECONDS = 10  # who came with less between them came together
 ABSENT_SECONDS = 60.0  # who was cut off for longer comes anew, perhaps to another broker
+CHECK_SECONDS = 60.0  # between two looks at what the broker's access rules allow; they may be changed
+RETRY_SECONDS = 1.0  # after a look that found too little
 
 
 class Peer(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
@@ -56,9 +61,14 @@ _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(Peer).decode
 
 
+def is_foreign(mine: Peer, other: Peer) -> bool:
+    """Whether `other` serves another store: one of another cluster."""
+    return other.cluster != mine.cluster
+
+
 def gives_way(mine: Peer, other: Peer) -> bool:
     """Whether this server is to end, because `other` has served another store on this broker for longer."""
-    if other.cluster == mine.cluster:
+    if not is_foreign(mine, other):
         return False
     if (other.standing < 0) != (mine.standing < 0):
         return mine.standing < 0
@@ -71,7 +81,7 @@ class RollCall:
 
     `away` tells whether this one does not reach its state at the moment. `heard` is told of workers of this
     cluster that say something, `gone` of those that left or whose connections ended: one that is killed is
-    known to be gone at once, before its time in the state has run out. `warn` is told of another cluster's
+    known to be gone at once, before its time in the state has run out. `warn` is told of another store's
     server, and with "" that it has gone.
     """
 
@@ -80,6 +90,7 @@ class RollCall:
         me: Peer,
         connect: Callable[[Will], Awaitable[Link]],
         connections: Connections,
+        access: Access,
         *,
         away: Callable[[], bool],
         heard: Callable[[str], None],
@@ -89,6 +100,7 @@ class RollCall:
         self._me = me
         self._connect = connect
         self._connections = connections
+        self._access = access
         self._away = away
         self._heard = heard
         self._gone = gone
@@ -98,10 +110,10 @@ class RollCall:
         self._cut = 0.0  # when it was last cut off, by the same clock
         self._answers: dict[str, Peer] = {}  # to the last question, by worker
         self._asking: asyncio.Task[None] | None = None
-        self._foreign: set[str] = set()  # workers of other clusters that are here
+        self._foreign: set[str] = set()  # workers on other stores that are here
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Answers until cancelled; `ready` is set once nobody has objected.
+        """Answers until cancelled. `ready`: the broker lets this server work, and nobody has objected.
 
         Raises `SetupError` if a server of another store was here before.
         """
@@ -169,23 +181,41 @@ class RollCall:
         self._warn("")
         # Asked before this one listens itself: then the broker's answer tells whether anybody does.
         alone = await link.publish([self._message(asks=True)]) == [NO_MATCHING_SUBSCRIBERS]
-        await link.subscribe(TOPIC)
+        await link.subscribe(*self._access.topics)
         line.works()
         self._link = link
-        link.publish([self._message(asks=True)])  # somebody may have come meanwhile, and not heard the first
-        patience = asyncio.get_running_loop().call_later(0.0 if alone else ANSWER_SECONDS, self._stand, ready)
+        standing = asyncio.create_task(self._stand(link, ready, alone=alone), name="roll-call-standing")
         try:
             while True:
                 for received in await link.receive(100):
-                    self._hear(link, received.payload)
+                    if received.topic == TOPIC:
+                        self._hear(link, received.payload)
+                    else:
+                        self._access.heard(received.topic)
                     link.ack(received)
         finally:
-            patience.cancel()
+            standing.cancel()
 
-    def _stand(self, ready: asyncio.Event) -> None:
-        if self._since is None:
-            self._since = asyncio.get_running_loop().time()
-        ready.set()
+    async def _stand(self, link: Link, ready: asyncio.Event, *, alone: bool) -> None:
+        """Sets `ready` once this server hears what is said and nobody has objected; then goes on looking.
+
+        Ends with the link.
+        """
+        stands = False
+        with contextlib.suppress(LinkError):
+            while True:
+                # Somebody may have come since the first question, or have answered while this one was deaf.
+                if not await self._access.granted(link, self._message(asks=not stands)):
+                    alone = False
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
+                if not stands:
+                    await asyncio.sleep(0.0 if alone else ANSWER_SECONDS)
+                    stands = True
+                    if self._since is None:
+                        self._since = asyncio.get_running_loop().time()
+                    ready.set()
+                await asyncio.sleep(CHECK_SECONDS)
 
     def _hear(self, link: Link, payload: bytes) -> None:
         try:
@@ -193,12 +223,13 @@ class RollCall:
         except msgspec.DecodeError:
             return
         if other.worker == self._me.worker:
+            self._access.heard(TOPIC)
             return
-        if other.cluster != self._me.cluster:
-            self._hear_foreign(other)
-        elif other.gone:
+        if other.gone and other.cluster == self._me.cluster:
             self._gone(other.worker)
-        else:
+        if is_foreign(self._me, other):
+            self._hear_foreign(other)
+        elif not other.gone:
             self._heard(other.worker)
             self._answers[other.worker] = other
         if other.asks:
@@ -212,8 +243,9 @@ class RollCall:
             return
         if gives_way(self._now(), other):
             raise SetupError(
-                f"this broker is served already, by {other.host} (pid {other.pid}) on the store of cluster "
-                f"{other.cluster}; the store here is of cluster {self._me.cluster}. Give each its own broker"
+                f"this broker is served already, by {other.host} (pid {other.pid}) on "
+                f"the store of cluster {other.cluster}; the store here is of cluster {self._me.cluster}. "
+                "Give each its own broker"
             )
         self._foreign.add(other.worker)
         self._warn(f"{other.host} (pid {other.pid}) serves the store of cluster {other.cluster}")

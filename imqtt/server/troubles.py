@@ -31,6 +31,12 @@ class Troubles:
         self.storing = Problem(
             store, "nothing can be stored", "the store takes everything again", level=logging.ERROR
         )
+        # The broker's access rules keep packets from this server, or refuse its own.
+        self.access = Problem(
+            log,
+            f"the access rules of the broker{at} keep this server from its work",
+            f"the access rules of the broker{at} let this server do its work",
+        )
         # A server of another store on this broker.
         self.cluster = Problem(
             log, "another imqtt is on this broker", "no other imqtt is on this broker any more"

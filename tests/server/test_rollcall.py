@@ -15,6 +15,7 @@ from imqtt.errors import SetupError
 from imqtt.model import Accepted
 from imqtt.problems import Problem
 from imqtt.server import rollcall
+from imqtt.server.access import Access
 from imqtt.server.app import wall_clock
 from imqtt.server.connections import Connections
 from imqtt.server.rollcall import Peer, RollCall, gives_way
@@ -86,6 +87,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
     def roll_call(name: str) -> RollCall:
         return RollCall(
             Peer(name, name, "host", 1, 0), lambda will: connect_to(name, will), Connections(problem),
+            Access(name, rollcall.TOPIC, SERVER_ACCOUNT, problem),
             away=lambda: False, heard=str, gone=str, warn=warnings.append,
         )  # fmt: skip
 
