@@ -278,7 +278,8 @@ class Server:
             clock=self._clock,
         )
         present = self._own("present")
-        me = Peer(identity.cluster, worker.id, worker.host, worker.pid, worker.started)
+        alone = not self._store.shared
+        me = Peer(identity.cluster, worker.id, worker.host, worker.pid, worker.started, exclusive=alone)
         self._roll_call = RollCall(
             me,
             lambda will: self._connect(replace(present, will=will)),

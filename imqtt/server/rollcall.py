@@ -2,6 +2,8 @@
 
 The sessions have the same names for everybody, so two deployments on one broker would take them from each
 other, and each would have half of every conversation. The one that came to the broker later ends instead.
+That includes a server on a copy of the store, which has the same cluster: a store that one process alone may
+open is known to be another one if anybody else answers.
 And workers of one deployment that do not see each other in Redis, since one cannot reach it or was given
 another one, find out here which of them goes on.
 
@@ -38,7 +40,8 @@ class Peer(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
     `standing`: for how long it has been on this broker with nobody objecting; -1: not yet. A duration, since
     clocks differ, and one that served another broker for weeks has come to this one just now. `asks`: others
     are to answer. `away`: it does not reach its state, and cannot know who else is there. `gone`: it has
-    left, or its connection ended without a goodbye, and the broker says this in its stead.
+    left, or its connection ended without a goodbye, and the broker says this in its stead. `exclusive`: no
+    other process can have its store open.
     """
 
     cluster: str
@@ -50,6 +53,7 @@ class Peer(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
     away: bool = False
     gone: bool = False
     asks: bool = False
+    exclusive: bool = False
 
     @property
     def rank(self) -> tuple[bool, int, str]:
@@ -62,8 +66,8 @@ _decode = msgspec.json.Decoder(Peer).decode
 
 
 def is_foreign(mine: Peer, other: Peer) -> bool:
-    """Whether `other` serves another store: one of another cluster."""
-    return other.cluster != mine.cluster
+    """Whether `other` serves another store: one of another cluster, or a copy."""
+    return other.cluster != mine.cluster or mine.exclusive or other.exclusive
 
 
 def gives_way(mine: Peer, other: Peer) -> bool:
@@ -244,11 +248,15 @@ class RollCall:
         if gives_way(self._now(), other):
             raise SetupError(
                 f"this broker is served already, by {other.host} (pid {other.pid}) on "
-                f"the store of cluster {other.cluster}; the store here is of cluster {self._me.cluster}. "
+                f"{self._store_of(other)}; the store here is of cluster {self._me.cluster}. "
                 "Give each its own broker"
             )
         self._foreign.add(other.worker)
-        self._warn(f"{other.host} (pid {other.pid}) serves the store of cluster {other.cluster}")
+        self._warn(f"{other.host} (pid {other.pid}) serves {self._store_of(other)}")
+
+    def _store_of(self, other: Peer) -> str:
+        copy = "a copy of this store, also " if other.cluster == self._me.cluster else "the store "
+        return f"{copy}of cluster {other.cluster}"
 
     def _now(self) -> Peer:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since

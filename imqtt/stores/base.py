@@ -138,6 +138,10 @@ class Store(Protocol):
     def identity(self) -> Identity:
         """As it was when the store was created."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may have the store open as well."""
+
     async def close(self) -> None:
         """Finishes what was begun, and lets go of the files or connections."""
 

@@ -77,6 +77,10 @@ class MongoStore(MongoReader):
             await disconnect(client)
             raise
 
+    @property
+    def shared(self) -> bool:
+        return self._claim is None or self._claim.shared
+
     async def close(self) -> None:
         """Waits for the writes that were begun, and gives up the claim."""
         if not self._open:

@@ -38,9 +38,9 @@ class Claim:
 
     def __init__(self, database: Database, shared: bool) -> None:
         self.id = secrets.token_hex(8)
+        self.shared = shared
         self._database = database
         self._servers = database.get_collection("servers")
-        self._shared = shared
         self._opened = False
         self._renewing: asyncio.Task[None] | None = None
         self._problem = Problem(
@@ -87,7 +87,7 @@ class Claim:
             "host": socket.gethostname(),
             "machine": _machine(),
             "pid": os.getpid(),
-            "shared": self._shared,
+            "shared": self.shared,
             "open": self._opened,
         }
         await self._servers.update_one({"_id": self.id}, {"$set": mine, **_NOW}, upsert=True)
@@ -136,7 +136,7 @@ class Claim:
         """Removes what a dead process has left, and no more: it may have shown itself since it was read."""
         if _is_dead(other) and await self._remove(other):
             return False
-        return not (self._shared and other.get("shared"))
+        return not (self.shared and other.get("shared"))
 
     async def _remove(self, other: Document) -> bool:
         removed = await self._servers.delete_one({"_id": other["_id"], "seen": other.get("seen")})
@@ -144,7 +144,7 @@ class Claim:
 
     def _in_use(self, other: Document) -> str:
         where = f"the store is in use by process {other.get('pid')} on {other.get('host')}"
-        if self._shared:
+        if self.shared:
             return f"{where}, which has it for itself; end that one, or give all of them one Redis as state"
         if other.get("shared"):
             return f"{where}, which shares it; end that one, or give this one the same Redis as state"

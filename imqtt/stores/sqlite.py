@@ -51,6 +51,10 @@ class SqliteStore(SqliteReader):
         identity, connection, lock = await asyncio.to_thread(_open, path, new, copying)
         return cls(path, identity, connection, lock, readers)
 
+    @property
+    def shared(self) -> bool:
+        return False
+
     async def close(self) -> None:
         """Commits what was submitted, brings the log into the file and lets go of it."""
         await super().close()

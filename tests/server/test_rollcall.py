@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from imqtt.broker import Link, Will, connect
 from imqtt.broker.link import Settings
@@ -34,6 +36,13 @@ def test_who_came_later_gives_way_and_who_is_of_the_same_cluster_never() -> None
     assert gives_way(peer("a", 5), peer("b", 500))
     assert not gives_way(peer("a", 500), peer("b", 5))
     assert not gives_way(peer("a", -1), peer("a", 500))
+
+
+def test_where_one_process_alone_may_open_a_store_another_one_has_a_copy() -> None:
+    alone = replace(peer("a", 5), exclusive=True)
+    assert gives_way(alone, peer("a", 500))
+    assert gives_way(peer("a", 5), replace(peer("a", 500), exclusive=True))
+    assert not gives_way(alone, peer("a", -1))
 
 
 @pytest.mark.parametrize(("one", "two"), [(-1.0, -1.0), (0.0, 0.0), (3.0, 7.5)])
@@ -140,3 +149,22 @@ async def test_a_server_that_was_killed_is_nobodys_rival(
     (tmp_path / "other").mkdir()
     async with serving(config_for(broker, tmp_path / "other")) as other:
         assert len(other.worker.holdings) == 16
+
+
+async def test_a_server_on_a_copy_of_the_store_is_refused_and_the_first_goes_on(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Device
+) -> None:
+    first = await stack.enter_async_context(serving(config_for(broker, tmp_path)))
+    alice = await device("alice@phone")
+    assert isinstance(await alice.send("u:alice", "1"), Accepted)
+    (tmp_path / "other").mkdir()
+    with sqlite3.connect(tmp_path / "imqtt.db") as store:
+        store.execute("VACUUM INTO ?", (str(tmp_path / "other" / "imqtt.db"),))
+    with pytest.raises(
+        SetupError, match=r"served already.*a copy of this store, also of cluster [0-9a-f]{16}"
+    ):
+        async with serving(config_for(broker, tmp_path / "other")):
+            pass
+    assert isinstance(await alice.send("u:alice", "2"), Accepted)
+    assert sum(it.cuts for it in first.worker.holdings) == 0
+    await eventually(lambda: not first.worker.trouble, what="the other one's goodbye")

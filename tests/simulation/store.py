@@ -104,6 +104,10 @@ class SimStore:
     def identity(self) -> Identity:
         return self.tables.identity
 
+    @property
+    def shared(self) -> bool:
+        return True
+
     async def close(self) -> None:
         self._open = False
         while self._under_way:
