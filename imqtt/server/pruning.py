@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
+from time import monotonic
 
 from imqtt.errors import Unavailable
 from imqtt.model import Device
@@ -28,6 +29,7 @@ RETRY_SECONDS = 60.0  # after a sweep that failed
 REGISTRATIONS_AT_ONCE = 500
 REMOVED_AT_ONCE = 50
 NAMED = 10  # devices that one line of the log names
+JUMP = 7 * DAY  # a clock that is further ahead of the time measured is reported; suspending jumps, too
 
 
 class Pruning:
@@ -36,6 +38,11 @@ class Pruning:
     Of a user's surplus, the devices not seen for longest are removed first. A present device stays. `sweeps`
     tells whether this worker is the one that looks at all devices. `patience` is in seconds: by then every
     connected device has sent a command, so a state that began empty knows which devices are present.
+
+    A clock that is months ahead would make every device old. So a process removes none for its age at its
+    first sweep, and at later ones takes no more time to have passed since then than it has measured itself.
+    So a clock that is wrong at the start and set right before the second sweep does no harm, nor does one
+    that goes wrong later, for however long.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Pruning:
         patience: float,
         sweeps: Callable[[], bool],
         clock: Callable[[], int],
+        timer: Callable[[], float] = monotonic,
     ) -> None:
         self._store = store
         self._devices = devices
@@ -60,6 +68,13 @@ class Pruning:
         self._patience = patience
         self._sweeps = sweeps
         self._clock = clock
+        self._timer = timer
+        self._first: tuple[int, float] | None = None  # clock and timer at the first sweep
+        self._jump = Problem(
+            log,
+            "the clock has jumped ahead, and no device is removed for what it says",
+            "the clock is back",
+        )
         self._writing = Problem(
             log, "devices' last-seen times cannot be stored", "devices' last-seen times are stored again"
         )
@@ -111,13 +126,15 @@ class Pruning:
 
     async def sweep(self) -> None:
         """Looks at all devices once. Raises `Unavailable` or `StateAway`."""
+        started = self._clock(), self._timer()
+        time = self._believed(*started)
         after, user, count = Device("", ""), "", 0
         while rows := await self._store.registrations(after, REGISTRATIONS_AT_ONCE):
             after = rows[-1].device
             now = self._clock()
             # Devices that imqtt 0.1 registered have no time; theirs counts from now on.
             await self._devices.see({it.device: now for it in rows if not it.seen})
-            oldest = now - self._max_age * DAY
+            oldest = time - self._max_age * DAY
             old = [it for it in rows if 0 < it.seen < oldest]
             await self._remove(await self._absent(old), f"not seen for {self._max_age} days")
             for it in rows:
@@ -125,6 +142,22 @@ class Pruning:
                 user = it.device.user
                 if count == self._per_user + 1:
                     self._crowded.put(user)
+        self._first = self._first or started
+
+    def _believed(self, clock: int, timer: float) -> int:
+        """The time by which devices' ages are counted: before all of them until a first sweep is done."""
+        if self._first is None:
+            return 0
+        first, began = self._first
+        measured = first + int((timer - began) * 1_000)
+        if clock - measured > JUMP:
+            self._jump.start(
+                f"it is {(clock - measured) // DAY} days further than by what this process has measured; "
+                "if it is right, as after the machine was suspended, start the server again"
+            )
+        else:
+            self._jump.end()
+        return min(clock, measured)
 
     async def _thin_out(self, user: str, _: str) -> str:
         registrations = (await self._store.devices([user]))[user]

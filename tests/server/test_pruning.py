@@ -39,6 +39,7 @@ class Place:
         self.store = store
         self.state = MemoryState(rate=10, burst=10)
         self.now = NOW
+        self.ahead = 0  # what the clock is wrong by
         self.counters = Counters()
         self.devices = Devices(store, self.state, Troubles(), lambda: self.now)
         self.presences = Presences(
@@ -47,7 +48,8 @@ class Place:
         )  # fmt: skip
         self.pruning = Pruning(
             store=store, devices=self.devices, presences=self.presences, counters=self.counters, max_age=90,
-            per_user=3, patience=0.0, sweeps=lambda: True, clock=lambda: self.now,
+            per_user=3, patience=0.0, sweeps=lambda: True, clock=lambda: self.now + self.ahead,
+            timer=lambda: self.now / 1_000,
         )  # fmt: skip
 
     async def put(self, *names: str, days: float = 0.0, seen: int | None = None) -> None:
@@ -77,7 +79,9 @@ def device(name: str) -> Device:
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
-    yield Place(store)
+    place = Place(store)
+    await place.pruning.sweep()  # at its first one it removes nothing
+    yield place
     await store.close()
 
 
@@ -226,3 +230,49 @@ async def test_a_device_that_was_removed_and_speaks_is_registered_anew(place: Pl
     assert await place.store.devices(["alice"]) == {
         "alice": (Registration(device("alice@old"), "json", seen=NOW),)
     }
+
+
+async def test_a_clock_that_jumps_ahead_removes_no_device_for_however_long_it_is_wrong(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    await place.put("alice@phone", days=1)
+    await place.put("alice@old", days=100)
+    place.ahead = 400 * DAY
+    await place.prune()
+    place.now += DAY
+    await place.prune()
+    assert await place.names() == ["alice@phone"]  # and yet the time that has passed counts
+    said = (
+        "the clock has jumped ahead, and no device is removed for what it says: it is 400 days further than"
+    )
+    assert [it.getMessage().startswith(said) for it in caplog.records] == [True]
+    place.ahead = 0
+    await place.prune()
+    await eventually(lambda: caplog.messages[-1].startswith("the clock is back, after"))
+
+
+async def test_a_process_that_starts_with_a_wrong_clock_removes_nothing_at_first(place: Place) -> None:
+    await place.put("alice@phone", days=1)
+    place.pruning._first = None
+    place.ahead = 400 * DAY
+    await place.prune()
+    place.ahead = 0
+    place.now += 6 * 3_600_000
+    await place.prune()
+    assert await place.names() == ["alice@phone"]
+
+
+async def test_a_first_sweep_that_fails_does_not_count(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_: object) -> None:
+        raise StateAway("not now")
+
+    await place.put("alice@phone", days=100)
+    place.pruning._first = None
+    with monkeypatch.context() as patch:
+        patch.setattr(place.state, "presence", away)
+        with pytest.raises(StateAway):
+            await place.pruning.sweep()
+    await place.prune()
+    assert await place.names() == ["alice@phone"]
+    await place.prune()
+    assert await place.names() == []
