@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from errno import EADDRINUSE
 
 import msgspec
 
 from imqtt.addresses import host_port
 from imqtt.errors import SetupError
+from imqtt.problems import explain
 
 HEAD_BYTES = 8_192
 SECONDS = 5.0
@@ -55,9 +57,9 @@ class HealthPage:
         try:
             self._server = await asyncio.start_server(self._answer, self._host, self._port, limit=HEAD_BYTES)
         except OSError as error:
-            raise SetupError(
-                f"health: cannot listen on {host_port(self._host, self._port)}: {error}"
-            ) from error
+            where = host_port(self._host, self._port)
+            hint = "; stop what listens there, or give another port" if error.errno == EADDRINUSE else ""
+            raise SetupError(f"health: cannot listen on {where}: {explain(error)}{hint}") from error
 
     def stop(self) -> None:
         if self._server is not None:

@@ -1,7 +1,9 @@
 """`imqtt serve`: the server on a broker that somebody else runs."""
 
 import asyncio
+import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from tests.cli.commands import environment, imqtt_process
-from tests.services import ServerProcess
+from tests.ports import listeners
+from tests.services import ServerProcess, eventually
 
 
 async def test_sigterm_ends_it_cleanly(broker: Mosquitto, tmp_path: Path) -> None:
@@ -51,6 +54,45 @@ async def test_it_waits_for_a_broker_and_can_be_ended_meanwhile(tmp_path: Path, 
             await process.wait()
     assert process.returncode == 0
     assert b"Traceback" not in rest
+
+
+async def test_a_health_port_that_is_taken_ends_it_at_once_with_one_line(tmp_path: Path) -> None:
+    with socket.create_server((INTERNAL_HOST, 0)) as taken:
+        address = f"{INTERNAL_HOST}:{taken.getsockname()[1]}"
+        ended = await imqtt_process(
+            "serve", "--broker-port", "1", "--health", address,
+            "--store", f"sqlite:///{tmp_path / 'imqtt.db'}",
+        )  # fmt: skip
+    assert ended.status == 1
+    assert ended.err == (
+        f"imqtt: health: cannot listen on {address}: Address already in use; "
+        "stop what listens there, or give another port\n"
+    )
+
+
+async def test_the_broker_that_it_waits_for_is_named_once_at_the_start_and_at_the_end(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path / "broker", **listeners())
+    await broker.start()
+    await broker.stop()
+    server = ServerProcess(broker, tmp_path)
+    starting = asyncio.create_task(server.start())
+    where = f"the broker at {INTERNAL_HOST}:{broker.internal_port}"
+
+    def said() -> list[str]:
+        lines = server.log.read_text().splitlines() if server.log.exists() else []
+        return [it.partition(" WARNING ")[2] for it in lines if " WARNING " in it]
+
+    await eventually(said, what="a warning")
+    await broker.start()
+    await starting
+    await eventually(lambda: len(said()) > 1, what="that the broker is there")
+    assert re.fullmatch(
+        rf"imqtt\.server\.\w+: no connection to {where} \([\w -]+\): Connection refused", said()[0]
+    )
+    assert re.match(rf"imqtt\.server\.\w+: every connection to {where} works again, after ", said()[1])
+    assert len(said()) == 2
+    await server.stop()
+    await broker.stop()
 
 
 @pytest.mark.parametrize(
