@@ -23,6 +23,8 @@ PEERS_AT_ONCE = 200  # conversations in one slice
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
 # published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
+# Whoever was present lately was seen within this time: it is stored once a day (milliseconds).
+LATELY = 2 * 86_400_000
 
 Pair = tuple[str, str]
 
@@ -33,10 +35,14 @@ class Newcomer(NamedTuple):
     `back`: it was absent without losing its connection, and missed changes, so it is sent offline peers too.
     After a `Hello` a device takes every peer for offline anyway. A device that sends neither `Hello` nor
     `Status` takes no part in presence.
+
+    `settled`: the state did not know the device, perhaps since it had lost its memory, but by now has heard
+    of everybody who is there. So whoever is not in it is offline, and may have gone unnoticed.
     """
 
     device: Device
     back: bool
+    settled: bool = False
 
 
 class Presences:
@@ -75,6 +81,7 @@ class Presences:
             "telling new devices of their peers' presence", self._tell_all
         )
         self._acquainted = SlicedQueue[Pair]("telling two users of each other's presence", self._introduce)
+        self._unknown: dict[Device, int] = {}  # devices that the state did not know, and until when to wait
         self._looking = Problem(
             log, "devices that have fallen silent are not looked for", "silent devices are looked for again"
         )
@@ -96,6 +103,7 @@ class Presences:
             known = isinstance(command, Hello) or is_last_word(command) or _is_connected(device, before or {})
             if not known:
                 self._newcomers.put(Newcomer(device, back=True))
+                self._settle(device)
         # A `Status` with another connection's nonce changes nothing, but it shows that the device is there.
         ignored = {
             device
@@ -123,6 +131,12 @@ class Presences:
             self._changed.put(device.user)
             if nonce:
                 self._newcomers.put(Newcomer(device, back=True))
+            else:
+                self._settle(device)
+
+    def _settle(self, device: Device) -> None:
+        """Tells the device later of those who are gone, if the state did not know it for lack of memory."""
+        self._unknown.setdefault(device, self._clock() + self._ttl)
 
     async def end(self, devices: Collection[Device]) -> None:
         """Ends devices' presence on any connection, and has their peers told.
@@ -180,8 +194,12 @@ class Presences:
             await asyncio.sleep(max(self._ttl / 10_000, 0.5))
             try:
                 # Twice the time, as workers' clocks differ a little.
-                for gone in await self._state.expired(self._clock(), 2 * self._ttl):
+                now = self._clock()
+                for gone in await self._state.expired(now, 2 * self._ttl):
                     self._changed.put(gone.device.user)
+                for device in [it for it, due in self._unknown.items() if due <= now]:
+                    del self._unknown[device]
+                    self._newcomers.put(Newcomer(device, back=True, settled=True))
                 self._looking.end()
             except Exception as error:
                 self._looking.start(explain(error))
@@ -219,12 +237,24 @@ class Presences:
         lists = await self._devices.of([device.user])
         registrations = [it for it in lists[device.user] if it.device == device]
         fanout = Fanout(self._max_packet, self._counters)
-        for presence in _presences(await self._state.presence(peers)):
+        lately = await self._seen_lately(peers) if newcomer.settled else {}
+        known = await self._state.presence([device.user, *peers])
+        own = known.pop(device.user, ())
+        if any(it.device == device for it in own):  # else the state has lost its memory once more
+            for user in lately.keys() - known.keys():
+                fanout.add(Presence(user, "offline", lately[user]), registrations)
+        for presence in _presences(known):
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
         # No await between reading the presences and publishing them, so a later publish is never older.
         await self._publish(fanout.messages())
         return ended
+
+    async def _seen_lately(self, users: Collection[str]) -> dict[str, int]:
+        """Those of the users who may have been present lately, and when they were seen."""
+        lists, now = await self._devices.of(users), self._clock()
+        seen = {user: max((it.seen for it in lists[user]), default=0) for user in users}
+        return {user: at for user, at in seen.items() if at and now - at < LATELY}
 
     async def _introduce(self, pair: Pair, _: str) -> str:
         """Tells each of two users the other's presence unless it is offline."""

@@ -30,7 +30,7 @@ from tests.server.conftest import config_for
 from tests.server.test_marks_and_presence import Make, together
 from tests.services import eventually
 
-ALICE, BOB = Device("alice", "phone"), Device("bob", "laptop")
+ALICE, BOB, CAROL = Device("alice", "phone"), Device("bob", "laptop"), Device("carol", "phone")
 
 
 @pytest.fixture
@@ -267,6 +267,37 @@ async def test_whoever_speaks_to_a_wiped_redis_is_told_of(room: Room) -> None:
     await room.hears(("alice", "online"))  # as Bob is back, and may have missed something
     await room.hear(ALICE, Status("offline", "a"))
     await room.hears(("alice", "offline"))
+
+
+@pytest.mark.parametrize("command", [None, Status("online", "b")])
+async def test_who_falls_silent_as_the_state_is_lost_is_told_as_gone_once_that_is_certain(
+    room: Room, monkeypatch: pytest.MonkeyPatch, command: Status | None
+) -> None:
+    room.now = 400 * 86_400_000
+    seen = room.now - 86_400_000
+    await room.know("carol")
+    await room.know("dave")
+    await room.store.put_devices(
+        [Registration(it, "json", seen=seen) for it in (ALICE, CAROL)]
+        + [Registration(Device("dave", "phone"), "json", seen=seen - 86_400_000)]
+    )
+    for device in (ALICE, CAROL):
+        await room.hear(device, Hello("n"))
+    await room.hears(("alice", "online"), ("carol", "online"))
+    room.redis.command("FLUSHALL")
+    if command is None:
+        await room.presences.refresh([BOB])
+    else:
+        await room.hear(BOB, command)
+    await room.hears()
+    room.now += 299_000
+    await room.presences.refresh([BOB, CAROL])
+    await room.hears(("carol", "online"))
+    room.now += 1_000
+    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
+    async with room.telling():
+        await eventually(lambda: len(room.told) == 2)
+    await room.hears(("alice", "offline"), ("carol", "online"))  # Dave was not there lately
 
 
 @pytest.mark.parametrize("command", [None, Status("online", "b")])
