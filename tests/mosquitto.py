@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from imqtt.cli.installation import executable
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import SetupError
 
@@ -39,6 +40,11 @@ def use_given() -> None:
         raise SystemExit(f"{VARIABLE}={given} is Mosquitto {_dotted(version)}; imqtt needs {_dotted(OLDEST)}")
     os.environ["PATH"] = f"{_links(program)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     _try(given)
+
+
+def installed_version() -> tuple[int, ...]:
+    """Of the Mosquitto that everything here runs."""
+    return _version(Path(executable()))
 
 
 def _version(program: Path) -> tuple[int, ...]:

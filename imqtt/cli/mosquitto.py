@@ -352,7 +352,7 @@ class Mosquitto:
                 if os.strerror(errno.EADDRINUSE) in said:
                     error = PortTaken
                     said += self._holders()
-                raise error(f"Mosquitto ended at its start ({status}): {said}; its log is {self.log}")
+                raise error(f"Mosquitto ended at its start: {said}; its log is {self.log}")
             if time.monotonic() > deadline:
                 raise SetupError(
                     f"Mosquitto does not answer after {START_SECONDS:.0f} s; its log is {self.log}"

@@ -9,6 +9,7 @@ broker, named `worker-1>broker`, `worker-1>store`, `worker-1>redis`, `alice@phon
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 from contextlib import AsyncExitStack
@@ -63,6 +64,18 @@ class Broker(Mosquitto):
         with self.log.open("rb") as log:
             log.seek(since)
             return text.encode() in log.read()
+
+    def tells_of_takeover(self, client: str, since: int) -> bool:
+        """Whether it has logged after byte `since` that a new connection ended one of this client's.
+
+        Since 2.1 it says so of connections that had ended before, too.
+        """
+        log = self.log.read_bytes()
+        before, after = log[:since].decode(), log[since:].decode()
+        if f"Client {client} already connected, closing old connection" in after:
+            return True
+        told = re.search(rf"(Client {re.escape(client)} \[\S+\] disconnected: )session taken over", after)
+        return told is not None and told[1] not in before
 
     async def save(self) -> int:
         """Has it write its state now. Returns how many bytes that are."""

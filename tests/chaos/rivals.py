@@ -45,7 +45,7 @@ class Rival(Fault):
         self._task = asyncio.create_task(self._compete(), name=f"rival-{client}")
         try:
             await shows(
-                lambda: broker.says(f"Client {client} already connected, closing old connection", since),
+                lambda: broker.tells_of_takeover(client, since),
                 f"a rival having taken {client}'s connection",
             )
         except AssertionError:

@@ -1,4 +1,4 @@
-"""An MQTT broker in memory, for the simulated world: as Mosquitto 2.0.11 with this project's configuration.
+"""An MQTT broker in memory, for the simulated world: Mosquitto with this project's configuration.
 
 It does what clients of the server's link and of the SDK can see: QoS 0 and 1, sessions and their takeover,
 redelivery, wills, queues, wildcards, the loss and the restoring of what it held. `test_broker.py` holds it
@@ -10,17 +10,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, SUCCESS
+from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, SESSION_TAKEN_OVER, SUCCESS
 from imqtt.broker.values import Message, Settings, Will
 from tests.simulation.loop import Loop, Party, current
 from tests.simulation.network import Batch, Connection, Packet
+from tests.simulation.release import DEBIAN, Release
 
 # What a client sends; the first item of each packet.
 CONNECT = 1  # settings, Receive Maximum (0: none)
 PUBLISH = 2  # message, token or None at QoS 0
 ACK = 3  # packet id
 SUBSCRIBE = 4  # filters, token
-DISCONNECT = 5
+DISCONNECT = 5  # reason code; the broker sends it, too
 # What the broker sends. A token comes back as it was given: packet ids of publishers matter to nobody.
 CONNACK = 6  # code, session present, client id, keep alive
 DELIVERY = 7  # packet id or None, message, dup
@@ -95,8 +96,9 @@ class Session:
 class Broker:
     """`party` is its process, which may be paused; another one after each start."""
 
-    def __init__(self, loop: Loop, *, max_queued: int = MAX_QUEUED) -> None:
+    def __init__(self, loop: Loop, *, release: Release = DEBIAN, max_queued: int = MAX_QUEUED) -> None:
         self.loop = loop
+        self.release = release
         self.running = False
         self.unreachable: set[str] = set()  # names of parties whose new connections find no way to it
         self.refusals: dict[str, int] = {}  # client id to the reason code that its CONNECT gets
@@ -144,9 +146,9 @@ class Broker:
     def snapshot(self) -> State:
         """What it would write to mosquitto.db at this moment.
 
-        Sessions whose latest connection had clean_start are not in it, whatever their expiry. One without
-        is, though it has no expiry and would end with its connection: read back, it queues for a client
-        that will never get it.
+        Sessions whose latest connection had clean_start are not in it, whatever their expiry. In older
+        releases, one without clean_start is, though it has no expiry and would end with its connection:
+        read back, it queues for a client that will never get it.
         """
         self._expire()
         return tuple(
@@ -159,7 +161,7 @@ class Broker:
                 tuple(it.queued),
             )
             for it in self._sessions.values()
-            if not it.clean_start
+            if not it.clean_start and (it.expiry or self.release.saves_without_expiry)
         )
 
     @property
@@ -302,6 +304,8 @@ class Broker:
         # 2.0.11 counts from the place of what was acked, which is the first: so each PUBACK releases up to
         # the Receive Maximum, instead of one, and more is in flight than the client asked for.
         queued, connection = session.queued, session.connection
+        if self.release.keeps_receive_maximum:
+            place = max(0, session.maximum - session.quota)
         while queued and place < session.maximum and connection is not None:
             packet_id, message = entry = queued.popleft()
             inflight.append(entry)
@@ -347,7 +351,8 @@ class Broker:
             connection.down.send(((DELIVERY, packet_id, message, False),))
             return
         allowed = self.max_queued + (session.maximum if connection is not None else 0)
-        if len(session.inflight) + len(session.queued) < allowed:
+        waiting = len(session.queued) + (len(session.inflight) if self.release.counts_in_flight else 0)
+        if waiting < allowed:
             session.queued.append((packet_id, message))
         else:
             self.dropped += 1  # the newest; whoever published it is told "success"
@@ -390,6 +395,8 @@ class Broker:
         if connection is not None:
             session.connection = connection.session = connection.will = None
             del self._connections[connection]
+            if self.release.tells_of_takeover:
+                connection.down.send(((DISCONNECT, SESSION_TAKEN_OVER),))
             # What is unread when a socket is closed makes it a reset, and that overtakes what it was to say.
             connection.hang_up(RESET if connection.up.in_flight else 0.0)
 

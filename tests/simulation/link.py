@@ -188,6 +188,9 @@ class _Session:
                     events.append(publication)
             elif kind == CONNACK:
                 self._connected(packet, now, events)
+            elif kind == DISCONNECT:
+                self.state, self.deadline = State.ENDED, None
+                events.append(Ended(Closed("the broker ended the connection", packet[1])))
             else:
                 events.append(Subscribed(packet[1], packet[2]))
         return events

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from imqtt.broker.errors import SUCCESS, describe
 from imqtt.broker.values import Message, Settings, Will
-from imqtt.client.mqtt import MAX_WAITING, REFUSALS, Login, Lost, Refused, Untaken
+from imqtt.client.mqtt import MAX_WAITING, REFUSALS, TAKEN_OVER, Login, Lost, Refused, Untaken
 from imqtt.client.settings import Address
 from tests.simulation.broker import (
     ACK,
@@ -44,7 +44,7 @@ class SimMqtt:
         self._login = login
         self._loop = self.broker.loop
         self._connection: Connection | None = None  # None once the socket is closed
-        self._ended = ""  # why: "" while it has not, and also after `drop`, of which nobody is told
+        self._ended: Lost | None = None  # why; None while it has not, and after `drop`, which nobody is told
         self._opening: asyncio.Future[int] = self._loop.create_future()
         self._inbox: list[bytes] = []
         self._publishing: set[asyncio.Future[int]] = set()
@@ -121,7 +121,7 @@ class SimMqtt:
         """Raises `Lost` once nothing is left of what came before the connection was."""
         while not self._inbox:
             if self._has_overflowed or self._ended:
-                raise Lost(self._ended or "overflow")
+                raise self._ended or Lost("overflow")
             self._arrival = self._loop.create_future()
             await self._arrival
         batch = self._inbox[:limit]
@@ -133,7 +133,7 @@ class SimMqtt:
         if self._connection is not None:
             self._send((DISCONNECT, SUCCESS))
             self._hang_up(0.0)
-            self._end("Disconnected during message iteration")
+            self._end(Lost("Disconnected during message iteration"))
 
     def drop(self) -> None:
         """Closes the socket, and tells nobody, also not who waits here."""
@@ -163,7 +163,7 @@ class SimMqtt:
         for packet in batch:
             if packet is None:
                 self._hang_up(RESET)
-                self._end("Unexpected disconnection")
+                self._end(Lost("Unexpected disconnection"))
                 return
             kind = packet[0]
             if kind == DELIVERY:
@@ -174,6 +174,11 @@ class SimMqtt:
                     connection.up.send(((ACK, packet[1]),))
             elif kind == CONNACK:
                 self._connected(packet[1])
+            elif kind == DISCONNECT:
+                self._hang_up(RESET)
+                taken_over = packet[1] == TAKEN_OVER
+                self._end(Lost(f"the broker ended the connection: {packet[1]}", taken_over=taken_over))
+                return
             else:
                 _answer(packet[1], packet[2])
         if self._inbox and self._arrival is not None and not self._arrival.done():
@@ -202,7 +207,7 @@ class SimMqtt:
             self._timer = self._loop.call_later(left, self._tick)
         else:
             self._hang_up(RESET)
-            self._end("Keep alive timeout")
+            self._end(Lost("Keep alive timeout"))
 
     def _hang_up(self, losing: float) -> None:
         if self._timer is not None:
@@ -211,12 +216,12 @@ class SimMqtt:
             self._connection.leave(losing)
             self._connection = None
 
-    def _end(self, reason: str) -> None:
+    def _end(self, lost: Lost) -> None:
         # One that ends before its CONNACK is noticed by nobody: `open` waits for its timeout.
-        self._ended = reason
+        self._ended = lost
         for answer in self._publishing:
             if not answer.done():
-                answer.set_exception(Lost(reason))
+                answer.set_exception(lost)
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 

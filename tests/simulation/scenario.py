@@ -12,6 +12,7 @@ from tests.proof.checker import Verdict, check
 from tests.simulation.devices import PlainDevice, SdkDevice, Sending, conversations_of
 from tests.simulation.faults import FAULTS, Faults
 from tests.simulation.loop import Loop, simulated
+from tests.simulation.release import DEBIAN, RELEASES, Release
 from tests.simulation.world import Worker, World
 
 USERS = ("alice", "bob", "carol")
@@ -36,6 +37,7 @@ class Shape:
     faults: tuple[str, ...]
     resends: float = 0.7  # the share of plain devices that send again what is not answered
     without: tuple[str, ...] = ()  # rules of the store that are switched off, for a planted mistake
+    release: Release = DEBIAN  # of Mosquitto, as which the broker behaves
 
 
 @dataclass(slots=True)
@@ -190,7 +192,12 @@ def play(seed: int, *, shape: Shape | None = None, trace: bool = False) -> Outco
 
 def _live(loop: Loop, seed: int, shape: Shape, *, trace: bool) -> Outcome:
     world = World(
-        loop, partitions=shape.partitions, prefix=shape.prefix, max_batch=shape.max_batch, trace=trace
+        loop,
+        release=shape.release,
+        partitions=shape.partitions,
+        prefix=shape.prefix,
+        max_batch=shape.max_batch,
+        trace=trace,
     )
     for rule in shape.without:
         setattr(world.tables, rule, True)
@@ -225,4 +232,5 @@ def draw_shape(seed: int) -> Shape:
         messages=draw.randint(8, 24) if busy else draw.randint(2, 8),
         seconds=draw.choice((1.0, 8.0, 8.0)),
         faults=tuple(faults),
+        release=draw.choice(RELEASES),
     )

@@ -20,6 +20,7 @@ from tests.simulation.devices import PlainDevice, SdkDevice
 from tests.simulation.link import connecting
 from tests.simulation.loop import EPOCH, Loop, Party
 from tests.simulation.mqtt import mqtt_on
+from tests.simulation.release import DEBIAN, Release
 from tests.simulation.state import SharedState, SimState
 from tests.simulation.store import SimStore, Tables
 
@@ -96,7 +97,14 @@ class World:
     """All of it. `lines` is the history, `trace` what happened in words, if it is wanted."""
 
     def __init__(
-        self, loop: Loop, *, partitions: int, prefix: bool, max_batch: int, trace: bool = False
+        self,
+        loop: Loop,
+        *,
+        partitions: int,
+        prefix: bool,
+        max_batch: int,
+        release: Release = DEBIAN,
+        trace: bool = False,
     ) -> None:
         self.loop = loop
         self.max_batch = max_batch
@@ -104,7 +112,7 @@ class World:
         self.trace: list[str] | None = [] if trace else None
         self.broken: list[str] = []  # what no fault explains
         self.fired: dict[str, int] = {}
-        self.broker = Broker(loop)
+        self.broker = Broker(loop, release=release)
         self.tables = Tables(loop, Identity(partitions, "5eed" * 4), ordered_prefix=prefix)
         self.state = SharedState(rate=1_000, burst=4_000)
         self.disk = Disk(loop)

@@ -1,0 +1,37 @@
+"""How Mosquitto's releases differ in what clients see."""
+
+from typing import Final, NamedTuple
+
+
+class Release(NamedTuple):
+    """A release of Mosquitto. 2.0.11 and 2.1.2 were tried; for those in between, its change log decides."""
+
+    version: tuple[int, ...]
+
+    @property
+    def keeps_receive_maximum(self) -> bool:
+        """Whether a PUBACK releases one message, and not up to the Receive Maximum."""
+        return self.version >= (2, 0, 13)
+
+    @property
+    def counts_in_flight(self) -> bool:
+        """Whether `max_queued_messages` bounds those in flight and those queued together."""
+        return self.version < (2, 1)
+
+    @property
+    def tells_of_takeover(self) -> bool:
+        """Whether a connection that is taken over gets a DISCONNECT with 0x8E."""
+        return self.version >= (2, 1)
+
+    @property
+    def saves_without_expiry(self) -> bool:
+        """Whether mosquitto.db holds sessions without an expiry, which end with their connection."""
+        return self.version < (2, 1)
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+DEBIAN: Final = Release((2, 0, 11))
+CURRENT: Final = Release((2, 1, 2))
+RELEASES: Final = (DEBIAN, CURRENT)
