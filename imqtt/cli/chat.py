@@ -52,8 +52,6 @@ def chat(
     conversation, `/discard` takes back what is not stored yet, `/help` or F1 shows all commands and keys,
     `/quit` or Ctrl-C leaves.
     """
-    import asyncio
-
     connection = resolve(
         data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
         tls=TlsFiles(ca, cert, key),
@@ -61,6 +59,8 @@ def chat(
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do without")
 
+    from imqtt.cli import running
     from imqtt.cli.conversing import converse
 
-    asyncio.run(converse(connection, to))
+    if signalled := running.run(lambda: converse(connection, to)):
+        raise typer.Exit(128 + signalled)

@@ -88,7 +88,7 @@ class Chat:
         self._say(HINT, 30.0)
         events, notices = self._client.events(), self._client.notices()  # nothing is missed from here on
         await self._open(self._conversation)
-        screen = asyncio.create_task(self._screen.application.run_async(), name="screen")
+        screen = asyncio.create_task(self._screen.run(), name="screen")
         followers = [
             asyncio.create_task(self._follow_events(events), name="events"),
             asyncio.create_task(self._follow_notices(notices), name="notices"),
