@@ -276,10 +276,10 @@ class Chat:
         state = self._client.state
         if state.silent:
             return f"{SILENT} · messages wait"
+        if isinstance(state.error, TakenOver):  # in a line, which has no room for the whole reason
+            return f"another process seems to use {self._device}; each needs a device of its own"
         if state.phase is not Phase.ESTABLISHED and state.reason:
             return printable(f"what you write is sent later ({state.reason})")
-        if isinstance(state.error, TakenOver):
-            return printable(state.reason)
         until, note = self._note
         return note if now < until else ""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
+from imqtt.client import Client
 from tests.cli.commands import environment, imqtt
 from tests.services import ServerProcess, eventually
 
@@ -241,6 +242,17 @@ async def test_a_server_that_does_not_answer_is_told_and_so_is_its_return(
         os.kill(server.pid, signal.SIGCONT)
     await alice.shows("the imqtt server answers again")
     await alice.shows("written without a server ✓")
+
+
+async def test_another_process_with_the_same_credential_is_told(
+    alice: Terminal, broker: Mosquitto, data: Path
+) -> None:
+    await alice.shows("alice@phone")
+    password = (data / "credentials" / "alice@phone").read_text().strip()
+    async with Client(
+        user="alice", device="phone", password=password, brokers=f"{broker.host}:{broker.port}", wait=0
+    ):
+        await alice.shows("another process seems to use alice@phone; each needs a device of its own")
 
 
 async def test_presence_is_not_shown_while_it_is_not_known(
