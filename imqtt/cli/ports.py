@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import ipaddress
 import os
 import random
 import socket
@@ -42,6 +43,39 @@ def choose(given: Listeners, last: Listeners) -> Listeners:
             _choose(given.host, given.websocket_port, last.websocket_port, held),
             _choose(INTERNAL_HOST, given.internal_port, last.internal_port, held),
         )
+
+
+def is_exposed(host: str, port: int) -> bool:
+    """Whether a port that was to be open on the loopback address `host` also answers at another address.
+
+    False if `host` is not a loopback address.
+    """
+    if host != "localhost" and not _is_loopback(host):
+        return False
+    return any(_answers(other, port) for other in _others(host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _others(host: str) -> Iterator[str]:
+    """Addresses of this machine at which nothing answers that listens on the loopback address `host`."""
+    yield "127.0.0.2" if host != "127.0.0.2" else "127.0.0.3"  # Linux has all of 127.0.0.0/8
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # chooses the address of outgoing packets, and sends none
+        yield str(probe.getsockname()[0])
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
 
 def holder(port: int) -> str:
