@@ -52,54 +52,66 @@ def _number(default: int, help: str, unit: str, least: int, most: int) -> Any:
 class ServerConfig:
     """What a server process needs to know. Sizes in bytes, times in seconds."""
 
-    broker_host: str = _setting("127.0.0.1", "Mosquitto's internal listener: host")
-    broker_port: int = _number(1884, "Mosquitto's internal listener: port", "", 1, 65_535)
+    broker_host: str = _setting("127.0.0.1", "host of Mosquitto's internal listener")
+    broker_port: int = _number(1884, "port of Mosquitto's internal listener", "", 1, 65_535)
     broker_username: str = _setting("imqtt-server", "the server's account on the broker")
-    broker_password: str = _setting("", "its password", secret=True)
+    broker_password: str = _setting("", "the password of the server's account", secret=True)
     broker_ca: str = _setting(
         "", "PEM file with the authorities that sign the broker's certificate; enables TLS"
     )
     broker_certificate: str = _setting("", "PEM file with the server's own certificate, for mutual TLS")
-    broker_key: str = _setting("", "PEM file with the key of that certificate")
+    broker_key: str = _setting("", "PEM file with the certificate's key")
     store: str = _setting(
-        "sqlite:///imqtt.db", "where events are kept: sqlite:///path, mongodb://host/name", address=True
+        "sqlite:///imqtt.db", "the store: sqlite:///path or mongodb://host/name", address=True
     )
-    store_password: str = _setting("", "MongoDB's password, in place of one in the address", secret=True)
-    mongo_driver: str = _setting("pymongo", "what speaks to MongoDB: pymongo, or motor")
+    store_password: str = _setting("", "MongoDB's password (instead of one in the address)", secret=True)
+    mongo_driver: str = _setting("pymongo", "MongoDB driver: pymongo or motor")
     state: str = _setting(
         "memory:",
-        "where seen ids, device lists, presence and workers are kept: memory:, redis://host:port/0",
+        "where seen ids, device lists, presence and workers are kept: memory: or redis://host:port/0",
         address=True,
     )
-    state_password: str = _setting("", "Redis's password, in place of one in the address", secret=True)
+    state_password: str = _setting("", "Redis's password (instead of one in the address)", secret=True)
     workers: int = _number(
-        1, "processes on this machine; more than one need MongoDB and Redis", "processes", 1, 256
+        1, "processes on this machine; more than one needs MongoDB and Redis", "processes", 1, 256
     )
     worker_ttl: int = _number(
         2, "time without a heartbeat after which a worker is considered dead", "seconds", 1, 60
     )
     partitions: int = _number(
         0,
-        "of a new store, where they are fixed for good; 0: what the store has, or 16 for a new one",
+        "number of partitions of a new store, which never changes; 0: as in the store, 16 in a new one",
         "partitions", 0, MAX_PARTITIONS,
     )  # fmt: skip
-    health: str = _setting("", "address of a health page over HTTP: host:port; empty: none")
+    health: str = _setting("", "host:port of a health page over HTTP; empty: none")
     max_content: int = _number(65_536, "largest content of a message", "bytes", 1, 8_388_608)
     max_command: int = _number(262_144, "largest command", "bytes", 1_024, 16_777_216)
     max_packet: int = _number(
-        262_144, "largest packet to a device that did not say less in `Hello`", "bytes", 2_048, 16_777_216
+        262_144, "largest packet to a device whose `Hello` does not ask for less", "bytes", 2_048, 16_777_216
     )
     device_rate: int = _number(
-        1_000, "messages that one device may send, sustained", "messages a second", 1, 1_000_000
+        1_000, "sustained rate at which one device may send messages", "messages a second", 1, 1_000_000
     )
-    device_burst: int = _number(4_000, "messages that one device may send at once", "messages", 1, 10_000_000)
-    max_batch: int = _number(500, "commands that are decided together, at most", "commands", 1, 10_000)
+    device_burst: int = _number(
+        4_000, "messages that one device may send in a burst", "messages", 1, 10_000_000
+    )
+    max_batch: int = _number(500, "most commands in one batch", "commands", 1, 10_000)
     conversations_cached: int = _number(
-        100_000, "heads of conversations kept in memory, over all partitions", "conversations", 1, 100_000_000
+        100_000,
+        "heads of conversations kept in memory, all partitions together",
+        "conversations",
+        1,
+        100_000_000,
     )
-    reads_at_once: int = _number(4, "`Sync` and `History` served at the same time", "commands", 1, 1_000)
+    reads_at_once: int = _number(
+        4, "`Sync` and `History` commands that are served at the same time", "commands", 1, 1_000
+    )
     reads_waiting: int = _number(
-        2_000, "`Sync` and `History` waiting; further ones are rejected as busy", "commands", 1, 1_000_000
+        2_000,
+        "`Sync` and `History` commands that may wait; more are rejected as busy",
+        "commands",
+        1,
+        1_000_000,
     )
     presence_ttl: int = _number(
         300, "time without a command after which a device is considered offline", "seconds", 1, 604_800
@@ -109,12 +121,12 @@ class ServerConfig:
     )
     devices_per_user: int = _number(
         100,
-        "devices of one user that are kept; beyond that, those not seen for longest are forgotten",
+        "most devices of one user; beyond that, those unseen for longest are forgotten",
         "devices", 1, 1_000_000,
     )  # fmt: skip
     clock_tolerance: int = _number(
         60,
-        "how far the clock may be behind the newest ids before it is reported; ids run on all the while",
+        "how far the clock may be behind the newest ids before that is logged; ids keep growing meanwhile",
         "seconds", 1, YEAR,
     )  # fmt: skip
 

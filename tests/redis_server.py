@@ -148,7 +148,7 @@ class RedisServer:
 
 @functools.cache
 def shared_redis() -> str:
-    """The address of a Redis that lasts until the tests end. Who uses it has a cluster id of his own."""
+    """The address of a Redis that lasts until the tests end. Each test uses a cluster id of its own."""
     return os.environ.get(ADDRESS) or _in_docker() or _local()
 
 

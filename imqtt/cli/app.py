@@ -16,9 +16,9 @@ app = typer.Typer(
     help="Instant messaging on an MQTT broker: ordered, stored, delivered once.\n\n"
     "Begin with `imqtt up` in one terminal; in another, `imqtt device add alice@phone --save` and"
     " `imqtt chat bob --user alice`.",
-    epilog="Results are on stdout, all else on stderr. With `--json`, each result is a JSON object on a line"
-    " of its own. Exit status: 0 done, 1 refused or failed, 2 used wrongly, 128 + N ended by signal N."
-    " `up`, `serve` and `tail` run until a signal, and then end with 0.",
+    epilog="Results go to stdout, everything else to stderr. With `--json`, each result is a JSON object on a"
+    " line of its own. Exit status: 0: success; 1: refused or failed; 2: wrong usage; 128 + N: ended by"
+    " signal N. `up`, `serve` and `tail` run until a signal ends them, with status 0.",
     rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -27,7 +27,7 @@ def chat(
         str,
         typer.Argument(
             metavar="[TO]",
-            help="A user or a conversation; without it, where something was last.",
+            help="A user or a conversation. Default: the conversation with the newest message.",
             autocompletion=completion.peers,
         ),
     ] = "",
@@ -42,18 +42,16 @@ def chat(
     device_store: DeviceStore = None,
     data: Data = DEFAULT,
 ) -> None:
-    """Talk in the terminal.
+    """Chat in the terminal.
 
-    Shows what was said, and behind your own messages how far they got: `·` waits to be stored, `✓` is
-    stored, `✓✓` has reached another's device, and coloured, has been read. Messages written without
-    a connection are sent when there is one.
+    A mark behind each of your messages shows its state: `·` waiting to be stored, `✓` stored, `✓✓` delivered
+    to a device of the other user, coloured `✓✓` read. Messages that you write without a connection are sent
+    when there is one.
 
-    Enter sends, Alt-Enter begins a new line, PageUp brings older messages. `/to USER` changes the
-    conversation, `/discard` takes back what is not stored yet, `/help` or F1 shows all commands and keys,
-    `/quit` or Ctrl-C leaves.
+    Enter sends, Alt-Enter begins a new line, PageUp shows older messages. `/to USER` changes the
+    conversation, `/discard` takes back a message that is not stored yet, `/help` or F1 shows all commands and
+    keys, `/quit` or Ctrl-C leaves.
     """
-    import asyncio
-
     connection = resolve(
         data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
         tls=TlsFiles(ca, cert, key),
@@ -61,6 +59,8 @@ def chat(
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do without")
 
+    from imqtt.cli import running
     from imqtt.cli.conversing import converse
 
-    asyncio.run(converse(connection, to))
+    if signalled := running.run(lambda: converse(connection, to)):
+        raise typer.Exit(128 + signalled)

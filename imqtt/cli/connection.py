@@ -23,7 +23,8 @@ PANEL = "Connection"
 User = Annotated[
     str,
     typer.Option(
-        "--user", "-u", envvar="IMQTT_USER", help="Who you are. Not needed if one user's is saved.",
+        "--user", "-u", envvar="IMQTT_USER",
+        help="Your user name. Not needed if only one user's credential is saved.",
         autocompletion=completion.own_users, show_default=False, rich_help_panel=PANEL,
     ),
 ]  # fmt: skip
@@ -32,15 +33,15 @@ DeviceName = Annotated[
     typer.Option(
         "--device", "-d", envvar="IMQTT_DEVICE", show_default=False, rich_help_panel=PANEL,
         autocompletion=completion.own_devices,
-        help="On which device: one that nothing else connects as at the same time."
-        " Not needed if the user has one saved.",
+        help="Your device. No other process may be connected as it. Not needed if only one credential of the"
+        " user is saved.",
     ),
 ]  # fmt: skip
 Password = Annotated[
     str,
     typer.Option(
         "--password", envvar="IMQTT_PASSWORD", show_default=False, rich_help_panel=PANEL,
-        help="The device's. Everybody on this machine sees arguments: better in the variable, or saved by"
+        help="The device's password. Other users of this machine can see command lines: use the variable, or"
         " `imqtt device add --save`.",
     ),
 ]  # fmt: skip
@@ -49,15 +50,15 @@ Brokers = Annotated[
     typer.Option(
         "--broker", "-b", envvar="IMQTT_BROKER", metavar="HOST:PORT", show_default=False,
         rich_help_panel=PANEL,
-        help="Where to connect; several are tried in turn. mqtts://HOST:PORT uses TLS, ws:// and wss:// use"
-        " WebSockets. Not needed with the data directory of `imqtt up`.",
+        help="The broker's address. If there are several, they are tried in turn. mqtts://HOST:PORT uses TLS;"
+        " ws:// and wss:// use WebSockets. Default: the broker of the data directory.",
     ),
 ]  # fmt: skip
 Authorities = Annotated[
     Path | None,
     typer.Option(
         "--ca", envvar="IMQTT_CA", metavar="FILE", show_default=False, rich_help_panel=PANEL,
-        help="PEM file with the authorities that sign the broker's certificate; asks for TLS. Without it, the"
+        help="PEM file with the authorities that sign the broker's certificate. Requires TLS. Default: the"
         " system's authorities.",
     ),
 ]  # fmt: skip
@@ -65,22 +66,23 @@ Certificate = Annotated[
     Path | None,
     typer.Option(
         "--cert", envvar="IMQTT_CERT", metavar="FILE", show_default=False, rich_help_panel=PANEL,
-        help="PEM file with this device's own certificate, where the broker asks for one; asks for TLS.",
+        help="PEM file with this device's certificate, if the broker asks for one. Requires TLS.",
     ),
 ]  # fmt: skip
 Key = Annotated[
     Path | None,
     typer.Option(
         "--key", envvar="IMQTT_KEY", metavar="FILE", show_default=False, rich_help_panel=PANEL,
-        help="PEM file with the key of that certificate, unless it is in the same file.",
+        help="PEM file with the certificate's key. Not needed if it is in the certificate's file.",
     ),
 ]  # fmt: skip
 DeviceStore = Annotated[
     Path | None,
     typer.Option(
         "--device-store", metavar="FILE", show_default=False, rich_help_panel=PANEL,
-        help="Where this device keeps unsent messages and how far it has read. Without it: in the data"
-        " directory if its password is saved there, else in memory.",
+        help="File for this device's messages, outbox and cursors. Default: a file in the data directory if"
+        " the password is read from there. With `--password` (or its variable) or `--cert` there is no"
+        " default: everything is kept in memory and lost when the command ends.",
     ),
 ]  # fmt: skip
 

@@ -23,8 +23,8 @@ NOTE_SECONDS = 8.0  # how long a note stays in the line above the one to write i
 HINT = "Enter sends · /help or F1 shows all commands and keys · /quit leaves"
 HELP = """\
 Commands
-  /to USER         talk with USER; with yourself, to take notes
-  /discard         take back the newest message that waits or was refused
+  /to USER         chat with USER; your own name opens your notes
+  /discard         take back the newest message that is waiting or refused
   /help            this page
   /quit, /exit     leave
   //text           send a text that begins with /
@@ -32,20 +32,20 @@ Commands
 Keys
   Enter            send
   Alt-Enter        begin a new line; or Esc, then Enter
-  PageUp           older messages; at the top it fetches what was before
+  PageUp           older messages; at the top it fetches more
   PageDown         newer messages
   Ctrl-End         the newest message
   F1               this page; Esc closes it
   Ctrl-A, Ctrl-E   to the beginning and the end of the line
   Ctrl-W, Ctrl-U   delete the word, or everything, before the cursor
-  Ctrl-K, Ctrl-Y   delete everything behind it; put back what was deleted
+  Ctrl-K, Ctrl-Y   delete everything after it; paste what was deleted
   Ctrl-C, Ctrl-Q   leave; also Ctrl-D if nothing is written
 
-Behind your own messages
-  ·                waits to be stored; sent as soon as the server answers
+Marks behind your own messages
+  ·                waiting to be stored; sent as soon as the server answers
   ✓                stored: it cannot get lost
-  ✓✓               has reached another's device; coloured: read
-  ✗                refused, and why; /discard removes it"""
+  ✓✓               delivered to a device of the other user; coloured: read
+  ✗                refused, with the reason; /discard removes it"""
 
 
 async def converse(connection: Connection, to: str) -> None:
@@ -88,7 +88,7 @@ class Chat:
         self._say(HINT, 30.0)
         events, notices = self._client.events(), self._client.notices()  # nothing is missed from here on
         await self._open(self._conversation)
-        screen = asyncio.create_task(self._screen.application.run_async(), name="screen")
+        screen = asyncio.create_task(self._screen.run(), name="screen")
         followers = [
             asyncio.create_task(self._follow_events(events), name="events"),
             asyncio.create_task(self._follow_notices(notices), name="notices"),
@@ -276,10 +276,10 @@ class Chat:
         state = self._client.state
         if state.silent:
             return f"{SILENT} · messages wait"
+        if isinstance(state.error, TakenOver):  # in a line, which has no room for the whole reason
+            return f"another process seems to use {self._device}; each needs a device of its own"
         if state.phase is not Phase.ESTABLISHED and state.reason:
             return printable(f"what you write is sent later ({state.reason})")
-        if isinstance(state.error, TakenOver):
-            return printable(state.reason)
         until, note = self._note
         return note if now < until else ""
 

@@ -23,26 +23,28 @@ if TYPE_CHECKING:
     from imqtt.config import ServerConfig
 
 app = typer.Typer(
-    help="Give devices their credentials, and take them away.\n\n"
-    "Each device has one of its own: MQTT username `USER@DEVICE`, and a password. A change holds on the"
-    " running broker when the command returns.",
+    help="Give devices credentials, and revoke them.\n\n"
+    "Each device has a credential of its own: the MQTT username `USER@DEVICE` and a password. Changes are in"
+    " effect on the running broker when the command returns.",
     no_args_is_help=True,
 )
 
 Names = Annotated[
     list[str],
-    typer.Argument(metavar="USER@DEVICE", help="Such as `alice@phone`.", autocompletion=completion.devices),
+    typer.Argument(
+        metavar="USER@DEVICE", help="For example `alice@phone`.", autocompletion=completion.devices
+    ),
 ]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(
         "--passwords",
         metavar="FILE",
-        help="Mosquitto's password file, for a broker that `imqtt up` does not run; instead of `--data`.",
+        help="Mosquitto's password file, for a broker that `imqtt up` does not run. Replaces `--data`.",
     ),
 ]
 PidFile = Annotated[
-    Path, typer.Option("--pid-file", metavar="FILE", help="That broker's pid file; it gets a SIGHUP.")
+    Path, typer.Option("--pid-file", metavar="FILE", help="That broker's pid file: it is sent a SIGHUP.")
 ]
 PID_FILE = Path("/run/mosquitto/mosquitto.pid")
 BROKER_ACCOUNT = "mosquitto"  # `user` in deploy/mosquitto/mosquitto.conf
@@ -58,22 +60,26 @@ def add(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Take the password from a file's first line (`-`: stdin), not a random one; not shown.",
+            help="Read the password from a file's first line (`-`: stdin) instead of drawing one. It is not"
+            " printed.",
         ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Give a device that exists a new password; it is disconnected.")
+        bool, typer.Option("--replace", help="Give an existing device a new password, and disconnect it.")
     ] = False,
     save: Annotated[
-        bool, typer.Option("--save", help="Keep it in the data directory, for `imqtt chat` and the like.")
+        bool,
+        typer.Option(
+            "--save", help="Save it in the data directory, where `imqtt chat` and the other commands find it."
+        ),
     ] = False,
     as_json: Json = False,
     password_file: PasswordFile = None,
     pid_file: PidFile = PID_FILE,
 ) -> None:
-    """Give devices a credential. Prints each random password once: the broker keeps only a hash.
+    """Give devices a credential, and print the passwords. The broker keeps only their hashes.
 
-    With `--passwords` and `--password-from`, the server's own account can be added too: `imqtt-server`.
+    With `--passwords` and `--password-from`, you can also add the server's own account, `imqtt-server`.
     """
     from imqtt.cli.passwords import SERVER_ACCOUNT
 
@@ -113,7 +119,7 @@ def list_(
         str,
         typer.Argument(
             metavar="[USER]",
-            help="Only this user's devices, with all that is known.",
+            help="Only this user's devices, in detail.",
             autocompletion=completion.peers,
         ),
     ] = "",
@@ -123,10 +129,11 @@ def list_(
     password_file: PasswordFile = None,
     **flags: str | None,
 ) -> None:
-    """List the devices that may connect; of one user, also platform, state and when each was last seen.
+    """List the devices that may connect. For one user, also show platform, state and when each was last seen.
 
-    Those come from the store and from the server that runs. With `--passwords` it takes the settings of
-    `imqtt serve` to find them. "Last seen" is exact where the server knows it, and else right to a day or so.
+    These details come from the store and from the running server. With `--passwords`, give the settings of
+    `imqtt serve`, which say where both are. "Last seen" is exact if the server knows it, and otherwise right
+    to about a day.
     """
     from imqtt.cli.passwords import SERVER_ACCOUNT
 
@@ -151,25 +158,28 @@ def revoke(
         list[str],
         typer.Argument(
             metavar="USER[@DEVICE]",
-            help="`alice@phone`; `alice` for all devices of a user.",
+            help="`alice@phone`, or `alice` for all devices of the user.",
             autocompletion=completion.devices,
         ),
     ],
     *,
     data: Data = DEFAULT,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask before a user loses all devices.")
+        bool,
+        typer.Option(
+            "--yes", "-y", help="Do not ask for confirmation before revoking all devices of a user."
+        ),
     ] = False,
     as_json: Json = False,
     password_file: PasswordFile = None,
     pid_file: PidFile = PID_FILE,
     **flags: str | None,
 ) -> None:
-    """Take devices' credentials away, end their connections and sessions, and have the server forget them.
+    """Revoke devices' credentials, end their connections and sessions, and have the server forget them.
 
-    Nothing is published to them any more, and others see them go. What their users have written and received
-    stays: with a new credential a device goes on where it was. With `--passwords` it takes the settings of
-    `imqtt serve` to tell the server.
+    Nothing is published to them any more, and others see them go offline. Messages stay: with a new
+    credential, a device continues where it was. With `--passwords`, give the settings of `imqtt serve`, which
+    say how to reach the server.
     """
     from imqtt.cli.passwords import Passwords
 
@@ -215,9 +225,9 @@ def migrate(
 ) -> None:  # fmt: skip
     """Rename the devices in a password file of imqtt 0.1, from USER/DEVICE to USER@DEVICE.
 
-    Passwords stay valid. Install `deploy/mosquitto/acl` of this version too, and restart Mosquitto: 2.0.11
-    may crash if it only reloads a file from which accounts have gone. `imqtt up` migrates its data directory
-    by itself.
+    Passwords stay valid. Also install this version's `deploy/mosquitto/acl`, and restart Mosquitto: 2.0.11
+    may crash if it only reloads a file from which accounts were removed. `imqtt up` migrates its data
+    directory by itself.
     """
     from imqtt.cli.passwords import Passwords
 
@@ -236,10 +246,10 @@ def migrate(
 @app.command()
 @server_flags(without=NOT_ASKED)
 def forget(names: Names, *, data: Data = DEFAULT, as_json: Json = False, **flags: str | None) -> None:
-    """Have the server forget devices that were revoked elsewhere: by another program, on another machine.
+    """Have the server forget devices that were revoked by another program or on another machine.
 
-    It takes the data directory of an `imqtt up` that runs, or the settings of `imqtt serve`. A device whose
-    credential still holds is known again as soon as it says something.
+    Needs the data directory of a running `imqtt up`, or the settings of `imqtt serve`. A device whose
+    credential is still valid is registered again by its next command.
     """
     from imqtt.cli.mosquitto import Mosquitto
 

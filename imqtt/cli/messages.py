@@ -32,17 +32,17 @@ To = Annotated[
     str,
     typer.Argument(
         metavar="TO",
-        help="A user, or a conversation such as `d:alice:bob`; yourself for notes.",
+        help="A user, or a conversation such as `d:alice:bob`. Your own name stands for your notes.",
         autocompletion=completion.peers,
     ),
 ]
-Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.1, help="How long to wait at most.")]
+Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.1, help="Seconds to wait at most.")]
 
 
 def send(
     to: To,
     text: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="What to say; without it, stdin.")
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="The message. Default: what is on stdin.")
     ] = None,
     *,
     file: Annotated[Path | None, typer.Option("--file", help="Send a file's content; `-` is stdin.")] = None,
@@ -50,15 +50,16 @@ def send(
         str,
         typer.Option(
             metavar="TYPE",
-            help="What it is. Without one it is text; `application/json` is sent as the value it spells,"
-            " anything else as bytes.",
+            help="The content's media type. Default: plain text. `application/json` sends the JSON value, any"
+            " other type sends bytes.",
         ),
     ] = "",
-    lines: Annotated[bool, typer.Option("--lines", help="Each line of stdin is a message.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Send each line of stdin as a message.")] = False,
     message_id: Annotated[
         str,
         typer.Option(
-            metavar="ID", help="The message's client_msg_id: sending it again with the same one adds nothing."
+            metavar="ID",
+            help="The message's client_msg_id. A message that is sent again with the same id is stored once.",
         ),
     ] = "",
     wait: Wait = 30.0,
@@ -75,12 +76,12 @@ def send(
 ) -> None:
     """Send a message, and return when it is stored.
 
-    From then on it cannot get lost. Status 1 says that it was refused, or is not known to be stored. With
-    `--lines`, messages are sent one after the other, blank lines are left out, and the first that cannot be
-    stored ends it.
+    A stored message cannot get lost. Exit status 1: the message was refused, or it is unknown whether it is
+    stored. With `--lines`, each message is stored before the next is sent, blank lines are skipped, and the
+    command ends at the first message that cannot be stored.
 
-    A message that Ctrl-C or the end of `--wait` leaves unanswered stays in the device's outbox: the next
-    command of the same device sends it, `imqtt outbox discard` takes it back.
+    A message that is not answered before Ctrl-C or the end of `--wait` stays in the device's outbox. The next
+    command of the same device sends it; `imqtt outbox discard` removes it.
     """
     import asyncio
     import contextlib
@@ -186,16 +187,18 @@ def tail(
         list[str] | None,
         typer.Argument(
             metavar="[TO]...",
-            help="Users or conversations; without any, everything you get.",
+            help="Users or conversations. Default: all of yours.",
             autocompletion=completion.peers,
         ),
     ] = None,
     *,
-    count: Annotated[int, typer.Option("--count", "-n", min=0, help="End after so many; 0: never.")] = 0,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=0, help="End after this many messages; 0: never.")
+    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Begin where the last `tail --resume` of this device ended.")
     ] = False,
-    read: Annotated[bool, typer.Option("--read", help="Tell the senders that it is read.")] = False,
+    read: Annotated[bool, typer.Option("--read", help="Mark the messages as read.")] = False,
     as_json: Json = False,
     user: User = "",
     device: DeviceName = "",
@@ -207,10 +210,10 @@ def tail(
     device_store: DeviceStore = None,
     data: Data = DEFAULT,
 ) -> None:
-    """Print messages as they arrive, each conversation's in order, until Ctrl-C.
+    """Print messages as they arrive, each conversation in order, until Ctrl-C.
 
-    What becomes of the connection is told on stderr. With `--json`, each line is an event as it is on the
-    wire.
+    Changes of the connection are reported on stderr. With `--json`, each line is an event in the form that it
+    has on the wire.
     """
     from imqtt.cli import running
     from imqtt.cli.client import open_client
@@ -247,9 +250,9 @@ def tail(
 def history(
     to: To,
     *,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many messages at most.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The number of messages, at most.")] = 50,
     before: Annotated[
-        int, typer.Option(metavar="SEQ", min=0, help="Only those before this one. 0: the newest.")
+        int, typer.Option(metavar="SEQ", min=0, help="Only messages before this seq. 0: the newest.")
     ] = 0,
     wait: Wait = 10.0,
     as_json: Json = False,
@@ -263,9 +266,9 @@ def history(
     device_store: DeviceStore = None,
     data: Data = DEFAULT,
 ) -> None:
-    """Print a conversation's messages, the oldest first.
+    """Print a conversation's messages, oldest first.
 
-    With `--json`, each line is an event as it is on the wire.
+    With `--json`, each line is an event in the form that it has on the wire.
     """
     import asyncio
 

@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imqtt.cli.connection import DeviceName, DeviceStore, User, resolve_store
+from imqtt.cli.connection import PANEL, DeviceName, User, resolve_store
 from imqtt.cli.data import DEFAULT, Data
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table
 from imqtt.errors import SetupError
@@ -16,10 +17,18 @@ if TYPE_CHECKING:
     from imqtt.client import Entry
     from imqtt.client.store import LocalStore
 
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--device-store", metavar="FILE", show_default=False, rich_help_panel=PANEL,
+        help="File for this device's messages, outbox and cursors. Default: the one in the data directory.",
+    ),
+]  # fmt: skip
+
 app = typer.Typer(
     help="Show and discard messages of this device that are not stored yet.\n\n"
-    "A message is in the device's outbox until the server has stored it. Each command that connects as the"
-    " device sends what waits there. These commands do not connect: they send nothing.",
+    "A message stays in the device's outbox until the server has stored it. Every command that connects as"
+    " the device sends the messages that wait there. The commands here do not connect, and send nothing.",
     no_args_is_help=True,
 )
 
@@ -30,12 +39,12 @@ def list_(
     as_json: Json = False,
     user: User = "",
     device: DeviceName = "",
-    device_store: DeviceStore = None,
+    device_store: Store = None,
     data: Data = DEFAULT,
 ) -> None:
-    """List what waits to be sent and what was refused, in the order in which it was written.
+    """List the messages that wait to be sent or were refused, in the order in which they were written.
 
-    A refused message is not sent again; it stays until it is discarded.
+    A refused message is not sent again. It stays in the outbox until you discard it.
     """
     import asyncio
 
@@ -75,7 +84,7 @@ def discard(
     as_json: Json = False,
     user: User = "",
     device: DeviceName = "",
-    device_store: DeviceStore = None,
+    device_store: Store = None,
     data: Data = DEFAULT,
 ) -> None:
     """Take messages out of the outbox, so that they are not sent again.

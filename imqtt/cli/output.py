@@ -14,9 +14,7 @@ from imqtt.cli.wording import printable
 from imqtt.errors import ImqttError, SetupError
 from imqtt.model import to_json_type
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON for programs: one object a line, for a list as many lines.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 
 def print_json(value: object) -> None:

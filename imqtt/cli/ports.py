@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import ipaddress
 import os
 import random
 import socket
@@ -42,6 +43,31 @@ def choose(given: Listeners, last: Listeners) -> Listeners:
             _choose(given.host, given.websocket_port, last.websocket_port, held),
             _choose(INTERNAL_HOST, given.internal_port, last.internal_port, held),
         )
+
+
+def is_exposed(host: str, port: int) -> bool:
+    """Whether a port that was to be open on the loopback address `host` also answers at another address.
+
+    False if `host` is not a loopback address, or if this machine has only one of them, as macOS does.
+    """
+    if host != "localhost" and not _is_loopback(host):
+        return False
+    return _answers("127.0.0.2" if host != "127.0.0.2" else "127.0.0.3", port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
 
 def holder(port: int) -> str:

@@ -160,6 +160,11 @@ class Screen:
             refresh_interval=1.0,  # for what is shown for some seconds only
         )
 
+    async def run(self) -> None:
+        """Until the person leaves. A cancellation restores the terminal, too."""
+        # A key Ctrl-C is a key binding; prompt_toolkit would ignore a SIGINT.
+        await self.application.run_async(handle_sigint=False)
+
     def changed(self) -> None:
         """Draws again soon. May be called as often as one likes."""
         self.application.invalidate()

@@ -24,20 +24,21 @@ MQTT_PORT, WEBSOCKET_PORT = 1883, 8083  # what a new data directory gets where t
 _UPS_OWN = {"broker", "store", "mongo", "state", "workers", "worker"}  # how their names begin
 UPS_OWN = [it.name for it in SETTINGS if it.name.split("_")[0] in _UPS_OWN]  # what `imqtt up` sets by itself
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log nothing but warnings.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more than warnings.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log only warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more than warnings and errors.")]
 
 
 @server_flags()
 def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -> None:
-    """Run the server on a broker that runs elsewhere.
+    """Run the server on a broker that is already running.
 
-    Started any number of times on the same MongoDB and Redis, on any number of machines, the processes share
-    the work; `--workers` starts several here, and `imqtt workers` shows who does what.
+    With MongoDB and Redis, any number of processes on any number of machines share the work. `--workers`
+    starts several on this machine, and `imqtt workers` shows which one owns which partitions.
 
-    The broker needs the configuration of `deploy/mosquitto`. Every setting is a flag, an environment
-    variable or a line of the file that `--config` names. `imqtt is ready` on stdout says that all partitions
-    are served; SIGTERM or Ctrl-C finishes what was begun and ends it.
+    The broker needs the configuration in `deploy/mosquitto`. Each setting can be given as a flag, as an
+    environment variable or in the file that `--config` names. When all partitions are served, `imqtt is
+    ready` appears on stdout. SIGTERM or Ctrl-C ends the server after it has finished the commands that it has
+    begun.
     """
     from imqtt.cli import crew, limits, running, upkeep
     from imqtt.serving import check_tls
@@ -67,29 +68,33 @@ def up(
     *,
     data: Data = DEFAULT,
     host: Annotated[
-        str, typer.Option(help="Where devices may connect from: 0.0.0.0 is everywhere, without encryption.")
+        str,
+        typer.Option(help="Address to listen on. 0.0.0.0 lets other machines connect, without encryption."),
     ] = "127.0.0.1",
     port: Annotated[
         int,
         typer.Option(
-            min=0, max=65_535, help="For devices. 0: as last time, else 1883, else any that is free."
+            min=0, max=65_535, help="Port for devices. 0: the last one used, else 1883, else any free one."
         ),
     ] = 0,
     websocket_port: Annotated[
         int,
         typer.Option(
-            min=0, max=65_535, help="For browsers. 0: as last time, else 8083, else any that is free."
+            min=0, max=65_535, help="Port for browsers. 0: the last one used, else 8083, else any free one."
         ),
     ] = 0,
     internal_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="For the server, on loopback. 0: as last time, else any.")
+        int,
+        typer.Option(
+            min=0, max=65_535, help="Port for the server, on loopback. 0: the last one used, else any."
+        ),
     ] = 0,
     broker_user: Annotated[
         str,
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="The user that Mosquitto runs as if root starts this. Default: `mosquitto`, else `nobody`.",
+            help="The user that runs Mosquitto if root runs this. Default: `mosquitto`, else `nobody`.",
         ),
     ] = "",
     as_json: Json = False,
@@ -98,9 +103,9 @@ def up(
 ) -> None:
     """Run a broker and the server on one data directory.
 
-    Needs Mosquitto installed, and starts one of its own. Says where to connect, and ends both on Ctrl-C. The
-    broker is started again if it dies. Nobody else may enter the data directory. If root starts this, the
-    server runs as root and Mosquitto does not.
+    Mosquitto has to be installed. The command starts a Mosquitto of its own, prints where to connect, and
+    ends both on Ctrl-C. It restarts the broker if the broker dies. Only you can enter the data directory. If
+    root runs this, the server runs as root and Mosquitto as another user.
     """
     from imqtt.cli import running, upkeep
     from imqtt.cli.mosquitto import Mosquitto

@@ -103,7 +103,7 @@ def _options(without: Collection[str]) -> dict[str, Any]:
         FILE: _option(
             "--config",
             "FILE",
-            "settings by their names, in TOML; flags and the environment come before it"
+            "TOML file with settings by name; flags and environment variables override it"
             f" [none; IMQTT_{FILE.upper()}]",
         )
     }
@@ -114,7 +114,7 @@ def _options(without: Collection[str]) -> dict[str, Any]:
             options[f"{setting.name}_file"] = _option(
                 setting.flag,
                 "FILE",
-                f"{setting.help}: a file whose first line it is; or in {setting.variable}",
+                f"file with {setting.help}, on its first line; or set {setting.variable}",
             )
         else:
             # Text, though it be a number: `ServerConfig` says what is wrong with it, wherever it is from.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LINE_SECONDS = 5.0  # between two lines of progress, where nobody looks at a terminal
 
 app = typer.Typer(
-    help="Move what is stored from one store to another, and make backups.\n\n"
-    "A store is named as in `imqtt serve --store`: `sqlite:///path` or `mongodb://host/database`.",
+    help="Copy one store into another, and make backups.\n\n"
+    "The address of a store is that of `imqtt serve --store`: `sqlite:///path` or `mongodb://host/database`.",
     no_args_is_help=True,
 )
 
@@ -35,36 +35,38 @@ def _group() -> None:
 
 @app.command()
 def copy(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The store to be copied; it is only read.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The store to copy. Nothing is written to it.")
+    ],
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="Where to: nothing yet, or a copy of SOURCE to be gone on with."
+            metavar="TARGET", help="A store that does not exist yet, or an earlier copy of SOURCE to update."
         ),
     ],
     *,
     live: Annotated[
         bool,
         typer.Option(
-            "--live", help="Read SOURCE beside the server that has it open: a backup as of about now."
+            "--live", help="Read SOURCE while the server uses it: a backup of about the present state."
         ),
     ] = False,
     source_password_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="SOURCE's password: a file whose first line it is.")
+        Path | None, typer.Option(metavar="FILE", help="File whose first line is SOURCE's password.")
     ] = None,
     target_password_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TARGET's password: a file whose first line it is.")
+        Path | None, typer.Option(metavar="FILE", help="File whose first line is TARGET's password.")
     ] = None,
-    driver: Annotated[str, typer.Option(help="What speaks to MongoDB: pymongo, or motor.")] = "pymongo",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show how far it has got.")] = False,
+    driver: Annotated[str, typer.Option(help="The MongoDB driver: pymongo or motor.")] = "pymongo",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the progress.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Copy a store, and prove that the copy holds the same.
+    """Copy a store, and verify the copy.
 
-    Stop the server first, and start it on TARGET afterwards: its devices go on as if nothing had happened. A
-    copy that is interrupted, by whatever it be, is gone on with by the same command. TARGET is compared with
-    SOURCE conversation by conversation when all is there; until then no server opens it. Status 1 says that
-    it is not a whole copy.
+    Stop the server first, and start it on TARGET afterwards. Devices notice nothing but the pause. If the
+    command is interrupted, run it again: it continues where it stopped. At the end, TARGET is compared with
+    SOURCE conversation by conversation; no server opens TARGET before that. Exit status 1: TARGET is not a
+    complete copy.
     """
     import asyncio
 

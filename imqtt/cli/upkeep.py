@@ -13,6 +13,7 @@ from imqtt.cli.brokerlog import BrokerLog, follow
 from imqtt.cli.data import DataDirectory
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
+from imqtt.cli.ports import is_exposed
 from imqtt.cli.settings import server_config
 from imqtt.config import ServerConfig
 from imqtt.errors import SetupError
@@ -57,9 +58,21 @@ async def up(
             # From now on the broker knows the server's sessions, also after a crash. In the first minute of a
             # new data directory, devices that come back before the server would otherwise talk to nobody.
             broker.save()
+            await _warn_if_exposed(broker)
             _calm_collector()
             say_ready(server.partitions)
             await server.wait()
+
+
+async def _warn_if_exposed(broker: Mosquitto) -> None:
+    """Tries the port rather than asking for the version: what matters is how Mosquitto was built."""
+    if await asyncio.to_thread(is_exposed, broker.host, broker.websocket_port):
+        log.warning(
+            "the browsers' port %d is open on every address of this machine, not only on %s: Mosquitto 2.0"
+            " ignores the address of a websocket listener. Close the port in the firewall, or install"
+            " Mosquitto 2.1",
+            broker.websocket_port, broker.host,
+        )  # fmt: skip
 
 
 def _calm_collector() -> None:

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 ASKED = {"store", "store_password", "mongo_driver", "state", "state_password"}
 
 Partitions = Annotated[
-    bool, typer.Option("--partitions", help="One line for each partition, instead of each worker.")
+    bool, typer.Option("--partitions", help="Print one line per partition instead of one per worker.")
 ]
 
 
 @server_flags(without=[it.name for it in SETTINGS if it.name not in ASKED])
 def workers(*, partitions: Partitions = False, as_json: Json = False, **flags: str | None) -> None:
-    """Show who owns what, since when and how far behind.
+    """Show which worker owns which partitions, since when, and how far behind it is.
 
-    Needs the store and the state that the workers have. Exit status 1: a partition has no owner, or two.
+    Needs the workers' `--store` and `--state`. Exit status 1: a partition has no owner, or two.
     """
     import asyncio
 

@@ -444,11 +444,8 @@ class Client:
 
         `network` is a short text for the operator, `battery` a percentage.
         """
-        status = Status(state, "-", network, battery)
-        check(status, UNBOUNDED)
-        self._session.status = Status(state, "", network, battery)
-        with contextlib.suppress(NotConnected):
-            await self._session.say(status)
+        check(Status(state, "-", network, battery), UNBOUNDED)  # the session adds the connection's nonce
+        await self._session.set_status(Status(state, "", network, battery))
 
     # --- the connection
 

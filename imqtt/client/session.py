@@ -48,6 +48,7 @@ class Session:
         self._catchup = catchup
         self._sender = sender
         self._marker = marker
+        self._untaken = asyncio.Event()  # the broker had no subscriber for the last status
         self._home = home_of(settings.device.user)
 
     async def run(self, mqtt: Mqtt, nonce: str, established: Callable[[], None]) -> None:
@@ -72,15 +73,17 @@ class Session:
             self._uplink.detach()
             self._catchup.complete.clear()
 
-    async def say(self, status: Status) -> None:
-        """Tells the server the device's state, on this connection. Raises `NotConnected`."""
-        await self._uplink.publish(msgspec.structs.replace(status, nonce=self._uplink.nonce), self._home)
+    async def set_status(self, status: Status) -> None:
+        """Tells the server the device's state now, if it can, and on every connection from now on."""
+        self.status = status
+        with contextlib.suppress(NotConnected):
+            await self._say_status()
 
     async def farewell(self) -> None:
         """What is to be said before a clean end, after which the broker keeps the last will to itself."""
         with contextlib.suppress(Untaken):
             await self._marker.flush()
-        await self.say(Status("offline", ""))
+        await self._say(Status("offline", ""))
 
     async def _receive(self, mqtt: Mqtt, nonce: str, welcomed: asyncio.Event) -> None:
         def welcome(frame: Welcome) -> None:
@@ -120,27 +123,36 @@ class Session:
             tasks.create_task(self._requests.check_idle(self._home), name="imqtt-idle")
 
     async def _stay_present(self) -> None:
-        """Says something before the server takes a silent device for gone."""
+        """Repeats a status that met no subscriber, and speaks before the server takes the device for gone."""
         if self.status != Status("online", ""):
             await self._say_status()
+        refusals = 0
         while True:
-            limits = self._uplink.limits
-            ttl = 300 if limits is None or limits.presence <= 0 else limits.presence
-            due = self._uplink.spoke_at + ttl * uniform(0.3, 0.5)
-            if (wait := due - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
+            if self._untaken.is_set():
+                refusals += 1
+                await asyncio.sleep(untaken(refusals, random(), most=self._settings.timing.untaken))
             else:
-                await self._say_status()
+                refusals = 0
+                limits = self._uplink.limits
+                ttl = 300 if limits is None or limits.presence <= 0 else limits.presence
+                due = self._uplink.spoke_at + ttl * uniform(0.3, 0.5)
+                if (wait := due - time.monotonic()) > 0:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait):
+                            await self._untaken.wait()
+                    continue  # something else may have been said meanwhile
+            await self._say_status()
 
     async def _say_status(self) -> None:
-        """Repeats it until somebody is subscribed for it."""
-        times = 0
-        while True:
-            try:
-                return await self.say(self.status)
-            except Untaken:
-                times += 1
-                await asyncio.sleep(untaken(times, random(), most=self._settings.timing.untaken))
+        """Raises `NotConnected`. `_stay_present` repeats what meets no subscriber."""
+        self._untaken.clear()
+        try:
+            await self._say(self.status)
+        except Untaken:
+            self._untaken.set()
+
+    async def _say(self, status: Status) -> None:
+        await self._uplink.publish(msgspec.structs.replace(status, nonce=self._uplink.nonce), self._home)
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

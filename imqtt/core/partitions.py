@@ -19,9 +19,9 @@ def assign(partitions: int, workers: Collection[str]) -> list[str]:
     """The worker that each partition belongs to; "" if there is none.
 
     Each worker draws a number for each partition, by a hash that everybody computes alike, and the highest
-    one owns it. So who joins takes from others only what becomes his own, and of who leaves nothing moves
-    but what was his. Shares are as uneven as draws are: of 16 partitions, one of two workers has 10 or more
-    with a probability of 0.45.
+    one owns it. So a worker that joins takes over only the partitions that become its own, and only the
+    partitions of a worker that leaves move. Shares are as uneven as draws are: of 16 partitions, one of two
+    workers has 10 or more with a probability of 0.45.
 
     Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998 (rendezvous, or
     highest random weight, hashing).

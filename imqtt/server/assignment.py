@@ -190,8 +190,9 @@ class Assignment:
             if not self._membership.see(now, frozenset(it.id for it in able)):
                 return
             if before is None or before - (self._membership.acted or frozenset()):
-                # Whoever is gone may have registered devices and told nobody. Before what he held is taken
-                # over: who reads a list for it must not find his. It fails soon where the state is away.
+                # A worker that is gone may have registered devices without telling the others, so no list of
+                # devices that it left behind may be read once its partitions are taken over. This fails soon
+                # if the state is away.
                 await self._state.distrust_devices()
             self._follow([it for it in alive if it.id != self._worker.id])
         async with self._beats:

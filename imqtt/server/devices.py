@@ -110,8 +110,8 @@ class Devices:
     async def _complete(self, current: dict[Device, Registration], unheard: Collection[Device]) -> None:
         """Takes from the store what another worker may have heard of these. They keep the format they used.
 
-        Who speaks first here and says his `Hello` there may take smaller packets than the server's own, and
-        the broker drops without a word what is larger.
+        A device whose first command came here and whose `Hello` went to another worker may have asked for
+        smaller packets than the server's own, and the broker silently drops larger ones.
         """
         lists = await self.of({device.user for device in unheard})
         stored = {it.device: it for user in lists for it in lists[user]}

@@ -134,7 +134,7 @@ class Owner:
         for event in events:
             if event is not None:
                 users.update(members_of(event.conversation))
-        # The devices are read after the commit: whoever registers later finds the events in his `Sync`.
+        # The devices are read after the commit: a device that registers later finds the events by `Sync`.
         lists, _, _ = await asyncio.gather(  # one round trip to the state
             self._devices.of(users),
             self._committer.remember(batch.messages, decisions),
@@ -187,9 +187,9 @@ class Owner:
     async def _pass_on(self, commands: Sequence[tuple[Device, Packet]], published: Awaitable[object]) -> None:
         """Returns when the broker has them, and whatever else the batch has `published`.
 
-        A partition's session may not be there: since this broker began with nothing, nobody has held it yet.
-        Who sent a command to it is told to send it again; waiting for it would hold up all partitions. So is
-        he whose command the broker does not take.
+        A partition may have no session: no worker has held it since this broker began with nothing. Senders
+        get a retryable rejection if there is no session or the broker refuses the publish. Waiting for the
+        session would hold up all partitions.
         """
         self._counters.passed_on += len(commands)
         codes = await self._publish([packet for _, packet in commands])

@@ -47,11 +47,11 @@ LEASE_TTL = 1 * MINUTE
 FORGOTTEN_TTL = 2 * LEASE_TTL  # outlives every lease that is older than it
 LISTS_TTL = 1 * HOUR  # when the clock of leases is lost, so are the leases that were given
 
-# --- presence: one hash a user, of his devices, and one sorted set of when each runs out unless it speaks.
+# --- presence: a hash of each user's devices, and one sorted set of when each expires unless it speaks.
 #
-# A command that keeps a device present writes to the sorted set alone. So the hash of a user who is there has
-# to last until his next `Hello` or `Status`, and 30 days of one connection are enough. Once nobody is there
-# it says when he was last seen, and which last will is an old one: for a day.
+# A command that keeps a device present writes to the sorted set alone. So the hash of a user who is present
+# has to last until the device's next `Hello` or `Status`, and 30 days of one connection are enough. Once no
+# device is present, it says for a day when the user was last seen and which last wills are old.
 PRESENT_TTL = 30 * DAY
 OFFLINE_TTL = 1 * DAY
 

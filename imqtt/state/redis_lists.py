@@ -35,9 +35,9 @@ Lists = dict[str, tuple[Registration, ...]]
 class DeviceLists:
     """Leases as in memcached (Nishtala et al., "Scaling Memcache at Facebook", 2013).
 
-    What Redis was not told to forget while it was away, nobody knows when it is back: who was to tell it may
-    have died. So whoever finds it back has it forget everything, before he reads a list from there. A process
-    that alone does not reach Redis is soon taken for dead, and then those who live do the same.
+    Invalidations lost during an outage are unknown, since the worker that had to send one may have died. So
+    a worker invalidates everything on reconnect, before it reads a list. A worker that is cut off from Redis
+    alone is soon considered dead, and then the others do the same.
     """
 
     def __init__(self, link: Link, keys: Keys) -> None:
@@ -94,7 +94,7 @@ class DeviceLists:
         answer.add_done_callback(undelivered)  # if it is not, Redis is away again, and comes back again
 
     async def _told(self, *command: str | int) -> None:
-        """Redis hears of it even if the caller is cancelled: what he committed is to be forgotten."""
+        """Redis is told even if the caller is cancelled: the change is committed, and lists are outdated."""
         answer = self._link.submit(*command)
         answer.add_done_callback(undelivered)
         await asyncio.wait([answer])

@@ -247,7 +247,7 @@ class Run:
     # --- the end
 
     async def _end(self) -> Verdict:
-        """Everybody comes to rest, and says what he has; then the store is read, and all is judged."""
+        """Every device comes to rest and says what it has; then the store is read, and all is judged."""
         stack = self._stack
         # Asked twice: who has come to rest first may lack what another one sent thereafter.
         rested = (

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
+from imqtt.client import Client
 from tests.cli.commands import environment, imqtt
 from tests.services import ServerProcess, eventually
 
@@ -90,6 +91,7 @@ class Terminal:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "imqtt", *map(str, self._arguments),
             env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # it is told when the terminal closes
         )  # fmt: skip
         os.close(slave)
         os.set_blocking(self._master, False)
@@ -113,15 +115,26 @@ class Terminal:
     async def shows_no(self, text: str) -> None:
         await eventually(lambda: text not in str(self._grid), what=f"{text!r} is gone")
 
+    @property
+    def is_line_by_line(self) -> bool:
+        """Whether it echoes and edits lines by itself, as a shell expects."""
+        wanted = termios.ICANON | termios.ECHO
+        return termios.tcgetattr(self._master)[3] & wanted == wanted
+
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
+
+    def close(self) -> None:
+        if self._master >= 0:
+            asyncio.get_running_loop().remove_reader(self._master)
+            os.close(self._master)
+            self._master = -1
 
     async def end(self) -> None:
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
-        asyncio.get_running_loop().remove_reader(self._master)
-        os.close(self._master)
+        self.close()
 
 
 @pytest.fixture
@@ -187,6 +200,26 @@ async def test_leaving_is_no_failure(alice: Terminal, keys: str) -> None:
         assert await alice.process.wait() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_ends_it_cleanly(alice: Terminal, data: Path, number: signal.Signals) -> None:
+    await alice.shows("alice@phone")
+    assert not alice.is_line_by_line
+    alice.process.send_signal(number)
+    async with asyncio.timeout(10):
+        assert await alice.process.wait() == 128 + number
+    await eventually(lambda: "\x1b[?1049l" in alice.written, what="the terminal's main screen is back")
+    assert alice.is_line_by_line
+    assert not list(data.rglob("alice@phone.db-wal"))  # SQLite removes it when a store is closed
+
+
+async def test_a_terminal_that_closes_ends_it_cleanly(alice: Terminal, data: Path) -> None:
+    await alice.shows("alice@phone")
+    alice.close()
+    async with asyncio.timeout(10):
+        assert await alice.process.wait() == 128 + signal.SIGHUP
+    assert not list(data.rglob("alice@phone.db-wal"))
+
+
 async def test_a_revoked_device_is_told_and_ends(alice: Terminal, data: Path) -> None:
     await imqtt("device", "revoke", "alice@phone", "--data", data)
     async with asyncio.timeout(20):
@@ -209,6 +242,17 @@ async def test_a_server_that_does_not_answer_is_told_and_so_is_its_return(
         os.kill(server.pid, signal.SIGCONT)
     await alice.shows("the imqtt server answers again")
     await alice.shows("written without a server ✓")
+
+
+async def test_another_process_with_the_same_credential_is_told(
+    alice: Terminal, broker: Mosquitto, data: Path
+) -> None:
+    await alice.shows("alice@phone")
+    password = (data / "credentials" / "alice@phone").read_text().strip()
+    async with Client(
+        user="alice", device="phone", password=password, brokers=f"{broker.host}:{broker.port}", wait=0
+    ):
+        await alice.shows("another process seems to use alice@phone; each needs a device of its own")
 
 
 async def test_presence_is_not_shown_while_it_is_not_known(

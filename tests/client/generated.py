@@ -1,18 +1,16 @@
-"""Writes the reference in docs/sdk.md from the code, or (without --write) proves that it is current."""
+"""Writes the reference in docs/sdk.md from the code, or (without --write) checks that it is current."""
 
 import ast
 import re
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from imqtt import client, errors
+from tests.generated import Section
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "sdk.md"
-BEGIN = "<!-- reference: written by `make docs` from the docstrings -->\n"
-END = "<!-- end of reference -->\n"
 
 # Which classes, in which order, and where they are. A test sees to it that this is all of `imqtt.client`.
 SECTIONS = {
@@ -118,15 +116,6 @@ def _paragraph(of: type) -> str:
     return words or f"the server's answer `{of.code}`."  # type: ignore[attr-defined]
 
 
-def written(page: str) -> str:
-    """`page` with the reference as it should be."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{PAGE.name} has no place for the reference")
-    return before + BEGIN + "\n" + reference() + "\n" + END + after
-
-
 def public() -> set[str]:
     """What the page says a word about."""
     return {name for files in SECTIONS.values() for names in files.values() for name in names} | set(ERRORS)
@@ -136,15 +125,12 @@ def exported() -> set[str]:
     return set(client.__all__)
 
 
-def main() -> None:
-    page = PAGE.read_text()
-    if "--write" in sys.argv:
-        PAGE.write_text(written(page))
-    elif written(page) != page:
-        sys.exit(f"not current: {PAGE.name}; run `make docs` and commit")
-    else:
-        print("the SDK's reference is current")
-
+SECTION = Section(
+    PAGE,
+    "<!-- reference: written by `make docs` from the docstrings -->\n",
+    "<!-- end of reference -->\n",
+    lambda: f"\n{reference()}\n",
+)
 
 if __name__ == "__main__":
-    main()
+    SECTION.main("the SDK's reference")

@@ -82,12 +82,28 @@ async def test_a_status_is_told_when_somebody_is_there(little: LittleServer, dev
     async with device(timing=PATIENT) as alice:
         await alice.caught_up()
         await little.disconnect()
-        await alice.set_status("away")  # nobody hears it
-        telling = asyncio.create_task(alice._session._say_status())
-        await asyncio.sleep(0.3)
+        await alice.set_status("away")
+        await alice.set_status("background")  # nobody hears either
         await little.connect()
-        await asyncio.wait_for(telling, 3)
-        assert [it.state for it in little.commands(Status)] == ["away"]  # type: ignore[union-attr]
+        async with asyncio.timeout(3):  # the next sign of life is due in 90 s
+            await eventually(lambda: little.commands(Status))
+        assert little.commands(Status)[0].state == "background"  # type: ignore[union-attr]
+
+
+async def test_a_status_of_online_is_told_when_somebody_is_there(
+    little: LittleServer, device: Devices
+) -> None:
+    await little.connect()
+    async with device(timing=PATIENT) as alice:
+        await alice.caught_up()
+        await alice.set_status("away")
+        await eventually(lambda: little.commands(Status))
+        await little.disconnect()
+        await alice.set_status("online")
+        await little.connect()
+        async with asyncio.timeout(3):
+            await eventually(lambda: len(little.commands(Status)) == 2)
+        assert little.commands(Status)[1].state == "online"  # type: ignore[union-attr]
 
 
 async def test_a_broker_without_a_server_is_named(little: LittleServer, device: Devices) -> None:

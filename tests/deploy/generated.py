@@ -1,13 +1,11 @@
-"""Writes the table of settings into docs/deployment.md, or (without --write) proves that it is current."""
+"""Writes the table of settings into docs/deployment.md, or (without --write) checks that it is current."""
 
-import sys
 from pathlib import Path
 
 from imqtt.config import SETTINGS
+from tests.generated import Section
 
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
-BEGIN = "<!-- settings: written by `make docs` from imqtt/config.py -->\n"
-END = "<!-- end of settings -->\n"
 
 
 def table() -> str:
@@ -19,24 +17,12 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def written(page: str) -> str:
-    """`page` with the table as it should be."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{PAGE.name} has no place for the table of settings")
-    return before + BEGIN + table() + END + after
-
-
-def main() -> None:
-    page = PAGE.read_text()
-    if "--write" in sys.argv:
-        PAGE.write_text(written(page))
-    elif written(page) != page:
-        sys.exit(f"not current: {PAGE.name}; run `make docs` and commit")
-    else:
-        print("the table of settings is current")
-
+SECTION = Section(
+    PAGE,
+    "<!-- settings: written by `make docs` from imqtt/config.py -->\n",
+    "<!-- end of settings -->\n",
+    table,
+)
 
 if __name__ == "__main__":
-    main()
+    SECTION.main("the table of settings")

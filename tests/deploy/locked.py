@@ -1,6 +1,6 @@
-"""Writes requirements/*.txt from pyproject.toml, or (without --write) proves that they belong to it.
+"""Writes requirements/*.txt from pyproject.toml, or (without --write) checks that they belong to it.
 
-The proof needs no network: each file names the digest of the part of pyproject.toml that it was made from.
+The check needs no network: each file names the digest of the part of pyproject.toml that it was made from.
 """
 
 import hashlib
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+from tests.generated import write_or_check
 
 ROOT = Path(__file__).parents[2]
 LOCKS = {  # what each file is made from; the second must agree with the first
@@ -53,12 +55,8 @@ def write(*options: str) -> None:
 
 
 def main() -> None:
-    if "--write" in sys.argv:
-        write(*(option for option in sys.argv[1:] if option != "--write"))
-    elif names := stale():
-        sys.exit(f"not current: {', '.join(names)}; run `make lock` and commit")
-    else:
-        print("requirements/ is current")
+    options = [option for option in sys.argv[1:] if option != "--write"]
+    write_or_check("requirements/", "make lock", write=lambda: write(*options), stale=stale)
 
 
 if __name__ == "__main__":

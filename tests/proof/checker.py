@@ -327,7 +327,7 @@ class _Run:
             showings.append(_Showing(process.life, self._epoch))
         showing = showings[-1]
         if showing.rows and showing.rows[-1] is row and process.again == (log.name, row):
-            # Who is killed may not have finished the last event that he was shown.
+            # A device that is killed may not have finished the last event that it was shown.
             process.again = None
         else:
             if showing.life != process.life and self._was_cut(log.name, showing):

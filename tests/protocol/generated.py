@@ -1,4 +1,4 @@
-"""Regenerates the protobuf code, or (without --write) proves that what is committed is current."""
+"""Regenerates the protobuf code, or (without --write) checks that what is committed is current."""
 
 import sys
 import tempfile
@@ -6,8 +6,11 @@ from pathlib import Path
 
 from grpc_tools import protoc
 
+from tests.generated import write_or_check
+
 ROOT = Path(__file__).parents[2]
 PROTOCOL = ROOT / "imqtt" / "protocol"
+COMMITTED = PROTOCOL / "generated"
 NAMES = ("imqtt_pb2.py", "imqtt_pb2.pyi")
 
 
@@ -19,17 +22,14 @@ def generate(into: Path) -> None:
         sys.exit(status)
 
 
-def main() -> None:
-    committed = PROTOCOL / "generated"
-    if "--write" in sys.argv:
-        generate(committed)
-        return
+def stale() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
-        stale = [n for n in NAMES if (Path(folder) / n).read_bytes() != (committed / n).read_bytes()]
-    if stale:
-        sys.exit(f"not current: {', '.join(stale)}; run `make proto` and commit")
-    print("generated code is current")
+        return [n for n in NAMES if (Path(folder) / n).read_bytes() != (COMMITTED / n).read_bytes()]
+
+
+def main() -> None:
+    write_or_check("generated code", "make proto", write=lambda: generate(COMMITTED), stale=stale)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """The sender gets an error that says what to do; others notice nothing."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
-from imqtt.model import Accepted, Content, Cursor, Event, Hello, Mark, Rejected, Send
+from imqtt.model import Accepted, Content, Cursor, Event, Hello, History, Mark, Page, Rejected, Send
 from imqtt.server.app import Server, wall_clock
 from imqtt.serving import serving
 from tests.device import RawDevice
@@ -170,6 +172,51 @@ async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
     assert all(it.retryable and it.retry_after for it in rejected)
     assert [it.seq for it in accepted] == list(range(1, len(accepted) + 1))
     assert isinstance(await bob.send("d:alice:bob", "b1"), Accepted)
+
+
+async def test_a_burst_far_above_the_rate_is_told_of_each_message(
+    broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
+) -> None:
+    """The first refusals name their messages, the last of them says how many more there are."""
+    settings = config_for(broker, tmp_path, device_rate=200, device_burst=20)
+    server = await stack.enter_async_context(serving(settings))
+    alice = await device("alice@phone")
+    assert isinstance(await alice.send("d:alice:bob", "first"), Accepted)
+    with closing(sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)) as rival:
+        rival.execute("BEGIN IMMEDIATE")
+        await alice.command(Send("d:alice:bob", "second", Content(text="hi")))
+        await page_of(alice, "1")  # a batch has been begun, which waits for the store
+        names = [f"m{number}" for number in range(300)]
+        for name in names:
+            await alice.command(Send("d:alice:bob", name, Content(text="hi")))
+        await page_of(alice, "2")  # the server has received them all, for its next batch
+        start = len(alice.frames)
+        rival.execute("COMMIT")
+    await alice.until(lambda frame: isinstance(frame, Rejected) and frame.omitted > 0, since=start)
+    answered = [it for it in alice.frames[start:] if isinstance(it, Accepted | Rejected)]
+    assert [it.client_msg_id for it in answered] == ["second", *names[:70]]
+    assert all(isinstance(it, Accepted) for it in answered[:21])
+    rejected = [it for it in answered[21:] if isinstance(it, Rejected)]
+    assert {(it.code, it.retryable) for it in rejected} == {("rate_limited", True)}
+    assert all(it.retry_after for it in rejected)
+    assert [it.omitted for it in rejected] == [0] * 49 + [230]
+    assert server.counters.by_code["rate_limited"] == 280
+    assert server.counters.unanswered == 230
+
+    # What is repeated as if the answer were lost, is stored once.
+    for name in names[20:]:
+        await eventually(partial(is_accepted, alice, name))
+    _, page = await alice.hello(Cursor("d:alice:bob"))
+    assert page.heads[0].seq == 302
+
+
+async def page_of(device: RawDevice, ref: str) -> None:
+    await device.command(History("d:alice:bob", ref=ref))
+    await device.until(lambda frame: isinstance(frame, Page) and frame.ref == ref)
+
+
+async def is_accepted(device: RawDevice, name: str) -> bool:
+    return isinstance(await device.send("d:alice:bob", name), Accepted)
 
 
 async def test_a_million_conversations_do_not_grow_what_is_remembered(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
+from imqtt.core.partitions import partition_of
 from imqtt.model import (
     AnyCommand,
     AnyFrame,
@@ -199,6 +200,18 @@ async def test_a_will_is_told_by_a_server_that_has_not_heard_of_its_device(
         start = len(bob.frames)
         await alice.command(Status("offline", "a"))
         await is_told(bob, "alice", "offline", since=start)
+
+
+async def test_a_will_at_partition_0_is_passed_on(running: Server, device: Make) -> None:
+    """Where a client publishes its will that does not know the number of partitions yet."""
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
+    await together(alice, bob)
+    await alice.hello(nonce="a")
+    await is_told(bob, "alice", "online")
+    assert partition_of("u:alice", 16) != 0
+    await alice.command(Status("offline", "a"), to=0)
+    await is_told(bob, "alice", "offline")
+    assert not [frame for frame in alice.frames if isinstance(frame, Rejected)]
 
 
 async def test_a_device_that_fell_silent_is_there_again_with_any_command_and_its_will_counts(

@@ -146,7 +146,7 @@ class Scenario:
         )
 
     def _settled_with_marks(self) -> bool:
-        """Whether the store and all devices of a user have the same marks of his as well."""
+        """Whether the store and all devices of a user also have the same marks of that user."""
         stored = {
             (conversation, user): (delivered, read)
             for conversation, (_, marks) in self.world.tables.dump().items()

@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 1.0  # at most, until a caller gives up
 class Unknown(NamedTuple):
     """What becomes of a write whose caller is told `OutcomeUnknown`.
 
-    The first `stored` of its rows are written: before he is told, or so many seconds `later`.
+    The first `stored` of its rows are written: before the caller is told, or `later` by so many seconds.
     """
 
     stored: int = ALL
@@ -215,7 +215,7 @@ class SimStore:
             return None
         tables = self.tables
         answer: asyncio.Future[T] = self._loop.create_future()
-        # `items` may be a list that its caller goes on to change when he is cancelled.
+        # `items` may be a list that its caller goes on to change when cancelled.
         write = _Write(what, carry_out, list(items), answer, current(), tables.era)
         self._under_way += 1
         if self._unreachable:

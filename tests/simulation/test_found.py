@@ -175,7 +175,8 @@ def test_a_peer_who_drops_out_after_the_state_was_lost_is_no_ghost(speaks: bool)
             assert [it.state for it in known["alice"]] == ["online"]
         assert alice.party is not None
         world.kill(alice.party)
-        # If neither has spoken since, bob is told when he next says something, within half of `presence_ttl`.
+        # If neither has spoken since, bob's device is told when it next says something, within half of
+        # `presence_ttl`.
         assert await world.until(lambda: is_told("offline"), 160.0), "bob sees a ghost"
 
     live(story)
