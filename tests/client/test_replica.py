@@ -104,6 +104,8 @@ class World(RuleBasedStateMachine):
                 packet.asked[talk] = False
 
     def take(self, packet: Event | Question) -> None:
+        frame = packet if isinstance(packet, Event) else packet.page
+        self.replica.stored = {it: self.kept[it].id for it in self.replica.overlaps([frame])}
         if isinstance(packet, Event):
             self.replica.event(packet)
         else:
@@ -143,11 +145,11 @@ class Restores(World):
     def store(self, talk: str) -> None:
         self.packets.append(self.server.store(talk, "hi"))
 
-    @rule(talk=st.sampled_from(TALKS), keep=st.integers(0, 6))
-    def restore(self, talk: str, keep: int) -> None:
+    @rule(talk=st.sampled_from(TALKS), keep=st.integers(0, 6), clock_was_ahead=st.booleans())
+    def restore(self, talk: str, keep: int, clock_was_ahead: bool) -> None:
         if keep < len(self.server.logs[talk]):
             self.flush()  # what the server said before has arrived by the time that it is back
-            self.server.restore(talk, keep)
+            self.server.restore(talk, keep, clock_was_ahead=clock_was_ahead)
 
     @rule(again=st.booleans())
     def arrive(self, again: bool) -> None:
@@ -171,10 +173,14 @@ class RestoresInAnyOrder(AnyOrder):
 
     gives_out_once = False
 
-    @rule(talk=st.sampled_from(TALKS), back=st.integers(1, 3), untold=st.integers(0, 3))
-    def restore(self, talk: str, back: int, untold: int) -> None:
+    @rule(
+        talk=st.sampled_from(TALKS), back=st.integers(1, 3), untold=st.integers(0, 3),
+        clock_was_ahead=st.booleans(),
+    )  # fmt: skip
+    def restore(self, talk: str, back: int, untold: int, clock_was_ahead: bool) -> None:
         """`untold`: it goes on, and the device hears nothing, since the backup does not know it."""
-        self.server.restore(talk, max(0, len(self.server.logs[talk]) - back))
+        kept = max(0, len(self.server.logs[talk]) - back)
+        self.server.restore(talk, kept, clock_was_ahead=clock_was_ahead)
         for _ in range(untold):
             self.store(talk, lost=True)
 
