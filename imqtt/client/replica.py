@@ -405,6 +405,7 @@ class Replica:
 
     def _restart(self, log: Log, part: Slice, events: list[Event]) -> None:
         name, old = log.conversation, log.cursor
+        held = {event.seq: self._held(log, event.seq) for event in events}
         self._questions.void(name)
         changes = self._step.changes
         changes.restarted.add(name)
@@ -417,8 +418,7 @@ class Replica:
         log.delivered, log.read = (min(it, log.cursor.seq) for it in (log.delivered, log.read))
         self._tell(log, 0, 0)
         for event in events:
-            # Ids grow with time, so what is younger than our log cannot have been in it.
-            self._apply(log, (event,), new=event.id > old.id)
+            self._apply(log, (event,), new=not _was_in(old, event, held[event.seq]))
             if event.seq in unstored and unstored[event.seq][1].id == event.id:
                 changes.events[name, event.seq] = unstored[event.seq]  # it is as new as it was
         self._mark_delivered(log, log.delivered)
@@ -511,6 +511,15 @@ def _linked(events: list[Event]) -> Iterable[Event]:
     yield from events[:1]
     for before, event in pairwise(events):
         yield replace(event, previous=before.id) if event.seq == before.seq + 1 else event
+
+
+def _was_in(end: Position, event: Event, held: int) -> bool:
+    """Whether a log that ended at `end` had the event. `held`: the id of its event there; 0: it is not known.
+
+    Then the order of ids has to do. It takes new events for history if a clock was ahead, but only those
+    before what the device held.
+    """
+    return event.id == held if held else event.seq <= end.seq and event.id < end.id
 
 
 def _own_event(device: Device, frame: Accepted, entry: Entry) -> Event:
