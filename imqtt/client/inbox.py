@@ -69,6 +69,8 @@ class Inbox:
                 log.warning("a packet is dropped: %s", error)
         keys = [Key(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
         entries = await self._sender.entries(keys) if keys else {}
+        overlaps = self._replica.overlaps(frames)
+        self._replica.stored = await self._store.ids(overlaps) if overlaps else {}
         answers: list[Page | Rejected] = []
         welcomed = False
         for frame in frames:

@@ -4,7 +4,7 @@ Frames go in one by one; `take` gives out what they came to: what is to be store
 marks are to be sent, what is to be told. Nothing of it may be told to anybody before it is stored.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -12,12 +12,12 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from imqtt.client.store import Changes, Memory
+from imqtt.client.store import Changes, Memory, Place
 from imqtt.client.values import NOTHING, Entry, LogState, Notice, Restarted, Skipped
 from imqtt.core.outbox import Key
 from imqtt.core.reorder import Reorder
 from imqtt.core.reorder import Step as InOrder
-from imqtt.model import Accepted, Device, Event, Head, Id, Marks, Page, Position, Slice
+from imqtt.model import Accepted, AnyFrame, Device, Event, Head, Id, Marks, Page, Position, Slice
 
 MAX_SEQ = 1 << 53
 MAX_ID = 1 << 63
@@ -114,6 +114,7 @@ class Replica:
         self.adopting = adopting
         self.odd = 0  # events that no server sends
         self.logs: dict[str, Log] = {}
+        self.stored: Mapping[Place, Id] = {}  # the store's ids at the `overlaps` of the frames to come
         # The user's own marks that came before the page that shows their conversation. The page may have been
         # read before they were raised, and the server sends them only once.
         self._early: dict[str, Marks] = {}
@@ -171,6 +172,14 @@ class Replica:
 
     # --- frames
 
+    def overlaps(self, frames: Iterable[AnyFrame]) -> list[Place]:
+        """Where these frames have events, and the device has some already. `stored` is to tell their ids."""
+        return [
+            (it.conversation, it.seq)
+            for it in _placed(frames)
+            if (log := self.logs.get(it.conversation)) is not None and log.base < it.seq <= log.cursor.seq
+        ]
+
     def event(self, event: Event) -> None:
         """An event that came by itself."""
         if self._plausible(event):
@@ -187,8 +196,10 @@ class Replica:
         elif entry is not None:
             self._offer(self._log(frame.conversation), _own_event(self.device, frame, entry))
         else:
-            log = self._log(frame.conversation)
-            self._raise_head(log, Position(frame.seq, frame.id))
+            log, place = self._log(frame.conversation), Position(frame.seq, frame.id)
+            if place.seq <= log.cursor.seq:
+                self._go_on(log, log.order.compare(place, self._held(log, place.seq)))
+            self._raise_head(log, place)
             if log.is_behind:
                 self._want(log, Want.HOLE)
 
@@ -303,11 +314,17 @@ class Replica:
     def _offer(self, log: Log, event: Event) -> None:
         if not log.begun and event.seq == 1:
             log.begun = True
-        if not self._go_on(log, log.order.offer(event)):
+        if not self._go_on(log, log.order.offer(event, self._held(log, event.seq))):
             return
         self._raise_head(log, event.position)
         if log.is_behind:
             self._want(log, Want.HOLE)
+
+    def _held(self, log: Log, seq: int) -> int:
+        """The id of the event that the device has there; 0: it has none."""
+        place = log.conversation, seq
+        unstored = self._step.changes.events.get(place)
+        return self.stored.get(place, 0) if unstored is None else unstored[1].id
 
     def _go_on(self, log: Log, order: InOrder) -> bool:
         """Applies what can be. False if an event showed that the server's log may be another one."""
@@ -388,6 +405,7 @@ class Replica:
 
     def _restart(self, log: Log, part: Slice, events: list[Event]) -> None:
         name, old = log.conversation, log.cursor
+        held = {event.seq: self._held(log, event.seq) for event in events}
         self._questions.void(name)
         changes = self._step.changes
         changes.restarted.add(name)
@@ -400,8 +418,7 @@ class Replica:
         log.delivered, log.read = (min(it, log.cursor.seq) for it in (log.delivered, log.read))
         self._tell(log, 0, 0)
         for event in events:
-            # Ids grow with time, so what is younger than our log cannot have been in it.
-            self._apply(log, (event,), new=event.id > old.id)
+            self._apply(log, (event,), new=not _was_in(old, event, held[event.seq]))
             if event.seq in unstored and unstored[event.seq][1].id == event.id:
                 changes.events[name, event.seq] = unstored[event.seq]  # it is as new as it was
         self._mark_delivered(log, log.delivered)
@@ -475,6 +492,17 @@ class Replica:
         return fine
 
 
+def _placed(frames: Iterable[AnyFrame]) -> Iterator[Event | Accepted]:
+    """Whatever in these frames has a place in the log that a device follows."""
+    for frame in frames:
+        if isinstance(frame, Event | Accepted):
+            yield frame
+        elif isinstance(frame, Page):
+            for part in frame.slices:
+                if not part.history:
+                    yield from part.events
+
+
 def _linked(events: list[Event]) -> Iterable[Event]:
     """A slice's events, each but the first with what it stands behind: the slice itself says that.
 
@@ -483,6 +511,15 @@ def _linked(events: list[Event]) -> Iterable[Event]:
     yield from events[:1]
     for before, event in pairwise(events):
         yield replace(event, previous=before.id) if event.seq == before.seq + 1 else event
+
+
+def _was_in(end: Position, event: Event, held: int) -> bool:
+    """Whether a log that ended at `end` had the event. `held`: the id of its event there; 0: it is not known.
+
+    Then the order of ids has to do. It takes new events for history if a clock was ahead, but only those
+    before what the device held.
+    """
+    return event.id == held if held else event.seq <= end.seq and event.id < end.id
 
 
 def _own_event(device: Device, frame: Accepted, entry: Entry) -> Event:

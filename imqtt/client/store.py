@@ -45,6 +45,8 @@ CREATE TABLE outbox (
 CREATE TABLE consumers (name TEXT PRIMARY KEY, ordinal INTEGER NOT NULL) WITHOUT ROWID
 """
 
+Place = tuple[str, int]  # a conversation and a seq
+
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
 _event = msgspec.json.Decoder(Event, dec_hook=from_json_type).decode
 _content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
@@ -67,7 +69,7 @@ class Changes:
     """
 
     restarted: set[str] = field(default_factory=set)
-    events: dict[tuple[str, int], tuple[int | None, Event]] = field(default_factory=dict)
+    events: dict[Place, tuple[int | None, Event]] = field(default_factory=dict)
     logs: dict[str, LogState] = field(default_factory=dict)
     marks: list[Marks] = field(default_factory=list)
     sent: list[Key] = field(default_factory=list)
@@ -150,6 +152,16 @@ class LocalStore:
         return self._database.submit(
             lambda it: [_event(body) for (body,) in it.execute(query, (conversation, first, last))]
         )
+
+    def ids(self, places: Collection[Place]) -> Future[dict[Place, Id]]:
+        """The ids of the events at these places, of those that are there."""
+        query = "SELECT body FROM events WHERE conversation = ? AND seq = ?"
+
+        def read(connection: sqlite3.Connection) -> dict[Place, Id]:
+            found = ((place, connection.execute(query, place).fetchone()) for place in places)
+            return {place: _event(row[0]).id for place, row in found if row is not None}
+
+        return self._database.submit(read)
 
     def summaries(self, limit: int, conversation: str | None = None) -> Future[list[Summary]]:
         """Conversations, the one with the newest event first."""

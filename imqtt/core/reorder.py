@@ -55,12 +55,11 @@ class Reorder:
         """Whether the event of this seq is kept aside."""
         return seq in self._aside
 
-    def offer(self, event: Event) -> Step:
-        """Takes an event that arrived."""
+    def offer(self, event: Event, held: int = 0) -> Step:
+        """Takes an event that arrived. `held`: see `compare`."""
         seq, cursor = event.seq, self.cursor
         if seq <= cursor.seq:
-            same_log = event.id == cursor.id if seq == cursor.seq else event.id < cursor.id
-            return APPLY_NOTHING if same_log or not cursor.id else self._doubt()
+            return self.compare(event.position, held)
         if event.id <= cursor.id:
             return self._doubt()
         if seq > cursor.seq + 1:
@@ -73,6 +72,16 @@ class Reorder:
         self._aside.pop(seq, None)
         self.cursor = event.position
         return self._follow(event)
+
+    def compare(self, place: Position, held: int) -> Step:
+        """Looks at an event at or before the cursor. `held`: the id of the one that the device holds there.
+
+        That its id is lower than the cursor's does not put it into the same log. If a clock was ahead before
+        the store was restored, all ids of the new log may be lower than those of the old one. Where the
+        device holds no event (0), only the server can compare.
+        """
+        known = self.cursor.id if place.seq == self.cursor.seq else held
+        return APPLY_NOTHING if place.id == known or not self.cursor.id else self._doubt()
 
     def trust(self) -> Step:
         """The server knows the cursor: what made it doubtful was from another time. Tells what follows."""

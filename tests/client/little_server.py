@@ -42,6 +42,7 @@ from imqtt.model import (
 from imqtt.protocol import Bounds, Format, decode_command, encode_frame, format_of, join
 from imqtt.protocol.topics import down, parse_up
 
+CLOCK = 1 << 40  # before the first event
 PAGE = 100
 LIMITS = Limits(content=65_536, command=262_144, page=PAGE, cursors=1_000, rate=1_000, presence=300)
 
@@ -66,7 +67,8 @@ class LittleServer:
         self.present: list[Presence] = []  # told after each `Hello`
         self.page_size = PAGE
         self.heads_size = PAGE
-        self._clock = 1 << 40
+        self._clock = CLOCK
+        self._restores = 0
         self._arrived = asyncio.Event()
         self._link: Link | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -107,8 +109,8 @@ class LittleServer:
         """Stores an event and tells nobody."""
         user, device = sender.split("@")
         log = self.logs[conversation]
-        self._clock += 1
-        id_ = Id(self._clock << SNOWFLAKE_TIME_SHIFT)
+        self._clock = max(self._clock, clock_of(log)) + 1
+        id_ = Id(self._clock << SNOWFLAKE_TIME_SHIFT | self._restores)  # none is drawn twice
         event = Event(
             conversation,
             len(log) + 1,
@@ -139,9 +141,16 @@ class LittleServer:
         log = self.logs[event.conversation]
         return replace(event, previous=log[event.seq - 2].id if event.seq > 1 else Id(0))
 
-    def restore(self, conversation: str, seq: int) -> None:
-        """Goes back to a backup that ended at `seq`."""
-        del self.logs[conversation][seq:]
+    def restore(self, conversation: str, seq: int, *, clock_was_ahead: bool = False) -> None:
+        """Goes back to a backup that ended at `seq`.
+
+        `clock_was_ahead` after the backup: ids go on behind it, and may be lower than those that are gone.
+        """
+        log = self.logs[conversation]
+        del log[seq:]
+        self._restores += 1
+        if clock_was_ahead:
+            self._clock = clock_of(log)
 
     # --- what it does by itself
 
@@ -253,3 +262,8 @@ class LittleServer:
                 slices.append(Slice(cursor.conversation, tuple(part), unfinished))
                 more = more or unfinished
         return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)
+
+
+def clock_of(log: list[Event]) -> int:
+    """What the clock showed when the newest event was stored."""
+    return log[-1].id >> SNOWFLAKE_TIME_SHIFT if log else CLOCK

@@ -133,6 +133,31 @@ async def test_a_hole_is_asked_for_once_though_many_events_come_after_it(
         assert len(little.commands(Sync)) - asked <= 2
 
 
+async def test_what_comes_again_is_not_asked_about(little: LittleServer, device: Devices) -> None:
+    async with device(start="beginning") as alice:
+        stored = [little.live(little.store(TALK, str(number))) for number in range(3)]
+        await little.tell("alice@phone", *stored)
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
+        asked = len(little.commands(Sync))
+        await little.tell("alice@phone", *stored)
+        for text in ("the answer comes behind them", "and this is published behind any question"):
+            await alice.send(TALK, text)
+        assert len(little.commands(Sync)) == asked
+
+
+async def test_a_new_log_is_noticed_though_the_device_does_not_hold_what_is_at_its_seqs(
+    little: LittleServer, device: Devices
+) -> None:
+    """It came when they were history. A clock was ahead then, so the new log's ids are lower."""
+    for number in range(5):
+        little.store(TALK, str(number))
+    little.store("d:alice:carol", "newer", "carol@phone")  # so only the head of the other comes by itself
+    async with device() as alice:
+        little.restore(TALK, 0, clock_was_ahead=True)
+        await little.tell("alice@phone", little.live(little.store(TALK, "new")))
+        await eventually(lambda: whole_is(alice, little.logs[TALK]))
+
+
 async def test_a_server_that_keeps_a_hole_open_is_not_asked_in_a_loop(
     little: LittleServer, device: Devices
 ) -> None:

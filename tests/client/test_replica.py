@@ -69,7 +69,7 @@ class World(RuleBasedStateMachine):
             assert ids == sorted(set(ids))
 
     def teardown(self) -> None:
-        """After some answers that arrive, the device has what the server has, and gave nothing out twice."""
+        """After some answers, the device has what the server has, and gave each event out once."""
         self.flush()
         for _ in range(40):
             self.take(self.question())
@@ -77,6 +77,7 @@ class World(RuleBasedStateMachine):
             log = self.replica.logs.get(talk, Log(talk, Reorder()))
             kept = [self.kept[talk, seq] for seq in range(log.base + 1, log.cursor.seq + 1)]
             assert kept == stored[log.base :]
+            assert {it.id for it in kept} <= {it.id for it in self.given_out}
         if self.gives_out_once:
             assert len({event.id for event in self.given_out}) == len(self.given_out)
 
@@ -104,6 +105,8 @@ class World(RuleBasedStateMachine):
                 packet.asked[talk] = False
 
     def take(self, packet: Event | Question) -> None:
+        frame = packet if isinstance(packet, Event) else packet.page
+        self.replica.stored = {it: self.kept[it].id for it in self.replica.overlaps([frame])}
         if isinstance(packet, Event):
             self.replica.event(packet)
         else:
@@ -143,11 +146,11 @@ class Restores(World):
     def store(self, talk: str) -> None:
         self.packets.append(self.server.store(talk, "hi"))
 
-    @rule(talk=st.sampled_from(TALKS), keep=st.integers(0, 6))
-    def restore(self, talk: str, keep: int) -> None:
+    @rule(talk=st.sampled_from(TALKS), keep=st.integers(0, 6), clock_was_ahead=st.booleans())
+    def restore(self, talk: str, keep: int, clock_was_ahead: bool) -> None:
         if keep < len(self.server.logs[talk]):
             self.flush()  # what the server said before has arrived by the time that it is back
-            self.server.restore(talk, keep)
+            self.server.restore(talk, keep, clock_was_ahead=clock_was_ahead)
 
     @rule(again=st.booleans())
     def arrive(self, again: bool) -> None:
@@ -171,10 +174,14 @@ class RestoresInAnyOrder(AnyOrder):
 
     gives_out_once = False
 
-    @rule(talk=st.sampled_from(TALKS), back=st.integers(1, 3), untold=st.integers(0, 3))
-    def restore(self, talk: str, back: int, untold: int) -> None:
+    @rule(
+        talk=st.sampled_from(TALKS), back=st.integers(1, 3), untold=st.integers(0, 3),
+        clock_was_ahead=st.booleans(),
+    )  # fmt: skip
+    def restore(self, talk: str, back: int, untold: int, clock_was_ahead: bool) -> None:
         """`untold`: it goes on, and the device hears nothing, since the backup does not know it."""
-        self.server.restore(talk, max(0, len(self.server.logs[talk]) - back))
+        kept = max(0, len(self.server.logs[talk]) - back)
+        self.server.restore(talk, kept, clock_was_ahead=clock_was_ahead)
         for _ in range(untold):
             self.store(talk, lost=True)
 

@@ -44,6 +44,7 @@ async def test_events_come_out_by_seq_and_by_ordinal(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     await store.apply(changes(1, 2, 3))
     assert await store.events(TALK, 2, 9) == [event(2), event(3)]
+    assert await store.ids([(TALK, 3), (TALK, 4), ("d:alice:carol", 1)]) == {(TALK, 3): event(3).id}
     assert await store.new_events(1, 1, None) == [(2, event(2))]
     assert await store.new_events(0, 10, "d:alice:carol") == []
     await store.close()

@@ -41,7 +41,7 @@ def arrivals(draw: st.DrawFn) -> tuple[int, list[int]]:
 def test_any_permutation_with_duplicates_is_applied_once_in_order(arrived: tuple[int, list[int]]) -> None:
     length, seqs = arrived
     order = Reorder()
-    applied = [it for seq in seqs for it in order.offer(event(seq)).events]
+    applied = [it for seq in seqs for it in order.offer(event(seq), held=seq * 10).events]
     assert applied == log(length)
     assert order.cursor == Position(length, Id(length * 10))
     assert order.holes() == []
@@ -54,7 +54,7 @@ def test_holes_are_reported_exactly(arrived: set[int], start: int, random: objec
     random.shuffle(seqs)  # type: ignore[attr-defined]
     order = Reorder(Position(start, Id(start * 10)))
     for seq in seqs:
-        order.offer(event(seq))
+        order.offer(event(seq), held=seq * 10)
     expected = set(range(start + 1, max([start, *arrived]) + 1)) - arrived
     holes = order.holes()
     assert {seq for hole in holes for seq in hole} == expected
@@ -69,22 +69,29 @@ def test_with_little_room_asking_for_the_holes_brings_the_rest(
     order = Reorder(limit=limit)
     applied: list[Event] = []
     for seq in seqs:
-        applied += order.offer(event(seq)).events
+        applied += order.offer(event(seq), held=seq * 10).events
         assert order.aside <= limit
     while holes := order.holes():
         for seq in holes[0]:
-            applied += order.offer(event(seq)).events
+            applied += order.offer(event(seq), held=seq * 10).events
     assert applied == log(length)
 
 
 def test_an_event_with_another_id_at_a_known_seq_shows_another_log() -> None:
     order = Reorder(Position(5, Id(50)))
     assert not order.offer(event(5)).diverged
-    assert not order.offer(event(3)).diverged
+    assert not order.offer(event(3), held=30).diverged
     assert order.offer(event(5, 51)).diverged
-    assert order.offer(event(3, 60)).diverged  # younger than our last, yet earlier in its log
+    assert order.offer(event(3, 60), held=30).diverged  # younger than our last, yet earlier in its log
+    assert order.offer(event(3, 29), held=30).diverged  # and older, from a log whose ids are all lower
     assert order.offer(event(6, 40)).diverged  # older than our last, yet later in its log
     assert order.cursor == Position(5, Id(50))
+
+
+def test_an_event_before_all_that_the_device_holds_is_for_the_server_to_compare() -> None:
+    order = Reorder(Position(5, Id(50)))
+    assert order.offer(event(3)) == DIVERGED
+    assert order.trust() == Step()
 
 
 def test_a_doubtful_log_does_not_grow_until_the_server_has_been_asked() -> None:
@@ -155,11 +162,15 @@ def test_an_event_kept_aside_is_compared_if_it_said_so_either_time() -> None:
 
 @st.composite
 def two_logs(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
-    """A log, and what became of it after a restore. Ids alone never tell one from the other."""
-    kept = draw(st.integers(0, 6))
+    """A log, and what became of it after a restore. Ids alone never tell one from the other.
+
+    Where a clock was ahead in the first, they are lower in the second.
+    """
+    kept, later = draw(st.integers(0, 6)), draw(st.sampled_from([5, -5]))
     lengths = st.integers(kept, 12)
     first = log(draw(lengths))
-    return first, [*first[:kept], *(event(seq, seq * 10 + 5) for seq in range(kept + 1, draw(lengths) + 1))]
+    new = (event(seq, seq * 10 + later) for seq in range(kept + 1, draw(lengths) + 1))
+    return first, [*first[:kept], *new]
 
 
 @given(two_logs(), st.data())
@@ -173,7 +184,9 @@ def test_no_mix_of_two_logs_is_ever_taken_for_one(
     arriving = st.sampled_from([None, *live(first), *live(restored)])
     for it in data.draw(st.lists(arriving, max_size=40), "what arrives"):
         if it is not None:
-            step = order.offer(it)
+            held = mine[it.seq - 1].id if it.seq <= len(mine) else 0
+            step = order.offer(it, held)
+            assert step.diverged or held in (0, it.id), "two events at one seq are of two logs"
         elif mine == restored[: len(mine)]:
             step = order.trust()
         else:

@@ -105,7 +105,7 @@ class SdkDevice:
         self._awake = False  # it knows what it had to send when it was killed
         self._more: asyncio.Event
         self._notices: Queue[Notice]
-        self._begun: set[str] = set()  # conversations that were begun anew at some time
+        self._shown: set[int] = set()  # the ids of all events shown, of logs that are no more as well
         self._restarted: dict[str, None] = {}  # conversations of which that is still to be written down
 
     def start(self) -> None:
@@ -132,11 +132,11 @@ class SdkDevice:
     def has(self, conversation: str, head: Position) -> bool:
         """Whether it holds a log up to its end, and its program was shown all of it.
 
-        What a program has seen of a log that was begun anew it is not shown again.
+        Of a log that was begun anew it is shown only what it has not seen before.
         """
         log = self.client._replica.logs.get(conversation) if self.client is not None else None
-        shown = self.seen.get(conversation, head.id if conversation in self._begun else 0)
-        return log is not None and log.cursor.id == head.id == shown
+        is_shown = self.seen.get(conversation, head.id) == head.id and head.id in self._shown
+        return log is not None and log.cursor.id == head.id and is_shown
 
     def own_marks(self) -> list[tuple[str, int, int]]:
         """The user's marks as this device would have them."""
@@ -220,6 +220,7 @@ class SdkDevice:
             self._begin_anew(event.conversation)
             self._write(Seen(self.name, self._loop.time(), event.conversation, row(event)))
             self.seen[event.conversation] = int(event.id)
+            self._shown.add(event.id)
             if self._loop.random.random() < 0.1:
                 await client.mark_read(event.conversation, event.seq)
 
@@ -248,7 +249,6 @@ class SdkDevice:
             del self._restarted[conversation]
             self._write(Begun(self.name, self._loop.time(), conversation))
             self.seen.pop(conversation, None)
-            self._begun.add(conversation)
 
     async def hold(self, conversations: Sequence[str]) -> None:
         """Writes down what the device holds of its conversations."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from imqtt.broker.link import Message, Settings
 from imqtt.client import Format, Restarted
 from imqtt.core.partitions import partition_of
-from imqtt.model import AnyFrame, Content, Device, Rejected, Send
+from imqtt.core.reorder import NOTHING
+from imqtt.model import AnyFrame, Content, Device, Position, Rejected, Send
 from imqtt.protocol import decode_frames, encode_command
 from imqtt.protocol.topics import down, up
 from tests.simulation.devices import PASSWORD, SdkDevice, Sending
@@ -114,6 +116,37 @@ def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None
 
     live(story)
     assert given == ["alice@phone:0", "alice@tablet:0", "alice@tablet:1", "alice@tablet:2"]
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_new_log_is_noticed_though_its_ids_are_lower_than_those_of_the_old_one(kept: int) -> None:
+    """A clock was ahead before. The new log's events were taken for duplicates, or for history."""
+
+    async def story(world: World) -> None:
+        (worker,) = world.workers
+        alice, bob = phone(world, "alice", 3), phone(world, "bob")
+        for device in (alice, bob):
+            device.start()
+
+        def head() -> Position:
+            return world.tables.heads([CONVERSATION]).get(CONVERSATION, NOTHING)
+
+        def both_have(seq: int) -> bool:
+            return head().seq == seq and all(it.has(CONVERSATION, head()) for it in (alice, bob))
+
+        worker.clock_offset = 30_000
+        assert await world.until(lambda: head().seq == kept, 5.0, 0.001)
+        backup = world.tables.copy()
+        assert await world.until(lambda: both_have(3), 10.0)
+        worker.kill()
+        worker.clock_offset = 0
+        world.restore(backup)
+        worker.start()
+        for seq, sender in enumerate((alice, bob), kept + 1):
+            sender.speak([CONVERSATION])
+            assert await world.until(partial(both_have, seq), 30.0), "long before the next sync"
+
+    live(story)
 
 
 @pytest.mark.parametrize("survivor", [True, False])

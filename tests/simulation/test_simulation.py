@@ -38,6 +38,13 @@ def test_no_interleaving_loses_doubles_or_reorders_anything(seeds: int) -> None:
     assert not seldom, "a fault that hardly ever fires proves little"
 
 
+@pytest.mark.parametrize("seeds", [SEEDS, pytest.param(MANY_SEEDS, marks=pytest.mark.verify)])
+def test_no_restore_after_a_clock_was_wrong_does_either(seeds: int) -> None:
+    """The ids of the new log may be lower than those of the old one."""
+    done = simulation("--seeds", str(seeds), "--faults", "store restored", "clock stepped")
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+
+
 @pytest.mark.verify
 def test_no_interleaving_that_was_never_tried_does_either() -> None:
     first = secrets.randbelow(FIRST_NEW) + FIRST_NEW
