@@ -26,10 +26,11 @@ from pymongo.errors import PyMongoError
 
 from imqtt.cli.process import end_with_parent
 from tests.ports import free_port
+from tests.services import WITHIN
 
-START_SECONDS = 30.0
 REPLICA_SET = "rs0"
 _ADDRESS = "IMQTT_TEST_MONGODB"
+_WAITS = ("connectTimeoutMS", "serverSelectionTimeoutMS", "socketTimeoutMS", "waitQueueTimeoutMS")
 
 
 def database_url() -> str:
@@ -39,7 +40,13 @@ def database_url() -> str:
     url = f"{address.rstrip('/')}/{name}?{options}"
     if _ADDRESS in os.environ:  # the others end, and their data with them
         atexit.register(_drop, url, name)
-    return url
+    return patient(url)
+
+
+def patient(url: str, seconds: float = WITHIN) -> str:
+    """An address of this module's, for a driver that waits so long for a server that is merely busy."""
+    waits = "&".join([f"{name}={seconds * 1_000:.0f}" for name in _WAITS])
+    return f"{url}{'' if url.endswith('?') else '&'}{waits}"
 
 
 async def faulty_server() -> "MongoServer":
@@ -206,7 +213,7 @@ class MongoServer:
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
         try:
-            process.wait(START_SECONDS)
+            process.wait(WITHIN)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -219,7 +226,7 @@ def _direct(host: str, port: int) -> str:
 
 def _wait_until_writable(url: str, member: str) -> None:
     """Initiates a replica set of the one `member`, if any is named, and waits for it to be primary."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + WITHIN
     with MongoClient[dict[str, object]](url, serverSelectionTimeoutMS=500) as client:
         while True:
             with contextlib.suppress(PyMongoError):
@@ -230,5 +237,5 @@ def _wait_until_writable(url: str, member: str) -> None:
                     members = [{"_id": 0, "host": member}]
                     client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
             if time.monotonic() > deadline:
-                raise AssertionError(f"MongoDB at {url} takes no writes after {START_SECONDS:g} s")
+                raise AssertionError(f"MongoDB at {url} takes no writes after {WITHIN:g} s")
             time.sleep(0.05)

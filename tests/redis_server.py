@@ -20,10 +20,18 @@ from typing import Self
 import pytest
 
 from imqtt.cli.process import end_with_parent
+from imqtt.state.redis import RedisState
+from imqtt.state.redis_link import TRIP_SECONDS
 from tests.ports import free_port
+from tests.services import WITHIN
 
 ADDRESS = "IMQTT_TEST_REDIS"
-START_SECONDS = 20.0
+RATE, BURST = 10, 20  # tokens a second, and at most
+
+
+async def open_state(url: str, cluster: str = "c") -> RedisState:
+    """A state that does not take a Redis for away which a busy machine keeps from answering."""
+    return await RedisState.open(url, cluster=cluster, rate=RATE, burst=BURST, trip_seconds=WITHIN)
 
 
 def program() -> str | None:
@@ -83,7 +91,7 @@ class RedisServer:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - it takes no lock
         )  # fmt: skip
-        self._deadline = time.monotonic() + START_SECONDS
+        self._deadline = time.monotonic() + WITHIN
 
     def answers(self) -> bool:
         """Whether it takes commands yet. Fails, with its log, if it never will."""
@@ -104,16 +112,20 @@ class RedisServer:
         """SIGKILL."""
         self._end(signal.SIGKILL)
 
-    def pause(self) -> None:
-        """Connections stay, and nothing is answered."""
+    def pause(self, *states: RedisState) -> None:
+        """Connections stay, and nothing is answered. These states of `open_state` give it up soon."""
         self._signal(signal.SIGSTOP)
+        for state in states:
+            state._link.trip_seconds = TRIP_SECONDS
 
-    def resume(self) -> None:
+    def resume(self, *states: RedisState) -> None:
+        for state in states:
+            state._link.trip_seconds = WITHIN
         self._signal(signal.SIGCONT)
 
     def command(self, *words: str | int) -> bytes:
         """Sends one command over a connection of its own, and returns what comes back, unparsed."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), WITHIN) as connection:
             commands = [["AUTH", self.password]] if self.password else []
             commands.append([str(word) for word in words])
             for it in commands:
@@ -121,6 +133,11 @@ class RedisServer:
                 connection.sendall(f"*{len(it)}\r\n{parts}".encode())
             connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+    def reads(self) -> int:
+        """How often it has read from its connections, with that for this question."""
+        told = self.command("INFO", "stats").decode()
+        return int(told.split("total_reads_processed:")[1].split("\r\n")[0])
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -132,7 +149,7 @@ class RedisServer:
         self._process.send_signal(number)
         self._process.send_signal(signal.SIGCONT)
         try:
-            self._process.wait(10)
+            self._process.wait(WITHIN)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -14,8 +14,8 @@ from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.cli.process import end_with_parent
 
 READY = "imqtt is ready"  # how `imqtt serve` begins its ready line
-START_SECONDS = 60.0
-WITHIN = 60.0  # an upper bound for a machine that does much else; nothing is measured by it
+# An upper bound for a machine that does much else. Nothing is measured by it: it only ends a test that hangs.
+WITHIN = 120.0
 
 
 async def eventually(
@@ -64,7 +64,7 @@ class ServerProcess:
             return None
         return self._process.pid
 
-    async def start(self, within: float = START_SECONDS) -> None:
+    async def start(self, within: float = WITHIN) -> None:
         """Returns when the server is subscribed to all partitions; fails with its log if it ends before."""
         settings: Mapping[str, object] = {
             "broker_host": INTERNAL_HOST,

@@ -144,7 +144,8 @@ class Connector:
         """Whether a connection ended because another process connects as this device, and says so."""
         name = self._settings.name
         # Mosquitto 2.0 closes the socket without a word. So does a broker that ends; but that one is gone.
-        if not lost.taken_over and not (lost.hung_up and await answers(address)):
+        within = self._settings.timing.connect
+        if not lost.taken_over and not (lost.hung_up and await answers(address, within)):
             return
         self._machine.taken_over(time.monotonic())
         if lost.taken_over:

@@ -29,8 +29,8 @@ async def spoken(address: Address, within: float) -> Protocol | None:
     return None
 
 
-async def answers(address: Address, within: float = 1.0) -> bool:
-    """Whether something that speaks this address's protocol answers there just now.
+async def answers(address: Address, within: float) -> bool:
+    """Whether something that speaks this address's protocol answers there within `within` seconds.
 
     A connection alone would not say so: a proxy takes it although the broker behind it is gone.
     """

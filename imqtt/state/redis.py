@@ -15,7 +15,7 @@ from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.memory import MemoryState
 from imqtt.state.redis_address import Address
 from imqtt.state.redis_keys import SEEN_DIGEST, Keys
-from imqtt.state.redis_link import Link, Refusal
+from imqtt.state.redis_link import TRIP_SECONDS, Link, Refusal
 from imqtt.state.redis_lists import DeviceLists
 from imqtt.state.redis_presence import Presences
 from imqtt.state.redis_scripts import BEAT, RECALL, REMEMBER, TAKE, WORKERS
@@ -40,14 +40,24 @@ class RedisState:
         self._meanwhile = MemoryState(rate, burst)  # limits go on, for each process by itself
 
     @classmethod
-    async def open(cls, url: str, *, cluster: str, rate: int, burst: int, password: str = "") -> "RedisState":
+    async def open(
+        cls,
+        url: str,
+        *,
+        cluster: str,
+        rate: int,
+        burst: int,
+        password: str = "",
+        trip_seconds: float = TRIP_SECONDS,
+    ) -> "RedisState":
         """Connects to `redis://user:password@host:port/number`, `rediss://` for TLS, or `unix:///path`.
 
-        TLS takes `?ssl_ca_certs=/path`, `ssl_certfile` and `ssl_keyfile`. Raises `SetupError` for whatever
-        the operator has to put right.
+        TLS takes `?ssl_ca_certs=/path`, `ssl_certfile` and `ssl_keyfile`. A Redis that takes longer than
+        `trip_seconds` for a round trip is away. Raises `SetupError` for whatever the operator has to put
+        right.
         """
         keys = Keys(cluster)
-        return cls(await Link.open(Address(url, password), keys), keys, rate, burst)
+        return cls(await Link.open(Address(url, password), keys, trip_seconds), keys, rate, burst)
 
     @property
     def shared(self) -> bool:

@@ -15,7 +15,7 @@ from imqtt.state.redis_scripts import APPEAR, EXPIRE, PRESENCE, PUT
 
 EXPIRED_AT_ONCE = 1_000  # 10 ms of Redis's time
 EXPIRED_AT_MOST = 20_000  # by one call; the next one goes on
-# Kept while Redis is away. To tell it takes a tenth of the time that a round trip may take.
+# Kept while Redis is away, and told when it is back.
 MISSED_CHANGES = 2_000
 MISSED_COMMANDS = 20_000
 CLOCK_STEP = 1_000  # milliseconds: a clock that goes back further was corrected

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from imqtt.distribution import how_to_install
 from imqtt.errors import SetupError, StoreFull, StoreUnreachable
@@ -34,6 +34,7 @@ except ImportError as error:  # whoever imports this wants a store there, and is
     raise SetupError(f"MongoDB's driver is missing ({error}): {how_to_install('mongodb')}") from error
 
 DEFAULT_DATABASE = "imqtt"
+# Unless the address says something else.
 SELECTION_SECONDS = 5.0  # for a primary to be found; an election takes longer, and the caller tries again
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0  # for an answer, so that a server that hangs does not hang its callers
@@ -69,7 +70,7 @@ def database_name(url: str) -> str:
 
 def connect(url: str, password: str, driver: str) -> Client:
     """A client, which has not sent anything yet. Raises `SetupError`; no password shows in it."""
-    options: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "serverSelectionTimeoutMS": SELECTION_SECONDS * 1_000,
         "connectTimeoutMS": CONNECT_SECONDS * 1_000,
         "socketTimeoutMS": ANSWER_SECONDS * 1_000,
@@ -77,6 +78,8 @@ def connect(url: str, password: str, driver: str) -> Client:
         "heartbeatFrequencyMS": HEARTBEAT_SECONDS * 1_000,
         "appname": "imqtt",
     }
+    given = {name.lower() for name, _ in parse_qsl(url.partition("?")[2], keep_blank_values=True)}
+    options = {name: value for name, value in defaults.items() if name.lower() not in given}
     if password:
         options["password"] = password
     try:

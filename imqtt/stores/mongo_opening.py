@@ -11,7 +11,6 @@ from typing import Any
 from imqtt.errors import SetupError
 from imqtt.stores.base import HOW_TO_FINISH, Identity
 from imqtt.stores.mongo_client import (
-    SELECTION_SECONDS,
     Client,
     ConfigurationError,
     ConnectionFailure,
@@ -68,8 +67,9 @@ def setting_up(database: Database) -> Iterator[None]:
     try:
         yield
     except ServerSelectionTimeoutError as error:
+        waited = database.client.options.server_selection_timeout
         raise SetupError(
-            f"no primary of MongoDB answers within {SELECTION_SECONDS:g} s: {brief(error)}; "
+            f"no primary of MongoDB answers within {waited:g} s: {brief(error)}; "
             "is it running at that address, and has its replica set been initiated?"
         ) from error
     except OperationFailure as error:

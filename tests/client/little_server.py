@@ -63,12 +63,13 @@ class LittleServer:
         self.devices: dict[Device, Format] = {}
         self.refuse: Callable[[AnyCommand], Rejected | None] = lambda _: None
         self.lose: Callable[[Device, AnyFrame], bool] = lambda _device, _frame: False
-        self.silent = False
+        self.silent = False  # it hears, and answers nothing; see `speak`
         self.present: list[Presence] = []  # told after each `Hello`
         self.page_size = PAGE
         self.heads_size = PAGE
         self._clock = CLOCK
         self._restores = 0
+        self._unanswered: list[tuple[Device, AnyCommand]] = []
         self._arrived = asyncio.Event()
         self._link: Link | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -152,6 +153,12 @@ class LittleServer:
         if clock_was_ahead:
             self._clock = clock_of(log)
 
+    async def speak(self) -> None:
+        """Ends the silence, first of all with the answers that it owes."""
+        while self._unanswered:
+            await self._answer(*self._unanswered.pop(0))
+        self.silent = False
+
     # --- what it does by itself
 
     async def _read(self, link: Link) -> None:
@@ -163,7 +170,9 @@ class LittleServer:
                 command = decode_command(received.payload, Bounds())
                 self.devices[device] = format_of(received.payload)
                 self.heard.append((device, int(received.topic.rsplit("/", 1)[1]), command))
-                if not self.silent:
+                if self.silent:
+                    self._unanswered.append((device, command))
+                else:
                     await self._answer(device, command)
 
     async def _answer(self, device: Device, command: AnyCommand) -> None:

@@ -1,6 +1,7 @@
 """What a device misses it finds out and gets, whatever it had before and whatever the server does."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable
 
 import pytest
@@ -10,12 +11,12 @@ from imqtt.client import Restarted
 from imqtt.client.mqtt import Lost
 from imqtt.client.uplink import Uplink
 from imqtt.errors import NotConnected
-from imqtt.model import AnyCommand, AnyFrame, Event, Hello, History, Id, Mark, Marks, Page, Sync
+from imqtt.model import AnyCommand, AnyFrame, Event, History, Id, Mark, Marks, Page, Sync
 from tests.chaos.way import Way
-from tests.client.conftest import QUICK, Devices
+from tests.client.conftest import PATIENT, QUICK, Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take, texts
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 
 async def whole(client: object, conversation: str = TALK, limit: int = 10_000) -> list[Event]:
@@ -102,7 +103,7 @@ async def test_an_event_during_the_first_heads_is_new_and_what_was_before_it_is_
         return False
 
     little.lose = lose
-    async with device(wait=0) as alice:
+    async with device(wait=0, timing=QUICK) as alice:
         events = alice.events("reader")
         await eventually(lambda: held)
         live = little.store(TALK, "live")
@@ -113,8 +114,7 @@ async def test_an_event_during_the_first_heads_is_new_and_what_was_before_it_is_
 
 
 async def test_a_lost_last_message_is_found_by_the_next_sync(little: LittleServer, device: Devices) -> None:
-    timing = type(QUICK)(answer=0.4, sync=0.3, hole=0.05, marks=0.05)
-    async with device(timing=timing) as alice:
+    async with device(timing=dataclasses.replace(PATIENT, sync=0.3)) as alice:
         events = alice.events()
         lost = little.store(TALK, "lost")
         assert await take(events, 1) == [lost]
@@ -161,14 +161,16 @@ async def test_a_new_log_is_noticed_though_the_device_does_not_hold_what_is_at_i
 async def test_a_server_that_keeps_a_hole_open_is_not_asked_in_a_loop(
     little: LittleServer, device: Devices
 ) -> None:
-    async with device() as alice:
+    async with device(timing=QUICK) as alice:
         little.store(TALK, "never given out")
         event = little.store(TALK, "hi")
         little.lose = lambda _, frame: isinstance(frame, Page) and bool(frame.slices)
         asked = len(little.commands(Sync))
+        began = asyncio.get_running_loop().time()
         await little.tell("alice@phone", event)
-        await asyncio.sleep(1.5)  # a time in which a loop would ask hundreds of times
-        assert 1 <= len(little.commands(Sync)) - asked <= 4
+        await eventually(lambda: len(little.commands(Sync)) >= asked + 3)
+        # A loop would have asked as often within milliseconds.
+        assert asyncio.get_running_loop().time() - began > QUICK.answer + 2 * QUICK.answer
         little.lose = lambda _, __: False
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
 
@@ -190,7 +192,7 @@ async def test_a_restored_store_is_noticed_and_the_conversation_begun_anew(
     new = [little.store(TALK, f"new {number}") for number in range(after)]
     async with device(stored=True, wait=0) as alice:
         notices = alice.notices()
-        assert await asyncio.wait_for(anext(notices), 10) == Restarted(TALK, 1)
+        assert await asyncio.wait_for(anext(notices), WITHIN) == Restarted(TALK, 1)
         if after == 0:
             new = [little.store(TALK, "new 0")]
             await little.tell("alice@phone", *new)
@@ -298,7 +300,9 @@ async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
     little: LittleServer, device: Devices
 ) -> None:
     async with device(keep=20, stored=True) as alice:
-        await asyncio.wait_for(drain(alice.events("slow"), 0), 1)
+        waiting = asyncio.create_task(anext(alice.events("slow")))
+        await asyncio.sleep(0)  # it asks the store, which knows it from then on
+        waiting.cancel()
         stored = [little.store(TALK, str(number)) for number in range(200)]
         for start in range(0, 200, 10):
             await little.tell("alice@phone", *stored[start : start + 10])
@@ -307,12 +311,6 @@ async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
         assert await alice.history(TALK, limit=20) == stored[180:]
         assert len(little.commands(History)) == asked
         assert await alice.history(TALK, limit=60) == stored[140:]
-
-
-async def drain(events: object, count: int) -> None:
-    waiting = asyncio.ensure_future(anext(events))  # type: ignore[call-overload]
-    await asyncio.sleep(0.1)
-    waiting.cancel()
 
 
 async def test_delivered_marks_go_out_by_themselves_and_together(
@@ -431,7 +429,7 @@ async def test_a_peers_marks_and_typing_are_told(little: LittleServer, device: D
         await eventually(lambda: bob_has(bob, 1))
         await bob.mark_read(TALK)
         await eventually(lambda: marks_are(alice, 1, 1))
-        told = await asyncio.wait_for(anext(notices), 10)
+        told = await asyncio.wait_for(anext(notices), WITHIN)
         assert (told.conversation, told.user, told.delivered) == (TALK, "bob", 1)
 
 
@@ -453,17 +451,39 @@ def marks_are(client: object, delivered: int, read: int) -> Awaitable[bool]:
 
 @pytest.mark.parametrize("scheme", ["mqtt", "ws"])
 async def test_what_is_arriving_is_not_asked_for_again(
-    little: LittleServer, device: Devices, scheme: str
+    little: LittleServer, device: Devices, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(100):
-        little.store(TALK, f"{number} " + "x" * 1_000)
-    broker = little.broker
-    async with Way(broker.websocket_port if scheme == "ws" else broker.port) as way:
-        way.slow(0.0, 70_000)  # the page takes three times as long as the device waits for an answer
-        async with device(brokers=f"{scheme}://127.0.0.1:{way.port}", start="beginning") as alice:
-            assert len(await take(alice.events("archive"), 100)) == 100
-            asked = [command for _, _, command in little.heard if isinstance(command, Hello | Sync)]
-            assert len(asked) == 1
+    asked: list[AnyCommand] = []
+    confirmed = asyncio.Event()  # by the broker: from then on the device waits for the answer
+    publish = Uplink.publish
+
+    async def publish_and_count(uplink: Uplink, command: AnyCommand, place: str, **given: bool) -> None:
+        asked.append(command)
+        await publish(uplink, command, place, **given)
+        confirmed.set()
+
+    broker, timing = little.broker, dataclasses.replace(PATIENT, answer=0.5, patience=0.5)
+    old = little.store("d:alice:carol", "old")
+    async with (
+        Way(broker.websocket_port if scheme == "ws" else broker.port) as way,
+        device(brokers=f"{scheme}://127.0.0.1:{way.port}", timing=timing) as alice,
+    ):
+        events = alice.events()
+        monkeypatch.setattr(Uplink, "publish", publish_and_count)
+        little.silent = True
+        asking = asyncio.create_task(alice._requests.ask(History("d:alice:carol", 2), TALK))
+        await asyncio.wait_for(confirmed.wait(), WITHIN)
+        way.slow(0.0, 20_000)
+        told = [little.store(TALK, f"{number} " + "x" * 1_000) for number in range(100)]
+        await little.tell("alice@phone", *told)  # the answer may be behind these
+        await eventually(lambda: alice._uplink.is_receiving)
+        before = len(asked)
+        await asyncio.sleep(2 * timing.answer)
+        assert len(asked) == before
+        way.mend()
+        await little.speak()
+        assert (await asking).slices[0].events == (old,)
+        assert await take(events, 100) == told
 
 
 async def test_what_is_not_arriving_is_asked_for_again(little: LittleServer, device: Devices) -> None:
@@ -477,6 +497,6 @@ async def test_what_is_not_arriving_is_asked_for_again(little: LittleServer, dev
 
     little.lose = lose
     little.store(TALK, "b")
-    async with device(start="beginning") as alice:
+    async with device(start="beginning", timing=QUICK) as alice:
         assert texts(await take(alice.events("archive"), 1)) == ["b"]
     assert len(lost) == 2

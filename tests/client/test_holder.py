@@ -14,6 +14,7 @@ from imqtt.client.holder import Holder, holder_of
 from imqtt.client.store import LocalStore
 from imqtt.errors import DeviceStoreInUse
 from imqtt.model import Device
+from tests.services import WITHIN
 
 ALICE = Device("alice", "phone")
 HOLD = """
@@ -36,7 +37,7 @@ async def other(tmp_path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN):
         assert await process.stdout.readline() == b"held\n"
     yield process
     process.kill()

@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from msgspec.structs import replace
 
 from imqtt.client import Client, Phase
 from imqtt.errors import DeviceStoreError
 from imqtt.model import Hello, Presence, Status
+from tests.client import little_server
 from tests.client.conftest import Devices, held
 from tests.client.little_server import LittleServer
 from tests.client.test_catching_up import whole, whole_is
 from tests.client.test_connection import cut
 from tests.client.test_messages import TALK, take
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 
 async def refuse(client: Client, what: str) -> None:
@@ -23,8 +25,11 @@ async def refuse(client: Client, what: str) -> None:
 
 
 async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_is_lost_meanwhile(
-    little: LittleServer, device: Devices
+    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Receiving waits for the store, so the end of the connection is noticed by a device that has something to
+    # say: again and again, that it is there.
+    monkeypatch.setattr(little_server, "LIMITS", replace(little_server.LIMITS, presence=1))
     async with device(stored=True) as alice:
         events, named = alice.events(), alice.events("bot")
         await little.tell("alice@phone", little.store(TALK, "first"))
@@ -38,7 +43,7 @@ async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_
             await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 3)
         for iterator in (events, named):
             with pytest.raises(DeviceStoreError, match="no room"):
-                await asyncio.wait_for(anext(iterator), 10)
+                await asyncio.wait_for(anext(iterator), WITHIN)
         assert alice.state.phase is Phase.CLOSED
         with pytest.raises(DeviceStoreError, match="no room"):
             await alice.send(TALK, "more")
@@ -63,7 +68,7 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
             with pytest.raises(DeviceStoreError, match="no room"):
                 await ask(alice)
         with pytest.raises(DeviceStoreError, match="no room"):
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, WITHIN)
         assert alice.state.phase is Phase.CLOSED
         await eventually(lambda: Status("offline", nonce) in little.commands(Status))
     async with device(stored=True) as alice:
@@ -87,7 +92,7 @@ async def test_a_peer_who_left_while_the_device_was_away_does_not_seem_to_be_the
         await eventually(lambda: alice.presence_of("carol") == Presence("carol", "away", 2_000))
         assert alice.presence_of("bob") == Presence("bob", "offline")
         told: list[Presence] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN):
             while len(told) < 4:
                 told += [it for it in [await anext(notices)] if isinstance(it, Presence)]
         assert [(it.user, it.state) for it in told] == [

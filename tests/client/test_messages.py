@@ -7,7 +7,7 @@ import pytest
 from imqtt.client import Client, Format
 from imqtt.errors import Conflict, Invalid, NotAllowed
 from imqtt.model import Accepted, Event, Rejected, Send
-from tests.client.conftest import Devices
+from tests.client.conftest import QUICK, Devices
 from tests.client.little_server import LittleServer
 from tests.services import WITHIN, eventually
 
@@ -63,7 +63,7 @@ async def test_a_lost_answer_is_asked_for_with_the_same_name(little: LittleServe
         return False
 
     little.lose = lose
-    async with device() as alice:
+    async with device(timing=QUICK) as alice:
         accepted = await alice.send(TALK, "hi")
         assert accepted == lost[0] == lost[1]
         assert len({it.client_msg_id for it in little.commands(Send)}) == 1  # type: ignore[union-attr]
@@ -114,7 +114,7 @@ async def test_a_refused_post_stays_in_the_outbox_and_a_notice_tells(
     async with device(stored=True) as alice:
         notices = alice.notices()
         name = await alice.post(TALK, "hi")
-        refused = await asyncio.wait_for(anext(notices), 10)
+        refused = await asyncio.wait_for(anext(notices), WITHIN)
         assert refused.entry.client_msg_id == name
         assert refused.error.code == "code_of_tomorrow"
     async with device(stored=True) as alice:
@@ -142,7 +142,8 @@ async def test_giving_up_waiting_does_not_take_a_message_back(little: LittleServ
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(alice.send(TALK, "hi"), 0.1)
         assert len(await alice.outbox()) == 1
-        little.silent = False
+        await eventually(lambda: little.commands(Send))
+        await little.speak()
         await eventually(lambda: little.logs[TALK])
 
 

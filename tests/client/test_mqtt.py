@@ -14,6 +14,7 @@ from imqtt.protocol.topics import down, up
 from tests.client.conftest import Devices, after
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take
+from tests.services import WITHIN
 
 ALICE = Device("alice", "phone")
 UP = up(ALICE, 0)
@@ -27,7 +28,7 @@ async def mqtt(broker: Mosquitto) -> AsyncIterator[Mqtt]:
         will_topic=UP,
         will=b"",
         keep_alive=30,
-        timeout=10.0,
+        timeout=WITHIN,
         tls=None,
     )
     mqtt = await Mqtt.open(Address(broker.host, broker.port), login)
@@ -60,7 +61,7 @@ async def test_a_cancellation_that_comes_with_the_answer_holds(
         after(ticks, calling.cancel)
 
     setattr(paho, answer, hear)
-    done, _ = await asyncio.wait([calling], timeout=5)
+    done, _ = await asyncio.wait([calling], timeout=WITHIN)
     calling.cancel()
     assert done, "the cancellation was lost"
 

@@ -9,7 +9,7 @@ from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client
 from tests.cli.commands import environment
 from tests.client import generated
-from tests.services import ServerProcess
+from tests.services import WITHIN, ServerProcess
 
 PROGRAM = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
@@ -30,7 +30,7 @@ async def test_the_programs_print_what_the_page_says(
             sys.executable, "-c", text, cwd=tmp_path, env=environment(),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WITHIN):
             out, err = await process.communicate()
         reason = re.match("idle - (.*)", output)  # of the one that is not connected
         warning = f"{user}@{device} is not connected yet, and goes on trying: {reason[1]}\n" if reason else ""

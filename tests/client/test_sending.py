@@ -14,7 +14,7 @@ from imqtt.model import Accepted, Hello, Rejected, Send
 from tests.client.conftest import Devices, held
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 HUGE = b"x" * 2_000_000  # more than the broker takes
 PICTURE = "image/png"
@@ -26,7 +26,7 @@ def contents(little: LittleServer) -> list[str | None]:
 
 async def told(sending: "asyncio.Task[Accepted] | asyncio.Task[None]") -> BaseException | None:
     """What a `send` raises. It must not wait for ever."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         await asyncio.wait([sending])
     return sending.exception()
 
@@ -43,9 +43,9 @@ async def test_what_was_put_before_the_limits_were_known_is_refused_and_not_publ
         posted = await alice.post(TALK, HUGE, content_type=PICTURE)
         sending = asyncio.create_task(alice.send("d:alice:carol", HUGE, content_type=PICTURE))
         await alice.post(TALK, "small")
-        await eventually(lambda: len(alice._sender) == 3)
-        little.silent = False
-        refused = await asyncio.wait_for(anext(notices), 10)
+        await eventually(lambda: len(alice._sender) == 3 and little.commands(Hello))
+        await little.speak()
+        refused = await asyncio.wait_for(anext(notices), WITHIN)
         assert isinstance(refused, Refused)
         assert (refused.entry.client_msg_id, refused.error.code) == (posted, "too_large")
         error = await told(sending)
@@ -73,7 +73,7 @@ async def test_a_command_may_be_too_large_though_its_content_is_not(
 ) -> None:
     async with device(format=Format.JSON) as alice:
         with pytest.raises(TooLarge, match="command") as caught:
-            await asyncio.wait_for(alice.send(TALK, "\x01" * 60_000), 10)  # six bytes each in JSON
+            await asyncio.wait_for(alice.send(TALK, "\x01" * 60_000), WITHIN)  # six bytes each in JSON
         assert caught.value.limit == 262_144
         assert await alice.outbox() == []
 
@@ -136,7 +136,7 @@ async def test_a_discard_that_fails_changes_nothing(
         monkeypatch.setattr(alice._store, "discard", failing)
         with pytest.raises(DeviceStoreError):
             await alice.discard(TALK, "m1")
-        little.silent = False
+        await little.speak()
         assert await told(sending) is None
 
 
@@ -199,12 +199,13 @@ async def test_a_refusal_is_told_though_the_connection_ends_in_its_midst(
             return refuse(key, code, reason)
 
         store.refuse = refuse_slowly  # type: ignore[method-assign]
+        await eventually(lambda: little.commands(Hello))
         with contextlib.ExitStack() as stack:
-            little.silent = False
-            await asyncio.wait_for(refusing.wait(), 10)
+            await little.speak()
+            await asyncio.wait_for(refusing.wait(), WITHIN)
             await broker.kill()
             await eventually(lambda: alice.state.phase is not Phase.ESTABLISHED)
-        refused = await asyncio.wait_for(anext(notices), 10)
+        refused = await asyncio.wait_for(anext(notices), WITHIN)
         assert isinstance(refused, Refused)
         assert refused.entry.client_msg_id == posted
         assert [it.refused for it in await alice.outbox()] == ["too_large"]
@@ -227,10 +228,10 @@ async def test_a_refusal_that_nobody_waits_for_any_more_is_a_notice(
         alice._store.discard = discard_slowly  # type: ignore[method-assign]
         with contextlib.ExitStack() as stack:
             sending = asyncio.create_task(alice.send(TALK, "hi"))
-            await asyncio.wait_for(discarding.wait(), 10)
+            await asyncio.wait_for(discarding.wait(), WITHIN)
             sending.cancel()
             await asyncio.wait([sending])
-        refused = await asyncio.wait_for(anext(notices), 10)
+        refused = await asyncio.wait_for(anext(notices), WITHIN)
         assert isinstance(refused, Refused)
         assert refused.error.code == "not_allowed"
 
@@ -254,9 +255,10 @@ async def test_a_content_that_was_discarded_while_it_was_read_is_not_published(
             return entries(keys)
 
         alice._store.entries = read_slowly  # type: ignore[method-assign, assignment]
+        await eventually(lambda: little.commands(Hello))
         with contextlib.ExitStack() as stack:
-            little.silent = False
-            await asyncio.wait_for(reading.wait(), 10)
+            await little.speak()
+            await asyncio.wait_for(reading.wait(), WITHIN)
             discarding = asyncio.create_task(alice.discard(TALK, "m1"))
             await asyncio.sleep(0)
             sending = asyncio.create_task(alice.send(TALK, "new", client_msg_id="m1"))

@@ -15,7 +15,7 @@ from tests.client.conftest import Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_connection import cut
 from tests.client.test_messages import TALK
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 
 def knows(client: Client) -> bool:
@@ -35,15 +35,15 @@ async def test_two_processes_with_one_credential_say_so_and_slow_down(
                     seen.append(state)  # noqa: PERF401 - it is looked at while it grows
 
         watching = [asyncio.create_task(watch(it)) for it in (first, second)]
-        await eventually(lambda: knows(first) and knows(second), within=40.0)
-        await eventually(lambda: seen, within=40.0)  # it waits longer than a lost connection would make it
+        await eventually(lambda: knows(first) and knows(second))
+        await eventually(lambda: seen)  # it waits longer than a lost connection would make it
         state = seen[0]
         assert state.phase is Phase.IDLE
         assert "connected as alice@phone" in state.reason
         assert "a device of its own" in state.reason
         # Whoever has the connection meanwhile works.
         connected = second if first.state.phase is not Phase.ESTABLISHED else first
-        await asyncio.wait_for(connected.send(TALK, "hi"), 10)
+        await asyncio.wait_for(connected.send(TALK, "hi"), WITHIN)
         for task in watching:
             task.cancel()
     assert [it.getMessage() for it in caplog.records if it.levelno > logging.INFO] == []
@@ -85,7 +85,7 @@ async def test_a_connection_that_lasts_ends_the_contest(
             alice._connector._machine.taken_over(time.monotonic())
         cut(alice)
         while not told or told[-1] != (Phase.ESTABLISHED, None):
-            state = await asyncio.wait_for(anext(states), 15)
+            state = await asyncio.wait_for(anext(states), WITHIN)
             told.append((state.phase, state.error))
             if state.phase is Phase.IDLE:
                 alice._connector._error = error = TakenOver("another process")

@@ -14,10 +14,10 @@ from imqtt.client.settings import Address, parse_address, parse_addresses
 from imqtt.client.tls import files_context
 from imqtt.errors import CredentialsRefused, SetupError, TlsFailed
 from tests.certificates import Authority, TlsMosquitto
-from tests.client.conftest import QUICK
+from tests.client.conftest import PATIENT
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ async def tls(tmp_path: Path, authority: Authority) -> AsyncIterator[TlsMosquitt
 
 
 def alice(broker: str, **settings: Any) -> Client:
-    given: dict[str, Any] = {"password": "secret", "timing": QUICK, **settings}
+    given: dict[str, Any] = {"password": "secret", "timing": PATIENT, "wait": WITHIN, **settings}
     return Client(user="alice", device="phone", brokers=broker, **given)
 
 
@@ -280,5 +280,5 @@ async def test_renewed_files_are_read_for_the_next_connection(
     async with LittleServer(tls), alice(address, tls=lambda: files_context(trusted, None, None)) as client:
         assert isinstance(client.state.error, TlsFailed)
         trusted.write_bytes(trusted.read_bytes() + authority.file.read_bytes())
-        await asyncio.wait_for(client.caught_up(), 10)
+        await asyncio.wait_for(client.caught_up(), WITHIN)
         assert client.state.error is None

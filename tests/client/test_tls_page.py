@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.broker.peers import free_port
+from tests.services import WITHIN
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tls.md"
@@ -46,7 +47,7 @@ async def test_every_command_of_the_page_works(tmp_path: Path) -> None:
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(2 * WITHIN):
             out, _ = await process.communicate()
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.mosquitto import Mosquitto
-from imqtt.client import Timing
 from imqtt.client.mqtt import Lost, Untaken
-from imqtt.model import Hello, History, Mark, Send, Status, Sync
+from imqtt.client.uplink import Uplink
+from imqtt.model import AnyCommand, Hello, History, Mark, Send, Status, Sync
 from tests.broker.peers import HOST, packet
-from tests.client.conftest import Devices
+from tests.client.conftest import PATIENT, Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
-PATIENT = Timing(answer=60.0, patience=60.0, silence=60.0, untaken=0.2, marks=0.05, sync=60.0)
+SIGN_OF_LIFE = 60.0  # seconds: less than until the next one, which is due in 90 to 150
 
 
 @pytest.fixture
@@ -35,24 +35,40 @@ async def little(broker: Mosquitto) -> AsyncIterator[LittleServer]:
     await server.disconnect()
 
 
+@pytest.fixture
+def untaken(monkeypatch: pytest.MonkeyPatch) -> list[type[AnyCommand]]:
+    """The commands that have met nobody."""
+    met: list[type[AnyCommand]] = []
+    publish = Uplink.publish
+
+    async def publish_and_note(uplink: Uplink, command: AnyCommand, place: str, **given: bool) -> None:
+        try:
+            await publish(uplink, command, place, **given)
+        except Untaken:
+            met.append(type(command))
+            raise
+
+    monkeypatch.setattr(Uplink, "publish", publish_and_note)
+    return met
+
+
 async def test_hello_is_said_again_soon_after_the_server_is_there(
-    little: LittleServer, device: Devices
+    little: LittleServer, device: Devices, untaken: list[type[AnyCommand]]
 ) -> None:
-    async with device(timing=PATIENT, wait=0) as alice:
-        await eventually(lambda: alice._uplink.is_attached)
-        await asyncio.sleep(0.5)  # some have met nobody
+    async with device(wait=0) as alice:
+        await eventually(lambda: untaken.count(Hello) >= 2)
         await little.connect()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(WITHIN):
             await alice.caught_up()
         assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
 async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
-    little: LittleServer, device: Devices
+    little: LittleServer, device: Devices, untaken: list[type[AnyCommand]]
 ) -> None:
     await little.connect()
     older = little.store(TALK, "older")
-    async with device(timing=PATIENT, keep=1) as alice:
+    async with device(keep=1) as alice:
         await alice.caught_up()
         await little.tell("alice@phone", little.live(little.store(TALK, "newer")))
         await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 2)
@@ -64,10 +80,10 @@ async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
             asyncio.create_task(alice._requests.ask(Sync(heads=True), "u:alice")),
             asyncio.create_task(alice._requests.ask(History(TALK, 2), TALK)),
         ]
-        await asyncio.sleep(0.5)
+        await eventually(lambda: {Mark, Send, Sync, History} <= set(untaken))
         assert not any(it.done() for it in asking)
         await little.connect()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(WITHIN):
             accepted, _, page = await asyncio.gather(*asking)
             assert accepted.seq == 3  # type: ignore[union-attr]
             assert page.slices[0].events == (older,)  # type: ignore[union-attr]
@@ -77,15 +93,18 @@ async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
         assert Hello not in said
 
 
-async def test_a_status_is_told_when_somebody_is_there(little: LittleServer, device: Devices) -> None:
+async def test_a_status_is_told_when_somebody_is_there(
+    little: LittleServer, device: Devices, untaken: list[type[AnyCommand]]
+) -> None:
     await little.connect()
-    async with device(timing=PATIENT) as alice:
+    async with device() as alice:
         await alice.caught_up()
         await little.disconnect()
         await alice.set_status("away")
         await alice.set_status("background")  # nobody hears either
+        await eventually(lambda: untaken.count(Status) >= 2)
         await little.connect()
-        async with asyncio.timeout(3):  # the next sign of life is due in 90 s
+        async with asyncio.timeout(SIGN_OF_LIFE):
             await eventually(lambda: little.commands(Status))
         assert little.commands(Status)[0].state == "background"  # type: ignore[union-attr]
 
@@ -94,14 +113,14 @@ async def test_a_status_of_online_is_told_when_somebody_is_there(
     little: LittleServer, device: Devices
 ) -> None:
     await little.connect()
-    async with device(timing=PATIENT) as alice:
+    async with device() as alice:
         await alice.caught_up()
         await alice.set_status("away")
         await eventually(lambda: little.commands(Status))
         await little.disconnect()
         await alice.set_status("online")
         await little.connect()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(SIGN_OF_LIFE):
             await eventually(lambda: len(little.commands(Status)) == 2)
         assert little.commands(Status)[1].state == "online"  # type: ignore[union-attr]
 
@@ -109,7 +128,7 @@ async def test_a_status_of_online_is_told_when_somebody_is_there(
 async def test_a_broker_without_a_server_is_named(little: LittleServer, device: Devices) -> None:
     async with device(timing=replace(PATIENT, silence=0.5), wait=0) as alice:
         told = "no imqtt server has connected to the broker yet"
-        await eventually(lambda: told in alice.state.reason, within=20)  # much less than `answer`
+        await eventually(lambda: told in alice.state.reason)
 
 
 async def test_publishing_says_what_the_broker_said(
@@ -138,7 +157,7 @@ async def test_whoever_waits_for_a_puback_is_told_that_the_connection_is_lost(
         publishing = asyncio.create_task(mqtt.publish("imqtt/alice@phone/up/0", b""))
         await asyncio.sleep(0)
         await broker.kill()
-        async with asyncio.timeout(1.5):  # its own timeout is 2 s
+        async with asyncio.timeout(WITHIN):
             with pytest.raises(Lost):
                 await publishing
 
@@ -180,7 +199,7 @@ async def test_what_exceeds_the_brokers_quota_is_published_again_soon(
     way = await asyncio.start_server(partial(refuse_first, broker.port, refused), HOST, 0)
     async with way:
         port = way.sockets[0].getsockname()[1]
-        async with device(timing=PATIENT, brokers=f"{HOST}:{port}") as alice, asyncio.timeout(5):
+        async with device(brokers=f"{HOST}:{port}") as alice, asyncio.timeout(WITHIN):
             await alice.caught_up()
             assert (await alice.send(TALK, "mine")).seq == 1
             await alice.mark_read(TALK, 1)

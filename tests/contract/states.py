@@ -8,6 +8,7 @@ from imqtt.state.base import State
 from imqtt.state.memory import MemoryState
 from imqtt.state.redis import RedisState
 from tests.redis_server import shared_redis
+from tests.services import WITHIN
 from tests.simulation.state import SharedState, SimState
 
 RATE = 10  # tokens a second
@@ -19,7 +20,9 @@ async def _open_memory(rate: int, burst: int) -> State:
 
 
 async def _open_redis(rate: int, burst: int) -> State:
-    return await RedisState.open(shared_redis(), cluster=secrets.token_hex(8), rate=rate, burst=burst)
+    return await RedisState.open(
+        shared_redis(), cluster=secrets.token_hex(8), rate=rate, burst=burst, trip_seconds=WITHIN
+    )
 
 
 async def _open_simulated(rate: int, burst: int) -> State:

@@ -26,7 +26,7 @@ from imqtt.stores.base import Identity, Registration
 from imqtt.stores.sqlite import SqliteStore
 from tests.contract.stores import log
 from tests.device import RawDevice
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, open_state
 from tests.server.conftest import config_for
 from tests.server.test_marks_and_presence import Make, together
 from tests.services import eventually
@@ -101,7 +101,7 @@ class Room:
 @pytest.fixture
 async def room(redis: RedisServer, tmp_path: Path) -> AsyncIterator[Room]:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
-    state = await RedisState.open(redis.url, cluster="c", rate=10, burst=20)
+    state = await open_state(redis.url)
     room = Room(redis, store, state)
     await room.begin()
     yield room
@@ -159,21 +159,21 @@ async def test_who_came_and_went_while_redis_was_away_is_told_as_he_is_afterward
     await room.know("carol")
     await room.hear(ALICE, Hello("a"))
     await room.hears(("alice", "online"))
-    room.redis.pause()
+    room.redis.pause(room.state)
     await room.hear(ALICE, Status("offline", "a"))
     await room.hear(Device("carol", "phone"), Hello("c"))
     await room.hear(Device("carol", "phone"), Status("away", "c"))
-    room.redis.resume()
+    room.redis.resume(room.state)
     await back(room.state)
     await room.hears(("alice", "offline"), ("carol", "away"))
 
 
 async def test_changes_that_were_to_be_told_wait_for_redis(room: Room) -> None:
     await room.hear(ALICE, Hello("a"))
-    room.redis.pause()
+    room.redis.pause(room.state)
     async with room.telling():
         await eventually(lambda: room.state.trouble, what="Redis away")
-        room.redis.resume()
+        room.redis.resume(room.state)
         await eventually(lambda: room.told)
     await room.hears(("alice", "online"))
 
@@ -241,17 +241,17 @@ async def test_a_device_that_says_hello_while_redis_is_away_is_told_of_its_peers
 ) -> None:
     await room.hear(ALICE, Hello("a"))
     await room.hears(("alice", "online"))
-    room.redis.pause()
+    room.redis.pause(room.state)
     assert await room.presences.for_newcomer(BOB, [Head("d:alice:bob", 1, Id(1))], more=False) == []
-    room.redis.resume()
+    room.redis.resume(room.state)
     await back(room.state)
     await room.hears(("alice", "online"))
 
 
 async def test_whoever_spoke_while_redis_was_away_and_wiped_is_told_of(room: Room) -> None:
-    room.redis.pause()
+    room.redis.pause(room.state)
     await room.presences.refresh([ALICE])
-    room.redis.resume()
+    room.redis.resume(room.state)
     await back(room.state)
     await eventually(lambda: room.state._presences._appeared, what="Alice's presence in Redis")
     await room.presences.refresh([BOB])

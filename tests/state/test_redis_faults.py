@@ -11,21 +11,20 @@ import pytest
 import uvloop
 
 from imqtt.model import Device, Key
+from imqtt.state import redis_link
 from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.redis import RedisState
-from imqtt.state.redis_link import GRACE_SECONDS, TRIP_SECONDS
+from imqtt.state.redis_link import TRIP_SECONDS
 from imqtt.state.redis_presence import EXPIRED_AT_ONCE
 from imqtt.stores.base import Registration
-from tests.redis_server import RedisServer
-from tests.services import eventually
+from tests.redis_server import BURST, RATE, RedisServer, open_state
+from tests.services import WITHIN, eventually
 
-RATE, BURST = 10, 20
 PHONE = Device("alice", "phone")
 ALICE = (Registration(PHONE, "json"),)
 KEY = Key("d:alice:bob", "alice", "m1")
 WORKER = Worker("w1", "north", 1, 1_700_000_000_000)
 LONG = 60_000
-SOON = TRIP_SECONDS + GRACE_SECONDS + 10  # and what a busy machine adds; for ever, if it were waited for
 
 
 @pytest.fixture
@@ -36,13 +35,9 @@ async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 async def state(server: RedisServer) -> AsyncIterator[RedisState]:
-    state = await open_at(server)
+    state = await open_state(server.url)
     yield state
     await state.close()
-
-
-async def open_at(server: RedisServer) -> RedisState:
-    return await RedisState.open(server.url, cluster="c", rate=RATE, burst=BURST)
 
 
 def presence(state: str = "online", nonce: str = "n1", since: int = 1_000) -> DevicePresence:
@@ -76,7 +71,7 @@ async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
             await state.beat(WORKER, LONG)
         with pytest.raises(StateAway):  # unknown is not offline
             await state.presence(["alice"])
-    assert time.monotonic() - began < 20 * TRIP_SECONDS  # a fraction of what waiting each time would take
+    assert time.monotonic() - began < 100 * TRIP_SECONDS  # half of what waiting each time would take
     assert "127.0.0.1" in state.trouble
 
 
@@ -110,26 +105,24 @@ async def test_ended_properly_and_started_again(server: RedisServer, state: Redi
 
 async def test_paused_and_resumed(server: RedisServer, state: RedisState) -> None:
     await state.remember([KEY])
-    server.pause()
-    began = time.monotonic()
-    assert await state.recall([KEY]) == frozenset()
-    assert time.monotonic() - began < SOON
+    server.pause(state)
+    async with asyncio.timeout(WITHIN):
+        assert await state.recall([KEY]) == frozenset()
     await knows_nothing_and_says_so_at_once(state)
     assert "no answer in" in state.trouble
-    server.resume()
+    server.resume(state)
     await is_back(state)
     assert await state.recall([KEY]) == {KEY}
 
 
 async def test_all_who_wait_are_answered_when_it_hangs(server: RedisServer, state: RedisState) -> None:
-    server.pause()
-    began = time.monotonic()
+    server.pause(state)
     first = [asyncio.create_task(state.devices([f"user{number}"])) for number in range(50)]
     await asyncio.sleep(TRIP_SECONDS / 2)
     later = [asyncio.create_task(state.take({PHONE: 1}, number)) for number in range(10)]
-    assert await asyncio.gather(*first) == [{}] * 50
-    assert await asyncio.gather(*later) == [{PHONE: 1}] * 10
-    assert time.monotonic() - began < SOON
+    async with asyncio.timeout(WITHIN):
+        assert await asyncio.gather(*first) == [{}] * 50
+        assert await asyncio.gather(*later) == [{PHONE: 1}] * 10
 
 
 async def test_limits_hold_roughly_while_it_is_away(server: RedisServer, state: RedisState) -> None:
@@ -140,23 +133,38 @@ async def test_limits_hold_roughly_while_it_is_away(server: RedisServer, state: 
     assert await state.take({PHONE: 100}, 2_000) == {PHONE: RATE}
 
 
-async def test_a_loop_that_stood_still_does_not_take_it_for_away(state: RedisState) -> None:
+async def test_a_loop_that_stood_still_does_not_take_it_for_away(
+    server: RedisServer, state: RedisState
+) -> None:
     await state.remember([KEY])
     for turns in range(6):  # before it is sent, while it is under way, and after
+        state._link.trip_seconds = TRIP_SECONDS
         asked = asyncio.create_task(state.recall([KEY]))
         for _ in range(turns):
             await asyncio.sleep(0)
         time.sleep(TRIP_SECONDS * 1.1)
+        server.command("PING")  # what came before this has been answered, however busy the machine is
+        state._link.trip_seconds = WITHIN  # for what is sent only now
         assert await asked == {KEY}
     assert state.trouble == ""
+
+
+async def test_what_many_ask_at_once_takes_several_round_trips(
+    server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_link, "CALLS_AT_ONCE", 10)
+    before = server.reads()
+    taken = await asyncio.gather(*(state.take({PHONE: 1}, 1_000) for _ in range(105)))
+    assert server.reads() - before >= 11
+    assert [it[PHONE] for it in taken] == [1] * BURST + [0] * (105 - BURST)  # in the order of their asking
 
 
 @pytest.mark.parametrize("fault", [RedisServer.kill, RedisServer.stop])
 def test_on_uvloop_too(tmp_path: Path, fault: Callable[[RedisServer], Awaitable[None]]) -> None:
     async def scenario() -> None:
         async with RedisServer(tmp_path) as server:
-            state = await open_at(server)
-            await test_a_loop_that_stood_still_does_not_take_it_for_away(state)
+            state = await open_state(server.url)
+            await test_a_loop_that_stood_still_does_not_take_it_for_away(server, state)
             for _ in range(3):
                 await fault(server)
                 await notices(state)
@@ -164,9 +172,9 @@ def test_on_uvloop_too(tmp_path: Path, fault: Callable[[RedisServer], Awaitable[
                 assert "RuntimeError" not in state.trouble
                 await server.start()
                 await is_back(state)
-            server.pause()
+            server.pause(state)
             assert await state.recall([KEY]) == frozenset()
-            server.resume()
+            server.resume(state)
             await is_back(state)
             await state.close()
 
@@ -175,8 +183,8 @@ def test_on_uvloop_too(tmp_path: Path, fault: Callable[[RedisServer], Awaitable[
 
 
 async def test_closing_while_it_is_away(server: RedisServer, tmp_path: Path) -> None:
-    state = await open_at(server)
-    server.pause()
+    state = await open_state(server.url)
+    server.pause(state)
     asked = asyncio.create_task(state.devices(["alice"]))
     await asyncio.sleep(0.01)
     await state.close()
@@ -303,14 +311,14 @@ async def test_flushes_under_load_bring_back_no_old_list(server: RedisServer, st
 
 async def test_after_an_outage_no_list_of_before_is_believed(server: RedisServer, state: RedisState) -> None:
     """Whoever should have told it that a list is old may have died meanwhile."""
-    other = await open_at(server)
+    other = await open_state(server.url)
     users = [f"user{number}" for number in range(3)]
     await state.fill_devices(await state.lease_devices(users), dict.fromkeys(users, ()))
     early = await other.lease_devices(users)
-    server.pause()
+    server.pause(state)
     await state.forget_devices(["user0"])  # waited for, in vain
     await state.forget_devices(["user1"])  # not even asked
-    server.resume()
+    server.resume(state)
     await is_back(state)
     assert await state.devices(users) == {}
     assert await other.devices(users) == {}
@@ -325,14 +333,14 @@ async def test_a_caller_who_is_cancelled_has_forgotten_all_the_same(
     server: RedisServer, state: RedisState
 ) -> None:
     await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ()})
-    server.pause()
+    server.pause(state)
     forgetting = asyncio.create_task(state.forget_devices(["alice"]))
     await asyncio.sleep(0.01)
     forgetting.cancel()
     with suppress(asyncio.CancelledError):
         await forgetting
     await notices(state)
-    server.resume()
+    server.resume(state)
     await is_back(state)
     assert await state.devices(["alice"]) == {}
 
@@ -341,12 +349,12 @@ async def test_a_connection_that_began_while_it_was_away_counts(
     server: RedisServer, state: RedisState
 ) -> None:
     await state.arrive(presence(nonce="old"))
-    server.pause()
+    server.pause(state)
     await notices(state)
     await state.arrive(presence(nonce="new", since=1_500))
     assert await state.update(presence("offline", "old", since=1_600)) is False
     assert await state.update(presence("away", "new", since=1_700)) is True
-    server.resume()
+    server.resume(state)
     await is_back(state)
     assert await state.presence(["alice"]) == {"alice": (presence("away", "new", since=1_700),)}
 
@@ -354,12 +362,12 @@ async def test_a_connection_that_began_while_it_was_away_counts(
 async def test_a_later_connection_that_another_worker_heard_of_stays(
     server: RedisServer, state: RedisState
 ) -> None:
-    other = await open_at(server)
+    other = await open_state(server.url)
     await other.arrive(presence(nonce="his", since=1_600))
-    server.pause()
+    server.pause(state)
     await notices(state)
     await state.arrive(presence(nonce="mine", since=1_500))
-    server.resume()
+    server.resume(state)
     await is_back(state)
     assert await state.presence(["alice"]) == {"alice": (presence(nonce="his", since=1_600),)}
     await other.close()
@@ -367,11 +375,11 @@ async def test_a_later_connection_that_another_worker_heard_of_stays(
 
 async def test_a_status_that_it_missed_counts(server: RedisServer, state: RedisState) -> None:
     await state.arrive(presence())
-    server.pause()
+    server.pause(state)
     await notices(state)
     await state.update(presence("away", since=1_500))
     await state.update(presence("offline", since=1_600))
-    server.resume()
+    server.resume(state)
     await is_back(state)
     assert await state.presence(["alice"]) == {"alice": (presence("offline", since=1_600),)}
 
@@ -380,7 +388,7 @@ async def test_a_status_that_it_missed_counts(server: RedisServer, state: RedisS
 async def test_a_status_that_it_missed_changes_nothing_that_another_worker_heard_later(
     server: RedisServer, state: RedisState, later: DevicePresence
 ) -> None:
-    other = await open_at(server)
+    other = await open_state(server.url)
     await other.arrive(presence())
     server.command("CLIENT", "KILL", "TYPE", "normal")
     await notices(other)
@@ -398,10 +406,10 @@ async def test_who_spoke_while_it_was_away_is_not_taken_for_silent(
     server: RedisServer, state: RedisState
 ) -> None:
     await state.arrive(presence())
-    server.pause()
+    server.pause(state)
     await notices(state)
     await state.refresh([PHONE], 1_500, 9_000)
-    server.resume()
+    server.resume(state)
     await is_back(state)
     assert await state.expired(8_000) == []
     assert [it.device for it in await state.expired(9_000)] == [PHONE]

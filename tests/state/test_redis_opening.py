@@ -14,14 +14,16 @@ from imqtt.state import open_state, redis_address
 from imqtt.state.base import State
 from tests.ports import free_port
 from tests.redis_server import RedisServer
+from tests.services import WITHIN
 
 CLUSTER = "0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "later" not in request.node.name:
-        monkeypatch.setattr(redis_address, "OPEN_SECONDS", 0.5)
+def waits(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    later, silent = ("later" in request.node.name), ("says_nothing" in request.node.name)
+    monkeypatch.setattr(redis_address, "OPEN_SECONDS", WITHIN if later else 0.5)
+    monkeypatch.setattr(redis_address, "CONNECT_SECONDS", 0.5 if silent else WITHIN)
 
 
 async def open_at(url: str, password: str = "") -> State:

@@ -13,9 +13,8 @@ from imqtt.state.base import DevicePresence, Worker
 from imqtt.state.redis import RedisState
 from imqtt.state.redis_keys import PRESENT_TTL, SEEN_PERIOD
 from imqtt.stores.base import Registration
-from tests.redis_server import RedisServer, shared_redis
+from tests.redis_server import BURST, RATE, RedisServer, open_state, shared_redis
 
-RATE, BURST = 10, 20
 PHONE = Device("alice", "phone")
 LAPTOP = Device("alice", "laptop")
 ALICE = (Registration(PHONE, "json"),)
@@ -55,7 +54,7 @@ async def knows_nothing(state: RedisState) -> None:
 
 
 async def open_in(cluster: str) -> RedisState:
-    return await RedisState.open(shared_redis(), cluster=cluster, rate=RATE, burst=BURST)
+    return await open_state(shared_redis(), cluster)
 
 
 @pytest.fixture
@@ -140,7 +139,7 @@ async def test_clusters_in_one_redis_see_nothing_of_each_other(tmp_path: Path) -
 
 async def test_nothing_stays_for_ever(tmp_path: Path) -> None:
     async with RedisServer(tmp_path) as server:
-        state = await RedisState.open(server.url, cluster="c", rate=RATE, burst=BURST)
+        state = await open_state(server.url)
         await use_everything(state)
         kinds = set()
         async with Redis.from_url(server.url) as redis:
@@ -178,19 +177,15 @@ async def test_seen_ids_are_recalled_for_minutes_and_then_dropped() -> None:
 
 
 async def test_what_is_asked_together_goes_together(tmp_path: Path) -> None:
-    def reads(server: RedisServer) -> int:
-        told = server.command("INFO", "stats").decode()
-        return int(told.split("total_reads_processed:")[1].split("\r\n")[0])
-
     async with RedisServer(tmp_path) as server:
-        state = await RedisState.open(server.url, cluster="c", rate=RATE, burst=BURST)
-        before = reads(server)
+        state = await open_state(server.url)
+        before = server.reads()
         await asyncio.gather(*(state.devices([f"user{number}"]) for number in range(100)))
-        assert reads(server) - before < 10  # one of them the question itself
-        before = reads(server)
+        assert server.reads() - before < 10  # one of them the question itself
+        before = server.reads()
         for number in range(100):
             await state.devices([f"user{number}"])
-        assert reads(server) - before >= 100
+        assert server.reads() - before >= 100
         await state.close()
 
 

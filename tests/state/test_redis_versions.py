@@ -11,9 +11,8 @@ from imqtt.model import Device
 from imqtt.state.base import DevicePresence, Worker
 from imqtt.state.redis import RedisState
 from imqtt.stores.base import Registration
-from tests.redis_server import RedisServer
+from tests.redis_server import BURST, RedisServer, open_state
 
-RATE, BURST = 10, 20
 ALICE, BOB, CAROL = Device("alice", "phone"), Device("bob", "phone"), Device("carol", "phone")
 WORKER = Worker("w1", "north", 1, 1_700_000_000_000)
 STRANGE = [
@@ -33,7 +32,7 @@ async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 async def state(server: RedisServer) -> AsyncIterator[RedisState]:
-    state = await RedisState.open(server.url, cluster="c", rate=RATE, burst=BURST)
+    state = await open_state(server.url)
     yield state
     assert state.trouble == ""
     await state.close()
@@ -100,7 +99,7 @@ async def test_a_device_list_with_fields_of_a_newer_version_is_read(state: Redis
 async def test_a_bucket_in_another_form_is_a_full_one(server: RedisServer, state: RedisState) -> None:
     await raw(state, "SET", "imqtt:c:bucket:alice@phone", "a newer form")
     assert await state.take({ALICE: 5, BOB: 100}, 1_000) == {ALICE: 5, BOB: BURST}
-    other = await RedisState.open(server.url, cluster="c", rate=RATE, burst=BURST)
+    other = await open_state(server.url)
     assert await other.take({ALICE: 100, BOB: 100}, 1_000) == {ALICE: BURST - 5, BOB: 0}
     await other.close()
 

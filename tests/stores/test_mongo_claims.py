@@ -21,11 +21,12 @@ from imqtt.stores import mongo_claim, mongo_client
 from imqtt.stores.base import Identity
 from imqtt.stores.mongo import MongoStore
 from tests.contract.stores import log
-from tests.mongodb import MongoServer, database_url
-from tests.services import eventually
+from tests.mongodb import MongoServer, database_url, patient
+from tests.services import WITHIN, eventually
 
 D = "d:alice:bob"
 DRIVERS = ("pymongo", "motor")
+LONG = 10 * WITHIN  # longer than any test lasts
 HOLDING = """
 import asyncio, sys
 from imqtt.stores import open_store
@@ -52,8 +53,15 @@ def database(url: str) -> Iterator[Database[dict[str, Any]]]:
         yield client.get_default_database()
 
 
+@pytest.fixture(autouse=True)
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that would be waited for would be waited for longer than any test lasts."""
+    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", LONG)
+    monkeypatch.setattr(mongo_claim, "RELEASE_SECONDS", LONG)
+
+
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(endless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim is renewed and runs out within parts of a second."""
     monkeypatch.setattr(mongo_claim, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 0.8)
@@ -76,7 +84,7 @@ async def holder(url: str, *, shared: bool = False) -> asyncio.subprocess.Proces
         sys.executable, "-c", HOLDING, url, "shared" if shared else "", stdin=PIPE, stdout=PIPE
     )
     assert process.stdout is not None
-    assert await asyncio.wait_for(process.stdout.readline(), 30) == b"open\n"
+    assert await asyncio.wait_for(process.stdout.readline(), WITHIN) == b"open\n"
     return process
 
 
@@ -102,7 +110,7 @@ async def test_a_claim_from_the_time_when_the_servers_clock_was_ahead_runs_out(
     claim_id = claimed(database, **fields)
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     database.servers.update_one({"_id": claim_id}, {"$set": {"seen": tomorrow}})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         store = await opened(url)
     assert database.servers.count_documents({"_id": claim_id}) == 0
     await store.close()
@@ -159,9 +167,8 @@ async def test_of_many_who_start_at_once_one_gets_the_store(url: str, round: int
 
 
 async def test_whoever_is_cancelled_while_opening_leaves_no_claim(
-    url: str, database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    url: str, database: Database[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 600)  # what is in the way stays there
     claimed(database)
     database.meta.insert_one({"_id": "imqtt", "schema": 1, **Identity.draw(4)._asdict()})
     opening = asyncio.create_task(opened(url))
@@ -198,15 +205,7 @@ async def test_a_cancellation_that_the_driver_swallows_is_not_lost() -> None:
 # --- those that ended without a word
 
 
-@pytest.fixture
-def endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim that would be waited for would be waited for longer than any test lasts."""
-    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 3_600)
-
-
-async def test_the_claim_of_a_killed_process_is_nobodys(
-    url: str, database: Database[dict[str, Any]], endless: None
-) -> None:
+async def test_the_claim_of_a_killed_process_is_nobodys(url: str, database: Database[dict[str, Any]]) -> None:
     other = await holder(url)
     other.kill()
     await other.wait()
@@ -217,7 +216,7 @@ async def test_the_claim_of_a_killed_process_is_nobodys(
 
 
 async def test_the_claim_of_an_earlier_process_of_the_same_number_is_nobodys(
-    url: str, database: Database[dict[str, Any]], endless: None
+    url: str, database: Database[dict[str, Any]]
 ) -> None:
     await (await opened(url)).close()
     claimed(database, pid=os.getpid(), machine=mongo_claim._machine())
@@ -234,8 +233,8 @@ async def test_a_claim_of_elsewhere_is_waited_for_until_it_runs_out(
     database.servers.insert_one(
         {"_id": "x", "host": "elsewhere", "machine": "another", "pid": 1, "shared": False, "open": is_open}
     )
-    database.servers.update_one({"_id": "x"}, {"$currentDate": {"seen": True}})
     began = asyncio.get_running_loop().time()
+    database.servers.update_one({"_id": "x"}, {"$currentDate": {"seen": True}})
     store = await opened(url)
     assert asyncio.get_running_loop().time() - began > 0.5
     assert database.servers.find_one({"_id": "x"}) is None
@@ -245,7 +244,7 @@ async def test_a_claim_of_elsewhere_is_waited_for_until_it_runs_out(
 async def test_a_claim_of_elsewhere_that_lives_refuses(
     url: str, database: Database[dict[str, Any]], quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 60)
+    monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", LONG)
     await (await opened(url)).close()
     claimed(database, pid=4711)
 
@@ -260,7 +259,7 @@ async def test_a_claim_of_elsewhere_that_lives_refuses(
 
 
 async def test_a_claim_that_ran_out_long_ago_is_not_waited_for(
-    url: str, database: Database[dict[str, Any]], endless: None
+    url: str, database: Database[dict[str, Any]]
 ) -> None:
     await (await opened(url)).close()
     claim_id = claimed(database)
@@ -335,7 +334,7 @@ async def test_closing_does_not_wait_for_a_server_that_hangs(
     monkeypatch.setattr(mongo_claim, "RELEASE_SECONDS", 0.2)
     monkeypatch.setattr(mongo_client, "FAREWELL_SECONDS", 0.2)
     async with MongoServer(tmp_path) as server:
-        store = await opened(server.url, driver=driver)
+        store = await opened(patient(server.url, LONG), driver=driver)
         server.pause()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WITHIN):
             await store.close()

@@ -9,21 +9,18 @@ from pymongo import MongoClient
 
 from imqtt.errors import StoreUnreachable
 from imqtt.model import Device, Marks
-from imqtt.stores import mongo, mongo_client
+from imqtt.stores import mongo
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, Registration
 from imqtt.stores.mongo import MongoStore
 from tests.contract.stores import log
-from tests.mongodb import MongoServer, faulty_server
+from tests.mongodb import MongoServer, faulty_server, patient
 
 D = "d:alice:bob"
 PHONE = Registration(Device("alice", "phone"), "json")
 
 
 @pytest.fixture(params=["pymongo", "motor"])
-def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A driver that gives up early."""
-    monkeypatch.setattr(mongo_client, "SELECTION_SECONDS", 1.0)
-    monkeypatch.setattr(mongo_client, "ANSWER_SECONDS", 2.0)
+def driver(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -34,9 +31,17 @@ async def server() -> MongoServer:
 
 @pytest.fixture
 async def store(server: MongoServer, driver: str) -> AsyncIterator[MongoStore]:
-    store = await MongoStore.open(server.url, Identity.draw(16), driver=driver)
+    store = await MongoStore.open(patient(server.url), Identity.draw(16), shared=True, driver=driver)
     yield store
     await store.close()
+
+
+@pytest.fixture
+async def hasty(server: MongoServer, driver: str, store: MongoStore) -> AsyncIterator[MongoStore]:
+    """The same store, for one that gives up soon."""
+    hasty = await MongoStore.open(patient(server.url, 2.0), Identity.draw(16), shared=True, driver=driver)
+    yield hasty
+    await hasty.close()
 
 
 async def stored_for_sure(store: MongoStore, records: Sequence[Record]) -> int:
@@ -65,27 +70,27 @@ def fail(server: MongoServer, times: int, **data: object) -> None:
 
 
 async def test_a_server_that_is_away_leaves_writes_unknown_and_reads_impossible(
-    server: MongoServer, store: MongoStore
+    server: MongoServer, store: MongoStore, hasty: MongoStore
 ) -> None:
     await server.stop()
     writes = await asyncio.gather(
-        store.append(log(D, 1, 2)),
-        store.put_members([("alice", D)]),
-        store.raise_marks([Marks(D, "alice", 1, 1)]),
-        store.put_devices([PHONE]),
-        store.remove_device(PHONE.device),
+        hasty.append(log(D, 1, 2)),
+        hasty.put_members([("alice", D)]),
+        hasty.raise_marks([Marks(D, "alice", 1, 1)]),
+        hasty.put_devices([PHONE]),
+        hasty.remove_device(PHONE.device),
         return_exceptions=True,
     )
     assert [type(it) for it in writes] == [OutcomeUnknown] * len(writes)
     reads = await asyncio.gather(
-        store.heads([D]),
-        store.heads([f"d:alice:user{number}" for number in range(99)]),
-        store.find([log(D, 1, 1)[0].key]),
-        store.events_after(D, 0, 1),
-        store.heads_of("alice", 0, 1),
-        store.marks([D]),
-        store.devices(["alice"]),
-        store.conversations("", 1),
+        hasty.heads([D]),
+        hasty.heads([f"d:alice:user{number}" for number in range(99)]),
+        hasty.find([log(D, 1, 1)[0].key]),
+        hasty.events_after(D, 0, 1),
+        hasty.heads_of("alice", 0, 1),
+        hasty.marks([D]),
+        hasty.devices(["alice"]),
+        hasty.conversations("", 1),
         return_exceptions=True,
     )
     assert [type(it) for it in reads] == [StoreUnreachable] * len(reads)
@@ -95,10 +100,12 @@ async def test_a_server_that_is_away_leaves_writes_unknown_and_reads_impossible(
     assert [head.seq for head in await store.heads_of("alice", 0, 10)] == [2]
 
 
-async def test_a_server_that_hangs_in_mid_append(server: MongoServer, store: MongoStore) -> None:
+async def test_a_server_that_hangs_in_mid_append(
+    server: MongoServer, store: MongoStore, hasty: MongoStore
+) -> None:
     server.pause()
     with pytest.raises(OutcomeUnknown):
-        await store.append(log(D, 1, 5))
+        await hasty.append(log(D, 1, 5))
     server.resume()
     # The first try may come through only now, before the second or after it.
     await stored_for_sure(store, log(D, 1, 5))

@@ -20,6 +20,7 @@ from imqtt.stores.mongo import MongoStore
 from tests.contract.stores import log
 from tests.mongodb import MongoServer, database_url
 from tests.ports import free_port
+from tests.services import WITHIN
 
 D = "d:alice:bob"
 DRIVERS = ("pymongo", "motor")
@@ -66,8 +67,7 @@ async def refused(url: str, *, driver: str = "pymongo", password: str = "") -> s
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver that does not look for a server for long."""
-    for module in (mongo_client, mongo_opening):
-        monkeypatch.setattr(module, "SELECTION_SECONDS", 0.5)
+    monkeypatch.setattr(mongo_client, "SELECTION_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -77,6 +77,12 @@ async def test_nobody_at_the_address(driver: str, hasty: None) -> None:
     assert "no primary of MongoDB answers within 0.5 s: 127.0.0.1:" in reason
     assert "is it running at that address" in reason
     assert "Topology" not in reason
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_timeout_in_the_address_counts(driver: str) -> None:
+    url = f"mongodb://127.0.0.1:{free_port()}/imqtt?serverselectiontimeoutMS=300"
+    assert "no primary of MongoDB answers within 0.3 s" in await refused(url, driver=driver)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -154,7 +160,7 @@ def test_a_driver_that_is_not_installed(module: str, driver: str) -> None:
         f"asyncio.run(open_store('mongodb://127.0.0.1/x', Identity.draw(1), driver={driver!r}))\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=WITHIN
     )
     extra = "motor" if driver == "motor" else "mongodb"
     assert "imqtt.errors.SetupError: " in run.stderr

@@ -19,6 +19,7 @@ from imqtt.stores.base import Identity, Registration
 from imqtt.stores.sqlite import SqliteStore
 from imqtt.stores.sqlite_reader import SqliteReader
 from tests.contract.stores import log, record
+from tests.services import WITHIN
 
 D = "d:alice:bob"
 
@@ -184,7 +185,11 @@ async def test_a_store_in_use_is_refused_to_another_process(tmp_path: Path) -> N
         "asyncio.run(SqliteStore.open(pathlib.Path(sys.argv[1]), Identity.draw(16)))\n"
     )
     other = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WITHIN,
     )
     assert other.returncode != 0
     assert "in use by another imqtt server" in other.stderr
