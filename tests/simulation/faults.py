@@ -150,8 +150,12 @@ class Faults:
         await asyncio.sleep(self._some_time(0.05, 3.0))
         file.failing = 0.0
         await asyncio.sleep(self._some_time(0.0, 2.0))
-        # A client that has met it may still be ending: it says goodbye first.
-        if await self._world.until(lambda: device.disk_failed, 10.0) and device.party is not None:
+        # A client that has met it may still be ending: it says goodbye first, once it is not paused any more.
+        patience = 10.0
+        while patience > 0 and not device.disk_failed:
+            await asyncio.sleep(0.2)
+            patience -= 0.0 if device.party is not None and device.party.paused else 0.2
+        if device.disk_failed and device.party is not None:
             self._world.fault("device disk full", device.name)
             self._world.kill(device.party)
             device.start()
