@@ -145,8 +145,8 @@ async def test_a_loop_that_stood_still_does_not_take_it_for_away(
         for _ in range(turns):
             await asyncio.sleep(0)
         time.sleep(TRIP_SECONDS * 1.1)
-        server.command("PING")  # what came before this has been answered, however busy the machine is
-        state._link.trip_seconds = WITHIN  # for what is sent only now
+        server.command("PING")  # once it is answered, so is everything before it, however busy the machine is
+        state._link.trip_seconds = WITHIN  # for the first turn, which is sent only now
         assert await asked == {KEY}
     assert state.trouble == ""
 
@@ -158,7 +158,7 @@ async def test_what_many_ask_at_once_takes_several_round_trips(
     before = server.reads()
     taken = await asyncio.gather(*(state.take({PHONE: 1}, 1_000) for _ in range(105)))
     assert server.reads() - before >= 11
-    assert [it[PHONE] for it in taken] == [1] * BURST + [0] * (105 - BURST)  # in the order of their asking
+    assert [it[PHONE] for it in taken] == [1] * BURST + [0] * (105 - BURST)  # in the order of the calls
 
 
 @pytest.mark.parametrize("fault", [RedisServer.kill, RedisServer.stop])
