@@ -95,7 +95,7 @@ class ServerConfig:
     device_burst: int = _number(
         4_000, "messages that one device may send in a burst", "messages", 1, 10_000_000
     )
-    max_batch: int = _number(500, "most commands in one batch", "commands", 1, 10_000)
+    max_batch: int = _number(500, "maximum number of commands in one batch", "commands", 1, 10_000)
     conversations_cached: int = _number(
         100_000,
         "heads of conversations kept in memory, all partitions together",
@@ -121,7 +121,7 @@ class ServerConfig:
     )
     devices_per_user: int = _number(
         100,
-        "most devices of one user; beyond that, those unseen for longest are forgotten",
+        "maximum number of devices of one user; beyond that, those unseen for longest are forgotten",
         "devices", 1, 1_000_000,
     )  # fmt: skip
     clock_tolerance: int = _number(

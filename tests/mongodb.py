@@ -44,7 +44,7 @@ def database_url() -> str:
 
 
 def patient(url: str, seconds: float = WITHIN) -> str:
-    """An address of this module's, for a driver that waits so long for a server that is merely busy."""
+    """One of this module's addresses, with timeouts of `seconds`, which a busy server keeps."""
     waits = "&".join([f"{name}={seconds * 1_000:.0f}" for name in _WAITS])
     return f"{url}{'' if url.endswith('?') else '&'}{waits}"
 

@@ -43,7 +43,7 @@ def use_given() -> None:
 
 
 def installed_version() -> tuple[int, ...]:
-    """Of the Mosquitto that everything here runs."""
+    """The version of the Mosquitto that all tests run."""
     return _version(Path(executable()))
 
 

@@ -30,7 +30,7 @@ RATE, BURST = 10, 20  # tokens a second, and at most
 
 
 async def open_state(url: str, cluster: str = "c") -> RedisState:
-    """A state that does not take a Redis for away which a busy machine keeps from answering."""
+    """A state to which a Redis on a busy machine does not count as away."""
     return await RedisState.open(url, cluster=cluster, rate=RATE, burst=BURST, trip_seconds=WITHIN)
 
 
@@ -113,7 +113,7 @@ class RedisServer:
         self._end(signal.SIGKILL)
 
     def pause(self, *states: RedisState) -> None:
-        """Connections stay, and nothing is answered. These states of `open_state` give it up soon."""
+        """Connections stay, and nothing is answered. These states of `open_state` soon treat it as away."""
         self._signal(signal.SIGSTOP)
         for state in states:
             state._link.trip_seconds = TRIP_SECONDS
@@ -135,7 +135,7 @@ class RedisServer:
             return b"".join(iter(lambda: connection.recv(65_536), b""))
 
     def reads(self) -> int:
-        """How often it has read from its connections, with that for this question."""
+        """How often it has read from its connections, including the read of this question."""
         told = self.command("INFO", "stats").decode()
         return int(told.split("total_reads_processed:")[1].split("\r\n")[0])
 

@@ -50,7 +50,7 @@ class Link(asyncio.Protocol):
     Reading the socket pauses while more messages are received and not acked than `receive_max`, or more of
     their bytes than `receive_bytes`, and goes on below half of that. A paused link hears no PUBACK of its
     own publishes either: **a caller that acks a message only after the broker has answered the publishes
-    that it caused must publish on another link**, or both wait for ever.
+    that it caused must publish on another link**, or both wait forever.
 
     Whatever is queued within one iteration of the event loop leaves in one write.
 

@@ -46,7 +46,7 @@ def choose(given: Listeners, last: Listeners) -> Listeners:
 
 
 def is_exposed(host: str, port: int) -> bool:
-    """Whether a port that was to be open on the loopback address `host` also answers at another address.
+    """Whether a port that should be open only on the loopback address `host` also answers at another one.
 
     False if `host` is not a loopback address, or if this machine has only one of them, as macOS does.
     """

@@ -161,8 +161,8 @@ class Screen:
         )
 
     async def run(self) -> None:
-        """Until the person leaves. A cancellation restores the terminal, too."""
-        # A key Ctrl-C is a key binding; prompt_toolkit would ignore a SIGINT.
+        """Returns when the user leaves. A cancellation also restores the terminal."""
+        # The key Ctrl-C is a key binding. With a handler of its own, prompt_toolkit would ignore SIGINT.
         await self.application.run_async(handle_sigint=False)
 
     def changed(self) -> None:

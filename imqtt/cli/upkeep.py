@@ -65,7 +65,7 @@ async def up(
 
 
 async def _warn_if_exposed(broker: Mosquitto) -> None:
-    """Tries the port rather than asking for the version: what matters is how Mosquitto was built."""
+    """Tries the port instead of comparing versions, since it depends on how Mosquitto was built."""
     if await asyncio.to_thread(is_exposed, broker.host, broker.websocket_port):
         log.warning(
             "the browsers' port %d is open on every address of this machine, not only on %s: Mosquitto 2.0"

@@ -114,7 +114,7 @@ class Replica:
         self.adopting = adopting
         self.odd = 0  # events that no server sends
         self.logs: dict[str, Log] = {}
-        self.stored: Mapping[Place, Id] = {}  # the store's ids at the `overlaps` of the frames to come
+        self.stored: Mapping[Place, Id] = {}  # the ids that the store has at `overlaps`
         # The user's own marks that came before the page that shows their conversation. The page may have been
         # read before they were raised, and the server sends them only once.
         self._early: dict[str, Marks] = {}
@@ -173,7 +173,10 @@ class Replica:
     # --- frames
 
     def overlaps(self, frames: Iterable[AnyFrame]) -> list[Place]:
-        """Where these frames have events, and the device has some already. `stored` is to tell their ids."""
+        """The places of these frames' events at which the device already holds one.
+
+        The caller sets `stored` to the ids there before it hands in the frames.
+        """
         return [
             (it.conversation, it.seq)
             for it in _placed(frames)
@@ -321,7 +324,7 @@ class Replica:
             self._want(log, Want.HOLE)
 
     def _held(self, log: Log, seq: int) -> int:
-        """The id of the event that the device has there; 0: it has none."""
+        """The id of the event that the device holds at `seq`; 0: it holds none."""
         place = log.conversation, seq
         unstored = self._step.changes.events.get(place)
         return self.stored.get(place, 0) if unstored is None else unstored[1].id
@@ -493,7 +496,7 @@ class Replica:
 
 
 def _placed(frames: Iterable[AnyFrame]) -> Iterator[Event | Accepted]:
-    """Whatever in these frames has a place in the log that a device follows."""
+    """Everything in these frames that has a place at or near the end of a log; not history."""
     for frame in frames:
         if isinstance(frame, Event | Accepted):
             yield frame
@@ -514,10 +517,10 @@ def _linked(events: list[Event]) -> Iterable[Event]:
 
 
 def _was_in(end: Position, event: Event, held: int) -> bool:
-    """Whether a log that ended at `end` had the event. `held`: the id of its event there; 0: it is not known.
+    """Whether a log that ended at `end` had the event. `held`: the id of the log's event at that seq, or 0.
 
-    Then the order of ids has to do. It takes new events for history if a clock was ahead, but only those
-    before what the device held.
+    If that id is unknown (0), the order of ids decides. If a clock was ahead, new events may then count as
+    history, but only those before the first event that the device held.
     """
     return event.id == held if held else event.seq <= end.seq and event.id < end.id
 

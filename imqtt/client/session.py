@@ -74,7 +74,7 @@ class Session:
             self._catchup.complete.clear()
 
     async def set_status(self, status: Status) -> None:
-        """Tells the server the device's state now, if it can, and on every connection from now on."""
+        """Tells the server the device's state: now, if it is connected, and on every later connection."""
         self.status = status
         with contextlib.suppress(NotConnected):
             await self._say_status()
@@ -123,7 +123,7 @@ class Session:
             tasks.create_task(self._requests.check_idle(self._home), name="imqtt-idle")
 
     async def _stay_present(self) -> None:
-        """Repeats a status that met no subscriber, and speaks before the server takes the device for gone."""
+        """Repeats a status that had no subscriber; sends one before the server considers the device gone."""
         if self.status != Status("online", ""):
             await self._say_status()
         refusals = 0
@@ -140,11 +140,11 @@ class Session:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(wait):
                             await self._untaken.wait()
-                    continue  # something else may have been said meanwhile
+                    continue  # another command may have been sent meanwhile
             await self._say_status()
 
     async def _say_status(self) -> None:
-        """Raises `NotConnected`. `_stay_present` repeats what meets no subscriber."""
+        """Raises `NotConnected`. `_stay_present` repeats a status that had no subscriber."""
         self._untaken.clear()
         try:
             await self._say(self.status)

@@ -154,7 +154,7 @@ class LocalStore:
         )
 
     def ids(self, places: Collection[Place]) -> Future[dict[Place, Id]]:
-        """The ids of the events at these places, of those that are there."""
+        """The ids of the events at these places. A place without an event is left out."""
         query = "SELECT body FROM events WHERE conversation = ? AND seq = ?"
 
         def read(connection: sqlite3.Connection) -> dict[Place, Id]:

@@ -18,7 +18,7 @@ def home_of(user: str) -> str:
 def assign(partitions: int, workers: Collection[str]) -> list[str]:
     """The worker that each partition belongs to; "" if there is none.
 
-    Each worker draws a number for each partition, by a hash that everybody computes alike, and the highest
+    Each worker draws a number for each partition, by a hash that all workers compute alike, and the highest
     one owns it. So a worker that joins takes over only the partitions that become its own, and only the
     partitions of a worker that leaves move. Shares are as uneven as draws are: of 16 partitions, one of two
     workers has 10 or more with a probability of 0.45.

@@ -74,11 +74,11 @@ class Reorder:
         return self._follow(event)
 
     def compare(self, place: Position, held: int) -> Step:
-        """Looks at an event at or before the cursor. `held`: the id of the one that the device holds there.
+        """Compares an event at or before the cursor with the one held at that seq, whose id is `held`.
 
-        That its id is lower than the cursor's does not put it into the same log. If a clock was ahead before
-        the store was restored, all ids of the new log may be lower than those of the old one. Where the
-        device holds no event (0), only the server can compare.
+        An id that is lower than the cursor's does not show that the event is of the same log: if a clock was
+        ahead before the store was restored, all ids of the new log may be lower than those of the old one. If
+        the device holds no event there (0), only the server can compare.
         """
         known = self.cursor.id if place.seq == self.cursor.seq else held
         return APPLY_NOTHING if place.id == known or not self.cursor.id else self._doubt()

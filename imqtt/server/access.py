@@ -1,8 +1,8 @@
 """Whether the broker's access rules let the server read what devices send, and send to devices.
 
-Mosquitto's `acl_file` never refuses SUBSCRIBE: it leaves out packets on their delivery. So a server whose
-account may not read hears nothing and is told nothing. Here it sends itself a packet of each kind that it
-depends on, and waits for it. A refused publish shows by itself, in the PUBACK's reason code.
+With an `acl_file`, Mosquitto never refuses SUBSCRIBE: it drops packets on delivery. A server whose account
+may not read would receive nothing and get no error. So the server sends itself a packet of each kind that it
+depends on, and waits for them. A refused publish needs no such test: the PUBACK's reason code tells.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from imqtt.server.egress import FAILURE
 
 HEAR_SECONDS = 5.0  # for a packet to come back after the broker has taken it
 
-# Shaped like those of devices, and no device's, since user ids have no $. Only this process subscribes to its
-# own `up`: a partition is a number.
+# Topics of the same form as devices' topics. They belong to no device, since user ids have no $. No other
+# process subscribes to this process's `up`: it ends with the worker's id, where devices have a partition.
 UP = "imqtt/$servers/up/"  # followed by the worker
 DOWN = "imqtt/$servers/down"
 
@@ -24,7 +24,7 @@ _ALL_UP, _ALL_DOWN = "imqtt/+/up/+", "imqtt/+/down"
 
 
 class Access:
-    """Finds out whether this server's account may do its work, over a connection that subscribes to `topics`.
+    """Tests what this server's account may do, over a connection that subscribes to `topics`.
 
     `servers` is the topic on which servers find each other. `account`: its name at the broker.
     """
@@ -42,20 +42,20 @@ class Access:
         return self._servers, self._up
 
     def heard(self, topic: str) -> None:
-        """A packet that this process has sent to itself has come back."""
+        """Call it when a packet that this process sent to itself has come back on `topic`."""
         self._awaited[topic].set()
 
     async def granted(self, link: Link, said: Message) -> bool:
-        """Whether the account may do all of it; logs what it may not. `said` goes to `servers`.
+        """Whether the account has all rights that it needs; logs the missing ones.
 
-        Raises `Closed`.
+        Publishes `said` to `servers`. Raises `Closed`.
         """
         for event in self._awaited.values():
             event.clear()
         codes = await link.publish([said, Message(self._up, b""), Message(DOWN, b"")])
         filters = (self._servers, _ALL_UP, _ALL_DOWN)
         refused = {it: code for it, code in zip(filters, codes, strict=True) if code >= FAILURE}
-        # What was refused cannot come back.
+        # A refused packet cannot come back.
         sent = [it for it, code in zip(self.topics, codes, strict=False) if code < FAILURE]
         unheard = await self._unheard(sent)
         missing = [f"publish to {it} ({describe(code)})" for it, code in refused.items()]
@@ -70,7 +70,7 @@ class Access:
         return not missing
 
     async def _unheard(self, topics: Sequence[str]) -> list[str]:
-        """Those of the topics on which nothing has come back in time."""
+        """The topics on which nothing has come back in time."""
         try:
             async with asyncio.timeout(HEAR_SECONDS):
                 for it in topics:

@@ -23,7 +23,8 @@ PEERS_AT_ONCE = 200  # conversations in one slice
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
 # published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
-# Whoever was present lately was seen within this time: it is stored once a day (milliseconds).
+# Last-seen times are stored once a day, so a user who was present lately was seen within this time
+# (milliseconds).
 LATELY = 2 * 86_400_000
 
 Pair = tuple[str, str]
@@ -36,8 +37,8 @@ class Newcomer(NamedTuple):
     After a `Hello` a device takes every peer for offline anyway. A device that sends neither `Hello` nor
     `Status` takes no part in presence.
 
-    `settled`: the state did not know the device, perhaps since it had lost its memory, but by now has heard
-    of everybody who is there. So whoever is not in it is offline, and may have gone unnoticed.
+    `settled`: the state did not know the device, perhaps because it had lost everything, but has by now heard
+    of every present device. A user without a present device is offline, and may have left unnoticed.
     """
 
     device: Device
@@ -81,7 +82,7 @@ class Presences:
             "telling new devices of their peers' presence", self._tell_all
         )
         self._acquainted = SlicedQueue[Pair]("telling two users of each other's presence", self._introduce)
-        self._unknown: dict[Device, int] = {}  # devices that the state did not know, and until when to wait
+        self._unknown: dict[Device, int] = {}  # devices unknown to the state, and when it will be settled
         self._looking = Problem(
             log, "devices that have fallen silent are not looked for", "silent devices are looked for again"
         )
@@ -135,7 +136,7 @@ class Presences:
                 self._settle(device)
 
     def _settle(self, device: Device) -> None:
-        """Tells the device later of those who are gone, if the state did not know it for lack of memory."""
+        """Has the device told of offline peers once the state has heard of every present device."""
         self._unknown.setdefault(device, self._clock() + self._ttl)
 
     async def end(self, devices: Collection[Device]) -> None:
@@ -193,8 +194,8 @@ class Presences:
         while True:
             await asyncio.sleep(max(self._ttl / 10_000, 0.5))
             try:
-                # Twice the time, as workers' clocks differ a little.
                 now = self._clock()
+                # Twice the time, as workers' clocks differ a little.
                 for gone in await self._state.expired(now, 2 * self._ttl):
                     self._changed.put(gone.device.user)
                 for device in [it for it, due in self._unknown.items() if due <= now]:
@@ -240,7 +241,7 @@ class Presences:
         lately = await self._seen_lately(peers) if newcomer.settled else {}
         known = await self._state.presence([device.user, *peers])
         own = known.pop(device.user, ())
-        if any(it.device == device for it in own):  # else the state has lost its memory once more
+        if any(it.device == device for it in own):  # otherwise the state has lost everything again
             for user in lately.keys() - known.keys():
                 fanout.add(Presence(user, "offline", lately[user]), registrations)
         for presence in _presences(known):
@@ -251,7 +252,7 @@ class Presences:
         return ended
 
     async def _seen_lately(self, users: Collection[str]) -> dict[str, int]:
-        """Those of the users who may have been present lately, and when they were seen."""
+        """The users who may have been present lately, and when they were last seen."""
         lists, now = await self._devices.of(users), self._clock()
         seen = {user: max((it.seen for it in lists[user]), default=0) for user in users}
         return {user: at for user, at in seen.items() if at and now - at < LATELY}

@@ -29,7 +29,7 @@ RETRY_SECONDS = 60.0  # after a sweep that failed
 REGISTRATIONS_AT_ONCE = 500
 REMOVED_AT_ONCE = 50
 NAMED = 10  # devices that one line of the log names
-JUMP = 7 * DAY  # a clock that is further ahead of the time measured is reported; suspending jumps, too
+JUMP = 7 * DAY  # report a clock that is further ahead of the measured time; a suspended machine's is, too
 
 
 class Pruning:
@@ -39,10 +39,10 @@ class Pruning:
     tells whether this worker is the one that looks at all devices. `patience` is in seconds: by then every
     connected device has sent a command, so a state that began empty knows which devices are present.
 
-    A clock that is months ahead would make every device old. So a process removes none for its age at its
-    first sweep, and at later ones takes no more time to have passed since then than it has measured itself.
-    So a clock that is wrong at the start and set right before the second sweep does no harm, nor does one
-    that goes wrong later, for however long.
+    A clock that is months ahead would make every device old. So a process removes no device for its age at
+    its first sweep, and at later ones counts no more time since the first than it has measured itself. A
+    clock does no harm if it is wrong at the start and corrected before the second sweep, or if it jumps
+    ahead later, for however long.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Pruning:
         self._first = self._first or started
 
     def _believed(self, clock: int, timer: float) -> int:
-        """The time by which devices' ages are counted: before all of them until a first sweep is done."""
+        """The time to compute devices' ages with. Until the first sweep is done, 0: no device is old."""
         if self._first is None:
             return 0
         first, began = self._first

@@ -2,12 +2,12 @@
 
 The sessions have the same names for everybody, so two deployments on one broker would take them from each
 other, and each would have half of every conversation. The one that came to the broker later ends instead.
-That includes a server on a copy of the store, which has the same cluster: a store that one process alone may
-open is known to be another one if anybody else answers.
-And workers of one deployment that do not see each other in Redis, since one cannot reach it or was given
+A copy of the store has the same cluster. But if only one process may open a store, every other server that
+answers has another one.
+Workers of one deployment that do not see each other in Redis, since one cannot reach it or was given
 another one, find out here which of them goes on.
 
-Before any of that, the connection finds out whether the broker lets it hear anything at all: see `access`.
+First of all, the server tests whether the broker lets it receive anything at all: see `access`.
 """
 
 import asyncio
@@ -201,14 +201,14 @@ class RollCall:
             standing.cancel()
 
     async def _stand(self, link: Link, ready: asyncio.Event, *, alone: bool) -> None:
-        """Sets `ready` once this server hears what is said and nobody has objected; then goes on looking.
+        """Sets `ready` once this server has its rights and no other objects; then keeps testing the rights.
 
         Ends with the link.
         """
         stands = False
         with contextlib.suppress(LinkError):
             while True:
-                # Somebody may have come since the first question, or have answered while this one was deaf.
+                # Another server may have connected after the first question, or its answer was not delivered.
                 if not await self._access.granted(link, self._message(asks=not stands)):
                     alone = False
                     await asyncio.sleep(RETRY_SECONDS)

@@ -52,9 +52,9 @@ class RedisState:
     ) -> "RedisState":
         """Connects to `redis://user:password@host:port/number`, `rediss://` for TLS, or `unix:///path`.
 
-        TLS takes `?ssl_ca_certs=/path`, `ssl_certfile` and `ssl_keyfile`. A Redis that takes longer than
-        `trip_seconds` for a round trip is away. Raises `SetupError` for whatever the operator has to put
-        right.
+        TLS takes `?ssl_ca_certs=/path`, `ssl_certfile` and `ssl_keyfile`. Redis counts as away if a
+        round trip takes longer than `trip_seconds`. Raises `SetupError` for whatever the operator has to
+        correct.
         """
         keys = Keys(cluster)
         return cls(await Link.open(Address(url, password), keys, trip_seconds), keys, rate, burst)

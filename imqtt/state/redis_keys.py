@@ -47,7 +47,7 @@ LEASE_TTL = 1 * MINUTE
 FORGOTTEN_TTL = 2 * LEASE_TTL  # outlives every lease that is older than it
 LISTS_TTL = 1 * HOUR  # when the clock of leases is lost, so are the leases that were given
 
-# --- presence: a hash of each user's devices, and one sorted set of when each expires unless it speaks.
+# --- presence: a hash of each user's devices, and one sorted set with the time at which each expires.
 #
 # A command that keeps a device present writes to the sorted set alone. So the hash of a user who is present
 # has to last until the device's next `Hello` or `Status`, and 30 days of one connection are enough. Once no

@@ -29,11 +29,12 @@ log = logging.getLogger(__name__)
 # the store; and everybody waits for the slowest.
 TRIP_SECONDS = 0.25
 GRACE_SECONDS = 0.05
-# In one round trip at most. What 2,000 devices did while Redis was away takes it 55 ms here. Told at once, it
-# would take a machine that is five times as slow for away once more, and tell it all of that again, for ever.
+# The most calls in one round trip. After an outage, Redis is told what 2,000 devices did meanwhile, which
+# takes 55 ms here. On a machine five times as slow, a single round trip with all of that would exceed
+# TRIP_SECONDS: Redis would count as away again, and be told all of it again, without end.
 CALLS_AT_ONCE = 500
-# A Redis that comes and goes is asked less and less often, until it has stayed for so long.
 REFUSALS_LOGGED = 20  # each once, and no more than these in the life of a process
+# The pause between tries grows until a connection has lasted this long.
 STEADY_SECONDS = 5.0
 RETRY_SECONDS = 1.0  # at most, between two tries
 
@@ -72,10 +73,10 @@ class Link:
         self._task = self._loop.create_task(self._run(connection), name="redis-link")
 
     @classmethod
-    async def open(cls, address: Address, keys: Keys, trip_seconds: float = TRIP_SECONDS) -> "Link":
-        """Redis is away if a round trip takes longer than `trip_seconds`.
+    async def open(cls, address: Address, keys: Keys, trip_seconds: float) -> "Link":
+        """Redis counts as away if a round trip takes longer than `trip_seconds`.
 
-        Raises `SetupError` where there is no Redis that will do.
+        Raises `SetupError` if there is no suitable Redis.
         """
         return cls(address, keys, await open_first(address, keys), trip_seconds)
 

@@ -140,7 +140,7 @@ class Store(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether other processes may have the store open as well."""
+        """Whether other processes may also have the store open."""
 
     async def close(self) -> None:
         """Finishes what was begun, and lets go of the files or connections."""

@@ -34,7 +34,7 @@ except ImportError as error:  # whoever imports this wants a store there, and is
     raise SetupError(f"MongoDB's driver is missing ({error}): {how_to_install('mongodb')}") from error
 
 DEFAULT_DATABASE = "imqtt"
-# Unless the address says something else.
+# Defaults: the options of the address override all of them but the last.
 SELECTION_SECONDS = 5.0  # for a primary to be found; an election takes longer, and the caller tries again
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0  # for an answer, so that a server that hangs does not hang its callers

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.installation import executable
 from imqtt.cli.login import log_in
 from imqtt.cli.ports import is_exposed
 from imqtt.cli.process import end_with_parent
 from tests.cli.commands import Up, environment, imqtt, imqtt_process, is_alive
+from tests.mosquitto import installed_version
 from tests.ports import free_port
 from tests.services import eventually
 
@@ -57,15 +57,9 @@ async def test_a_browsers_port_that_is_open_to_others_is_told(tmp_path: Path) ->
         port = up.ready["websocket_port"]
         assert not is_exposed("127.0.0.1", up.ready["port"])
         warning = f"the browsers' port {port} is open on every address of this machine, not only on 127.0.0.1"
-        assert (warning in up.log) == is_exposed("127.0.0.1", port) == (version() < (2, 1))
+        assert (warning in up.log) == is_exposed("127.0.0.1", port) == (installed_version() < (2, 1))
     async with Up(tmp_path / "open", "--host", "0.0.0.0") as up:
         assert "every address" not in up.log
-
-
-def version() -> tuple[int, ...]:
-    """The broker's."""
-    said = subprocess.run([executable(), "-h"], capture_output=True, text=True, check=False).stdout
-    return tuple(map(int, said.split()[2].split(".")))
 
 
 async def test_a_data_directory_in_use_is_refused_in_one_line(tmp_path: Path) -> None:

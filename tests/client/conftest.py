@@ -15,14 +15,15 @@ from imqtt.client import Client, Timing
 from tests.client.little_server import LittleServer
 from tests.services import WITHIN
 
-LONG = 10 * WITHIN  # what is waited for so long fails the test that needs it
+LONG = 10 * WITHIN  # a test that waits this long for something fails first
 
-# Nothing is said again for want of an answer, which comes late on a busy machine: tests count what is said.
+# Nothing is repeated because an answer is late, as on a busy machine: tests count commands. And no periodic
+# sync makes up for a command that is missing.
 PATIENT = Timing(
-    connect=LONG, answer=LONG, patience=LONG, silence=LONG, farewell=LONG,
+    connect=LONG, answer=LONG, patience=LONG, silence=LONG, farewell=LONG, sync=LONG,
     untaken=0.2, retry=0.1, retry_most=0.5, hole=0.05, marks=0.05,
 )  # fmt: skip
-# For tests of what is said again, and how often does not matter to them.
+# For tests of repeated commands that do not count them.
 QUICK = replace(PATIENT, answer=0.4, patience=2.0)
 
 Devices = Callable[..., Client]

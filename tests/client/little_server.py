@@ -41,10 +41,12 @@ from imqtt.model import (
 )
 from imqtt.protocol import Bounds, Format, decode_command, encode_frame, format_of, join
 from imqtt.protocol.topics import down, parse_up
+from tests.services import WITHIN
 
 CLOCK = 1 << 40  # before the first event
 PAGE = 100
-LIMITS = Limits(content=65_536, command=262_144, page=PAGE, cursors=1_000, rate=1_000, presence=300)
+PRESENCE = 10 * int(WITHIN)  # the sign of life of a silent device is due after 0.3 to 0.5 of it
+LIMITS = Limits(content=65_536, command=262_144, page=PAGE, cursors=1_000, rate=1_000, presence=PRESENCE)
 
 
 class LittleServer:
@@ -63,7 +65,7 @@ class LittleServer:
         self.devices: dict[Device, Format] = {}
         self.refuse: Callable[[AnyCommand], Rejected | None] = lambda _: None
         self.lose: Callable[[Device, AnyFrame], bool] = lambda _device, _frame: False
-        self.silent = False  # it hears, and answers nothing; see `speak`
+        self.silent = False  # receives commands without answering them; see `speak`
         self.present: list[Presence] = []  # told after each `Hello`
         self.page_size = PAGE
         self.heads_size = PAGE
@@ -154,7 +156,7 @@ class LittleServer:
             self._clock = clock_of(log)
 
     async def speak(self) -> None:
-        """Ends the silence, first of all with the answers that it owes."""
+        """Answers what came during the silence, and ends it."""
         while self._unanswered:
             await self._answer(*self._unanswered.pop(0))
         self.silent = False

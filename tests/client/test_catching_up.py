@@ -301,7 +301,7 @@ async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
 ) -> None:
     async with device(keep=20, stored=True) as alice:
         waiting = asyncio.create_task(anext(alice.events("slow")))
-        await asyncio.sleep(0)  # it asks the store, which knows it from then on
+        await asyncio.sleep(0)  # it has submitted its question, so the store will know the consumer
         waiting.cancel()
         stored = [little.store(TALK, str(number)) for number in range(200)]
         for start in range(0, 200, 10):

@@ -189,7 +189,7 @@ async def test_a_server_that_asks_for_time_is_not_silent(little: LittleServer, d
             return Rejected("unavailable", "not now", True, "sync", ref=command.ref, retry_after=6_500)
         return None
 
-    # Silence ends a connection after 5 to 6 s: later than an answer comes, and before it is asked again.
+    # Silence ends a connection after 5 to 6 s: later than an answer comes, and before the next question.
     async with device(timing=replace(PATIENT, silence=5.0, sync=0.1)):
         little.refuse = refuse
         await eventually(lambda: len(little.commands(Sync)) >= 2)

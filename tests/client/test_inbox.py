@@ -27,8 +27,8 @@ async def refuse(client: Client, what: str) -> None:
 async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_is_lost_meanwhile(
     little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Receiving waits for the store, so the end of the connection is noticed by a device that has something to
-    # say: again and again, that it is there.
+    # Receiving waits for the store, so the device notices the end of the connection only when it sends. With
+    # this setting, it keeps sending its status.
     monkeypatch.setattr(little_server, "LIMITS", replace(little_server.LIMITS, presence=1))
     async with device(stored=True) as alice:
         events, named = alice.events(), alice.events("bot")

@@ -14,7 +14,7 @@ from imqtt.errors import Conflict, CredentialsRefused, Invalid, NotAllowed, Unsu
 from imqtt.model import Event
 from tests.client.conftest import Devices, device
 from tests.client.test_messages import TALK, take, texts
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
 __all__ = ["device"]  # the fixture
 
@@ -95,15 +95,19 @@ async def test_what_the_server_refuses(server: ServerProcess, device: Devices) -
         assert (await alice.send(TALK, "fine")).seq == 2
 
 
-async def test_presence_and_typing_reach_the_other(server: ServerProcess, device: Devices) -> None:
-    async with device("alice@phone") as alice:
+async def test_presence_and_typing_reach_the_other(
+    broker: Mosquitto, device: Devices, tmp_path: Path
+) -> None:
+    # With a long time, so that no device repeats its status within the test.
+    server = ServerProcess(broker, tmp_path, presence_ttl=10 * int(WITHIN))
+    async with server, device("alice@phone") as alice:
         await alice.send(TALK, "hi")
         async with device("bob@phone") as bob:
             await eventually(lambda: present(alice, "bob", "online"))
             await eventually(lambda: present(bob, "alice", "online"))
             notices = alice.notices()
             await bob.typing(TALK)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WITHIN):
                 async for notice in notices:
                     if getattr(notice, "typing", False):
                         break

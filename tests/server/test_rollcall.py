@@ -23,11 +23,17 @@ from imqtt.server.connections import Connections
 from imqtt.server.rollcall import Peer, RollCall, gives_way
 from imqtt.serving import serving
 from tests.server.conftest import Device, config_for
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
 
 def peer(cluster: str, standing: float, worker: str = "w") -> Peer:
     return Peer(cluster, worker, "host", 1, 0, standing)
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No periodic look at the access rules, which also announces a server to the others, within a test."""
+    monkeypatch.setattr(rollcall, "CHECK_SECONDS", 10 * WITHIN)
 
 
 def test_who_came_later_gives_way_and_who_is_of_the_same_cluster_never() -> None:

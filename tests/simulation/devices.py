@@ -105,7 +105,7 @@ class SdkDevice:
         self._awake = False  # it knows what it had to send when it was killed
         self._more: asyncio.Event
         self._notices: Queue[Notice]
-        self._shown: set[int] = set()  # the ids of all events shown, of logs that are no more as well
+        self._shown: set[int] = set()  # the ids of all events shown, including those of earlier logs
         self._restarted: dict[str, None] = {}  # conversations of which that is still to be written down
 
     def start(self) -> None:
@@ -132,7 +132,7 @@ class SdkDevice:
     def has(self, conversation: str, head: Position) -> bool:
         """Whether it holds a log up to its end, and its program was shown all of it.
 
-        Of a log that was begun anew it is shown only what it has not seen before.
+        When a log is restarted, the program is shown only events that it has not seen before.
         """
         log = self.client._replica.logs.get(conversation) if self.client is not None else None
         is_shown = self.seen.get(conversation, head.id) == head.id and head.id in self._shown

@@ -220,9 +220,8 @@ def draw_shape(seed: int, among: Sequence[str] = ()) -> Shape:
     busy = draw.random() < 0.1  # in one world of ten there is more of everything
     kinds = list(among) or draw.sample(sorted(FAULTS), draw.randint(1, 4))
     faults = [draw.choice(kinds) for _ in range(draw.randint(4, 10) if busy else draw.randint(0, 5))]
-    if (
-        not among and "store restored" in faults and draw.random() < 0.7
-    ):  # as a rule not: what it loses hides other losses
+    # As a rule without a restore: what it loses hides other losses.
+    if not among and "store restored" in faults and draw.random() < 0.7:
         faults = [it for it in faults if it != "store restored"]
     return Shape(
         workers=draw.choice((1, 2, 2, 3)),

@@ -55,7 +55,7 @@ def database(url: str) -> Iterator[Database[dict[str, Any]]]:
 
 @pytest.fixture(autouse=True)
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim that would be waited for would be waited for longer than any test lasts."""
+    """If a test waits for a claim to run out, it fails: no claim does within its time."""
     monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", LONG)
     monkeypatch.setattr(mongo_claim, "RELEASE_SECONDS", LONG)
 

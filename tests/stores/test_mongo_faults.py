@@ -38,7 +38,7 @@ async def store(server: MongoServer, driver: str) -> AsyncIterator[MongoStore]:
 
 @pytest.fixture
 async def hasty(server: MongoServer, driver: str, store: MongoStore) -> AsyncIterator[MongoStore]:
-    """The same store, for one that gives up soon."""
+    """The same store, opened with short timeouts."""
     hasty = await MongoStore.open(patient(server.url, 2.0), Identity.draw(16), shared=True, driver=driver)
     yield hasty
     await hasty.close()
