@@ -91,8 +91,8 @@ class Event(Value, frozen=True, tag="event", tag_field="type"):
     """One entry of a conversation's log; also the frame that carries it to a device.
 
     `withheld` is the content's size in bytes where it would not fit into the device's packets; `content`
-    is empty then. `previous` is the id of the event at seq - 1, said while the event is news and never
-    stored: who knows another event there has another log.
+    is empty then. `previous` is the id of the event at seq - 1. It is sent only with live events and never
+    stored; a device that holds another event at seq - 1 has another log.
     """
 
     conversation: str

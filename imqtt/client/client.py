@@ -353,9 +353,9 @@ class Client:
         """An async iterator of new events, each conversation's in order, including the user's own.
 
         Without a name it begins with the next event after this call. A named `consumer` keeps its place in
-        the store, also over restarts: asking for the next event finishes the previous one, and it resumes
-        behind the last event that was finished. A new name begins with the oldest event that the store holds
-        as new. With `conversation`, only that one's events.
+        the store: asking for the next event marks the previous one as processed, and after a restart it
+        resumes after the last processed one. A new name begins with the oldest event that the store does not
+        hold as history. With `conversation`, only that one's events.
         """
         one = None if conversation is None else self._id_of(conversation)
         return self._feed.events(consumer, one)

@@ -80,8 +80,8 @@ class Events:
     """An async iterator of events, each conversation's in order of seq; `client.events` makes it.
 
     It reads from the device's store, a few events at a time, so that a slow program costs neither memory nor
-    the connection. A named consumer's place is in the store: asking for the next event finishes the previous
-    one. If the client is closed before that, the previous one comes again.
+    the connection. A named consumer's place is in the store: asking for the next event marks the
+    previous one as processed. If the client is closed before that, the previous one comes again.
     """
 
     def __init__(self, feed: Feed, store: LocalStore, consumer: str | None, conversation: str | None) -> None:
