@@ -32,7 +32,7 @@ except ImportError as error:
     raise SetupError(f"Redis's client is not installed ({error}): {how_to_install('redis')}") from error
 
 OPEN_SECONDS = 5.0  # services of one machine start together, and a Redis first loads what it had saved
-CONNECT_SECONDS = 5.0  # for several round trips on a busy machine; only a start waits for them
+CONNECT_SECONDS = 5.0  # for several round trips on a busy machine
 OLDEST = (6, 2)  # ZADD GT
 
 # Answers with which Redis says that it cannot, for now or until its operator does something. Any other one

@@ -18,6 +18,7 @@ EXPIRED_AT_MOST = 20_000  # by one call; the next one goes on
 # Kept while Redis is away, and told when it is back.
 MISSED_CHANGES = 2_000
 MISSED_COMMANDS = 20_000
+TOLD_AT_ONCE = 1_000  # devices that spoke, in one command
 CLOCK_STEP = 1_000  # milliseconds: a clock that goes back further was corrected
 
 
@@ -170,10 +171,11 @@ class Presences:
         for change in missed.values():
             # Another worker may have heard of a later one.
             self._put(change.how, change.presence, "late").add_done_callback(partial(self._told, change))
-        if self._spoke:
-            spoke, self._spoke = self._spoke, {}
-            self._refresh(spoke).add_done_callback(undelivered)
-            self._look(spoke).add_done_callback(partial(self._looked, spoke))
+        spoke, self._spoke = list(self._spoke.items()), {}
+        for start in range(0, len(spoke), TOLD_AT_ONCE):
+            part = dict(spoke[start : start + TOLD_AT_ONCE])
+            self._refresh(part).add_done_callback(undelivered)
+            self._look(part).add_done_callback(partial(self._looked, part))
 
     def _told(self, change: Change, answer: asyncio.Future[Any]) -> None:
         if undelivered(answer) and change.presence.device not in self._missed:

@@ -11,11 +11,11 @@ import pytest
 import uvloop
 
 from imqtt.model import Device, Key
-from imqtt.state import redis_link
+from imqtt.state import redis_link, redis_presence
 from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.redis import RedisState
 from imqtt.state.redis_link import TRIP_SECONDS
-from imqtt.state.redis_presence import EXPIRED_AT_ONCE
+from imqtt.state.redis_presence import EXPIRED_AT_ONCE, TOLD_AT_ONCE
 from imqtt.stores.base import Registration
 from tests.redis_server import BURST, RATE, RedisServer, open_state
 from tests.services import WITHIN, eventually
@@ -154,10 +154,10 @@ async def test_a_loop_that_stood_still_does_not_take_it_for_away(
 async def test_what_many_ask_at_once_takes_several_round_trips(
     server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_link, "CALLS_AT_ONCE", 10)
+    monkeypatch.setattr(redis_link, "TRIP_BYTES", 1)
     before = server.reads()
     taken = await asyncio.gather(*(state.take({PHONE: 1}, 1_000) for _ in range(105)))
-    assert server.reads() - before >= 11
+    assert server.reads() - before >= 105
     assert [it[PHONE] for it in taken] == [1] * BURST + [0] * (105 - BURST)  # in the order of the calls
 
 
@@ -404,17 +404,21 @@ async def test_a_status_that_it_missed_changes_nothing_that_another_worker_heard
     await other.close()
 
 
-async def test_who_spoke_while_it_was_away_is_not_taken_for_silent(
-    server: RedisServer, state: RedisState
+@pytest.mark.parametrize("at_once", [1, TOLD_AT_ONCE])
+async def test_devices_that_spoke_while_it_was_away_are_not_taken_for_silent(
+    server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    await state.arrive(presence())
+    monkeypatch.setattr(redis_presence, "TOLD_AT_ONCE", at_once)
+    devices = [Device(f"user{number}", "phone") for number in range(5)]
+    for it in devices[:-1]:  # and one that Redis never heard of
+        await state.arrive(DevicePresence(it, "n1", "online", 1_000, 2_000))
     server.pause(state)
     await notices(state)
-    await state.refresh([PHONE], 1_500, 9_000)
+    await state.refresh(devices, 1_500, 9_000)
     server.resume(state)
     await is_back(state)
     assert await state.expired(8_000) == []
-    assert [it.device for it in await state.expired(9_000)] == [PHONE]
+    assert {it.device for it in await state.expired(9_000)} == set(devices)
 
 
 # --- lost while many were found silent
