@@ -20,6 +20,7 @@ from imqtt.stores.base import Store
 log = logging.getLogger(__name__)
 
 PEERS_AT_ONCE = 200  # conversations in one slice
+DEVICES_AT_ONCE = 500  # of those looked up in the state
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
 # published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
@@ -100,6 +101,8 @@ class Presences:
             if before is None or after is None or _state_of(user, before) != _state_of(user, after):
                 self._changed.put(user)
         for device, command in commands:
+            if isinstance(command, Hello):  # it takes every peer for offline
+                self._unknown.pop(device, None)
             known = isinstance(command, Hello) or is_last_word(command) or _is_connected(device, before or {})
             if not known:
                 self._newcomers.put(Newcomer(device, back=True))
@@ -135,8 +138,11 @@ class Presences:
                 self._settle(device)
 
     def _settle(self, device: Device) -> None:
-        """Tells the device later of those who are gone, if the state did not know it for lack of memory."""
-        self._unknown.setdefault(device, self._clock() + self._ttl)
+        """Tells the device later of those who are gone, if the state did not know it for lack of memory.
+
+        Whenever the state loses its memory again, the wait begins anew.
+        """
+        self._unknown[device] = self._clock() + self._ttl
 
     async def end(self, devices: Collection[Device]) -> None:
         """Ends devices' presence on any connection, and has their peers told.
@@ -197,13 +203,27 @@ class Presences:
                 now = self._clock()
                 for gone in await self._state.expired(now, 2 * self._ttl):
                     self._changed.put(gone.device.user)
-                for device in [it for it, due in self._unknown.items() if due <= now]:
-                    del self._unknown[device]
-                    self._newcomers.put(Newcomer(device, back=True, settled=True))
+                await self._find_settled(now)
                 self._looking.end()
             except Exception as error:
                 self._looking.start(explain(error))
                 log.debug("the look for silent devices failed", exc_info=True)
+
+    async def _find_settled(self, now: int) -> None:
+        """Has those told who have waited for long enough, and are still there. The state may be away."""
+        due = [it for it, until in self._unknown.items() if until <= now]
+        for start in range(0, len(due), DEVICES_AT_ONCE):
+            some = due[start : start + DEVICES_AT_ONCE]
+            known = await self._known({it.user for it in some})
+            if known is None:
+                return  # they are looked for again
+            present = _online(known)
+            for device in some:
+                if self._unknown.get(device, now + 1) > now:
+                    continue  # meanwhile it has said hello, or the state has lost its memory again
+                del self._unknown[device]
+                if device in present:
+                    self._newcomers.put(Newcomer(device, back=True, settled=True))
 
     async def _known(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]] | None:
         """The devices of each user of whom something is known; None while the state is away."""
