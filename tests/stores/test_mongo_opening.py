@@ -85,6 +85,23 @@ async def test_a_timeout_in_the_address_counts(driver: str) -> None:
     assert "no primary of MongoDB answers within 0.3 s" in await refused(url, driver=driver)
 
 
+@pytest.mark.filterwarnings("ignore:sockettimeoutms must be")
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ("connectTimeoutMS=1000;socketTimeoutMS=3000", 3.0),
+        ("connectTimeoutMS=1000&SOCKETTIMEOUTMS=3000", 3.0),
+        ("socketTimeoutMS=", mongo_client.ANSWER_SECONDS),
+        ("socketTimeoutMS=soon", mongo_client.ANSWER_SECONDS),
+    ],
+)
+async def test_an_option_counts_if_the_driver_takes_it(driver: str, options: str, seconds: float) -> None:
+    client = mongo_client.connect(f"mongodb://127.0.0.1/imqtt?{options}", "", driver)
+    assert client.options.pool_options.socket_timeout == seconds
+    await mongo_client.disconnect(client)
+
+
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_server_that_hangs(driver: str, tmp_path: Path, hasty: None) -> None:
     async with MongoServer(tmp_path) as server:
