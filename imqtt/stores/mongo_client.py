@@ -87,6 +87,8 @@ def connect(url: str, password: str, driver: str) -> Client:
         if password:
             options["password"] = password
         return _client(driver)(url, **options)
+    except OSError as error:
+        raise SetupError(f"a file that the store's address names: {error.strerror or error}") from None
     except (InvalidURI, ConfigurationError, ValueError, TypeError) as error:
         # Of an address whose password is not escaped, the driver quotes a part that may be of the password.
         reason = "escape a password with percent signs" if "@" in url else str(error)

@@ -85,6 +85,13 @@ async def test_a_timeout_in_the_address_counts(driver: str) -> None:
     assert "no primary of MongoDB answers within 0.3 s" in await refused(url, driver=driver)
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_file_in_the_address_that_is_not_there(driver: str) -> None:
+    url = "mongodb://imqtt:secret@127.0.0.1/imqtt?tls=true&tlsCAFile=/nowhere.pem"
+    reason = await refused(url, driver=driver)
+    assert reason == "a file that the store's address names: The tlscafile file is not readable"
+
+
 @pytest.mark.filterwarnings("ignore:sockettimeoutms must be")
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize(
