@@ -24,7 +24,7 @@ DEVICES_AT_ONCE = 500  # of those looked up in the state
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
 # published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
-# Whoever was present lately was seen within this time: it is stored once a day (milliseconds).
+# Whoever was present lately was seen within this time: it is stored about once a day (milliseconds).
 LATELY = 2 * 86_400_000
 
 Pair = tuple[str, str]
@@ -257,12 +257,12 @@ class Presences:
         lists = await self._devices.of([device.user])
         registrations = [it for it in lists[device.user] if it.device == device]
         fanout = Fanout(self._max_packet, self._counters)
-        lately = await self._seen_lately(peers) if newcomer.settled else {}
+        lately = await self._seen_lately(peers) if newcomer.settled else set()
         known = await self._state.presence([device.user, *peers])
         own = known.pop(device.user, ())
         if any(it.device == device for it in own):  # else the state has lost its memory once more
-            for user in lately.keys() - known.keys():
-                fanout.add(Presence(user, "offline", lately[user]), registrations)
+            for user in lately - known.keys():
+                fanout.add(Presence(user, "offline"), registrations)  # nobody knows since when
         for presence in _presences(known):
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
@@ -270,11 +270,10 @@ class Presences:
         await self._publish(fanout.messages())
         return ended
 
-    async def _seen_lately(self, users: Collection[str]) -> dict[str, int]:
-        """Those of the users who may have been present lately, and when they were seen."""
+    async def _seen_lately(self, users: Collection[str]) -> set[str]:
+        """Those of the users who may have been present lately."""
         lists, now = await self._devices.of(users), self._clock()
-        seen = {user: max((it.seen for it in lists[user]), default=0) for user in users}
-        return {user: at for user, at in seen.items() if at and now - at < LATELY}
+        return {user for user in users if any(it.seen and now - it.seen < LATELY for it in lists[user])}
 
     async def _introduce(self, pair: Pair, _: str) -> str:
         """Tells each of two users the other's presence unless it is offline."""

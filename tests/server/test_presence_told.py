@@ -298,6 +298,7 @@ async def test_who_falls_silent_as_the_state_is_lost_is_told_as_gone_once_that_i
     monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
     async with room.telling():
         await eventually(lambda: len(room.told) == 2)
+    assert Presence("alice", "offline") in room.told  # what is stored of when she was seen is a day old
     await room.hears(("alice", "offline"), ("carol", "online"))  # Dave was not there lately
 
 
