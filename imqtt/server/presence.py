@@ -20,6 +20,7 @@ from imqtt.stores.base import Store
 log = logging.getLogger(__name__)
 
 PEERS_AT_ONCE = 200  # conversations in one slice
+DEVICES_AT_ONCE = 500  # of those looked up in the state
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
 # published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
@@ -101,6 +102,8 @@ class Presences:
             if before is None or after is None or _state_of(user, before) != _state_of(user, after):
                 self._changed.put(user)
         for device, command in commands:
+            if isinstance(command, Hello):  # it takes every peer for offline
+                self._unknown.pop(device, None)
             known = isinstance(command, Hello) or is_last_word(command) or _is_connected(device, before or {})
             if not known:
                 self._newcomers.put(Newcomer(device, back=True))
@@ -136,8 +139,11 @@ class Presences:
                 self._settle(device)
 
     def _settle(self, device: Device) -> None:
-        """Has the device told of offline peers once the state has heard of every present device."""
-        self._unknown.setdefault(device, self._clock() + self._ttl)
+        """Has the device told of offline peers once the state has heard of every present device.
+
+        Whenever the state loses its memory again, the wait begins anew.
+        """
+        self._unknown[device] = self._clock() + self._ttl
 
     async def end(self, devices: Collection[Device]) -> None:
         """Ends devices' presence on any connection, and has their peers told.
@@ -198,13 +204,27 @@ class Presences:
                 # Twice the time, as workers' clocks differ a little.
                 for gone in await self._state.expired(now, 2 * self._ttl):
                     self._changed.put(gone.device.user)
-                for device in [it for it, due in self._unknown.items() if due <= now]:
-                    del self._unknown[device]
-                    self._newcomers.put(Newcomer(device, back=True, settled=True))
+                await self._find_settled(now)
                 self._looking.end()
             except Exception as error:
                 self._looking.start(explain(error))
                 log.debug("the look for silent devices failed", exc_info=True)
+
+    async def _find_settled(self, now: int) -> None:
+        """Has those told who have waited for long enough, and are still there. The state may be away."""
+        due = [it for it, until in self._unknown.items() if until <= now]
+        for start in range(0, len(due), DEVICES_AT_ONCE):
+            some = due[start : start + DEVICES_AT_ONCE]
+            known = await self._known({it.user for it in some})
+            if known is None:
+                return  # they are looked for again
+            present = _online(known)
+            for device in some:
+                if self._unknown.get(device, now + 1) > now:
+                    continue  # meanwhile it has said hello, or the state has lost its memory again
+                del self._unknown[device]
+                if device in present:
+                    self._newcomers.put(Newcomer(device, back=True, settled=True))
 
     async def _known(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]] | None:
         """The devices of each user of whom something is known; None while the state is away."""
@@ -238,12 +258,12 @@ class Presences:
         lists = await self._devices.of([device.user])
         registrations = [it for it in lists[device.user] if it.device == device]
         fanout = Fanout(self._max_packet, self._counters)
-        lately = await self._seen_lately(peers) if newcomer.settled else {}
+        lately = await self._seen_lately(peers) if newcomer.settled else set()
         known = await self._state.presence([device.user, *peers])
         own = known.pop(device.user, ())
         if any(it.device == device for it in own):  # otherwise the state has lost everything again
-            for user in lately.keys() - known.keys():
-                fanout.add(Presence(user, "offline", lately[user]), registrations)
+            for user in lately - known.keys():
+                fanout.add(Presence(user, "offline"), registrations)  # since when is unknown
         for presence in _presences(known):
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
@@ -251,11 +271,10 @@ class Presences:
         await self._publish(fanout.messages())
         return ended
 
-    async def _seen_lately(self, users: Collection[str]) -> dict[str, int]:
-        """The users who may have been present lately, and when they were last seen."""
+    async def _seen_lately(self, users: Collection[str]) -> set[str]:
+        """The users who may have been present lately."""
         lists, now = await self._devices.of(users), self._clock()
-        seen = {user: max((it.seen for it in lists[user]), default=0) for user in users}
-        return {user: at for user, at in seen.items() if at and now - at < LATELY}
+        return {user for user in users if any(it.seen and now - it.seen < LATELY for it in lists[user])}
 
     async def _introduce(self, pair: Pair, _: str) -> str:
         """Tells each of two users the other's presence unless it is offline."""

@@ -248,15 +248,20 @@ class RollCall:
         if gives_way(self._now(), other):
             raise SetupError(
                 f"this broker is served already, by {other.host} (pid {other.pid}) on "
-                f"{self._store_of(other)}; the store here is of cluster {self._me.cluster}. "
-                "Give each its own broker"
+                f"{self._store_of(other)}; {self._remedy(other)}"
             )
         self._foreign.add(other.worker)
         self._warn(f"{other.host} (pid {other.pid}) serves {self._store_of(other)}")
 
     def _store_of(self, other: Peer) -> str:
-        copy = "a copy of this store, also " if other.cluster == self._me.cluster else "the store "
-        return f"{copy}of cluster {other.cluster}"
+        # MongoDB's claim cannot keep a process out whose holder stood still: it may be the very store.
+        here = "this store or a copy of it," if other.cluster == self._me.cluster else "the store"
+        return f"{here} of cluster {other.cluster}"
+
+    def _remedy(self, other: Peer) -> str:
+        if other.cluster == self._me.cluster:
+            return "end one of the two servers"
+        return f"the store here is of cluster {self._me.cluster}. Give each its own broker"
 
     def _now(self) -> Peer:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since

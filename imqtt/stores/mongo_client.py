@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from imqtt.distribution import how_to_install
 from imqtt.errors import SetupError, StoreFull, StoreUnreachable
@@ -30,6 +30,7 @@ try:
     from pymongo.errors import PyMongoError as PyMongoError
     from pymongo.errors import ServerSelectionTimeoutError as ServerSelectionTimeoutError
     from pymongo.read_concern import ReadConcern
+    from pymongo.uri_parser import split_options
 except ImportError as error:  # whoever imports this wants a store there, and is told what it takes
     raise SetupError(f"MongoDB's driver is missing ({error}): {how_to_install('mongodb')}") from error
 
@@ -78,12 +79,16 @@ def connect(url: str, password: str, driver: str) -> Client:
         "heartbeatFrequencyMS": HEARTBEAT_SECONDS * 1_000,
         "appname": "imqtt",
     }
-    given = {name.lower() for name, _ in parse_qsl(url.partition("?")[2], keep_blank_values=True)}
-    options = {name: value for name, value in defaults.items() if name.lower() not in given}
-    if password:
-        options["password"] = password
     try:
+        # As the driver reads them: without those whose values it ignores, and whatever separates them.
+        query = url.partition("?")[2]
+        given = split_options(query, warn=True) if query else {}
+        options = {name: value for name, value in defaults.items() if name not in given}
+        if password:
+            options["password"] = password
         return _client(driver)(url, **options)
+    except OSError as error:
+        raise SetupError(f"a file that the store's address names: {error.strerror or error}") from None
     except (InvalidURI, ConfigurationError, ValueError, TypeError) as error:
         # Of an address whose password is not escaped, the driver quotes a part that may be of the password.
         reason = "escape a password with percent signs" if "@" in url else str(error)

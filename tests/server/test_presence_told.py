@@ -298,7 +298,70 @@ async def test_who_falls_silent_as_the_state_is_lost_is_told_as_gone_once_that_i
     monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
     async with room.telling():
         await eventually(lambda: len(room.told) == 2)
+    assert Presence("alice", "offline") in room.told  # what is stored of when she was seen is a day old
     await room.hears(("alice", "offline"), ("carol", "online"))  # Dave was not there lately
+
+
+async def lose_memory(room: Room) -> None:
+    """The state forgets that Alice and Carol are there, and then Bob speaks."""
+    room.now = 400 * 86_400_000
+    await room.know("carol")
+    await room.store.put_devices([Registration(it, "json", seen=room.now) for it in (ALICE, CAROL)])
+    for device in (ALICE, CAROL):
+        await room.hear(device, Hello("n"))
+    await room.hears(("alice", "online"), ("carol", "online"))
+    room.redis.command("FLUSHALL")
+    await room.presences.refresh([BOB])
+    await room.hears()
+
+
+async def look(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the look for silent devices happen."""
+    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
+    looked = asyncio.Event()
+    with monkeypatch.context() as patch:
+        follow(patch, room.state, "expired", looked.set)
+        async with room.telling():
+            await looked.wait()
+            looked.clear()
+            await looked.wait()  # all of the first look has been done
+            await eventually(lambda: room.presences.idle, what="nothing left to tell")
+
+
+async def test_the_wait_begins_anew_if_the_state_is_lost_again(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lose_memory(room)
+    room.now += 299_000
+    room.redis.command("FLUSHALL")
+    await room.presences.refresh([BOB])
+    room.now += 1_000
+    await look(room, monkeypatch)
+    await room.hears()  # neither Alice nor Carol is known to have gone
+    assert room.presences._unknown
+
+
+async def test_a_device_that_has_gone_itself_is_told_of_nobody_later(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that connects for a single command each time, without a `Hello`."""
+    await lose_memory(room)
+    room.now += 300_000
+    await look(room, monkeypatch)
+    await room.hears()
+    assert not room.presences._unknown
+
+
+async def test_a_device_that_says_hello_meanwhile_is_told_of_nobody_later(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lose_memory(room)
+    await room.hear(BOB, Hello("b2"))
+    room.now += 299_999
+    await room.presences.refresh([BOB])
+    await look(room, monkeypatch)
+    await room.hears()
+    assert not room.presences._unknown
 
 
 @pytest.mark.parametrize("command", [None, Status("online", "b")])

@@ -86,6 +86,30 @@ async def test_a_timeout_in_the_address_counts(driver: str) -> None:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_file_in_the_address_that_is_not_there(driver: str) -> None:
+    url = "mongodb://imqtt:secret@127.0.0.1/imqtt?tls=true&tlsCAFile=/nowhere.pem"
+    reason = await refused(url, driver=driver)
+    assert reason == "a file that the store's address names: The tlscafile file is not readable"
+
+
+@pytest.mark.filterwarnings("ignore:sockettimeoutms must be")
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ("connectTimeoutMS=1000;socketTimeoutMS=3000", 3.0),
+        ("connectTimeoutMS=1000&SOCKETTIMEOUTMS=3000", 3.0),
+        ("socketTimeoutMS=", mongo_client.ANSWER_SECONDS),
+        ("socketTimeoutMS=soon", mongo_client.ANSWER_SECONDS),
+    ],
+)
+async def test_an_option_counts_if_the_driver_takes_it(driver: str, options: str, seconds: float) -> None:
+    client = mongo_client.connect(f"mongodb://127.0.0.1/imqtt?{options}", "", driver)
+    assert client.options.pool_options.socket_timeout == seconds
+    await mongo_client.disconnect(client)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_server_that_hangs(driver: str, tmp_path: Path, hasty: None) -> None:
     async with MongoServer(tmp_path) as server:
         server.pause()
