@@ -20,7 +20,7 @@ from imqtt.server.connections import Connections
 from imqtt.server.rollcall import Peer, RollCall, gives_way
 from imqtt.serving import serving
 from tests.server.conftest import Device, config_for
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
 
 def peer(cluster: str, standing: float, worker: str = "w") -> Peer:
@@ -99,7 +99,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
     may_connect.set()
     stays, goes = (second, first) if absent else (first, second)
     with pytest.raises(SetupError, match="served already"):
-        await asyncio.wait_for(goes, 10)
+        await asyncio.wait_for(goes, WITHIN)
     await eventually(lambda: warnings[-1] == "", what="the other one's goodbye")
     assert not stays.done()
     stays.cancel()
