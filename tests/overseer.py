@@ -1,16 +1,18 @@
 """Who owns what, seen from outside of every worker."""
 
-from imqtt.state import open_state
 from imqtt.state.base import Worker
+from imqtt.state.redis import RedisState
+from imqtt.state.redis_link import TRIP_SECONDS
 from imqtt.stores import attach_store
 
 
 class Overseer:
-    """What `imqtt workers` sees."""
+    """What `imqtt workers` sees. `trip_seconds`: see `RedisState.open`."""
 
-    def __init__(self, store: str, state: str) -> None:
+    def __init__(self, store: str, state: str, trip_seconds: float = TRIP_SECONDS) -> None:
         self._store = store
         self._state = state
+        self._trip_seconds = trip_seconds
         self._cluster = ""
 
     async def workers(self) -> list[Worker]:
@@ -18,7 +20,9 @@ class Overseer:
             store = await attach_store(self._store)
             self._cluster = store.identity.cluster
             await store.close()
-        state = await open_state(self._state, cluster=self._cluster, rate=1, burst=1)
+        state = await RedisState.open(
+            self._state, cluster=self._cluster, rate=1, burst=1, trip_seconds=self._trip_seconds
+        )
         try:
             return await state.workers()
         finally:

@@ -18,7 +18,14 @@ from typing import Self
 
 from imqtt.errors import StoreInUse
 from imqtt.problems import Problem
-from imqtt.stores.mongo_client import Database, Document, PyMongoError, aggregate, brief
+from imqtt.stores.mongo_client import (
+    Database,
+    Document,
+    PyMongoError,
+    aggregate,
+    brief,
+    raise_swallowed_cancellation,
+)
 from imqtt.stores.mongo_opening import setting_up
 
 log = logging.getLogger(__name__)
@@ -98,6 +105,7 @@ class Claim:
             try:
                 # Not an upsert: one that is overtaken by the removal would bring the document back.
                 known = (await self._servers.update_one({"_id": self.id}, _NOW)).matched_count
+                raise_swallowed_cancellation()
                 self._problem.end()
                 if not known:
                     await self._show()

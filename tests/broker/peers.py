@@ -14,6 +14,7 @@ from imqtt.cli.process import end_with_parent
 from tests.ports import free_port
 
 HOST = "127.0.0.1"
+WITHIN = 120.0  # seconds; it only ends a test that hangs
 
 CONFIGURATION = """\
 listener {port} 127.0.0.1
@@ -26,7 +27,7 @@ set_tcp_nodelay true
 """
 
 
-async def eventually(condition: Callable[[], object], within: float = 60.0) -> None:
+async def eventually(condition: Callable[[], object], within: float = WITHIN) -> None:
     """Returns when `condition` holds (or what it awaits does); fails after `within` seconds."""
     async with asyncio.timeout(within):
         while True:
@@ -65,7 +66,7 @@ class Broker:
         await self._process.wait()
 
     def settings(self, client_id: str, **more: Any) -> Settings:
-        return Settings(HOST, self.port, client_id, **{"keep_alive": 10, "timeout": 10.0} | more)
+        return Settings(HOST, self.port, client_id, **{"keep_alive": 60, "timeout": WITHIN} | more)
 
     async def _answers(self) -> bool:
         assert self._process is not None
@@ -104,7 +105,7 @@ class Peer:
         writer.close()
 
     def settings(self, **more: Any) -> Settings:
-        return Settings(HOST, self.port, "one", **{"timeout": 5.0} | more)
+        return Settings(HOST, self.port, "one", **{"timeout": WITHIN} | more)
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._hold, HOST, 0)

@@ -19,7 +19,7 @@ from imqtt.broker import (
     Will,
     connect,
 )
-from tests.broker.peers import Broker, eventually
+from tests.broker.peers import WITHIN, Broker, eventually
 
 
 class Open(Protocol):
@@ -43,7 +43,7 @@ async def open_link() -> AsyncIterator[Open]:
 async def take(link: Link, count: int) -> list[Received]:
     """The next `count` messages, not acked."""
     received: list[Received] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN):
         while len(received) < count:
             received += await link.receive(count - len(received))
     return received
@@ -255,7 +255,7 @@ async def test_a_subscription_is_granted_while_more_comes_than_there_is_room_for
 
     link = await open_link(settings)
     await eventually(lambda: not link.reading)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN):
         await link.subscribe("t/x")
 
     for _ in range(500):
@@ -292,7 +292,7 @@ async def test_a_second_connection_with_the_same_client_id_ends_the_first(
 
     second = await open_link(settings)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN):
         with pytest.raises(Closed):
             await waiting
         await first.wait_closed()
@@ -312,7 +312,7 @@ async def test_a_broker_that_is_killed_ends_everything_that_waits_on_the_link(
     published = link.publish([Message("t", bytes(10_000))] * 5_000)
     await broker.kill()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN):
         with pytest.raises(Closed):
             await published
         with pytest.raises(Closed):

@@ -6,7 +6,7 @@ import mqtt5
 import pytest
 
 from imqtt.broker import Closed, Message, Received, Refused, connect
-from tests.broker.peers import Peer, eventually, packet
+from tests.broker.peers import WITHIN, Peer, eventually, packet
 
 CONNACK = mqtt5.ConnAckPacket().write()
 
@@ -62,7 +62,7 @@ async def test_a_peer_that_falls_silent_is_given_up_after_one_and_a_half_keep_al
         began = asyncio.get_running_loop().time()
         published = link.publish([Message("t", b"")])
 
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WITHIN):
             closed = await link.wait_closed()
             with pytest.raises(Closed):
                 await published
@@ -85,7 +85,7 @@ async def test_pings_keep_an_idle_link() -> None:
     async with Peer(talk) as peer:
         link = await connect(peer.settings(keep_alive=1))
 
-        await eventually(lambda: pings == 3)
+        await eventually(lambda: pings >= 3)
 
         assert link.closed is None
         await link.close()
@@ -184,10 +184,10 @@ async def test_a_peer_that_does_not_read_holds_back_what_is_published() -> None:
 
 async def test_close_gives_up_on_a_peer_that_does_not_read() -> None:
     async with Peer(accept) as peer:
-        link = await connect(peer.settings(timeout=0.3, keep_alive=0))
+        link = await connect(peer.settings(timeout=2.0, keep_alive=0))
         link.publish([Message("t", bytes(100_000))] * 1_000)
         await eventually(lambda: not link.writable)
 
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(WITHIN):
             await link.close()
             await link.wait_closed()

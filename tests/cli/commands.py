@@ -16,9 +16,7 @@ from unittest import mock
 from imqtt.cli.app import run
 from imqtt.cli.process import end_with_parent
 from tests.ports import free_port
-from tests.services import eventually
-
-START_SECONDS = 60.0
+from tests.services import WITHIN, eventually
 
 
 class Outcome(NamedTuple):
@@ -64,7 +62,7 @@ def _run(arguments: list[str], stdin: str, variables: dict[str, str]) -> Outcome
     return Outcome(status, out.getvalue(), err.getvalue())
 
 
-async def imqtt_process(*arguments: object, within: float = 30.0, **variables: str) -> Outcome:
+async def imqtt_process(*arguments: object, within: float = WITHIN, **variables: str) -> Outcome:
     """Runs one command to its end, as a process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "imqtt", *map(str, arguments),
@@ -113,7 +111,7 @@ class Up:
                 env=environment(), stdout=asyncio.subprocess.PIPE, stderr=log, preexec_fn=self._beginning(),
             )  # fmt: skip
         assert self._process.stdout is not None
-        async with asyncio.timeout(START_SECONDS):
+        async with asyncio.timeout(WITHIN):
             line = await self._process.stdout.readline()
         assert line, self.log
         self.ready = json.loads(line)
@@ -132,7 +130,7 @@ class Up:
         """Its exit status."""
         if self.process.returncode is None:
             self.process.send_signal(how)
-        async with asyncio.timeout(START_SECONDS):
+        async with asyncio.timeout(WITHIN):
             return await self.process.wait()
 
     async def __aenter__(self) -> Self:

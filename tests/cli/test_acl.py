@@ -9,12 +9,13 @@ import pytest
 
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.cli.passwords import SERVER_ACCOUNT
+from tests.services import WITHIN
 
 
 def device(broker: Mosquitto, username: str, password: str, identifier: str = "any") -> aiomqtt.Client:
     return aiomqtt.Client(
         broker.host, broker.port, username=username, password=password, identifier=identifier,
-        protocol=aiomqtt.ProtocolVersion.V5,
+        protocol=aiomqtt.ProtocolVersion.V5, timeout=WITHIN,
     )  # fmt: skip
 
 
@@ -23,7 +24,7 @@ async def server(broker: Mosquitto) -> AsyncIterator[aiomqtt.Client]:
     """The server's account on the internal listener, subscribed to what every device sends."""
     client = aiomqtt.Client(
         INTERNAL_HOST, broker.internal_port, username=SERVER_ACCOUNT, password=broker.server_password,
-        identifier="imqtt-server-0", protocol=aiomqtt.ProtocolVersion.V5,
+        identifier="imqtt-server-0", protocol=aiomqtt.ProtocolVersion.V5, timeout=WITHIN,
     )  # fmt: skip
     async with client:
         await client.subscribe("imqtt/+/up/0", qos=1)
@@ -33,7 +34,7 @@ async def server(broker: Mosquitto) -> AsyncIterator[aiomqtt.Client]:
 async def heard(client: aiomqtt.Client, end: str) -> list[str]:
     """The topics of what a client receives, up to the topic `end`."""
     topics: list[str] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         async for message in client.messages:
             topics.append(message.topic.value)
             if topics[-1] == end:

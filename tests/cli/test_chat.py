@@ -18,7 +18,7 @@ import pytest
 from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client
 from tests.cli.commands import environment, imqtt
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
 ROWS, COLUMNS = 20, 80
 PARTS = re.compile(r"\x1b\[(?P<numbers>[0-9;?]*)(?P<code>[a-zA-Z])|\x1b.|(?P<character>.)", re.DOTALL)
@@ -196,7 +196,7 @@ async def test_a_lost_connection_is_shown_and_what_is_written_is_sent_later(
 @pytest.mark.parametrize("keys", ["/quit\r", "\x03", "\x04"], ids=["/quit", "Ctrl-C", "Ctrl-D"])
 async def test_leaving_is_no_failure(alice: Terminal, keys: str) -> None:
     alice.type(keys)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         assert await alice.process.wait() == 0
 
 
@@ -222,7 +222,7 @@ async def test_a_terminal_that_closes_ends_it_cleanly(alice: Terminal, data: Pat
 
 async def test_a_revoked_device_is_told_and_ends(alice: Terminal, data: Path) -> None:
     await imqtt("device", "revoke", "alice@phone", "--data", data)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN):
         assert await alice.process.wait() == 1
     await alice.shows("no broker takes the password of alice@phone")
 
@@ -371,7 +371,7 @@ async def test_a_chat_that_cannot_begin_says_why_in_a_line(
     terminal = Terminal("chat", "bob", "--user", "alice", *arguments, "--data", data, **variables)
     await terminal.start()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN):
             assert await terminal.process.wait() == 1
         await terminal.shows("imqtt: ")
         assert said in terminal.written.replace("\r\n", " ")

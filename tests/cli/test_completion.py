@@ -20,6 +20,7 @@ from imqtt.cli import main
 from imqtt.cli.data import DataDirectory
 from imqtt.model import Device
 from tests.cli.commands import environment
+from tests.services import WITHIN
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ class Bash:
     def _read_until(self, pattern: str) -> str:
         """The last group of what matches."""
         said = ""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + WITHIN
         while (found := re.search(pattern, said, re.MULTILINE)) is None:
             ready, _, _ = select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, said

@@ -26,7 +26,7 @@ from tests.cli.commands import environment, imqtt
 from tests.device import RawDevice
 from tests.ports import free_port
 from tests.server.conftest import config_for
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 
 async def test_an_added_device_gets_in(broker: Mosquitto) -> None:
@@ -253,7 +253,7 @@ async def test_a_revoked_device_is_gone_for_the_server_and_for_its_peers(
     await tablet.command(Status("away", "t"))
     revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory, "--json")
     assert revoked.rows == [{"device": "alice@phone", "revoked": True, "server_told": True}]
-    async with asyncio.timeout(1.0):
+    async with asyncio.timeout(WITHIN):
         await is_told(bob, "away")
     assert await devices_of_alice(serves) == ("alice@tablet",)
     packets = serves.counters.packets
@@ -295,7 +295,7 @@ async def test_what_a_revoked_device_had_sent_before_does_not_register_it_again(
             states = [it.state for it in known["alice"]]
             return await devices_of_alice(server) == () and states == ["offline"]
 
-        await eventually(forgotten, within=5.0)
+        await eventually(forgotten)
         assert server.counters.devices_revoked == 1
         assert isinstance(await bob.send("d:alice:bob", "m2"), Accepted)
 
@@ -341,7 +341,7 @@ async def test_the_list_of_a_user_shows_what_store_and_server_know(
     phone, unused = listed.rows
     assert (listed.status, listed.err) == (0, "")
     seen = phone.pop("last_seen")
-    assert abs(seen / 1_000 - time.time()) < 60
+    assert abs(seen / 1_000 - time.time()) < WITHIN
     assert phone == {
         "device": "alice@phone", "credential": True, "saved": False, "platform": "android 16",
         "state": "online", "exact": True,

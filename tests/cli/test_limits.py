@@ -26,7 +26,7 @@ from tests.cli.commands import Up
 from tests.ports import free_port
 from tests.server.conftest import config_for
 from tests.server.test_health import ask
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 
 @pytest.mark.parametrize("files", [64, 160, 1_024, 2_200, 65_536])
@@ -95,7 +95,7 @@ async def test_phones_that_have_taken_what_they_get_leave_room_for_a_server(
         task = asyncio.create_task(phones.run())
         try:
             await eventually(lambda: any(it in broker.log.read_text() for it in ("denied", "exceeded")))
-            async with asyncio.timeout(5), serving(config_for(broker, tmp_path)) as server:
+            async with asyncio.timeout(WITHIN), serving(config_for(broker, tmp_path)) as server:
                 assert len(server.health().partitions) == 16
         finally:
             task.cancel()

@@ -14,7 +14,7 @@ import pytest
 from imqtt.cli.mosquitto import Mosquitto
 from tests.certificates import Authority, TlsMosquitto
 from tests.cli.commands import environment, imqtt, imqtt_process
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ async def tailing(data: Path, *arguments: str) -> AsyncIterator[asyncio.subproce
 
 async def next_event(process: asyncio.subprocess.Process) -> dict[str, object]:
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN):
         line = await process.stdout.readline()
     event = json.loads(line)
     assert isinstance(event, dict)
@@ -180,20 +180,20 @@ async def test_commands_say_that_the_server_behind_the_broker_does_not_answer(
         os.kill(server.pid, signal.SIGSTOP)
         try:
             send, history = await asyncio.gather(
-                imqtt_process("send", "bob", "hi", "--wait", "7", "--user", "alice", "--data", data),
-                imqtt_process("history", "alice", "--wait", "7", "--user", "bob", "--data", data),
+                imqtt_process("send", "bob", "hi", "--wait", "20", "--user", "alice", "--data", data),
+                imqtt_process("history", "alice", "--wait", "20", "--user", "bob", "--data", data),
             )
             assert tail.stderr is not None
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WITHIN):
                 assert (await tail.stderr.readline()).decode() == silence
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN):
             assert b"the imqtt server answers again" in await tail.stderr.readline()
     assert (send.status, send.out) == (1, "")
-    assert send.err.startswith(silence + "imqtt: not known to be stored after 7 s (connected to the broker;")
+    assert send.err.startswith(silence + "imqtt: not known to be stored after 20 s (connected to the broker;")
     assert (history.status, history.out) == (1, "")
-    assert history.err.startswith(silence + "imqtt: no answer within 7 s: connected to the broker;")
+    assert history.err.startswith(silence + "imqtt: no answer within 20 s: connected to the broker;")
 
 
 @asynccontextmanager
@@ -212,7 +212,7 @@ async def sending(data: Path, *arguments: str) -> AsyncIterator[asyncio.subproce
 
 
 async def test_lines_are_sent_as_they_come_and_ctrl_c_ends_it_at_once(data: Path) -> None:
-    async with sending(data, "--lines") as process, asyncio.timeout(30):
+    async with sending(data, "--lines") as process, asyncio.timeout(WITHIN):
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"one\n\n  \r\ntwo\nthr")
@@ -238,7 +238,7 @@ async def test_a_line_that_cannot_be_sent_is_told_by_its_number(data: Path) -> N
 async def interrupted_send(data: Path, text: str, how: signal.Signals = signal.SIGINT) -> tuple[int, str]:
     """Sends without a broker, and is interrupted when the message is in the outbox: status and stderr."""
     log = data / "devices" / "alice@phone.db-wal"
-    async with sending(data, text, "--broker", "127.0.0.1:1") as process, asyncio.timeout(30):
+    async with sending(data, text, "--broker", "127.0.0.1:1") as process, asyncio.timeout(WITHIN):
         await eventually(lambda: log.exists() and text.encode() in log.read_bytes())
         process.send_signal(how)
         _, err = await process.communicate()
@@ -419,8 +419,10 @@ async def test_what_is_in_the_way_of_tls_is_one_line_at_once(tls: TlsMosquitto) 
         (("--ca", authority.file), "ask for TLS: say with --broker where"),
     ]:
         for command in (("send", "bob", "hi"), ("history", "bob")):
-            async with asyncio.timeout(10):
-                refused = await imqtt(*command, "-u", "alice/phone", *options, IMQTT_PASSWORD="secret")
+            async with asyncio.timeout(WITHIN):
+                refused = await imqtt(
+                    *command, "-u", "alice/phone", *options, "--wait", 10 * WITHIN, IMQTT_PASSWORD="secret"
+                )
             assert refused.status == 1
             assert said in refused.err
             assert refused.err.count("\n") == 1, refused.err
@@ -441,7 +443,7 @@ async def test_tail_names_another_process_on_the_same_device(data: Path, tmp_pat
                 lines.append((await process.stderr.readline()).decode())
             return lines
 
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(WITHIN):
             for lines in await asyncio.gather(told(one), told(two)):
                 assert all(line.startswith(("imqtt: ", "connected", "no connection")) for line in lines), (
                     lines

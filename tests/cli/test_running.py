@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.services import WITHIN
+
 PROGRAM = """
 import asyncio
 from imqtt.cli import running
@@ -28,6 +30,6 @@ def test_what_does_not_end_with_its_stdin_is_ended() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "runs\n"
     process.stdin.close()
-    assert process.wait(10) == 1
+    assert process.wait(WITHIN) == 1
     assert process.stdout.read() == "asked to end\n"
     process.stdout.close()

@@ -12,7 +12,7 @@ import pytest
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from tests.cli.commands import environment, imqtt_process
 from tests.ports import listeners
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
 
 async def test_sigterm_ends_it_cleanly(broker: Mosquitto, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ async def test_it_waits_for_a_broker_and_can_be_ended_meanwhile(tmp_path: Path, 
     )  # fmt: skip
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN):
             assert b"no connection" in await process.stderr.readline()
             process.send_signal(how)
             _, rest = await process.communicate()

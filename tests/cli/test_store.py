@@ -18,6 +18,7 @@ from tests.chaos.way import Way
 from tests.cli.commands import environment, imqtt, imqtt_process
 from tests.contract.stores import log, record
 from tests.mongodb import database_url
+from tests.services import WITHIN
 
 D = "d:alice:bob"
 IDENTITY = Identity(7, "0123456789abcdef")
@@ -167,6 +168,13 @@ async def test_a_difference_is_named_and_the_target_not_served(tmp_path: Path) -
     assert "is a copy that is not finished; run the same `imqtt store copy` again" in served.err
 
 
+async def heard(stream: asyncio.StreamReader, text: bytes) -> None:
+    """Returns at the line that holds the text."""
+    async with asyncio.timeout(WITHIN):
+        while text not in (line := await stream.readline()):
+            assert line, "it has ended"
+
+
 async def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     source, target = await made(tmp_path / "a.db", 1_500), database_url()
     at = urlsplit(target)
@@ -179,13 +187,14 @@ async def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
             env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stderr is not None
-        while not (await process.stderr.readline()).startswith(b"copying"):
-            assert process.returncode is None
+        await heard(process.stderr, b"copying")
+        way.stall()  # however late the signal comes, the copy is not finished
         process.send_signal(signal.SIGINT)
-        out, err = await process.communicate()
+        await heard(process.stderr, b"is not finished; run the same `imqtt store copy` again")
+        way.mend()
+        out, _ = await process.communicate()
     assert process.returncode == 130
     assert out == b""
-    assert b"is not finished; run the same `imqtt store copy` again" in err
     assert (await imqtt("store", "copy", source, target, "--quiet")).status == 0
     store = await open_store(target, IDENTITY)
     assert (await store.heads([D]))[D].seq == 1_500

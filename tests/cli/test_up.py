@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from imqtt.cli.process import end_with_parent
 from tests.cli.commands import Up, environment, imqtt, imqtt_process, is_alive
 from tests.mosquitto import installed_version
 from tests.ports import free_port
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 
-async def test_it_is_ready_soon_and_says_where(tmp_path: Path) -> None:
+async def test_it_says_when_it_is_ready_and_where(tmp_path: Path) -> None:
+    began = time.monotonic()
     async with Up(tmp_path / "data") as up:
         assert up.ready["ready"]
-        assert up.ready["seconds"] < 3
+        assert 0 < up.ready["seconds"] < time.monotonic() - began
         assert up.ready["data"] == str(tmp_path / "data")
         assert up.ready["partitions"] == 16
         password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
@@ -168,7 +170,7 @@ async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
     )  # fmt: skip
     assert process.stdout is not None
     said = ""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WITHIN):
         while "imqtt chat" not in said:
             said += (await process.stdout.readline()).decode()
     lines = [line for line in said.splitlines() if line.startswith("  export ")]

@@ -15,7 +15,7 @@ from tests.redis_server import RedisServer
 from tests.server.conftest import device as device
 from tests.server.conftest import running as running
 from tests.server.conftest import stack as stack
-from tests.services import ServerProcess
+from tests.services import WITHIN, ServerProcess
 
 StartWorker = Callable[..., Awaitable[ServerProcess]]
 
@@ -60,4 +60,4 @@ async def two(start_worker: StartWorker, **settings: object) -> list[ServerProce
 
 @pytest.fixture
 def overseer(mongo: MongoServer, redis: RedisServer) -> Overseer:
-    return Overseer(mongo.url, redis.url)
+    return Overseer(mongo.url, redis.url, trip_seconds=WITHIN)

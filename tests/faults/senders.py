@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from imqtt.broker.errors import LinkError
 from imqtt.model import Accepted, Content, Cursor, Event, Page, Position, Rejected, Send, Sync
 from tests.device import RawDevice
+from tests.services import WITHIN
 
 CONVERSATION = "d:alice:bob"
 MOST_PATIENT = 20.0
@@ -62,7 +63,7 @@ class Sender:
             for name in missing[:50]:
                 command = Send(self.conversation, name, Content(text=name))
                 try:
-                    await asyncio.wait_for(self.device.command(command), 10)
+                    await asyncio.wait_for(self.device.command(command), WITHIN)
                 except (LinkError, OSError, TimeoutError):
                     await self._reconnect()
                 await asyncio.sleep(self._pause)
@@ -107,7 +108,7 @@ async def pairs(
     )
 
 
-async def all_sent(senders: Sequence[Sender], within: float = 240.0) -> None:
+async def all_sent(senders: Sequence[Sender], within: float = 5 * WITHIN) -> None:
     """Runs all of them; fails, saying who still waits, after `within` seconds."""
     try:
         async with asyncio.timeout(within), asyncio.TaskGroup() as tasks:

@@ -11,7 +11,7 @@ from imqtt.cli.mosquitto import Mosquitto
 from imqtt.model import Accepted, Content, Send
 from tests.device import RawDevice
 from tests.faults.senders import Sender, audit
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
 Make = Callable[..., Awaitable[RawDevice]]
 
@@ -36,7 +36,7 @@ async def test_killed_in_mid_stream(
             if victim in ("server", "both"):
                 await server.start()
 
-    async with asyncio.timeout(240), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(5 * WITHIN), asyncio.TaskGroup() as tasks:
         for sender in senders:
             tasks.create_task(sender.run())
         tasks.create_task(kill())

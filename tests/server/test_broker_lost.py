@@ -10,11 +10,12 @@ import pytest
 from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.config import ServerConfig
 from imqtt.errors import SetupError
+from imqtt.server import connections
 from imqtt.server.app import Server
 from imqtt.serving import serving
 from tests.broker.peers import Broker
 from tests.broker.test_tls import openssl
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -41,14 +42,22 @@ async def test_a_broker_that_goes_and_comes_back_is_logged_once_each(
     assert running.health().broker == "ok"
 
 
-async def test_all_sessions_are_back_soon_after_a_broker_that_was_long_gone(
-    running: Server, broker: Mosquitto
+async def test_all_sessions_are_back_as_soon_as_one_connection_finds_the_broker(
+    running: Server, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waiting: list[int] = []
+
+    def backoff(attempt: int, chance: float, **of_the_one_that_looks: float) -> float:
+        if of_the_one_that_looks:
+            return 0.05
+        waiting.append(attempt)
+        return 10 * WITHIN
+
+    monkeypatch.setattr(connections, "backoff", backoff)
     await broker.kill()
-    await asyncio.sleep(2)  # long enough for connections that back off by themselves to try seconds apart
+    await eventually(lambda: len(waiting) >= 16)
     await broker.start()
-    async with asyncio.timeout(1.5):
-        await eventually(lambda: len(running.health().partitions) == 16)
+    await eventually(lambda: len(running.health().partitions) == 16)
 
 
 # --- TLS
@@ -194,4 +203,4 @@ async def test_a_broker_that_is_not_there_at_the_start_is_told_with_its_address(
     assert f"127.0.0.1:{broker.internal_port}" in warnings(caplog)[0]
     assert "Connection refused" in warnings(caplog)[0]
     await broker.start()
-    await asyncio.wait_for(serving_, 10)
+    await asyncio.wait_for(serving_, WITHIN)

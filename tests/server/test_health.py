@@ -18,7 +18,7 @@ from tests.device import RawDevice
 from tests.mongodb import MongoServer
 from tests.ports import free_port
 from tests.server.conftest import config_for
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 Make = Callable[..., Awaitable[RawDevice]]
 
@@ -27,7 +27,7 @@ async def ask(port: int, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") 
     """The status line and the body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), WITHIN)
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     return head.decode().partition("\r\n")[0], body

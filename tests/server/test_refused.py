@@ -23,7 +23,7 @@ from imqtt.server.troubles import Troubles
 from imqtt.state.base import Holding, Worker
 from imqtt.state.memory import MemoryState
 from tests.server.conftest import Device
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
 NOT_AUTHORIZED = 0x87
 
@@ -59,7 +59,7 @@ async def test_a_worker_that_serves_goes_on_though_a_partition_that_comes_to_it_
     await eventually(lambda: "not authorized" in partition.refusal)
     assert not running.done()
     partition.stop()
-    await asyncio.wait_for(running, 10)
+    await asyncio.wait_for(running, WITHIN)
     assert partition.refusal == ""
 
 
@@ -100,7 +100,7 @@ async def test_a_worker_that_joins_and_gets_nothing_of_what_is_to_be_its_own_end
     ready = asyncio.Event()
     assignment = assignment_of_a_joining_worker()
     with pytest.raises(SetupError, match="not authorized"):
-        await asyncio.wait_for(assignment.run(ready), 10)
+        await asyncio.wait_for(assignment.run(ready), WITHIN)
     assert ready.is_set()  # while the other one held everything, there was nothing to wait for
 
 

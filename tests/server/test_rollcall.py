@@ -116,7 +116,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
     may_connect.set()
     stays, goes = (second, first) if absent else (first, second)
     with pytest.raises(SetupError, match="served already"):
-        await asyncio.wait_for(goes, 10)
+        await asyncio.wait_for(goes, WITHIN)
     await eventually(lambda: warnings[-1] == "", what="the other one's goodbye")
     assert not stays.done()
     stays.cancel()

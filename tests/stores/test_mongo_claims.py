@@ -182,24 +182,38 @@ async def test_whoever_is_cancelled_while_opening_leaves_no_claim(
 class Swallowing:
     """A collection whose driver swallows a cancellation, as PyMongo does on Python 3.11 now and then."""
 
+    matched_count = 1  # of an update
+
+    def get_collection(self, _: str) -> "Swallowing":
+        return self
+
     async def aggregate(self, _: object) -> "Swallowing":
         return self
 
     async def to_list(self, _: object) -> list[object]:
-        answer = asyncio.get_running_loop().create_future()
-        answer.set_result([])
+        await self._swallow()
+        return []
+
+    async def update_one(self, *_: object) -> "Swallowing":
+        await self._swallow()
+        return self
+
+    async def _swallow(self) -> None:
         task = asyncio.current_task()
         assert task is not None
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
-        return await answer
 
 
+@pytest.mark.usefixtures("quick")
 async def test_a_cancellation_that_the_driver_swallows_is_not_lost() -> None:
-    asking = asyncio.create_task(mongo_client.aggregate(Swallowing(), []))  # type: ignore[arg-type]
-    await asyncio.wait([asking])
-    assert asking.cancelled()
+    swallowing: Any = Swallowing()
+    claim = mongo_claim.Claim(swallowing, shared=False)
+    for asking in (mongo_client.aggregate(swallowing, []), claim._renew()):
+        task = asyncio.create_task(asking)
+        await asyncio.wait([task], timeout=WITHIN)
+        assert task.cancelled()
 
 
 # --- those that ended without a word
