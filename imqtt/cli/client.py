@@ -95,7 +95,11 @@ class StateNews:
         if state.silent:
             self._trouble = "silence"
             return "" if before == "silence" else f"{SILENT}; trying again"
-        if state.phase is Phase.IDLE and state.reason:
+        # Of a takeover it is known only when the broker has accepted the next connection.
+        is_told = state.phase is Phase.IDLE or (
+            state.phase is Phase.CONNECTING and isinstance(state.error, TakenOver)
+        )
+        if is_told and state.reason:
             # One trouble has many reasons in a row. These two are told also in the middle of another one.
             special = next((name for kind, name in ACT.items() if isinstance(state.error, kind)), "")
             is_known = before == special if special else bool(before)

@@ -268,7 +268,8 @@ class Mqtt:
             disconnected.exception()  # or asyncio complains that nobody heard it
         if said_so:
             taken_over = code.value == TAKEN_OVER
-            self._end = Lost(f"the broker ended the connection: {code}", taken_over=taken_over)
+            why = "" if taken_over else f": {code}"  # a revoked device is told so, too
+            self._end = Lost(f"the broker ended the connection{why}", taken_over=taken_over)
         elif code.value == 0:
             return  # `close`
         elif code.value == KEEP_ALIVE_TIMEOUT:
