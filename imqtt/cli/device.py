@@ -287,10 +287,21 @@ def _named(names: Sequence[str], usernames: Sequence[str], *, ask: bool) -> dict
         unknown = [it for it in found if it not in usernames] if found else [name]
         if unknown:
             raise SetupError(f"{', '.join(unknown)} has no credential; `imqtt device list` shows who has")
-        if whole and ask and not typer.confirm(f"Revoke {', '.join(found)}?", err=True):
-            raise typer.Abort
+        if whole and ask and not _agrees(f"Revoke {', '.join(found)}?"):
+            raise SetupError("nothing was revoked")
         devices |= {it: parse_device(it) for it in found}
     return devices
+
+
+def _agrees(question: str) -> bool:
+    """Whether the person says yes. The end of stdin is a no."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as error:
+        if not isinstance(error.__context__, EOFError):
+            raise  # Ctrl-C
+        typer.echo(err=True)
+        return False
 
 
 def _server(
