@@ -1,6 +1,7 @@
 """The data directory of `imqtt up`: everything that one deployment on one machine keeps."""
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,11 @@ Data = Annotated[
 DEFAULT = Path("data")
 
 
+def data_option(path: Path) -> str:
+    """` --data DIR` for a command that is suggested; empty if it finds the directory without."""
+    return "" if path.absolute() == DEFAULT.absolute() else f" --data {shlex.quote(str(path.absolute()))}"
+
+
 class DataDirectory:
     """The store in `imqtt.db`, saved credentials and devices' stores, and the broker's files (`broker`)."""
 
@@ -43,10 +49,12 @@ class DataDirectory:
     def check_exists(self) -> None:
         """Raises `SetupError` unless `imqtt up` of this version has made this directory."""
         if not self.exists():
-            raise SetupError(f"{self.path} is no data directory: `imqtt up --data {self.path}` makes it one")
+            raise SetupError(
+                f"{self.path} is no data directory: `imqtt up{data_option(self.path)}` makes it one"
+            )
         if self.broker.outdated():
             raise SetupError(
-                f"an earlier version of imqtt wrote {self.path}: (re)start `imqtt up --data {self.path}`,"
+                f"an earlier version of imqtt wrote {self.path}: (re)start `imqtt up{data_option(self.path)}`,"
                 " which migrates it"
             )
 

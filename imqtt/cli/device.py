@@ -9,7 +9,7 @@ import typer
 
 from imqtt.cli import completion
 from imqtt.cli.control import Access, ServerNotTold
-from imqtt.cli.data import DEFAULT, Data, DataDirectory
+from imqtt.cli.data import DEFAULT, Data, DataDirectory, data_option
 from imqtt.cli.names import parse_device, parse_user
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
 from imqtt.cli.settings import server_config, server_flags
@@ -148,7 +148,8 @@ def list_(
     elif names:
         print_table(("device", "credential saved here"), ((n, "yes" if n in saved else "") for n in names))
     else:
-        print_line("No device has a credential yet: `imqtt device add alice@phone` gives one.")
+        where = "" if broker is None else data_option(data)
+        print_line(f"No device has a credential yet: `imqtt device add alice@phone{where}` gives one.")
 
 
 @app.command()
@@ -205,9 +206,10 @@ def revoke(
     else:
         print_line(f"{', '.join(devices)} can no longer connect.")
     if not_told:
+        where = "" if broker is None else data_option(data)
         complain(
             f"the server was not told ({not_told}): it keeps their records, and others may see them online"
-            f" for some minutes; `imqtt device forget {' '.join(devices)}` tells it"
+            f" for some minutes; `imqtt device forget {' '.join(devices)}{where}` tells it"
         )
 
 

@@ -136,7 +136,7 @@ async def _opened(where: "LocalDevice") -> "AsyncIterator[LocalStore | None]":
     if not where.store.exists():
         yield None
         return
-    with naming_the_holder(where.device):
+    with naming_the_holder(where.device, where.data):
         store = await LocalStore.open(where.store, where.device)
     try:
         yield store

@@ -335,7 +335,7 @@ async def test_another_command_on_its_device_is_told_which_process_has_it(
     assert (refused.status, refused.out) == (1, "")
     assert f"alice@phone.db is in use by process {alice.process.pid} (" in refused.err
     assert "imqtt chat bob --user alice" in refused.err
-    assert "`imqtt device add alice@NAME --save`, then --device NAME" in refused.err
+    assert f"`imqtt device add alice@NAME --save --data {data}`, then --device NAME" in refused.err
     assert refused.err.count("\n") == 1
 
 

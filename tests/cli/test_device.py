@@ -132,7 +132,7 @@ async def test_devices_can_be_added_while_nothing_runs(broker: Mosquitto) -> Non
 async def test_a_directory_without_data_is_told_apart(tmp_path: Path) -> None:
     outcome = await imqtt("device", "list", "--data", tmp_path / "nowhere")
     assert outcome.status == 1
-    assert "nowhere is no data directory" in outcome.err
+    assert "nowhere is no data directory of `imqtt up`: `imqtt up --data " in outcome.err
     assert not (tmp_path / "nowhere").exists()
 
 
