@@ -46,12 +46,20 @@ class DataDirectory:
         """Whether `imqtt up` has made this directory."""
         return self.broker.listeners.is_file()
 
+    def _is_foreign(self) -> bool:
+        """Whether there is something else in it."""
+        try:
+            return any(self.path.iterdir())
+        except NotADirectoryError:
+            return True
+        except OSError:
+            return False
+
     def check_exists(self) -> None:
         """Raises `SetupError` unless `imqtt up` of this version has made this directory."""
         if not self.exists():
-            raise SetupError(
-                f"{self.path} is no data directory: `imqtt up{data_option(self.path)}` makes it one"
-            )
+            makes = "" if self._is_foreign() else f": `imqtt up{data_option(self.path)}` makes it one"
+            raise SetupError(f"{self.path} is no data directory of `imqtt up`{makes}")
         if self.broker.outdated():
             raise SetupError(
                 f"an earlier version of imqtt wrote {self.path}: (re)start `imqtt up{data_option(self.path)}`,"

@@ -134,6 +134,9 @@ async def test_a_directory_without_data_is_told_apart(tmp_path: Path) -> None:
     assert outcome.status == 1
     assert "nowhere is no data directory of `imqtt up`: `imqtt up --data " in outcome.err
     assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "file").touch()
+    other = await imqtt("device", "list", "--data", tmp_path)
+    assert other.err == f"imqtt: {tmp_path} is no data directory of `imqtt up`\n"
 
 
 async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquitto) -> None:
