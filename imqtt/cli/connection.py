@@ -141,8 +141,8 @@ def resolve(
         saved = directory.password(who)
         if saved is None:
             raise SetupError(
-                f"no password for {who}: set IMQTT_PASSWORD, or `imqtt device add {who} --save{data_option(data)}`,"
-                f" or give --cert where the broker asks for a certificate (looked in {directory.path})"
+                f"no password for {who}: set IMQTT_PASSWORD,"
+                f" or `imqtt device add {who} --save{data_option(data)}`, or give --cert where the broker asks for a certificate (looked in {directory.path})"
             )
         password = saved
         store = store or directory.device_store(who)

@@ -62,8 +62,8 @@ class DataDirectory:
             raise SetupError(f"{self.path} is no data directory of `imqtt up`{makes}")
         if self.broker.outdated():
             raise SetupError(
-                f"an earlier version of imqtt wrote {self.path}: (re)start `imqtt up{data_option(self.path)}`,"
-                " which migrates it"
+                f"an earlier version of imqtt wrote {self.path}: (re)start"
+                f" `imqtt up{data_option(self.path)}`, which migrates it"
             )
 
     # --- credentials that `imqtt device add --save` leaves for the other commands
