@@ -43,7 +43,7 @@ Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.1, help=
 def send(
     to: To,
     text: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="The message. Default: what is on stdin.")
+        list[str] | None, typer.Argument(metavar="TEXT", help="The message. Default: what is on stdin.")
     ] = None,
     *,
     file: Annotated[Path | None, typer.Option("--file", help="Send a file's content; `-` is stdin.")] = None,
@@ -199,7 +199,7 @@ def tail(
     to: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TO]...",
+            metavar="TO",
             help="Users or conversations. Default: all of yours.",
             autocompletion=completion.peers,
         ),

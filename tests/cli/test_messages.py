@@ -279,6 +279,9 @@ async def test_the_whole_outbox_can_be_discarded(data: Path) -> None:
     unknown = await imqtt("outbox", "discard", "nothing", *as_alice)
     assert (unknown.status, unknown.err) == (1, "imqtt: not in the outbox of alice@phone: nothing\n")
     assert (await imqtt("outbox", "discard", *as_alice)).status == 2
+    listed = await imqtt("outbox", *as_alice, "--json")
+    assert [it["content"]["text"] for it in listed.rows] == ["first-one", "second-one"]
+    assert (await imqtt("outbox", *as_alice, "list")).status == 2
     discarded = await imqtt("outbox", "discard", "--all", "--json", *as_alice)
     assert [it["discarded"] for it in discarded.rows] == [True, True]
     assert (await imqtt("outbox", "list", "--json", *as_alice)).out == ""
