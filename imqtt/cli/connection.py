@@ -142,7 +142,8 @@ def resolve(
         if saved is None:
             raise SetupError(
                 f"no password for {who}: set IMQTT_PASSWORD,"
-                f" or `imqtt device add {who} --save{data_option(data)}`, or give --cert where the broker asks for a certificate (looked in {directory.path})"
+                f" or `imqtt device add {who} --save{data_option(data)}`,"
+                f" or give --cert where the broker asks for a certificate (looked in {directory.path})"
             )
         password = saved
         store = store or directory.device_store(who)
@@ -183,7 +184,12 @@ def _who(directory: DataDirectory, user: str, device: str, *, is_identified: boo
     if saved and not is_identified:
         raise SetupError(f"which one are you? --user and --device choose from {', '.join(map(str, saved))}")
     missing = "--device" if user else "--user"
-    raise SetupError(f"{missing} is needed: no credential that fits is saved in {directory.path}")
+    of_whom = f" of {user}" if user else f" of a device {device}" if device else ""
+    name = f"{user or 'USER'}@{device or 'NAME'}"
+    raise SetupError(
+        f"{missing} is needed: no credential{of_whom} is saved in {directory.path}"
+        f" (`imqtt device add {name} --save{data_option(directory.path)}` saves one)"
+    )
 
 
 def _broker(directory: DataDirectory) -> str | None:

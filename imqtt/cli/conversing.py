@@ -143,7 +143,7 @@ class Chat:
                     self._do(self._open(conversation))
             case "/discard", "":
                 self._do(self._discard())
-            case "/help", "":
+            case "/help", _:
                 self.help()
             case _:
                 self._say(f"there is no command {command}: /help shows all; /{text} sends it as a text")

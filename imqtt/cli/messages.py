@@ -356,7 +356,8 @@ def _content(body: bytes, content_type: str) -> "Content":
         try:
             return Content(json=canonical_json(msgspec.json.decode(body)))
         except ValueError as error:
-            raise Invalid(f"this is no JSON: {error}") from None
+            reason = str(error).removeprefix("JSON is malformed: ")
+            raise Invalid(f"the content is not valid JSON: {reason}") from None
     return Content(data=body, content_type=content_type)
 
 

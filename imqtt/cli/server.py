@@ -176,8 +176,8 @@ def _say_ready(
         f"\n"
         f"{variables}\n"
         f"\n"
-        f"  Give a device its credential:  imqtt device add alice@phone --save{where}\n"
-        f"  Talk:                          imqtt chat bob --user alice{where}\n"
+        f"  Give devices their credentials:  imqtt device add alice@phone bob@phone --save{where}\n"
+        f"  Talk:                            imqtt chat bob --user alice{where}\n"
     )
 
 

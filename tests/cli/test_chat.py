@@ -383,5 +383,9 @@ async def test_a_chat_that_cannot_begin_says_why_in_a_line(
 async def test_a_command_that_there_is_not_is_explained(alice: Terminal) -> None:
     alice.type("/dance\r")
     await alice.shows("there is no command /dance: /help shows all; //dance sends it as a text")
+    alice.type("/help me\r")
+    await alice.shows("/discard")
+    alice.type("\x1b")
+    await alice.shows("bob  before")
     alice.type("/to b*b\r")
     await alice.shows("neither a user nor a conversation")

@@ -124,12 +124,16 @@ async def test_tail_goes_on_where_it_ended(data: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("bob", "x", "--user", "carol"), "imqtt: --device is needed: no credential that fits is saved in"),
+        (("bob", "x", "--user", "carol"), "imqtt: --device is needed: no credential of carol is saved in"),
         (("bob", "x"), "imqtt: which one are you? --user and --device choose from alice@phone, bob@laptop"),
         (("d:bob:carol", "x", "--user", "alice"), "imqtt: alice is not in this conversation"),
         (("g:team", "x", "--user", "alice"), "imqtt: this server has no groups"),
         (("b ob", "x", "--user", "alice"), "imqtt: 'b ob' is neither a user nor a conversation"),
         (("bob", "--user", "alice"), "imqtt: content is empty"),
+        (
+            ("bob", "{a", "--user", "alice", "--content-type", "application/json"),
+            "imqtt: the content is not valid JSON: ",
+        ),
         (("bob", "x" * 70_000, "--user", "alice"), "imqtt: content of 70000 bytes; at most 65536"),
     ],
 )
