@@ -288,6 +288,7 @@ def history(
     from imqtt.cli import running
     from imqtt.cli.client import SILENT, open_client
     from imqtt.cli.wording import conversation_with
+    from imqtt.client import Phase
 
     connection = resolve(
         data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
@@ -309,6 +310,8 @@ def history(
                 state = client.state
                 why = SILENT if state.silent else state.reason or "is it up?"
                 raise NotConnected(f"no answer within {wait:g} s: {why}") from None
+            if events and (client.state.silent or client.state.phase is not Phase.ESTABLISHED):
+                complain(f"without the server: this is what {connection.device} holds; there may be more")
 
     if signalled := running.run(main):
         raise typer.Exit(128 + signalled)

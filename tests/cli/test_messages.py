@@ -291,6 +291,19 @@ async def test_the_whole_outbox_can_be_discarded(data: Path) -> None:
     assert (await imqtt("outbox", "list", "--json", *as_alice)).out == ""
 
 
+async def test_history_without_a_server_says_that_it_is_what_the_device_holds(
+    data: Path, server: ServerProcess
+) -> None:
+    as_alice = ("--user", "alice", "--data", data)
+    await imqtt("send", "bob", "held here", *as_alice)
+    connected = await imqtt("history", "bob", "--limit", "1", *as_alice)
+    assert (connected.status, connected.err) == (0, "")
+    await server.stop()
+    alone = await imqtt("history", "bob", "--limit", "1", "--wait", "1", *as_alice)
+    assert (alone.status, alone.out) == (0, connected.out)
+    assert "imqtt: without the server: this is what alice@phone holds; there may be more\n" in alone.err
+
+
 async def test_a_message_to_nobody_is_stored_and_told(data: Path) -> None:
     as_alice = ("--user", "alice", "--data", data)
     sent = await imqtt("send", "bbo", "hi", *as_alice)
