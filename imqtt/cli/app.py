@@ -14,7 +14,7 @@ from imqtt.errors import ImqttError
 app = typer.Typer(
     name="imqtt",
     help="Instant messaging on an MQTT broker: ordered, stored, delivered once.\n\n"
-    "Begin with `imqtt up` in one terminal; in another, `imqtt device add alice@phone --save` and"
+    "Begin with `imqtt up` in one terminal; in another, `imqtt device add alice@phone bob@phone --save` and"
     " `imqtt chat bob --user alice`.",
     epilog="Results go to stdout, everything else to stderr. With `--json`, each result is a JSON object on a"
     " line of its own. Exit status: 0: success; 1: refused or failed; 2: wrong usage; 128 + N: ended by"

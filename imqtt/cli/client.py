@@ -6,8 +6,10 @@ import difflib
 import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from imqtt.cli.connection import Connection
+from imqtt.cli.data import data_option
 from imqtt.cli.output import complain
 from imqtt.cli.wording import peer_of
 from imqtt.client import Client, ConnectionState, Phase, Timing
@@ -35,7 +37,7 @@ async def open_client(connection: Connection, *, wait: float, patient: bool = Fa
     telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
     try:
         async with contextlib.AsyncExitStack() as stack:
-            with naming_the_holder(connection.device):
+            with naming_the_holder(connection.device, connection.data):
                 await stack.enter_async_context(client)
             if isinstance(client.state.error, TlsFailed) and not patient:
                 raise client.state.error
@@ -61,14 +63,14 @@ def make_client(connection: Connection, *, platform: str, wait: float) -> Client
 
 
 @contextlib.contextmanager
-def naming_the_holder(device: Device) -> Iterator[None]:
+def naming_the_holder(device: Device, data: Path) -> Iterator[None]:
     """Adds what to do if another process has the device's store open."""
     try:
         yield
     except DeviceStoreInUse as error:
         raise DeviceStoreInUse(
             f"{error.reason}; end it, or be another device:"
-            f" `imqtt device add {device.user}@NAME --save`, then --device NAME"
+            f" `imqtt device add {device.user}@NAME --save{data_option(data)}`, then --device NAME"
         ) from error
 
 
@@ -95,7 +97,11 @@ class StateNews:
         if state.silent:
             self._trouble = "silence"
             return "" if before == "silence" else f"{SILENT}; trying again"
-        if state.phase is Phase.IDLE and state.reason:
+        # Of a takeover it is known only when the broker has accepted the next connection.
+        is_told = state.phase is Phase.IDLE or (
+            state.phase is Phase.CONNECTING and isinstance(state.error, TakenOver)
+        )
+        if is_told and state.reason:
             # One trouble has many reasons in a row. These two are told also in the middle of another one.
             special = next((name for kind, name in ACT.items() if isinstance(state.error, kind)), "")
             is_known = before == special if special else bool(before)

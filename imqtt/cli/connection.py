@@ -9,7 +9,7 @@ import typer
 
 from imqtt.addresses import host_port
 from imqtt.cli import completion
-from imqtt.cli.data import DataDirectory
+from imqtt.cli.data import DataDirectory, data_option
 from imqtt.cli.names import parse_device
 from imqtt.errors import SetupError
 from imqtt.model import Device
@@ -95,6 +95,7 @@ class Connection:
     password: str = field(repr=False)
     brokers: list[str]
     store: Path | None
+    data: Path
     users: set[str] | None = None  # who has a device on this broker; None: not known
     tls: "Callable[[], ssl.SSLContext] | None" = None  # made for each connection, so that new files are read
 
@@ -140,7 +141,8 @@ def resolve(
         saved = directory.password(who)
         if saved is None:
             raise SetupError(
-                f"no password for {who}: set IMQTT_PASSWORD, or `imqtt device add {who} --save`,"
+                f"no password for {who}: set IMQTT_PASSWORD,"
+                f" or `imqtt device add {who} --save{data_option(data)}`,"
                 f" or give --cert where the broker asks for a certificate (looked in {directory.path})"
             )
         password = saved
@@ -150,7 +152,7 @@ def resolve(
         raise SetupError(f"--broker is needed: {directory.path} is no data directory of `imqtt up`")
     # IMQTT_BROKER names the directory's own broker too, if it is set as `imqtt up` prints it.
     users = directory.users(who) if brokers in (None, [], [own]) else None
-    return Connection(who, password, brokers or [str(own)], store, users, tls.context if tls else None)
+    return Connection(who, password, brokers or [str(own)], store, data, users, tls.context if tls else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ class LocalDevice:
 
     device: Device
     store: Path
+    data: Path
 
 
 def resolve_store(data: Path, user: str, device: str, store: Path | None) -> LocalDevice:
@@ -167,7 +170,7 @@ def resolve_store(data: Path, user: str, device: str, store: Path | None) -> Loc
     who = _who(directory, user, device, is_identified=False)
     if store is None and directory.password(who) is None:
         raise SetupError(f"no store of {who} in {directory.path}: --device-store FILE names another")
-    return LocalDevice(who, store or directory.device_store(who))
+    return LocalDevice(who, store or directory.device_store(who), data)
 
 
 def _who(directory: DataDirectory, user: str, device: str, *, is_identified: bool) -> Device:
@@ -181,7 +184,12 @@ def _who(directory: DataDirectory, user: str, device: str, *, is_identified: boo
     if saved and not is_identified:
         raise SetupError(f"which one are you? --user and --device choose from {', '.join(map(str, saved))}")
     missing = "--device" if user else "--user"
-    raise SetupError(f"{missing} is needed: no credential that fits is saved in {directory.path}")
+    of_whom = f" of {user}" if user else f" of a device {device}" if device else ""
+    name = f"{user or 'USER'}@{device or 'NAME'}"
+    raise SetupError(
+        f"{missing} is needed: no credential{of_whom} is saved in {directory.path}"
+        f" (`imqtt device add {name} --save{data_option(directory.path)}` saves one)"
+    )
 
 
 def _broker(directory: DataDirectory) -> str | None:

@@ -54,7 +54,7 @@ async def converse(connection: Connection, to: str) -> None:
     # The screen shows what is missing as it comes; which conversation was the last has to be known before.
     client = make_client(connection, platform="imqtt chat", wait=1.0 if given else 5.0)
     async with contextlib.AsyncExitStack() as stack:
-        with naming_the_holder(connection.device):
+        with naming_the_holder(connection.device, connection.data):
             await stack.enter_async_context(client)
         await Chat(client, connection, given or await _latest(client)).run()
 
@@ -143,7 +143,7 @@ class Chat:
                     self._do(self._open(conversation))
             case "/discard", "":
                 self._do(self._discard())
-            case "/help", "":
+            case "/help", _:
                 self.help()
             case _:
                 self._say(f"there is no command {command}: /help shows all; /{text} sends it as a text")

@@ -1,6 +1,7 @@
 """The data directory of `imqtt up`: everything that one deployment on one machine keeps."""
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,11 @@ Data = Annotated[
 DEFAULT = Path("data")
 
 
+def data_option(path: Path) -> str:
+    """` --data DIR` for a command that is suggested; empty if it finds the directory without."""
+    return "" if path.absolute() == DEFAULT.absolute() else f" --data {shlex.quote(str(path.absolute()))}"
+
+
 class DataDirectory:
     """The store in `imqtt.db`, saved credentials and devices' stores, and the broker's files (`broker`)."""
 
@@ -40,14 +46,24 @@ class DataDirectory:
         """Whether `imqtt up` has made this directory."""
         return self.broker.listeners.is_file()
 
+    def _is_foreign(self) -> bool:
+        """Whether there is something else in it."""
+        try:
+            return any(self.path.iterdir())
+        except NotADirectoryError:
+            return True
+        except OSError:
+            return False
+
     def check_exists(self) -> None:
         """Raises `SetupError` unless `imqtt up` of this version has made this directory."""
         if not self.exists():
-            raise SetupError(f"{self.path} is no data directory: `imqtt up --data {self.path}` makes it one")
+            makes = "" if self._is_foreign() else f": `imqtt up{data_option(self.path)}` makes it one"
+            raise SetupError(f"{self.path} is no data directory of `imqtt up`{makes}")
         if self.broker.outdated():
             raise SetupError(
-                f"an earlier version of imqtt wrote {self.path}: (re)start `imqtt up --data {self.path}`,"
-                " which migrates it"
+                f"an earlier version of imqtt wrote {self.path}: (re)start"
+                f" `imqtt up{data_option(self.path)}`, which migrates it"
             )
 
     # --- credentials that `imqtt device add --save` leaves for the other commands

@@ -9,7 +9,7 @@ import typer
 
 from imqtt.cli import completion
 from imqtt.cli.control import Access, ServerNotTold
-from imqtt.cli.data import DEFAULT, Data, DataDirectory
+from imqtt.cli.data import DEFAULT, Data, DataDirectory, data_option
 from imqtt.cli.names import parse_device, parse_user
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
 from imqtt.cli.settings import server_config, server_flags
@@ -148,7 +148,8 @@ def list_(
     elif names:
         print_table(("device", "credential saved here"), ((n, "yes" if n in saved else "") for n in names))
     else:
-        print_line("No device has a credential yet: `imqtt device add alice@phone` gives one.")
+        where = "" if broker is None else data_option(data)
+        print_line(f"No device has a credential yet: `imqtt device add alice@phone{where}` gives one.")
 
 
 @app.command()
@@ -205,9 +206,10 @@ def revoke(
     else:
         print_line(f"{', '.join(devices)} can no longer connect.")
     if not_told:
+        where = "" if broker is None else data_option(data)
         complain(
             f"the server was not told ({not_told}): it keeps their records, and others may see them online"
-            f" for some minutes; `imqtt device forget {' '.join(devices)}` tells it"
+            f" for some minutes; `imqtt device forget {' '.join(devices)}{where}` tells it"
         )
 
 
@@ -287,10 +289,21 @@ def _named(names: Sequence[str], usernames: Sequence[str], *, ask: bool) -> dict
         unknown = [it for it in found if it not in usernames] if found else [name]
         if unknown:
             raise SetupError(f"{', '.join(unknown)} has no credential; `imqtt device list` shows who has")
-        if whole and ask and not typer.confirm(f"Revoke {', '.join(found)}?", err=True):
-            raise typer.Abort
+        if whole and ask and not _agrees(f"Revoke {', '.join(found)}?"):
+            raise SetupError("nothing was revoked")
         devices |= {it: parse_device(it) for it in found}
     return devices
+
+
+def _agrees(question: str) -> bool:
+    """Whether the person says yes. The end of stdin is a no."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as error:
+        if not isinstance(error.__context__, EOFError):
+            raise  # Ctrl-C
+        typer.echo(err=True)
+        return False
 
 
 def _server(

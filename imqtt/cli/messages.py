@@ -1,5 +1,6 @@
 """`imqtt send`, `tail` and `history`: one device of one user, from scripts and by hand."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,7 @@ from imqtt.cli.connection import (
     User,
     resolve,
 )
-from imqtt.cli.data import DEFAULT, Data
+from imqtt.cli.data import DEFAULT, Data, data_option
 from imqtt.cli.output import Json, complain, print_json, print_line
 from imqtt.errors import ImqttError, Invalid, NotConnected, SetupError
 
@@ -42,7 +43,7 @@ Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.1, help=
 def send(
     to: To,
     text: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="The message. Default: what is on stdin.")
+        list[str] | None, typer.Argument(metavar="TEXT", help="The message. Default: what is on stdin.")
     ] = None,
     *,
     file: Annotated[Path | None, typer.Option("--file", help="Send a file's content; `-` is stdin.")] = None,
@@ -111,7 +112,10 @@ def send(
             except asyncio.CancelledError:
                 complain("interrupted before anything was sent; nothing is in the outbox")
                 raise
-            outgoing = _Outgoing(client, connection, conversation, wait, as_json=as_json)
+            where = data_option(data)
+            if device_store is not None:
+                where += f" --device-store {shlex.quote(str(device_store))}"
+            outgoing = _Outgoing(client, connection, conversation, wait, where, as_json=as_json)
             if first is not None:
                 await outgoing.send(first, message_id, waited=time.monotonic() - begun)
                 return
@@ -135,13 +139,21 @@ class _Outgoing:
     """Messages of one command. Each is stored before the next one is sent."""
 
     def __init__(
-        self, client: "Client", connection: Connection, conversation: str, wait: float, *, as_json: bool
+        self,
+        client: "Client",
+        connection: Connection,
+        conversation: str,
+        wait: float,
+        where: str,  # options that name the device's store
+        *,
+        as_json: bool,
     ) -> None:
         self._client = client
         self._conversation = conversation
         self._wait = wait
         self._as_json = as_json
         self._device = connection.device
+        self._where = where
         self._keeps = connection.store is not None
 
     async def send(self, content: "Content", message_id: str = "", waited: float = 0.0) -> None:
@@ -176,9 +188,10 @@ class _Outgoing:
         """What becomes of a message without an answer."""
         if not self._keeps:
             return "this device keeps no outbox (--device-store), so it is not sent again"
+        who = f"--user {self._device.user} --device {self._device.device}"
         return (
             f"it stays in the outbox, and the next command of {self._device} sends it;"
-            f" `imqtt outbox discard {message_id}` takes it back"
+            f" `imqtt outbox discard {shlex.quote(message_id)} {who}{self._where}` takes it back"
         )
 
 
@@ -186,7 +199,7 @@ def tail(
     to: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TO]...",
+            metavar="TO",
             help="Users or conversations. Default: all of yours.",
             autocompletion=completion.peers,
         ),
@@ -275,6 +288,7 @@ def history(
     from imqtt.cli import running
     from imqtt.cli.client import SILENT, open_client
     from imqtt.cli.wording import conversation_with
+    from imqtt.client import Phase
 
     connection = resolve(
         data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
@@ -296,6 +310,8 @@ def history(
                 state = client.state
                 why = SILENT if state.silent else state.reason or "is it up?"
                 raise NotConnected(f"no answer within {wait:g} s: {why}") from None
+            if events and (client.state.silent or client.state.phase is not Phase.ESTABLISHED):
+                complain(f"without the server: this is what {connection.device} holds; there may be more")
 
     if signalled := running.run(main):
         raise typer.Exit(128 + signalled)
@@ -343,7 +359,8 @@ def _content(body: bytes, content_type: str) -> "Content":
         try:
             return Content(json=canonical_json(msgspec.json.decode(body)))
         except ValueError as error:
-            raise Invalid(f"this is no JSON: {error}") from None
+            reason = str(error).removeprefix("JSON is malformed: ")
+            raise Invalid(f"the content is not valid JSON: {reason}") from None
     return Content(data=body, content_type=content_type)
 
 

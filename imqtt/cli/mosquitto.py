@@ -28,7 +28,9 @@ from imqtt.cli.pid_file import PidFile
 from imqtt.cli.ports import INTERNAL_HOST, Listeners, PortTaken, choose, holder
 from imqtt.cli.process import Process
 from imqtt.cli.system_user import Powerless, SystemUser, broker_user, own_name
+from imqtt.client.holder import Holder
 from imqtt.errors import SetupError
+from imqtt.processes import command_line
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +242,10 @@ class Mosquitto:
             lock.seek(0)
             holder = lock.read().strip()
             lock.close()
-            by = f" by process {holder}" if holder else ""
-            raise SetupError(f"the data directory {self.directory} is in use{by}") from None
+            by = f" by {Holder(int(holder), command_line(int(holder)))}" if holder.isdigit() else ""
+            raise SetupError(
+                f"the data directory {self.directory} is in use{by}: end it, or use another --data"
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

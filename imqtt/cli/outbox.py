@@ -28,9 +28,28 @@ Store = Annotated[
 app = typer.Typer(
     help="Show and discard messages of this device that are not stored yet.\n\n"
     "A message stays in the device's outbox until the server has stored it. Every command that connects as"
-    " the device sends the messages that wait there. The commands here do not connect, and send nothing.",
-    no_args_is_help=True,
+    " the device sends the messages that wait there. The commands here do not connect, and send nothing."
+    " Without a command, `imqtt outbox` lists them.",
+    invoke_without_command=True,
 )
+
+
+@app.callback()
+def outbox(
+    context: typer.Context,
+    *,
+    as_json: Json = False,
+    user: User = "",
+    device: DeviceName = "",
+    device_store: Store = None,
+    data: Data = DEFAULT,
+) -> None:
+    if context.invoked_subcommand is None:
+        list_(as_json=as_json, user=user, device=device, device_store=device_store, data=data)
+        return
+    sources = (context.get_parameter_source(name) for name in context.params)
+    if any(source is not None and source.name == "COMMANDLINE" for source in sources):
+        raise typer.BadParameter(f"options come after `{context.invoked_subcommand}`")
 
 
 @app.command("list")
@@ -77,7 +96,7 @@ def list_(
 def discard(
     messages: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MESSAGE]...", help="Ids, as `imqtt outbox list` shows them."),
+        typer.Argument(metavar="MESSAGE", help="Ids, as `imqtt outbox list` shows them."),
     ] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="Discard all of them.")] = False,
@@ -89,12 +108,12 @@ def discard(
 ) -> None:
     """Take messages out of the outbox, so that they are not sent again.
 
-    A message that was sent already may be stored nevertheless: only its answer is missing then.
+    A message that was already sent may be stored although its answer is missing.
     """
     import asyncio
 
     if bool(messages) == everything:
-        raise typer.BadParameter("name messages, or say --all")
+        raise typer.BadParameter("give message ids, or --all")
     where = resolve_store(data, user, device, device_store)
     discarded = asyncio.run(_discard(where, messages or None))
     for entry in discarded:
@@ -136,7 +155,7 @@ async def _opened(where: "LocalDevice") -> "AsyncIterator[LocalStore | None]":
     if not where.store.exists():
         yield None
         return
-    with naming_the_holder(where.device):
+    with naming_the_holder(where.device, where.data):
         store = await LocalStore.open(where.store, where.device)
     try:
         yield store

@@ -39,9 +39,9 @@ def choose(given: Listeners, last: Listeners) -> Listeners:
     with contextlib.ExitStack() as held:  # all at once, so that no two get the same
         return Listeners(
             given.host,
-            _choose(given.host, given.port, last.port, held),
-            _choose(given.host, given.websocket_port, last.websocket_port, held),
-            _choose(INTERNAL_HOST, given.internal_port, last.internal_port, held),
+            _choose(given.host, given.port, last.port, held, "--port"),
+            _choose(given.host, given.websocket_port, last.websocket_port, held, "--websocket-port"),
+            _choose(INTERNAL_HOST, given.internal_port, last.internal_port, held, "--internal-port"),
         )
 
 
@@ -95,7 +95,7 @@ def _listening(port: int) -> Iterator[str]:
                     yield fields[9]
 
 
-def _choose(host: str, given: int, last: int, held: contextlib.ExitStack) -> int:
+def _choose(host: str, given: int, last: int, held: contextlib.ExitStack, option: str) -> int:
     if last and not given:
         with contextlib.suppress(OSError):
             return _bind(host, last, held)
@@ -106,7 +106,8 @@ def _choose(host: str, given: int, last: int, held: contextlib.ExitStack) -> int
             by = holder(given)
             by = f" by {by}" if by else ""
             raise PortTaken(
-                f"port {given} on {host} is in use{by}: stop what listens there, or give another"
+                f"port {given} on {host} is in use{by}: stop what listens there,"
+                f" or give another with {option}"
             ) from None
         raise SetupError(f"cannot listen on {host_port(host, given)}: {error.strerror}") from error
 

@@ -10,7 +10,7 @@ import typer
 
 from imqtt.addresses import host_port
 from imqtt.cli.connection import reachable
-from imqtt.cli.data import DEFAULT, Data, DataDirectory
+from imqtt.cli.data import DEFAULT, Data, DataDirectory, data_option
 from imqtt.cli.output import Json, complain, print_json, print_line
 from imqtt.cli.settings import given_in_vain, server_config, server_flags
 from imqtt.config import SETTINGS
@@ -162,7 +162,7 @@ def _say_ready(
             }
         )
         return
-    where = "" if directory.path == DEFAULT.absolute() else f" --data {shlex.quote(str(directory.path))}"
+    where = data_option(directory.path)
     variables = "\n".join(f"  export {name}={shlex.quote(value)}" for name, value in environment.items())
     print_line(
         f"imqtt is ready after {seconds:.1f} s. Ctrl-C ends it.\n"
@@ -176,8 +176,8 @@ def _say_ready(
         f"\n"
         f"{variables}\n"
         f"\n"
-        f"  Give a device its credential:  imqtt device add alice@phone --save{where}\n"
-        f"  Talk:                          imqtt chat bob --user alice{where}\n"
+        f"  Give devices their credentials:  imqtt device add alice@phone bob@phone --save{where}\n"
+        f"  Talk:                            imqtt chat bob --user alice{where}\n"
     )
 
 

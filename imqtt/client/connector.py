@@ -48,6 +48,7 @@ class Connector:
         self._stopping = False
         self._proven: set[Address] = set()  # these have let the device in
         self._error: ImqttError | None = None  # how the last try or connection ended
+        self._suspicion: TakenOver | None = None  # why the last connection ended, if the next one is accepted
         timing = settings.timing
         self._machine = Connection(len(settings.addresses), random, base=timing.retry, cap=timing.retry_most)
 
@@ -65,6 +66,7 @@ class Connector:
             except DeviceStoreError:
                 raise
             except Refused as refusal:
+                self._suspicion = None
                 self._error = NotConnected(f"refused: {refusal}")
                 if self._machine.refused(time.monotonic()):
                     raise CredentialsRefused(
@@ -110,6 +112,9 @@ class Connector:
         )
         mqtt = await Mqtt.open(address, login)
         self._is_open = True
+        if self._suspicion is not None:
+            self._error, self._suspicion = self._suspicion, None
+            self._show(address)
         self._show_silence()
         self._proven.add(address)
         settled: asyncio.TimerHandle | None = None
@@ -141,7 +146,11 @@ class Connector:
         self._show(address)
 
     async def _look_for_another(self, address: Address, lost: Lost) -> None:
-        """Whether a connection ended because another process connects as this device, and says so."""
+        """Whether a connection ended because another process connects as this device, and says so.
+
+        The broker's word is not enough: Mosquitto 2.1 says the same to a device whose credential was revoked.
+        That one is not let in again.
+        """
         name = self._settings.name
         # Mosquitto 2.0 closes the socket without a word. So does a broker that ends; but that one is gone.
         within = self._settings.timing.connect
@@ -149,7 +158,11 @@ class Connector:
             return
         self._machine.taken_over(time.monotonic())
         if lost.taken_over:
-            self._error = TakenOver(f"another process is connected as {name}: {ONE_PROCESS}")
+            taken_over = TakenOver(f"another process is connected as {name}: {ONE_PROCESS}")
+            if self._machine.is_contested(time.monotonic()):
+                self._error = taken_over
+            else:
+                self._suspicion = taken_over
         elif self._machine.is_contested(time.monotonic()):
             self._error = TakenOver(
                 f"another process is probably connected as {name}, since the broker keeps closing this one's"

@@ -168,11 +168,16 @@ class Mqtt:
             _hang_up(client)
             if isinstance(error.rc, ReasonCode) and error.rc.value in REFUSALS:
                 raise Refused(f"{address}: {error.rc}") from None
-            raise Lost(f"{address}: {error.rc}") from None
+            if isinstance(error.rc, ReasonCode):
+                raise Lost(f"{address}: {error.rc}") from None
+            # What came is no CONNACK of MQTT 5: the number is of paho or of MQTT 3.
+            raise await _failure(
+                address, ConnectionError("what answers is no broker of MQTT 5"), login
+            ) from None
         except (aiomqtt.MqttError, ValueError) as error:  # ValueError: a name that no resolver takes
             _hang_up(client)
-            cause = error.__context__ or mqtt._log.cause or error
-            raise await _failure(address, cause, login) from None
+            raised = error.__context__ or mqtt._log.cause or error
+            raise await _failure(address, raised, login) from None
         return mqtt
 
     async def subscribe(self, topic: str) -> None:
@@ -268,7 +273,8 @@ class Mqtt:
             disconnected.exception()  # or asyncio complains that nobody heard it
         if said_so:
             taken_over = code.value == TAKEN_OVER
-            self._end = Lost(f"the broker ended the connection: {code}", taken_over=taken_over)
+            why = "" if taken_over else f": {code}"  # a revoked device is told so, too
+            self._end = Lost(f"the broker ended the connection{why}", taken_over=taken_over)
         elif code.value == 0:
             return  # `close`
         elif code.value == KEEP_ALIVE_TIMEOUT:

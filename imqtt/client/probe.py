@@ -5,12 +5,13 @@ It costs at most three short connections, on which nothing secret is sent.
 
 import asyncio
 import ssl
+from base64 import b64encode
+from os import urandom
 
 from imqtt.client.settings import Address, Protocol
 
 # A CONNECT of MQTT 3.1.1 without an account, which every version of MQTT answers.
 _CONNECT = bytes((0x10, 12, 0, 4)) + b"MQTT" + bytes((4, 2, 0, 10, 0, 0))
-_GET = b"GET / HTTP/1.0\r\n\r\n"
 _CONNACK, _HTTP = 0x20, ord("H")
 
 
@@ -20,9 +21,10 @@ async def spoken(address: Address, within: float) -> Protocol | None:
         async with asyncio.timeout(within):
             if await _speaks_tls(address):
                 return Protocol.TLS
-            if await _first_byte(address, _CONNECT) == _CONNACK:
+            answer = await _first_byte(address, _CONNECT)
+            if answer == _CONNACK:
                 return Protocol.MQTT
-            if await _first_byte(address, _GET) == _HTTP:
+            if _HTTP in (answer, await _first_byte(address, _upgrade(address))):
                 return Protocol.HTTP
     except OSError:  # TimeoutError is one
         pass
@@ -40,7 +42,7 @@ async def answers(address: Address, within: float) -> bool:
                 case Protocol.TLS:
                     return await _speaks_tls(address)
                 case Protocol.HTTP:
-                    return await _first_byte(address, _GET) == _HTTP
+                    return await _first_byte(address, _upgrade(address)) == _HTTP
                 case Protocol.MQTT:
                     return await _first_byte(address, _CONNECT) == _CONNACK
     except OSError:  # TimeoutError is one
@@ -60,7 +62,17 @@ def advice(address: Address, found: Protocol) -> str:
         )
     if found is Protocol.MQTT:
         return f"speaks MQTT without WebSockets: use mqtt://{place}"
-    return f"speaks HTTP: for WebSockets, use ws://{place}"
+    return f"speaks HTTP or WebSockets: use ws://{place}, or the port for MQTT"
+
+
+def _upgrade(address: Address) -> bytes:
+    """Begins WebSockets (RFC 6455, 4.1). Mosquitto closes the connection if it is asked for anything else."""
+    return (
+        f"GET {address.path} HTTP/1.1\r\nHost: {address.place}\r\n"
+        "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {b64encode(urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Protocol: mqtt\r\n\r\n"
+    ).encode()
 
 
 async def _speaks_tls(address: Address) -> bool:

@@ -192,8 +192,7 @@ class Replica:
         """A message of this device is stored. `entry`: its content, if it is still in the outbox."""
         key = Key(frame.conversation, frame.client_msg_id)
         self._step.changes.sent.append(key)
-        # A program is told the same of a message, whichever answer to it arrived.
-        self._step.accepted.append(replace(frame, previous=Id(0)))
+        self._step.accepted.append(frame)
         if not (0 < frame.seq < MAX_SEQ and 0 < frame.id < MAX_ID):
             self.odd += 1
         elif entry is not None:
@@ -541,4 +540,6 @@ def _own_event(device: Device, frame: Accepted, entry: Entry) -> Event:
 
 
 def _accepted(event: Event) -> Accepted:
-    return Accepted(event.conversation, event.client_msg_id, event.seq, event.id, event.time)
+    return Accepted(
+        event.conversation, event.client_msg_id, event.seq, event.id, event.time, previous=event.previous
+    )

@@ -41,4 +41,4 @@ def _is_user(name: str) -> bool:
 def _hint(first: str, second: str) -> str:
     if first == second:
         return f"a direct conversation has two users; notes to self go to u:{first}"
-    return f"the user ids are sorted: d:{second}:{first}"
+    return f"write the user ids in sorted order: d:{second}:{first}"

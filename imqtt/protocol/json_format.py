@@ -24,6 +24,7 @@ class _Names(Value, frozen=True):
     ref: str = ""
 
 
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _encoder = msgspec.json.Encoder(enc_hook=to_json_type)
@@ -48,7 +49,7 @@ def decode_command(payload: bytes) -> AnyCommand:
         kind = outline(payload).type
         if kind and kind not in _COMMANDS:
             raise Unsupported(f"no command of type {kind[:32]!r}") from None
-        raise Malformed(_reason("not a command", error)) from None
+        raise Malformed(_reason("not a command", error, payload)) from None
 
 
 def outline(payload: bytes) -> Outline:
@@ -86,12 +87,15 @@ def _known_frames(payload: bytes) -> tuple[AnyFrame, ...]:
         frames = _raw_packet.decode(payload).frames
         return tuple(_frame.decode(frame) for frame in frames if _names.decode(frame).type in _FRAMES)
     except _UNREADABLE as error:
-        raise Malformed(_reason("not a packet of frames", error)) from None
+        raise Malformed(_reason("not a packet of frames", error, payload)) from None
 
 
-def _reason(what: str, error: Exception) -> str:
+def _reason(what: str, error: Exception, payload: bytes) -> str:
     """In ASCII, since the parser quotes what it met, and short."""
-    return ascii(f"{what}: {error}")[1:-1][:120]
+    said = str(error)
+    if "surrogate" in said or ("truncated" in said and _LONE_SURROGATE.search(payload)):
+        said = "text is not valid Unicode (lone surrogate)"
+    return ascii(f"{what}: {said}")[1:-1][:120]
 
 
 # --- JSON that no parser takes ------------------------------------------------------------------------

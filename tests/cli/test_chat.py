@@ -335,7 +335,7 @@ async def test_another_command_on_its_device_is_told_which_process_has_it(
     assert (refused.status, refused.out) == (1, "")
     assert f"alice@phone.db is in use by process {alice.process.pid} (" in refused.err
     assert "imqtt chat bob --user alice" in refused.err
-    assert "`imqtt device add alice@NAME --save`, then --device NAME" in refused.err
+    assert f"`imqtt device add alice@NAME --save --data {data}`, then --device NAME" in refused.err
     assert refused.err.count("\n") == 1
 
 
@@ -383,5 +383,9 @@ async def test_a_chat_that_cannot_begin_says_why_in_a_line(
 async def test_a_command_that_there_is_not_is_explained(alice: Terminal) -> None:
     alice.type("/dance\r")
     await alice.shows("there is no command /dance: /help shows all; //dance sends it as a text")
+    alice.type("/help me\r")
+    await alice.shows("/discard")
+    alice.type("\x1b")
+    await alice.shows("bob  before")
     alice.type("/to b*b\r")
     await alice.shows("neither a user nor a conversation")

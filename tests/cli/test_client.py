@@ -29,6 +29,17 @@ def test_what_somebody_must_mend_is_told_though_there_was_no_connection_before()
         assert news.of(idle(error)) == ""
 
 
+def test_a_takeover_is_told_when_the_broker_has_accepted_the_next_connection() -> None:
+    error = TakenOver("another process")
+    connecting = ConnectionState(Phase.CONNECTING, reason=str(error), error=error)
+    news = StateNews()
+    told = [news.of(it) for it in (idle(NotConnected("it ended")), connecting, connecting, ESTABLISHED)]
+    assert told == [
+        "no connection, trying again: it ended", "no connection, trying again: another process", "",
+        "connected again",
+    ]  # fmt: skip
+
+
 def test_a_server_that_does_not_answer_is_told_and_its_return() -> None:
     news = StateNews()
     silent = ConnectionState(Phase.ESTABLISHED, silent=True)

@@ -132,8 +132,11 @@ async def test_devices_can_be_added_while_nothing_runs(broker: Mosquitto) -> Non
 async def test_a_directory_without_data_is_told_apart(tmp_path: Path) -> None:
     outcome = await imqtt("device", "list", "--data", tmp_path / "nowhere")
     assert outcome.status == 1
-    assert "nowhere is no data directory" in outcome.err
+    assert "nowhere is no data directory of `imqtt up`: `imqtt up --data " in outcome.err
     assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "file").touch()
+    other = await imqtt("device", "list", "--data", tmp_path)
+    assert other.err == f"imqtt: {tmp_path} is no data directory of `imqtt up`\n"
 
 
 async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquitto) -> None:
@@ -317,9 +320,11 @@ async def test_all_devices_of_a_user_are_revoked_after_a_question(broker: Mosqui
     names = ("alice@phone", "alice@tablet", "alice2@phone")
     await imqtt("device", "add", *names, "--data", broker.directory)
     where = ("--data", broker.directory)
-    refused = await imqtt("device", "revoke", "alice", *where, stdin="n\n")
-    assert refused.status == 130
-    assert "Revoke alice@phone, alice@tablet?" in refused.err
+    for answer in ("n\n", ""):
+        refused = await imqtt("device", "revoke", "alice", *where, stdin=answer)
+        assert refused.status == 1
+        assert "Revoke alice@phone, alice@tablet?" in refused.err
+        assert "imqtt: nothing was revoked\n" in refused.err
     assert len((await imqtt("device", "list", "--json", *where)).rows) == 3
     assert (await imqtt("device", "revoke", "alice", *where, stdin="y\n")).status == 0
     assert [row["device"] for row in (await imqtt("device", "list", "--json", *where)).rows] == [

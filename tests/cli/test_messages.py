@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -122,12 +124,16 @@ async def test_tail_goes_on_where_it_ended(data: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("bob", "x", "--user", "carol"), "imqtt: --device is needed: no credential that fits is saved in"),
+        (("bob", "x", "--user", "carol"), "imqtt: --device is needed: no credential of carol is saved in"),
         (("bob", "x"), "imqtt: which one are you? --user and --device choose from alice@phone, bob@laptop"),
         (("d:bob:carol", "x", "--user", "alice"), "imqtt: alice is not in this conversation"),
         (("g:team", "x", "--user", "alice"), "imqtt: this server has no groups"),
         (("b ob", "x", "--user", "alice"), "imqtt: 'b ob' is neither a user nor a conversation"),
         (("bob", "--user", "alice"), "imqtt: content is empty"),
+        (
+            ("bob", "{a", "--user", "alice", "--content-type", "application/json"),
+            "imqtt: the content is not valid JSON: ",
+        ),
         (("bob", "x" * 70_000, "--user", "alice"), "imqtt: content of 70000 bytes; at most 65536"),
     ],
 )
@@ -257,10 +263,11 @@ async def test_an_interrupted_message_is_told_to_stay_in_the_outbox_and_can_be_t
     assert "interrupted: not known to be stored; it stays in the outbox, and the next command of" in said
     (entry,) = (await imqtt("outbox", "list", *as_alice, "--json")).rows
     assert (entry["conversation"], entry["content"]) == ("d:alice:bob", {"text": "taken-back"})
-    assert f"`imqtt outbox discard {entry['client_msg_id']}` takes it back" in said
     listed = await imqtt("outbox", "list", *as_alice)
     assert "taken-back" in listed.out
-    discarded = await imqtt("outbox", "discard", entry["client_msg_id"], *as_alice)
+    found = re.search("`imqtt (.*)` takes it back", said)
+    assert found is not None
+    discarded = await imqtt(*shlex.split(found[1]))  # two credentials are saved
     assert discarded.out == f"discarded: d:alice:bob {entry['client_msg_id']}\n"
     await imqtt("send", "bob", "now", *as_alice)
     history = (await imqtt("history", "bob", *as_alice, "--json")).rows
@@ -276,9 +283,25 @@ async def test_the_whole_outbox_can_be_discarded(data: Path) -> None:
     unknown = await imqtt("outbox", "discard", "nothing", *as_alice)
     assert (unknown.status, unknown.err) == (1, "imqtt: not in the outbox of alice@phone: nothing\n")
     assert (await imqtt("outbox", "discard", *as_alice)).status == 2
+    listed = await imqtt("outbox", *as_alice, "--json")
+    assert [it["content"]["text"] for it in listed.rows] == ["first-one", "second-one"]
+    assert (await imqtt("outbox", *as_alice, "list")).status == 2
     discarded = await imqtt("outbox", "discard", "--all", "--json", *as_alice)
     assert [it["discarded"] for it in discarded.rows] == [True, True]
     assert (await imqtt("outbox", "list", "--json", *as_alice)).out == ""
+
+
+async def test_history_without_a_server_says_that_it_is_what_the_device_holds(
+    data: Path, server: ServerProcess
+) -> None:
+    as_alice = ("--user", "alice", "--data", data)
+    await imqtt("send", "bob", "held here", *as_alice)
+    connected = await imqtt("history", "bob", "--limit", "1", *as_alice)
+    assert (connected.status, connected.err) == (0, "")
+    await server.stop()
+    alone = await imqtt("history", "bob", "--limit", "1", "--wait", "1", *as_alice)
+    assert (alone.status, alone.out) == (0, connected.out)
+    assert "imqtt: without the server: this is what alice@phone holds; there may be more\n" in alone.err
 
 
 async def test_a_message_to_nobody_is_stored_and_told(data: Path) -> None:

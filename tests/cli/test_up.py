@@ -68,7 +68,11 @@ async def test_a_data_directory_in_use_is_refused_in_one_line(tmp_path: Path) ->
     async with Up(tmp_path / "data") as up:
         second = await imqtt_process("up", "--data", up.data)
         assert second.status == 1
-        assert second.err == (f"imqtt: the data directory {up.data} is in use by process {up.process.pid}\n")
+        assert second.err.startswith(
+            f"imqtt: the data directory {up.data} is in use by process {up.process.pid} ("
+        )
+        assert " up " in second.err
+        assert second.err.endswith("): end it, or use another --data\n")
         assert is_alive(up.ready["broker_pid"])
 
 
@@ -187,7 +191,7 @@ async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest = (await process.stdout.read()).decode()
     assert await process.wait() == 0
-    assert f"imqtt device add alice@phone --save --data '{data}'" in said
+    assert f"imqtt device add alice@phone bob@phone --save --data '{data}'" in said
     assert "imqtt has ended" in rest
 
 

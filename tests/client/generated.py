@@ -62,16 +62,19 @@ def _class(node: ast.ClassDef, source: str) -> Iterator[str]:
     if constructor is not None and node.name == "Client":
         yield _fence(f"Client({_arguments(constructor)})")
     elif fields:
-        yield _fence(*(source.splitlines()[it.lineno - 1].strip() for it in fields))
+        yield _fence(*(_field(it, source.splitlines()) for it in fields))
     yield _markdown(ast.get_docstring(node) or "")
     for function in _functions(node):
         if not function.name.startswith("_") and ast.get_docstring(function):
-            yield _method(node.name.lower(), function)
+            yield _method(node.name, function)
 
 
 def _method(of: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    decorators = {it.id for it in node.decorator_list if isinstance(it, ast.Name)}
+    if "classmethod" not in decorators:
+        of = of.lower()
     returns = "" if node.returns is None else f" -> {ast.unparse(node.returns)}"
-    if any(isinstance(it, ast.Name) and it.id == "property" for it in node.decorator_list):
+    if "property" in decorators:
         shown = f"{of}.{node.name}{returns}"
     else:
         wait = "await " if isinstance(node, ast.AsyncFunctionDef) else ""
@@ -83,8 +86,18 @@ def _functions(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDe
     return [it for it in node.body if isinstance(it, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
+def _field(node: ast.AnnAssign | ast.Assign, source: list[str]) -> str:
+    """One line: its comments stand inside a default that is split over several."""
+    assert node.end_lineno is not None
+    lines = source[node.lineno - 1 : node.end_lineno]
+    if len(lines) == 1:
+        return lines[0].strip()
+    comments = [comment for _, found, comment in (it.partition("  # ") for it in lines) if found]
+    return "  # ".join([ast.unparse(node), *filter(None, [" ".join(comments)])])
+
+
 def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    return ast.unparse(node.args).removeprefix("self").removeprefix(", ")
+    return re.sub(r"^(self|cls)(, )?", "", ast.unparse(node.args))
 
 
 def _is_private(node: ast.AnnAssign | ast.Assign) -> bool:

@@ -261,11 +261,27 @@ def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_
     step = replica.take()
     assert step.wanted == {talk: Want.CHECK}
     assert not step.changes.events
-    assert [(it.client_msg_id, it.seq, it.previous) for it in step.accepted] == [("m1", 3, 0)]
+    assert step.accepted == [accepted]
     assert step.changes.sent == [(talk, "m1")]
     cursor = replica.logs[talk].cursor
     replica.page(server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None), {talk: True})
     assert [it for _, it in replica.take().changes.events.values()] == server.logs[talk]
+
+
+def test_a_program_is_told_what_its_message_stands_behind_whichever_answer_arrives() -> None:
+    server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
+    first = server.store(talk, "first")
+    mine = server.live(server.store(talk, "hi", "alice@phone", "m1"))
+    accepted = Accepted(talk, "m1", mine.seq, mine.id, mine.time, first.id)
+    entry = Entry(talk, "m1", mine.content, 0)
+    for answer in ("accepted", "event"):
+        replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
+        replica.event(first)
+        if answer == "accepted":
+            replica.accepted(accepted, entry)
+        else:
+            replica.event(mine)
+        assert replica.take().accepted == [accepted]
 
 
 def test_marks_that_were_not_told_are_told_after_a_restart_though_no_head_speaks_of_them() -> None:

@@ -11,6 +11,7 @@ from imqtt.client import Client, ConnectionState, Phase
 from imqtt.core.connection import UNCONTESTED
 from imqtt.errors import TakenOver
 from tests.chaos.way import Way
+from tests.cli.commands import imqtt
 from tests.client.conftest import Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_connection import cut
@@ -47,6 +48,33 @@ async def test_two_processes_with_one_credential_say_so_and_slow_down(
         for task in watching:
             task.cancel()
     assert [it.getMessage() for it in caplog.records if it.levelno > logging.INFO] == []
+
+
+async def test_a_revoked_device_is_told_of_no_other_process(
+    broker: Mosquitto, little: LittleServer, device: Devices
+) -> None:
+    async with device() as alice:
+        states, told = alice.states(), []
+        revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory)
+        assert revoked.status == 0
+        while not told or told[-1].phase is not Phase.CLOSED:
+            told.append(await asyncio.wait_for(anext(states), WITHIN))
+        assert "no broker takes the password" in told[-1].reason
+        assert not [it for it in told if isinstance(it.error, TakenOver) or "taken over" in it.reason]
+
+
+async def test_a_broker_that_tells_of_a_takeover_is_believed_when_it_lets_the_device_in_again(
+    little: LittleServer, device: Devices
+) -> None:
+    async with device() as alice:
+        states, told = alice.states(), []
+        alice._connector._suspicion = error = TakenOver("another process")
+        cut(alice)
+        while not told or told[-1][0] is not Phase.CONNECTING or told[-1][1] is not error:
+            state = await asyncio.wait_for(anext(states), WITHIN)
+            told.append((state.phase, state.error))
+        assert (Phase.IDLE, error) not in told
+        await eventually(lambda: alice.state.error is None)
 
 
 @pytest.mark.parametrize("behind_a_proxy", [False, True])

@@ -233,7 +233,24 @@ async def test_protocols_that_do_not_match_are_named(
         assert reason.startswith(f"{plain} speaks no TLS: give the port of a TLS listener")
     async with alice(f"ws://{plain}") as client:
         assert client.state.reason == f"{plain} speaks MQTT without WebSockets: use mqtt://{plain}"
+    web = f"127.0.0.1:{tls.websocket_port}"
+    async with alice(f"mqtt://{web}") as client:
+        assert client.state.reason == f"{web} speaks HTTP or WebSockets: use ws://{web}, or the port for MQTT"
     assert capfd.readouterr() == ("", "")
+
+
+async def test_an_answer_that_is_not_of_mqtt_5_is_put_into_words() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(bytes((0x20, 2, 0, 1)))  # MQTT 3.1.1: no such version
+        await writer.drain()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as old:
+        place = f"127.0.0.1:{old.sockets[0].getsockname()[1]}"
+        async with alice(place) as client:
+            said = client.state.reason
+    assert said.startswith(f"mqtt://{place}: ")
+    assert not said.removeprefix(f"mqtt://{place}: ").isdigit()
 
 
 async def test_what_is_wrong_with_the_brokers_certificate_is_named(

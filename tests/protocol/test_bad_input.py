@@ -498,3 +498,11 @@ def test_a_frame_with_a_number_that_a_device_could_not_keep_is_malformed_in_prot
     ):
         with pytest.raises(Malformed):
             decode_frames(pb.Frames(frames=[odd]).SerializeToString())
+
+
+@pytest.mark.parametrize("text", [rb"\ud800", rb"\ud800x", rb"\udc00", rb"\ud800\ud800"])
+def test_a_lone_surrogate_is_called_by_its_name(text: bytes) -> None:
+    with pytest.raises(Malformed, match="not valid Unicode \\(lone surrogate\\)"):
+        decode_command(b'{"type":"send","content":{"text":"' + text + b'"}}', BOUNDS)
+    with pytest.raises(Malformed, match="truncated"):
+        decode_command(rb'{"type":"send","content":{"text":"\ud83d\ude00', BOUNDS)
