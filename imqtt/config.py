@@ -87,8 +87,10 @@ class ServerConfig:
     max_content: int = _number(65_536, "largest content of a message", "bytes", 1, 8_388_608)
     max_command: int = _number(262_144, "largest command", "bytes", 1_024, 16_777_216)
     max_packet: int = _number(
-        262_144, "largest packet to a device whose `Hello` does not ask for less", "bytes", 2_048, 16_777_216
-    )
+        262_144,
+        "largest packet sent to a device, unless its `hello` sets a smaller `max_packet`",
+        "bytes", 2_048, 16_777_216,
+    )  # fmt: skip
     device_rate: int = _number(
         1_000, "sustained rate at which one device may send messages", "messages a second", 1, 1_000_000
     )
@@ -126,7 +128,8 @@ class ServerConfig:
     )  # fmt: skip
     clock_tolerance: int = _number(
         60,
-        "how far the clock may be behind the newest ids before that is logged; ids keep growing meanwhile",
+        "how far the clock may lag behind the newest ids before a warning is logged;"
+        " ids keep growing meanwhile",
         "seconds", 1, YEAR,
     )  # fmt: skip
 

@@ -132,8 +132,8 @@ def list_(
     """List the devices that may connect. For one user, also show platform, state and when each was last seen.
 
     These details come from the store and from the running server. With `--passwords`, give the settings of
-    `imqtt serve`, which say where both are. "Last seen" is exact if the server knows it, and otherwise right
-    to about a day.
+    `imqtt serve`, which say where both are. "Last seen" is exact if the server knows it, otherwise
+    accurate to a day.
     """
     from imqtt.cli.passwords import SERVER_ACCOUNT
 

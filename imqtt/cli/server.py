@@ -25,7 +25,7 @@ _UPS_OWN = {"broker", "store", "mongo", "state", "workers", "worker"}  # how the
 UPS_OWN = [it.name for it in SETTINGS if it.name.split("_")[0] in _UPS_OWN]  # what `imqtt up` sets by itself
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log only warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more than warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log informational messages.")]
 
 
 @server_flags()

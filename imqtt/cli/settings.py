@@ -119,7 +119,7 @@ def _options(without: Collection[str]) -> dict[str, Any]:
         else:
             # Text, though it be a number: `ServerConfig` says what is wrong with it, wherever it is from.
             default = "none" if setting.default == "" else setting.default
-            bounds = f"; {setting.bounds}" if setting.bounds else ""
+            bounds = f" ({setting.bounds})" if setting.bounds else ""
             options[setting.name] = _option(
                 setting.flag,
                 "N" if setting.number else "TEXT",

@@ -65,7 +65,7 @@ def copy(
 
     Stop the server first, and start it on TARGET afterwards. Devices notice nothing but the pause. If the
     command is interrupted, run it again: it continues where it stopped. At the end, TARGET is compared with
-    SOURCE conversation by conversation; no server opens TARGET before that. Exit status 1: TARGET is not a
+    SOURCE conversation by conversation; servers refuse TARGET until then. Exit status 1: TARGET is not a
     complete copy.
     """
     import asyncio

@@ -222,6 +222,17 @@ async def program(broker: Mosquitto) -> AsyncIterator[object]:
             await process.wait()
 
 
+@pytest.mark.parametrize("name", ["bot", "send_and_wait", "two_devices"])
+async def test_an_example_without_arguments_prints_its_usage(name: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", f"imqtt.client.examples.{name}", stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), WITHIN)
+    assert process.returncode == 1
+    assert said.startswith(f"usage: python -m imqtt.client.examples.{name} BROKER ".encode())
+    assert said.count(b"\n") == 1
+
+
 async def test_the_bot_answers_and_goes_on_after_a_kill(
     server: ServerProcess, device: Devices, broker: Mosquitto, program: object, tmp_path: Path
 ) -> None:

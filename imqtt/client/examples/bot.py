@@ -1,5 +1,7 @@
 """A bot that answers everybody. Killed and started again, it goes on behind the last message it answered.
 
+Add its device first: `imqtt device add echo@bot` shows the password. Then:
+
 python -m imqtt.client.examples.bot 127.0.0.1:1883 PASSWORD echo.db
 """
 
@@ -21,4 +23,6 @@ async def main(broker: str, password: str, store: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: python -m imqtt.client.examples.bot BROKER PASSWORD STORE")
     asyncio.run(main(*sys.argv[1:]))

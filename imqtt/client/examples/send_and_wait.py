@@ -1,5 +1,7 @@
 """Sends one message, and waits until it is stored, delivered and read.
 
+Add its device first: `imqtt device add alice@phone` shows the password. Then:
+
 python -m imqtt.client.examples.send_and_wait 127.0.0.1:1883 PASSWORD bob "Are you there?"
 """
 
@@ -25,4 +27,6 @@ async def main(broker: str, password: str, to: str, text: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit("usage: python -m imqtt.client.examples.send_and_wait BROKER PASSWORD TO TEXT")
     asyncio.run(main(*sys.argv[1:]))

@@ -1,5 +1,7 @@
 """One user with two devices: what is sent on one is on the other, and what is read on one is read on both.
 
+Add its devices first: `imqtt device add alice@phone alice@laptop` shows the passwords. Then:
+
 python -m imqtt.client.examples.two_devices 127.0.0.1:1883 PHONES_PASSWORD LAPTOPS_PASSWORD
 """
 
@@ -30,4 +32,6 @@ async def main(broker: str, phones_password: str, laptops_password: str) -> None
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: python -m imqtt.client.examples.two_devices BROKER PHONES_PASSWORD LAPTOPS_PASSWORD")
     asyncio.run(main(*sys.argv[1:]))
