@@ -180,7 +180,7 @@ async def all_talk(actors: Iterable[Actor]) -> None:
             tasks.create_task(actor.talk(ROUND))
 
 
-async def settled(actor: Actor, actors: Iterable[Actor], within: float = 15.0) -> None:
+async def settled(actor: Actor, actors: Iterable[Actor], within: float = 60.0) -> None:
     """Waits until a device has been shown everything; what never comes is the audit's to find."""
     expected = sum(c in actor.conversations for it in actors for c, _ in it.accepted)
     deadline = time.monotonic() + within

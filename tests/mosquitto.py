@@ -49,7 +49,9 @@ def installed_version() -> tuple[int, ...]:
 
 def _version(program: Path) -> tuple[int, ...]:
     try:
-        said = subprocess.run([program, "-h"], capture_output=True, text=True, check=False, timeout=30).stdout
+        said = subprocess.run(
+            [program, "-h"], capture_output=True, text=True, check=False, timeout=120
+        ).stdout
     except OSError as error:
         raise SystemExit(f"{VARIABLE}={program} cannot be run: {error.strerror}") from None
     match = re.match(r"mosquitto version (\d+(?:\.\d+)*)", said)

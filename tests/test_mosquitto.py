@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.installation import executable
+from tests.services import WITHIN
 
 SHOW = """\
 import shutil
@@ -30,7 +31,7 @@ def named(program: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", SHOW],
         env={**os.environ, "IMQTT_TEST_MOSQUITTO": str(program)},
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=WITHIN,
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from tests.proof.history import Held, History, Start, now
 
 __all__ = ["DeviceEnded", "DeviceProcess", "Done", "Plan", "Progress", "fresh", "fresh_history", "settle"]
 
-START_SECONDS = 30.0
-END_SECONDS = 15.0  # between the last word of a device and its end
+START_SECONDS = 120.0
+END_SECONDS = 60.0  # between the last word of a device and its end
 
 _encode = msgspec.json.Encoder().encode
 _said = msgspec.json.Decoder(Said).decode
@@ -115,7 +115,7 @@ class DeviceProcess:
         """
         await self.command("settle", within)
 
-    async def replay(self, count: int, within: float = 15.0) -> int:
+    async def replay(self, count: int, within: float = 60.0) -> int:
         """Has a plain device publish old commands again; how many of them the broker took."""
         return (await self.command("replay", within, count)).count
 
@@ -186,7 +186,7 @@ def fresh_history(plan: Plan) -> Path:
     return own.with_stem(f"{own.stem}@fresh")
 
 
-async def fresh(plan: Plan, *, broker: str, within: float = 60.0) -> int:
+async def fresh(plan: Plan, *, broker: str, within: float = 120.0) -> int:
     """The device, which does not run any more, once more with nothing: it asks for all there is, and says it.
 
     In this process. Returns how many conversations there are. Raises `TimeoutError`.

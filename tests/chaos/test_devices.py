@@ -63,7 +63,7 @@ def lines_of(device: DeviceProcess) -> list[Line]:
 
 async def all_accepted(device: DeviceProcess, more: int) -> None:
     wanted = device.progress.accepted + more
-    await eventually(lambda: device.progress.accepted >= wanted, within=WITHIN, what=f"answers to {device}")
+    await eventually(lambda: device.progress.accepted >= wanted, what=f"answers to {device}")
 
 
 async def test_what_devices_write_down_is_what_is_stored(
@@ -88,7 +88,8 @@ async def test_what_devices_write_down_is_what_is_stored(
     assert not verdict.unseen
     # Of the last message before a kill, it may be that nobody but the device has ever heard.
     assert verdict.sent - 1 <= verdict.stored <= verdict.sent
-    assert verdict.accepted > verdict.stored - 5 > 100
+    assert verdict.accepted > verdict.stored - 5
+    assert verdict.stored >= 100
     # There was something to be judged.
     assert {it.conversation for it in lines if isinstance(it, Stored)} == {TALK, "u:alice", "u:bob"}
     assert len([line for line in lines_of(phone) if isinstance(line, Start)]) == 2
@@ -136,7 +137,7 @@ async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
     await all_accepted(phone, 5)
     await server.kill()
     invoked = len(phone_lines := lines_of(phone))
-    await eventually(lambda: len(lines_of(phone)) > invoked + 40, within=WITHIN)
+    await eventually(lambda: len(lines_of(phone)) > invoked + 40)
     await phone.kill()
     taken = {line.name for line in lines_of(phone) if isinstance(line, Taken)}
     assert len(taken) > len([line for line in phone_lines if isinstance(line, Ok)])
@@ -185,7 +186,7 @@ async def test_a_paused_device_goes_on_where_it_was(server: ServerProcess, devic
         await phone.command("go", 0.3)
     assert phone.progress.newest < before
     phone.resume()
-    await eventually(lambda: phone.progress.newest > before, within=WITHIN)
+    await eventually(lambda: phone.progress.newest > before)
     phone.pause()
     await phone.kill()
     assert phone.ended == -9
@@ -206,7 +207,7 @@ async def test_a_plain_device_gives_up_what_it_does_not_send_again(
     await once.start()
     await all_accepted(once, 5)
     await server.kill()
-    await eventually(lambda: any(isinstance(line, Info) for line in lines_of(once)), within=WITHIN)
+    await eventually(lambda: any(isinstance(line, Info) for line in lines_of(once)))
     await once.kill()
     lines = lines_of(once)
     given_up = {line.name for line in lines if isinstance(line, Info)}

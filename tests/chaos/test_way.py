@@ -12,9 +12,8 @@ from imqtt.model import Accepted, Content, Event, Send
 from tests.chaos.way import HELD_MOST, SWALLOW_SECONDS, Hit, Way
 from tests.device import RawDevice
 from tests.proof.history import now
-from tests.services import ServerProcess, eventually
+from tests.services import WITHIN, ServerProcess, eventually
 
-WITHIN = 10.0
 TALK = "d:alice:bob"
 SOON = 0.2  # in which nothing may happen
 

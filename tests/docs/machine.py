@@ -23,9 +23,8 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 
-WITHIN = 60.0  # seconds that a command may take, on a machine that does other things too
 IS_ROOT = os.geteuid() == 0
 SYSTEM = (Path("/etc"), Path("/opt"), Path("/run"), Path("/var"))
 DIRECTORIES = (*SYSTEM, ROOT) if IS_ROOT else (ROOT,)

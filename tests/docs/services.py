@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 from tests.docs.machine import Machine, Terminal, broker_directory
+from tests.services import WITHIN
 
 STORE_PASSWORD, STATE_PASSWORD = "d0c5570e", "d0c557a7e"
 ACCOUNT = "nobody"  # in place of the user that systemd makes up for a unit with DynamicUser
@@ -121,7 +122,7 @@ async def start_redis(machine: Machine) -> None:
 
 async def wait_until(machine: Machine, command: str) -> None:
     """Returns when a shell command succeeds; fails after a while."""
-    await machine.run(f"timeout 30 bash -c {shlex.quote(f'until {command}; do sleep 0.05; done')}")
+    await machine.run(f"timeout {WITHIN:.0f} bash -c {shlex.quote(f'until {command}; do sleep 0.05; done')}")
 
 
 def listens(port: int) -> str:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.docs import pages
 from tests.docs.machine import Machine, Terminal, machine, needs_root
 from tests.docs.reader import Reader, password
@@ -52,7 +50,6 @@ class Operator:
 
 
 @needs_root
-@pytest.mark.timeout(300)
 async def test_what_the_page_copies_is_there(tmp_path: Path) -> None:
     async with machine(tmp_path) as own:
         operator = Operator(own)

@@ -101,7 +101,6 @@ class Operator:
 
 @needs_root
 @needs_debian
-@pytest.mark.timeout(300)
 async def test_an_operator_gets_what_the_page_promises(tmp_path: Path) -> None:
     async with machine(tmp_path) as own:
         own.environment |= {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.docs.machine import machine
 from tests.docs.pages import ROOT
 from tests.docs.reader import Reader, password
@@ -72,7 +70,6 @@ class Newcomer:
         await reader.staying["imqtt chat echo --user alice"].shows("You said: Hello bot!")
 
 
-@pytest.mark.timeout(300)
 async def test_a_newcomer_gets_what_the_page_promises(tmp_path: Path) -> None:
     newcomer = Newcomer()
     async with machine(tmp_path) as own:

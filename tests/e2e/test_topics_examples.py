@@ -26,8 +26,8 @@ from imqtt.server.app import Server
 from imqtt.serving import serving
 from tests.protocol import topics_page
 from tests.protocol.topics_page import Example, as_protobuf, frames_of
+from tests.services import WITHIN
 
-WITHIN = 10.0
 STANDS_FOR = {"id", "previous", "more_heads", "heads_before", "time", "last_seen"}
 
 Json = object

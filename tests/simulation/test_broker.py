@@ -22,7 +22,7 @@ from imqtt.client.mqtt import Login, Lost, Mqtt, Untaken
 from imqtt.client.mqtt import Refused as DeviceRefused
 from imqtt.client.settings import Address
 from tests.mosquitto import installed_version
-from tests.services import eventually
+from tests.services import WITHIN, eventually
 from tests.simulation.broker import Broker, State
 from tests.simulation.link import connecting
 from tests.simulation.loop import simulated
@@ -31,7 +31,6 @@ from tests.simulation.release import DEBIAN, RELEASES, Release
 
 MAX_QUEUED = 40  # so that a queue overflows soon
 SEEDS = range(10)  # of the simulated broker: each body runs in several worlds
-WITHIN = 60.0  # seconds for one body
 TOPIC = "imqtt/alice@phone/up/0"
 WILLS = "imqtt/alice@phone/up/1"
 
@@ -87,14 +86,14 @@ class RealSide:
                 client_id,
                 SERVER_ACCOUNT,
                 self._mosquitto.server_password,
-                **_session(persistent) | settings,
+                **{"timeout": WITHIN} | _session(persistent) | settings,
             )
         )
 
     async def device(self, name: str, **login: Any) -> Mqtt | SimMqtt:
         if name not in self._passwords:
             self._passwords[name] = self._mosquitto.passwords.add(name)
-        given = _login(name, self._passwords[name]) | login
+        given = _login(name, self._passwords[name]) | {"timeout": WITHIN} | login
         return await Mqtt.open(Address("127.0.0.1", self._mosquitto.port), Login(**given))
 
     @property
@@ -236,7 +235,7 @@ def numbered(*numbers: int, qos: int = 1, topic: str = TOPIC) -> list[Message]:
 async def take(link: Link, count: int) -> list[Received]:
     """The next `count` messages, not acked."""
     received: list[Received] = []
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(WITHIN):
         while len(received) < count:
             received += await link.receive(count - len(received))
     return received
@@ -882,7 +881,7 @@ async def test_a_connect_that_was_given_up_while_the_broker_was_paused_takes_the
     owner = await side.connect("one")
     await side.pause()
     with pytest.raises(TimeoutError):
-        await side.connect("one", timeout=0.6, will=will(1))
+        await side.connect("one", timeout=2.0, will=will(1))
 
     await side.resume()
 
@@ -962,13 +961,13 @@ async def test_a_device_learns_that_its_broker_was_killed_after_what_it_had_rece
 
 @on_both
 async def test_a_publish_that_gets_no_puback_returns_after_the_timeout(side: Side) -> None:
-    device = await side.device("alice@phone", timeout=0.5)
+    device = await side.device("alice@phone", timeout=2.0)
     await side.pause()
     began = asyncio.get_running_loop().time()
 
     await device.publish(TOPIC, b"1")
 
-    assert 0.4 < asyncio.get_running_loop().time() - began < 5.0
+    assert asyncio.get_running_loop().time() - began > 1.9
     await side.resume()
     device.drop()
 
