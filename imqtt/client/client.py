@@ -227,7 +227,7 @@ class Client:
 
     async def _watch_store(self) -> None:
         """Raises what could not be stored. It may have come on a connection that is no more."""
-        error = await self._inbox.failed
+        error = await asyncio.shield(self._inbox.failed)  # it is looked at also when this has been cancelled
         self._connector.stop()
         self._uplink.drop()
         raise error

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from msgspec.structs import replace
 
+from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Phase
 from imqtt.errors import DeviceStoreError
 from imqtt.model import Hello, Presence, Status
@@ -76,6 +77,27 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
         summary = await alice.conversation(TALK)
         assert summary is not None
         assert summary.read == 0
+
+
+async def test_a_client_that_has_ended_does_not_cancel_a_program_that_asks_it_for_something(
+    little: LittleServer, device: Devices, broker: Mosquitto
+) -> None:
+    """Unless it was the store that had failed, the task that asked was told `CancelledError`."""
+    stored = [little.store(TALK, str(number)) for number in range(2)]
+    async with device(stored=True) as alice:
+        broker.passwords.remove("alice@phone")
+        await little.disconnect()
+        await broker.kill()
+        await broker.start()
+        await eventually(lambda: alice.state.phase is Phase.CLOSED)
+        await alice.mark_read(TALK, 1)
+        summary = await alice.conversation(TALK)
+        assert summary is not None
+        assert summary.read == 1
+        assert await whole(alice) == stored
+    for ask in (alice.mark_read(TALK, 2), alice.history(TALK)):
+        with pytest.raises(DeviceStoreError, match="closed"):
+            await ask
 
 
 async def test_a_peer_who_left_while_the_device_was_away_does_not_seem_to_be_there(
