@@ -68,7 +68,7 @@ def copy(
     SOURCE conversation by conversation; servers refuse TARGET until then. Exit status 1: TARGET is not a
     complete copy.
     """
-    import asyncio
+    from imqtt.cli import running
 
     passwords = [
         "" if file is None else read_secret(str(file))
@@ -77,7 +77,14 @@ def copy(
     if source == target:
         raise SetupError("SOURCE and TARGET are the same store")
     started = datetime.now().astimezone()
-    copied = asyncio.run(_copy(source, target, passwords, driver, live=live, quiet=quiet, as_json=as_json))
+    copied: Copied
+
+    async def main() -> None:
+        nonlocal copied
+        copied = await _copy(source, target, passwords, driver, live=live, quiet=quiet, as_json=as_json)
+
+    if signalled := running.run(main):
+        raise typer.Exit(128 + signalled)
     if as_json:
         print_json({"done": True, "live": live, **copied._asdict()})
         return
