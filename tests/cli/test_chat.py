@@ -205,7 +205,7 @@ async def test_a_signal_ends_it_cleanly(alice: Terminal, data: Path, number: sig
     await alice.shows("alice@phone")
     assert not alice.is_line_by_line
     alice.process.send_signal(number)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         assert await alice.process.wait() == 128 + number
     await eventually(lambda: "\x1b[?1049l" in alice.written, what="the terminal's main screen is back")
     assert alice.is_line_by_line
@@ -215,7 +215,7 @@ async def test_a_signal_ends_it_cleanly(alice: Terminal, data: Path, number: sig
 async def test_a_terminal_that_closes_ends_it_cleanly(alice: Terminal, data: Path) -> None:
     await alice.shows("alice@phone")
     alice.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         assert await alice.process.wait() == 128 + signal.SIGHUP
     assert not list(data.rglob("alice@phone.db-wal"))
 

@@ -23,7 +23,7 @@ GRANT = f"user {SERVER_ACCOUNT}\ntopic readwrite imqtt/#\n"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "HEAR_SECONDS", 0.3)
+    monkeypatch.setattr(access, "HEAR_SECONDS", 2.0)
     monkeypatch.setattr(rollcall, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(rollcall, "CHECK_SECONDS", 0.1)
 

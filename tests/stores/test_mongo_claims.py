@@ -327,7 +327,7 @@ async def test_a_claim_outlives_a_server_that_is_away(
     driver: str,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(mongo_client, "SELECTION_SECONDS", 0.3)
+    monkeypatch.setattr(mongo_client, "SELECTION_SECONDS", 2.0)
     async with MongoServer(tmp_path) as server:
         store = await opened(server.url, driver=driver)
         await server.kill()
