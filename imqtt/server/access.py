@@ -7,6 +7,7 @@ depends on, and waits for them. A refused publish needs no such test: the PUBACK
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from imqtt.broker.errors import describe
 from imqtt.broker.link import Link, Message
@@ -21,6 +22,14 @@ UP = "imqtt/$servers/up/"  # followed by the worker
 DOWN = "imqtt/$servers/down"
 
 _ALL_UP, _ALL_DOWN = "imqtt/+/up/+", "imqtt/+/down"
+
+
+class Probe(NamedTuple):
+    """A packet, the filter whose rights it tests, and whether this process is subscribed to it."""
+
+    message: Message
+    filter: str
+    hears: bool
 
 
 class Access:
@@ -52,14 +61,20 @@ class Access:
         """
         for event in self._awaited.values():
             event.clear()
-        codes = await link.publish([said, Message(self._up, b""), Message(DOWN, b"")])
-        filters = (self._servers, _ALL_UP, _ALL_DOWN)
-        refused = {it: code for it, code in zip(filters, codes, strict=True) if code >= FAILURE}
+        probes = (
+            Probe(said, self._servers, hears=True),
+            Probe(Message(self._up, b""), _ALL_UP, hears=True),
+            Probe(Message(DOWN, b""), _ALL_DOWN, hears=False),
+        )
+        codes = await link.publish([it.message for it in probes])
+        taken = {it for it, code in zip(probes, codes, strict=True) if code < FAILURE}
         # A refused packet cannot come back.
-        sent = [it for it, code in zip(self.topics, codes, strict=False) if code < FAILURE]
-        unheard = await self._unheard(sent)
-        missing = [f"publish to {it} ({describe(code)})" for it, code in refused.items()]
-        missing += [f"read {_ALL_UP if it == self._up else it}" for it in unheard]
+        unheard = await self._unheard([it for it in probes if it.hears and it in taken])
+        missing = [
+            f"publish to {it.filter} ({describe(code)})"
+            for it, code in zip(probes, codes, strict=True)
+            if it not in taken
+        ] + [f"read {it.filter}" for it in unheard]
         if missing:
             self._problem.start(
                 f"the account {self._account!r} may not {', nor '.join(missing)}. Mosquitto's acl_file "
@@ -69,12 +84,13 @@ class Access:
             self._problem.end()
         return not missing
 
-    async def _unheard(self, topics: Sequence[str]) -> list[str]:
-        """The topics on which nothing has come back in time."""
+    async def _unheard(self, probes: Sequence[Probe]) -> list[Probe]:
+        """Those that have not come back in time."""
+        awaited = [(it, self._awaited[it.message.topic]) for it in probes]
         try:
             async with asyncio.timeout(HEAR_SECONDS):
-                for it in topics:
-                    await self._awaited[it].wait()
+                for _, event in awaited:
+                    await event.wait()
         except TimeoutError:
-            return [it for it in topics if not self._awaited[it].is_set()]
+            return [it for it, event in awaited if not event.is_set()]
         return []

@@ -46,7 +46,7 @@ class HealthPage:
     def __init__(self, address: str, health: Callable[[], Health]) -> None:
         host, colon, port = address.rpartition(":")
         if not colon or not port.isdecimal() or int(port) > 65_535:
-            raise SetupError(f"health: {address!r} is no address; write host:port")
+            raise SetupError(f"--health: {address!r} is no address; write host:port")
         self._host = host.strip("[]") or "127.0.0.1"
         self._port = int(port)
         self._health = health
@@ -59,7 +59,7 @@ class HealthPage:
         except OSError as error:
             where = host_port(self._host, self._port)
             hint = "; stop what listens there, or give another port" if error.errno == EADDRINUSE else ""
-            raise SetupError(f"health: cannot listen on {where}: {explain(error)}{hint}") from error
+            raise SetupError(f"--health: cannot listen on {where}: {explain(error)}{hint}") from error
 
     def stop(self) -> None:
         if self._server is not None:

@@ -65,7 +65,7 @@ async def test_a_health_port_that_is_taken_ends_it_at_once_with_one_line(tmp_pat
         )  # fmt: skip
     assert ended.status == 1
     assert ended.err == (
-        f"imqtt: health: cannot listen on {address}: Address already in use; "
+        f"imqtt: --health: cannot listen on {address}: Address already in use; "
         "stop what listens there, or give another port\n"
     )
 
