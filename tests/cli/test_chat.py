@@ -137,17 +137,21 @@ class Terminal:
         self.close()
 
 
-@pytest.fixture
-async def data(broker: Mosquitto, server: ServerProcess) -> Path:
-    assert server.pid is not None
-    await imqtt("device", "add", "alice@phone", "bob@laptop", "--save", "--data", broker.directory)
-    return broker.directory
+def saved(data: Path, device: str) -> str:
+    """A device's password."""
+    return (data / "credentials" / device).read_text().strip()
 
 
 @pytest.fixture
-async def alice(data: Path) -> AsyncIterator[Terminal]:
+async def alice(data: Path, broker: Mosquitto) -> AsyncIterator[Terminal]:
     """alice's chat with bob, open."""
-    await imqtt("send", "alice", "before", "--user", "bob", "--data", data)
+    async with Client(
+        user="bob",
+        device="laptop",
+        password=saved(data, "bob@laptop"),
+        brokers=f"{broker.host}:{broker.port}",
+    ) as bob:
+        await bob.send("alice", "before")
     terminal = Terminal("chat", "bob", "--user", "alice", "--data", data)
     await terminal.start()
     await terminal.shows("Enter sends")
@@ -248,10 +252,8 @@ async def test_another_process_with_the_same_credential_is_told(
     alice: Terminal, broker: Mosquitto, data: Path
 ) -> None:
     await alice.shows("alice@phone")
-    password = (data / "credentials" / "alice@phone").read_text().strip()
-    async with Client(
-        user="alice", device="phone", password=password, brokers=f"{broker.host}:{broker.port}", wait=0
-    ):
+    password, address = saved(data, "alice@phone"), f"{broker.host}:{broker.port}"
+    async with Client(user="alice", device="phone", password=password, brokers=address, wait=0):
         await alice.shows("another process seems to use alice@phone; each needs a device of its own")
 
 

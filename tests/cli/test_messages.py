@@ -19,15 +19,6 @@ from tests.cli.commands import environment, imqtt, imqtt_process
 from tests.services import WITHIN, ServerProcess, eventually
 
 
-@pytest.fixture
-async def data(broker: Mosquitto, server: ServerProcess) -> Path:
-    """The data directory of a running broker, with the credentials of alice@phone and bob@laptop saved."""
-    assert server.pid is not None
-    added = await imqtt("device", "add", "alice@phone", "bob@laptop", "--save", "--data", broker.directory)
-    assert added.status == 0, added.err
-    return broker.directory
-
-
 @asynccontextmanager
 async def tailing(data: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """`imqtt tail --json`, connected."""

@@ -231,6 +231,7 @@ MISTAKES = [
         messages=24,
         seconds=24.0,
         without=("unordered",),
+        rare=True,
     ),
     Mistake(
         "a duplicate key is taken for success without reading both keys",

@@ -14,7 +14,7 @@ from tests.simulation.faults import FAULTS
 from tests.simulation.loop import Deadlock, simulated
 from tests.simulation.planted import MISTAKES
 
-SEEDS = 200
+SEEDS = 100
 MANY_SEEDS = 2_000
 HUNTED = 1_500  # worlds in which a mistake has to show
 HUNTED_IF_RARE = 6_000
