@@ -43,20 +43,20 @@ test: $(READY) mosquitto redis
 
 verify: $(READY) mosquitto redis
 	$(PYTEST) -m 'verify or hypothesis' --hypothesis-profile verify --timeout 1200
-	@$(BIN)/python -m tests.chaos
+	@$(BIN)/python -m tests.verification.chaos
 	@$(BIN)/pip install --quiet --require-hashes --requirement requirements/fuzz.txt
-	@$(BIN)/python -m tests.fuzz --seconds 120
+	@$(BIN)/python -m tests.verification.fuzz --seconds 120
 
 chaos: $(READY) mosquitto redis
-	@$(BIN)/python -m tests.chaos
+	@$(BIN)/python -m tests.verification.chaos
 
 soak: $(READY) mosquitto redis
-	@$(BIN)/python -m tests.chaos.soak
+	@$(BIN)/python -m tests.verification.soak
 
 fuzz: $(READY)
 	@$(BIN)/pip install --quiet --require-hashes --requirement requirements/fuzz.txt
-	@$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS))
-	@$(BIN)/python -m tests.fuzz.reach
+	@$(BIN)/python -m tests.verification.fuzz $(if $(SECONDS),--seconds $(SECONDS))
+	@$(BIN)/python -m tests.verification.fuzz.reach
 
 check: $(READY)
 	$(BIN)/ruff format --check .

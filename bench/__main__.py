@@ -18,10 +18,10 @@ from typing import Any
 from bench import cluster, codec, report
 from bench.processes import Failed, lines, running
 from bench.traffic import devices
-from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
-from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.errors import SetupError
-from tests.mosquitto import use_given
+from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
+from imqtt.mosquitto.passwords import SERVER_ACCOUNT
+from tests.given_mosquitto import use_given
 
 LATEST = Path(__file__).parent / "latest.json"
 PARTITIONS = 16

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core.partitions import partition_of
 from imqtt.model import Accepted, Content, Send
+from imqtt.mosquitto.broker import Mosquitto
 from tests.device import RawDevice
 from tests.mongodb import MongoServer
 from tests.overseer import Overseer

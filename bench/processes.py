@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-from imqtt.cli.process import end_with_parent
+from imqtt.mosquitto.process import end_with_parent
 
 START_SECONDS = 20.0
 _TICK = os.sysconf("SC_CLK_TCK")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from bench.codec import Row
 from bench.traffic import DEVICES, PAIRS
-from imqtt.cli.mosquitto import executable
+from imqtt.mosquitto.broker import executable
 
 GOALS = {  # by key: the figure that `direct` should reach, and whether more is better
     "stored_per_second": (10_000, True),

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from imqtt.cli.mosquitto import Mosquitto
+from imqtt.mosquitto.broker import Mosquitto
 from tests.broker.peers import free_port
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from imqtt.cli.mosquitto import Mosquitto
+from imqtt.mosquitto.broker import Mosquitto
+from tests.given_mosquitto import use_given
 from tests.logs import tails
-from tests.mosquitto import use_given
 from tests.ports import listeners
 from tests.services import ServerProcess
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client
 from imqtt.errors import ImqttError
 from imqtt.model import Accepted, Event
-from tests.mosquitto import use_given
+from imqtt.mosquitto.broker import Mosquitto
+from tests.given_mosquitto import use_given
 from tests.services import ServerProcess
 
 CONVERSATIONS = ("d:alice:bob", "d:alice:carol", "d:bob:carol", "u:alice", "u:bob", "u:carol")

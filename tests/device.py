@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Self, TypeVar
 
 from imqtt.broker.link import Link, Message, Settings, connect
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.model import (
     Accepted,
@@ -21,6 +20,7 @@ from imqtt.model import (
     Send,
     Welcome,
 )
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import Format, decode_frames, encode_command
 from imqtt.protocol.topics import down, up
 from tests.services import WITHIN

@@ -24,7 +24,7 @@ from typing import Self
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from imqtt.cli.process import end_with_parent
+from imqtt.mosquitto.process import end_with_parent
 from tests.ports import free_port
 from tests.services import WITHIN
 

@@ -1,8 +1,8 @@
 """Who owns what, seen from outside of every worker."""
 
 from imqtt.state.base import Worker
-from imqtt.state.redis import RedisState
-from imqtt.state.redis_link import TRIP_SECONDS
+from imqtt.state.redis.connection import TRIP_SECONDS
+from imqtt.state.redis.state import RedisState
 from imqtt.stores import attach_store
 
 

@@ -19,9 +19,9 @@ from typing import Self
 
 import pytest
 
-from imqtt.cli.process import end_with_parent
-from imqtt.state.redis import RedisState
-from imqtt.state.redis_link import TRIP_SECONDS
+from imqtt.mosquitto.process import end_with_parent
+from imqtt.state.redis.connection import TRIP_SECONDS
+from imqtt.state.redis.state import RedisState
 from tests.ports import free_port
 from tests.services import WITHIN
 

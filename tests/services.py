@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
-from imqtt.cli.passwords import SERVER_ACCOUNT
-from imqtt.cli.process import end_with_parent
+from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
+from imqtt.mosquitto.passwords import SERVER_ACCOUNT
+from imqtt.mosquitto.process import end_with_parent
 
 READY = "imqtt is ready"  # how `imqtt serve` begins its ready line
 # An upper bound for a machine that does much else. Nothing is measured by it: it only ends a test that hangs.

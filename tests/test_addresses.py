@@ -7,11 +7,11 @@ import pytest
 from imqtt.addresses import host_port
 from imqtt.cli.connection import _broker
 from imqtt.cli.data import DataDirectory
-from imqtt.cli.mosquitto import Mosquitto
-from imqtt.cli.ports import Listeners, choose
 from imqtt.cli.server import _say_ready
 from imqtt.client.settings import parse_address
 from imqtt.errors import SetupError
+from imqtt.mosquitto.broker import Mosquitto
+from imqtt.mosquitto.listeners import Listeners, choose
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "broker.example.com", "::1", "fe80::1"])

@@ -59,8 +59,8 @@ def chat(
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do without")
 
-    from imqtt.cli import running
-    from imqtt.cli.conversing import converse
+    from imqtt.cli import signals
+    from imqtt.cli.chat_controller import converse
 
-    if signalled := running.run(lambda: converse(connection, to)):
+    if signalled := signals.run(lambda: converse(connection, to)):
         raise typer.Exit(128 + signalled)

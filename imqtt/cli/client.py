@@ -10,8 +10,8 @@ from pathlib import Path
 
 from imqtt.cli.connection import Connection
 from imqtt.cli.data import data_option
+from imqtt.cli.formatting import peer_of
 from imqtt.cli.output import complain
-from imqtt.cli.wording import peer_of
 from imqtt.client import Client, ConnectionState, Phase, Timing
 from imqtt.errors import DeviceStoreInUse, TakenOver, TlsFailed
 from imqtt.model import Device

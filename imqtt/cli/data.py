@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from imqtt.cli.broker_files import BrokerFiles
-from imqtt.cli.files import DRAFT, write_private
 from imqtt.errors import SetupError
 from imqtt.model import Device
+from imqtt.mosquitto.file_access import DRAFT, write_private
+from imqtt.mosquitto.files import BrokerFiles
 from imqtt.private_files import DATABASE_SUFFIXES, create_private_directory
 
 Data = Annotated[

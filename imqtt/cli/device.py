@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.control import Access, ServerNotTold
 from imqtt.cli.data import DEFAULT, Data, DataDirectory, data_option
 from imqtt.cli.names import parse_device, parse_user
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
@@ -16,11 +15,12 @@ from imqtt.cli.settings import server_config, server_flags
 from imqtt.config import SETTINGS
 from imqtt.errors import SetupError
 from imqtt.model import Device
+from imqtt.mosquitto.control import Access, ServerNotTold
 
 if TYPE_CHECKING:
-    from imqtt.cli.mosquitto import Mosquitto
-    from imqtt.cli.passwords import Passwords
     from imqtt.config import ServerConfig
+    from imqtt.mosquitto.broker import Mosquitto
+    from imqtt.mosquitto.passwords import Passwords
 
 app = typer.Typer(
     help="Give devices credentials, and revoke them.\n\n"
@@ -81,7 +81,7 @@ def add(
 
     With `--passwords` and `--password-from`, you can also add the server's own account, `imqtt-server`.
     """
-    from imqtt.cli.passwords import SERVER_ACCOUNT
+    from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 
     # `imqtt up` looks after the server's own account by itself; another broker's operator adds it.
     own = [SERVER_ACCOUNT] if SERVER_ACCOUNT in names and password_file and password_from else []
@@ -135,7 +135,7 @@ def list_(
     `imqtt serve`, which say where both are. "Last seen" is exact if the server knows it, otherwise
     accurate to a day.
     """
-    from imqtt.cli.passwords import SERVER_ACCOUNT
+    from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 
     passwords, broker = _accounts(data, password_file, PID_FILE)
     saved = {str(device) for device in DataDirectory(data).saved()} if password_file is None else set()
@@ -182,7 +182,7 @@ def revoke(
     credential, a device continues where it was. With `--passwords`, give the settings of `imqtt serve`, which
     say how to reach the server.
     """
-    from imqtt.cli.passwords import Passwords
+    from imqtt.mosquitto.passwords import Passwords
 
     passwords, broker = _accounts(data, password_file, pid_file)
     _, access = _server(data, broker, flags)
@@ -231,7 +231,7 @@ def migrate(
     may crash if it only reloads a file from which accounts were removed. `imqtt up` migrates its data
     directory by itself.
     """
-    from imqtt.cli.passwords import Passwords
+    from imqtt.mosquitto.passwords import Passwords
 
     if not password_file.exists():
         raise SetupError(f"{password_file} does not exist")
@@ -253,7 +253,7 @@ def forget(names: Names, *, data: Data = DEFAULT, as_json: Json = False, **flags
     Needs the data directory of a running `imqtt up`, or the settings of `imqtt serve`. A device whose
     credential is still valid is registered again by its next command.
     """
-    from imqtt.cli.mosquitto import Mosquitto
+    from imqtt.mosquitto.broker import Mosquitto
 
     devices = [str(device) for device in map(parse_device, names)]
     directory = DataDirectory(data)
@@ -368,7 +368,7 @@ def _list_one(
 ) -> None:
     from imqtt.cli.device_records import read_records
 
-    records, troubles = read_records(user, names, saved, config, access)
+    records, problems = read_records(user, names, saved, config, access)
     if as_json:
         for record in records:
             print_json(record)
@@ -385,14 +385,14 @@ def _list_one(
         )  # fmt: skip
     else:
         print_line(f"{user} has no device: `imqtt device add {user}@phone` gives one a credential.")
-    for trouble in troubles:
+    for trouble in problems:
         complain(trouble)
 
 
 def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords", "Mosquitto | None"]:
     """The accounts that a command is about, and their broker if it is one of `imqtt up`."""
-    from imqtt.cli.mosquitto import Mosquitto
-    from imqtt.cli.passwords import Passwords
+    from imqtt.mosquitto.broker import Mosquitto
+    from imqtt.mosquitto.passwords import Passwords
 
     if file is not None:
         if not file.exists() and not file.parent.is_dir():

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from imqtt.cli.control import Access, ServerNotTold
 from imqtt.errors import SetupError
 from imqtt.model import Device
+from imqtt.mosquitto.control import Access, ServerNotTold
 
 if TYPE_CHECKING:
     from imqtt.config import ServerConfig
@@ -48,16 +48,16 @@ def read_records(
     access: Access | None,
 ) -> tuple[list[DeviceRecord], list[str]]:
     """All devices of `user`, in order, and what could not be learned."""
-    troubles: list[str] = []
+    problems: list[str] = []
     registrations: dict[str, Registration] = {}
     try:
         registrations = {str(it.device): it for it in asyncio.run(_registrations(user, config))}
     except SetupError as error:
-        troubles.append(f"platforms and when devices were last seen are not shown: {error.reason}")
+        problems.append(f"platforms and when devices were last seen are not shown: {error.reason}")
     seen, trouble = _presence(user, access)
     known = not trouble
     if trouble:
-        troubles.append(f"states are not shown: {trouble}")
+        problems.append(f"states are not shown: {trouble}")
     names = {name for name in credentials if name.startswith(f"{user}@")} | registrations.keys()
     records: list[DeviceRecord] = []
     for name in sorted(names):
@@ -76,7 +76,7 @@ def read_records(
                 exact=presence is not None,
             )
         )
-    return records, troubles
+    return records, problems
 
 
 def _presence(user: str, access: Access | None) -> "tuple[dict[str, Seen], str]":

@@ -87,10 +87,10 @@ def send(
     import asyncio
     import contextlib
 
-    from imqtt.cli import running
+    from imqtt.cli import signals
     from imqtt.cli.client import open_client
+    from imqtt.cli.formatting import conversation_with
     from imqtt.cli.stdin import lines_of_stdin
-    from imqtt.cli.wording import conversation_with
 
     if lines and (text or file or message_id):
         raise typer.BadParameter("--lines reads messages from stdin: no TEXT, --file or --message-id with it")
@@ -131,7 +131,7 @@ def send(
                     error.reason = f"line {number}: {error.reason}"
                     raise
 
-    if signalled := running.run(main):
+    if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
 
 
@@ -228,9 +228,9 @@ def tail(
     Changes of the connection are reported on stderr. With `--json`, each line is an event in the form that it
     has on the wire.
     """
-    from imqtt.cli import running
+    from imqtt.cli import signals
     from imqtt.cli.client import open_client
-    from imqtt.cli.wording import conversation_with
+    from imqtt.cli.formatting import conversation_with
 
     connection = resolve(
         data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
@@ -257,7 +257,7 @@ def tail(
                     await events.finish()
                     return
 
-    running.run(main)
+    signals.run(main)
 
 
 def history(
@@ -285,9 +285,9 @@ def history(
     """
     import asyncio
 
-    from imqtt.cli import running
+    from imqtt.cli import signals
     from imqtt.cli.client import SILENT, open_client
-    from imqtt.cli.wording import conversation_with
+    from imqtt.cli.formatting import conversation_with
     from imqtt.client import Phase
 
     connection = resolve(
@@ -313,7 +313,7 @@ def history(
             if events and (client.state.silent or client.state.phase is not Phase.ESTABLISHED):
                 complain(f"without the server: this is what {connection.device} holds; there may be more")
 
-    if signalled := running.run(main):
+    if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
     for event in events:
         _print_event(event, as_json=as_json)
@@ -365,7 +365,7 @@ def _content(body: bytes, content_type: str) -> "Content":
 
 
 def _print_event(event: "Event", *, as_json: bool) -> None:
-    from imqtt.cli.wording import local, words_of
+    from imqtt.cli.formatting import local, words_of
 
     if as_json:
         print_json(event)

@@ -67,7 +67,7 @@ def list_(
     """
     import asyncio
 
-    from imqtt.cli.wording import local, words_of_content
+    from imqtt.cli.formatting import local, words_of_content
 
     entries = asyncio.run(_entries(resolve_store(data, user, device, device_store)))
     if as_json:

@@ -10,9 +10,9 @@ from typing import Annotated
 import msgspec
 import typer
 
-from imqtt.cli.wording import printable
 from imqtt.errors import ImqttError, SetupError
 from imqtt.model import to_json_type
+from imqtt.printable import printable
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 

@@ -17,7 +17,7 @@ from imqtt.config import SETTINGS
 from imqtt.redaction import redacted
 
 if TYPE_CHECKING:
-    from imqtt.cli.mosquitto import Mosquitto
+    from imqtt.mosquitto.broker import Mosquitto
 
 MQTT_PORT, WEBSOCKET_PORT = 1883, 8083  # what a new data directory gets where they are free
 
@@ -40,13 +40,14 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
     ready` appears on stdout. SIGTERM or Ctrl-C ends the server after it has finished the commands that it has
     begun.
     """
-    from imqtt.cli import crew, limits, running, upkeep
+    from imqtt.cli import services, signals, supervisor
+    from imqtt.mosquitto import file_limits
     from imqtt.serving import check_tls
 
     config = server_config(flags)
     check_tls(config)  # each worker checks it as well; here it is said once
-    limits.raise_file_limit()
-    lifeline = crew.LIFELINE in os.environ
+    file_limits.raise_file_limit()
+    lifeline = supervisor.LIFELINE in os.environ
     _log_to_stderr(logging.WARNING if quiet else logging.INFO, many=lifeline or config.workers > 1)
     store = redacted(config.store)
 
@@ -58,9 +59,9 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
             print_line(f"imqtt is ready: {partitions} partitions on {broker}, store {store}")
 
     if config.workers > 1:
-        running.run(lambda: crew.run(config, say_ready))
+        signals.run(lambda: supervisor.run(config, say_ready))
     else:
-        running.run(lambda: upkeep.serve(config, say_ready), with_stdin=lifeline)
+        signals.run(lambda: services.serve(config, say_ready), with_stdin=lifeline)
 
 
 @server_flags(without=UPS_OWN)
@@ -107,8 +108,8 @@ def up(
     ends both on Ctrl-C. It restarts the broker if the broker dies. Only you can enter the data directory. If
     root runs this, the server runs as root and Mosquitto as another user.
     """
-    from imqtt.cli import running, upkeep
-    from imqtt.cli.mosquitto import Mosquitto
+    from imqtt.cli import services, signals
+    from imqtt.mosquitto.broker import Mosquitto
 
     started = time.monotonic()
     directory = DataDirectory(data)
@@ -129,7 +130,7 @@ def up(
     def say_ready(partitions: int) -> None:
         _say_ready(broker, directory, partitions, time.monotonic() - started, as_json=as_json)
 
-    running.run(lambda: upkeep.up(broker, directory, flags, say_ready))
+    signals.run(lambda: services.up(broker, directory, flags, say_ready))
     if not as_json:
         print_line("imqtt has ended; its data is kept.")
 

@@ -16,8 +16,8 @@ from imqtt.redaction import redacted
 
 if TYPE_CHECKING:
     from imqtt.stores.base import Store
-    from imqtt.stores.copy_proof import Copied, CopyDiffers
-    from imqtt.stores.copy_source import Progress, Source
+    from imqtt.stores.copy.comparison import Copied, CopyDiffers
+    from imqtt.stores.copy.source import Progress, Source
 
 LINE_SECONDS = 5.0  # between two lines of progress, where nobody looks at a terminal
 
@@ -68,7 +68,7 @@ def copy(
     SOURCE conversation by conversation; servers refuse TARGET until then. Exit status 1: TARGET is not a
     complete copy.
     """
-    from imqtt.cli import running
+    from imqtt.cli import signals
 
     passwords = [
         "" if file is None else read_secret(str(file))
@@ -83,7 +83,7 @@ def copy(
         nonlocal copied
         copied = await _copy(source, target, passwords, driver, live=live, quiet=quiet, as_json=as_json)
 
-    if signalled := running.run(main):
+    if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
     if as_json:
         print_json({"done": True, "live": live, **copied._asdict()})
@@ -105,8 +105,8 @@ async def _copy(
 
     from imqtt.stores import open_store
     from imqtt.stores.base import HOW_TO_FINISH, OutcomeUnknown
-    from imqtt.stores.copy import copy
-    from imqtt.stores.copy_proof import CopyDiffers
+    from imqtt.stores.copy.comparison import CopyDiffers
+    from imqtt.stores.copy.copier import copy
 
     source = await _open_source(source_url, passwords[0], driver, live=live)
     try:

@@ -6,7 +6,7 @@ No terminal and no clock here: it takes what has happened and returns lines of s
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from imqtt.cli.wording import clock, day, words_of, words_of_content
+from imqtt.cli.formatting import clock, day, words_of, words_of_content
 from imqtt.cli.wrapping import columns, unstacked, wrapped
 from imqtt.model import Content, Event, Marks
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from prompt_toolkit.utils import get_cwidth
 
-from imqtt.cli.wording import CharacterTable, printable_character
+from imqtt.printable import CharacterTable, printable_character
 
 MAX_STACKED = 8
 """Characters without a width that may follow each other. prompt_toolkit keeps all of them in one cell, and

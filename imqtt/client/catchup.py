@@ -13,8 +13,8 @@ from imqtt.client.replica import Replica, Want
 from imqtt.client.requests import Requests
 from imqtt.client.settings import Timing
 from imqtt.client.store import Changes, LocalStore
+from imqtt.client.sync_queue import SyncQueue
 from imqtt.client.uplink import Uplink
-from imqtt.client.wanted import Wanted
 from imqtt.core.partitions import home_of
 from imqtt.errors import ImqttError, NotConnected
 from imqtt.model import SNOWFLAKE_TIME_SHIFT, Cursor, Id, Page, Position, Sync
@@ -46,7 +46,7 @@ class CatchUp:
         self._timing = timing
         self._commit = commit
         self._home = home_of(uplink.device.user)
-        self._wanted = Wanted(random)
+        self._wanted = SyncQueue(random)
         self._firm: set[str] = set()  # to be asked for even if no event is known to be missing
         self._changed = asyncio.Event()
         self._complete_to = int(meta.get("complete_to", 0))  # id of the newest head at the last complete walk

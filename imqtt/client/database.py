@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self, TypeVar
 
-from imqtt.client.holder import holder_of
 from imqtt.errors import DeviceStoreError, DeviceStoreInUse, SetupError
+from imqtt.lock_holder import holder_of
 from imqtt.private_files import create_private_database, make_database_private
 
 T = TypeVar("T")

@@ -10,11 +10,20 @@ from imqtt.errors import TooLarge
 from imqtt.model import AnyCommand, AnyFrame
 from imqtt.protocol import json_format, protobuf_format
 from imqtt.protocol.check import Bounds, check, check_frame
-from imqtt.protocol.outline import READ_UP_TO, Outline
+from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 __all__ = [
-    "Bounds", "Format", "Outline", "check", "decode_command", "decode_frames", "encode_command",
-    "encode_frame", "format_of", "join", "outline",
+    "Bounds",
+    "CommandInfo",
+    "Format",
+    "check",
+    "decode_command",
+    "decode_frames",
+    "encode_command",
+    "encode_frame",
+    "format_of",
+    "identify",
+    "join",
 ]  # fmt: skip
 
 
@@ -47,11 +56,11 @@ def decode_command(payload: bytes, bounds: Bounds) -> AnyCommand:
     return command
 
 
-def outline(payload: bytes) -> Outline:
+def identify(payload: bytes) -> CommandInfo:
     """What names a command that did not decode or was refused, as far as it can be read. Never raises."""
     if payload[:1] == b"{":
-        return json_format.outline(payload)
-    return protobuf_format.outline(payload) if len(payload) <= READ_UP_TO else Outline()
+        return json_format.identify(payload)
+    return protobuf_format.identify(payload) if len(payload) <= READ_UP_TO else CommandInfo()
 
 
 def encode_command(command: AnyCommand, format: Format) -> bytes:

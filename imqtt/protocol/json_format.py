@@ -6,7 +6,7 @@ import msgspec
 
 from imqtt.errors import Malformed, Unsupported
 from imqtt.model import AnyCommand, AnyFrame, Value, from_json_type, to_json_type
-from imqtt.protocol.outline import READ_UP_TO, Outline
+from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 
 class _Packet(Value, frozen=True):
@@ -46,13 +46,13 @@ def decode_command(payload: bytes) -> AnyCommand:
     try:
         return _command.decode(payload)
     except _UNREADABLE as error:
-        kind = outline(payload).type
+        kind = identify(payload).type
         if kind and kind not in _COMMANDS:
             raise Unsupported(f"no command of type {kind[:32]!r}") from None
         raise Malformed(_reason("not a command", error, payload)) from None
 
 
-def outline(payload: bytes) -> Outline:
+def identify(payload: bytes) -> CommandInfo:
     """What names the command in `payload`, as far as it can be read."""
     if len(payload) <= READ_UP_TO:
         try:
@@ -60,7 +60,7 @@ def outline(payload: bytes) -> Outline:
         except _UNREADABLE:
             pass
         else:
-            return Outline.of(found.type, found.conversation, found.client_msg_id, found.ref)
+            return CommandInfo.of(found.type, found.conversation, found.client_msg_id, found.ref)
     return _scan(payload)
 
 
@@ -104,7 +104,7 @@ _SCANNED = 4096  # bytes: a client that writes its names before the content gets
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]:,]', re.DOTALL)
 
 
-def _scan(payload: bytes) -> Outline:
+def _scan(payload: bytes) -> CommandInfo:
     """The names at the top level, whatever the fault: cut off, a lone surrogate, a value of another type."""
     found: dict[bytes, bytes] = {}
     depth = 0
@@ -121,6 +121,6 @@ def _scan(payload: bytes) -> Outline:
             else:
                 key = token[1:-1]
         before = token
-    values = (found.get(name.encode(), b"") for name in Outline._fields)
+    values = (found.get(name.encode(), b"") for name in CommandInfo._fields)
     # A name with an escape in it is left out, since it is not read as JSON here.
-    return Outline.of(*("" if b"\\" in value else value.decode("latin-1") for value in values))
+    return CommandInfo.of(*("" if b"\\" in value else value.decode("latin-1") for value in values))

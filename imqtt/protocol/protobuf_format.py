@@ -39,8 +39,8 @@ from imqtt.model import (
     Welcome,
     canonical_json,
 )
+from imqtt.protocol.command_info import CommandInfo
 from imqtt.protocol.generated import imqtt_pb2 as pb
-from imqtt.protocol.outline import Outline
 
 # --- commands ---------------------------------------------------------------------------------------
 
@@ -114,17 +114,17 @@ def decode_command(payload: bytes) -> AnyCommand:
     return _COMMANDS_IN[which](getattr(message, which))
 
 
-def outline(payload: bytes) -> Outline:
+def identify(payload: bytes) -> CommandInfo:
     """What names the command in `payload`; its content is not looked at."""
     try:
         message = pb.Command.FromString(payload)
     except DecodeError:
-        return Outline()
+        return CommandInfo()
     which = message.WhichOneof("command")
     if which is None:
-        return Outline()
+        return CommandInfo()
     command = getattr(message, which)
-    return Outline.of(
+    return CommandInfo.of(
         which, *(getattr(command, name, "") for name in ("conversation", "client_msg_id", "ref"))
     )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from imqtt.broker.errors import describe
 from imqtt.broker.link import Link, Message
 from imqtt.problems import Problem
-from imqtt.server.egress import FAILURE
+from imqtt.server.publisher import FAILURE
 
 HEAR_SECONDS = 5.0  # for a packet to come back after the broker has taken it
 

@@ -22,7 +22,7 @@ from imqtt.distribution import installed_version
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
-from imqtt.server import files, rollcall, storewatch
+from imqtt.server import open_files, peer_discovery, store_probe
 from imqtt.server.access import Access
 from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
@@ -31,18 +31,18 @@ from imqtt.server.connections import Connections, Line
 from imqtt.server.control import Control
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
-from imqtt.server.egress import Lane, Publish
-from imqtt.server.heads import Heads
+from imqtt.server.head_cache import HeadCache
 from imqtt.server.health import Health, HealthPage
 from imqtt.server.intake import Intake
 from imqtt.server.owner import Owner
 from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
+from imqtt.server.peer_discovery import Peer, PeerDiscovery
 from imqtt.server.presence import Presences
+from imqtt.server.problems import Problems
 from imqtt.server.pruning import Pruning
+from imqtt.server.publisher import Publish, Publisher
 from imqtt.server.reads import Reads
-from imqtt.server.rollcall import Peer, RollCall
-from imqtt.server.troubles import Troubles
 from imqtt.state.base import State, Worker
 from imqtt.stores.base import Store
 
@@ -72,10 +72,10 @@ class Server:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._assignment: Assignment | None = None
-        self._troubles = Troubles(host_port(config.broker_host, config.broker_port))
-        self._connections = Connections(self._troubles.broker)
+        self._problems = Problems(host_port(config.broker_host, config.broker_port))
+        self._connections = Connections(self._problems.broker)
         self._page: HealthPage | None = None
-        self._lanes: dict[str, Lane] = {}
+        self._publishers: dict[str, Publisher] = {}
         self._tls: TlsFiles | None = None
         self._process = secrets.token_hex(4)  # of its id, and of its connections beside the partitions'
         self._status = "starting"
@@ -97,7 +97,7 @@ class Server:
         try:
             if self._assignment is not None:
                 await self._assignment.leave()
-                await self._roll_call.say_goodbye()
+                await self._discovery.say_goodbye()
         finally:
             await self._end()
 
@@ -115,26 +115,26 @@ class Server:
         """How this worker is. It serves while it is connected, though the store or the state be away."""
         worker = self.worker if self._assignment is not None else None
         holdings = worker.holdings if worker is not None else ()
-        connected = all(lane.connected for lane in self._lanes.values())
+        connected = all(publisher.connected for publisher in self._publishers.values())
         status = self._status
         if status == "ok" and not connected:
             status = "cut off"
         elif status == "ok" and worker is not None and worker.trouble:
             status = "degraded"
-        troubles = self._troubles
+        problems = self._problems
         return Health(
             status=status,
             worker=worker.id if worker is not None else "",
-            store=troubles.store.text or troubles.storing.text or "ok",
+            store=problems.store.text or problems.storing.text or "ok",
             state=self._state.trouble or "ok",
-            broker=troubles.broker.text
-            or troubles.access.text
-            or troubles.cluster.text
-            or troubles.stranger.text
-            or troubles.contested.text
+            broker=problems.broker.text
+            or problems.access.text
+            or problems.cluster.text
+            or problems.stranger.text
+            or problems.contested.text
             or ("ok" if connected else "not connected"),
-            clock=troubles.clock.text or "ok",
-            process=troubles.files.text or "ok",
+            clock=problems.clock.text or "ok",
+            process=problems.files.text or "ok",
             partitions=tuple(it.partition for it in holdings),
             unfinished=sum(it.unfinished for it in holdings),
         )
@@ -151,18 +151,20 @@ class Server:
             await self._page.start()
         self._tls = _tls(config)
         # Reads have one of their own: a large page holds up nobody's message.
-        self._lanes = {
-            name: Lane(
+        self._publishers = {
+            name: Publisher(
                 self._line(name, self._own(name), looks=name == "events"),
                 self.counters,
-                self._troubles.refused_packets,
+                self._problems.refused_packets,
             )
             for name in ("events", "reads")
         }
-        batcher = self._carrying_out(self._lanes["events"].publish, self._lanes["reads"].publish)
+        batcher = self._carrying_out(self._publishers["events"].publish, self._publishers["reads"].publish)
         assignment = self._sharing(batcher)
-        ready = [self._begin(lane.run, f"lane-{name}") for name, lane in self._lanes.items()]
-        await self._all_ready([*ready, self._begin(self._roll_call.run, "roll-call")])
+        ready = [
+            self._begin(publisher.run, f"publisher-{name}") for name, publisher in self._publishers.items()
+        ]
+        await self._all_ready([*ready, self._begin(self._discovery.run, "peer-discovery")])
         self._assignment = assignment
         await self._all_ready([self._begin(assignment.run, "assignment")])
         self._status = "ok"
@@ -172,7 +174,7 @@ class Server:
         config, counters, store, state = self.config, self.counters, self._store, self._state
         partitions = store.identity.partitions
         bounds = Bounds(config.max_content, config.max_command)
-        devices = Devices(store, state, self._troubles, self._clock)
+        devices = Devices(store, state, self._problems, self._clock)
         presences = Presences(
             store=store,
             state=state,
@@ -206,9 +208,9 @@ class Server:
             store=store,
             state=state,
             snowflakes=[Snowflake(it, config.clock_tolerance * 1_000) for it in range(partitions)],
-            heads=Heads(config.conversations_cached),
+            heads=HeadCache(config.conversations_cached),
             counters=counters,
-            troubles=self._troubles,
+            problems=self._problems,
             clock=self._clock,
         )
         owner = Owner(
@@ -221,10 +223,10 @@ class Server:
             control=Control(devices, presences, publish_reads, counters),
             publish=publish,
             counters=counters,
-            troubles=self._troubles,
+            problems=self._problems,
             max_packet=config.max_packet,
         )
-        batcher = Batcher(owner, counters, self._troubles, config.max_batch)
+        batcher = Batcher(owner, counters, self._problems, config.max_batch)
         pruning = Pruning(
             store=store,
             devices=devices,
@@ -243,8 +245,8 @@ class Server:
             (batcher, "batcher"),
         ):
             self._spawn(work.run(), name)
-        self._spawn(files.watch(self._troubles.files), "files")
-        self._spawn(storewatch.watch(store, counters, self._troubles), "store-watch")
+        self._spawn(open_files.watch(self._problems.files), "files")
+        self._spawn(store_probe.watch(store, counters, self._problems), "store-watch")
         return batcher
 
     def _sharing(self, batcher: Batcher) -> Assignment:
@@ -259,10 +261,10 @@ class Server:
                     batcher,
                     self._line(f"partition {number}", self._settings(str(number))),
                     config.max_batch,
-                    broker_steady=self._lanes["events"].steady,
+                    broker_steady=self._publishers["events"].steady,
                     confirmed=assignment.confirmed,
                     outranked=assignment.outranked,
-                    taken=self._troubles.contested,
+                    taken=self._problems.contested,
                 )
                 for number in range(identity.partitions)
             ]
@@ -272,7 +274,7 @@ class Server:
             self._state,
             batcher,
             partitions,
-            troubles=self._troubles,
+            problems=self._problems,
             stranger=self._stranger,
             ttl=config.worker_ttl,
             clock=self._clock,
@@ -280,11 +282,11 @@ class Server:
         present = self._own("present")
         alone = not self._store.shared
         me = Peer(identity.cluster, worker.id, worker.host, worker.pid, worker.started, exclusive=alone)
-        self._roll_call = RollCall(
+        self._discovery = PeerDiscovery(
             me,
             lambda will: self._connect(replace(present, will=will)),
             self._connections,
-            Access(worker.id, rollcall.TOPIC, config.broker_username, self._troubles.access),
+            Access(worker.id, peer_discovery.TOPIC, config.broker_username, self._problems.access),
             away=lambda: assignment.away,
             warn=self._warn,
             heard=assignment.trust,
@@ -293,7 +295,7 @@ class Server:
         return assignment
 
     async def _stranger(self, known: Collection[str]) -> str:
-        other = await self._roll_call.outranked(known)
+        other = await self._discovery.outranked(known)
         if other is None:
             return ""
         return (
@@ -303,9 +305,9 @@ class Server:
 
     def _warn(self, trouble: str) -> None:
         if trouble:
-            self._troubles.cluster.start(trouble)
+            self._problems.cluster.start(trouble)
         else:
-            self._troubles.cluster.end()
+            self._problems.cluster.end()
 
     async def _all_ready(self, ready: Sequence[asyncio.Event]) -> None:
         """Waits for every event; raises if a task ends before."""

@@ -16,7 +16,7 @@ from imqtt.core.membership import Membership
 from imqtt.core.partitions import assign
 from imqtt.server.batcher import Batcher
 from imqtt.server.partition import Partition
-from imqtt.server.troubles import Troubles
+from imqtt.server.problems import Problems
 from imqtt.state.base import Holding, State, StateAway, Worker
 
 log = logging.getLogger(__name__)
@@ -52,14 +52,14 @@ class Assignment:
         batcher: Batcher,
         partitions: Callable[["Assignment"], Sequence[Partition]],
         *,
-        troubles: Troubles,
+        problems: Problems,
         stranger: Callable[[Collection[str]], Awaitable[str]],
         ttl: float,
         clock: Callable[[], int],
     ) -> None:
         self._worker = worker
         self._state = state
-        self._troubles = troubles
+        self._problems = problems
         self._stranger = stranger
         self._batcher = batcher
         self._partitions = partitions(self)
@@ -89,7 +89,7 @@ class Assignment:
             beats=self._known,
             holdings=self.holdings(),
             leaving=self._leaving,
-            stuck=self._troubles.stuck > STUCK_SECONDS or self._is_refused(),
+            stuck=self._problems.stuck > STUCK_SECONDS or self._is_refused(),
             trouble=self._trouble(),
         )
 
@@ -116,9 +116,9 @@ class Assignment:
         """Whether a worker that this one does not see in its state is to keep what both keep taking."""
         stranger = await self._stranger(self._membership.acted or ())
         if stranger:
-            self._troubles.stranger.start(stranger)
+            self._problems.stranger.start(stranger)
         else:
-            self._troubles.stranger.end()
+            self._problems.stranger.end()
         return bool(stranger)
 
     @property
@@ -285,17 +285,17 @@ class Assignment:
 
     def _trouble(self) -> str:
         contested = [it.number for it in self._partitions if it.contested]
-        known = self._troubles
+        known = self._problems
         if not contested:
             known.stranger.end()
             known.contested.end_all()
-        troubles = [it.text for it in (known.access, known.cluster, known.stranger)]
-        troubles += [known.store.text, known.storing.text]
-        troubles += [self._state.trouble, known.broker.text, known.clock.text, known.files.text]
+        problems = [it.text for it in (known.access, known.cluster, known.stranger)]
+        problems += [known.store.text, known.storing.text]
+        problems += [self._state.trouble, known.broker.text, known.clock.text, known.files.text]
         if contested:
             numbers = ", ".join(map(str, contested))
-            troubles.append(f"the sessions of partitions {numbers} are being taken from this worker")
+            problems.append(f"the sessions of partitions {numbers} are being taken from this worker")
         if refused := [it for it in self._partitions if it.refusal]:
             numbers = ", ".join(str(it.number) for it in refused)
-            troubles.append(f"the broker refuses the sessions of partitions {numbers}: {refused[0].refusal}")
-        return "; ".join(it for it in troubles if it)
+            problems.append(f"the broker refuses the sessions of partitions {numbers}: {refused[0].refusal}")
+        return "; ".join(it for it in problems if it)

@@ -18,7 +18,7 @@ from imqtt.errors import Unavailable
 from imqtt.server.counters import Counters
 from imqtt.server.intake import Delivery, Read
 from imqtt.server.owner import Owner
-from imqtt.server.troubles import Troubles
+from imqtt.server.problems import Problems
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,10 @@ class Batcher:
     are answered meanwhile, and keep their places for the PUBACK, which follows the order of receipt.
     """
 
-    def __init__(self, owner: Owner, counters: Counters, troubles: Troubles, max_batch: int) -> None:
+    def __init__(self, owner: Owner, counters: Counters, problems: Problems, max_batch: int) -> None:
         self._owner = owner
         self._counters = counters
-        self._troubles = troubles
+        self._problems = problems
         self._max_batch = max_batch
         self._inbox: deque[Delivery] = deque()
         self._arrival = asyncio.Event()
@@ -139,7 +139,7 @@ class Batcher:
             try:
                 finishing = await self._owner.carry_out(batch, self._answered)
             except Unavailable as error:
-                self._troubles.store_failed("batches", error)
+                self._problems.store_failed("batches", error)
                 # A store that cannot be read blocks, on purpose. Something of the batch may be stored already
                 # and told to nobody, so from now on it is like one that an earlier owner has left.
                 attempt += 1
@@ -156,7 +156,7 @@ class Batcher:
                 parts = [await self._carry_out([one._replace(again=True)]) for one in batch]
                 return asyncio.ensure_future(_all(parts))
             else:
-                self._troubles.store_answered()
+                self._problems.store_answered()
                 return finishing
             batch = [delivery._replace(again=True) for delivery in batch]
 

@@ -14,8 +14,8 @@ from imqtt.errors import ClockWrong, Invalid, StoreUnreachable, Unavailable
 from imqtt.model import Device, Id, Position
 from imqtt.problems import explain
 from imqtt.server.counters import Counters
-from imqtt.server.heads import Heads
-from imqtt.server.troubles import Troubles
+from imqtt.server.head_cache import HeadCache
+from imqtt.server.problems import Problems
 from imqtt.state.base import State
 from imqtt.stores.base import AppendConflict, Key, OutcomeUnknown, Record, RecordRefused, Store, Stored
 
@@ -35,9 +35,9 @@ class Committer:
         store: Store,
         state: State,
         snowflakes: Sequence[Snowflake],
-        heads: Heads,
+        heads: HeadCache,
         counters: Counters,
-        troubles: Troubles,
+        problems: Problems,
         clock: Callable[[], int],
     ) -> None:
         self._store = store
@@ -45,7 +45,7 @@ class Committer:
         self._snowflakes = snowflakes  # by partition
         self._heads = heads
         self._counters = counters
-        self._troubles = troubles
+        self._problems = problems
         self._clock = clock
 
     async def commit(self, messages: Sequence[Message]) -> list[Decision]:
@@ -63,7 +63,7 @@ class Committer:
         except StoreUnreachable:
             raise  # whoever has the batch waits and brings it again: what is settled will be known then
         except Unavailable as error:
-            self._troubles.storing.start(explain(error), "messages")
+            self._problems.storing.start(explain(error), "messages")
             settled += [Refuse(error)] * (len(messages) - len(settled))
             return settled
         return _told_or_not(messages, settled, tried)
@@ -126,7 +126,7 @@ class Committer:
                     looked_up.update(unknown)
                     stored |= await self._store.find(unknown)
                     continue
-                self._troubles.storing.start(explain(error), "messages")
+                self._problems.storing.start(explain(error), "messages")
                 # A duplicate of what was to be appended in this very batch is not stored either.
                 settled += [
                     it if isinstance(it, Refuse) or message.key in stored else Refuse(error)
@@ -172,12 +172,12 @@ class Committer:
                     raise
                 attempt += 1
                 self._counters.commits_retried += 1
-                self._troubles.store_failed("messages", error)
+                self._problems.store_failed("messages", error)
                 log.debug("append of %d events, try %d: %s", len(records), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
         if attempt:
-            self._troubles.store.end("messages")
-        self._troubles.storing.end_all()
+            self._problems.store.end("messages")
+        self._problems.storing.end_all()
         self._counters.stored += committed
         self._heads.put({it.event.conversation: it.event.position for it in records[:committed]})
         return committed
@@ -215,7 +215,7 @@ class Committer:
             try:
                 drawn = self._snowflakes[partition].draw(now, after)
             except ClockWrong as error:
-                self._troubles.clock.note(error.reason)
+                self._problems.clock.note(error.reason)
                 raise
             if drawn > latest:  # noqa: PLR1730 - max() takes twice as long
                 latest = drawn
@@ -223,7 +223,7 @@ class Committer:
 
         decisions = decide(messages, heads, stored, draw, admit)
         if latest and (ahead := latest.time - now) > self._snowflakes[0].tolerance:
-            self._troubles.clock.note(
+            self._problems.clock.note(
                 f"the clock is {ahead // 1_000} s behind the last events of some conversations, which keep "
                 "that date until it has passed: is the clock wrong, or was one?"
             )

@@ -20,8 +20,8 @@ from imqtt.model import Device
 from imqtt.protocol.topics import parse_username
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
-from imqtt.server.egress import Publish
 from imqtt.server.presence import Presences
+from imqtt.server.publisher import Publish
 from imqtt.state.base import StateAway
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from imqtt.errors import Unavailable
 from imqtt.model import Device, Hello
 from imqtt.problems import explain
 from imqtt.protocol import Format
-from imqtt.server.patience import until_known
-from imqtt.server.troubles import Troubles
+from imqtt.server.problems import Problems
+from imqtt.server.retry import until_known
 from imqtt.state.base import State
 from imqtt.stores.base import DeviceFormat, Registration, Store
 
@@ -32,10 +32,10 @@ class Registered(NamedTuple):
 class Devices:
     """The store is the truth; a user whose list the state does not have is read from there."""
 
-    def __init__(self, store: Store, state: State, troubles: Troubles, clock: Callable[[], int]) -> None:
+    def __init__(self, store: Store, state: State, problems: Problems, clock: Callable[[], int]) -> None:
         self._store = store
         self._state = state
-        self._troubles = troubles
+        self._problems = problems
         self._clock = clock
         self.seen: dict[Device, int] = {}
         """When devices were last seen, for those whose stored time is older than a day."""
@@ -80,13 +80,13 @@ class Devices:
         if changed:
             try:
                 await until_known(
-                    "registering devices", lambda: self._store.put_devices(changed), self._troubles
+                    "registering devices", lambda: self._store.put_devices(changed), self._problems
                 )
             except Unavailable as error:
-                self._troubles.storing.start(explain(error), "devices")
+                self._problems.storing.start(explain(error), "devices")
                 refused = {it.device: error for it in changed if it.device not in known}
             else:
-                self._troubles.storing.end_all()
+                self._problems.storing.end_all()
             await self._state.forget_devices({it.device.user for it in changed})
             unheard = [it.device for it in changed if isinstance(it, DeviceFormat)]
             if unheard:
@@ -134,7 +134,7 @@ class Devices:
     async def see(self, seen: Mapping[Device, int]) -> None:
         """Stores when these devices were last seen, and waits while the outcome is unknown."""
         await until_known(
-            "storing when devices were seen", lambda: self._store.see_devices(seen), self._troubles
+            "storing when devices were seen", lambda: self._store.see_devices(seen), self._problems
         )
 
     async def remove(self, devices: Mapping[Device, int | None]) -> None:
@@ -149,7 +149,7 @@ class Devices:
             )
 
         try:
-            await until_known("removing devices", remove, self._troubles)
+            await until_known("removing devices", remove, self._problems)
         finally:
             await self._state.forget_devices({device.user for device in devices})
 

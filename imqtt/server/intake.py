@@ -11,7 +11,7 @@ from imqtt.core.partitions import home_of, partition_of
 from imqtt.core.sequencing import Message, receive
 from imqtt.errors import ImqttError, Misrouted
 from imqtt.model import AnyCommand, Device, Hello, History, Mark, Rejected, Send, Status, Sync, Typing
-from imqtt.protocol import Bounds, Format, Outline, decode_command, format_of, outline
+from imqtt.protocol import Bounds, CommandInfo, Format, decode_command, format_of, identify
 from imqtt.protocol.topics import parse_up, up
 from imqtt.server import control
 from imqtt.server.control import Order
@@ -87,7 +87,7 @@ class Intake:
                     continue
                 self._add(batch, device, command, delivery)
             except ImqttError as error:
-                batch.refused.append((device, rejected(error, outline(received.payload))))
+                batch.refused.append((device, rejected(error, identify(received.payload))))
                 batch.formats.setdefault(device, format_of(received.payload))
                 continue
             if isinstance(command, Status) and command.state == "offline":
@@ -147,7 +147,7 @@ class Intake:
             return device
 
 
-def rejected(error: ImqttError, named: Outline) -> Rejected:
+def rejected(error: ImqttError, named: CommandInfo) -> Rejected:
     """The frame that tells a command's sender what was wrong with it."""
     return Rejected(
         code=error.code,

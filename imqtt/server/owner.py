@@ -16,18 +16,18 @@ from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
 from imqtt.errors import Failed, ImqttError, StoreUnreachable, Unavailable
 from imqtt.model import Accepted, AnyFrame, Device, Event, Hello, Id, Marks, PeerTyping
 from imqtt.problems import explain
-from imqtt.protocol import Format, Outline, format_of, outline
+from imqtt.protocol import CommandInfo, Format, format_of, identify
 from imqtt.server.committer import Committer
 from imqtt.server.control import Control
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
-from imqtt.server.egress import FAILURE, Publish
 from imqtt.server.fanout import Fanout
 from imqtt.server.intake import Batch, Delivery, Intake, Read, rejected
-from imqtt.server.patience import until_known
 from imqtt.server.presence import Presences, is_last_word
+from imqtt.server.problems import Problems
+from imqtt.server.publisher import FAILURE, Publish
 from imqtt.server.reads import Reads
-from imqtt.server.troubles import Troubles
+from imqtt.server.retry import until_known
 from imqtt.stores.base import Registration, Store
 
 REJECTIONS_PER_BATCH = 50  # to one device
@@ -94,7 +94,7 @@ class Owner:
         control: Control,
         publish: Publish,
         counters: Counters,
-        troubles: Troubles,
+        problems: Problems,
         max_packet: int,
     ) -> None:
         self._intake = intake
@@ -106,7 +106,7 @@ class Owner:
         self._control = control
         self._publish = publish
         self._counters = counters
-        self._troubles = troubles
+        self._problems = problems
         self._max_packet = max_packet
 
     def take_over(self) -> None:
@@ -221,7 +221,7 @@ class Owner:
         """Answers in the command's own format: its sender need not be registered."""
         self._counters.reject(error.code, 1 + omitted)
         sender = Registration(device, format_of(payload).value)
-        fanout.add(replace(rejected(error, outline(payload)), omitted=omitted), (sender,))
+        fanout.add(replace(rejected(error, identify(payload)), omitted=omitted), (sender,))
 
     def _bounded(self, refused: Sequence[tuple[Device, Refused]]) -> Iterable[tuple[Device, Refused, int]]:
         """Each device's first refusals, so that a flood is not answered with another one.
@@ -261,7 +261,7 @@ class Owner:
         """`Accepted` for what is stored; what is refused joins the batch's refusals."""
         send = message.send
         if isinstance(decision, Refuse):
-            named = Outline(send.name, send.conversation, send.client_msg_id)
+            named = CommandInfo(send.name, send.conversation, send.client_msg_id)
             batch.refused.append((message.sender, rejected(decision.error, named)))
             return
         if isinstance(decision, Known):
@@ -284,7 +284,7 @@ class Owner:
             return
         for device, command, _ in batch.reads:
             if (error := refused.get(device)) is not None:
-                batch.refused.append((device, rejected(error, Outline(command.name, ref=command.ref))))
+                batch.refused.append((device, rejected(error, CommandInfo(command.name, ref=command.ref))))
         batch.reads = [it for it in batch.reads if it.device not in refused]
         batch.status = [it for it in batch.status if it[0] not in refused]  # nothing of it is carried out
 
@@ -334,10 +334,10 @@ class Owner:
             heads = await self._store.heads({mark.conversation for mark in asked})
             merged = merge(asked, heads)
             grown, tries = await until_known(
-                "raising marks", lambda: self._store.raise_marks(merged), self._troubles
+                "raising marks", lambda: self._store.raise_marks(merged), self._problems
             )
             if grown:
-                self._troubles.storing.end_all()
+                self._problems.storing.end_all()
             # An earlier owner, or an earlier try, may have raised these and told nobody.
             again = batch.marked_again if tries == 1 else {(it.conversation, it.user) for it in merged}
             untold = again - {(marks.conversation, marks.user) for marks in grown}
@@ -348,9 +348,10 @@ class Owner:
         except StoreUnreachable:
             raise  # the batch is brought again
         except Unavailable as error:
-            self._troubles.storing.start(explain(error), "marks")
+            self._problems.storing.start(explain(error), "marks")
             batch.refused += [
-                (device, rejected(error, Outline("mark", mark.conversation))) for device, mark in batch.marks
+                (device, rejected(error, CommandInfo("mark", mark.conversation)))
+                for device, mark in batch.marks
             ]
             return []
         told: list[Told] = []

@@ -116,7 +116,7 @@ class Pages:
     # --- heads
 
     async def _heads(self, user: str, before: int, known: set[str], room: Room) -> tuple[list[Head], Id]:
-        """Heads, newest first, and the id to go on before (0: no more)."""
+        """HeadCache, newest first, and the id to go on before (0: no more)."""
         found = await self._store.heads_of(user, before, PAGE_HEADS + 1)
         page = found[:PAGE_HEADS]
         marks = await self._store.marks([head.conversation for head in page])

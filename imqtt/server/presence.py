@@ -11,9 +11,9 @@ from imqtt.model import Device, Head, Hello, Presence, Status
 from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
-from imqtt.server.egress import Publish
 from imqtt.server.fanout import Fanout
-from imqtt.server.sliced import SlicedQueue
+from imqtt.server.publisher import Publish
+from imqtt.server.sliced_queue import SlicedQueue
 from imqtt.state.base import DevicePresence, State, StateAway
 from imqtt.stores.base import Store
 

@@ -16,7 +16,7 @@ from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.presence import Presences
-from imqtt.server.sliced import SlicedQueue
+from imqtt.server.sliced_queue import SlicedQueue
 from imqtt.state.base import StateAway
 from imqtt.stores.base import Registration, Store
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 from imqtt.errors import Busy, ImqttError, Unavailable
 from imqtt.model import AnyFrame, Hello, History, Limits, Sync, Welcome
-from imqtt.protocol import Format, Outline
+from imqtt.protocol import CommandInfo, Format
 from imqtt.server.counters import Counters
-from imqtt.server.egress import Publish
 from imqtt.server.fanout import Fanout, packet_room
 from imqtt.server.intake import rejected
 from imqtt.server.pages import Pages, Room
 from imqtt.server.presence import Presences
+from imqtt.server.publisher import Publish
 from imqtt.stores.base import Registration
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Reads:
             self._counters.reject(error.code)
             if self._excuses < EXCUSES:
                 self._excuses += 1
-                sent = self._send(registration, [rejected(error, _outline(command))])
+                sent = self._send(registration, [rejected(error, _info(command))])
                 sent.add_done_callback(self._excused)
             else:
                 self._counters.unanswered += 1
@@ -84,12 +84,12 @@ class Reads:
                 frames = await self._answer(registration, command)
             except ImqttError as error:
                 self._counters.reject(error.code)
-                frames = [rejected(error, _outline(command))]
+                frames = [rejected(error, _info(command))]
             except Exception:
                 # A fault of this server's own, in one read: told to its device, and no end to the others.
                 log.exception("a %s of %s failed", command.name, registration.device)
                 self._counters.failures += 1
-                frames = [rejected(Unavailable("the read failed; ask again"), _outline(command))]
+                frames = [rejected(Unavailable("the read failed; ask again"), _info(command))]
             self._counters.reads += 1
             await self._send(registration, frames)
 
@@ -118,5 +118,5 @@ class Reads:
         return self._publish(fanout.messages())
 
 
-def _outline(command: Hello | Sync | History) -> Outline:
-    return Outline(command.name, getattr(command, "conversation", ""), "", command.ref)
+def _info(command: Hello | Sync | History) -> CommandInfo:
+    return CommandInfo(command.name, getattr(command, "conversation", ""), "", command.ref)

@@ -16,7 +16,7 @@ async def open_state(url: str, *, cluster: str, rate: int, burst: int, password:
 
         return MemoryState(rate=rate, burst=burst)
     if url.startswith(("redis://", "rediss://", "unix://")):
-        from imqtt.state.redis import RedisState
+        from imqtt.state.redis.state import RedisState
 
         return await RedisState.open(url, cluster=cluster, rate=rate, burst=burst, password=password)
     raise SetupError(f"unknown kind of state {redacted(url)!r}: write memory: or redis://host:port/number")

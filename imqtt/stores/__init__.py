@@ -5,7 +5,7 @@ from pathlib import Path
 from imqtt.errors import SetupError
 from imqtt.redaction import redacted
 from imqtt.stores.base import Identity, Store
-from imqtt.stores.copy_source import Source
+from imqtt.stores.copy.source import Source
 
 MONGODB = ("mongodb://", "mongodb+srv://")
 
@@ -36,11 +36,11 @@ async def open_store(
     """
     scheme, _, path = url.partition(":///")
     if scheme == "sqlite" and path:
-        from imqtt.stores.sqlite import SqliteStore
+        from imqtt.stores.sqlite.store import SqliteStore
 
         return await SqliteStore.open(Path(path), new, copying=copying)
     if url.startswith(MONGODB):
-        from imqtt.stores.mongo import MongoStore
+        from imqtt.stores.mongo.store import MongoStore
 
         return await MongoStore.open(
             url, new, shared=shared, password=password, driver=driver, copying=copying
@@ -52,11 +52,11 @@ async def attach_store(url: str, *, password: str = "", driver: str = "pymongo")
     """The store that `url` names, to be read beside a server or without one. Raises `SetupError`."""
     scheme, _, path = url.partition(":///")
     if scheme == "sqlite" and path:
-        from imqtt.stores.sqlite_reader import SqliteReader
+        from imqtt.stores.sqlite.reader import SqliteReader
 
         return await SqliteReader.attach(Path(path))
     if url.startswith(MONGODB):
-        from imqtt.stores.mongo_reader import MongoReader
+        from imqtt.stores.mongo.reader import MongoReader
 
         return await MongoReader.attach(url, password=password, driver=driver)
     raise _unknown(url)

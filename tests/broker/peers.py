@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from imqtt.broker import Settings
-from imqtt.cli.installation import executable
-from imqtt.cli.process import end_with_parent
+from imqtt.mosquitto.installation import executable
+from imqtt.mosquitto.process import end_with_parent
 from tests.ports import free_port
 
 HOST = "127.0.0.1"

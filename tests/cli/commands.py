@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 from unittest import mock
 
 from imqtt.cli.app import run
-from imqtt.cli.process import end_with_parent
+from imqtt.mosquitto.process import end_with_parent
 from tests.ports import free_port
 from tests.services import WITHIN, eventually
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from imqtt.cli.data import DataDirectory
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.model import Device
+from imqtt.mosquitto.broker import Mosquitto
 from tests.services import ServerProcess
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client
+from imqtt.mosquitto.broker import Mosquitto
 from tests.cli.commands import environment, imqtt
 from tests.services import WITHIN, ServerProcess, eventually
 

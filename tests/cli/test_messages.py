@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
+from imqtt.mosquitto.broker import Mosquitto
 from tests.certificates import Authority, TlsMosquitto
 from tests.cli.commands import environment, imqtt, imqtt_process
 from tests.services import WITHIN, ServerProcess, eventually

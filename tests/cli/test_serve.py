@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
+from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
 from tests.cli.commands import environment, imqtt_process
 from tests.ports import listeners
 from tests.services import WITHIN, ServerProcess, eventually

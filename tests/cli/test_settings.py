@@ -8,11 +8,11 @@ import pytest
 import typer
 
 from imqtt.cli.app import app
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.cli.settings import BadSetting, server_config
 from imqtt.config import SETTINGS, ServerConfig, Setting, SettingsFile, unknown_variables
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.serving import serving
 from tests.cli.commands import imqtt
 from tests.device import RawDevice

@@ -15,12 +15,12 @@ import pytest
 from imqtt.model import Marks
 from imqtt.stores import open_store
 from imqtt.stores.base import Identity
-from imqtt.stores.sqlite import SqliteStore
-from tests.chaos.way import Way
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.cli.commands import environment, imqtt, imqtt_process
 from tests.contract.stores import log, record
 from tests.mongodb import database_url
 from tests.services import WITHIN
+from tests.verification.chaos.way import Way
 
 D = "d:alice:bob"
 IDENTITY = Identity(7, "0123456789abcdef")

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imqtt.cli.transcript import Transcript
-from imqtt.cli.wording import printable
 from imqtt.cli.wrapping import columns, unstacked
 from imqtt.model import Content, Event, Id, Marks
+from imqtt.printable import printable
 
 CONVERSATION = "d:alice:bob"
 

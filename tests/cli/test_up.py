@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.login import log_in
-from imqtt.cli.ports import is_exposed
-from imqtt.cli.process import end_with_parent
+from imqtt.mosquitto.listeners import is_exposed
+from imqtt.mosquitto.login import log_in
+from imqtt.mosquitto.process import end_with_parent
 from tests.cli.commands import Up, environment, imqtt, imqtt_process, is_alive
-from tests.mosquitto import installed_version
+from tests.given_mosquitto import installed_version
 from tests.ports import free_port
 from tests.services import WITHIN, eventually
 

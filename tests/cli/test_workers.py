@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
+from imqtt.mosquitto.broker import Mosquitto
 from tests.cli.commands import imqtt, imqtt_process, is_alive
 from tests.mongodb import database_url
 from tests.ports import free_port
@@ -25,10 +25,12 @@ def address() -> tuple[str, str]:
 
 
 @pytest.fixture
-async def crew(broker: Mosquitto, tmp_path: Path, address: tuple[str, str]) -> AsyncIterator[ServerProcess]:
+async def supervisor(
+    broker: Mosquitto, tmp_path: Path, address: tuple[str, str]
+) -> AsyncIterator[ServerProcess]:
     store, state = address
-    async with ServerProcess(broker, tmp_path, store=store, state=state, workers=2) as crew:
-        yield crew
+    async with ServerProcess(broker, tmp_path, store=store, state=state, workers=2) as supervisor:
+        yield supervisor
 
 
 async def workers(address: tuple[str, str]) -> list[dict[str, Any]]:
@@ -46,7 +48,7 @@ async def all_owned(address: tuple[str, str], count: int) -> bool:
 
 
 async def test_who_owns_what_since_when_and_how_far_behind(
-    crew: ServerProcess, address: tuple[str, str]
+    supervisor: ServerProcess, address: tuple[str, str]
 ) -> None:
     await eventually(lambda: all_owned(address, 2))
     store, state = address
@@ -60,7 +62,7 @@ async def test_who_owns_what_since_when_and_how_far_behind(
     assert sum(any(worker["id"] in line for worker in found) for line in lines) == 16
 
 
-async def test_a_killed_process_is_replaced(crew: ServerProcess, address: tuple[str, str]) -> None:
+async def test_a_killed_process_is_replaced(supervisor: ServerProcess, address: tuple[str, str]) -> None:
     await eventually(lambda: all_owned(address, 2))
     before = {worker["pid"] for worker in await workers(address)}
     victim = before.pop()
@@ -73,22 +75,26 @@ async def test_a_killed_process_is_replaced(crew: ServerProcess, address: tuple[
     await eventually(replaced)
 
 
-async def test_sigterm_ends_them_all_in_good_order(crew: ServerProcess, address: tuple[str, str]) -> None:
+async def test_sigterm_ends_them_all_in_good_order(
+    supervisor: ServerProcess, address: tuple[str, str]
+) -> None:
     await eventually(lambda: all_owned(address, 2))
     pids = [worker["pid"] for worker in await workers(address)]
-    assert await crew.stop() == 0
+    assert await supervisor.stop() == 0
     assert not any(map(is_alive, pids))
-    assert "Traceback" not in crew.log.read_text()
+    assert "Traceback" not in supervisor.log.read_text()
     store, state = address
     nobody = await imqtt("workers", "--store", store, "--state", state)
     assert nobody.status == 1
     assert nobody.err == "imqtt: no worker is alive\n"
 
 
-async def test_they_end_with_a_parent_that_is_killed(crew: ServerProcess, address: tuple[str, str]) -> None:
+async def test_they_end_with_a_parent_that_is_killed(
+    supervisor: ServerProcess, address: tuple[str, str]
+) -> None:
     await eventually(lambda: all_owned(address, 2))
     pids = [worker["pid"] for worker in await workers(address)]
-    await crew.kill()
+    await supervisor.kill()
     await eventually(lambda: not any(map(is_alive, pids)))
 
 

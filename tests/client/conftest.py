@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Timing
+from imqtt.mosquitto.broker import Mosquitto
 from tests.client.little_server import LittleServer
 from tests.services import WITHIN
 

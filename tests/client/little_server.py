@@ -12,8 +12,6 @@ from typing import Self
 from msgspec.structs import replace
 
 from imqtt.broker.link import Link, Message, Settings, connect
-from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
-from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.core.conversations import members_of
 from imqtt.model import (
     SNOWFLAKE_TIME_SHIFT,
@@ -39,6 +37,8 @@ from imqtt.model import (
     Sync,
     Welcome,
 )
+from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
+from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.protocol import Bounds, Format, decode_command, encode_frame, format_of, join
 from imqtt.protocol.topics import down, parse_up
 from tests.services import WITHIN

@@ -12,11 +12,11 @@ from imqtt.client.mqtt import Lost
 from imqtt.client.uplink import Uplink
 from imqtt.errors import NotConnected
 from imqtt.model import AnyCommand, AnyFrame, Event, History, Id, Mark, Marks, Page, Sync
-from tests.chaos.way import Way
 from tests.client.conftest import PATIENT, QUICK, Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take, texts
 from tests.services import WITHIN, eventually
+from tests.verification.chaos.way import Way
 
 
 async def whole(client: object, conversation: str = TALK, limit: int = 10_000) -> list[Event]:

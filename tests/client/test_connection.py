@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Phase
 from imqtt.client.settings import parse_address
 from imqtt.client.store import LocalStore
 from imqtt.errors import ClientError, CredentialsRefused, DeviceStoreError, SetupError
 from imqtt.model import Device, Hello, History, Page, Rejected, Status, Sync
+from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import LONG, PATIENT, QUICK, Devices, after
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK, take

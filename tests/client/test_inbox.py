@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 from msgspec.structs import replace
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Phase
 from imqtt.errors import DeviceStoreError
 from imqtt.model import Hello, Presence, Status
+from imqtt.mosquitto.broker import Mosquitto
 from tests.client import little_server
 from tests.client.conftest import Devices, held
 from tests.client.little_server import LittleServer

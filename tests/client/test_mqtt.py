@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import mqtt as module
 from imqtt.client.mqtt import Login, Mqtt
 from imqtt.client.settings import Address
 from imqtt.model import Device
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol.topics import down, up
 from tests.client.conftest import Devices, after
 from tests.client.little_server import LittleServer

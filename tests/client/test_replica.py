@@ -6,16 +6,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client.replica import Log, Replica, Want
 from imqtt.client.requests import Requests
 from imqtt.client.settings import Timing
 from imqtt.client.store import Memory
+from imqtt.client.sync_queue import SyncQueue
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import Entry
-from imqtt.client.wanted import Wanted
 from imqtt.core.reorder import Reorder
 from imqtt.model import Accepted, Cursor, Device, Event, Head, Id, Marks, Page, Sync
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import Format
 from tests.client.little_server import LittleServer
 
@@ -312,7 +312,7 @@ def test_events_with_numbers_that_no_server_draws_are_counted_and_dropped() -> N
 
 
 def test_what_asking_does_not_bring_is_asked_for_less_and_less() -> None:
-    wanted = Wanted(lambda: 1.0)
+    wanted = SyncQueue(lambda: 1.0)
     wanted.add("a", 0.0)
     waits, now = [], 0.0
     for _ in range(12):

@@ -5,8 +5,8 @@ import re
 import sys
 from pathlib import Path
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client
+from imqtt.mosquitto.broker import Mosquitto
 from tests.cli.commands import environment
 from tests.client import generated
 from tests.services import WITHIN, ServerProcess

@@ -5,12 +5,12 @@ import contextlib
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Format, Phase, Refused
 from imqtt.client.values import Entry
 from imqtt.core.outbox import Key
 from imqtt.errors import Conflict, DeviceStoreError, Discarded, NotAllowed, NotConnected, TooLarge
 from imqtt.model import Accepted, Hello, Rejected, Send
+from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import Devices, held
 from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK

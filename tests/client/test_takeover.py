@@ -6,17 +6,17 @@ import time
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, ConnectionState, Phase
 from imqtt.core.connection import UNCONTESTED
 from imqtt.errors import TakenOver
-from tests.chaos.way import Way
+from imqtt.mosquitto.broker import Mosquitto
 from tests.cli.commands import imqtt
 from tests.client.conftest import Devices
 from tests.client.little_server import LittleServer
 from tests.client.test_connection import cut
 from tests.client.test_messages import TALK
 from tests.services import WITHIN, eventually
+from tests.verification.chaos.way import Way
 
 
 def knows(client: Client) -> bool:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client.mqtt import Lost, Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.model import AnyCommand, Hello, History, Mark, Send, Status, Sync
+from imqtt.mosquitto.broker import Mosquitto
 from tests.broker.peers import HOST, packet
 from tests.client.conftest import PATIENT, Devices
 from tests.client.little_server import LittleServer

@@ -6,10 +6,10 @@ from random import Random
 
 from imqtt.state.base import State
 from imqtt.state.memory import MemoryState
-from imqtt.state.redis import RedisState
+from imqtt.state.redis.state import RedisState
 from tests.redis_server import shared_redis
 from tests.services import WITHIN
-from tests.simulation.state import SharedState, SimState
+from tests.verification.simulation.state import SharedState, SimState
 
 RATE = 10  # tokens a second
 BURST = 20

@@ -14,10 +14,10 @@ import msgspec
 
 from imqtt.model import Content, Event, Id, to_json_type
 from imqtt.stores.base import Identity, Record, Store
-from imqtt.stores.mongo import MongoStore
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.mongo.store import MongoStore
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.mongodb import database_url
-from tests.simulation.store import SimStore, Tables
+from tests.verification.simulation.store import SimStore, Tables
 
 PARTITIONS = 16
 FIRST_ID = (400 << 22) * 86_400_000  # some day in 2026

@@ -11,7 +11,7 @@ from imqtt.model import Content, Id, JsonText, Key, Position, Stored
 from imqtt.stores.base import AppendConflict, Record, RecordRefused, Store
 from tests.contract.conftest import Place
 from tests.contract.stores import PARTITIONS, log, record
-from tests.simulation.store import SimStore
+from tests.verification.simulation.store import SimStore
 
 D = "d:alice:bob"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.installation import executable
-from imqtt.cli.limits import public_connections
-from imqtt.cli.login import log_in
+from imqtt.mosquitto.file_limits import public_connections
+from imqtt.mosquitto.installation import executable
+from imqtt.mosquitto.login import log_in
 from tests.ports import free_port
 from tests.services import eventually
 

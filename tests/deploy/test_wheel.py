@@ -85,7 +85,7 @@ def test_the_package_is_typed_and_comes_from_the_wheel(installed: Installed) -> 
 
 
 def test_the_broker_configuration_comes_with_it(installed: Installed) -> None:
-    program = "from imqtt.cli.installation import configuration; print(configuration())"
+    program = "from imqtt.mosquitto.installation import configuration; print(configuration())"
     place = Path(installed.python(program).strip())
     assert place.is_relative_to(installed.environment)
     for name in ("mosquitto.conf", "acl"):

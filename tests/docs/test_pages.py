@@ -22,9 +22,9 @@ each_page = pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.n
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
 async def test_the_commands_of_a_page_run(path: Path, tmp_path: Path) -> None:
     async def try_three(reader: Reader) -> None:
-        await reader.terminal.run("python -m tests.simulation --seeds 3")
+        await reader.terminal.run("python -m tests.verification.simulation --seeds 3")
 
-    many = "python -m tests.simulation --seeds 100000"
+    many = "python -m tests.verification.simulation --seeds 100000"
     async with machine(tmp_path) as own:
         reader = Reader(own, instead={many: try_three} if many in path.read_text() else {})
         await reader.terminal.run(". .venv/bin/activate")

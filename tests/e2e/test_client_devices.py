@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Phase
 from imqtt.errors import Conflict, CredentialsRefused, Invalid, NotAllowed, Unsupported
 from imqtt.model import Event
+from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import Devices, device
 from tests.client.test_messages import TALK, take, texts
 from tests.services import WITHIN, ServerProcess, eventually

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.client import Client, Restarted, catchup
 from imqtt.model import Accepted, Content, Cursor, Event, Id, Marks, Send
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import Format
 from imqtt.stores import attach_store
 from tests.cli.commands import imqtt

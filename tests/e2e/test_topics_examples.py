@@ -18,9 +18,9 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.config import ServerConfig
 from imqtt.errors import ImqttError
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import Format, decode_frames, encode_frame, format_of, join
 from imqtt.server.app import Server
 from imqtt.serving import serving

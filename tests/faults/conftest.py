@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
+from imqtt.mosquitto.broker import Mosquitto
 from tests.mongodb import MongoServer
 from tests.overseer import Overseer as Overseer
 from tests.redis_server import RedisServer

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.model import Accepted, Content, Send
+from imqtt.mosquitto.broker import Mosquitto
 from tests.device import RawDevice
 from tests.faults.senders import Sender, audit
 from tests.services import WITHIN, ServerProcess, eventually

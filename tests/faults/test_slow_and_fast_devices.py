@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.model import Accepted, Content, Cursor, Event, Page, Send, Sync
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.serving import serving
 from tests.device import RawDevice
 from tests.server.conftest import config_for

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import SetupError
 from imqtt.model import Accepted, Content, Cursor, Event, Hello, History, Page, Send, Sync
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.serving import serving
 from tests.device import RawDevice
 from tests.mongodb import MongoServer

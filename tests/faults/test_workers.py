@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core.partitions import assign, partition_of
-from tests.chaos.way import Way
+from imqtt.mosquitto.broker import Mosquitto
 from tests.device import RawDevice
 from tests.faults.conftest import OUTAGES, Overseer, StartWorker, two
 from tests.faults.hasty_worker import COMMAND as HASTY
@@ -19,6 +18,7 @@ from tests.faults.senders import Sender, all_sent, audit_pairs, conversation_of,
 from tests.mongodb import MongoServer
 from tests.redis_server import RedisServer
 from tests.services import WITHIN, ServerProcess, eventually
+from tests.verification.chaos.way import Way
 
 Make = Callable[..., Awaitable[RawDevice]]
 PARTITIONS = 16

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from imqtt.errors import ImqttError, Invalid, Malformed, TooLarge, Unsupported
 from imqtt.model import AnyCommand, Content, History, Send
-from imqtt.protocol import Bounds, Format, decode_command, decode_frames, encode_command, outline
+from imqtt.protocol import Bounds, Format, decode_command, decode_frames, encode_command, identify
 from imqtt.protocol.check import MAX_CONVERSATION, MAX_MENTIONS
 from imqtt.protocol.generated import imqtt_pb2 as pb
 from tests.protocol.strategies import commands
@@ -44,7 +44,7 @@ def both(command: AnyCommand) -> list[bytes]:
 
 
 def accepted_or_refused(payload: bytes) -> None:
-    """Decodes, or raises an error that may go over the wire; and either way the outline can be taken."""
+    """Decodes, or raises an error that may go over the wire; and either way its command can be identified."""
     refused: ImqttError | None = None
     try:
         decode_command(payload, BOUNDS)
@@ -53,7 +53,7 @@ def accepted_or_refused(payload: bytes) -> None:
     if refused is not None:
         assert refused.code in ("malformed", "invalid", "too_large", "unsupported")
         assert 0 < len(refused.reason.encode()) <= 250
-    for name in outline(payload):
+    for name in identify(payload):
         assert name.isascii()
         assert len(name) <= MAX_CONVERSATION
 
@@ -349,7 +349,7 @@ def test_nesting_without_end_is_malformed(opening: str) -> None:
         b'{"type":' + deep.encode(),
     ):
         assert isinstance(refusal(payload, wide), Malformed)
-        outline(payload)
+        identify(payload)
     send = pb.Send(conversation="d:alice:bob", client_msg_id="m1", content=pb.Content(json=deep))
     assert isinstance(refusal(pb.Command(send=send).SerializeToString(), wide), Malformed)
 
@@ -426,29 +426,29 @@ def test_what_cannot_be_is_invalid(command: dict[str, object]) -> None:
 )
 def test_a_refused_message_is_named_by_all_that_can_be_read_of_it(payload: bytes) -> None:
     refusal(payload, Bounds(content=100, command=1 << 20))
-    assert outline(payload) == ("send", "d:alice:bob", "m1", "")
+    assert identify(payload) == ("send", "d:alice:bob", "m1", "")
 
 
 def test_a_value_that_is_no_text_does_not_hide_the_other_names() -> None:
-    assert outline(b'{"type":"sync","conversation":5,"ref":"r1"}') == ("sync", "", "", "r1")
+    assert identify(b'{"type":"sync","conversation":5,"ref":"r1"}') == ("sync", "", "", "r1")
 
 
 def test_names_within_the_content_are_not_taken_for_the_commands_own() -> None:
     inner = '{"client_msg_id":"inner","type":"mark","ref":"inner"}'
     payload = sending_json(f'[{inner},"\\ud800"]')
-    assert outline(payload) == ("send", "d:alice:bob", "m1", "")
+    assert identify(payload) == ("send", "d:alice:bob", "m1", "")
 
 
 @pytest.mark.parametrize("name", ["x" * 132, "a b", "a\\u0000b", "é", ""])
 def test_a_name_that_is_none_is_not_echoed(name: str) -> None:
     for broken in ("", "]"):
         payload = f'{{"type":"mark","conversation":"{name}","ref":"r1"}}{broken}'.encode()
-        assert outline(payload) == ("mark", "", "", "r1")
+        assert identify(payload) == ("mark", "", "", "r1")
 
 
 def test_rubbish_has_no_name() -> None:
     for payload in (b"", b"{", b"hello", b"\x7a\x00", b'{"', b'{"type"', b'{"type":', b"{\\", b'{"a\\'):
-        assert outline(payload) == ("", "", "", "")
+        assert identify(payload) == ("", "", "", "")
 
 
 # --- what no server sends ----------------------------------------------------------------------------

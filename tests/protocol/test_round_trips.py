@@ -15,8 +15,8 @@ from imqtt.protocol import (
     encode_command,
     encode_frame,
     format_of,
+    identify,
     join,
-    outline,
 )
 from imqtt.protocol.generated import imqtt_pb2 as pb
 from tests.protocol.strategies import commands, frames
@@ -76,8 +76,8 @@ def test_protobuf_frames_are_what_any_protobuf_library_writes(packet: list[AnyFr
 
 @BOTH
 @given(command=commands)
-def test_a_command_is_outlined_by_its_names(format: Format, command: AnyCommand) -> None:
-    found = outline(encode_command(command, format))
+def test_a_command_is_identified_by_its_names(format: Format, command: AnyCommand) -> None:
+    found = identify(encode_command(command, format))
     assert found.type == command.name
     for name in ("conversation", "client_msg_id", "ref"):
         assert getattr(found, name) == getattr(command, name, "")

@@ -10,10 +10,10 @@ from google.protobuf import descriptor, text_format
 from google.protobuf.message import Message
 
 from imqtt import errors, model
-from imqtt.cli.mosquitto import configuration
 from imqtt.config import ServerConfig
 from imqtt.core.partitions import partition_of
 from imqtt.model import Id
+from imqtt.mosquitto.broker import configuration
 from imqtt.protocol import Bounds
 from imqtt.protocol.check import MAX_CONVERSATION, MAX_ID, MAX_MENTIONS, MAX_SEQ, MIN_PACKET
 from imqtt.protocol.generated import imqtt_pb2 as pb

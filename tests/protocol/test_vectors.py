@@ -15,8 +15,8 @@ from imqtt.protocol import (
     decode_frames,
     encode_command,
     encode_frame,
+    identify,
     join,
-    outline,
 )
 from tests.protocol.vectors import generate
 
@@ -74,5 +74,5 @@ def test_a_bad_payload_is_rejected_as_the_vector_says(entry: Entry) -> None:
     with pytest.raises(ImqttError) as caught:
         decode_command(payload, Bounds(**load("rejected.json")["limits"]))
     assert (caught.value.code, caught.value.retryable) == (entry["code"], entry["retryable"])
-    found = dict(zip(("command", "conversation", "client_msg_id", "ref"), outline(payload), strict=True))
+    found = dict(zip(("command", "conversation", "client_msg_id", "ref"), identify(payload), strict=True))
     assert {key: value for key, value in found.items() if value} == entry["named"]

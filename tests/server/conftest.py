@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.config import ServerConfig
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.server.app import Server
 from imqtt.serving import serving
 from tests.device import RawDevice

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
-from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.model import Accepted
-from imqtt.server import access, rollcall
+from imqtt.mosquitto.broker import Mosquitto
+from imqtt.mosquitto.passwords import SERVER_ACCOUNT
+from imqtt.server import access, peer_discovery
 from imqtt.serving import serving
 from tests.server.conftest import Device, config_for
 from tests.services import eventually
@@ -24,8 +24,8 @@ GRANT = f"user {SERVER_ACCOUNT}\ntopic readwrite imqtt/#\n"
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "HEAR_SECONDS", 2.0)
-    monkeypatch.setattr(rollcall, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(rollcall, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(peer_discovery, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(peer_discovery, "CHECK_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import INTERNAL_HOST, Mosquitto
 from imqtt.config import ServerConfig
 from imqtt.errors import SetupError
+from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
 from imqtt.server import connections
 from imqtt.server.app import Server
 from imqtt.serving import serving

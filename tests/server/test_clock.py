@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.model import Accepted, Rejected
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.server.app import Server, wall_clock
 from imqtt.serving import serving
 from tests.device import RawDevice

@@ -15,11 +15,11 @@ from imqtt.model import Content, Device, Send
 from imqtt.server.app import wall_clock
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
-from imqtt.server.heads import Heads
-from imqtt.server.troubles import Troubles
+from imqtt.server.head_cache import HeadCache
+from imqtt.server.problems import Problems
 from imqtt.state.memory import MemoryState
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite.store import SqliteStore
 
 ALICE = Device("alice", "phone")
 Fault = Callable[[Sequence[Record]], ImqttError | None]
@@ -52,9 +52,9 @@ def committer(store: SqliteStore) -> Committer:
         store=store,
         state=MemoryState(rate=10_000, burst=10_000),
         snowflakes=[Snowflake(0, 60_000)],
-        heads=Heads(100),
+        heads=HeadCache(100),
         counters=Counters(),
-        troubles=Troubles(),
+        problems=Problems(),
         clock=wall_clock,
     )
 
@@ -181,9 +181,9 @@ async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_for
         store=store,
         state=MemoryState(rate=1, burst=1),
         snowflakes=[Snowflake(0, 60_000)],
-        heads=Heads(100),
+        heads=HeadCache(100),
         counters=Counters(),
-        troubles=Troubles(),
+        problems=Problems(),
         clock=wall_clock,
     )
     decisions = await forgetful.commit(messages("1", "2", "3"))

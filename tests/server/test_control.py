@@ -19,7 +19,7 @@ from imqtt.server.control import Ask, Control, Revoke, Seen, Told
 from imqtt.server.intake import Delivery
 from imqtt.state.base import StateAway
 from imqtt.stores.base import Identity
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.server.test_pruning import NOW, Place, published
 
 PHONE = Device("alice", "phone")

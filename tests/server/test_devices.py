@@ -11,10 +11,10 @@ import pytest
 from imqtt.model import Device, Hello
 from imqtt.protocol import Format
 from imqtt.server.devices import Devices
-from imqtt.server.troubles import Troubles
+from imqtt.server.problems import Problems
 from imqtt.state.memory import MemoryState
 from imqtt.stores.base import DeviceFormat, Identity, Registration
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite.store import SqliteStore
 
 PHONE = Device("alice", "phone")
 NOW = 1_790_000_000_000
@@ -46,7 +46,7 @@ async def store(tmp_path: Path) -> AsyncIterator[InterleavedStore]:
 def workers(store: InterleavedStore) -> tuple[Devices, Devices]:
     """Two of them, over one store and one state."""
     state = MemoryState(rate=10_000, burst=10_000)
-    return Devices(store, state, Troubles(), lambda: NOW), Devices(store, state, Troubles(), lambda: NOW)
+    return Devices(store, state, Problems(), lambda: NOW), Devices(store, state, Problems(), lambda: NOW)
 
 
 @pytest.mark.parametrize(

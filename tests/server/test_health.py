@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import SetupError
 from imqtt.model import AnyCommand, Typing
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.server.app import Server
 from imqtt.serving import serving
-from tests.chaos.way import Way
 from tests.device import RawDevice
 from tests.mongodb import MongoServer
 from tests.ports import free_port
 from tests.server.conftest import config_for
 from tests.services import WITHIN, eventually
+from tests.verification.chaos.way import Way
 
 Make = Callable[..., Awaitable[RawDevice]]
 

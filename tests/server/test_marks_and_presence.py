@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core.partitions import partition_of
 from imqtt.model import (
     AnyCommand,
@@ -25,10 +24,11 @@ from imqtt.model import (
     Sync,
     Typing,
 )
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.server.app import Server
 from imqtt.serving import serving
 from imqtt.stores.base import Identity
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.contract.stores import record
 from tests.device import RawDevice
 from tests.server.conftest import config_for

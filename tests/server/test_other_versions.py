@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.model import Accepted, Content, Cursor, Device, Event, History, Page, Presence
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import Format
 from imqtt.serving import serving
 from imqtt.stores.base import Identity, Record, Registration
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.contract.stores import record
 from tests.redis_server import RedisServer
 from tests.server.conftest import config_for

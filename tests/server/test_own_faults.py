@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.core import sequencing
 from imqtt.errors import SetupError, StoreFull, StoreUnreachable
 from imqtt.model import Accepted, Content, Device, Event, Hello, Mark, Marks, Rejected, Send
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.server import intake
 from imqtt.server.app import Server
 from imqtt.serving import serving
 from imqtt.stores.base import Registration
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.device import RawDevice
 from tests.server.conftest import config_for
 

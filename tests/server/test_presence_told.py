@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from imqtt.broker.link import Message
-from imqtt.cli.mosquitto import Mosquitto
 from imqtt.errors import StoreUnreachable
 from imqtt.model import AnyFrame, Device, Head, Hello, Id, Presence, Status
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import decode_frames
 from imqtt.protocol.topics import down
 from imqtt.server.app import Server
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.presence import Presences
-from imqtt.server.troubles import Troubles
+from imqtt.server.problems import Problems
 from imqtt.serving import serving
-from imqtt.state.redis import RedisState
+from imqtt.state.redis.state import RedisState
 from imqtt.stores.base import Identity, Registration
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.contract.stores import log
 from tests.device import RawDevice
 from tests.redis_server import RedisServer, open_state
@@ -52,7 +52,7 @@ class Room:
         self.presences = Presences(
             store=store,
             state=state,
-            devices=Devices(store, state, Troubles(), lambda: self.now),
+            devices=Devices(store, state, Problems(), lambda: self.now),
             publish=self._publish,
             counters=Counters(),
             max_packet=1 << 20,

@@ -15,12 +15,12 @@ from imqtt.server import pruning
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.presence import Presences
+from imqtt.server.problems import Problems
 from imqtt.server.pruning import DAY, Pruning
-from imqtt.server.troubles import Troubles
 from imqtt.state.base import StateAway
 from imqtt.state.memory import MemoryState
 from imqtt.stores.base import Identity, OutcomeUnknown, RecordRefused, Registration
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.services import eventually
 
 NOW = 1_790_000_000_000
@@ -41,7 +41,7 @@ class Place:
         self.now = NOW
         self.ahead = 0  # what the clock is wrong by
         self.counters = Counters()
-        self.devices = Devices(store, self.state, Troubles(), lambda: self.now)
+        self.devices = Devices(store, self.state, Problems(), lambda: self.now)
         self.presences = Presences(
             store=store, state=self.state, devices=self.devices, publish=published, counters=self.counters,
             max_packet=1 << 20, ttl=300, clock=lambda: self.now,

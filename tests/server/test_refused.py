@@ -9,17 +9,17 @@ from typing import cast
 import pytest
 
 from imqtt.broker import Link, Refused
-from imqtt.cli.mosquitto import Mosquitto
-from imqtt.cli.passwords import SERVER_ACCOUNT
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
+from imqtt.mosquitto.broker import Mosquitto
+from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.problems import Problem
 from imqtt.server.app import Server
 from imqtt.server.assignment import Assignment
 from imqtt.server.batcher import Batcher
 from imqtt.server.connections import Connections
 from imqtt.server.partition import Partition
-from imqtt.server.troubles import Troubles
+from imqtt.server.problems import Problems
 from imqtt.state.base import Holding, Worker
 from imqtt.state.memory import MemoryState
 from tests.server.conftest import Device
@@ -92,7 +92,7 @@ def assignment_of_a_joining_worker() -> Assignment:
 
     return Assignment(
         Worker("joining", "host", 1, 0, ""), Shared(rate=1, burst=1), batcher, partitions,
-        troubles=Troubles(), stranger=stranger, ttl=0.5, clock=lambda: 0,
+        problems=Problems(), stranger=stranger, ttl=0.5, clock=lambda: 0,
     )  # fmt: skip
 
 

@@ -11,11 +11,12 @@ import pytest
 import uvloop
 
 from imqtt.model import Device, Key
-from imqtt.state import redis_link, redis_presence
 from imqtt.state.base import DevicePresence, StateAway, Worker
-from imqtt.state.redis import RedisState
-from imqtt.state.redis_link import TRIP_SECONDS
-from imqtt.state.redis_presence import EXPIRED_AT_ONCE, TOLD_AT_ONCE
+from imqtt.state.redis import connection as redis_link
+from imqtt.state.redis import presence as redis_presence
+from imqtt.state.redis.connection import TRIP_SECONDS
+from imqtt.state.redis.presence import EXPIRED_AT_ONCE, TOLD_AT_ONCE
+from imqtt.state.redis.state import RedisState
 from imqtt.stores.base import Registration
 from tests.redis_server import BURST, RATE, RedisServer, open_state
 from tests.services import WITHIN, eventually

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from imqtt.errors import SetupError
-from imqtt.state import open_state, redis_address
+from imqtt.state import open_state
 from imqtt.state.base import State
+from imqtt.state.redis import address as redis_address
 from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.services import WITHIN
@@ -200,7 +201,7 @@ async def test_addresses_that_are_none(url: str, expected: str) -> None:
 
 
 def test_without_the_client_it_says_what_to_install() -> None:
-    script = "import sys; sys.modules['redis'] = None; import imqtt.state.redis"
+    script = "import sys; sys.modules['redis'] = None; import imqtt.state.redis.state"
     ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert "imqtt.errors.SetupError" in ended.stderr
     assert "pip install '.[redis]' in a checkout" in ended.stderr

@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 
 from imqtt.model import Device, Key
 from imqtt.state.base import DevicePresence, Worker
-from imqtt.state.redis import RedisState
-from imqtt.state.redis_keys import PRESENT_TTL, SEEN_PERIOD
+from imqtt.state.redis.keys import PRESENT_TTL, SEEN_PERIOD
+from imqtt.state.redis.state import RedisState
 from imqtt.stores.base import Registration
 from tests.redis_server import BURST, RATE, RedisServer, open_state, shared_redis
 

@@ -9,7 +9,7 @@ import pytest
 
 from imqtt.model import Device
 from imqtt.state.base import DevicePresence, Worker
-from imqtt.state.redis import RedisState
+from imqtt.state.redis.state import RedisState
 from imqtt.stores.base import Registration
 from tests.redis_server import BURST, RedisServer, open_state
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from imqtt.errors import SetupError, StoreInUse, StoreUnreachable
 from imqtt.model import Content, Device, Marks, Position
-from imqtt.stores import attach_store, copy_source, open_store
+from imqtt.stores import attach_store, open_store
 from imqtt.stores.base import (
     AppendConflict,
     Identity,
@@ -22,10 +22,11 @@ from imqtt.stores.base import (
     Registration,
     Store,
 )
-from imqtt.stores.copy import copy, survey
-from imqtt.stores.copy_proof import CopyDiffers
-from imqtt.stores.copy_source import Progress, Source
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.copy import source as copy_source
+from imqtt.stores.copy.comparison import CopyDiffers
+from imqtt.stores.copy.copier import copy, survey
+from imqtt.stores.copy.source import Progress, Source
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.contract.stores import log, record
 from tests.mongodb import MongoServer, database_url
 from tests.services import eventually

@@ -17,9 +17,10 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from imqtt.errors import StoreInUse
-from imqtt.stores import mongo_claim, mongo_client
 from imqtt.stores.base import Identity
-from imqtt.stores.mongo import MongoStore
+from imqtt.stores.mongo import claim as mongo_claim
+from imqtt.stores.mongo import client as mongo_client
+from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import log
 from tests.mongodb import MongoServer, database_url, patient
 from tests.services import WITHIN, eventually

@@ -5,7 +5,7 @@ from bson import Int64
 
 from imqtt.model import Content, Device, Marks
 from imqtt.stores.base import Identity, Registration
-from imqtt.stores.mongo import MongoStore
+from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import record
 from tests.mongodb import database_url
 

@@ -16,8 +16,8 @@ from pymongo.errors import AutoReconnect
 from imqtt.errors import StoreFull, StoreUnreachable
 from imqtt.model import Position
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused
-from imqtt.stores.mongo import MongoStore
-from imqtt.stores.mongo_client import Client, Database
+from imqtt.stores.mongo.client import Client, Database
+from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import log, record
 
 D = "d:alice:bob"

@@ -10,9 +10,9 @@ from pymongo import MongoClient
 
 from imqtt.errors import StoreUnreachable
 from imqtt.model import Device, Marks
-from imqtt.stores import mongo
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, Registration
-from imqtt.stores.mongo import MongoStore
+from imqtt.stores.mongo import store as mongo
+from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import log
 from tests.mongodb import MongoServer, faulty_server, patient
 

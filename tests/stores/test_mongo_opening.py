@@ -14,9 +14,11 @@ from pymongo.database import Database
 
 from imqtt.errors import SetupError, Unavailable
 from imqtt.model import Device
-from imqtt.stores import attach_store, mongo_client, mongo_opening, open_store
+from imqtt.stores import attach_store, open_store
 from imqtt.stores.base import Identity, Registration
-from imqtt.stores.mongo import MongoStore
+from imqtt.stores.mongo import client as mongo_client
+from imqtt.stores.mongo import opening as mongo_opening
+from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import log
 from tests.mongodb import MongoServer, database_url
 from tests.ports import free_port

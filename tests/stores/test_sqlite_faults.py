@@ -13,9 +13,10 @@ import pytest
 
 from imqtt.errors import StoreFull, StoreReadOnly, StoreUnreachable
 from imqtt.model import Content, Device, Marks
-from imqtt.stores import sqlite_checkpoint, sqlite_file
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Registration
-from imqtt.stores.sqlite import SqliteStore
+from imqtt.stores.sqlite import checkpoint as sqlite_checkpoint
+from imqtt.stores.sqlite import file as sqlite_file
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.contract.stores import log, record
 
 D = "d:alice:bob"

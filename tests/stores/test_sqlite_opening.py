@@ -14,10 +14,10 @@ import pytest
 
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.stores import sqlite_file
 from imqtt.stores.base import Identity, Registration
-from imqtt.stores.sqlite import SqliteStore
-from imqtt.stores.sqlite_reader import SqliteReader
+from imqtt.stores.sqlite import file as sqlite_file
+from imqtt.stores.sqlite.reader import SqliteReader
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.contract.stores import log, record
 from tests.services import WITHIN
 
@@ -181,7 +181,7 @@ async def test_a_store_in_use_is_refused_to_another_process(tmp_path: Path) -> N
     program = (
         "import asyncio, pathlib, sys\n"
         "from imqtt.stores.base import Identity\n"
-        "from imqtt.stores.sqlite import SqliteStore\n"
+        "from imqtt.stores.sqlite.store import SqliteStore\n"
         "asyncio.run(SqliteStore.open(pathlib.Path(sys.argv[1]), Identity.draw(16)))\n"
     )
     other = subprocess.run(

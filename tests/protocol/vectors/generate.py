@@ -35,7 +35,7 @@ from imqtt.model import (
     Typing,
     Welcome,
 )
-from imqtt.protocol import Bounds, Format, decode_command, encode_command, encode_frame, join, outline
+from imqtt.protocol import Bounds, Format, decode_command, encode_command, encode_frame, identify, join
 from imqtt.protocol.generated import imqtt_pb2 as pb
 
 HERE = Path(__file__).parent
@@ -379,7 +379,7 @@ def _rejected(name: str, entry: Entry) -> Entry:
     try:
         decode_command(payload, BOUNDS)
     except ImqttError as error:
-        named = dict(zip(("command", "conversation", "client_msg_id", "ref"), outline(payload), strict=True))
+        named = dict(zip(("command", "conversation", "client_msg_id", "ref"), identify(payload), strict=True))
         told = {key: value for key, value in named.items() if value}
         return {"name": name, **entry, "code": error.code, "retryable": error.retryable, "named": told}
     raise AssertionError(f"{name} is not refused")

@@ -1,0 +1,306 @@
+"""A chat at work: between the client, which has the messages, and the screen, which shows them."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import Any
+from uuid import uuid4
+
+from imqtt.cli.client import SILENT, StateNews, make_client, naming_the_holder, stranger
+from imqtt.cli.connection import Connection
+from imqtt.cli.formatting import conversation_with, peer_of, since
+from imqtt.cli.screen import Screen
+from imqtt.cli.transcript import Transcript
+from imqtt.client import Client, Phase, Refused, Restarted
+from imqtt.errors import ImqttError, SetupError, TakenOver
+from imqtt.model import Content, Marks, PeerTyping, Presence
+from imqtt.printable import printable
+
+PAGE = 100  # messages that are fetched at once
+TYPING_SECONDS = 6.0  # how long somebody is shown as typing without saying so again
+TYPING_EVERY = 3.0  # seconds between two times of saying so
+NOTE_SECONDS = 8.0  # how long a note stays in the line above the one to write in
+HINT = "Enter sends · /help or F1 shows all commands and keys · /quit leaves"
+HELP = """\
+Commands
+  /to USER         chat with USER; your own name opens your notes
+  /discard         take back the newest message that is waiting or refused
+  /help            this page
+  /quit, /exit     leave
+  //text           send a text that begins with /
+
+Keys
+  Enter            send
+  Alt-Enter        begin a new line; or Esc, then Enter
+  PageUp           older messages; at the top it fetches more
+  PageDown         newer messages
+  Ctrl-End         the newest message
+  F1               this page; Esc closes it
+  Ctrl-A, Ctrl-E   to the beginning and the end of the line
+  Ctrl-W, Ctrl-U   delete the word, or everything, before the cursor
+  Ctrl-K, Ctrl-Y   delete everything after it; paste what was deleted
+  Ctrl-C, Ctrl-Q   leave; also Ctrl-D if nothing is written
+
+Marks behind your own messages
+  ·                waiting to be stored; sent as soon as the server answers
+  ✓                stored: it cannot get lost
+  ✓✓               delivered to a device of the other user; coloured: read
+  ✗                refused, with the reason; /discard removes it"""
+
+
+async def converse(connection: Connection, to: str) -> None:
+    """Until the person leaves. Raises `SetupError`, `CredentialsRefused` or what else ends the client."""
+    given = conversation_with(connection.device.user, to) if to else ""
+    # The screen shows what is missing as it comes; which conversation was the last has to be known before.
+    client = make_client(connection, platform="imqtt chat", wait=1.0 if given else 5.0)
+    async with contextlib.AsyncExitStack() as stack:
+        with naming_the_holder(connection.device, connection.data):
+            await stack.enter_async_context(client)
+        await Chat(client, connection, given or await _latest(client)).run()
+
+
+async def _latest(client: Client) -> str:
+    known = await client.conversations(1)
+    if not known:
+        raise SetupError("this device knows of no conversation yet: `imqtt chat USER` begins one")
+    return known[0].conversation
+
+
+class Chat:
+    """One person's screen. It shows one conversation at a time."""
+
+    def __init__(self, client: Client, connection: Connection, conversation: str) -> None:
+        self._client = client
+        self._connection = connection
+        self._device = client.settings.device
+        self._conversation = conversation
+        self._transcript = Transcript(self._device.user)
+        self._typing_until = 0.0
+        self._typed = False
+        self._typing_told_until = 0.0
+        self._note = (0.0, "")
+        self._fetching = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._screen = Screen(self._transcript, self, title=self._title, state=self._state, hint=self._hint)
+
+    async def run(self) -> None:
+        """Shows the conversation until the person leaves; raises what ends the client."""
+        self._say(HINT, 30.0)
+        events, notices = self._client.events(), self._client.notices()  # nothing is missed from here on
+        await self._open(self._conversation)
+        screen = asyncio.create_task(self._screen.run(), name="screen")
+        followers = [
+            asyncio.create_task(self._follow_events(events), name="events"),
+            asyncio.create_task(self._follow_notices(notices), name="notices"),
+            asyncio.create_task(self._follow_states(), name="states"),
+        ]
+        try:
+            await asyncio.wait((screen, followers[0]), return_when=asyncio.FIRST_COMPLETED)
+            if not screen.done():
+                self._screen.application.exit()
+                await screen
+                followers[0].result()
+        finally:
+            for task in (screen, *followers, *self._tasks):
+                task.cancel()
+            await asyncio.gather(screen, *followers, *self._tasks, return_exceptions=True)
+
+    # --- what the person does
+
+    def send(self, text: str) -> None:
+        if text.startswith("/") and not text.startswith("//"):
+            self._command(text)
+            return
+        text = text.removeprefix("/")
+        message, content = uuid4().hex, Content(text=text)
+        self._transcript.wait(message, content, _now())
+        self._do(self._post(self._conversation, message, content))
+
+    def typing(self, *, typing: bool) -> None:
+        now = time.monotonic()
+        if now < self._typing_told_until if typing else not self._typed:
+            return  # the others know; a pasted text may come key by key
+        self._typed, self._typing_told_until = typing, now + TYPING_EVERY if typing else 0.0
+        self._do(self._client.typing(self._conversation, typing))
+
+    def older(self) -> None:
+        if not self._transcript.begins and not self._fetching:
+            self._fetching = True
+            self._do(self._fetch_older())
+
+    def _command(self, text: str) -> None:
+        command, _, argument = text.partition(" ")
+        match command, argument.strip():
+            case "/to", "":
+                self._say("/to needs a user: /to USER")
+            case "/to", to:
+                try:
+                    conversation = conversation_with(self._device.user, to)
+                except ImqttError as error:
+                    self._say(error.reason)
+                else:
+                    self._note = (0.0, "")
+                    self._do(self._open(conversation))
+            case "/discard", "":
+                self._do(self._discard())
+            case "/help", _:
+                self.help()
+            case _:
+                self._say(f"there is no command {command}: /help shows all; /{text} sends it as a text")
+
+    def help(self) -> None:
+        self._screen.show_page(HELP)
+
+    async def _discard(self) -> None:
+        """Takes back the newest message that is not stored."""
+        message = next(reversed(self._transcript.unstored), "")
+        if not message:
+            self._say("nothing here is waiting or refused")
+            return
+        await self._client.discard(self._conversation, message)
+        if message not in self._transcript.unstored:
+            self._say("it was stored just now")
+        elif self._transcript.discard(message).refused:
+            self._say("removed")
+        else:
+            self._say("taken back; if it was sent already, it may be stored nevertheless")
+
+    async def _post(self, conversation: str, message: str, content: Content) -> None:
+        try:
+            await self._client.post(conversation, content, client_msg_id=message)
+        except ImqttError as error:
+            self._transcript.refuse(message, error.reason)
+
+    async def _open(self, conversation: str) -> None:
+        self._conversation = conversation
+        self._typing_until = 0.0
+        self._transcript.clear()
+        if warning := stranger(self._connection, conversation):
+            self._say(warning, 30.0)
+        known_marks = await self._client.marks(conversation)
+        entries = await self._client.outbox()  # last: a message may be stored while anything else is awaited
+        if conversation != self._conversation:
+            return  # meanwhile another one was opened
+        for entry in entries:
+            if entry.conversation == conversation:
+                self._transcript.wait(entry.client_msg_id, entry.content, entry.client_time)
+                if entry.refused:
+                    self._transcript.refuse(entry.client_msg_id, entry.reason)
+        for marks in known_marks.values():
+            self._transcript.mark(marks)
+        self._do(self._fetch_older())
+
+    async def _fetch_older(self) -> None:
+        conversation, first = self._conversation, self._transcript.first
+        self._fetching = True
+        try:
+            events = await self._client.history(conversation, first or None, PAGE)
+        finally:
+            self._fetching = False
+        if conversation != self._conversation:
+            return
+        before = self._screen.count()
+        self._transcript.add(events)
+        if len(events) < PAGE and self._client.state.phase is Phase.ESTABLISHED:
+            self._transcript.begins = True
+        self._screen.grew_at_the_top(self._screen.count() - before)
+        await self._client.mark_read(conversation)
+
+    # --- what happens
+
+    async def _follow_events(self, events: Any) -> None:
+        async for event in events:
+            if event.conversation == self._conversation:
+                self._transcript.add([event])
+                if event.sender != self._device.user:
+                    self._typing_until = 0.0
+                    await self._client.mark_read(event.conversation, event.seq)
+            elif event.sender != self._device.user:
+                self._say(f"{event.sender} wrote to you: /to {event.sender}")
+            self._screen.changed()
+
+    async def _follow_notices(self, notices: Any) -> None:
+        async for notice in notices:
+            match notice:
+                case Marks() if notice.conversation == self._conversation:
+                    self._transcript.mark(notice)
+                case PeerTyping() if notice.conversation == self._conversation:
+                    self._typing_until = time.monotonic() + TYPING_SECONDS if notice.typing else 0.0
+                case Refused():
+                    self._transcript.refuse(notice.entry.client_msg_id, notice.error.reason)
+                case Restarted() if notice.conversation == self._conversation:
+                    self._say("the server was restored from a backup: this is what it has")
+                    self._do(self._open(self._conversation))
+                case Presence():
+                    pass  # the title asks for it
+            self._screen.changed()
+
+    async def _follow_states(self) -> None:
+        news = StateNews()
+        async for state in self._client.states():
+            said = news.of(state)
+            if said and not state.silent and state.phase is Phase.ESTABLISHED:
+                self._say(said)
+            if state.phase is Phase.ESTABLISHED and not len(self._transcript):
+                self.older()  # without a connection there was nothing to show
+            self._screen.changed()
+
+    # --- what is shown around the transcript
+
+    def _title(self) -> str:
+        peer = peer_of(self._device.user, self._conversation)
+        if not peer:
+            return "notes to yourself"
+        presence = self._client.presence_of(peer)
+        state = self._client.state
+        if presence is None or state.silent or state.phase is not Phase.ESTABLISHED:
+            return peer  # what was told of the peer may be long over
+        if presence.state == "offline" and presence.last_seen:
+            return f"{peer} · last seen {since(presence.last_seen, _now())}"
+        return f"{peer} · {presence.state}"
+
+    def _state(self) -> tuple[bool, str]:
+        state = self._client.state
+        if state.silent:
+            return False, "the server does not answer, trying again …"
+        if state.phase is Phase.ESTABLISHED:
+            return True, f"{self._device}"
+        if state.phase is Phase.CONNECTING:
+            return False, "connecting …"
+        return False, "no connection, trying again …"
+
+    def _hint(self) -> str:
+        now = time.monotonic()
+        if now < self._typing_until:
+            return f"{peer_of(self._device.user, self._conversation)} is typing …"
+        state = self._client.state
+        if state.silent:
+            return f"{SILENT} · messages wait"
+        if isinstance(state.error, TakenOver):  # in a line, which has no room for the whole reason
+            return f"another process seems to use {self._device}; each needs a device of its own"
+        if state.phase is not Phase.ESTABLISHED and state.reason:
+            return printable(f"what you write is sent later ({state.reason})")
+        until, note = self._note
+        return note if now < until else ""
+
+    def _say(self, note: str, seconds: float = NOTE_SECONDS) -> None:
+        self._note = (time.monotonic() + seconds, printable(note))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does it beside what goes on; an error is shown."""
+
+        async def attempt() -> None:
+            try:
+                await work
+            except ImqttError as error:
+                self._say(error.reason)
+            self._screen.changed()
+
+        task = asyncio.create_task(attempt(), name="chat")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,70 @@
+"""Model values as text for a terminal."""
+
+from datetime import datetime
+
+from imqtt.core.conversations import members_of
+from imqtt.errors import Invalid
+from imqtt.model import Content, Event
+from imqtt.printable import printable
+
+
+def conversation_with(user: str, to: str) -> str:
+    """The conversation that `to` means for `user`: another user's name, one's own, or a conversation's id.
+
+    Raises `Invalid` or `Unsupported`.
+    """
+    if ":" in to:
+        members_of(to)
+        return to
+    from imqtt.protocol.topics import is_name  # its package loads protobuf, and completion waits
+
+    if not is_name(to):
+        raise Invalid(f"{to!r} is neither a user nor a conversation")
+    if to == user:
+        return f"u:{user}"
+    return "d:" + ":".join(sorted((user, to)))
+
+
+def peer_of(user: str, conversation: str) -> str:
+    """Who else is in it; empty for a user's own."""
+    return next((member for member in members_of(conversation) if member != user), "")
+
+
+def words_of(event: Event) -> str:
+    """What an event says, in text."""
+    if event.withheld:
+        return f"[{event.withheld} bytes, more than this device takes]"
+    return words_of_content(event.content)
+
+
+def words_of_content(content: Content) -> str:
+    if content.text is not None:
+        return printable(content.text)
+    if content.json is not None:
+        return printable(content.json)
+    if content.data is not None:
+        return f"[{printable(content.content_type)}, {len(content.data)} bytes]"
+    return "[nothing]"
+
+
+def local(time: int) -> datetime:
+    """Milliseconds since the epoch as this machine's local time."""
+    return datetime.fromtimestamp(time / 1000).astimezone()
+
+
+def clock(time: int) -> str:
+    return f"{local(time):%H:%M}"
+
+
+def day(time: int) -> str:
+    return f"{local(time):%A} {local(time).day} {local(time):%B %Y}"
+
+
+def since(time: int, now: int) -> str:
+    """How long ago, in the unit that a person would take. Both in milliseconds."""
+    seconds = max(now - time, 0) // 1000
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = seconds // length
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"

@@ -1,0 +1,124 @@
+"""What `imqtt serve` and `imqtt up` keep running: the server, and for the latter its broker."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from imqtt.cli.data import DataDirectory
+from imqtt.cli.settings import server_config
+from imqtt.config import ServerConfig
+from imqtt.errors import SetupError
+from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
+from imqtt.mosquitto.listeners import is_exposed
+from imqtt.mosquitto.log_relay import BrokerLog, follow
+from imqtt.mosquitto.passwords import SERVER_ACCOUNT
+from imqtt.serving import serving
+
+log = logging.getLogger("imqtt")
+
+RESTART_SECONDS = (0.1, 10.0)  # first and longest wait before a broker that died is started again
+STEADY_SECONDS = 60.0  # a broker that ran for so long begins anew with the first
+
+
+async def serve(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
+    """The server alone. `say_ready` gets the number of partitions when all of them receive."""
+    async with serving(config) as server:
+        _calm_collector()
+        say_ready(server.partitions)
+        await server.wait()
+
+
+async def up(
+    broker: Mosquitto, directory: DataDirectory, flags: dict[str, Any], say_ready: Callable[[int], None]
+) -> None:
+    """A broker, and the server on it."""
+    async with (
+        broker,
+        _beside(_keep_running(broker), "broker"),
+        _beside(follow(BrokerLog(broker.log, broker.log_start)), "broker-log"),
+    ):
+        config = server_config(
+            flags,
+            broker_host=INTERNAL_HOST,
+            broker_port=broker.internal_port,
+            broker_username=SERVER_ACCOUNT,
+            broker_password=broker.server_password,
+            broker_ca="",
+            broker_certificate="",
+            broker_key="",
+            store=directory.store,
+            state="memory:",
+        )
+        async with serving(config) as server:
+            # From now on the broker knows the server's sessions, also after a crash. In the first minute of a
+            # new data directory, devices that come back before the server would otherwise talk to nobody.
+            broker.save()
+            await _warn_if_exposed(broker)
+            _calm_collector()
+            say_ready(server.partitions)
+            await server.wait()
+
+
+async def _warn_if_exposed(broker: Mosquitto) -> None:
+    """Tries the port instead of comparing versions, since it depends on how Mosquitto was built."""
+    if await asyncio.to_thread(is_exposed, broker.host, broker.websocket_port):
+        log.warning(
+            "the browsers' port %d is open on every address of this machine, not only on %s: Mosquitto 2.0"
+            " ignores the address of a websocket listener. Close the port in the firewall, or install"
+            " Mosquitto 2.1",
+            broker.websocket_port, broker.host,
+        )  # fmt: skip
+
+
+def _calm_collector() -> None:
+    """Has the garbage collector leave alone what stays for good, and look less often at what does not.
+
+    A message leaves no cycles behind, so the collector, at its defaults a tenth of the server's time, finds
+    nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Runs `work` as a task of this name for as long as the block runs."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _keep_running(broker: Mosquitto) -> None:
+    """Starts the broker again whenever it ends by itself."""
+    first, longest = RESTART_SECONDS
+    pause = first
+    while True:
+        since = time.monotonic()
+        status = await broker.wait()
+        if time.monotonic() - since > STEADY_SECONDS:
+            pause = first
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        log.error("Mosquitto ended %s; starting it again in %.1f s", how, pause)
+        said = ""
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+            try:
+                await broker.start()
+            except SetupError as error:
+                if error.reason != said:  # one line for each cause, however long it lasts
+                    said = error.reason
+                    log.error("%s; trying again until it starts, at most %.0f s apart", said, longest)
+            else:
+                log.warning("Mosquitto runs again, as process %s", broker.pid)
+                break

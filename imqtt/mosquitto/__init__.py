@@ -1,0 +1,1 @@
+"""Running and configuring Mosquitto: its files, accounts, log and limits."""

@@ -1,0 +1,173 @@
+"""Commands to the server and to its broker, sent with the server's own account.
+
+Few commands need this, so its imports are inside the functions.
+"""
+
+import secrets
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from imqtt.errors import SetupError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from imqtt.broker.link import Link
+    from imqtt.config import ServerConfig
+    from imqtt.server.control import Told
+
+TIMEOUT = 5.0  # seconds, for connecting
+ANSWER_SECONDS = 3.0  # for the server's answer
+_REFUSED_CREDENTIALS = (0x86, 0x87)  # bad user name or password; not authorized (MQTT 5, section 3.2.2.2)
+
+T = TypeVar("T")
+
+
+class ServerNotTold(Exception):
+    """A message did not reach the server; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The broker's internal listener and the server's account on it.
+
+    Every method waits, and raises `ServerNotTold` where the broker does not answer or refuses this account.
+    """
+
+    host: str
+    port: int
+    username: str
+    password: str = field(repr=False)
+    tls: "ssl.SSLContext | None" = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, config: "ServerConfig") -> "Access | None":
+        """The access of an `imqtt serve` with these settings; None if they lack the server's credentials."""
+        if not (config.broker_password or config.broker_certificate):
+            return None
+        return cls(
+            config.broker_host,
+            config.broker_port,
+            config.broker_username,
+            config.broker_password,
+            _tls(config),
+        )
+
+    def login(self, username: str, password: str) -> bool:
+        """As `log_in` of `imqtt.mosquitto.login`: whether the broker accepts these. Raises `OSError`."""
+        import asyncio
+
+        from imqtt.broker.errors import LinkError, Refused
+
+        async def log_in() -> bool:
+            try:
+                link = await self._connect("", username, password)
+            except Refused as error:
+                if error.code in _REFUSED_CREDENTIALS:
+                    return False
+                raise ConnectionError(str(error)) from error
+            except LinkError as error:
+                raise ConnectionError(str(error)) from error
+            await link.close()
+            return True
+
+        return asyncio.run(log_in())
+
+    def end_sessions(self, usernames: Iterable[str]) -> None:
+        """Ends devices' connections and drops their sessions, with whatever is queued for them.
+
+        A session belongs to its client id, which on the public listener is the username. On the internal
+        listener the server may take any client id, so it takes theirs over and leaves them empty.
+        """
+
+        async def end() -> None:
+            for username in usernames:
+                link = await self._connect(username, self.username, self.password)
+                await link.close()
+
+        _run(end())
+
+    def revoke(self, usernames: Sequence[str]) -> None:
+        """Has the server forget devices. It does so when it is back, if it is not there now."""
+        from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, describe
+        from imqtt.broker.link import Message
+        from imqtt.server import control
+
+        async def tell() -> None:
+            link = await self._connect("", self.username, self.password)
+            try:
+                order = Message(control.TOPIC, control.encode(control.Revoke(tuple(usernames))))
+                (code,) = await link.publish([order])
+            finally:
+                await link.close()
+            if code == NO_MATCHING_SUBSCRIBERS:
+                raise ServerNotTold("no server has ever served this broker")
+            if code:
+                raise ServerNotTold(f"the broker does not pass it on: {describe(code)}")
+
+        _run(tell())
+
+    def ask(self, user: str) -> "Told":
+        """What the server knows of a user's devices just now."""
+        import asyncio
+
+        from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
+        from imqtt.broker.link import Message
+        from imqtt.server import control
+
+        async def ask() -> "Told":
+            link = await self._connect("", self.username, self.password)
+            reply = secrets.token_hex(8)
+            try:
+                await link.subscribe(control.REPLIES + reply)
+                order = Message(control.TOPIC, control.encode(control.Ask(user, reply)))
+                if await link.publish([order]) == [NO_MATCHING_SUBSCRIBERS]:
+                    raise ServerNotTold("no server serves this broker")
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    (received, *_) = await link.receive(1)
+            except TimeoutError:
+                raise ServerNotTold("the server does not answer") from None
+            finally:
+                await link.close()
+            return control.parse_answer(received.payload)
+
+        return _run(ask())
+
+    async def _connect(self, client_id: str, username: str, password: str) -> "Link":
+        from imqtt.broker.link import Settings, connect
+
+        return await connect(
+            Settings(
+                host=self.host,
+                port=self.port,
+                client_id=client_id,
+                username=username,
+                password=password,
+                clean_start=True,
+                tls=self.tls,
+                timeout=TIMEOUT,
+            )
+        )
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
+    from imqtt.broker.errors import LinkError
+
+    try:
+        return asyncio.run(work)
+    except (OSError, TimeoutError, LinkError) as error:
+        raise ServerNotTold(f"the broker cannot be reached: {error}") from error
+
+
+def _tls(config: "ServerConfig") -> "ssl.SSLContext | None":
+    from imqtt.broker.tls import TlsFileError, TlsFiles
+
+    if not config.broker_ca:
+        return None
+    try:
+        return TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key).context()
+    except TlsFileError as error:
+        raise SetupError(f"TLS to the broker: {error}") from error

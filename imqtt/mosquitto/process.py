@@ -1,0 +1,123 @@
+"""A program that runs as long as this process does, and whose output is read as it comes."""
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from imqtt.mosquitto.system_user import SystemUser
+
+PIPE_BYTES = 1024 * 1024
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
+    """For `preexec_fn`: the child gets `number` when this process ends, even by SIGKILL.
+
+    Only Linux has this; elsewhere the result does nothing. The kernel watches the thread that starts the
+    child, so that thread must live as long as the child should. A later change of user clears it.
+    """
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+    parent = os.getpid()
+
+    def prepare() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+            if os.getppid() != parent:  # it ended before the call
+                os._exit(1)
+
+    return prepare
+
+
+class Process:
+    """Starts `command` in `directory`, as `user` if one is given.
+
+    A session of its own keeps Ctrl-C in the terminal away from it, and it ignores SIGHUP until it installs a
+    handler. `output` gets its stdout and stderr in chunks, in a thread, and must not raise.
+
+    This uses `subprocess` rather than the event loop: uvloop resets what `preexec_fn` sets for signals.
+    Raises `OSError` if the program cannot be run.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        output: Callable[[bytes], None],
+        environment: Mapping[str, str],
+        user: SystemUser | None = None,
+        inherit: Sequence[int] = (),
+    ) -> None:
+        ends_with_parent = end_with_parent()
+
+        def prepare() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            ends_with_parent()
+
+        self._popen = subprocess.Popen(  # noqa: S603 - no shell, and no text of a user's
+            command,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            umask=0o077,
+            pass_fds=inherit,
+            user=None if user is None else user.uid,
+            group=None if user is None else user.gid,
+            extra_groups=None if user is None else user.groups,
+            preexec_fn=prepare,  # noqa: PLW1509 - it takes no lock that another thread may hold
+        )
+        self.pid = self._popen.pid
+        self.status: int | None = None
+        """Its exit status once it has ended and all its output was read; negative for a signal."""
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._changing = threading.Lock()
+        threading.Thread(target=self._follow, args=(output,), name=f"output-{self.pid}", daemon=True).start()
+
+    async def wait(self) -> int:
+        """Returns its exit status, once it has ended and all its output was read."""
+        while self.status is None:
+            loop = asyncio.get_running_loop()
+            ended = loop.create_future()
+            with self._changing:
+                if self.status is None:
+                    self._waiting.append((loop, ended))
+                else:
+                    ended.set_result(None)
+            await ended
+        return self.status
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Does nothing if it has ended."""
+        self._popen.send_signal(number)
+
+    def _follow(self, output: Callable[[bytes], None]) -> None:
+        assert self._popen.stdout is not None  # noqa: S101 - it is a pipe
+        descriptor = self._popen.stdout.fileno()
+        with contextlib.suppress(AttributeError, OSError):  # Linux: room while this is busy
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        while chunk := os.read(descriptor, 65_536):
+            output(chunk)
+        status = self._popen.wait()
+        self._popen.stdout.close()
+        with self._changing:
+            self.status = status
+            for loop, ended in self._waiting:
+                with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody waiting
+                    loop.call_soon_threadsafe(_resolve, ended)
+            self._waiting.clear()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,84 @@
+"""What is wrong with what the server stands on, at the moment."""
+
+import logging
+
+from imqtt.problems import Problem, explain
+
+log = logging.getLogger(__name__)
+
+STORE = "imqtt.server.store"  # the logger of what concerns the store
+REFUSED_CALM_SECONDS = 60.0
+CLOCK_CALM_SECONDS = 60.0
+
+_LOOK = "a look at it"  # the part of the store's problem that `storewatch` finds
+
+
+class Problems:
+    """One problem for each thing that the server depends on: for the log, health pages, `imqtt workers`.
+
+    `broker`: its address, for the log.
+    """
+
+    def __init__(self, broker: str = "") -> None:
+        at = f" at {broker}" if broker else ""
+        store = logging.getLogger(STORE)
+        self.broker = Problem(
+            log, f"no connection to the broker{at}", f"every connection to the broker{at} works again"
+        )
+        self.store = Problem(store, "the store does not answer", "the store answers again")
+        # The store answers and refuses writes, as with a full disk. Any write that it takes ends the problem,
+        # since a device that was refused may never come back.
+        self.storing = Problem(
+            store, "nothing can be stored", "the store takes everything again", level=logging.ERROR
+        )
+        # The broker's access rules keep packets from this server, or refuse its own.
+        self.access = Problem(
+            log,
+            f"the access rules of the broker{at} keep this server from its work",
+            f"the access rules of the broker{at} let this server do its work",
+        )
+        # A server of another store on this broker.
+        self.cluster = Problem(
+            log, "another imqtt is on this broker", "no other imqtt is on this broker any more"
+        )
+        # A worker of this store that this one does not see in its state.
+        self.stranger = Problem(
+            log,
+            "two workers do not see each other in Redis",
+            "this worker sees all others in Redis again",
+        )
+        self.contested = Problem(
+            log, "sessions are being taken from this worker", "no session is being taken from here any more"
+        )
+        self.refused_packets = Problem(
+            log,
+            "the broker refuses packets to devices, which will sync",
+            "the broker has refused no packets for a minute",
+            calm=REFUSED_CALM_SECONDS,
+        )
+        # Events show that this clock is wrong, or that the clock that dated them was.
+        self.clock = Problem(
+            log, "the clock may be wrong", "the clock and the ids of events agree again",
+            calm=CLOCK_CALM_SECONDS,
+        )  # fmt: skip
+        self.files = Problem(log, "file descriptors are running out", "there are file descriptors again")
+
+    def store_failed(self, what: str, error: Exception) -> None:
+        """`what` failed on the store and is tried again."""
+        self.store.start(explain(error), what)
+
+    def store_answered(self) -> None:
+        """The store has answered. Whatever still waits reports its next failure."""
+        self.store.end_all(but=_LOOK)
+
+    def look_failed(self, error: Exception) -> None:
+        """The store did not answer when it was asked only to see whether it does."""
+        self.store.start(explain(error), _LOOK)
+
+    def look_succeeded(self) -> None:
+        self.store.end(_LOOK)
+
+    @property
+    def stuck(self) -> float:
+        """For how many seconds nothing could be stored."""
+        return self.store.seconds

@@ -1,0 +1,101 @@
+"""The connections over which the server publishes to devices.
+
+They are not the partitions' own: reading a partition's connection pauses when too much is unfinished,
+and a PUBACK that finishes something must not wait behind that.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import random
+
+from imqtt.broker.errors import LinkError, describe
+from imqtt.broker.link import Link, Message
+from imqtt.core.backoff import backoff
+from imqtt.problems import Problem
+from imqtt.server.connections import FIRST_LOOK_SECONDS, Line
+from imqtt.server.counters import Counters
+
+SHORT_LIVED_SECONDS = 5.0
+Publish = Callable[[Sequence[Message]], asyncio.Future[list[int]]]
+"""`Publisher.publish`, as those see it who do not care over which publisher."""
+
+FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are failures
+
+
+class Publisher:
+    """One connection. What it was given stays until the broker has confirmed it, over reconnections.
+
+    A packet may reach a device twice so; a device ignores what it has.
+    """
+
+    def __init__(self, line: Line, counters: Counters, refused: Problem) -> None:
+        self._line = line
+        self._counters = counters
+        self._refused = refused  # packets that the broker does not take
+        self._link: Link | None = None
+        self._since = 0.0  # when it was connected, by the event loop's clock
+        self._unconfirmed: dict[asyncio.Future[list[int]], Sequence[Message]] = {}  # in order of publication
+
+    def publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+        """Publishes in order. The future is done when the broker has all of them; it never fails.
+
+        It brings the broker's reason code for each.
+        """
+        done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        if not messages:
+            done.set_result([])
+            return done
+        self._unconfirmed[done] = messages
+        if self._link is not None:
+            self._put(self._link, done, messages)
+        return done
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None
+
+    def steady(self, since: float) -> bool:
+        """Whether the connection that there was at `since` is there still."""
+        return self._link is not None and self._since < since
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Connects, and again after every cut, until cancelled."""
+        attempt = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                link = await self._line.open()
+            except (OSError, LinkError) as error:
+                attempt += 1
+                await self._line.pause(attempt, error)
+                continue
+            connected = loop.time()
+            try:
+                self._link, self._since = link, connected
+                for done, messages in list(self._unconfirmed.items()):
+                    self._put(link, done, messages)
+                self._line.works()
+                ready.set()
+                self._line.failed(await link.wait_closed())
+            finally:
+                self._link = None
+                await link.close()
+            # A broker that accepts and cuts at once is not to be asked in a loop.
+            attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
+            await asyncio.sleep(backoff(attempt, random(), base=FIRST_LOOK_SECONDS))
+
+    def _put(self, link: Link, done: asyncio.Future[list[int]], messages: Sequence[Message]) -> None:
+        link.publish(messages).add_done_callback(partial(self._confirm, done))
+
+    def _confirm(self, done: asyncio.Future[list[int]], codes: asyncio.Future[list[int]]) -> None:
+        if codes.cancelled() or codes.exception() is not None:
+            return  # cut: the next connection publishes it again
+        if self._unconfirmed.pop(done, None) is None:
+            return
+        refused = sum(code >= FAILURE for code in codes.result())
+        if refused:
+            self._counters.packets_refused += refused
+            self._refused.note(describe(next(code for code in codes.result() if code >= FAILURE)))
+        if not done.done():
+            done.set_result(codes.result())

@@ -1,0 +1,35 @@
+"""Idempotent writes, tried again until the store says what became of them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from random import random
+from typing import TypeVar
+
+from imqtt.core.backoff import backoff
+from imqtt.server.problems import Problems
+from imqtt.stores.base import OutcomeUnknown
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+async def until_known(what: str, write: Callable[[], Awaitable[T]], problems: Problems) -> tuple[T, int]:
+    """The write's result, and how many tries it took.
+
+    Waits for as long as its outcome is unknown; any other error passes through.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            result = await write()
+        except OutcomeUnknown as error:
+            problems.store_failed(what, error)
+            log.debug("%s, try %d: %s", what, attempt, error)
+            await asyncio.sleep(backoff(attempt, random()))
+        else:
+            if attempt > 1:
+                problems.store.end(what)
+            return result, attempt

@@ -1,0 +1,178 @@
+"""Where a Redis is, and a connection there that is known to do.
+
+Nothing here shows a password: not the address as text, and no error.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from imqtt.addresses import host_port
+from imqtt.distribution import how_to_install
+from imqtt.errors import SetupError
+from imqtt.state.redis.keys import Keys
+from imqtt.state.redis.scripts import CHECK, PROBE
+
+try:
+    import hiredis
+    from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+    from redis.exceptions import (
+        AuthenticationError,
+        AuthorizationError,
+        ClusterDownError,
+        InvalidResponse,
+        NoPermissionError,
+        OutOfMemoryError,
+        ReadOnlyError,
+        RedisError,
+        ResponseError,
+    )
+except ImportError as error:
+    raise SetupError(f"Redis's client is not installed ({error}): {how_to_install('redis')}") from error
+
+OPEN_SECONDS = 5.0  # services of one machine start together, and a Redis first loads what it had saved
+CONNECT_SECONDS = 5.0  # for several round trips on a busy machine
+OLDEST = (6, 2)  # ZADD GT
+
+# Answers with which Redis says that it cannot, for now or until its operator does something. Any other one
+# is a mistake of ours. redis-py has classes for some, and of the others gives the text.
+_CANNOT = (ClusterDownError, NoPermissionError, OutOfMemoryError, ReadOnlyError)
+_CANNOT_TEXTS = ("BUSY ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY ", "NOPERM ")
+
+
+def is_away(error: Exception) -> bool:
+    """Whether this means that Redis does not answer, or takes nothing just now."""
+    if isinstance(error, ResponseError):
+        text = str(error)
+        # Redis 6.2 wraps what a script met: "Error running script (...): @user_script:1: -OOM command ...".
+        begins = any(text.startswith(it) or f"-{it}" in text for it in _CANNOT_TEXTS)
+        return isinstance(error, _CANNOT) or begins or _is_forbidden(error)
+    return isinstance(error, RedisError | OSError | TimeoutError)
+
+
+def _is_forbidden(error: Exception) -> bool:
+    # To a script, Redis 7 says the latter: "ERR The user executing the script can't run this command".
+    return isinstance(error, NoPermissionError) or "The user executing the script can't" in str(error)
+
+
+def pack(command: tuple[str | bytes | int, ...]) -> bytes:
+    """A command as Redis reads it."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # typed as a pair of one
+    return packed
+
+
+class Address:
+    """Raises `SetupError` for a URL that is none. `password` counts in place of one in the URL."""
+
+    def __init__(self, url: str, password: str = "") -> None:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+            parsed = parse_url(url)
+        except ValueError:  # which may quote a part of the password
+            raise SetupError("the state's address is not one: redis://user@host:port/number") from None
+        number = parts.path.strip("/")
+        if parts.scheme != "unix" and number and not number.isdecimal():
+            raise SetupError(f"redis: /{number} is not the number of a database: redis://host:port/0")
+        self._connection = parsed.get("connection_class", Connection)
+        arguments = {name: value for name, value in parsed.items() if name != "connection_class"}
+        own = {"username", "password", "host", "port", "path", "db"}
+        strange = [name for name in arguments if name not in own and not name.startswith("ssl_")]
+        if strange:
+            raise SetupError(f"redis: the address has options that imqtt does not know: {', '.join(strange)}")
+        if parts.scheme != "rediss" and (options := [name for name in arguments if name.startswith("ssl_")]):
+            raise SetupError(
+                f"redis: {options[0]} asks for TLS, which {parts.scheme}:// is not: use rediss://"
+            )
+        if password:
+            arguments["password"] = password
+        self._arguments: Mapping[str, Any] = arguments
+        where = (
+            parts.path
+            if parts.scheme == "unix"
+            else f"{host_port(parts.hostname or 'localhost', port or 6379)}"
+        )
+        self._text = f"{where}, database {arguments.get('db', 0)}"
+
+    def __str__(self) -> str:
+        return self._text
+
+    async def connect(self, keys: Keys, *, first: bool = False) -> AbstractConnection:
+        """A connection to a Redis that takes writes. Raises what redis-py does, or `TimeoutError`.
+
+        The `first` one is made sure of: `SetupError` for what will not do.
+        """
+        # Without limits of redis-py's own: they cost a task each, and the caller's holds for all.
+        connection: AbstractConnection = self._connection(
+            **self._arguments, protocol=2, socket_timeout=None, socket_connect_timeout=CONNECT_SECONDS
+        )
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py says no types here
+                if first:
+                    await _check(connection, self, keys)
+                await ask(connection, "EVAL", PROBE, 1, keys.probe)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+
+async def ask(connection: AbstractConnection, *command: str | bytes | int) -> object:
+    """One command, and its answer."""
+    await connection.send_packed_command(pack(command), check_health=False)
+    answer: object = await connection.read_response()
+    return answer
+
+
+async def open_first(address: Address, keys: Keys) -> AbstractConnection:
+    """A connection to a Redis that will do, at a server's start; else `SetupError` says what to do."""
+    deadline = asyncio.get_running_loop().time() + OPEN_SECONDS
+    while True:
+        try:
+            return await address.connect(keys, first=True)
+        except (RedisError, OSError, TimeoutError) as error:
+            problem = _problem(error, address)
+            if not problem and asyncio.get_running_loop().time() > deadline:
+                why = str(error).rstrip(".") or "no answer in time"
+                problem = f"no Redis that can be used at {address}: {why}. Start one, or correct the address"
+            if problem:
+                raise SetupError(problem) from error
+            await asyncio.sleep(0.1)
+
+
+def _problem(error: Exception, address: Address) -> str:
+    """What to tell the operator at once; "" of what may pass, such as a Redis that is starting."""
+    sentence = ""
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        sentence = f"the Redis at {address} does not take this user and password: {error}"
+    elif _is_forbidden(error):
+        sentence = (
+            f"the Redis at {address} allows this user too little: {error}. imqtt needs "
+            "~imqtt:* +@read +@write +@scripting +@connection +info +time"
+        )
+    elif isinstance(error, ResponseError) and not is_away(error):
+        sentence = f"the Redis at {address} refuses: {error}"
+    elif isinstance(error, InvalidResponse):
+        sentence = f"what answers at {address} is not a Redis"
+    return sentence
+
+
+async def _check(connection: AbstractConnection, address: Address, keys: Keys) -> None:
+    """Raises `SetupError` for a Redis that is too old or one of a Redis Cluster."""
+    answer = await ask(connection, "INFO")
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    about = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    version = about.get("redis_version", "")
+    numbers = tuple(int(it) for it in version.split(".")[:2] if it.isdecimal())
+    if numbers < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise SetupError(f"the Redis at {address} is version {version or 'unknown'}; imqtt needs {oldest}")
+    if about.get("cluster_enabled") == "1":
+        raise SetupError(
+            f"the Redis at {address} belongs to a Redis Cluster, over which one step cannot span; "
+            "give imqtt a Redis of its own, with a replica if you like"
+        )
+    await ask(connection, "EVAL", CHECK, 1, keys.probe)
+    await ask(connection, "MGET", keys.probe)

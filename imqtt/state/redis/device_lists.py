@@ -1,0 +1,118 @@
+"""Device lists in Redis: a cache of the store's that all processes share."""
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from imqtt.model import Device
+from imqtt.state.redis.connection import Link, undelivered
+from imqtt.state.redis.keys import Keys
+from imqtt.state.redis.scripts import FILL, FORGET, FORGET_ALL, LEASE
+from imqtt.stores.base import Registration
+
+TICK = 16  # digits
+DECODED = 20_000  # users whose lists are kept as they were last decoded: half the time, for 12 MB
+
+_encode = msgspec.msgpack.encode
+
+
+class _Row(msgspec.Struct, array_like=True, frozen=True):
+    """A device, as a list in Redis has it. A newer version may add fields at the end."""
+
+    device: str
+    format: str
+    platform: str = ""
+    max_packet: int = 0
+    seen: int = 0
+
+
+_decode = msgspec.msgpack.Decoder(list[_Row]).decode
+
+Lists = dict[str, tuple[Registration, ...]]
+
+
+class DeviceLists:
+    """Leases as in memcached (Nishtala et al., "Scaling Memcache at Facebook", 2013).
+
+    Invalidations lost during an outage are unknown, since the worker that had to send one may have died. So
+    a worker invalidates everything on reconnect, before it reads a list. A worker that is cut off from Redis
+    alone is soon considered dead, and then the others do the same.
+    """
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+        self._decoded: dict[str, tuple[bytes, tuple[Registration, ...]]] = {}
+        link.when_back(self._is_back)
+
+    async def of(self, users: Collection[str]) -> Lists:
+        """The lists that are known. Raises `StateAway`."""
+        if not users:
+            return {}
+        users = list(users)
+        key = self._keys.devices
+        answer = await self._link.call("MGET", self._keys.forgotten, *[key(user) for user in users])
+        forgotten = answer[0] or b""
+        found: Lists = {}
+        for user, value in zip(users, answer[1:], strict=True):
+            if value is None or len(value) == TICK or value[:TICK] < forgotten:
+                continue
+            if (before := self._decoded.get(user)) is not None and before[0] == value:
+                found[user] = before[1]
+            elif (registrations := _registrations(user, value[TICK:])) is not None:
+                if len(self._decoded) >= DECODED:
+                    self._decoded.clear()
+                self._decoded[user] = (value, registrations)
+                found[user] = registrations
+        return found
+
+    async def lease(self) -> int:
+        """Raises `StateAway`."""
+        return int(await self._link.call("EVAL", LEASE, 1, self._keys.lists))
+
+    async def fill(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
+        """Raises `StateAway`."""
+        values = [
+            _encode(
+                [(it.device.device, it.format, it.platform, it.max_packet, it.seen) for it in registrations]
+            )
+            for registrations in lists.values()
+        ]
+        await self._link.call("EVAL", FILL, *self._names(lists), lease, *values)
+
+    async def forget(self, users: Collection[str]) -> None:
+        """Raises `StateAway`: then they are forgotten with everything, when Redis is back."""
+        await self._told("EVAL", FORGET, *self._names(users))
+
+    async def forget_all(self) -> None:
+        """As `forget`, of every user."""
+        await self._told("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
+
+    def _is_back(self) -> None:
+        answer = self._link.submit("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
+        answer.add_done_callback(undelivered)  # if it is not, Redis is away again, and comes back again
+
+    async def _told(self, *command: str | int) -> None:
+        """Redis is told even if the caller is cancelled: the change is committed, and lists are outdated."""
+        answer = self._link.submit(*command)
+        answer.add_done_callback(undelivered)
+        await asyncio.wait([answer])
+        answer.result()
+
+    def _names(self, users: Collection[str]) -> list[str | int]:
+        """A script's keys: how many, the clock, and the users'."""
+        key = self._keys.devices
+        return [1 + len(users), self._keys.lists, *[key(user) for user in users]]
+
+
+def _registrations(user: str, packed: bytes) -> tuple[Registration, ...] | None:
+    """None for what another version of imqtt has written."""
+    try:
+        rows = _decode(packed)
+    except msgspec.MsgspecError:
+        return None
+    return tuple(
+        Registration(Device(user, row.device), row.format, row.platform, row.max_packet, row.seen)
+        for row in rows
+    )

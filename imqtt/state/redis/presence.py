@@ -1,0 +1,219 @@
+"""Presence in Redis, and what a Redis that was away has to be told afterwards."""
+
+import asyncio
+from collections.abc import Collection
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from imqtt.model import Device
+from imqtt.state.base import DevicePresence, StateAway
+from imqtt.state.redis.connection import Link, undelivered
+from imqtt.state.redis.keys import Keys
+from imqtt.state.redis.scripts import APPEAR, EXPIRE, PRESENCE, PUT
+
+EXPIRED_AT_ONCE = 1_000  # 10 ms of Redis's time
+EXPIRED_AT_MOST = 20_000  # by one call; the next one goes on
+# Kept while Redis is away, and told when it is back.
+MISSED_CHANGES = 2_000
+MISSED_COMMANDS = 20_000
+TOLD_AT_ONCE = 1_000  # devices that spoke, in one command
+CLOCK_STEP = 1_000  # milliseconds: a clock that goes back further was corrected
+
+
+class _Entry(msgspec.Struct, array_like=True, frozen=True):
+    """A device's presence, as Redis has it. A newer version may add fields at the end, and states."""
+
+    nonce: str
+    state: str
+    since: int
+    expires: int
+
+
+_decode = msgspec.msgpack.Decoder(_Entry).decode
+
+
+class Change(NamedTuple):
+    """What Redis missed. `how`: see `redis_scripts.PUT`."""
+
+    how: str
+    presence: DevicePresence
+
+
+class Spoke(NamedTuple):
+    """When a device spoke, and until when that keeps it present. Milliseconds."""
+
+    now: int
+    expires: int
+
+
+class Presences:
+    """The presence of devices, for all processes.
+
+    A `Hello` that Redis missed would make it ignore that connection's every `Status` as another's; after a
+    `Status`, a last will among them, it would say what is not so; and a device that spoke meanwhile would
+    look silent. So they are kept, the latest of each device, and told when Redis is back.
+    """
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+        self._missed: dict[Device, Change] = {}
+        self._spoke: dict[Device, Spoke] = {}
+        self._latest = 0  # until when the devices of the last batch are present
+        self._appeared: dict[Device, str] = {}  # found late, for the next `refresh` to return
+        link.when_back(self._tell)
+
+    async def arrive(self, presence: DevicePresence) -> None:
+        try:
+            await self._put("arrive", presence)
+        except StateAway:
+            self._miss(Change("arrive", presence))
+
+    async def update(self, presence: DevicePresence) -> bool:
+        try:
+            return bool(await self._put("update", presence))
+        except StateAway:
+            missed = self._missed.get(presence.device)
+            if missed is None or missed.how == "update":  # which connection was the last one, Redis knows
+                self._miss(Change("update", presence))
+                return True  # as of a device of which nothing is known
+            if missed.presence.nonce == presence.nonce:
+                self._miss(Change("arrive", presence))
+            return missed.presence.nonce == presence.nonce
+
+    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
+        appeared, self._appeared = self._appeared, {}
+        if devices:
+            # Later each time, so that the score of every device that is present changes, and Redis's count of
+            # those tells whether one is absent. To ask for the scores as well doubled the cost of each batch.
+            ahead = self._latest - expires > CLOCK_STEP  # the clock has been put back
+            self._latest = expires if ahead else max(expires, self._latest + 1)
+            spoke = dict.fromkeys(devices, Spoke(now, self._latest))
+            try:
+                if await self._refresh(spoke) < len(spoke) and (
+                    absent := _absent(spoke, await self._look(spoke))
+                ):
+                    appeared |= _numbered(absent, await self._appear(absent))
+            except StateAway:
+                self._spoke_unheard(spoke)
+        return appeared
+
+    async def of(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
+        """Raises `StateAway`."""
+        if not users:
+            return {}
+        users = list(users)
+        hashes = [self._keys.presence(user) for user in users]
+        answer = await self._link.call("EVAL", PRESENCE, 1 + len(users), self._keys.expiries, *hashes, *users)
+        found: dict[str, list[DevicePresence]] = {}
+        for number, device, entry, expires in answer:
+            presence = _presence(Device(users[number], device.decode(errors="replace")), entry, expires)
+            if presence is not None:
+                found.setdefault(users[number], []).append(presence)
+        return {user: tuple(sorted(devices, key=_device)) for user, devices in found.items()}
+
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
+        """At most `EXPIRED_AT_MOST`, and as many as Redis told of before it was away."""
+        gone: list[DevicePresence] = []
+        while len(gone) < EXPIRED_AT_MOST:
+            try:
+                answer = await self._link.call(
+                    "EVAL", EXPIRE, 1, self._keys.expiries,
+                    now, EXPIRED_AT_ONCE, self._keys.presence_prefix, "" if longest is None else longest,
+                )  # fmt: skip
+            except StateAway:
+                break  # those that it told of are offline already: it will not tell of them again
+            for user, device, entry in answer:
+                presence = _presence(
+                    Device(user.decode(errors="replace"), device.decode(errors="replace")), entry, None
+                )
+                if presence is not None:
+                    gone.append(presence)
+            if len(answer) < EXPIRED_AT_ONCE:
+                break
+        return gone
+
+    def _put(self, how: str, presence: DevicePresence, late: str = "") -> asyncio.Future[Any]:
+        user, device = presence.device
+        return self._link.submit(
+            "EVAL", PUT, 2, self._keys.presence(user), self._keys.expiries,
+            how, user, device, presence.nonce, presence.state, presence.since, presence.expires,
+            late,
+        )  # fmt: skip
+
+    def _refresh(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
+        """How many scores have changed. XX: offline devices are skipped. GT: scores only grow."""
+        scores = [it for device, spoken in spoke.items() for it in (spoken.expires, str(device))]
+        return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
+
+    def _look(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
+        """Each device's score, None for one that is not present."""
+        return self._link.submit("ZMSCORE", self._keys.expiries, *map(str, spoke))
+
+    def _appear(self, absent: dict[Device, Spoke]) -> asyncio.Future[Any]:
+        hashes = [self._keys.presence(device.user) for device in absent]
+        given = [it for device, spoken in absent.items() for it in (*device, *spoken)]
+        return self._link.submit("EVAL", APPEAR, 1 + len(hashes), self._keys.expiries, *hashes, *given)
+
+    def _miss(self, change: Change) -> None:
+        device = change.presence.device
+        if len(self._missed) < MISSED_CHANGES or device in self._missed:
+            self._missed[device] = change
+
+    def _spoke_unheard(self, spoke: dict[Device, Spoke]) -> None:
+        if len(self._spoke) < MISSED_COMMANDS:
+            self._spoke.update(spoke)
+
+    def _tell(self) -> None:
+        missed, self._missed = self._missed, {}
+        for change in missed.values():
+            # Another worker may have heard of a later one.
+            self._put(change.how, change.presence, "late").add_done_callback(partial(self._told, change))
+        spoke, self._spoke = list(self._spoke.items()), {}
+        for start in range(0, len(spoke), TOLD_AT_ONCE):
+            part = dict(spoke[start : start + TOLD_AT_ONCE])
+            self._refresh(part).add_done_callback(undelivered)
+            self._look(part).add_done_callback(partial(self._looked, part))
+
+    def _told(self, change: Change, answer: asyncio.Future[Any]) -> None:
+        if undelivered(answer) and change.presence.device not in self._missed:
+            self._miss(change)
+
+    def _looked(self, spoke: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
+        if undelivered(answer):
+            self._spoke_unheard({device: it for device, it in spoke.items() if device not in self._spoke})
+        elif answer.exception() is None and (absent := _absent(spoke, answer.result())):
+            self._appear(absent).add_done_callback(partial(self._appeared_late, absent))
+
+    def _appeared_late(self, absent: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
+        if undelivered(answer):
+            self._spoke_unheard({device: it for device, it in absent.items() if device not in self._spoke})
+        elif answer.exception() is None:
+            self._appeared |= _numbered(absent, answer.result())
+
+
+def _absent(spoke: dict[Device, Spoke], scores: list[bytes | None]) -> dict[Device, Spoke]:
+    if None not in scores:
+        return {}
+    return {device: it for (device, it), score in zip(spoke.items(), scores, strict=True) if score is None}
+
+
+def _numbered(absent: dict[Device, Spoke], found: list[tuple[int, bytes]]) -> dict[Device, str]:
+    devices = list(absent)
+    return {devices[number - 1]: nonce.decode(errors="replace") for number, nonce in found}
+
+
+def _presence(device: Device, entry: bytes, expires: bytes | None) -> DevicePresence | None:
+    """None for what another version of imqtt has written."""
+    try:
+        it = _decode(entry)
+    except msgspec.MsgspecError:
+        return None
+    until = it.expires if expires is None else int(float(expires))
+    return DevicePresence(device, it.nonce, it.state, it.since, until)
+
+
+def _device(presence: DevicePresence) -> Device:
+    return presence.device

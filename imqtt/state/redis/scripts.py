@@ -1,0 +1,337 @@
+"""What happens in Redis in one step. Each script does its work for a whole batch.
+
+They are sent in full each time: a kilobyte a batch, and there is no cache of scripts that a flush, a restart
+or a failover could have emptied. Redis compiles each once.
+"""
+
+from imqtt.state.base import SILENCED_MOST
+from imqtt.state.redis.keys import (
+    BUCKET_SLACK,
+    CLOCK_SKEW,
+    FORGOTTEN_TTL,
+    LEASE_TTL,
+    LIST_TTL,
+    LISTS_TTL,
+    LONGEST_BEAT,
+    OFFLINE_TTL,
+    PRESENT_TTL,
+    PROBE_TTL,
+    SEEN_BITS,
+    SEEN_DIGEST,
+    SEEN_TTL,
+    WORKERS_TTL,
+)
+
+PROBE = f"return redis.call('SET', KEYS[1], '1', 'PX', {PROBE_TTL})"
+
+# --- seen ids. ARGV: the digests, one behind the other.
+
+_EACH_DIGEST = f"""
+local digests = ARGV[1]
+for at = 1, #digests, {SEEN_DIGEST} do
+  local a, b, c = struct.unpack('<I4I4I4', digests, at)
+  a, b, c = a % {SEEN_BITS}, b % {SEEN_BITS}, c % {SEEN_BITS}
+"""
+
+# KEYS: the filters to ask. Returns the numbers of the digests that are in one of them, from 0.
+RECALL = f"""
+local seen = {{}}
+{_EACH_DIGEST}
+  for _, filter in ipairs(KEYS) do
+    if redis.call('GETBIT', filter, a) == 1 and redis.call('GETBIT', filter, b) == 1
+        and redis.call('GETBIT', filter, c) == 1 then
+      seen[#seen + 1] = (at - 1) / {SEEN_DIGEST}
+      break
+    end
+  end
+end
+return seen
+"""
+
+# KEYS: the filter.
+REMEMBER = f"""
+{_EACH_DIGEST}
+  redis.call('SETBIT', KEYS[1], a, 1)
+  redis.call('SETBIT', KEYS[1], b, 1)
+  redis.call('SETBIT', KEYS[1], c, 1)
+end
+redis.call('PEXPIRE', KEYS[1], {SEEN_TTL})
+"""
+
+# --- device lists. KEYS: `lists`, and the users' keys.
+
+# A lease, and a note that a user was forgotten, are ticks of one clock, which runs in microseconds and never
+# steps back while its key lives. A key that is gone starts an epoch, later than all leases that were given.
+_CLOCK = f"""
+local function tick()
+  local time = redis.call('TIME')
+  local now = time[1] * 1000000 + time[2]
+  local last = tonumber(redis.call('HGET', KEYS[1], 'last') or 0)
+  if last == 0 then redis.call('HSET', KEYS[1], 'epoch', string.format('%.0f', now)) end
+  if now <= last then now = last + 1 end
+  redis.call('HSET', KEYS[1], 'last', string.format('%.0f', now))
+  redis.call('PEXPIRE', KEYS[1], {LISTS_TTL})
+  return now
+end
+"""
+
+# Returns the lease, as text.
+LEASE = f"{_CLOCK} return string.format('%.0f', tick())"
+
+# ARGV: the lease, and the lists. A note or a list of a later tick stays.
+FILL = f"""
+{_CLOCK}
+local lease = tonumber(ARGV[1])
+local now = tick()
+local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or now)
+if lease < epoch or now - lease > {LEASE_TTL} * 1000 then return end
+for i = 2, #KEYS do
+  local there = redis.call('GET', KEYS[i])
+  if not there or (tonumber(string.sub(there, 1, 16)) or 0) <= lease then
+    redis.call('SET', KEYS[i], string.format('%016.0f', lease) .. ARGV[i], 'PX', {LIST_TTL})
+  end
+end
+"""
+
+FORGET = f"""
+{_CLOCK}
+local note = string.format('%016.0f', tick())
+for i = 2, #KEYS do redis.call('SET', KEYS[i], note, 'PX', {FORGOTTEN_TTL}) end
+"""
+
+# KEYS: `lists`, `forgotten`. No list that was filled, or is filled by a lease, of before counts any more.
+# Such a lease fills for a while yet.
+FORGET_ALL = f"""
+{_CLOCK}
+redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {LIST_TTL + LEASE_TTL})
+"""
+
+# --- presence. An entry is [nonce, state, since, expires]; who is not offline is in the sorted set as well,
+# whose score is the expiry that counts.
+
+# An entry, or nil if there is none or another version has written it in another form.
+_UNPACK = """
+local function unpack_entry(packed)
+  if not packed then return nil end
+  local whole, entry = pcall(cmsgpack.unpack, packed)
+  if whole and type(entry) == 'table' and type(entry[1]) == 'string' and type(entry[2]) == 'string'
+      and type(entry[3]) == 'number' and type(entry[4]) == 'number' then
+    return entry
+  end
+  return nil
+end
+"""
+
+# How long a user's hash is to live, after a change.
+_KEEP = f"""
+local function keep(presence, expiries, user)
+  for _, device in ipairs(redis.call('HKEYS', presence)) do
+    if redis.call('ZSCORE', expiries, user .. '@' .. device) then
+      return redis.call('PEXPIRE', presence, {PRESENT_TTL})
+    end
+  end
+  redis.call('PEXPIRE', presence, {OFFLINE_TTL})
+end
+"""
+
+# KEYS: the user's hash, `expiries`. ARGV: how, user, device, nonce, state, since, expires, late. `how` is
+# `arrive`, or `update` (only the connection that is known). `late`: what is not newer counts for nothing.
+# Returns 1, or 0 for what was ignored. Devices that went a day before are dropped on the way.
+PUT = f"""
+{_UNPACK}
+{_KEEP}
+local presence, expiries = KEYS[1], KEYS[2]
+local how, user, device, nonce, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local since, expires = tonumber(ARGV[6]), tonumber(ARGV[7])
+local known = unpack_entry(redis.call('HGET', presence, device))
+if known then
+  if how == 'update' and known[1] ~= '' and known[1] ~= nonce then return 0 end
+  if ARGV[8] == 'late' and known[3] >= since then return 0 end
+end
+if how == 'update' and state == 'offline' and (not known or known[1] == '') then nonce = '' end
+redis.call('HSET', presence, device, cmsgpack.pack({{nonce, state, since, expires}}))
+if state == 'offline' then
+  redis.call('ZREM', expiries, user .. '@' .. device)
+else
+  redis.call('ZADD', expiries, ARGV[7], user .. '@' .. device)
+  redis.call('PEXPIRE', expiries, {PRESENT_TTL})
+end
+if redis.call('HLEN', presence) > 1 then
+  local all = redis.call('HGETALL', presence)
+  for i = 1, #all, 2 do
+    local entry = unpack_entry(all[i + 1])
+    if entry and entry[2] == 'offline' and entry[3] < since - {OFFLINE_TTL} then
+      redis.call('HDEL', presence, all[i])
+    end
+  end
+end
+keep(presence, expiries, user)
+return 1
+"""
+
+# For devices that spoke and are not in the sorted set. KEYS: `expiries`, and each device's user's hash. ARGV:
+# for each device user, device, now, expires. Returns [its number from 1, nonce] of each device that was
+# absent. A device whose entry is not offline was only missing from the sorted set, and is put back into it.
+APPEAR = f"""
+{_UNPACK}
+local appeared = {{}}
+for i = 1, #KEYS - 1 do
+  local presence, at = KEYS[i + 1], 4 * (i - 1)
+  local user, device = ARGV[at + 1], ARGV[at + 2]
+  local now, expires = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  local known = unpack_entry(redis.call('HGET', presence, device))
+  local nonce, present, silenced = '', false, false
+  if known then
+    present = known[2] ~= 'offline'
+    silenced = not present and now < known[4] and known[4] - now <= {SILENCED_MOST}
+    if known[3] == known[4] then nonce = known[1] end
+  end
+  if not present and not silenced then
+    redis.call('HSET', presence, device, cmsgpack.pack({{nonce, 'online', now, expires}}))
+    appeared[#appeared + 1] = {{i, nonce}}
+  end
+  if not silenced then
+    redis.call('PEXPIRE', presence, {PRESENT_TTL})
+    redis.call('ZADD', KEYS[1], 'GT', ARGV[at + 4], user .. '@' .. device)
+    redis.call('PEXPIRE', KEYS[1], {PRESENT_TTL})
+  end
+end
+return appeared
+"""
+
+# KEYS: `expiries`, the users' hashes. ARGV: the users. Returns [user's number, device, entry, expiry or nil]
+# of each device. Where the sorted set was lost, it is made again.
+PRESENCE = f"""
+{_UNPACK}
+local expiries, found = KEYS[1], {{}}
+for i, user in ipairs(ARGV) do
+  local all = redis.call('HGETALL', KEYS[i + 1])
+  for j = 1, #all, 2 do
+    local expires = redis.call('ZSCORE', expiries, user .. '@' .. all[j])
+    if not expires then
+      local entry = unpack_entry(all[j + 1])
+      if entry and entry[2] ~= 'offline' then
+        redis.call('ZADD', expiries, string.format('%.0f', entry[4]), user .. '@' .. all[j])
+        redis.call('PEXPIRE', expiries, {PRESENT_TTL})
+      end
+    end
+    found[#found + 1] = {{i - 1, all[j], all[j + 1], expires}}
+  end
+end
+return found
+"""
+
+# KEYS: `expiries`. ARGV: now, at most so many, how the users' keys begin, the longest that a presence lasts.
+# Returns [user, device, entry]. A presence that lasts longer was set by a clock that was ahead. The bound
+# takes the later of the worker's clock and Redis's: a worker whose clock is behind must not shorten others'
+# presences.
+EXPIRE = f"""
+{_UNPACK}
+{_KEEP}
+local gone = {{}}
+if ARGV[4] ~= '' then
+  local time = redis.call('TIME')
+  local latest = math.max(tonumber(ARGV[1]), time[1] * 1000 + math.floor(time[2] / 1000)) + tonumber(ARGV[4])
+  latest = string.format('%.0f', latest)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. latest, '+inf', 'LIMIT', 0, ARGV[2])) do
+    redis.call('ZADD', KEYS[1], 'XX', latest, member)
+  end
+end
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+for i = 1, #due, 2 do
+  redis.call('ZREM', KEYS[1], due[i])
+  local user, device = string.match(due[i], '^([^@]*)@(.*)$')
+  local presence = ARGV[3] .. (user or '')
+  local known = user and unpack_entry(redis.call('HGET', presence, device))
+  if known then
+    local expired = tonumber(due[i + 1])
+    local entry = cmsgpack.pack({{known[1], 'offline', expired, expired}})
+    redis.call('HSET', presence, device, entry)
+    keep(presence, KEYS[1], user)
+    gone[#gone + 1] = {{user, device, entry}}
+  end
+end
+return gone
+"""
+
+# --- rate limits: `imqtt.core.bucket`, and clocks that differ. KEYS: the buckets. ARGV: tokens a second, the
+# level of a full one, now, and what each wants. Returns what each got.
+TAKE = f"""
+local rate, full, clock = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local taken = {{}}
+for i, key in ipairs(KEYS) do
+  local level, now = full, clock
+  local bucket = redis.call('GET', key)
+  if bucket then
+    local before, time = string.match(bucket, '^(%d+) (%-?%d+)$')
+    if before then  -- else another version wrote it
+      time = tonumber(time)
+      if time > now and time - now <= {CLOCK_SKEW} then now = time end
+      level = math.min(tonumber(before) + math.max(now - time, 0) * rate, full)
+    end
+  end
+  local tokens = math.min(tonumber(ARGV[i + 3]), math.floor(level / 1000))
+  level = level - tokens * 1000
+  local ttl = math.ceil((full - level) / rate) + {BUCKET_SLACK}
+  redis.call('SET', key, string.format('%.0f %.0f', level, now), 'PX', string.format('%.0f', ttl))
+  taken[i] = tokens
+end
+return taken
+"""
+
+# --- workers. KEYS: `workers`. An entry is 16 digits of Redis's own time in milliseconds, until when it
+# counts, and the worker's JSON. Workers' clocks do not matter.
+
+_LIVING = f"""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function living()
+  local found = {{}}
+  local all = redis.call('HGETALL', KEYS[1])
+  for i = 1, #all, 2 do
+    local left = (tonumber(string.sub(all[i + 1], 1, 16)) or 0) - now
+    if left > 0 and left <= {LONGEST_BEAT} then
+      found[#found + 1] = {{all[i], string.sub(all[i + 1], 17)}}
+    else
+      redis.call('HDEL', KEYS[1], all[i])
+    end
+  end
+  return found
+end
+"""
+
+# Returns [id, JSON] of each that is alive.
+WORKERS = f"{_LIVING} return living()"
+
+# ARGV: id, for how long, JSON.
+BEAT = f"""
+{_LIVING}
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%016.0f', now + ARGV[2]) .. ARGV[3])
+redis.call('PEXPIRE', KEYS[1], {WORKERS_TTL})
+return living()
+"""
+
+# Uses every command that the others use, so a Redis that refuses one does so when the server starts.
+# KEYS: `probe`.
+CHECK = f"""
+local key = KEYS[1]
+redis.call('TIME')
+redis.call('SETBIT', key, 0, 1)
+redis.call('GETBIT', key, 0)
+redis.call('DEL', key)
+redis.call('HSET', key, 'a', cmsgpack.pack({{'b'}}))
+redis.call('HGET', key, 'a')
+redis.call('HGETALL', key)
+redis.call('HKEYS', key)
+redis.call('HLEN', key)
+redis.call('HDEL', key, 'a')
+redis.call('ZADD', key, 'GT', 1, struct.pack('<I4', 1))
+redis.call('ZSCORE', key, 'a')
+redis.call('ZMSCORE', key, 'a')
+redis.call('ZRANGEBYSCORE', key, '-inf', 1, 'WITHSCORES', 'LIMIT', 0, 1)
+redis.call('ZREM', key, struct.pack('<I4', 1))
+redis.call('SET', key, '1')
+redis.call('MGET', key)
+redis.call('GET', key)
+redis.call('PEXPIRE', key, {PROBE_TTL})
+"""

@@ -1,0 +1,185 @@
+"""State in Redis: for servers of many processes on many machines.
+
+Nothing rests on it. Redis slow, away, wiped, or fallen back to an older copy costs reads of the store, and
+guesses that err on the careful side.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from hashlib import blake2b
+from time import time
+
+import msgspec
+
+from imqtt.model import Device
+from imqtt.state.base import DevicePresence, StateAway, Worker
+from imqtt.state.memory import MemoryState
+from imqtt.state.redis.address import Address
+from imqtt.state.redis.connection import TRIP_SECONDS, Link, Refusal
+from imqtt.state.redis.device_lists import DeviceLists
+from imqtt.state.redis.keys import SEEN_DIGEST, Keys
+from imqtt.state.redis.presence import Presences
+from imqtt.state.redis.scripts import BEAT, RECALL, REMEMBER, TAKE, WORKERS
+from imqtt.stores.base import Key, Registration
+
+_worker = msgspec.json.Decoder(Worker).decode
+
+
+class RedisState:
+    """A `State` that all processes of a cluster share. See `open`."""
+
+    def __init__(
+        self, link: Link, keys: Keys, rate: int, burst: int, clock: Callable[[], float] = time
+    ) -> None:
+        self._link = link
+        self._keys = keys
+        self._rate = rate
+        self._full = burst * 1_000
+        self._clock = clock
+        self._lists = DeviceLists(link, keys)
+        self._presences = Presences(link, keys)
+        self._meanwhile = MemoryState(rate, burst)  # limits go on, for each process by itself
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        cluster: str,
+        rate: int,
+        burst: int,
+        password: str = "",
+        trip_seconds: float = TRIP_SECONDS,
+    ) -> "RedisState":
+        """Connects to `redis://user:password@host:port/number`, `rediss://` for TLS, or `unix:///path`.
+
+        TLS takes `?ssl_ca_certs=/path`, `ssl_certfile` and `ssl_keyfile`. Redis counts as away if a
+        round trip takes longer than `trip_seconds`. Raises `SetupError` for whatever the operator has to
+        correct.
+        """
+        keys = Keys(cluster)
+        return cls(await Link.open(Address(url, password), keys, trip_seconds), keys, rate, burst)
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    @property
+    def trouble(self) -> str:
+        return self._link.trouble
+
+    async def close(self) -> None:
+        await self._link.close()
+
+    async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
+        answer = await self._link.call(
+            "EVAL", BEAT, 1, self._keys.workers, worker.id, ttl, msgspec.json.encode(worker)
+        )
+        return _workers(answer)
+
+    async def workers(self) -> list[Worker]:
+        return _workers(await self._link.call("EVAL", WORKERS, 1, self._keys.workers))
+
+    async def leave(self, worker: str) -> None:
+        try:
+            await self._link.call("HDEL", self._keys.workers, worker)
+        except StateAway:
+            return  # its time runs out
+
+    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+        if not keys:
+            return frozenset()
+        keys = list(keys)
+        try:
+            seen = await self._link.call("EVAL", RECALL, 2, *self._filters(), _digests(keys))
+        except StateAway:
+            return frozenset()
+        return frozenset(keys[number] for number in seen)
+
+    async def remember(self, keys: Collection[Key]) -> None:
+        if not keys:
+            return
+        try:
+            await self._link.call("EVAL", REMEMBER, 1, self._filters()[0], _digests(keys))
+        except StateAway:
+            return
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        try:
+            return await self._lists.of(users)
+        except StateAway:
+            return {}
+
+    async def lease_devices(self, users: Collection[str]) -> int:
+        try:
+            return await self._lists.lease()
+        except StateAway:
+            return 0  # older than everything
+
+    async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
+        if not lists or not lease:
+            return
+        try:
+            await self._lists.fill(lease, lists)
+        except StateAway:
+            return
+
+    async def forget_devices(self, users: Collection[str]) -> None:
+        if not users:
+            return
+        try:
+            await self._lists.forget(users)
+        except StateAway:
+            return
+
+    async def distrust_devices(self) -> None:
+        try:
+            await self._lists.forget_all()
+        except StateAway:
+            return
+
+    async def arrive(self, presence: DevicePresence) -> None:
+        await self._presences.arrive(presence)
+
+    async def update(self, presence: DevicePresence) -> bool:
+        return await self._presences.update(presence)
+
+    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
+        return await self._presences.refresh(devices, now, expires)
+
+    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
+        try:
+            return await self._presences.of(users)
+        except Refusal:
+            return {}  # asked again it would refuse again, and what is to be told would wait for ever
+
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
+        return await self._presences.expired(now, longest)
+
+    async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
+        if not wanted:
+            return {}
+        buckets = [self._keys.bucket(device) for device in wanted]
+        try:
+            taken = await self._link.call(
+                "EVAL", TAKE, len(buckets), *buckets, self._rate, self._full, now, *wanted.values()
+            )
+        except StateAway:
+            return await self._meanwhile.take(wanted, now)
+        return dict(zip(wanted, taken, strict=True))
+
+    def _filters(self) -> tuple[str, str]:
+        return self._keys.seen(int(self._clock() * 1_000))
+
+
+def _digests(keys: Collection[Key]) -> bytes:
+    return b"".join([blake2b("\0".join(key).encode(), digest_size=SEEN_DIGEST).digest() for key in keys])
+
+
+def _workers(answer: list[tuple[bytes, bytes]]) -> list[Worker]:
+    workers = []
+    for id, text in sorted(answer):
+        try:
+            workers.append(_worker(text))
+        except msgspec.MsgspecError:  # of a version that says it otherwise; that it lives is what counts
+            workers.append(Worker(id.decode(errors="replace"), host="", pid=0, started=0))
+    return workers

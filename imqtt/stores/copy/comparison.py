@@ -1,0 +1,200 @@
+"""The proof of a copy: both stores are read again, and compared conversation by conversation by digest."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgspec
+
+from imqtt.errors import ImqttError
+from imqtt.model import Marks
+from imqtt.stores.base import Record
+from imqtt.stores.copy.source import (
+    CONVERSATIONS,
+    FIRST_EVENTS,
+    LANES,
+    ROWS,
+    Progress,
+    Reading,
+    Source,
+    both,
+    names_of,
+    patiently,
+    registrations_of,
+    seq_of,
+    side_by_side,
+)
+
+DIGEST_SIZE = 16
+
+_encode = msgspec.msgpack.Encoder(enc_hook=int).encode  # ids, and the integers of a driver's own
+
+
+class Copied(NamedTuple):
+    """What both stores hold. `added`: events that this run has brought; `digest` is over everything."""
+
+    conversations: int
+    events: int
+    members: int
+    marks: int
+    devices: int
+    added: int
+    digest: str
+
+
+class CopyDiffers(ImqttError):
+    """The target does not hold what the source does. `seq` is 0 where it is not about an event."""
+
+    code = "copy_differs"
+
+    def __init__(self, what: str, conversation: str = "", seq: int = 0) -> None:
+        super().__init__(what)
+        self.conversation = conversation
+        self.seq = seq
+
+
+async def prove(source: Source, target: Source, tell: Callable[[Progress], None], *, live: bool) -> Copied:
+    """Raises `CopyDiffers` at the first difference, in order of conversations.
+
+    A source that is `live` may have more than the target, but nothing else.
+    """
+    whole = blake2b(digest_size=DIGEST_SIZE)
+    copied = Copied(0, 0, 0, 0, 0, 0, "")
+    async for names in both(names_of(source), names_of(target), CONVERSATIONS, str):
+        page = [it for it, ours, theirs in names if _is_expected(it, ours, theirs, live)]
+        logs = await _compare_logs(source, target, page, live)
+        members = await _compare_members(source, target, page, live)
+        marks = await _compare_marks(source, target, page, live)
+        for name in page:
+            whole.update(_encode((name, *logs[name], members.get(name, []), _plain(marks.get(name, [])))))
+        copied = copied._replace(
+            conversations=copied.conversations + len(page),
+            events=copied.events + sum(count for count, _ in logs.values()),
+            members=copied.members + sum(map(len, members.values())),
+            marks=copied.marks + sum(map(len, marks.values())),
+        )
+        tell(Progress("verifying", copied.conversations, copied.events))
+    devices = 0
+    async for rows in both(registrations_of(source), registrations_of(target), ROWS, lambda it: it.device):
+        for device, ours, theirs in rows:
+            # A device that registers anew while it is copied may be either; it does so with each `Hello`.
+            # One that is removed meanwhile may be in the target, where it is removed in its time as well.
+            if not live and ours != theirs:
+                raise CopyDiffers(f"the device {device} is not the same in both stores")
+            if theirs is not None:
+                devices += 1
+                row = (*device, theirs.format, theirs.platform, theirs.max_packet, theirs.seen)
+                whole.update(_encode(row))
+    return copied._replace(devices=devices, digest=whole.hexdigest())
+
+
+def _is_expected(name: str, ours: str | None, theirs: str | None, live: bool) -> bool:
+    """Whether it is to be compared: a conversation that has begun since is not. Raises `CopyDiffers`."""
+    if ours is None:
+        raise CopyDiffers(f"the target has {name}, and the source does not", name)
+    if theirs is None and not live:
+        raise CopyDiffers(f"the source has {name}, and the target does not", name)
+    return theirs is not None
+
+
+async def _compare_logs(
+    source: Source, target: Source, names: Sequence[str], live: bool
+) -> dict[str, tuple[int, bytes]]:
+    """How many events each log has in the target, and their digest."""
+    theirs = await patiently(target.heads, names)
+    ours = await patiently(source.heads, names)
+    digests: dict[str, tuple[bytes, bytes]] = {}
+    waiting = iter(names)
+
+    async def compare() -> None:
+        left, right = Reading(source), Reading(target)
+        for name in waiting:
+            end = seq_of(theirs, name)
+            digests[name] = await asyncio.gather(_digest(left, name, end), _digest(right, name, end))
+
+    await side_by_side(compare() for _ in range(LANES))
+    logs: dict[str, tuple[int, bytes]] = {}
+    for name in names:
+        count, (mine, other) = seq_of(theirs, name), digests[name]
+        if mine != other:
+            seq = await _first_difference(source, target, name)
+            raise CopyDiffers(f"event {seq} of {name} is not the same in both stores", name, seq)
+        if count > seq_of(ours, name) or (not live and count < seq_of(ours, name)):
+            seq = min(count, seq_of(ours, name)) + 1
+            raise CopyDiffers(f"event {seq} of {name} is in one of the stores only", name, seq)
+        logs[name] = count, other
+    return logs
+
+
+async def _digest(reading: Reading, conversation: str, end: int) -> bytes:
+    """Over every row of a log up to seq `end`."""
+    digest = blake2b(digest_size=DIGEST_SIZE)
+    seq = 0
+    while seq < end:
+        records = await reading.after(conversation, seq)
+        if not records:
+            break
+        for record in records:
+            if record.event.seq <= end:
+                digest.update(_row(record))
+        seq = records[-1].event.seq
+    return digest.digest()
+
+
+def _row(record: Record) -> bytes:
+    """All that a store keeps of an event, in a form that no two rows share."""
+    it = record.event
+    return _encode(
+        (
+            it.seq, it.id, it.sender, it.device, it.client_msg_id, it.kind, it.client_time,
+            record.digest, record.body,
+        )
+    )  # fmt: skip
+
+
+async def _first_difference(source: Source, target: Source, conversation: str) -> int:
+    """The first seq at which two logs differ."""
+    seq = 0
+    while True:
+        ours = await source.records_after(conversation, seq, FIRST_EVENTS)
+        theirs = await target.records_after(conversation, seq, FIRST_EVENTS)
+        for mine, other in zip(ours, theirs, strict=False):
+            if _row(mine) != _row(other):
+                return min(mine.event.seq, other.event.seq)
+        if len(ours) != len(theirs) or not ours:
+            return seq + min(len(ours), len(theirs)) + 1
+        seq = ours[-1].event.seq
+
+
+async def _compare_members(
+    source: Source, target: Source, names: Sequence[str], live: bool
+) -> dict[str, list[str]]:
+    theirs = await patiently(target.members, names)
+    ours = await patiently(source.members, names)
+    for name in names:
+        mine, other = set(ours.get(name, ())), set(theirs.get(name, ()))
+        if not other <= mine or (not live and other != mine):
+            user = min(mine ^ other)
+            raise CopyDiffers(f"{user} is a member of {name} in one of the stores only", name)
+    return theirs
+
+
+async def _compare_marks(
+    source: Source, target: Source, names: Sequence[str], live: bool
+) -> dict[str, list[Marks]]:
+    theirs = await patiently(target.marks, names)
+    ours = await patiently(source.marks, names)
+    for name in names:
+        mine = {it.user: (it.delivered, it.read) for it in ours.get(name, ())}
+        other = {it.user: (it.delivered, it.read) for it in theirs.get(name, ())}
+        for user in sorted(mine.keys() | other.keys()):
+            here, there = mine.get(user, (0, 0)), other.get(user, (0, 0))
+            # Marks only grow, so those of a source that is in use may be ahead.
+            if there != here and not (live and there[0] <= here[0] and there[1] <= here[1]):
+                raise CopyDiffers(f"the marks of {user} in {name} are not the same in both stores", name)
+    return theirs
+
+
+def _plain(marks: Iterable[Marks]) -> list[tuple[str, int, int]]:
+    return [(it.user, it.delivered, it.read) for it in marks]

@@ -1,0 +1,310 @@
+"""Reading a MongoDB store, beside servers that write to it or without one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+from imqtt.core.partitions import partition_of
+from imqtt.errors import Unavailable
+from imqtt.model import Device, Event, Head, Id, Marks, Position
+from imqtt.stores.base import Identity, Key, Record, Registration, Stored
+from imqtt.stores.mongo import opening as mongo_opening
+from imqtt.stores.mongo.client import (
+    Client,
+    Database,
+    Document,
+    aggregate,
+    connect,
+    database_name,
+    database_of,
+    disconnect,
+    raise_swallowed_cancellation,
+    reading,
+)
+from imqtt.stores.mongo.documents import (
+    END,
+    META_ID,
+    event_of,
+    marks_of,
+    record_of,
+    registration_of,
+)
+
+# So many lookups in the log are sent as queries of their own, side by side: a few are answered soonest so.
+# More are joined in the server: a query costs its client 300 to 500 us, a row of a join 15. Both seek an
+# index for each row. `$in` on two fields or more would have the server try every combination, and one `$or`
+# of them all be planned clause by clause. No index is named: what a query must not do is read a whole log,
+# and the planner, which tries both indexes at first, stops at the one that ends after a row.
+QUERIES_AT_ONCE = 32
+ROWS_JOINED = 500
+NAMES_AT_ONCE = 1_000  # in one `$in`
+
+_POSITION = {"_id": 0, "s": 1, "i": 1}
+
+T = TypeVar("T")
+
+
+class MongoReader:
+    """The reads of `Store`, all from the primary and of what a majority has."""
+
+    def __init__(self, client: Client, database: Database, identity: Identity) -> None:
+        self._client = client
+        self._database = database
+        self._identity = identity
+        self._events = database.get_collection("events")
+        self._open = True
+
+    @staticmethod
+    async def attach(url: str, *, password: str = "", driver: str = "pymongo") -> "MongoReader":
+        """Opens a store to be read only, whether servers have it open or not; writes nothing.
+
+        Raises `SetupError`, also where there is no store.
+        """
+        name = database_name(url)
+        client = connect(url, password, driver)
+        try:
+            database = database_of(client, name)
+            return MongoReader(client, database, await mongo_opening.inspect(client, database))
+        except BaseException:
+            await disconnect(client)
+            raise
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    async def close(self) -> None:
+        if self._open:
+            self._open = False
+            await disconnect(self._client)
+
+    # --- the log
+
+    async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
+        rows: list[Document] = [self._place(name) for name in dict.fromkeys(conversations)]
+        if len(rows) <= QUERIES_AT_ONCE:
+            found = await self._each(rows, self._head)
+        else:
+            found = await self._joined(rows, _NEWEST)
+        return {row["c"]: _position(document) for row, document in found}
+
+    async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
+        rows = [
+            {**self._place(key.conversation), "u": key.sender, "m": key.client_msg_id}
+            for key in dict.fromkeys(keys)
+        ]
+        if len(rows) <= QUERIES_AT_ONCE:
+            found = await self._each(rows, self._row)
+        else:
+            found = await self._joined(rows, _OF_KEY)
+        return {
+            Key(row["c"], row["u"], row["m"]): Stored(_position(document), document["h"])
+            for row, document in found
+        }
+
+    async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        rows = [{**self._place(name), "s": seq} for name, seq in dict.fromkeys(places) if 0 < seq <= END]
+        if len(rows) <= QUERIES_AT_ONCE:
+            found = await self._each(rows, self._row)
+        else:
+            found = await self._joined(rows, _AT_SEQ)
+        return {(row["c"], row["s"]): document["i"] for row, document in found}
+
+    async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        return [event_of(it) for it in await self._after(conversation, seq, limit)]
+
+    async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        documents = await self._span(conversation, {"$lt": seq or END}, -1, limit)
+        return [event_of(it) for it in reversed(documents)]
+
+    async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
+        if limit <= 0:
+            return []
+        rows = await self._aggregate(
+            "members",
+            [
+                {"$match": {"u": user}},
+                *_NEWEST,
+                {"$match": {"e.i": {"$lt": int(before) or END}}},
+                {"$sort": {"e.i": -1}},
+                {"$limit": limit},
+                {"$project": {"_id": 0, "c": 1, "e": 1}},
+            ],
+        )
+        return [Head(it["c"], it["e"]["s"], Id(it["e"]["i"])) for it in rows]
+
+    # --- members, marks, devices
+
+    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        return await self._names("members", {"u": user}, after, limit)
+
+    async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
+        marks: dict[str, list[Marks]] = {}
+        for names in chunks(conversations, NAMES_AT_ONCE):
+            for it in await self._find("marks", {"c": {"$in": names}}, {"u": 1}):
+                marks.setdefault(it["c"], []).append(marks_of(it))
+        return marks
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        lists: dict[str, list[Registration]] = {user: [] for user in users}
+        for names in chunks(lists, NAMES_AT_ONCE):
+            for it in await self._find("devices", {"u": {"$in": names}}, {"d": 1}):
+                lists[it["u"]].append(registration_of(it))
+        return {user: tuple(registrations) for user, registrations in lists.items()}
+
+    # --- everything, for a copy of the store
+
+    async def conversations(self, after: str, limit: int) -> list[str]:
+        # Every log begins at 1 and stays: its first event is found by one seek for each conversation.
+        in_events = {"p": {"$in": list(range(self._identity.partitions))}, "s": 1}
+        names = await asyncio.gather(
+            self._names("events", in_events, after, limit),
+            self._names("members", {}, after, limit),
+            self._names("marks", {}, after, limit),
+        )
+        return sorted({name for it in names for name in it})[:limit]
+
+    async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
+        return [record_of(it) for it in await self._after(conversation, seq, limit)]
+
+    async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
+        members: dict[str, list[str]] = {}
+        for names in chunks(conversations, NAMES_AT_ONCE):
+            for it in await self._find("members", {"c": {"$in": names}}, {"u": 1}):
+                members.setdefault(it["c"], []).append(it["u"])
+        return members
+
+    async def registrations(self, after: Device, limit: int) -> list[Registration]:
+        follows = {"$or": [{"u": after.user, "d": {"$gt": after.device}}, {"u": {"$gt": after.user}}]}
+        return [registration_of(it) for it in await self._find("devices", follows, {"u": 1, "d": 1}, limit)]
+
+    # --- how it is read
+
+    def _place(self, conversation: str) -> Document:
+        return {"p": partition_of(conversation, self._identity.partitions), "c": conversation}
+
+    async def _head(self, row: Document) -> Document | None:
+        return await self._events.find_one(row, _POSITION, sort={"s": -1})
+
+    async def _row(self, row: Document) -> Document | None:
+        return await self._events.find_one(row, {**_POSITION, "h": 1})
+
+    async def _each(
+        self, rows: Sequence[Document], read: Callable[[Document], Awaitable[Document | None]]
+    ) -> list[tuple[Document, Document]]:
+        """Each row with the document that `read` finds for it, if it finds one."""
+        self._check_open()
+        with reading():
+            documents = await asyncio.gather(*(read(row) for row in rows))
+        return [(row, it) for row, it in zip(rows, documents, strict=True) if it is not None]
+
+    async def _joined(
+        self, rows: Sequence[Document], join: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Document, Document]]:
+        """Each row with the document that `join` finds for it, if it finds one."""
+        found: list[tuple[Document, Document]] = []
+        for chunk in chunks(rows, ROWS_JOINED):
+            # The rows come out of the one document there is in `meta`: `$documents` would make them out of
+            # nothing, but only as an aggregation on the database.
+            numbered = [{**row, "n": number} for number, row in enumerate(chunk)]
+            pipeline: list[Mapping[str, Any]] = [
+                {"$match": {"_id": META_ID}},
+                {"$project": {"_id": 0, "row": {"$literal": numbered}}},
+                {"$unwind": "$row"},
+                {"$replaceWith": "$row"},
+                *join,
+                {"$project": {"n": 1, "e": 1}},
+            ]
+            found += [(chunk[it["n"]], it["e"]) for it in await self._aggregate("meta", pipeline)]
+        return found
+
+    async def _after(self, conversation: str, seq: int, limit: int) -> list[Document]:
+        return await self._span(conversation, {"$gt": min(seq, END)}, 1, limit)
+
+    async def _span(self, conversation: str, seqs: Document, order: int, limit: int) -> list[Document]:
+        place = self._place(conversation)
+        return await self._find("events", {**place, "s": seqs}, {"s": order}, limit)
+
+    async def _names(self, collection: str, among: Document, after: str, limit: int) -> list[str]:
+        """The first `limit` conversations that follow `after` in a collection, each once, in order."""
+        names: list[str] = []
+        while len(names) < limit:
+            following = {**among, "c": {"$gt": after}}
+            rows = await self._find(collection, following, {"c": 1}, limit, fields={"_id": 0, "c": 1})
+            names += dict.fromkeys(it["c"] for it in rows)
+            if len(rows) < limit:
+                break
+            after = names[-1]
+        return names[:limit]
+
+    async def _find(
+        self,
+        collection: str,
+        documents: Document,
+        order: Mapping[str, int],
+        limit: int | None = None,
+        *,
+        fields: Mapping[str, int] | None = None,
+    ) -> list[Document]:
+        self._check_open()
+        if limit is not None and limit <= 0:  # to MongoDB, 0 is no limit
+            return []
+        with reading():
+            cursor = self._database.get_collection(collection).find(
+                documents, fields, sort=list(order.items()), limit=limit or 0
+            )
+            found = await cursor.to_list(None)
+        raise_swallowed_cancellation()
+        return found
+
+    async def _aggregate(self, collection: str, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
+        self._check_open()
+        with reading():
+            return await aggregate(self._database.get_collection(collection), pipeline)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise Unavailable("the store is closed")
+
+
+def _join(local: str, equal: Sequence[str], *then: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Adds to each document, as `e`, the event that has the same `local` field and `equal` fields.
+
+    Equality by `$expr` seeks an index as a plain one does (manual, "$expr", since MongoDB 5.0).
+    """
+    same = [{"$eq": [f"${name}", f"$${name}"]} for name in equal]
+    return [
+        {
+            "$lookup": {
+                "from": "events",
+                "localField": local,
+                "foreignField": local,
+                "let": {name: f"${name}" for name in equal},
+                "pipeline": [
+                    {"$match": {"$expr": {"$and": same}}},
+                    *then,
+                    {"$limit": 1},
+                    {"$project": {**_POSITION, "h": 1}},
+                ],
+                "as": "e",
+            }
+        },
+        {"$unwind": "$e"},
+    ]
+
+
+_NEWEST = _join("c", "p", {"$sort": {"s": -1}})
+_AT_SEQ = _join("c", "ps")
+_OF_KEY = _join("m", "pcu")
+
+
+def _position(document: Document) -> Position:
+    return Position(document["s"], Id(document["i"]))
+
+
+def chunks(values: Iterable[T], size: int) -> Iterable[list[T]]:
+    """Lists of at most `size`."""
+    remaining = iter(values)
+    while chunk := list(islice(remaining, size)):
+        yield chunk

@@ -1,0 +1,282 @@
+"""Reading a SQLite store, beside a server that writes to it or without one."""
+
+import asyncio
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from imqtt.errors import Unavailable
+from imqtt.model import Device, Event, Head, Id, Marks, Position
+from imqtt.stores.base import Identity, Key, Record, Registration, Stored, content_of
+from imqtt.stores.sqlite import file as sqlite_file
+from imqtt.stores.sqlite.errors import is_of_connection, read_error
+
+READERS = 8  # more than a server's reads at once, so that a partition's own do not wait behind logins
+
+_END = (1 << 63) - 1
+
+_HEADS = """
+SELECT c.name, e.seq, e.id
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = wanted.value
+CROSS JOIN events AS e ON e.conversation = c.number
+    AND e.seq = (SELECT max(seq) FROM events WHERE conversation = c.number)
+"""
+
+_FIND = """
+SELECT wanted.key, e.seq, e.id, e.digest
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = json_extract(wanted.value, '$[0]')
+CROSS JOIN events AS e ON e.conversation = c.number
+    AND e.sender = json_extract(wanted.value, '$[1]')
+    AND e.client_msg_id = json_extract(wanted.value, '$[2]')
+"""
+
+_IDS_AT = """
+SELECT wanted.key, e.id
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = json_extract(wanted.value, '$[0]')
+CROSS JOIN events AS e ON e.conversation = c.number AND e.seq = json_extract(wanted.value, '$[1]')
+"""
+
+_EVENT = """
+SELECT e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time
+FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number
+"""
+_EVENTS_AFTER = f"{_EVENT} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
+_EVENTS_BEFORE = f"{_EVENT} WHERE c.name = ? AND e.seq < ? ORDER BY e.seq DESC LIMIT ?"
+
+_HEADS_OF = """
+SELECT c.name, newest.seq, newest.id
+FROM (
+    SELECT e.conversation, e.seq, e.id
+    FROM members AS m
+    CROSS JOIN events AS e ON e.conversation = m.conversation
+        AND e.seq = (SELECT max(seq) FROM events WHERE conversation = m.conversation)
+    WHERE m.user = ? AND e.id < ?
+    ORDER BY e.id DESC LIMIT ?
+) AS newest
+CROSS JOIN conversations AS c ON c.number = newest.conversation
+ORDER BY newest.id DESC
+"""
+
+_MARKS = """
+SELECT c.name, m.user, m.delivered, m.read
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = wanted.value
+CROSS JOIN marks AS m ON m.conversation = c.number
+ORDER BY m.user
+"""
+
+# `{seen}` is the column, or 0 in a store that no server has opened since imqtt 0.1: see `_devices`.
+_DEVICES = """
+SELECT d.user, d.device, d.format, d.platform, d.max_packet, {seen}
+FROM json_each(?) AS wanted CROSS JOIN devices AS d ON d.user = wanted.value
+ORDER BY d.device
+"""
+
+_CONVERSATIONS_OF = """
+SELECT c.name
+FROM members AS m CROSS JOIN conversations AS c ON c.number = m.conversation
+WHERE m.user = ? AND m.conversation > coalesce((SELECT number FROM conversations WHERE name = ?), 0)
+ORDER BY m.conversation LIMIT ?
+"""
+
+_CONVERSATIONS = "SELECT name FROM conversations WHERE name > ? ORDER BY name LIMIT ?"
+
+_RECORDS_AFTER = """
+SELECT e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time, e.digest
+FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number
+WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?
+"""
+
+_MEMBERS = """
+SELECT c.name, m.user
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = wanted.value
+CROSS JOIN members AS m ON m.conversation = c.number
+ORDER BY m.user
+"""
+
+_REGISTRATIONS = """
+SELECT d.user, d.device, d.format, d.platform, d.max_packet, {seen} FROM devices AS d
+WHERE (d.user, d.device) > (?, ?) ORDER BY d.user, d.device LIMIT ?
+"""
+
+_encode = msgspec.json.encode
+
+T = TypeVar("T")
+
+
+class SqliteReader:
+    """The reads of `Store`, each in a thread of a small pool with its own connection.
+
+    In WAL mode they never wait for the writer, and see everything that was committed before they began.
+    """
+
+    def __init__(self, path: Path, identity: Identity, readers: int = READERS) -> None:
+        self._path = path
+        self._identity = identity
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="imqtt-sqlite-reader")
+        self._local = threading.local()
+        self._connections: set[sqlite3.Connection] = set()
+        self._reading = True
+
+    @staticmethod
+    async def attach(path: Path) -> "SqliteReader":
+        """Opens a store to be read only, whether a server has it open or not. Raises `SetupError`."""
+        path = await asyncio.to_thread(path.resolve)
+        return SqliteReader(path, await asyncio.to_thread(sqlite_file.inspect, path))
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    async def close(self) -> None:
+        """Waits for reads that have begun."""
+        self._reading = False
+        await asyncio.to_thread(self._pool.shutdown)
+        while self._connections:
+            self._connections.pop().close()
+
+    async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
+        if not conversations:
+            return {}
+        rows = await self._rows(_HEADS, _json(conversations))
+        return {name: Position(seq, Id(number)) for name, seq, number in rows}
+
+    async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
+        if not keys:
+            return {}
+        keys = list(keys)
+        rows = await self._rows(_FIND, _json(keys))
+        return {keys[place]: Stored(Position(seq, Id(number)), digest) for place, seq, number, digest in rows}
+
+    async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        if not places:
+            return {}
+        places = list(places)
+        rows = await self._rows(_IDS_AT, _json(places))
+        return {places[place]: number for place, number in rows}
+
+    async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        return await self._read(lambda it: _events(it, _EVENTS_AFTER, conversation, seq, limit))
+
+    async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        before = seq or _END
+        events = await self._read(lambda it: _events(it, _EVENTS_BEFORE, conversation, before, limit))
+        events.reverse()
+        return events
+
+    async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
+        rows = await self._rows(_HEADS_OF, user, int(before) or _END, limit)
+        return [Head(name, seq, Id(number)) for name, seq, number in rows]
+
+    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        return [name for (name,) in await self._rows(_CONVERSATIONS_OF, user, after, limit)]
+
+    async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
+        if not conversations:
+            return {}
+        marks: dict[str, list[Marks]] = {}
+        for name, user, delivered, read in await self._rows(_MARKS, _json(conversations)):
+            marks.setdefault(name, []).append(Marks(name, user, delivered, read))
+        return marks
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        if not users:
+            return {}
+        lists: dict[str, list[Registration]] = {user: [] for user in users}
+        for user, device, *rest in await self._read(lambda it: _devices(it, _DEVICES, _json(users))):
+            lists[user].append(Registration(Device(user, device), *rest))
+        return {user: tuple(registrations) for user, registrations in lists.items()}
+
+    # --- everything, for a copy of the store
+
+    async def conversations(self, after: str, limit: int) -> list[str]:
+        # Whatever gives a conversation its number writes an event, member or mark in the same transaction.
+        return [name for (name,) in await self._rows(_CONVERSATIONS, after, limit)]
+
+    async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
+        return await self._read(lambda it: _records(it, conversation, seq, limit))
+
+    async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
+        if not conversations:
+            return {}
+        members: dict[str, list[str]] = {}
+        for name, user in await self._rows(_MEMBERS, _json(conversations)):
+            members.setdefault(name, []).append(user)
+        return members
+
+    async def registrations(self, after: Device, limit: int) -> list[Registration]:
+        rows = await self._read(lambda it: _devices(it, _REGISTRATIONS, *after, limit))
+        return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
+
+    # --- in the pool
+
+    async def _rows(self, sql: str, *parameters: object) -> list[Any]:
+        return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        if not self._reading:
+            raise Unavailable("the store is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._carry_out, read)
+
+    def _carry_out(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        try:
+            if connection is None:
+                connection = self._local.connection = sqlite_file.connect_to_read(self._path)
+                self._connections.add(connection)
+            return read(connection)
+        except sqlite3.Error as error:
+            if connection is not None and is_of_connection(error):
+                self._local.connection = None
+                self._connections.discard(connection)
+                connection.close()
+            raise read_error(error, self._path) from error
+
+
+def _events(connection: sqlite3.Connection, sql: str, conversation: str, seq: int, limit: int) -> list[Event]:
+    # All rows first: a statement that is left halfway would keep the log from being reset.
+    rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
+    return [_event(conversation, row) for row in rows]
+
+
+def _devices(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Any]:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    seen = "d.seen" if version > sqlite_file.OLDEST_SCHEMA else "0"
+    return connection.execute(sql.format(seen=seen), parameters).fetchall()
+
+
+def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit: int) -> list[Record]:
+    rows = connection.execute(_RECORDS_AFTER, (conversation, seq, limit)).fetchall()
+    return [Record(_event(conversation, row), (row[5] or "").encode(), row[8]) for row in rows]
+
+
+def _event(conversation: str, row: Sequence[Any]) -> Event:
+    """`row` has the columns of `_EVENT`, and may have more."""
+    seq, number, sender, device, client_msg_id, content, kind, client_time = row[:8]
+    event_id = Id(number)
+    return Event(
+        conversation=conversation,
+        seq=seq,
+        id=event_id,
+        time=event_id.time,
+        sender=sender,
+        device=device,
+        client_msg_id=client_msg_id,
+        content=content_of(content),
+        kind=sys.intern(kind),
+        client_time=client_time,
+    )
+
+
+def _json(values: Collection[object]) -> str:
+    return _encode(list(values)).decode()

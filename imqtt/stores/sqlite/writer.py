@@ -1,0 +1,178 @@
+"""The connection that writes, and its group commit.
+
+Writes that are submitted within one iteration of the event loop share a transaction: a commit in full sync
+costs some 200 us however many rows it has. What comes while the disk is busy waits in the sockets, and
+shares the next one.
+
+It writes on the event loop's own thread, which waits for the disk meanwhile. A thread beside it was tried:
+each of a commit's statements gives up Python's global lock, and a loop that is busy gives it back only
+after up to 5 ms, several times a commit. And while the loop waits for the disk there is little that it
+could do: what it decides next rests on the commit.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imqtt.errors import Unavailable
+from imqtt.stores.base import AppendConflict, Record
+from imqtt.stores.sqlite import file as sqlite_file
+from imqtt.stores.sqlite.checkpoint import Checkpointer
+from imqtt.stores.sqlite.errors import is_of_all, is_of_connection, write_error
+from imqtt.stores.sqlite.tables import Tables
+
+BUSY_MILLISECONDS = 20  # for another program that writes; whoever submitted tries again, and the loop goes on
+
+
+class Request(NamedTuple):
+    """One caller's write: records to append, or else something to do in a transaction."""
+
+    future: asyncio.Future[Any]
+    records: Sequence[Record] | None
+    write: Callable[[Tables], Any] | None
+
+    def carry_out(self, tables: Tables) -> Any:
+        if self.records is not None:
+            return tables.put_events(self.records)
+        assert self.write is not None  # noqa: S101 - one of the two is there
+        return self.write(tables)
+
+
+Outcome = tuple[Any, Exception | None]  # a result, or the error to raise
+
+
+class Writer:
+    """Owns the one connection that writes. Belongs to the event loop that it was made on."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._path = path
+        self._tables: Tables | None = Tables(_impatient(connection))
+        self._loop = asyncio.get_running_loop()
+        self._submitted: list[Request] = []
+        self._checkpointer = Checkpointer(path)
+        self._closed = False
+
+    def append(self, records: Sequence[Record]) -> asyncio.Future[None]:
+        """The future fails with `AppendConflict` where a seq or key is taken."""
+        return self._submit(records, None)
+
+    def submit(self, write: Callable[[Tables], Any]) -> asyncio.Future[Any]:
+        """Has `write` carried out in a transaction, in order of submission. It may be called twice."""
+        return self._submit(None, write)
+
+    def close(self) -> None:
+        """Commits what was submitted, and brings the log into the database."""
+        if self._closed:
+            return
+        self._flush()
+        self._closed = True
+        self._checkpointer.stop()
+        if self._tables is not None:
+            self._checkpointer.checkpoint(self._tables.connection, "TRUNCATE")
+        self._disconnect()
+
+    def _submit(
+        self, records: Sequence[Record] | None, write: Callable[[Tables], Any] | None
+    ) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(Unavailable("the store is closed"))
+            return future
+        if not self._submitted:
+            # Behind everything that is ready to run now, and may submit as well.
+            self._loop.call_soon(self._flush)
+        self._submitted.append(Request(future, records, write))
+        return future
+
+    def _flush(self) -> None:
+        requests, self._submitted = self._submitted, []
+        if not requests:
+            return
+        for request, (result, error) in zip(requests, self._commit(requests), strict=True):
+            if request.future.done():
+                continue  # its caller was cancelled; what it wrote stands
+            if error is None:
+                request.future.set_result(result)
+            else:
+                request.future.set_exception(error)
+        self._checkpointer.committed()
+        if self._checkpointer.due and self._tables is not None:
+            self._checkpointer.checkpoint(self._tables.connection)
+
+    def _commit(self, requests: Sequence[Request]) -> list[Outcome]:
+        """One outcome for each request, in order. Never raises, and leaves no transaction open."""
+        try:
+            tables = self._connect()
+            try:
+                return self._together(tables, requests)
+            except Exception as error:
+                self._roll_back(tables)
+                if is_of_all(error):
+                    raise
+                return self._one_by_one(tables, requests)
+        except Exception as error:  # noqa: BLE001 - each caller is told
+            if self._tables is not None:
+                self._roll_back(self._tables)
+                if is_of_connection(error):
+                    self._disconnect()
+            failure = write_error(error, self._path)
+            failure.__cause__ = error
+            return [(None, failure)] * len(requests)
+
+    def _together(self, tables: Tables, requests: Sequence[Request]) -> list[Outcome]:
+        """All in one transaction, and all records in one insert. Raises if any of it fails."""
+        tables.connection.execute("BEGIN IMMEDIATE")
+        tables.put_events([record for it in requests if it.records is not None for record in it.records])
+        results = [None if it.records is not None else it.carry_out(tables) for it in requests]
+        tables.connection.execute("COMMIT")
+        return [(result, None) for result in results]
+
+    def _one_by_one(self, tables: Tables, requests: Sequence[Request]) -> list[Outcome]:
+        """All in one transaction, but what one request fails with costs nobody else."""
+        connection = tables.connection
+        connection.execute("BEGIN IMMEDIATE")
+        outcomes: list[Outcome] = []
+        for request in requests:
+            connection.execute("SAVEPOINT request")
+            try:
+                outcomes.append((request.carry_out(tables), None))
+            except Exception as error:
+                if is_of_all(error):
+                    raise
+                connection.execute("ROLLBACK TO request")
+                tables.forget()
+                taken = request.records is not None and isinstance(error, sqlite3.IntegrityError)
+                failure = AppendConflict(0) if taken else write_error(error, self._path)
+                failure.__cause__ = error
+                outcomes.append((None, failure))
+            connection.execute("RELEASE request")
+        connection.execute("COMMIT")
+        return outcomes
+
+    def _connect(self) -> Tables:
+        if self._tables is None:
+            self._tables = Tables(_impatient(sqlite_file.connect_to_write(self._path)))
+        return self._tables
+
+    def _disconnect(self) -> None:
+        if self._tables is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._tables.connection.close()
+            self._tables = None
+
+    def _roll_back(self, tables: Tables) -> None:
+        tables.forget()
+        # SQLite has rolled back by itself after some errors, such as a full disk.
+        if tables.connection.in_transaction:
+            try:
+                tables.connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                self._disconnect()
+
+
+def _impatient(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+    return connection

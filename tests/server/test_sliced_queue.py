@@ -1,0 +1,106 @@
+"""Work by keys that take turns."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from imqtt.errors import StoreUnreachable
+from imqtt.server.sliced_queue import SlicedQueue
+from tests.services import eventually
+
+
+class Worker:
+    """Does three slices of each key. `then` is called before each slice."""
+
+    def __init__(self) -> None:
+        self.queue = SlicedQueue[str]("testing", self._do)
+        self.done: list[str] = []
+        self.fail = 0
+        self.put: dict[str, str] = {}  # keys that are put while this slice is done
+
+    async def _do(self, key: str, after: str) -> str:
+        number = int(after or "0") + 1
+        if self.fail:
+            self.fail -= 1
+            raise StoreUnreachable("not now")
+        self.done.append(f"{key}{number}")
+        if (other := self.put.pop(self.done[-1], None)) is not None:
+            self.queue.put(other)
+        return "" if number == 3 else str(number)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.queue.run())
+        yield
+        await eventually(lambda: self.queue.idle)
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_keys_take_turns() -> None:
+    worker = Worker()
+    for key in "abb":
+        worker.queue.put(key)
+    async with worker.working():
+        pass
+    assert worker.done == ["a1", "b1", "a2", "b2", "a3", "b3"]
+
+
+async def test_what_is_put_again_is_begun_again_after_its_last_slice() -> None:
+    for when in ("a1", "a2", "a3"):
+        worker = Worker()
+        worker.put[when] = "a"
+        worker.queue.put("a")
+        async with worker.working():
+            pass
+        assert worker.done == ["a1", "a2", "a3", "a1", "a2", "a3"]
+
+
+async def test_a_slice_that_fails_is_done_again_before_all_others() -> None:
+    worker = Worker()
+    worker.fail = 1
+    worker.put["a1"] = "c"
+    for key in "ab":
+        worker.queue.put(key)
+    async with worker.working():
+        pass
+    assert worker.done == ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]
+
+
+async def test_a_mistake_costs_its_own_key_alone() -> None:
+    done: list[str] = []
+
+    async def do(key: str, _: str) -> str:
+        if key == "bad":
+            raise ValueError(key)
+        done.append(key)
+        return ""
+
+    queue = SlicedQueue[str]("testing", do)
+    queue.put("bad")
+    queue.put("good")
+    task = asyncio.create_task(queue.run())
+    await eventually(lambda: queue.idle)
+    task.cancel()
+    assert done == ["good"]
+
+
+async def test_what_is_put_again_before_a_mistake_is_begun_again() -> None:
+    done: list[str] = []
+
+    async def do(key: str, after: str) -> str:
+        done.append(key + after)
+        if done == ["a"]:
+            queue.put("b")  # takes its turn between the slices of `a`
+        elif key == "b":
+            queue.put("a")
+        elif done == ["a", "b", "a1"]:
+            raise ValueError(key)
+        return "1" if not after and key == "a" else ""
+
+    queue = SlicedQueue[str]("testing", do)
+    queue.put("a")
+    task = asyncio.create_task(queue.run())
+    await eventually(lambda: queue.idle)
+    task.cancel()
+    assert done == ["a", "b", "a1", "a", "a1"]

@@ -1,0 +1,170 @@
+"""What a run came to, and the table in which that is printed."""
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from tests.verification.checker.check import Kind, Verdict
+
+COLUMNS = {Kind.LOST: "lost", Kind.DOUBLED: "doubled", Kind.DISORDER: "out of order", Kind.HOLE: "holes"}
+SHOWN = 20  # findings of a run, at most
+
+
+class Recovery(msgspec.Struct, frozen=True):
+    """Seconds from when healing began until every device was answered, after faults of these kinds."""
+
+    kinds: list[str]
+    seconds: float
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. `fired` and `not_fired`: one for each fault, in the order in which they were fired.
+
+    `again` is the command that repeats it. `failures`: what went wrong beside the history, such as a worker
+    that ended by itself.
+    """
+
+    stack: str
+    seed: int
+    rounds: int
+    seconds: float
+    directory: str
+    again: str
+    fired: list[str]
+    not_fired: list[str]
+    left_out: list[str]
+    recoveries: list[Recovery]
+    failures: list[str]
+    sent: int = 0
+    accepted: int = 0
+    stored: int = 0
+    findings: list[tuple[str, str, str]] = []
+    differing: int = 0
+    unseen: list[str] = []
+
+    @property
+    def valid(self) -> bool:
+        """Whether it proves anything: all that was planned has happened, and everybody was asked."""
+        return bool(self.fired) and not self.not_fired and not self.unseen and self.accepted > 0
+
+    @property
+    def ok(self) -> bool:
+        return self.valid and not self.findings and not self.differing and not self.failures
+
+    def count(self, kind: str) -> int:
+        return sum(it[0] == kind for it in self.findings)
+
+    @property
+    def others(self) -> int:
+        """Findings that have no column of their own."""
+        return len(self.findings) - sum(map(self.count, COLUMNS))
+
+
+def judged(outcome: Outcome, verdict: Verdict) -> Outcome:
+    """The run, with what its history says."""
+    return msgspec.structs.replace(
+        outcome,
+        sent=verdict.sent,
+        accepted=verdict.accepted,
+        stored=verdict.stored,
+        findings=[(str(it.kind), it.conversation, it.what) for it in verdict.findings],
+        differing=len(verdict.differing),
+        unseen=sorted(verdict.unseen),
+    )
+
+
+def show(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Prints the table of all runs, of faults by kind, and whatever is wrong."""
+    console.print(_verdicts(outcomes))
+    console.print(_faults(outcomes))
+    for it in outcomes:
+        _show_trouble(it, console)
+
+
+def _verdicts(outcomes: Sequence[Outcome]) -> Table:
+    table = Table(title="Chaos: what the recorded histories say")
+    for name in ("stack", "runs", "seconds", "faults fired", "sent", "accepted", *COLUMNS.values()):
+        table.add_column(name, justify="left" if name == "stack" else "right")
+    for name in ("differ", "other findings", "recovery p50", "max", "verdict"):
+        table.add_column(name, justify="right")
+    stacks = list(dict.fromkeys(it.stack for it in outcomes))
+    for stack in stacks:
+        _add_row(table, stack, [it for it in outcomes if it.stack == stack])
+    if len(stacks) > 1:
+        table.add_section()
+        _add_row(table, "in all", outcomes)
+    return table
+
+
+def _add_row(table: Table, name: str, runs: Sequence[Outcome]) -> None:
+    times = [recovery.seconds for it in runs for recovery in it.recoveries]
+    table.add_row(
+        name,
+        str(len(runs)),
+        f"{sum(it.seconds for it in runs):.0f}",
+        str(sum(len(it.fired) for it in runs)),
+        f"{sum(it.sent for it in runs):,}",
+        f"{sum(it.accepted for it in runs):,}",
+        *(_count(sum(it.count(kind) for it in runs)) for kind in COLUMNS),
+        _count(sum(it.differing for it in runs)),
+        _count(sum(it.others for it in runs)),
+        *_times(times),
+        verdict(runs),
+    )
+
+
+def verdict(runs: Sequence[Outcome]) -> str:
+    """In a word, with its colour."""
+    if all(it.ok for it in runs):
+        return "[green]ok[/]"
+    if all(it.ok or not it.valid for it in runs) and not any(it.findings or it.failures for it in runs):
+        return "[yellow]invalid[/]"
+    return "[red]failed[/]"
+
+
+def _faults(outcomes: Sequence[Outcome]) -> Table:
+    table = Table(title="Faults, and seconds until every device was answered again")
+    stacks = list(dict.fromkeys(it.stack for it in outcomes))
+    for name in ("fault", *(f"fired on {stack}" for stack in stacks), "recovery p50", "max"):
+        table.add_column(name, justify="left" if name == "fault" else "right")
+    fired = {
+        stack: Counter(kind for it in outcomes if it.stack == stack for kind in it.fired) for stack in stacks
+    }
+    for kind in sorted({kind for counts in fired.values() for kind in counts}):
+        times = [it.seconds for run in outcomes for it in run.recoveries if kind in it.kinds]
+        table.add_row(kind, *(str(fired[stack][kind] or "-") for stack in stacks), *_times(times))
+    return table
+
+
+def _times(times: Sequence[float]) -> tuple[str, str]:
+    return (f"{median(times):.1f}", f"{max(times):.1f}") if times else ("-", "-")
+
+
+def _count(number: int) -> str:
+    return f"[red]{number}[/]" if number else "0"
+
+
+def _show_trouble(it: Outcome, console: Console) -> None:
+    def say(what: str, style: str = "") -> None:
+        text = f"{it.stack}, seed {it.seed}: {what}"
+        # What processes have said may look like markup.
+        console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+    for kind in it.left_out:
+        say(f"{kind} is left out: nothing may be mounted here")
+    for why in it.not_fired:
+        say(f"INVALID, a planned fault did not fire: {why}", "yellow")
+    if it.unseen:
+        say(f"INVALID, no fresh device of {', '.join(it.unseen)} was heard", "yellow")
+    for failure in it.failures:
+        say(failure, "red")
+    for kind, conversation, what in it.findings[:SHOWN]:
+        say(f"{kind}: {conversation}: {what}", "red")
+    if len(it.findings) > SHOWN:
+        say(f"and {len(it.findings) - SHOWN} more findings", "red")
+    if not it.ok:
+        say(f"everything is in {it.directory}; again: {it.again}")

@@ -1,0 +1,80 @@
+"""Somebody else who takes a server's session."""
+
+import asyncio
+import contextlib
+from collections.abc import Collection
+from typing import ClassVar
+
+from imqtt.broker.errors import LinkError
+from imqtt.broker.link import Link, Settings, connect
+from imqtt.server.app import SESSION_EXPIRY
+from tests.verification.chaos.faults import WORKERS, WORKERS_WAYS, Fault, Shape, shows
+
+TAKES = 4  # how often; each further time has the server wait twice as long
+CLEAN = "clean rival"
+
+
+class Rival(Fault):
+    """`rival`: takes a partition's session, and what comes for it, and acks nothing; again when cut off.
+
+    `clean rival`: as well, and with `clean_start`, so that what the session held is gone, as are its
+    subscriptions. Healed by the rival's going away.
+    """
+
+    forgets: ClassVar[Collection[str]] = (CLEAN,)
+    hold: ClassVar[float] = 1.0
+
+    @classmethod
+    def targets(cls, kind: str, shape: Shape) -> Collection[str]:
+        return [f"session {it}" for it in shape.sessions]
+
+    @classmethod
+    def breaks(cls, kind: str, target: str) -> set[str]:
+        return {target}
+
+    @classmethod
+    def needs(cls, kind: str, target: str) -> set[str]:
+        return {"broker", WORKERS, WORKERS_WAYS}  # somebody has the session
+
+    async def fire(self) -> str:
+        broker = self.stack.broker
+        client = f"imqtt-server-{self.target.split()[1]}"
+        self._client = client
+        self.taken = 0  # commands
+        since = broker.said
+        self._task = asyncio.create_task(self._compete(), name=f"rival-{client}")
+        try:
+            await shows(
+                lambda: broker.tells_of_takeover(client, since),
+                f"a rival having taken {client}'s connection",
+            )
+        except AssertionError:
+            await self.heal()
+            raise
+        return f"{client}'s connection was taken"
+
+    async def heal(self) -> str:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        return f"{self.taken} commands read and not acked"
+
+    async def _compete(self) -> None:
+        clean = self.kind == CLEAN
+        settings = Settings(
+            **self.stack.internal(),  # type: ignore[arg-type]  # names are Settings' own
+            client_id=self._client,
+            clean_start=clean,
+            session_expiry=0 if clean else SESSION_EXPIRY,
+        )
+        for _ in range(TAKES):
+            link: Link | None = None
+            try:
+                link = await connect(settings)
+                while True:
+                    self.taken += len(await link.receive(100))
+            except (LinkError, OSError, TimeoutError):
+                await asyncio.sleep(self.chance.uniform(0.05, 0.5))
+            finally:
+                if link is not None:
+                    link.abort()

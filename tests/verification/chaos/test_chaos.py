@@ -1,0 +1,177 @@
+"""Short runs on both stacks, and a harness that does not believe a run in which nothing happened."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from _pytest.mark import ParameterSet
+from msgspec.structs import replace
+from rich.console import Console
+
+from tests.verification.chaos import runner
+from tests.verification.chaos.plan import Plan, Planned, Round
+from tests.verification.chaos.report import Outcome, Recovery, judged, show
+from tests.verification.chaos.runner import judge, run, shape
+
+SDK, PLAIN = ("alice@phone", "bob@laptop"), ("dave@plain",)
+
+# Cheap ones: what has devices wait for long is for `make chaos`.
+Faults = tuple[tuple[str, str], ...]
+ROUNDS: dict[str, tuple[Faults, ...]] = {
+    "sqlite": (
+        (("kill worker", "worker-1"), ("pause device", "bob@laptop")),
+        (("swallow worker-broker", "worker-1>broker"), ("kill device", "alice@phone")),
+        (("restore backup", "store"), ("swallow device-broker", "alice@phone>broker")),
+        (("wipe broker", "broker"),),
+    ),
+    "scale": (
+        (("kill worker", "worker-1"), ("flush redis", "redis"), ("kill device", "bob@laptop")),
+        (("swallow worker-store", "worker-2>store"), ("stall worker-redis", "worker-1>redis")),
+        (("restore backup", "store"),),
+        (("kill broker", "broker"), ("kill store", "store")),
+    ),
+}
+
+
+def planned(stack: str, *rounds: Faults, keep: bool = True) -> Plan:
+    there = shape(stack, disks=False, sdk=SDK, plain=PLAIN, workers=2 if stack == "scale" else 1)
+    return Plan(
+        7,
+        there,
+        tuple(
+            Round(tuple(Planned(*it, 0.1 * place) for place, it in enumerate(them)), 0.7, keep and not number)
+            for number, them in enumerate(rounds)
+        ),
+    )
+
+
+def printed(*outcomes: Outcome) -> str:
+    console = Console(file=io.StringIO(), width=240)
+    show(outcomes, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of a table's row."""
+    line = next(it for it in text.splitlines() if it.startswith(f"│ {name} "))
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+@pytest.fixture(autouse=True)
+def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices that say much in a short time."""
+    monkeypatch.setattr(runner, "RATE", 12.0)
+
+
+def rounds(stack: str, few: Sequence[int]) -> list[ParameterSet]:
+    """Some of a stack's rounds, and for `make verify` all of them."""
+    return [
+        pytest.param([ROUNDS[stack][it] for it in few], id=f"{len(few)} rounds"),
+        pytest.param(ROUNDS[stack], id="all rounds", marks=pytest.mark.verify),
+    ]
+
+
+@pytest.mark.parametrize("rounds", rounds("sqlite", (0, 2)))
+async def test_nothing_is_lost_on_sqlite_and_a_planted_loss_is_found(
+    tmp_path: Path, rounds: Sequence[Faults]
+) -> None:
+    plan = planned("sqlite", *rounds)
+    outcome = await run(plan, tmp_path)
+    assert outcome.ok, printed(outcome)
+    assert set(outcome.fired) == plan.kinds
+    assert len(outcome.recoveries) == len(plan.rounds)
+    assert outcome.accepted > 100
+    assert row(printed(outcome), "sqlite")[6:12] == ["0"] * 6
+    assert row(printed(outcome), "sqlite")[-1] == "ok"
+
+    # As if the store had lost its last event of a conversation.
+    harness = tmp_path / "histories" / "harness.jsonl"
+    lines = [json.loads(line) for line in harness.read_text().splitlines()]
+    victim = next(line for line in reversed(lines) if line["type"] == "stored" and line["rows"])
+    victim["rows"].pop()
+    harness.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = judged(outcome, judge(tmp_path / "histories"))
+    assert not found.ok
+    said = printed(found)
+    assert int(row(said, "sqlite")[6]) > 0  # lost
+    assert int(row(said, "sqlite")[10]) > 0  # conversations that differ
+    assert row(said, "sqlite")[-1] == "failed"
+    assert str(tmp_path) in said
+
+
+@pytest.mark.parametrize("rounds", rounds("scale", (0, 3)))
+async def test_nothing_is_lost_on_mongodb_redis_and_several_workers(
+    tmp_path: Path, rounds: Sequence[Faults]
+) -> None:
+    plan = planned("scale", *rounds)
+    outcome = await run(plan, tmp_path)
+    assert outcome.ok, printed(outcome)
+    assert set(outcome.fired) == plan.kinds
+    assert outcome.accepted > 100
+
+
+@pytest.mark.verify
+async def test_a_run_whose_fault_did_not_fire_is_invalid(tmp_path: Path) -> None:
+    # There is no old state that the broker could come back with.
+    outcome = await run(planned("sqlite", (("old broker", "broker"),), keep=False), tmp_path)
+    assert not outcome.findings
+    assert not outcome.failures
+    assert not outcome.valid
+    assert not outcome.ok
+    said = printed(outcome)
+    assert row(said, "sqlite")[-1] == "invalid"
+    assert "did not fire: old broker (broker): there is no old state" in said
+
+
+# --- the table
+
+GOOD = Outcome(
+    stack="sqlite",
+    seed=1,
+    rounds=2,
+    seconds=3.0,
+    directory="/kept/here",
+    again="again",
+    fired=["kill worker"],
+    not_fired=[],
+    left_out=[],
+    recoveries=[Recovery(["kill worker"], 1.5)],
+    failures=[],
+    sent=9,
+    accepted=8,
+)
+
+
+def test_the_table_counts_each_kind_of_finding_and_adds_up_the_stacks() -> None:
+    kinds = ("lost", "doubled", "doubled", "out of order", "hole", "hole", "hole", "phantom", "differs")
+    bad = replace(GOOD, stack="scale", findings=[(kind, "u:a", "what") for kind in kinds], differing=4)
+    said = printed(GOOD, bad)
+    assert row(said, "sqlite")[3:] == ["1", "9", "8", "0", "0", "0", "0", "0", "0", "1.5", "1.5", "ok"]
+    assert row(said, "scale")[6:12] == ["1", "2", "1", "3", "4", "2"]
+    assert row(said, "in all")[3:12] == ["2", "18", "16", "1", "2", "1", "3", "4", "2"]
+    assert row(said, "in all")[-1] == "failed"
+    assert row(said, "kill worker") == ["kill worker", "1", "1", "1.5", "1.5"]
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        replace(GOOD, fired=[]),
+        replace(GOOD, not_fired=["kill broker: why"]),
+        replace(GOOD, unseen=["alice"]),
+        replace(GOOD, accepted=0),
+    ],
+)
+def test_a_run_that_proves_nothing_is_invalid(missing: Outcome) -> None:
+    assert not missing.ok
+    assert row(printed(missing), "sqlite")[-1] == "invalid"
+
+
+def test_a_part_that_ended_by_itself_fails_a_run_though_its_history_is_clean() -> None:
+    ended = replace(GOOD, failures=["worker-1 ended by itself"])
+    assert not ended.ok
+    assert "worker-1 ended by itself" in printed(ended)
+    assert row(printed(ended), "sqlite")[-1] == "failed"

@@ -1,0 +1,248 @@
+"""Real devices on a real broker and server: what they write down is whole, and says what happened."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from imqtt.mosquitto.broker import Mosquitto
+from tests.server.conftest import stack as stack
+from tests.services import WITHIN, ServerProcess, eventually
+from tests.verification.chaos.devices import DeviceEnded, DeviceProcess, Plan, fresh, fresh_history, settle
+from tests.verification.chaos.truth import stored
+from tests.verification.checker.check import check
+from tests.verification.checker.history import (
+    Begun,
+    Held,
+    Info,
+    Invoke,
+    Line,
+    Marked,
+    Ok,
+    Restored,
+    Row,
+    Seen,
+    Start,
+    Stored,
+    Taken,
+    merge,
+    now,
+    read,
+)
+
+TALK = "d:alice:bob"
+Make = Callable[..., DeviceProcess]
+
+
+@pytest.fixture
+async def device(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Make]:
+    """`device("alice@phone")`: not started yet. Its process ends with the test."""
+    made: list[DeviceProcess] = []
+
+    def make(name: str, **fields: object) -> DeviceProcess:
+        user, device = name.split("@")
+        given = {
+            "user": user, "device": device, "password": broker.passwords.add(name),
+            "brokers": (f"{broker.host}:{broker.port}",), "history": str(tmp_path / f"{user}-{device}.jsonl"),
+            "conversations": (TALK, f"u:{user}"), "rate": 20.0, "seed": 1,
+            "store": str(tmp_path / f"{user}-{device}.db"), "timing": {"sync": 1.0}, "marks": 5.0, **fields,
+        }  # fmt: skip
+        made.append(DeviceProcess(Plan(**given)))  # type: ignore[arg-type]  # names are Plan's own
+        return made[-1]
+
+    yield make
+    for it in made:
+        await it.kill()
+
+
+def lines_of(device: DeviceProcess) -> list[Line]:
+    return list(read(Path(device.plan.history)))
+
+
+async def all_accepted(device: DeviceProcess, more: int) -> None:
+    wanted = device.progress.accepted + more
+    await eventually(lambda: device.progress.accepted >= wanted, what=f"answers to {device}")
+
+
+async def test_what_devices_write_down_is_what_is_stored(
+    server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
+) -> None:
+    phone, laptop = device("alice@phone"), device("alice@laptop", format="json")
+    other = device("bob@phone", kind="plain")
+    devices = [phone, laptop, other]
+    await asyncio.gather(*(it.start() for it in devices))
+    await asyncio.gather(*(all_accepted(it, 20) for it in devices))
+    await phone.kill()
+    assert phone.pid is None
+    await all_accepted(laptop, 20)
+    before = phone.progress.accepted
+    await phone.start()
+    await all_accepted(phone, 20)
+    assert phone.progress.accepted >= before + 20  # it goes on counting where it was
+    assert await other.replay(10) == 10
+    lines = await ended(devices, broker, server)
+    verdict = check(lines)
+    assert verdict.findings == []
+    assert not verdict.unseen
+    # Of the last message before a kill, it may be that nobody but the device has ever heard.
+    assert verdict.sent - 1 <= verdict.stored <= verdict.sent
+    assert verdict.accepted > verdict.stored - 5
+    assert verdict.stored >= 100
+    # There was something to be judged.
+    assert {it.conversation for it in lines if isinstance(it, Stored)} == {TALK, "u:alice", "u:bob"}
+    assert len([line for line in lines_of(phone) if isinstance(line, Start)]) == 2
+    assert {line.process for line in lines if isinstance(line, Seen)} == {"alice@phone", "alice@laptop"}
+    marked = {(it.conversation, it.user) for it in lines if isinstance(it, Marked) and it.read}
+    assert marked >= {(TALK, "alice"), (TALK, "bob"), ("u:alice", "alice")}
+    assert len([line for line in lines if isinstance(line, Held) and line.fresh]) == 6
+
+
+async def ended(
+    devices: list[DeviceProcess], broker: Mosquitto, server: ServerProcess, epoch: int = 0
+) -> list[Line]:
+    """All that was written, by the devices and at the end."""
+    for it in devices:
+        await it.command("pause", WITHIN)
+    await settle(devices, WITHIN)
+    assert all([(await it.finish(WITHIN)).count == 2 for it in devices])
+    for it in devices:
+        await it.kill()
+        assert await fresh(it.plan, broker=f"{broker.host}:{broker.port}") == 2
+    histories = [path for it in devices for path in (Path(it.plan.history), fresh_history(it.plan))]
+    return [*merge(histories), *await stored(f"sqlite:///{server.store}", epoch)]
+
+
+def repeated_in_one_life(lines: list[Line]) -> list[Row]:
+    """What was seen again, but for the one event that a kill leaves unfinished."""
+    seen: list[Row] = []
+    repeated: list[Row] = []
+    begins = False
+    for line in lines:
+        begins = begins or isinstance(line, Start)
+        if isinstance(line, Seen):
+            if line.row in seen and not (begins and line.row == seen[-1]):
+                repeated.append(line.row)
+            seen.append(line.row)
+            begins = False
+    return repeated
+
+
+async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
+    server: ServerProcess, device: Make
+) -> None:
+    phone = device("alice@phone", rate=50.0)
+    await phone.start()
+    await all_accepted(phone, 5)
+    await server.kill()
+    invoked = len(phone_lines := lines_of(phone))
+    await eventually(lambda: len(lines_of(phone)) > invoked + 40)
+    await phone.kill()
+    taken = {line.name for line in lines_of(phone) if isinstance(line, Taken)}
+    assert len(taken) > len([line for line in phone_lines if isinstance(line, Ok)])
+    await server.start()
+    await phone.start()
+    await phone.command("pause", WITHIN)
+    await phone.settle(WITHIN)
+    await phone.finish(WITHIN)
+    oks = [line.name for line in lines_of(phone) if isinstance(line, Ok)]
+    seen = [line.row.name for line in lines_of(phone) if isinstance(line, Seen)]
+    # Of a message whose answer came as it was killed, only the log tells.
+    assert taken <= set(seen)
+    assert len(taken - set(oks)) <= 2
+    assert repeated_in_one_life(lines_of(phone)) == []
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.verify)])
+async def test_a_device_that_is_killed_again_and_again_sees_everything_once(
+    server: ServerProcess, device: Make, kills: int
+) -> None:
+    phone, laptop = device("alice@phone", rate=50.0), device("alice@laptop", rate=50.0)
+    await asyncio.gather(phone.start(), laptop.start())
+    for number in range(kills):
+        await all_accepted(laptop, 20 + number)
+        await phone.kill()
+        await phone.start()
+    for it in (phone, laptop):
+        await it.command("pause", WITHIN)
+    await settle([phone, laptop], WITHIN)
+    for it in (phone, laptop):
+        await it.finish(WITHIN)
+    seen = {it.name: [line.row for line in lines_of(it) if isinstance(line, Seen)] for it in (phone, laptop)}
+    assert repeated_in_one_life(lines_of(phone)) == []
+    assert set(seen["alice@phone"]) == set(seen["alice@laptop"])
+    names = [line.name for line in lines_of(phone) if isinstance(line, Invoke)]
+    assert len(names) == len(set(names))
+
+
+async def test_a_paused_device_goes_on_where_it_was(server: ServerProcess, device: Make) -> None:
+    phone = device("alice@phone")
+    await phone.start()
+    await all_accepted(phone, 5)
+    phone.pause()
+    before = now()
+    with pytest.raises(TimeoutError):
+        await phone.command("go", 0.3)
+    assert phone.progress.newest < before
+    phone.resume()
+    await eventually(lambda: phone.progress.newest > before)
+    phone.pause()
+    await phone.kill()
+    assert phone.ended == -9
+    with pytest.raises(DeviceEnded):
+        await phone.command("go", WITHIN)
+
+
+async def test_a_device_that_fails_says_why(server: ServerProcess, device: Make, tmp_path: Path) -> None:
+    phone = device("alice@phone", store=str(tmp_path / "nowhere" / "phone.db"))
+    with pytest.raises(DeviceEnded, match="cannot be created"):
+        await phone.start()
+
+
+async def test_a_plain_device_gives_up_what_it_does_not_send_again(
+    server: ServerProcess, broker: Mosquitto, device: Make
+) -> None:
+    once = device("alice@plain", kind="plain", resend=0.0, patience=0.5)
+    await once.start()
+    await all_accepted(once, 5)
+    await server.kill()
+    await eventually(lambda: any(isinstance(line, Info) for line in lines_of(once)))
+    await once.kill()
+    lines = lines_of(once)
+    given_up = {line.name for line in lines if isinstance(line, Info)}
+    assert given_up & {line.name for line in lines if isinstance(line, Taken)}  # the broker had it
+    assert not given_up & {line.name for line in lines if isinstance(line, Ok)}
+
+
+@pytest.mark.verify
+async def test_devices_that_meet_a_restored_store_say_that_they_began_anew(
+    server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
+) -> None:
+    phone, laptop = device("alice@phone"), device("alice@laptop")
+    other = device("bob@phone", kind="plain")
+    devices = [phone, laptop, other]
+    url = f"sqlite:///{server.store}"
+    backup = tmp_path / "backup.db"
+    await asyncio.gather(*(it.start() for it in devices))
+    await asyncio.gather(*(all_accepted(it, 20) for it in devices))
+    await server.stop()
+    shutil.copy(server.store, backup)
+    await server.start()
+    await asyncio.gather(*(all_accepted(it, 20) for it in devices))
+    await server.stop()
+    await laptop.kill()
+    between: list[Line] = [*await stored(url, 0)]
+    shutil.copy(backup, server.store)
+    heads = {it.conversation: len(it.rows) for it in await stored(url, 1)}
+    between.append(Restored("harness", now(), 0, heads))
+    await server.start()
+    await laptop.start()
+    await asyncio.gather(*(all_accepted(it, 20) for it in devices))
+    assert await other.replay(50) == 50
+    await all_accepted(phone, 20)
+    lines = sorted([*await ended(devices, broker, server, 1), *between], key=lambda it: it.at)
+    verdict = check(lines)
+    assert verdict.findings == []
+    begun = {(it.process, it.conversation) for it in lines if isinstance(it, Begun)}
+    assert begun == {(it, talk) for it in ("alice@phone", "alice@laptop") for talk in (TALK, "u:alice")}

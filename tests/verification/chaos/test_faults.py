@@ -1,0 +1,189 @@
+"""Faults fire and prove it, or say that they have not; and what is fired when is a matter of the seed."""
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from imqtt.server.app import wall_clock
+from tests.verification.chaos import faults
+from tests.verification.chaos.disk import Disk
+from tests.verification.chaos.faults import Fault, NotFired, fire, is_paused
+from tests.verification.chaos.kinds import KINDS
+from tests.verification.chaos.parts import Stack
+from tests.verification.chaos.plan import AT_ONCE, fits, plan
+from tests.verification.chaos.runner import shape
+from tests.verification.chaos.worker import Clock
+from tests.verification.checker.history import History
+
+SHAPES = {
+    "sqlite": shape("sqlite", disks=True),
+    "sqlite without disks": shape("sqlite", disks=False),
+    "scale": shape("scale", disks=True),
+}
+SESSION = SHAPES["sqlite"].sessions[0]
+
+
+# --- plans
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_kind_that_applies_is_planned(name: str) -> None:
+    there = SHAPES[name]
+    kinds = {kind for kind in KINDS if KINDS[kind].targets(kind, there)}
+    for seed in range(30):
+        assert plan(seed, there, 8).kinds == kinds
+
+
+def test_both_stacks_together_have_every_kind() -> None:
+    assert plan(1, SHAPES["sqlite"], 8).kinds | plan(1, SHAPES["scale"], 8).kinds == set(KINDS)
+
+
+def test_a_seed_is_a_plan() -> None:
+    there = SHAPES["scale"]
+    assert plan(7, there, 20) == plan(7, there, 20)
+    assert plan(7, there, 20) != plan(8, there, 20)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_faults_are_combined_and_none_is_at_what_another_needs(name: str) -> None:
+    there = SHAPES[name]
+    pairs = set()
+    for seed in range(30):
+        for round_ in plan(seed, there, 14).rounds:
+            assert 1 <= len(round_.faults) <= AT_ONCE
+            for one, other in combinations(round_.faults, 2):
+                assert fits([(one.kind, one.target)], other.kind, other.target, there)
+                pairs.add(frozenset((one.kind, other.kind)))
+    assert len(pairs) > 100
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("kill broker", "broker"), ("swallow worker-broker", "worker-1>broker")),
+        (("kill worker", "worker-1"), ("pause worker", "worker-1")),
+        (("restore backup", "store"), ("kill worker", "worker-2")),
+        (("full queues", "broker"), ("kill device", "alice@plain")),
+    ],
+)
+def test_who_would_keep_each_other_from_firing_is_not_combined(
+    first: tuple[str, str], second: tuple[str, str]
+) -> None:
+    assert not fits([first], *second, SHAPES["scale"])
+    assert not fits([second], *first, SHAPES["scale"])
+
+
+def test_what_cannot_be_tried_on_this_machine_is_said_to_be_left_out() -> None:
+    assert plan(1, SHAPES["sqlite without disks"], 5).left_out == ("full disk", "full device disk")
+    assert plan(1, SHAPES["sqlite"], 5).left_out == ()
+
+
+# --- faults on real parts
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    async with Stack("sqlite", tmp_path, History(tmp_path / "harness.jsonl")) as stack:
+        yield stack
+
+
+def fault(stack: Stack, kind: str, target: str) -> Fault:
+    return KINDS[kind](stack, kind, target, Random(1))
+
+
+async def test_what_cannot_happen_has_not_fired(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "SHOWS_SECONDS", 0.5)
+    await fault(stack, "kill worker", "worker-1").fire()
+    for kind, target in (
+        ("kill worker", "worker-1"),  # it does not run
+        ("pause worker", "worker-1"),
+        ("leave worker", "worker-1"),
+        ("clock ahead", "worker-1"),  # nobody looks at it
+        ("swallow worker-broker", "worker-1>broker"),  # there are no connections
+        ("old broker", "broker"),  # there is no old state
+        ("restore backup", "store"),  # there is no backup
+        ("rival", f"session {SESSION}"),  # nobody has the session
+    ):
+        with pytest.raises(NotFired):
+            await fire(fault(stack, kind, target))
+
+
+async def test_parts_are_killed_paused_and_healed(stack: Stack) -> None:
+    for part in ("worker", "broker"):
+        target = {"worker": "worker-1"}.get(part, part)
+        killed = faults.process(stack, target).pid
+        kill = fault(stack, f"kill {part}", target)
+        assert str(killed) in await fire(kill)
+        await kill.heal()
+        pid = faults.process(stack, target).pid
+        assert pid is not None
+        assert pid != killed
+        pause = fault(stack, f"pause {part}", target)
+        await fire(pause)
+        assert is_paused(pid)
+        await pause.heal()
+        assert not is_paused(pid)
+
+
+async def test_a_worker_goes_by_the_clock_that_it_is_given(stack: Stack) -> None:
+    worker = stack.workers["worker-1"]
+    for kind in ("clock ahead", "clock behind", "clock hour behind", "clock hour ahead"):
+        step = fault(stack, kind, "worker-1")
+        await fire(step)
+        assert worker.clock.seen != 0
+        await step.heal()
+        assert worker.clock.offset == 0
+
+
+def test_a_clock_is_as_far_off_as_it_is_told(tmp_path: Path) -> None:
+    here, there = Clock(tmp_path / "clock"), Clock(tmp_path / "clock")
+    here.step(-3_600_000)
+    assert here.seen == 0
+    assert abs(there.now() - wall_clock() + 3_600_000) < 1_000
+    assert here.seen == -3_600_000
+
+
+async def test_a_rival_takes_a_session_and_the_server_takes_it_back(stack: Stack) -> None:
+    client = f"imqtt-server-{SESSION}"
+    for kind in ("rival", "clean rival"):
+        rival = fault(stack, kind, f"session {SESSION}")
+        await fire(rival)
+        since = stack.broker.said
+        await rival.heal()
+        back = partial(stack.broker.says, f" as {client} ", since)
+        await faults.shows(back, "the server being back")
+
+
+async def test_a_broker_comes_back_with_nothing_or_with_what_it_had_long_ago(stack: Stack) -> None:
+    await stack.keep()
+    assert stack.broker_copy is not None
+    wiped = fault(stack, "wipe broker", "broker")
+    await fire(wiped)
+    assert not stack.broker.state.exists()
+    await wiped.heal()
+    old = fault(stack, "old broker", "broker")
+    await fire(old)
+    assert stack.broker.state.read_bytes() == stack.broker_copy.read_bytes()
+    await old.heal()
+    assert stack.broker.pid is not None
+
+
+def test_a_disk_is_filled_to_the_last_byte(tmp_path: Path) -> None:
+    with Disk(tmp_path / "disk") as disk:
+        if not disk.is_mounted:
+            pytest.skip("nothing may be mounted here")
+        (disk.directory / "kept").write_text("before")
+        disk.fill()
+        assert disk.ballast > 1_000_000
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            (disk.directory / "file").write_bytes(b"x" * 4_096)
+        disk.free()
+        (disk.directory / "file").write_bytes(b"x" * 4_096)
+    assert (disk.directory / "kept").read_text() == "before"
+    assert not os.path.ismount(disk.directory)

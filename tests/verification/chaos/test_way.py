@@ -1,0 +1,327 @@
+"""Each fault of a way does to connections what it says, and counts what it did."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from imqtt.broker.errors import LinkError
+from imqtt.model import Accepted, Content, Event, Send
+from imqtt.mosquitto.broker import Mosquitto
+from tests.device import RawDevice
+from tests.services import WITHIN, ServerProcess, eventually
+from tests.verification.chaos.way import HELD_MOST, SWALLOW_SECONDS, Hit, Way
+from tests.verification.checker.history import now
+
+TALK = "d:alice:bob"
+SOON = 0.2  # in which nothing may happen
+
+
+class Peer:
+    """One end of a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def hears(self, data: bytes) -> bool:
+        async with asyncio.timeout(WITHIN):
+            return await self.reader.readexactly(len(data)) == data
+
+    async def hears_nothing(self) -> bool:
+        try:
+            async with asyncio.timeout(SOON):
+                return not await self.reader.read(1)
+        except TimeoutError:
+            return True
+
+    async def is_reset(self) -> bool:
+        try:
+            async with asyncio.timeout(WITHIN):
+                await self.reader.read()
+        except ConnectionResetError:
+            return True
+        return False
+
+    async def is_ended(self) -> bool:
+        async with asyncio.timeout(WITHIN):
+            return not await self.reader.read()
+
+
+class Listener:
+    """Takes connections, and does nothing with them by itself."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self._come: asyncio.Queue[Peer] = asyncio.Queue()
+        self._server: asyncio.Server | None = None
+        self._peers: list[Peer] = []
+
+    async def __aenter__(self) -> "Listener":
+        async def come(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._peers.append(Peer(reader, writer))
+            await self._come.put(self._peers[-1])
+
+        self._server = await asyncio.start_server(come, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for peer in self._peers:
+            peer.writer.transport.abort()
+
+    async def next(self) -> Peer:
+        async with asyncio.timeout(WITHIN):
+            return await self._come.get()
+
+
+Meet = Callable[[], Awaitable[tuple[Peer, Peer]]]
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    async with Listener() as listener:
+        yield listener
+
+
+@pytest.fixture
+async def way(listener: Listener) -> AsyncIterator[Way]:
+    async with Way(listener.port, "client to server") as way:
+        yield way
+
+
+@pytest.fixture
+async def call(way: Way) -> AsyncIterator[Callable[[], Awaitable[Peer]]]:
+    """`await call()`: a client's end of a new connection."""
+    async with AsyncExitStack() as stack:
+
+        async def call() -> Peer:
+            peer = Peer(*await asyncio.open_connection("127.0.0.1", way.port))
+            stack.callback(peer.writer.transport.abort)
+            return peer
+
+        yield call
+
+
+@pytest.fixture
+def meet(listener: Listener, call: Callable[[], Awaitable[Peer]]) -> Meet:
+    """`near, far = await meet()`: both ends of a new connection, over which bytes have gone."""
+
+    async def meet() -> tuple[Peer, Peer]:
+        near = await call()
+        far = await listener.next()
+        near.writer.write(b"?")
+        far.writer.write(b"!")
+        assert await far.hears(b"?")
+        assert await near.hears(b"!")
+        return near, far
+
+    return meet
+
+
+async def test_everything_passes_as_it_came(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    data = bytes(range(256)) * 40_000
+    near.writer.write(data)
+    far.writer.write(data[::-1])
+    assert all(await asyncio.gather(far.hears(data), near.hears(data[::-1])))
+    assert (way.connections, way.open, way.bytes) == (1, 1, 2 * len(data) + 2)
+    near.writer.close()
+    assert await far.is_ended()
+    await eventually(lambda: way.open == 0)
+    assert way.mend() is None
+
+
+async def test_who_does_not_read_is_waited_for(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    data = bytes(64 * 1024 * 1024)
+    near.writer.write(data)
+    await asyncio.sleep(SOON)
+    assert near.writer.transport.get_write_buffer_size() > len(data) // 2
+    assert await far.hears(data)
+
+
+async def test_a_cut_resets_and_refuses_until_it_is_mended(
+    way: Way, meet: Meet, call: Callable[[], Awaitable[Peer]]
+) -> None:
+    ends = [await meet() for _ in range(3)]
+    hit = way.cut()
+    assert hit == Hit("cut", 3, 0, {1, 2, 3})
+    assert all([await end.is_reset() for pair in ends for end in pair])
+    assert await (await call()).is_reset()
+    assert hit.connections == 4
+    assert way.mend() is hit
+    await meet()
+    assert hit.connections == 4
+
+
+async def test_a_cut_with_nobody_there_has_done_nothing(way: Way) -> None:
+    assert not way.cut()
+    assert not way.drop()
+
+
+async def test_a_drop_resets_what_is_there_and_lets_in_what_comes(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    hit = way.drop()
+    assert hit.connections == 1
+    assert await near.is_reset()
+    assert await far.is_reset()
+    await meet()
+    assert hit.connections == 1
+
+
+async def test_a_slow_way_delays_every_byte(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    hit = way.slow(0.15)
+    assert not hit
+    since = now()
+    near.writer.write(b"question")
+    assert await far.hears(b"question")
+    assert now() - since >= 0.15
+    far.writer.write(b"answer")
+    assert await near.hears(b"answer")
+    assert now() - since >= 0.3
+    assert (hit.connections, hit.bytes) == (1, 14)
+    way.mend()
+    since = now()
+    near.writer.write(b"question")
+    assert await far.hears(b"question")
+    assert now() - since < 0.15
+    assert hit.bytes == 14
+
+
+async def test_a_slow_way_has_a_rate_each_way(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    hit = way.slow(0.0, 200_000)
+    data = bytes(range(250)) * 400
+    since = now()
+    near.writer.write(data)
+    far.writer.write(data)
+    assert await far.hears(data[:50_000])
+    assert now() - since < 0.45  # it comes piece by piece
+    assert await far.hears(data[50_000:])
+    assert await near.hears(data)
+    assert 0.5 <= now() - since < 0.95
+    assert hit.bytes == 200_000
+
+
+async def test_what_a_slow_way_has_kept_back_passes_at_once_when_it_is_mended(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    way.slow(60.0, 1_000)
+    near.writer.write(b"x" * 100_000)
+    near.writer.close()
+    await eventually(lambda: way.hit is not None and way.hit.bytes == 100_000)
+    assert await far.hears_nothing()
+    way.mend()
+    assert await far.hears(b"x" * 100_000)
+    assert await far.is_ended()
+
+
+async def test_a_stall_keeps_connections_open_and_silent(
+    way: Way, listener: Listener, meet: Meet, call: Callable[[], Awaitable[Peer]]
+) -> None:
+    near, far = await meet()
+    gone, left = await meet()
+    hit = way.stall()
+    assert not hit
+    near.writer.write(b"question")
+    gone.writer.close()
+    late = await call()
+    late.writer.write(b"late")
+    late_far = await listener.next()
+    assert all(await asyncio.gather(*(it.hears_nothing() for it in (far, left, late_far))))
+    assert (hit.connections, hit.bytes) == (2, 12)
+    way.mend()
+    assert await far.hears(b"question")
+    assert await left.is_ended()
+    assert await late_far.hears(b"late")
+    far.writer.write(b"answer")
+    assert await near.hears(b"answer")
+    assert hit.bytes == 12
+
+
+async def test_a_stall_takes_only_so_many_bytes(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    hit = way.stall()
+    data = bytes(64 * 1024 * 1024)
+    near.writer.write(data)
+    await eventually(lambda: hit.bytes > HELD_MOST)
+    await asyncio.sleep(SOON)
+    assert hit.bytes < 4 * HELD_MOST
+    way.mend()
+    assert await far.hears(data)
+
+
+async def test_a_swallowed_answer_leaves_the_question_done(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    silent, silent_far = await meet()
+    hit = way.swallow()
+    near.writer.write(b"insert")
+    assert await far.hears(b"insert")
+    assert not hit
+    since = now()
+    far.writer.write(b"done")
+    assert await near.is_reset()  # without having heard a byte
+    assert now() - since >= SWALLOW_SECONDS * 0.9
+    assert await far.is_reset()
+    assert (hit.connections, hit.bytes) == (1, 4)
+    await meet()  # a new connection passes, and is how it is found out what happened
+    assert way.mend() is hit
+    silent_far.writer.write(b"late")
+    assert await silent.hears(b"late")
+    assert hit.connections == 1
+
+
+async def test_what_was_swallowed_is_not_followed_by_what_was_not(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    hit = way.swallow()
+    far.writer.write(b"first")
+    await eventually(lambda: hit.bytes == 5)
+    way.mend()
+    far.writer.write(b"second")
+    assert await near.is_reset()
+
+
+async def test_new_connections_go_where_it_leads_now(way: Way, meet: Meet) -> None:
+    near, far = await meet()
+    async with Listener() as other:
+        way.to = other.port
+        late = Peer(*await asyncio.open_connection("127.0.0.1", way.port))
+        late_far = await other.next()
+        late.writer.write(b"late")
+        assert await late_far.hears(b"late")
+        near.writer.write(b"early")
+        assert await far.hears(b"early")
+        late.writer.close()
+
+
+async def test_a_way_to_nowhere_resets(
+    way: Way, listener: Listener, call: Callable[[], Awaitable[Peer]]
+) -> None:
+    async with Listener() as other:
+        way.to = other.port
+    assert await (await call()).is_reset()
+
+
+async def test_a_message_of_which_the_answer_is_swallowed_is_stored(
+    server: ServerProcess, broker: Mosquitto
+) -> None:
+    async with Way(broker.port, "device to broker") as way, RawDevice(broker, "bob@phone") as bob:
+        await bob.hello()
+        alice = RawDevice(broker, "alice@phone")
+        await alice.connect(port=way.port)
+        hit = way.swallow()
+        with pytest.raises(LinkError):
+            await alice.command(Send(TALK, "m1", Content(text="hi")))
+        assert (await bob.frame(Event)).client_msg_id == "m1"
+        assert hit.connections == 1
+        assert hit.bytes >= 4  # a PUBACK
+        assert alice.frames == []
+        await alice.connect(port=way.port)
+        answer = await alice.send(TALK, "m1")
+        assert isinstance(answer, Accepted)
+        assert answer.seq == 1
+        await alice.disconnect()

@@ -1,0 +1,141 @@
+"""Histories made by hand, for the checker's tests: a story is told line by line, and its log is the truth."""
+
+from collections.abc import Iterable
+from itertools import count
+
+from tests.verification.checker.check import Verdict, check
+from tests.verification.checker.history import (
+    Begun,
+    Entry,
+    Fail,
+    Fault,
+    Held,
+    Info,
+    Invoke,
+    Line,
+    Marked,
+    Ok,
+    Restored,
+    Row,
+    Seen,
+    Start,
+    Stored,
+    Taken,
+)
+
+TALK = "d:alice:bob"
+HARNESS = "harness"
+
+
+def value_of(process: str, name: str, conversation: str = TALK) -> str:
+    """The text of a message, which no other has."""
+    return f"{process} says {name} in {conversation}"
+
+
+class Story:
+    """`logs` and `marks` are what the store has. Each line comes a second after the one before."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.logs: dict[str, list[Row]] = {}
+        self.marks: dict[str, dict[str, tuple[int, int]]] = {}
+        self.epoch = 0
+        self._ids = count(100, 7)
+
+    def verdict(self) -> Verdict:
+        return check(self.lines)
+
+    def _tell(self, line: type[Entry], process: str, /, **fields: object) -> None:
+        self.lines.append(line(process=process, at=float(len(self.lines)), **fields))  # type: ignore[arg-type]
+
+    # --- a device sends
+
+    def start(self, process: str, *, ordered: bool = False, keeps: bool = False) -> None:
+        self._tell(Start, process, ordered=ordered, keeps=keeps)
+
+    def invoke(self, process: str, name: str, conversation: str = TALK, value: str = "") -> None:
+        value = value or value_of(process, name, conversation)
+        self._tell(Invoke, process, conversation=conversation, name=name, value=value)
+
+    def take(self, process: str, name: str, conversation: str = TALK) -> None:
+        self._tell(Taken, process, conversation=conversation, name=name)
+
+    def ok(self, process: str, row: Row, conversation: str = TALK) -> None:
+        self._tell(Ok, process, conversation=conversation, name=row.name, seq=row.seq, id=row.id)
+
+    def fail(self, process: str, name: str, code: str = "not_allowed", conversation: str = TALK) -> None:
+        self._tell(Fail, process, conversation=conversation, name=name, code=code)
+
+    def info(self, process: str, name: str, conversation: str = TALK) -> None:
+        self._tell(Info, process, conversation=conversation, name=name, why="timeout")
+
+    def send(self, process: str, name: str, conversation: str = TALK) -> Row:
+        """Invoked, taken, stored and accepted."""
+        self.invoke(process, name, conversation)
+        self.take(process, name, conversation)
+        row = self.store(process, name, conversation)
+        self.ok(process, row, conversation)
+        return row
+
+    # --- the store
+
+    def make(self, process: str, name: str, seq: int, conversation: str = TALK, value: str = "") -> Row:
+        """A row that is not stored."""
+        value = value or value_of(process, name, conversation)
+        return Row(seq, next(self._ids), process.partition("@")[0], name, value)
+
+    def store(self, process: str, name: str, conversation: str = TALK, value: str = "") -> Row:
+        log = self.logs.setdefault(conversation, [])
+        log.append(self.make(process, name, len(log) + 1, conversation, value))
+        return log[-1]
+
+    def restore(self, heads: dict[str, int], taken: int | None = None) -> None:
+        """Ends the epoch: the store has of each conversation what it had up to these seqs."""
+        self.read_store()
+        self._tell(Restored, HARNESS, epoch=self.epoch, heads=heads, taken=taken)
+        self.epoch += 1
+        self.logs = {name: log[: heads.get(name, 0)] for name, log in self.logs.items()}
+        for name, marks in self.marks.items():
+            head = heads.get(name, 0)
+            self.marks[name] = {user: (min(it[0], head), min(it[1], head)) for user, it in marks.items()}
+
+    def read_store(self) -> None:
+        for name, log in self.logs.items():
+            marks = tuple((user, *its) for user, its in self.marks.get(name, {}).items())
+            self._tell(Stored, HARNESS, epoch=self.epoch, conversation=name, rows=tuple(log), marks=marks)
+
+    # --- a device receives
+
+    def see(self, process: str, *rows: Row, conversation: str = TALK) -> None:
+        for row in rows:
+            self._tell(Seen, process, conversation=conversation, row=row)
+
+    def begin(self, process: str, conversation: str = TALK) -> None:
+        self._tell(Begun, process, conversation=conversation)
+
+    def mark(self, process: str, user: str, delivered: int, read: int, conversation: str = TALK) -> None:
+        self._tell(Marked, process, conversation=conversation, user=user, delivered=delivered, read=read)
+
+    def hold(
+        self,
+        process: str,
+        rows: Iterable[Row],
+        *,
+        base: int = 0,
+        fresh: bool = False,
+        conversation: str = TALK,
+    ) -> None:
+        self._tell(Held, process, conversation=conversation, base=base, rows=tuple(rows), fresh=fresh)
+
+    # --- the rest
+
+    def fault(self, kind: str, *, forgets: bool = False) -> None:
+        self._tell(Fault, HARNESS, kind=kind, target="broker", forgets=forgets)
+
+    def end(self) -> Verdict:
+        """A fresh device of every member has everything, the store is read, and the verdict falls."""
+        for name, log in self.logs.items():
+            for user in name.split(":")[1:]:
+                self.hold(f"{user}@fresh", log, fresh=True, conversation=name)
+        self.read_store()
+        return self.verdict()

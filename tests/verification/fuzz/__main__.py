@@ -1,0 +1,186 @@
+"""Fuzzes each target for its share of the time, guided by coverage, beginning with the kept corpus.
+
+    python -m tests.verification.fuzz [--seconds 600] [--target NAME ...] [--keep]
+
+Ends with status 1 if a law was broken: the input is in `findings/` then, and printed. Mend the fault, and
+move the input to `corpus/NAME/mended-…`, where every test run replays it.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.verification.fuzz.corpus import CORPUS, FINDINGS, MENDED, kept
+from tests.verification.fuzz.seeds import seeds
+from tests.verification.fuzz.targets import TARGETS
+
+SHARES: Final = {"commands": 3, "frames": 3, "link": 3, "content": 1, "names": 1}  # of the time
+LONGEST: Final = 1_500  # bytes of an input
+LIMITS: Final = ("-timeout=10", "-rss_limit_mb=1024")  # seconds for one input, and memory: laws as well
+FOUND: Final = ("crash-*", "timeout-*", "oom-*", "leak-*")
+
+
+HEAD: Final = "target     seconds        runs  a second  edges  features   new  kept  findings"
+
+
+class Outcome(NamedTuple):
+    """What libFuzzer said. `features`: edges, and how often each; `before`: of the kept corpus."""
+
+    runs: int
+    a_second: int
+    edges: int
+    features: int
+    before: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    if find_spec("atheris") is None:
+        raise SystemExit("atheris is not installed: pip install --group fuzz (CPython on Linux, x86-64)")
+    shares = {name: SHARES[name] for name in options.target or TARGETS}
+    print(HEAD)
+    findings: list[Path] = []
+    for name, share in shares.items():
+        seconds = max(1, options.seconds * share // sum(shares.values()))
+        with tempfile.TemporaryDirectory(prefix=f"imqtt-fuzz-{name}-") as directory:
+            work = Path(directory)
+            outcome = _fuzz(name, seconds, work)
+            found = _collect(name, work)
+            if options.keep:
+                _merge(name, work)
+        findings += found
+        print(
+            f"{name:<10}{seconds:>8}{outcome.runs:>12,}{outcome.a_second:>10,}{outcome.edges:>7}"
+            f"{outcome.features:>10}{outcome.features - outcome.before:>6}{len(kept(name)):>6}  {len(found)}",
+            flush=True,
+        )
+    for path in findings:
+        _show(path)
+    return 1 if findings else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.verification.fuzz", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--seconds", type=int, default=600, help="for all targets together")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="these alone")
+    parser.add_argument("--keep", action="store_true", help="adds to the corpus what reached something new")
+    return parser.parse_args(arguments)
+
+
+def _fuzz(name: str, seconds: int, work: Path) -> Outcome:
+    found, new, begun = (work / each for each in ("found", "new", "begun"))
+    for directory in (found, new, begun):
+        directory.mkdir()
+    for number, seed in enumerate(seeds(name)):
+        (begun / str(number)).write_bytes(seed)
+    (CORPUS / name).mkdir(parents=True, exist_ok=True)
+    log = _child(
+        name, str(new), str(CORPUS / name), str(begun), f"-max_total_time={seconds}", f"-max_len={LONGEST}",
+        f"-artifact_prefix={found}/", "-print_final_stats=1", *LIMITS,
+    )  # fmt: skip
+    reached = [tuple(map(int, pair)) for pair in re.findall(r"cov: (\d+) ft: (\d+)", log)]
+    runs = re.findall(r"stat::number_of_executed_units:\s*(\d+)", log)
+    a_second = re.findall(r"stat::average_exec_per_sec:\s*(\d+)", log)
+    if not any(found.iterdir()) and not (reached and runs):
+        raise SystemExit(f"the fuzzer of {name} failed:\n{log[-2_000:]}")
+    begun_with = re.search(r"INITED cov: \d+ ft: (\d+)", log)
+    edges, features = reached[-1] if reached else (0, 0)
+    return Outcome(
+        int(runs[0]) if runs else 0,
+        int(a_second[0]) if a_second else 0,
+        edges,
+        features,
+        int(begun_with[1]) if begun_with else 0,
+    )
+
+
+def _merge(name: str, work: Path) -> None:
+    """The fewest and smallest inputs that reach what the kept and the new ones reach together."""
+    merged = work / "merged"
+    merged.mkdir()
+    log = _child(
+        name, "-merge=1", str(merged), str(CORPUS / name), str(work / "begun"), str(work / "new"), *LIMITS
+    )
+    if not any(merged.iterdir()):
+        raise SystemExit(f"merging the corpus of {name} failed:\n{log[-2_000:]}")
+    for path in merged.iterdir():
+        shutil.copy(path, CORPUS / name / path.name)
+    for path in kept(name):
+        if not (merged / path.name).exists() and not path.name.startswith(MENDED):
+            path.unlink()
+
+
+def _child(*arguments: str) -> str:
+    """What it printed. libFuzzer ends the process that it runs in, and says by files what it found."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.verification.fuzz.child", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    return done.stdout
+
+
+# --- findings -----------------------------------------------------------------------------------------
+
+
+def _collect(name: str, work: Path) -> list[Path]:
+    """Moves what was found to where it stays, made smaller."""
+    paths: list[Path] = []
+    for pattern in FOUND:
+        for path in (work / "found").glob(pattern):
+            place = FINDINGS / name / path.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            data = path.read_bytes()
+            place.write_bytes(smaller(name, data) if pattern == "crash-*" else data)
+            paths.append(place)
+    return paths
+
+
+def smaller(name: str, data: bytes) -> bytes:
+    """The same fault by fewer bytes: pieces are taken out as long as the same line raises the same."""
+    wanted = _fault(name, data)
+    size = len(data) // 2
+    while wanted is not None and size:
+        at = 0
+        while at < len(data):
+            shorter = data[:at] + data[at + size :]
+            if _fault(name, shorter) == wanted:
+                data = shorter
+            else:
+                at += size
+        size //= 2
+    return data
+
+
+def _fault(name: str, data: bytes) -> tuple[str, int | None] | None:
+    try:
+        TARGETS[name](data)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what was found
+        return type(error).__name__, traceback.extract_tb(error.__traceback__)[-1].lineno
+    return None
+
+
+def _show(path: Path) -> None:
+    data = path.read_bytes()
+    print(f"\n{path}\n{data!r}")
+    if not path.name.startswith("crash-"):
+        return
+    try:
+        TARGETS[path.parent.name](data)
+    except Exception:  # noqa: BLE001 - as above
+        print(traceback.format_exc())
+    else:
+        print("(does not happen again: is something kept from one input to the next?)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

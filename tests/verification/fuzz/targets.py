@@ -1,0 +1,337 @@
+"""The laws of what comes in from outside: each target takes any bytes, and raises if a law does not hold.
+
+Both fuzzers and the replay of the corpus call these. An `AssertionError` is a law that was broken; any
+other exception is one that the code let out.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Final, cast
+
+import msgspec
+
+from imqtt.broker import Received
+from imqtt.client import store as device_store
+from imqtt.client.replica import Replica
+from imqtt.client.requests import Requests
+from imqtt.client.settings import Timing
+from imqtt.client.store import Memory
+from imqtt.client.uplink import Uplink
+from imqtt.core.conversations import check_member, members_of
+from imqtt.core.partitions import home_of, partition_of
+from imqtt.core.sequencing import Append, decide, receive
+from imqtt.errors import ImqttError, Invalid, Malformed, NotAllowed, TooLarge, Unsupported
+from imqtt.model import (
+    MAX_JSON_DEPTH,
+    Accepted,
+    AnyCommand,
+    AnyFrame,
+    Content,
+    Device,
+    Event,
+    Id,
+    JsonText,
+    Marks,
+    Page,
+    Send,
+    Slice,
+    Typing,
+    canonical_json,
+    from_json_type,
+)
+from imqtt.protocol import (
+    Bounds,
+    CommandInfo,
+    Format,
+    check,
+    decode_command,
+    decode_frames,
+    encode_command,
+    encode_frame,
+    format_of,
+    identify,
+    join,
+)
+from imqtt.protocol.check import MAX_CONVERSATION, MIN_PACKET
+from imqtt.protocol.topics import MAX_NAME, down, is_name, parse_up, up
+from imqtt.server.intake import PASSED_ON, Delivery, Intake, rejected
+from tests.verification.fuzz import stream
+
+BOUNDS: Final = Bounds(content=200, command=4_000, cursors=3)  # a short input may go beyond them
+WIDE: Final = Bounds(content=200, command=100_000, cursors=3)  # one form of a command is longer than another
+PARTITIONS: Final = 16
+PHONE: Final = Device("alice", "phone")
+NOTHING_ASKED: Final = Requests(Uplink(PHONE, Format.JSON), Timing())
+ESCAPED: Final = 6  # bytes that JSON may make of one: \u0001
+
+_content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode  # as the stores do
+
+
+# --- what any later stage can take --------------------------------------------------------------------
+
+
+def _fit(value: object) -> None:
+    """No store, no broker and no other client's parser chokes on it."""
+    if isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            _fit(getattr(value, name))
+    elif isinstance(value, tuple):
+        for item in value:
+            _fit(item)
+    elif isinstance(value, JsonText):
+        _fit_json(json.loads(value.encode().decode()), 0)
+    elif isinstance(value, str):
+        value.encode()
+    elif isinstance(value, int):
+        # What is no id is a number in JSON too, and JavaScript counts to 2**53.
+        assert 0 <= value < (1 << 63 if isinstance(value, Id) else 1 << 53), value
+    else:
+        assert value is None or isinstance(value, bytes), type(value)
+
+
+def _fit_json(value: object, depth: int) -> None:
+    if isinstance(value, dict | list):
+        assert depth < MAX_JSON_DEPTH
+        for item in value:
+            _fit_json(item, depth + 1)
+        if isinstance(value, dict):
+            for item in value.values():
+                _fit_json(item, depth + 1)
+    elif isinstance(value, str):
+        value.encode()
+    elif isinstance(value, float):
+        assert math.isfinite(value)
+    elif isinstance(value, int):
+        assert -(1 << 63) <= value < 1 << 63
+
+
+def _telling(error: ImqttError, named: CommandInfo) -> None:
+    """It may be told to the sender, in one packet that any device takes."""
+    assert type(error) in (Malformed, Invalid, TooLarge, Unsupported, NotAllowed), type(error)
+    assert not error.retryable
+    assert 0 < len(error.reason.encode()) <= 250
+    frame = rejected(error, named)
+    for format in Format:
+        packet = join([encode_frame(frame, format)], format)
+        assert decode_frames(packet) == (frame,)
+        assert len(packet) <= MIN_PACKET
+
+
+# --- commands -----------------------------------------------------------------------------------------
+
+
+def commands(payload: bytes) -> None:
+    """A command is refused by an error that its sender may be told, or every later stage can take it."""
+    named = identify(payload)
+    for name in named:
+        assert name.isascii()
+        assert len(name) <= MAX_CONVERSATION
+    try:
+        command = decode_command(payload, BOUNDS)
+    except ImqttError as error:
+        _telling(error, named)
+    else:
+        assert named.type == command.name, "what is refused later on is named as what it is"
+        for name in CommandInfo._fields[1:]:
+            assert getattr(named, name) == getattr(command, name, getattr(named, name))
+        _go_further(command)
+    _sort(payload)
+
+
+def _go_further(command: AnyCommand) -> None:
+    _fit(command)
+    forms: list[AnyCommand] = []
+    for format in Format:
+        payload = encode_command(command, format)
+        assert format_of(payload) is format
+        again = decode_command(payload, WIDE)
+        assert again == command
+        assert encode_command(again, format) == payload
+        forms.append(again)
+    if isinstance(command, Send):
+        _be_stored([command, *(form for form in forms if isinstance(form, Send))])
+
+
+def _be_stored(sends: list[Send]) -> None:
+    """Whichever form a message came in, the same bytes are stored, and they say what it said."""
+    messages = [receive(PHONE, send) for send in sends]
+    (body,) = {message.body for message in messages}
+    assert len({message.digest for message in messages}) == 1
+    assert _content(body) == sends[0].content
+    assert len(body) <= ESCAPED * (BOUNDS.content + 127 + 64 * 100) + 200
+    decisions = decide(messages, {}, {}, lambda _, last: Id(last + 1), lambda _: True)
+    appended = [each.event for each in decisions if isinstance(each, Append)]
+    assert len(appended) == _is_in("alice", sends[0].conversation)
+    for event in appended:
+        _be_carried((event,))
+
+
+def _is_in(user: str, conversation: str) -> bool:
+    try:
+        return user in members_of(conversation)
+    except ImqttError:
+        return False
+
+
+def _sort(payload: bytes) -> None:
+    """The server's intake finds one thing to do about it, wherever it comes in."""
+    for partition, properties in ((0, ()), (partition_of("u:alice", PARTITIONS), (PASSED_ON,))):
+        received = Received(up(PHONE, partition), payload, 1, False, properties, 1, 0)
+        delivery = Delivery(partition, received, cast("Any", None), again=True)
+        batch = Intake(PARTITIONS, BOUNDS).sort([delivery])
+        acted = batch.messages or batch.marks or batch.typing or batch.status or batch.reads
+        assert (bool(acted), bool(batch.refused), bool(batch.pass_on)).count(True) == 1
+        assert not (properties and batch.pass_on)
+
+
+# --- frames -------------------------------------------------------------------------------------------
+
+
+def frames(payload: bytes) -> None:
+    """A packet down is malformed, or a device can keep what it says."""
+    try:
+        packet = decode_frames(payload)
+    except Malformed as error:
+        _telling(error, CommandInfo())
+        return
+    _be_carried(packet)
+    _be_taken(packet)
+
+
+def _be_carried(packet: tuple[AnyFrame, ...]) -> None:
+    for frame in packet:
+        _fit(frame)
+    # What no command may have, one of the forms has no place for.
+    common = all(map(_is_common, (event for frame in packet for event in _events(frame))))
+    for format in Format if common else ():
+        encoded = [encode_frame(frame, format) for frame in packet]
+        joined = join(encoded, format)
+        assert decode_frames(joined) == packet
+        assert join([encode_frame(frame, format) for frame in decode_frames(joined)], format) == joined
+        for frame, alone in zip(packet, encoded, strict=True):
+            assert decode_frames(join([alone], format)) == (frame,)
+
+
+def _is_common(event: Event) -> bool:
+    """protobuf has no two bodies, and reads "" as the kind `message`; JSON has no null that is content."""
+    content = event.content
+    bodies = 3 - [content.text, content.data, content.json].count(None)
+    return bodies <= 1 and content.json != "null" and event.kind != ""
+
+
+def _events(frame: AnyFrame) -> list[Event]:
+    if isinstance(frame, Event):
+        return [frame]
+    if not isinstance(frame, Page):
+        return []
+    latest = [head.latest for head in frame.heads if head.latest is not None]
+    return latest + [event for part in frame.slices for event in part.events]
+
+
+def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
+    """A device that knows nothing takes it, and what comes of it fits into its store."""
+    in_order = all(
+        _is_contiguous(part) for frame in packet if isinstance(frame, Page) for part in frame.slices
+    )
+    for adopting in (False, True):
+        replica = Replica(PHONE, Memory((), (), (), {}), adopting=adopting, questions=NOTHING_ASKED)
+        applied: dict[str, list[int]] = {}
+        for frame in packet * 2:
+            if isinstance(frame, Event):
+                replica.event(frame)
+            elif isinstance(frame, Accepted):
+                replica.accepted(frame, None)
+            elif isinstance(frame, Page):
+                replica.page(frame, {part.conversation: True for part in frame.slices})
+            elif isinstance(frame, Marks):
+                replica.marks(frame)
+            changes = replica.take().changes
+            for conversation in changes.restarted:
+                applied.pop(conversation, None)
+            for (conversation, seq), (_, event) in sorted(changes.events.items()):
+                assert device_store._event(device_store._encode(event)) == event
+                applied.setdefault(conversation, []).append(seq)
+            for kept in (*changes.logs.values(), *changes.marks):
+                _fit(kept)
+        for log in replica.logs.values():
+            assert log.order.aside <= 1_000
+        for seqs in applied.values():
+            assert not in_order or len(seqs) == len(set(seqs)), "an event is applied once"
+
+
+def _is_contiguous(part: Slice) -> bool:
+    """As every server's slices are: a device believes it."""
+    return all(after.seq == before.seq + 1 for before, after in pairwise(part.events))
+
+
+# --- JSON as content ----------------------------------------------------------------------------------
+
+
+def content(text: bytes) -> None:
+    """JSON content is refused, or kept as one text that says the same to everybody."""
+    try:
+        canonical = canonical_json(msgspec.json.decode(text))
+    except (ValueError, RecursionError):
+        return
+    _fit(canonical)
+    assert canonical_json(msgspec.json.decode(canonical.encode())) == canonical
+    # Python's own parser is the oracle. `repr`, since 1 == 1.0 == True.
+    assert repr(json.loads(canonical)) == repr(json.loads(text))
+    for payload in _sends(text):
+        try:
+            command = decode_command(payload, Bounds(content=1 << 20))
+        except TooLarge:
+            continue
+        except (Invalid, Malformed):
+            assert canonical == "null"
+            continue
+        assert isinstance(command, Send)
+        assert command.content.json == canonical
+
+
+def _sends(text: bytes) -> tuple[bytes, bytes]:
+    around = b'{"type":"send","conversation":"u:alice","client_msg_id":"m","content":{"json":%s}}'
+    send = Send("u:alice", "m", Content(json=JsonText(text.decode())))
+    return around % text, encode_command(send, Format.PROTOBUF)
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+def names(data: bytes) -> None:
+    """Topics and conversation ids name whom they say, or nobody."""
+    text = data.decode(errors="surrogateescape")
+    device = parse_up(text)
+    if device is not None:
+        assert is_name(device.user)
+        assert is_name(device.device)
+        assert len(str(device)) <= MAX_NAME
+        assert text.split("/")[1].split("@") == list(device)
+        assert parse_up(up(device, 3)) == device
+        assert len(down(device)) <= len("imqtt//down") + MAX_NAME
+        assert members_of(home_of(device.user)) == (device.user,)
+    try:
+        check(Typing(text), BOUNDS)
+    except ImqttError as error:
+        _telling(error, CommandInfo())
+        return
+    assert 0 <= partition_of(text, PARTITIONS) < PARTITIONS
+    try:
+        members = check_member(text, "alice")
+    except ImqttError as error:
+        _telling(error, CommandInfo())
+        return
+    assert "alice" in members
+    assert all(map(is_name, members))
+    assert text == ("d:" + ":".join(sorted(members)) if len(members) == 2 else home_of(*members))
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "commands": commands,
+    "content": content,
+    "frames": frames,
+    "link": stream.link,
+    "names": names,
+}

@@ -1,0 +1,33 @@
+"""Every input that is kept is tried again. A law that it breaks is named with the file."""
+
+import pytest
+
+from tests.verification.fuzz.corpus import CORPUS, kept
+from tests.verification.fuzz.seeds import seeds
+from tests.verification.fuzz.targets import TARGETS
+
+KIBIBYTES = 500  # the whole corpus: a repository keeps what it ever had
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_laws_hold_for_every_input_of_the_corpus(target: str) -> None:
+    law = TARGETS[target]
+    for path in kept(target):
+        try:
+            law(path.read_bytes())
+        except Exception as error:
+            error.add_note(f"the input is {path}")
+            raise
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_laws_hold_for_what_fuzzing_begins_with(target: str) -> None:
+    for data in (b"", *seeds(target)):
+        TARGETS[target](data)
+
+
+def test_each_target_has_a_corpus_and_it_is_small() -> None:
+    assert sorted(path.name for path in CORPUS.iterdir()) == sorted(TARGETS)
+    sizes = [path.stat().st_size for target in TARGETS for path in kept(target)]
+    assert sum(sizes) < KIBIBYTES * 1024
+    assert min(len(kept(target)) for target in TARGETS) > 10

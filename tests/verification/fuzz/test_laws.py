@@ -1,0 +1,95 @@
+"""The laws, for values that Hypothesis makes from the schemas, and for changed inputs of the corpus.
+
+The same examples every time: a change is tested by its own test run, and one that fails for somebody else's
+example teaches nobody. What is not yet known is looked for by `make fuzz`, whose corpus is what is kept.
+"""
+
+from random import Random
+
+import mqtt5
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imqtt.protocol.generated import imqtt_pb2 as pb
+from tests.verification.fuzz import wild
+from tests.verification.fuzz.corpus import kept
+from tests.verification.fuzz.mutation import mutate
+from tests.verification.fuzz.stream import HEAD, link
+from tests.verification.fuzz.targets import TARGETS, commands, content, frames, names
+from tests.verification.fuzz.values import some_bytes
+
+fixed = settings(
+    derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@fixed
+@given(wild.protobuf(pb.Command))
+def test_a_protobuf_command_of_any_values(payload: bytes) -> None:
+    commands(payload)
+
+
+@fixed
+@given(wild.json_commands)
+def test_a_json_command_of_any_values(payload: bytes) -> None:
+    commands(payload)
+
+
+@fixed
+@given(wild.protobuf(pb.Frames))
+def test_a_protobuf_packet_of_frames_of_any_values(payload: bytes) -> None:
+    frames(payload)
+
+
+@fixed
+@given(wild.json_frames)
+def test_a_json_packet_of_frames_of_any_values(payload: bytes) -> None:
+    frames(payload)
+
+
+@fixed
+@given(wild.json_things)
+def test_json_of_any_values_as_content(value: object) -> None:
+    content(wild._written(value))
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0+#"), min_size=1, max_size=8)
+bytes_ = st.integers(0, 255)
+packets = st.one_of(
+    st.builds(
+        lambda topic, payload, qos, number, dup, user: mqtt5.PublishPacket(
+            topic, payload, qos=mqtt5.QoS(qos), packet_id=number if qos else None, duplicate=dup,
+            user_properties=user,
+        ).write(),
+        texts, st.binary(max_size=150), st.sampled_from((0, 1, 1, 1, 2)), st.integers(1, 65_535),
+        st.booleans(), st.lists(st.tuples(texts, texts), max_size=2),
+    ),
+    st.builds(lambda number, code: bytes((0x40, 3, 0, number, code)), st.integers(0, 20), bytes_),
+    st.builds(lambda kind, body: bytes((kind, len(body))) + body, bytes_, st.binary(max_size=12)),
+)  # fmt: skip
+
+
+@fixed
+@given(st.binary(min_size=HEAD, max_size=HEAD), st.lists(packets, max_size=8).map(b"".join))
+def test_a_stream_of_any_packets_in_any_pieces(head: bytes, stream: bytes) -> None:
+    link(head + stream)
+
+
+@fixed
+@given(st.from_regex(r"\A(imqtt(/[ -~é]{0,40}){1,5}|[dug](:[!-~é]{0,70}){0,3})\Z") | st.text())
+def test_a_topic_or_a_conversation_of_any_characters(text: str) -> None:
+    names(text.encode())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_kept_changed_a_little(target: str) -> None:
+    pool = [path.read_bytes() for path in kept(target)]
+    random = Random(target)
+    for _ in range(400):
+        data = mutate(target, random.choice(pool), random, lambda it, _: some_bytes(it, random), 1_500)
+        try:
+            TARGETS[target](data)
+        except Exception as error:
+            error.add_note(f"the input is {data!r}")
+            raise

@@ -1,0 +1,148 @@
+"""The corpus finds faults: each of these is planted, and a replay breaks a law."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from imqtt.broker.packets import Cutter
+from imqtt.broker.receipts import Receipts
+from imqtt.broker.session import Session
+from imqtt.model import Id, JsonText
+from tests.verification.fuzz.corpus import kept
+from tests.verification.fuzz.seeds import seeds
+from tests.verification.fuzz.targets import TARGETS
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def nothing(*_: object) -> None:
+    """In place of a check."""
+
+
+def unchecked(module: str, name: str) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(import_module(module), name, nothing)
+
+    plant.__name__ = f"without {module}.{name}"
+    return plant
+
+
+def json_kept_as_it_came(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(import_module("imqtt.protocol.protobuf_format"), "_json_in", JsonText)
+
+
+def reasons_as_long_as_they_come(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        import_module("imqtt.protocol.json_format"), "_reason", lambda what, error: f"{what}: {error!r}" * 9
+    )
+
+
+def names_that_are_none_are_echoed(patch: pytest.MonkeyPatch) -> None:
+    info = import_module("imqtt.protocol.command_info").CommandInfo
+    patch.setattr(info, "of", classmethod(lambda cls, *names: cls(*names)))
+
+
+def ids_without_their_range(patch: pytest.MonkeyPatch) -> None:
+    def lax(wanted: type, value: object) -> object:
+        return Id(int(str(value))) if wanted is Id else JsonText(value)
+
+    protocol = import_module("imqtt.protocol.json_format")
+    decoder = import_module("msgspec").json.Decoder(import_module("imqtt.model").AnyCommand, dec_hook=lax)
+    patch.setattr(protocol, "_command", decoder)
+
+
+def one_byte_too_many_awaited(patch: pytest.MonkeyPatch) -> None:
+    keep = Cutter._keep
+    patch.setattr(Cutter, "_keep", lambda self, rest, needed: keep(self, rest, needed + 1))
+
+
+def every_piece_joined_with_all_before(patch: pytest.MonkeyPatch) -> None:
+    keep = Cutter._keep
+    patch.setattr(Cutter, "_keep", lambda self, rest, needed: keep(self, rest, 0))
+
+
+def packets_of_any_size(patch: pytest.MonkeyPatch) -> None:
+    begin = Cutter.__init__
+    patch.setattr(Cutter, "__init__", lambda self, _: begin(self, None))
+
+
+def acks_as_they_come(patch: pytest.MonkeyPatch) -> None:
+    def ack(self: Receipts, receipt: int) -> list[int]:
+        at = receipt - self._first
+        if not 0 <= at < len(self._waiting):
+            return []
+        return [self._waiting[at][0]]
+
+    patch.setattr(Receipts, "ack", ack)
+
+
+def faults_told_behind_the_end(patch: pytest.MonkeyPatch) -> None:
+    def bad(self: Any, error: Any, events: list[Any]) -> None:
+        session = import_module("imqtt.broker.session")
+        events.append(self._end(session.Closed(error.reason, error.code), error.code))
+
+    patch.setattr(Session, "_bad", bad)
+
+
+def payloads_to_the_end_of_the_buffer(patch: pytest.MonkeyPatch) -> None:
+    packets = import_module("imqtt.broker.packets")
+    was = packets.read_publish
+    patch.setattr(packets, "read_publish", lambda data, cut: was(data, (cut[0], cut[1], len(data))))
+
+
+def a_puback_read_without_its_code(patch: pytest.MonkeyPatch) -> None:
+    packets = import_module("imqtt.broker.packets")
+    patch.setattr(packets, "read_puback", lambda data, cut: (data[cut[1]] << 8 | data[cut[1] + 1], 0))
+
+
+def names_of_any_length(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(import_module("imqtt.protocol.topics"), "MAX_NAME", 100)
+
+
+def members_in_any_order(patch: pytest.MonkeyPatch) -> None:
+    def members_of(conversation: str) -> tuple[str, ...]:
+        return tuple(conversation.split(":")[1:])
+
+    patch.setattr(import_module("imqtt.core.conversations"), "members_of", members_of)
+
+
+PLANTED: dict[str, list[Plant]] = {
+    "commands": [
+        *(unchecked("imqtt.protocol.check", name) for name in ("_seq", "_id", "_time")),
+        *(unchecked("imqtt.protocol.check", name) for name in ("_token", "_conversation")),
+        json_kept_as_it_came, reasons_as_long_as_they_come, names_that_are_none_are_echoed,
+        ids_without_their_range,
+    ],
+    "content": [unchecked("imqtt.model", "_check_json")],
+    "frames": [
+        unchecked("imqtt.protocol", "check_frame"),
+        *(unchecked("imqtt.protocol.check", name) for name in ("_marks", "_event", "_head")),
+        *(unchecked("imqtt.protocol.check", name) for name in ("_welcome", "_count")),
+    ],
+    "link": [
+        one_byte_too_many_awaited, every_piece_joined_with_all_before, packets_of_any_size, acks_as_they_come,
+        faults_told_behind_the_end, payloads_to_the_end_of_the_buffer, a_puback_read_without_its_code,
+    ],
+    "names": [names_of_any_length, members_in_any_order],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "plant"),
+    [
+        pytest.param(target, plant, id=plant.__name__)
+        for target, plants in PLANTED.items()
+        for plant in plants
+    ],
+)
+def test_a_planted_fault_breaks_a_law(target: str, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - an assertion, or what the fault lets out
+        replay(target)
+
+
+def replay(target: str) -> None:
+    for data in (*seeds(target), *(path.read_bytes() for path in kept(target))):
+        TARGETS[target](data)

@@ -1,0 +1,152 @@
+"""Runs seeds, on all cores: `python -m tests.verification.simulation --seeds 2000`.
+
+A seed that fails is printed as a trace of what happened, and always happens again: `--seed 17` runs that one.
+`--faults "store restored" "clock stepped"` tries these alone, and meets them together far more often.
+`--mistake 3` plants one of the known mistakes, and looks for a seed in which the checker finds it.
+"""
+
+import argparse
+import concurrent.futures
+import gc
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+if os.environ.get("PYTHONHASHSEED") != "0":
+    # Sets of strings are ordered by their hashes: a seed is only the same seed where those are the same.
+    os.environ["PYTHONHASHSEED"] = "0"
+    os.execv(sys.executable, [sys.executable, "-m", "tests.verification.simulation", *sys.argv[1:]])
+
+from tests.verification.simulation.faults import FAULTS
+from tests.verification.simulation.planted import MISTAKES, Mistake
+from tests.verification.simulation.scenario import Outcome, draw_shape, play
+
+CHUNK = 20  # seeds that one process runs before it reports
+TRACE_LINES = 120  # of a failing seed that are printed without `--full`
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.verification.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2_000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--seed", type=int, help="one seed alone, with its trace")
+    parser.add_argument("--full", action="store_true", help="the whole trace")
+    parser.add_argument(
+        "--faults", nargs="+", choices=sorted(FAULTS), default=[], metavar="FAULT", help="only these"
+    )
+    parser.add_argument("--mistake", type=int, help="plant this one, and stop where it is found")
+    parser.add_argument("--innocent", action="store_true", help="the worlds of all mistakes, without them")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    _be_quiet()
+    mistake = None if given.mistake is None else MISTAKES[given.mistake]
+    if given.seed is not None:
+        return show(given.seed, mistake, given.faults, full=given.full)
+    if given.innocent:
+        return innocent(range(given.first, given.first + given.seeds))
+    if mistake is not None:
+        return hunt(mistake, range(given.first, given.first + given.seeds))
+    return run(range(given.first, given.first + given.seeds), given.faults, given.processes)
+
+
+def run(seeds: Sequence[int], faults: Sequence[str], processes: int) -> int:
+    """Runs all of them, prints what was seen, and the first that failed. The exit status."""
+    started = time.perf_counter()
+    fired: Counter[str] = Counter()
+    sent = accepted = 0
+    longest = 0.0
+    failed: list[int] = []
+    chunks = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
+    with concurrent.futures.ProcessPoolExecutor(processes, initializer=_be_quiet) as pool:
+        for outcomes in pool.map(partial(_chunk, faults=faults), chunks):
+            for outcome in outcomes:
+                fired.update(outcome.fired)
+                sent += outcome.verdict.sent
+                accepted += outcome.verdict.accepted
+                longest = max(longest, outcome.seconds)
+                if not outcome.ok:
+                    failed.append(outcome.seed)
+    seconds = time.perf_counter() - started
+    print(
+        f"{len(seeds)} seeds in {seconds:.1f} s ({len(seeds) / seconds:.0f} a second), {sum(fired.values())} "
+        f"faults fired, {sent} messages sent, {accepted} accepted, {len(failed)} seeds failed"
+    )
+    print("faults fired: " + ", ".join(f"{name} {count}" for name, count in sorted(fired.items())))
+    if failed:
+        print(f"failed: {' '.join(map(str, failed[:50]))}")
+        show(failed[0], None, faults)
+    return 1 if failed else 0
+
+
+def show(seed: int, mistake: Mistake | None, faults: Sequence[str], *, full: bool = False) -> int:
+    """Runs one seed and prints its trace. The exit status."""
+    with mistake.make() if mistake else nullcontext():
+        outcome = play(seed, shape=mistake.shape() if mistake else draw_shape(seed, faults), trace=True)
+    print(f"seed {seed}: {outcome.shape}")
+    lines = outcome.trace if full else list(_relevant(outcome))[-TRACE_LINES:]
+    print("\n".join(lines))
+    for problem in outcome.problems():
+        print(f"  {problem}")
+    said = "as it should be" if outcome.ok else "failed"
+    only = f" --faults {shlex.join(faults)}" if faults else ""
+    print(f"seed {seed}: {said}; again: python -m tests.verification.simulation --seed {seed}{only}")
+    return 0 if outcome.ok else 1
+
+
+def _relevant(outcome: Outcome) -> Iterable[str]:
+    """What concerns the conversations of the findings, and all that was done to anybody."""
+    conversations = {it.conversation for it in outcome.verdict.findings}
+    for line in outcome.trace:
+        named = "conversation=" in line
+        if not named or not conversations or any(it in line for it in conversations):
+            yield line
+
+
+def hunt(mistake: Mistake, seeds: Iterable[int]) -> int:
+    """Prints, as JSON, in which seed the mistake is found, and as what. The exit status."""
+    with mistake.make():
+        for tried, seed in enumerate(seeds, 1):
+            outcome = play(seed, shape=mistake.shape())
+            kinds = sorted({it.kind for it in outcome.verdict.findings})
+            if mistake.kinds.intersection(kinds):
+                found = [it.what for it in outcome.verdict.findings if it.kind in mistake.kinds]
+                print(json.dumps({"seed": seed, "tried": tried, "kinds": kinds, "first": found[0]}))
+                return 0
+    print(json.dumps({"seed": None}))
+    return 1
+
+
+def innocent(seeds: Sequence[int]) -> int:
+    """The worlds in which mistakes are looked for, without them: nothing may be found. The exit status."""
+    failed = 0
+    for mistake in MISTAKES:
+        shape = replace(mistake.shape(), without=())
+        for seed in seeds:
+            outcome = play(seed, shape=shape)
+            failed += not outcome.ok
+            if not outcome.ok:
+                print(f"{mistake.name}, seed {seed}: {outcome.problems()}")
+    return 1 if failed else 0
+
+
+def _be_quiet() -> None:
+    logging.disable(logging.CRITICAL)
+    gc.freeze()  # modules stay: what is collected after every world is what it leaves behind
+
+
+def _chunk(seeds: Sequence[int], faults: Sequence[str]) -> list[Outcome]:
+    outcomes = [play(seed, shape=draw_shape(seed, faults)) for seed in seeds]
+    gc.collect()  # 15 ms: not after every world
+    return outcomes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Mistakes that a server or an SDK like this one may well have, each to be switched on and to be found.
+
+A checker that has never found anything proves nothing. Each of these breaks one rule of the design, in a
+world whose faults can make it matter; what the checker may call it stands beside it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+from weakref import WeakKeyDictionary
+
+from imqtt.client.sender import Sender
+from imqtt.core.sequencing import Append, Decision, Message
+from imqtt.server.batcher import Batcher
+from imqtt.server.committer import Committer
+from imqtt.server.devices import Devices
+from imqtt.server.intake import Batch, Delivery
+from imqtt.server.owner import Owner
+from imqtt.server.pages import Pages
+from imqtt.stores.base import AppendConflict, Key, OutcomeUnknown, Record, Registration, Stored
+from tests.verification.checker.check import Kind
+from tests.verification.simulation.scenario import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """`make` puts it in while its context lasts. `kinds`: what the checker may call it, one of them."""
+
+    name: str
+    make: Callable[[], AbstractContextManager[object]]
+    kinds: frozenset[Kind]
+    faults: tuple[str, ...]
+    workers: int = 2
+    partitions: int = 2
+    messages: int = 8
+    seconds: float = 8.0
+    resends: float = 0.5
+    without: tuple[str, ...] = ()  # rules of the store that are switched off
+    rare: bool = False  # shows in one world of hundreds
+
+    def shape(self) -> Shape:
+        """A world in which it can matter."""
+        return Shape(
+            workers=self.workers,
+            partitions=self.partitions,
+            prefix=True,
+            max_batch=500,
+            sdk=3,
+            plain=2,
+            messages=self.messages,
+            seconds=self.seconds,
+            faults=self.faults,
+            resends=self.resends,
+            without=self.without,
+        )
+
+
+def _instead(owner: type, name: str, method: Callable[..., Any]) -> AbstractContextManager[object]:
+    return mock.patch.object(owner, name, method)
+
+
+@contextlib.contextmanager
+def _dedupe_record_before_the_commit() -> Iterator[None]:
+    """A record of what was decided is written at once, and a duplicate is answered from it."""
+    of: WeakKeyDictionary[object, dict[Key, Stored]] = WeakKeyDictionary()  # by the world's store
+    decide = Committer._decide
+
+    async def believing(
+        self: Committer, messages: Sequence[Message], stored: dict[Key, Stored], tokens: dict[Any, int]
+    ) -> list[Decision]:
+        records = of.setdefault(self._store.tables, {})  # type: ignore[attr-defined]  # of a simulated one
+        decisions = await decide(self, messages, {**records, **stored}, tokens)
+        for message, decision in zip(messages, decisions, strict=True):
+            if isinstance(decision, Append):
+                records[message.key] = Stored(decision.event.position, message.digest)
+        return decisions
+
+    with _instead(Committer, "_decide", believing):
+        yield
+
+
+def _puback_before_the_commit() -> AbstractContextManager[object]:
+    put = Batcher.put
+
+    async def hasty(self: Batcher, partition: int, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            delivery.link.ack(delivery.received)
+        await put(self, partition, deliveries)
+
+    return _instead(Batcher, "put", hasty)
+
+
+def _puback_before_the_devices_packets() -> AbstractContextManager[object]:
+    carry_out = Owner.carry_out
+
+    async def hasty(
+        self: Owner, deliveries: Sequence[Delivery], answered: Container[int]
+    ) -> asyncio.Future[None]:
+        await carry_out(self, deliveries, answered)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    return _instead(Owner, "carry_out", hasty)
+
+
+@contextlib.contextmanager
+def _devices_read_before_the_commit() -> Iterator[None]:
+    """The list of devices is that of the moment before the messages were stored."""
+    commit, of = Owner._commit, Devices.of
+    early: dict[int, dict[str, tuple[Registration, ...]]] = {}
+
+    async def committing(self: Owner, batch: Batch) -> Any:
+        from imqtt.core.conversations import members_of
+
+        users = {user for it in batch.messages for user in members_of(it.send.conversation)}
+        lists = await of(self._devices, users) if users else {}
+        result = await commit(self, batch)
+        early[id(self._devices)] = lists
+        return result
+
+    async def reading(self: Devices, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        return await of(self, users) | early.pop(id(self), {})
+
+    with _instead(Owner, "_commit", committing), _instead(Devices, "of", reading):
+        yield
+
+
+def _duplicate_key_taken_for_success() -> AbstractContextManager[object]:
+    async def trusting(self: Committer, records: Sequence[Record], *, again: bool) -> int:
+        with contextlib.suppress(AppendConflict):
+            await self._store.append(records)
+        return len(records)
+
+    return _instead(Committer, "_append_once", trusting)
+
+
+def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
+    append = Committer._append
+
+    async def hurried(self: Committer, records: Sequence[Record]) -> int:
+        try:
+            with contextlib.suppress(AppendConflict):
+                await self._store.append(records)
+                self._heads.put({it.event.conversation: it.event.position for it in records})
+                return len(records)
+        except OutcomeUnknown:
+            # They may be there: whatever is decided next goes behind them.
+            self._heads.put({it.event.conversation: it.event.position for it in records})
+            self._hurried = True  # type: ignore[attr-defined]  # the mistake's own
+            return 0
+        return await append(self, records)
+
+    reread = Committer._reread
+
+    async def forgetting_nothing(self: Committer, messages: Sequence[Message]) -> Mapping[Key, Stored]:
+        if self.__dict__.pop("_hurried", False):
+            return {}
+        return await reread(self, messages)
+
+    stack = ExitStack()
+    stack.enter_context(_instead(Committer, "_append", hurried))
+    stack.enter_context(_instead(Committer, "_reread", forgetting_nothing))
+    return stack
+
+
+def _takeover_with_a_stale_head() -> AbstractContextManager[object]:
+    """HeadCache are believed for ever; and no index on the seq contradicts, see `without`."""
+    return _instead(Committer, "forget", lambda _: None)
+
+
+def _outbox_dropped_on_puback() -> AbstractContextManager[object]:
+    publish = Sender._publish
+
+    async def careless(self: Sender, entry: Any) -> None:
+        await publish(self, entry)
+        await self.discard(entry.key)
+
+    return _instead(Sender, "_publish", careless)
+
+
+def _cursor_trusted_without_its_id() -> AbstractContextManager[object]:
+    look_up = Pages._look_up
+
+    async def trusting(self: Pages, cursors: Sequence[Any]) -> Any:
+        return await look_up(self, [cursor.__class__(cursor.conversation, cursor.seq) for cursor in cursors])
+
+    return _instead(Pages, "_look_up", trusting)
+
+
+MISTAKES = [
+    Mistake(
+        "the dedupe record is written before the commit, and believed",
+        _dedupe_record_before_the_commit,
+        frozenset({Kind.LOST, Kind.HOLE}),
+        ("worker killed", "worker killed", "store doubtful", "store away"),
+    ),
+    Mistake(
+        "PUBACK before the commit",
+        _puback_before_the_commit,
+        frozenset({Kind.FORGOTTEN}),
+        ("store slow", "store slow", "worker killed", "worker killed", "worker killed"),
+        resends=0.0,
+    ),
+    Mistake(
+        "PUBACK before the broker has the devices' packets",
+        _puback_before_the_devices_packets,
+        frozenset({Kind.LOST}),
+        ("publisher stalled",) * 4,
+        messages=4,
+        rare=True,
+    ),
+    Mistake(
+        "the device list is read before the commit",
+        _devices_read_before_the_commit,
+        frozenset({Kind.LOST}),
+        ("store slow",) * 5,
+        workers=3,
+        partitions=4,
+        messages=1,
+    ),
+    Mistake(
+        "a batch is committed unordered",
+        nullcontext,
+        frozenset({Kind.HOLE, Kind.DISORDER, Kind.LOST}),
+        ("worker paused", "worker paused", "worker paused", "rival", "store doubtful"),
+        messages=24,
+        seconds=24.0,
+        without=("unordered",),
+        rare=True,
+    ),
+    Mistake(
+        "a duplicate key is taken for success without reading both keys",
+        _duplicate_key_taken_for_success,
+        frozenset({Kind.LOST, Kind.REWRITTEN, Kind.CHANGED_ANSWER}),
+        ("worker paused", "worker paused", "state flushed"),
+    ),
+    Mistake(
+        "new rows are decided after an unknown outcome",
+        _new_rows_after_an_unknown_outcome,
+        frozenset({Kind.HOLE}),
+        ("store doubtful", "store doubtful"),
+    ),
+    Mistake(
+        "takeover with a stale head",
+        _takeover_with_a_stale_head,
+        frozenset({Kind.REWRITTEN, Kind.LOST, Kind.CHANGED_ANSWER}),
+        ("worker paused",) * 4,
+        messages=24,
+        seconds=24.0,
+        without=("unchecked_seq",),
+    ),
+    Mistake(
+        "the outbox drops a message at the broker's PUBACK",
+        _outbox_dropped_on_puback,
+        frozenset({Kind.FORGOTTEN}),
+        ("worker paused", "broker wiped", "broker wiped", "broker wiped"),
+        workers=1,
+        rare=True,
+    ),
+    Mistake(
+        "a page's cursor is trusted without its id after a restore",
+        _cursor_trusted_without_its_id,
+        frozenset({Kind.DIFFERS, Kind.REWRITTEN}),
+        ("store restored", "store restored"),
+    ),
+]
+
+__all__ = ["MISTAKES", "Mistake"]

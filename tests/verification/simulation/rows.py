@@ -1,0 +1,305 @@
+"""What a simulated store holds, and its two unique indexes.
+
+    (conversation, seq)                     one event at each place
+    (conversation, sender, client_msg_id)   each message once
+
+No time passes here, and nothing fails but for a duplicate: latency and faults are those of `store`.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from imqtt.model import Device, Event, Head, Marks, Position
+from imqtt.stores.base import (
+    AppendConflict,
+    DeviceFormat,
+    Identity,
+    Key,
+    Record,
+    RecordRefused,
+    Registration,
+    Stored,
+)
+from tests.verification.checker.history import Row
+
+INT64 = 1 << 63
+
+Dump = dict[str, tuple[tuple[Row, ...], tuple[tuple[str, int, int], ...]]]
+
+
+class Log:
+    """One conversation's events, by seq. `seqs` is in order; nothing keeps it from having gaps."""
+
+    __slots__ = ("records", "seqs")
+
+    def __init__(self) -> None:
+        self.records: dict[int, Record] = {}
+        self.seqs: list[int] = []
+
+    @property
+    def newest(self) -> Event:
+        return self.records[self.seqs[-1]].event
+
+    def put(self, record: Record) -> None:
+        seq = record.event.seq
+        if seq not in self.records:
+            insort(self.seqs, seq)
+        self.records[seq] = record
+
+    def remove(self, seq: int) -> None:
+        del self.records[seq]
+        del self.seqs[bisect_left(self.seqs, seq)]
+
+    def after(self, seq: int, limit: int) -> list[Record]:
+        first = bisect_right(self.seqs, seq)
+        return [self.records[it] for it in self.seqs[first : first + max(limit, 0)]]
+
+    def before(self, seq: int, limit: int) -> list[Record]:
+        end = bisect_left(self.seqs, seq) if seq else len(self.seqs)
+        return [self.records[it] for it in self.seqs[max(end - max(limit, 0), 0) : end]]
+
+    def copy(self) -> "Log":
+        log = Log()
+        log.records, log.seqs = self.records.copy(), self.seqs.copy()
+        return log
+
+
+class Backup(NamedTuple):
+    """A backup: everything there was at one moment."""
+
+    logs: dict[str, Log]
+    places: dict[Key, int]
+    users: dict[str, set[str]]
+    marks: dict[str, dict[str, Marks]]
+    devices: dict[str, dict[str, Registration]]
+    unfinished: bool
+
+
+class Rows:
+    """All rows of one store, shared by its workers, as long as the store's disk lives.
+
+    `ordered_prefix`: an append that meets a duplicate keeps what stands before it (MongoDB), or nothing
+    (SQLite). Two rules may be switched off, to see whether anybody notices: with `unordered` an append goes
+    on behind a duplicate (`insert_many(ordered=False)`), with `unchecked_seq` a seq is no unique index, and
+    the later row at a place is the one that is found there.
+    """
+
+    unordered = False
+    unchecked_seq = False
+
+    def __init__(self, identity: Identity, *, ordered_prefix: bool) -> None:
+        self.identity = identity
+        self.ordered_prefix = ordered_prefix
+        self.unfinished = False
+        self._logs: dict[str, Log] = {}
+        self._places: dict[Key, int] = {}  # the seq of each message
+        self._users: dict[str, set[str]] = {}  # by conversation
+        self._marks: dict[str, dict[str, Marks]] = {}  # by conversation, user
+        self._devices: dict[str, dict[str, Registration]] = {}  # by user, device
+
+    # --- as a whole
+
+    def dump(self) -> Dump:
+        """Each conversation's events in order of seq, and its marks: (user, delivered, read)."""
+        return {
+            name: (
+                tuple(_row(record) for record in log.after(0, len(log.seqs))),
+                tuple((it.user, it.delivered, it.read) for it in self._marks_of(name)),
+            )
+            for name, log in sorted(self._logs.items())
+            if log.seqs
+        }
+
+    def copy(self) -> Backup:
+        """A backup of this moment."""
+        return Backup(
+            {name: log.copy() for name, log in self._logs.items()},
+            self._places.copy(),
+            {name: users.copy() for name, users in self._users.items()},
+            {name: marks.copy() for name, marks in self._marks.items()},
+            {user: devices.copy() for user, devices in self._devices.items()},
+            self.unfinished,
+        )
+
+    def restore(self, backup: Backup) -> None:
+        """Puts back what a backup holds. What came since is gone; the backup may be used again."""
+        held = Rows(self.identity, ordered_prefix=self.ordered_prefix)
+        (held._logs, held._places, held._users, held._marks, held._devices, held.unfinished) = backup
+        again = held.copy()
+        self._logs, self._places, self._users, self._marks, self._devices, self.unfinished = again
+
+    # --- the log
+
+    def append(self, records: Sequence[Record]) -> None:
+        """As `Store.append`. Raises `AppendConflict`."""
+        met = -1
+        replaced: list[Record | None] = []
+        for number, record in enumerate(records):
+            if self._is_free(record):
+                replaced.append(self._insert(record))
+            elif not self.unordered:
+                if self.ordered_prefix:
+                    raise AppendConflict(number)
+                self._undo(records[:number], replaced)
+                raise AppendConflict(0)
+            elif met < 0:
+                met = number
+        if met >= 0:
+            raise AppendConflict(met)
+
+    def _is_free(self, record: Record) -> bool:
+        log = self._logs.get(record.event.conversation)
+        if log is not None and record.event.seq in log.records and not self.unchecked_seq:
+            return False
+        return record.key not in self._places
+
+    def _insert(self, record: Record) -> Record | None:
+        """Returns what was at its place, which only `unchecked_seq` allows."""
+        event = record.event
+        log = self._logs.get(event.conversation)
+        if log is None:
+            log = self._logs[event.conversation] = Log()
+        before = log.records.get(event.seq)
+        if before is not None:
+            del self._places[before.key]
+        log.put(record)
+        self._places[record.key] = event.seq
+        return before
+
+    def _undo(self, records: Sequence[Record], replaced: Sequence[Record | None]) -> None:
+        for record, before in zip(reversed(records), reversed(replaced), strict=True):
+            del self._places[record.key]
+            self._logs[record.event.conversation].remove(record.event.seq)
+            if before is not None:
+                self._insert(before)
+
+    def heads(self, conversations: Collection[str]) -> dict[str, Position]:
+        return {name: log.newest.position for name, log in self._logs_of(conversations)}
+
+    def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
+        found = {}
+        for key in keys:
+            if (seq := self._places.get(key)) is not None:
+                record = self._logs[key.conversation].records[seq]
+                found[key] = Stored(record.event.position, record.digest)
+        return found
+
+    def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        found: dict[tuple[str, int], int] = {}
+        for name, seq in places:
+            if (log := self._logs.get(name)) is not None and seq in log.records:
+                found[name, seq] = log.records[seq].event.id
+        return found
+
+    def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
+        log = self._logs.get(conversation)
+        return log.after(seq, limit) if log is not None else []
+
+    def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        return [it.event for it in self.records_after(conversation, seq, limit)]
+
+    def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        log = self._logs.get(conversation)
+        return [it.event for it in log.before(seq, limit)] if log is not None else []
+
+    def _logs_of(self, conversations: Collection[str]) -> Iterator[tuple[str, Log]]:
+        """Those that have events."""
+        for name in conversations:
+            if (log := self._logs.get(name)) is not None and log.seqs:
+                yield name, log
+
+    # --- members, marks, devices
+
+    def put_members(self, rows: Collection[tuple[str, str]]) -> None:
+        for user, conversation in rows:
+            self._users.setdefault(conversation, set()).add(user)
+
+    def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
+        return {name: sorted(self._users[name]) for name in conversations if name in self._users}
+
+    def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
+        names = [name for name, users in self._users.items() if user in users]
+        newest = [(name, log.newest) for name, log in self._logs_of(names)]
+        heads = [Head(name, it.seq, it.id) for name, it in newest if not before or it.id < before]
+        heads.sort(key=lambda head: head.id, reverse=True)
+        return heads[: max(limit, 0)]
+
+    def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        names = sorted(name for name, users in self._users.items() if user in users and name > after)
+        return names[: max(limit, 0)]
+
+    def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
+        grown = []
+        for it in marks:
+            of = self._marks.get(it.conversation, {})
+            before = of.get(it.user) or Marks(it.conversation, it.user)
+            if it.delivered > before.delivered or it.read > before.read:
+                now = Marks(
+                    it.conversation, it.user, max(it.delivered, before.delivered), max(it.read, before.read)
+                )
+                self._marks.setdefault(it.conversation, of)[it.user] = now
+                grown.append(now)
+        return grown
+
+    def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
+        return {name: self._marks_of(name) for name in conversations if name in self._marks}
+
+    def _marks_of(self, conversation: str) -> list[Marks]:
+        return [marks for _, marks in sorted(self._marks.get(conversation, {}).items())]
+
+    def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        for it in said:
+            user, device = it.device
+            devices = self._devices.setdefault(user, {})
+            before = devices.get(device) or Registration(it.device, it.format)
+            now = it if isinstance(it, Registration) else replace(before, format=it.format)
+            devices[device] = replace(now, seen=max(before.seen, it.seen))
+
+    def see_devices(self, seen: Sequence[tuple[Device, int]]) -> None:
+        for (user, device), time in seen:
+            if (before := self._devices.get(user, {}).get(device)) is not None:
+                self._devices[user][device] = replace(before, seen=max(before.seen, time))
+
+    def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        return {user: tuple(it for _, it in sorted(self._devices.get(user, {}).items())) for user in users}
+
+    def remove_devices(self, devices: Sequence[tuple[Device, int | None]]) -> None:
+        """Devices, and each only if it was not seen since then."""
+        for (user, device), unseen_since in devices:
+            before = self._devices.get(user, {}).get(device)
+            if before is not None and (unseen_since is None or before.seen <= unseen_since):
+                del self._devices[user][device]
+
+    # --- everything, for a copy of the store
+
+    def set_unfinished(self, unfinished: Sequence[bool]) -> None:
+        for it in unfinished:
+            self.unfinished = it
+
+    def conversations(self, after: str, limit: int) -> list[str]:
+        names = {name for name, _ in self._logs_of(self._logs)} | self._users.keys() | self._marks.keys()
+        return sorted(name for name in names if name > after)[: max(limit, 0)]
+
+    def registrations(self, after: Device, limit: int) -> list[Registration]:
+        every = [it for devices in self._devices.values() for it in devices.values()]
+        return sorted((it for it in every if it.device > after), key=lambda it: it.device)[: max(limit, 0)]
+
+
+def check(record: Record) -> None:
+    """Raises `RecordRefused` for what neither SQLite nor BSON holds."""
+    event = record.event
+    if not all(-INT64 <= number < INT64 for number in (event.seq, event.id, event.client_time)):
+        raise RecordRefused("an integer beyond 64 bits")
+    try:
+        record.body.decode()
+        f"{event.conversation}{event.sender}{event.device}{event.client_msg_id}{event.kind}".encode()
+    except UnicodeError as error:
+        raise RecordRefused(f"{type(error).__name__}: {error}") from error
+
+
+def _row(record: Record) -> Row:
+    event = record.event
+    return Row(event.seq, int(event.id), event.sender, event.client_msg_id, event.content.text or "")

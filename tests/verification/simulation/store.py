@@ -1,0 +1,354 @@
+"""The store of a simulation: what real ones do, at their best and at their worst, in virtual time.
+
+`Tables` is the database server: the rows, and what is wrong with it. `SimStore` is one worker's connection.
+A write is carried out by the server some time after it was asked for, whatever has become of the worker by
+then, and the answer takes its time as well. It also runs on an ordinary event loop, for the contract's suite.
+"""
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, NamedTuple, TypeVar
+
+from imqtt.errors import ImqttError, StoreFull, StoreUnreachable, Unavailable
+from imqtt.model import Device, Event, Head, Marks, Position
+from imqtt.stores.base import DeviceFormat, Identity, Key, OutcomeUnknown, Record, Registration, Stored
+from tests.verification.simulation.loop import Loop, Party, current
+from tests.verification.simulation.rows import Backup, Rows, check
+
+T = TypeVar("T")
+
+ALL = sys.maxsize
+LATENCY = (0.000_1, 0.003)  # seconds, each way
+SLOW_SECONDS = 2.0  # at most, each way, of a call that takes long
+LINGER_SECONDS = 5.0  # at most, until an insert is carried out that its caller has given up
+TIMEOUT_SECONDS = 1.0  # at most, until a caller gives up
+
+
+class Unknown(NamedTuple):
+    """What becomes of a write whose caller is told `OutcomeUnknown`.
+
+    The first `stored` of its rows are written: before the caller is told, or `later` by so many seconds.
+    """
+
+    stored: int = ALL
+    later: float = 0.0
+
+
+class Tables(Rows):
+    """The database server, which outlives its workers. Without a `loop` it knows neither time nor faults.
+
+    While it is `away` nobody reaches it: reads fail, and what becomes of a write that is under way is
+    anybody's guess. So it is killed, too: its party had better live, or those who wait for it wait for ever.
+    While it is `full` it takes nothing. `unknown`, `unreachable` and `slow` are how often, of 1, a write's
+    outcome is unknown, a read fails, a call takes long; `outcomes` are those of the next appends.
+
+    `doubted` counts the writes whose outcome was unknown. `noted` is called with what happens, in words.
+    """
+
+    Copy = Backup
+
+    def __init__(self, loop: Loop | None, identity: Identity, *, ordered_prefix: bool) -> None:
+        super().__init__(identity, ordered_prefix=ordered_prefix)
+        self.party = loop.party("store") if loop is not None else None
+        self.away = False
+        self.full = False
+        self.unknown = 0.0
+        self.unreachable = 0.0
+        self.slow = 0.0
+        self.outcomes: deque[Unknown] = deque()
+        self.doubted = 0
+        self.noted: Callable[[str], None] | None = None
+        self.era = 0  # how often it was put back to a backup
+
+    def restore(self, backup: Backup) -> None:
+        """As `Rows.restore`. What was under way comes to nothing: the server was down for it."""
+        super().restore(backup)
+        self.era += 1
+
+
+@dataclass(slots=True)
+class _Write:
+    """A write on its way. `fate` is what becomes of it, where its caller will not know."""
+
+    what: str
+    carry_out: Callable[[Any], Any]
+    items: Sequence[Any]
+    answer: "asyncio.Future[Any]"
+    caller: Party | None
+    era: int
+    fate: Unknown | None = None
+
+
+class SimStore:
+    """A `Store` of one worker. `random` is the simulation's; `latency` in seconds, each way.
+
+    While it is `cut`, it alone does not reach the server.
+    """
+
+    def __init__(self, tables: Tables, random: Random, *, latency: tuple[float, float] = LATENCY) -> None:
+        self.tables = tables
+        self.cut = False
+        self._random = random.random
+        self._loop = asyncio.get_running_loop()
+        self._least, self._spread = latency[0], latency[1] - latency[0]
+        self._open = True
+        self._under_way = 0
+        self._finished: asyncio.Future[None] | None = None
+        self._in_order: deque[_Write] = deque()  # writes that do not overtake each other
+
+    @property
+    def identity(self) -> Identity:
+        return self.tables.identity
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        self._open = False
+        while self._under_way:
+            self._finished = self._loop.create_future()
+            await self._finished
+
+    # --- writes
+
+    async def append(self, records: Sequence[Record]) -> None:
+        self._check_open()
+        for record in records:
+            check(record)
+        await self._write("append", self.tables.append, records)
+
+    async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
+        await self._write("members", self.tables.put_members, rows)
+
+    async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
+        return await self._write("marks", self.tables.raise_marks, marks) or []
+
+    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        await self._write("devices", self.tables.put_devices, said)
+
+    async def see_devices(self, seen: Mapping[Device, int]) -> None:
+        await self._write("devices", self.tables.see_devices, list(seen.items()))
+
+    async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
+        await self._write("devices", self.tables.remove_devices, [(device, unseen_since)])
+
+    async def set_unfinished(self, unfinished: bool) -> None:
+        await self._write("mark", self.tables.set_unfinished, [unfinished])
+
+    # --- reads
+
+    async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
+        return await self._read(lambda: self.tables.heads(conversations))
+
+    async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
+        return await self._read(lambda: self.tables.find(keys))
+
+    async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        return await self._read(lambda: self.tables.ids_at(places))
+
+    async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        return await self._read(lambda: self.tables.events_after(conversation, seq, limit))
+
+    async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        return await self._read(lambda: self.tables.events_before(conversation, seq, limit))
+
+    async def barrier(self) -> None:
+        await self._read(lambda: None)
+
+    async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
+        return await self._read(lambda: self.tables.heads_of(user, before, limit))
+
+    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        return await self._read(lambda: self.tables.conversations_of(user, after, limit))
+
+    async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
+        return await self._read(lambda: self.tables.marks(conversations))
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        return await self._read(lambda: self.tables.devices(users))
+
+    async def conversations(self, after: str, limit: int) -> list[str]:
+        return await self._read(lambda: self.tables.conversations(after, limit))
+
+    async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
+        return await self._read(lambda: self.tables.records_after(conversation, seq, limit))
+
+    async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
+        return await self._read(lambda: self.tables.members(conversations))
+
+    async def registrations(self, after: Device, limit: int) -> list[Registration]:
+        return await self._read(lambda: self.tables.registrations(after, limit))
+
+    # --- how it is read
+
+    def _read(self, read: Callable[[], T]) -> "asyncio.Future[T]":
+        """Looks at the rows now, or when the answer comes: each is a moment between call and answer."""
+        self._check_open()
+        answer: asyncio.Future[T] = self._loop.create_future()
+        tables = self.tables
+        if self._unreachable or (tables.unreachable and self._random() < tables.unreachable):
+            self._later(self._short(TIMEOUT_SECONDS), _fail, answer, _unreachable())
+        elif self._random() < 0.5:
+            found = read()
+            self._later(self._delay(), self._answer_read, answer, tables.era, lambda: found)
+        else:
+            self._later(self._delay(), self._answer_read, answer, tables.era, read)
+        return answer
+
+    def _answer_read(self, answer: "asyncio.Future[T]", era: int, read: Callable[[], T]) -> None:
+        if self._unreachable or era != self.tables.era:
+            _fail(answer, _unreachable())
+        elif not answer.done():
+            answer.set_result(read())
+
+    # --- how it is written
+
+    async def _write(self, what: str, carry_out: Callable[[Any], T], items: Collection[Any]) -> T | None:
+        """None where there is nothing to write."""
+        self._check_open()
+        if not items:
+            return None
+        tables = self.tables
+        answer: asyncio.Future[T] = self._loop.create_future()
+        # `items` may be a list that its caller goes on to change when cancelled.
+        write = _Write(what, carry_out, list(items), answer, current(), tables.era)
+        self._under_way += 1
+        if self._unreachable:
+            self._doubt(write, "not sent")
+            self._later(self._short(TIMEOUT_SECONDS), self._answer, write, None, _unknown())
+            return await answer
+        if what == "append" and tables.outcomes:
+            write.fate = tables.outcomes.popleft()
+        elif tables.unknown and self._random() < tables.unknown:
+            write.fate = self._draw_fate(len(write.items))
+        if tables.ordered_prefix and what != "devices":
+            self._later(self._delay(), self._carry_out, write)
+        else:
+            # Its own timer may ring before that of an earlier one, whose turn it is then. SQLite's writes
+            # are made one after the other, and so are those about devices that a worker sends to MongoDB.
+            self._in_order.append(write)
+            self._later(self._delay(), self._carry_out_next)
+        return await answer
+
+    def _draw_fate(self, count: int) -> Unknown:
+        """SQLite's transaction is whole, and over when its caller is told; MongoDB goes on alone."""
+        kind = int(self._random() * (4 if self.tables.ordered_prefix else 2))
+        if kind == 2:
+            return Unknown(int(self._random() * (count + 1)))
+        if kind == 3:
+            return Unknown(later=self._short(LINGER_SECONDS))
+        return Unknown(ALL if kind else 0)
+
+    def _carry_out_next(self) -> None:
+        self._carry_out(self._in_order.popleft())
+
+    def _carry_out(self, write: _Write) -> None:
+        if (
+            write.caller is not None
+            and not write.caller.alive
+            # SQLite dies with its process. What was sent to MongoDB is carried out, but not what the kernel
+            # had yet to send.
+            and (not self.tables.ordered_prefix or self._random() < 0.5)
+        ):
+            self._note(write, "dies with its worker")
+            return
+        if write.fate is None and self._unreachable:
+            write.fate = self._draw_fate(len(write.items))
+        if write.fate is None:
+            result, error = self._try(write, ALL)
+            self._later(self._delay(), self._answer, write, result, error)
+            return
+        stored, later = write.fate
+        self._doubt(
+            write, f"{min(stored, len(write.items))} of them written" + f" {later:.3f} s later" * (later > 0)
+        )
+        if later:
+            self._later(later, self._try, write, stored)
+        else:
+            self._try(write, stored)
+        self._later(self._short(TIMEOUT_SECONDS), self._answer, write, None, _unknown())
+
+    def _try(self, write: _Write, stored: int) -> tuple[Any, ImqttError | None]:
+        """Writes the first `stored` rows. Returns the result, and what is to be raised instead of it."""
+        if write.era != self.tables.era:
+            return None, _unknown()
+        if self.tables.full:
+            return None, StoreFull("the store's disk is full", retry_after=1_000)
+        try:
+            result = write.carry_out(write.items[:stored])
+        except ImqttError as error:
+            self._note(write, str(error))
+            return None, error
+        if stored:
+            self._note(write, "done")
+        return result, None
+
+    def _answer(self, write: _Write, result: Any, error: ImqttError | None) -> None:
+        if not isinstance(error, OutcomeUnknown) and (self._unreachable or write.era != self.tables.era):
+            self._doubt(write, "its answer is lost")
+            error = _unknown()
+        if error is not None:
+            _fail(write.answer, error)
+        elif not write.answer.done():  # else its caller was cancelled; what it wrote stands
+            write.answer.set_result(result)
+        self._under_way -= 1
+        if not self._under_way and self._finished is not None and not self._finished.done():
+            self._finished.set_result(None)
+
+    # --- time, and what goes wrong
+
+    @property
+    def _unreachable(self) -> bool:
+        return self.cut or self.tables.away
+
+    def _later(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
+        """Has the server do it, which goes on when the worker is killed or paused."""
+        (self.tables.party or self._loop).call_later(delay, callback, *args)
+
+    def _delay(self) -> float:
+        if self.tables.slow and self._random() < self.tables.slow:
+            return SLOW_SECONDS * self._random()
+        return self._least + self._spread * self._random()
+
+    def _short(self, most: float) -> float:
+        """Up to so many seconds, mostly few of them: that is where things meet."""
+        return most * self._random() ** 3
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise Unavailable("the store is closed")
+
+    def _doubt(self, write: _Write, why: str) -> None:
+        self.tables.doubted += 1
+        self._note(write, f"nobody will know: {why}")
+
+    def _note(self, write: _Write, what: str) -> None:
+        if self.tables.noted is not None:
+            caller = "" if write.caller is None else write.caller.name
+            items = " ".join(map(_brief, write.items))
+            self.tables.noted(f"store: {caller}'s {write.what} of {items}: {what}")
+
+
+def _unknown() -> OutcomeUnknown:
+    return OutcomeUnknown("the store does not answer")
+
+
+def _unreachable() -> StoreUnreachable:
+    return StoreUnreachable("the store does not answer", retry_after=1_000)
+
+
+def _fail(answer: "asyncio.Future[Any]", error: ImqttError) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+
+
+def _brief(item: object) -> str:
+    if isinstance(item, Record):
+        event = item.event
+        return f"{event.conversation}#{event.seq}({event.sender} {event.client_msg_id})"
+    return str(item)

@@ -1,0 +1,1176 @@
+"""One suite for two brokers: Mosquitto with this project's configuration, and the simulated one.
+
+Where Mosquitto surprises, the test says what it does, and the simulated broker does that too.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from imqtt.broker.errors import Closed, Refused
+from imqtt.broker.link import Link, Message, Received, Settings, Will, connect
+from imqtt.client.mqtt import Login, Lost, Mqtt, Untaken
+from imqtt.client.mqtt import Refused as DeviceRefused
+from imqtt.client.settings import Address
+from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
+from imqtt.mosquitto.passwords import SERVER_ACCOUNT
+from tests.given_mosquitto import installed_version
+from tests.services import WITHIN, eventually
+from tests.verification.simulation.broker import Broker, State
+from tests.verification.simulation.link import connecting
+from tests.verification.simulation.loop import simulated
+from tests.verification.simulation.mqtt import SimMqtt, mqtt_on
+from tests.verification.simulation.release import DEBIAN, RELEASES, Release
+
+MAX_QUEUED = 40  # so that a queue overflows soon
+SEEDS = range(10)  # of the simulated broker: each body runs in several worlds
+TOPIC = "imqtt/alice@phone/up/0"
+WILLS = "imqtt/alice@phone/up/1"
+
+
+class Side(Protocol):
+    """What both brokers let a test do."""
+
+    release: Release
+
+    async def connect(self, client_id: str, *, persistent: bool = True, **settings: Any) -> Link:
+        """`persistent`: no clean start, and an expiry of an hour; otherwise a clean start and none."""
+
+    async def device(self, name: str, **login: Any) -> Mqtt | SimMqtt: ...
+
+    async def save(self) -> None:
+        """Has the broker write its state, as it does once a minute."""
+
+    async def keep(self) -> object:
+        """A copy of the state that was written last."""
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+
+    async def start(self, *, wiped: bool = False, kept: object = None) -> None:
+        """With the state that was written last, with none, or with a copy."""
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+
+class RealSide:
+    """Mosquitto, in real time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.release = Release(installed_version())
+        self._mosquitto = _Bounded(directory)
+        self._passwords: dict[str, str] = {}
+
+    async def __aenter__(self) -> "RealSide":
+        await self._mosquitto.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.resume()
+        await self._mosquitto.kill()
+
+    async def connect(self, client_id: str, *, persistent: bool = True, **settings: Any) -> Link:
+        return await connect(
+            Settings(
+                INTERNAL_HOST,
+                self._mosquitto.internal_port,
+                client_id,
+                SERVER_ACCOUNT,
+                self._mosquitto.server_password,
+                **{"timeout": WITHIN} | _session(persistent) | settings,
+            )
+        )
+
+    async def device(self, name: str, **login: Any) -> Mqtt | SimMqtt:
+        if name not in self._passwords:
+            self._passwords[name] = self._mosquitto.passwords.add(name)
+        given = _login(name, self._passwords[name]) | {"timeout": WITHIN} | login
+        return await Mqtt.open(Address("127.0.0.1", self._mosquitto.port), Login(**given))
+
+    @property
+    def _database(self) -> Path:
+        return self._mosquitto.files.state
+
+    async def save(self) -> None:
+        self._database.unlink(missing_ok=True)
+        self._signal(signal.SIGUSR1)
+        await eventually(self._database.exists)  # it is written beside, and then renamed
+
+    async def keep(self) -> object:
+        return self._database.read_bytes()
+
+    async def kill(self) -> None:
+        await self._mosquitto.kill()
+
+    async def start(self, *, wiped: bool = False, kept: object = None) -> None:
+        if wiped:
+            self._database.unlink(missing_ok=True)
+        if isinstance(kept, bytes):
+            self._database.write_bytes(kept)
+        await self._mosquitto.start()
+
+    async def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._mosquitto.pid is not None:
+            os.kill(self._mosquitto.pid, number)
+
+
+class _Bounded(Mosquitto):
+    """With a short queue."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        text = self._config_file.read_text()
+        short = text.replace("max_queued_messages 100000", f"max_queued_messages {MAX_QUEUED}")
+        assert short != text
+        self._config_file.write_text(short)
+
+
+class SimSide:
+    """The simulated broker, in virtual time."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.release = broker.release
+        self._connect = connecting(broker)
+        self._mqtt = mqtt_on(broker)
+        self._saved: State | None = None
+
+    async def connect(self, client_id: str, *, persistent: bool = True, **settings: Any) -> Link:
+        return await self._connect(Settings("broker", 1884, client_id, **_session(persistent) | settings))
+
+    async def device(self, name: str, **login: Any) -> Mqtt | SimMqtt:
+        return await self._mqtt.open(Address("broker", 1883), Login(**_login(name, "") | login))
+
+    async def save(self) -> None:
+        self._saved = self.broker.snapshot()
+
+    async def keep(self) -> object:
+        return self._saved
+
+    async def kill(self) -> None:
+        self.broker.crash()
+
+    async def start(self, *, wiped: bool = False, kept: object = None) -> None:
+        if wiped:
+            self._saved = None
+        if isinstance(kept, tuple):
+            self._saved = kept
+        self.broker.start(self._saved)
+
+    async def pause(self) -> None:
+        self.broker.loop.pause(self.broker.party)
+
+    async def resume(self) -> None:
+        self.broker.loop.resume(self.broker.party)
+
+
+def _session(persistent: bool) -> dict[str, Any]:
+    return {"session_expiry": 3_600 if persistent else 0, "clean_start": not persistent}
+
+
+def _login(name: str, password: str) -> dict[str, Any]:
+    return {
+        "name": name, "password": password, "will_topic": f"imqtt/{name}/up/1", "will": b"gone",
+        "keep_alive": 30, "timeout": 2.0, "tls": None,
+    }  # fmt: skip
+
+
+def on_both(body: Callable[[Side], Awaitable[None]]) -> Callable[..., None]:
+    """Makes tests of a body: one on Mosquitto, and one for each simulated release, in several worlds."""
+
+    @pytest.mark.parametrize(
+        "simulated", [None, *RELEASES], ids=lambda it: f"simulated {it}" if it else "mosquitto"
+    )
+    def test(simulated: Release | None, tmp_path: Path) -> None:
+        if simulated is None:
+            asyncio.run(_on_mosquitto(body, tmp_path / "broker"))
+        else:
+            on_simulated(body, simulated)
+
+    test.__name__ = body.__name__
+    return test
+
+
+async def _on_mosquitto(body: Callable[[Side], Awaitable[None]], directory: Path) -> None:
+    async with RealSide(directory) as side, asyncio.timeout(WITHIN):
+        await body(side)
+
+
+def on_simulated(
+    body: Callable[[SimSide], Awaitable[None]], release: Release = DEBIAN, seeds: Iterable[int] = SEEDS
+) -> None:
+    for seed in seeds:
+        with simulated(seed) as loop:
+
+            async def run(side: SimSide) -> None:
+                async with asyncio.timeout(WITHIN * 10):
+                    await body(side)
+
+            loop.run_until_complete(run(SimSide(Broker(loop, release=release, max_queued=MAX_QUEUED))))
+            assert not loop.faults, (seed, loop.faults)
+
+
+# --- what tests are written with
+
+
+def numbered(*numbers: int, qos: int = 1, topic: str = TOPIC) -> list[Message]:
+    return [Message(topic, str(number).encode(), qos) for number in numbers]
+
+
+async def take(link: Link, count: int) -> list[Received]:
+    """The next `count` messages, not acked."""
+    received: list[Received] = []
+    async with asyncio.timeout(WITHIN):
+        while len(received) < count:
+            received += await link.receive(count - len(received))
+    return received
+
+
+def numbers(received: list[Received]) -> list[int]:
+    return [int(it.payload) for it in received]
+
+
+def ack(link: Link, received: list[Received]) -> None:
+    for it in received:
+        link.ack(it)
+
+
+async def nothing_more(link: Link, publisher: Link, topic: str = TOPIC) -> None:
+    """Whatever the broker has for this link comes before a message that is published now."""
+    assert await publisher.publish([Message(topic, b"-1")]) == [0]
+    assert numbers(await take(link, 1)) == [-1]
+
+
+# --- delivery
+
+
+@on_both
+async def test_messages_arrive_with_everything_they_were_published_with(side: Side) -> None:
+    link = await side.connect("one")
+    await link.subscribe("imqtt/+/up/0")
+    message = Message(TOPIC, b"\x00payload", 1, (("a", "b"), ("a", "c")))
+
+    assert await link.publish([message]) == [0]
+
+    (received,) = await take(link, 1)
+    assert received[:2] == (TOPIC, b"\x00payload")
+    assert (received.properties, received.qos, received.dup) == ((("a", "b"), ("a", "c")), 1, False)
+
+
+@on_both
+async def test_each_publishers_messages_keep_their_order(side: Side) -> None:
+    receiver = await side.connect("receiver")
+    await receiver.subscribe(TOPIC)
+    publishers = [await side.connect(f"publisher-{number}") for number in range(3)]
+
+    done = [
+        publisher.publish(numbered(*range(100 * number + part, 100 * number + part + 5)))
+        for part in range(0, 50, 5)
+        for number, publisher in enumerate(publishers)
+    ]
+
+    received = numbers(await take(receiver, 150))
+    for number in range(3):
+        own = [it for it in received if it // 100 == number]
+        assert own == list(range(100 * number, 100 * number + 50))
+    assert [code for codes in await asyncio.gather(*done) for code in codes] == [0] * 150
+
+
+@on_both
+async def test_what_the_publisher_subscribes_to_itself_comes_to_it_too(side: Side) -> None:
+    link = await side.connect("one", persistent=False)
+    await link.subscribe(TOPIC)
+
+    assert await link.publish(numbered(1)) == [0]
+
+    assert numbers(await take(link, 1)) == [1]
+
+
+@on_both
+async def test_qos_0_comes_in_its_place_without_a_packet_id(side: Side) -> None:
+    link = await side.connect("one")
+    await link.subscribe(TOPIC)
+
+    await link.publish([*numbered(1), *numbered(2, qos=0), *numbered(3)])
+
+    received = await take(link, 3)
+    assert numbers(received) == [1, 2, 3]
+    assert [it.qos for it in received] == [1, 0, 1]
+    assert received[1].packet_id is None
+
+
+@on_both
+async def test_filters_match_as_mqtt_says(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    await (await side.connect("one")).subscribe("imqtt/+/+/up/0")
+    await (await side.connect("two")).subscribe("imqtt/x/#")
+
+    topics = {
+        "imqtt/a/b/up/0": 0x00, "imqtt/a/b/up/1": 0x10, "imqtt/a/b/up": 0x10, "imqtt/a/b/up/0/c": 0x10,
+        "imqtt/a//up/0": 0x00, "imqtt/x": 0x00, "imqtt/x/y/z": 0x00, "imqtt/xy": 0x10,
+        "imqtt/$a/$b/up/0": 0x00, "imqtt": 0x10,
+    }  # fmt: skip
+    codes = await publisher.publish([Message(topic, b"") for topic in topics if topic != "imqtt"])
+
+    assert codes == [code for topic, code in topics.items() if topic != "imqtt"]
+
+
+@on_both
+async def test_a_client_with_two_filters_for_a_topic_gets_the_message_twice(side: Side) -> None:
+    # MQTT leaves that open; 2.0.11 would send it once to a client of MQTT 3.1.1.
+    link = await side.connect("one")
+    await link.subscribe(TOPIC, "imqtt/+/up/0")
+    await link.subscribe(TOPIC)  # for a second time, which changes nothing
+
+    await link.publish(numbered(1, 2))
+
+    assert numbers(await take(link, 4)) == [1, 1, 2, 2]
+    await link.publish(numbered(3))
+    assert numbers(await take(link, 2)) == [3, 3]
+
+
+# --- who counts as a subscriber
+
+
+@on_both
+async def test_a_message_for_nobody_gets_0x10(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    assert await publisher.publish(numbered(1)) == [0x10]
+    receiver = await side.connect("receiver", persistent=False)
+    await receiver.subscribe(TOPIC)
+    assert await publisher.publish(numbered(2)) == [0x00]
+
+    await receiver.close()
+
+    assert await publisher.publish(numbered(3)) == [0x10]
+
+
+@on_both
+async def test_a_persistent_session_counts_as_somebody_though_it_is_offline(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver")
+    await receiver.subscribe(TOPIC)
+    await receiver.close()
+
+    assert await publisher.publish(numbered(1)) == [0x00]
+
+
+# --- sessions
+
+
+@on_both
+async def test_what_comes_while_a_client_is_offline_is_queued_but_for_qos_0(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    first = await side.connect("receiver")
+    assert not first.session_present
+    await first.subscribe(TOPIC)
+    await first.close()
+    await publisher.publish([*numbered(1, 2), *numbered(3, qos=0), *numbered(4)])
+
+    second = await side.connect("receiver")
+
+    assert second.session_present
+    received = await take(second, 3)
+    assert numbers(received) == [1, 2, 4]
+    assert not any(it.dup for it in received)
+    await nothing_more(second, publisher)
+
+
+@on_both
+async def test_what_was_not_acked_comes_again_in_order_and_then_what_was_queued(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    first = await side.connect("receiver")
+    await first.subscribe(TOPIC)
+    await publisher.publish(numbered(*range(10)))
+    held = await take(first, 10)
+    ack(first, [*held[:3], held[5]])  # 5 waits for 3
+    await first.close()
+    await publisher.publish(numbered(10, 11))
+
+    second = await side.connect("receiver")
+
+    received = await take(second, 9)
+    assert numbers(received) == [*range(3, 10), 10, 11]
+    assert [it.dup for it in received] == [True] * 7 + [False] * 2
+    assert [it.packet_id for it in received[:7]] == [it.packet_id for it in held[3:]]
+    ack(second, received)
+    await nothing_more(second, publisher)
+
+
+@on_both
+async def test_who_connects_with_the_same_client_id_takes_the_session_over(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    first = await side.connect("receiver")
+    await first.subscribe(TOPIC)
+    await publisher.publish(numbered(*range(20)))
+    held = await take(first, 20)
+    waiting = asyncio.ensure_future(first.receive(1))
+
+    second = await side.connect("receiver")
+
+    assert second.session_present
+    assert (await first.wait_closed()).code == (0x8E if side.release.tells_of_takeover else None)
+    with pytest.raises(Closed):
+        await waiting
+    first.ack(held[0])
+    received = await take(second, 20)
+    assert numbers(received) == list(range(20))
+    assert all(it.dup for it in received)
+    await nothing_more(second, publisher)
+
+
+@on_both
+async def test_a_session_may_change_hands_often_and_keeps_order_and_messages(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    link = await side.connect("receiver")
+    await link.subscribe(TOPIC)
+    published = publisher.publish(numbered(*range(200)))
+    seen: list[int] = []
+    while len(set(seen)) < 200:
+        received = await take(link, 1)
+        received += await take(link, 4) if len(seen) < 100 else []
+        seen += numbers(received)
+        assert numbers(received) == list(range(int(received[0].payload), int(received[-1].payload) + 1))
+        ack(link, received[:3])
+        if len(seen) % 2:
+            link = await side.connect("receiver")
+
+    assert await published == [0] * 200
+    first_seen = list(dict.fromkeys(seen))
+    assert first_seen == sorted(first_seen)
+
+
+@on_both
+async def test_a_clean_start_drops_the_session_and_what_it_held(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    owner = await side.connect("receiver")
+    await owner.subscribe(TOPIC)
+    await publisher.publish(numbered(1, 2, 3))
+    await take(owner, 3)
+
+    hijacker = await side.connect("receiver", persistent=False)
+
+    assert not hijacker.session_present
+    await owner.wait_closed()
+    assert await publisher.publish(numbered(4)) == [0x10]
+    await hijacker.close()
+    owner = await side.connect("receiver")
+    assert not owner.session_present
+    assert await publisher.publish(numbered(5)) == [0x10]
+    await owner.subscribe(TOPIC)
+    await nothing_more(owner, publisher)
+
+
+@on_both
+async def test_a_session_without_expiry_ends_with_its_connection(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    first = await side.connect("receiver", session_expiry=0)
+    await first.subscribe(TOPIC)
+    second = await side.connect("receiver", session_expiry=0)
+    assert not second.session_present
+    await first.wait_closed()
+    assert await publisher.publish(numbered(1)) == [0x10]
+
+    await second.subscribe(TOPIC)
+    await second.close()
+
+    assert await publisher.publish(numbered(2)) == [0x10]
+    assert not (await side.connect("receiver")).session_present
+
+
+@on_both
+async def test_a_session_ends_when_its_expiry_has_passed(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver", session_expiry=1)
+    await receiver.subscribe(TOPIC)
+    await receiver.close()
+    assert await publisher.publish(numbered(1)) == [0x00]
+
+    async def gone() -> bool:
+        return await publisher.publish(numbered(2)) == [0x10]
+
+    await eventually(gone)
+    assert not (await side.connect("receiver")).session_present
+
+
+@on_both
+async def test_who_gives_no_client_id_is_given_one(side: Side) -> None:
+    link = await side.connect("", persistent=False)
+
+    assert link.client_id
+
+
+# --- PUBACKs
+
+
+@on_both
+async def test_acks_that_were_given_before_a_close_are_read(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver", ack_delay=5.0)
+    await receiver.subscribe(TOPIC)
+    await publisher.publish(numbered(*range(30)))
+    ack(receiver, list(reversed(await take(receiver, 30))))
+
+    await receiver.close()
+
+    receiver = await side.connect("receiver")
+    assert receiver.session_present
+    await nothing_more(receiver, publisher)
+
+
+@on_both
+async def test_acks_that_still_wait_are_lost_with_the_connection(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver", ack_delay=5.0)
+    await receiver.subscribe(TOPIC)
+    await publisher.publish(numbered(1, 2))
+    ack(receiver, await take(receiver, 2))
+
+    receiver.abort()
+
+    receiver = await side.connect("receiver")
+    assert numbers(await take(receiver, 2)) == [1, 2]
+
+
+@on_both
+async def test_acks_leave_after_their_delay(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver", ack_delay=0.05)
+    await receiver.subscribe(TOPIC)
+    await publisher.publish(numbered(1, 2))
+    ack(receiver, await take(receiver, 2))
+    await eventually(lambda: not receiver._session.owing)
+    await nothing_more(receiver, receiver)  # behind the PUBACKs
+
+    receiver = await side.connect("receiver")
+
+    assert numbers(await take(receiver, 1)) == [-1]
+
+
+# --- bounds
+
+
+@on_both
+async def test_a_full_queue_drops_the_newest_and_says_success(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver")
+    await receiver.subscribe(TOPIC)
+    await publisher.publish(numbered(*range(5)))
+    await take(receiver, 5)
+    await receiver.close()
+
+    assert await publisher.publish(numbered(*range(5, 60))) == [0x00] * 55
+
+    receiver = await side.connect("receiver")
+    held = MAX_QUEUED if side.release.counts_in_flight else MAX_QUEUED + 5
+    assert numbers(await take(receiver, held)) == list(range(held))
+    await nothing_more(receiver, publisher)
+
+
+@on_both
+async def test_beyond_the_receive_maximum_messages_are_queued_and_then_dropped(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver", receive_max=5)
+    await receiver.subscribe(TOPIC)
+
+    assert await publisher.publish(numbered(*range(60))) == [0x00] * 60
+
+    held = MAX_QUEUED + (5 if side.release.counts_in_flight else 10)
+    seen: list[int] = []
+    while len(seen) < held:
+        received = await take(receiver, 1)
+        seen += numbers(received)
+        ack(receiver, received)
+    assert seen == list(range(held))
+    await nothing_more(receiver, publisher)
+
+
+@on_both
+async def test_a_puback_releases_one_message_or_in_old_releases_the_receive_maximum(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver", receive_max=5)
+    # The link itself would stop reading when it holds more than it has asked for.
+    receiver._session._settings = replace(receiver._settings, receive_max=1_000)
+    await receiver.subscribe(TOPIC)
+    await publisher.publish(numbered(*range(30)))
+    received = await take(receiver, 5)
+    await publisher.publish(numbered(100, qos=0))
+    assert numbers(await take(receiver, 1)) == [100]
+
+    receiver.ack(received[0])
+
+    released = 1 if side.release.keeps_receive_maximum else 5
+    assert numbers(await take(receiver, released)) == list(range(5, 5 + released))
+    await publisher.publish(numbered(101, qos=0))
+    assert numbers(await take(receiver, 1)) == [101]
+
+
+# --- wills
+
+
+async def witness(side: Side) -> Link:
+    link = await side.connect("witness")
+    await link.subscribe(WILLS)
+    return link
+
+
+def will(number: int) -> Will:
+    return Will(WILLS, str(number).encode(), properties=(("name", "value"),))
+
+
+@on_both
+async def test_the_will_is_published_when_the_connection_ends_without_a_disconnect(side: Side) -> None:
+    watching = await witness(side)
+    for number, persistent in enumerate((True, False)):
+        closed = await side.connect("closed", persistent=persistent, will=will(10 + number))
+        await closed.close()
+        cut = await side.connect("cut", persistent=persistent, will=will(number))
+
+        cut.abort()
+
+        (received,) = await take(watching, 1)
+        assert numbers([received]) == [number]
+        assert (received.qos, received.properties) == (1, (("name", "value"),))
+    await nothing_more(watching, watching, WILLS)
+
+
+@on_both
+async def test_the_will_of_a_session_without_expiry_is_published_when_it_is_taken_over(side: Side) -> None:
+    watching = await witness(side)
+    for clean in (True, False):
+        first = await side.connect("one", persistent=False, will=will(1))
+        second = await side.connect("one", session_expiry=0, clean_start=clean)
+        second.publish(numbered(2, topic=WILLS))
+
+        assert numbers(await take(watching, 2)) == [1, 2]
+        await first.wait_closed()
+        await second.close()
+    await nothing_more(watching, watching, WILLS)
+
+
+@on_both
+async def test_the_will_of_a_persistent_session_is_not_published_when_it_is_taken_over(side: Side) -> None:
+    watching = await witness(side)
+    first = await side.connect("one", will=will(1))
+
+    second = await side.connect("one")
+
+    await first.wait_closed()
+    await nothing_more(watching, second, WILLS)
+
+
+@on_both
+async def test_the_will_of_a_persistent_session_is_published_when_a_clean_start_ends_it(side: Side) -> None:
+    watching = await witness(side)
+    await side.connect("one", will=will(1))
+
+    await side.connect("one", persistent=False, will=will(2))
+
+    assert numbers(await take(watching, 1)) == [1]
+    await nothing_more(watching, watching, WILLS)
+
+
+@on_both
+async def test_a_session_that_is_taken_over_has_the_will_of_its_new_connection(side: Side) -> None:
+    watching = await witness(side)
+    await side.connect("one", will=will(1))
+    second = await side.connect("one", will=will(2))
+
+    second.abort()
+
+    assert numbers(await take(watching, 1)) == [2]
+
+
+@on_both
+async def test_a_broker_that_is_killed_publishes_no_will_neither_then_nor_later(side: Side) -> None:
+    watching = await witness(side)
+    link = await side.connect("one", will=will(1))
+    await side.save()
+
+    await side.kill()
+
+    await link.wait_closed()
+    await watching.wait_closed()
+    await side.start()
+    watching = await side.connect("witness")
+    assert watching.session_present
+    assert (await side.connect("one")).session_present
+    await nothing_more(watching, watching, WILLS)
+
+
+# --- the broker's end
+
+
+@on_both
+async def test_a_broker_that_is_killed_ends_everything_that_waits(side: Side) -> None:
+    link = await side.connect("one")
+    receiving = asyncio.ensure_future(link.receive(1))
+    await side.pause()
+    published = link.publish(numbered(1))
+    subscribed = asyncio.ensure_future(link.subscribe(TOPIC))
+    await asyncio.sleep(0)
+
+    await side.kill()
+
+    for waiting in (receiving, published, subscribed):
+        with pytest.raises(Closed):
+            await waiting
+    assert (await link.wait_closed()).code is None
+    with pytest.raises(Closed):
+        await link.publish(numbered(2))
+    with pytest.raises(ConnectionRefusedError):
+        await side.connect("one")
+    await side.start()
+    assert not (await side.connect("one")).session_present
+
+
+@on_both
+async def test_what_was_saved_is_there_again_after_a_kill(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver")
+    await receiver.subscribe(TOPIC)
+    await publisher.publish(numbered(1, 2, 3))
+    ack(receiver, (await take(receiver, 3))[:1])
+    await receiver.close()
+    await publisher.publish(numbered(4, 5))
+    await side.save()
+    await side.kill()
+    await side.start()
+
+    publisher = await side.connect("publisher")
+    assert publisher.session_present
+    assert await publisher.publish(numbered(6)) == [0x00]  # the subscription is there before its client is
+    receiver = await side.connect("receiver")
+
+    assert receiver.session_present
+    received = await take(receiver, 5)
+    assert numbers(received) == [2, 3, 4, 5, 6]
+    assert [it.dup for it in received] == [True, True, False, False, False]
+    ack(receiver, received)
+    await nothing_more(receiver, publisher)
+
+
+@on_both
+async def test_what_was_not_saved_is_gone_after_a_kill(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver")
+    await receiver.subscribe(TOPIC)
+    await side.save()
+    await publisher.publish(numbered(1, 2))
+    await take(receiver, 2)
+    await side.kill()
+    await side.start()
+
+    receiver = await side.connect("receiver")
+
+    assert receiver.session_present
+    await nothing_more(receiver, await side.connect("publisher"))
+
+
+@on_both
+async def test_a_wiped_broker_knows_no_sessions(side: Side) -> None:
+    receiver = await side.connect("receiver")
+    await receiver.subscribe(TOPIC)
+    await receiver.publish(numbered(1))
+    await side.save()
+    await side.kill()
+    await side.start(wiped=True)
+
+    receiver = await side.connect("receiver")
+
+    assert not receiver.session_present
+    assert await receiver.publish(numbered(2)) == [0x10]
+
+
+@on_both
+async def test_an_old_state_brings_back_what_was_acked_since(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver")
+    await receiver.subscribe(TOPIC)
+    await publisher.publish(numbered(1, 2))
+    received = await take(receiver, 2)
+    await side.save()
+    old = await side.keep()
+    ack(receiver, received)
+    await publisher.publish(numbered(3))
+    ack(receiver, await take(receiver, 1))
+    await receiver.close()
+    await side.save()
+    await side.kill()
+    await side.start(kept=old)
+
+    receiver = await side.connect("receiver")
+
+    received = await take(receiver, 2)
+    assert numbers(received) == [1, 2]
+    assert all(it.dup for it in received)
+    await nothing_more(receiver, await side.connect("publisher"))
+
+
+@on_both
+async def test_a_session_that_began_with_a_clean_start_is_not_saved(side: Side) -> None:
+    link = await side.connect("one", clean_start=True)
+    await link.subscribe(TOPIC)
+    await side.save()
+    await side.kill()
+    await side.start()
+
+    link = await side.connect("one")
+
+    assert not link.session_present
+    assert await link.publish(numbered(1)) == [0x10]
+
+
+@on_both
+async def test_a_session_without_expiry_is_saved_by_old_releases_and_read_back_as_a_listener_without_client(
+    side: Side,
+) -> None:
+    link = await side.connect("one", session_expiry=0)
+    await link.subscribe(TOPIC)
+    await side.save()
+    await side.kill()
+    await side.start()
+    publisher = await side.connect("publisher")
+    assert await publisher.publish(numbered(1)) == [0x00 if side.release.saves_without_expiry else 0x10]
+
+    link = await side.connect("one", session_expiry=0)
+
+    assert not link.session_present
+    assert await publisher.publish(numbered(2)) == [0x10]
+
+
+# --- a broker that is stopped
+
+
+@on_both
+async def test_a_broker_that_is_paused_goes_on_where_it_was(side: Side) -> None:
+    publisher = await side.connect("publisher")
+    receiver = await side.connect("receiver")
+    await receiver.subscribe(TOPIC)
+    await side.pause()
+    published = publisher.publish(numbered(1, 2))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(published), 0.2)
+
+    await side.resume()
+
+    assert await published == [0, 0]
+    assert numbers(await take(receiver, 2)) == [1, 2]
+
+
+@on_both
+async def test_a_connect_that_was_given_up_while_the_broker_was_paused_takes_the_session_all_the_same(
+    side: Side,
+) -> None:
+    watching = await witness(side)
+    owner = await side.connect("one")
+    await side.pause()
+    with pytest.raises(TimeoutError):
+        await side.connect("one", timeout=2.0, will=will(1))
+
+    await side.resume()
+
+    await owner.wait_closed()
+    assert numbers(await take(watching, 1)) == [1]
+    assert (await side.connect("one")).session_present
+
+
+# --- devices, on paho or what stands in for it
+
+
+@on_both
+async def test_a_device_publishes_and_receives(side: Side) -> None:
+    server = await side.connect("server")
+    await server.subscribe(TOPIC)
+    device = await side.device("alice@phone")
+    await device.subscribe("imqtt/alice@phone/down")
+
+    await device.publish(TOPIC, b"1")
+    await device.publish(TOPIC, b"2")
+    assert numbers(await take(server, 2)) == [1, 2]
+    down = [Message("imqtt/alice@phone/down", str(number).encode()) for number in range(5)]
+    assert await server.publish(down) == [0] * 5
+
+    received: list[bytes] = []
+    while len(received) < 5:
+        received += await device.receive(2)
+    assert received == [b"0", b"1", b"2", b"3", b"4"]
+    await device.close()
+
+
+@on_both
+async def test_a_device_that_closes_leaves_no_will_and_one_that_drops_does(side: Side) -> None:
+    watching = await side.connect("witness")
+    await watching.subscribe("imqtt/+/up/1")
+    # Of another device: this close does not wait until the broker has read it.
+    await (await side.device("alice@tablet", will=b"1")).close()
+    device = await side.device("alice@phone", will=b"2")
+
+    device.drop()
+
+    assert numbers(await take(watching, 1)) == [2]
+    with pytest.raises(Lost):
+        await device.publish(TOPIC, b"")
+    with pytest.raises(Lost):
+        await device.subscribe("imqtt/alice@phone/down")
+    await nothing_more(watching, watching, WILLS)
+
+
+@on_both
+async def test_a_device_learns_that_its_broker_was_killed_after_what_it_had_received(side: Side) -> None:
+    server = await side.connect("server")
+    device = await side.device("alice@phone")
+    await device.subscribe("imqtt/alice@phone/down")
+    await server.publish([Message("imqtt/alice@phone/down", b"1"), Message("imqtt/alice@phone/down", b"2")])
+    with pytest.raises(Untaken, match="0x10"):
+        await device.publish(TOPIC, b"")  # whose PUBACK comes behind them
+    assert await device.receive(1) == [b"1"]
+    await side.pause()
+    publishing = asyncio.ensure_future(device.publish(TOPIC, b"3"))
+    await asyncio.sleep(0)
+
+    await side.kill()
+
+    assert await device.receive(1) == [b"2"]
+    with pytest.raises(Lost):
+        await device.receive(1)
+    with pytest.raises(Lost):
+        await publishing
+    with pytest.raises(Lost):
+        await device.publish(TOPIC, b"4")
+    with pytest.raises(Lost):
+        await side.device("alice@phone")
+    with contextlib.suppress(Lost):
+        await device.close()
+
+
+@on_both
+async def test_a_publish_that_gets_no_puback_returns_after_the_timeout(side: Side) -> None:
+    device = await side.device("alice@phone", timeout=2.0)
+    await side.pause()
+    began = asyncio.get_running_loop().time()
+
+    await device.publish(TOPIC, b"1")
+
+    assert asyncio.get_running_loop().time() - began > 1.9
+    await side.resume()
+    device.drop()
+
+
+@on_both
+async def test_a_second_process_with_a_devices_name_takes_the_connection(side: Side) -> None:
+    watching = await side.connect("witness")
+    await watching.subscribe(WILLS)
+    first = await side.device("alice@phone", will=b"1")
+
+    second = await side.device("alice@phone", will=b"2")
+
+    with pytest.raises(Lost):
+        await first.receive()
+    assert numbers(await take(watching, 1)) == [1]
+    await second.close()
+    first.drop()
+
+
+# --- what only a simulated network does
+
+
+def in_worlds(body: Callable[[SimSide], Awaitable[None]]) -> Callable[[], None]:
+    """Makes a test of a body: in several simulated worlds."""
+
+    def test() -> None:
+        on_simulated(body)
+
+    test.__name__ = body.__name__
+    return test
+
+
+@in_worlds
+async def test_a_process_that_is_killed_has_its_connections_closed_and_its_will_published(
+    side: SimSide,
+) -> None:
+    watching = await witness(side)
+    loop = side.broker.loop
+    for name, opening in (("link", side.connect("one", will=will(1))), ("device", side.device("a/b"))):
+        party = loop.party(name)
+        await party.spawn(opening)
+        await watching.subscribe("imqtt/a/b/up/1")
+        assert len(side.broker.connections(party)) == 1
+        began = loop.time()
+
+        loop.crash(party)
+        side.broker.lose(party)
+
+        (received,) = await take(watching, 1)
+        assert received.payload == (b"1" if name == "link" else b"gone")
+        assert loop.time() - began < 1.0
+        assert side.broker.connections(party) == []
+
+
+@in_worlds
+async def test_what_is_in_flight_when_a_connection_is_cut_is_lost_and_both_ends_learn_of_it(
+    side: SimSide,
+) -> None:
+    watching = await witness(side)
+    party = side.broker.loop.party("one")
+    link = await party.spawn(side.connect("one", will=will(1)))
+    (connection,) = side.broker.connections(party)
+    published = link.publish(numbered(7, topic=WILLS))
+    while not connection.up.in_flight and not published.done():
+        await asyncio.sleep(0)
+
+    connection.cut()
+
+    with pytest.raises(Closed):
+        await published
+    assert numbers(await take(watching, 1)) == [1]
+    await nothing_more(watching, watching, WILLS)
+
+
+async def seconds(end: Awaitable[object]) -> float:
+    """How long it takes."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await end
+    return loop.time() - began
+
+
+@in_worlds
+async def test_an_end_that_does_not_notice_a_cut_finds_out_by_keep_alive(side: SimSide) -> None:
+    watching = await witness(side)
+    for client, broker in ((True, False), (False, True), (False, False)):
+        party = side.broker.loop.party("one")
+        link = await party.spawn(side.connect("one", will=will(1), keep_alive=10))
+        (connection,) = side.broker.connections(party)
+        connection.cut(client=client, broker=broker)
+
+        at_client, at_broker = await asyncio.gather(seconds(link.wait_closed()), seconds(take(watching, 1)))
+        assert at_client < 1.0 if client else 1.0 < at_client <= 1.5 * 10 + 1
+        assert at_broker < 1.0 if broker else 1.0 < at_broker <= 1.5 * 10 + 2 * 6 + 1
+
+
+@in_worlds
+async def test_who_takes_over_from_a_half_open_connection_gets_what_was_sent_into_it(side: SimSide) -> None:
+    publisher = await side.connect("publisher")
+    party = side.broker.loop.party("one")
+    link = await party.spawn(side.connect("receiver"))
+    await link.subscribe(TOPIC)
+    side.broker.connections(party)[0].cut(broker=False)
+    await link.wait_closed()
+    assert await publisher.publish(numbered(1, 2)) == [0, 0]
+
+    link = await side.connect("receiver")
+
+    assert numbers(await take(link, 2)) == [1, 2]
+
+
+@in_worlds
+async def test_a_device_gives_up_a_connection_that_has_fallen_silent(side: SimSide) -> None:
+    party = side.broker.loop.party("device")
+    device = await party.spawn(side.device("alice@phone", keep_alive=10))
+    (connection,) = side.broker.connections(party)
+    connection.cut(client=False, broker=False)
+    began = side.broker.loop.time()
+
+    with pytest.raises(Lost):
+        await device.receive()
+
+    assert 9.0 < side.broker.loop.time() - began < 31.0
+
+
+@in_worlds
+async def test_a_stalled_connection_loses_nothing(side: SimSide) -> None:
+    party = side.broker.loop.party("one")
+    link = await party.spawn(side.connect("one"))
+    await link.subscribe(TOPIC)
+    (connection,) = side.broker.connections(party)
+
+    connection.stall(5.0)
+    published = link.publish(numbered(*range(20)))
+    began = side.broker.loop.time()
+
+    assert await published == [0] * 20
+    assert side.broker.loop.time() - began >= 5.0
+    assert numbers(await take(link, 20)) == list(range(20))
+
+
+@in_worlds
+async def test_a_link_that_reads_on_after_a_pause_has_missed_nothing(side: SimSide) -> None:
+    publisher = await side.connect("publisher")
+    link = await side.connect("one", receive_bytes=100)
+    await link.subscribe(TOPIC)
+    await publisher.publish([Message(TOPIC, b"%050d" % number) for number in range(20)])
+    await eventually(lambda: not link.reading)
+    await asyncio.sleep(100)  # nobody judges a broker whom nobody listens to
+
+    seen: list[int] = []
+    while len(seen) < 20:
+        received = await take(link, 1)
+        seen += numbers(received)
+        ack(link, received)
+    assert seen == list(range(20))
+
+
+@in_worlds
+async def test_who_is_paused_gets_everything_later_or_is_given_up(side: SimSide) -> None:
+    publisher = await side.connect("publisher")
+    loop = side.broker.loop
+    party = loop.party("receiver")
+    link = await party.spawn(side.connect("receiver", keep_alive=10))
+    await link.subscribe(TOPIC)
+    loop.pause(party)
+    await publisher.publish(numbered(1, 2))
+    await asyncio.sleep(2.0)
+    loop.resume(party)
+    received = await take(link, 2)
+    assert numbers(received) == [1, 2]
+    loop.pause(party)
+    await asyncio.sleep(60.0)
+    assert side.broker.connections(party) == []
+    loop.resume(party)
+
+    await link.wait_closed()
+
+    assert numbers(await take(await side.connect("receiver"), 2)) == [1, 2]
+
+
+@in_worlds
+async def test_whose_way_to_the_broker_is_blocked_gets_no_connection(side: SimSide) -> None:
+    party = side.broker.loop.party("far")
+    side.broker.unreachable.add("far")
+    with pytest.raises(TimeoutError):
+        await party.spawn(side.connect("one", timeout=2.0))
+    with pytest.raises(Lost):
+        await party.spawn(side.device("alice@phone"))
+
+    side.broker.unreachable.clear()
+
+    await (await party.spawn(side.connect("one"))).close()
+
+
+@in_worlds
+async def test_who_is_refused_is_told_the_code(side: SimSide) -> None:
+    side.broker.refusals.update({"one": 0x87, "alice@phone": 0x86})
+
+    with pytest.raises(Refused) as refused:
+        await side.connect("one")
+    with pytest.raises(DeviceRefused):
+        await side.device("alice@phone")
+
+    assert refused.value.code == 0x87
+    assert side.broker.connections() == []

@@ -1,0 +1,348 @@
+"""A device's file as a killed process leaves it, and as the real one answers.
+
+The SDK's own store runs on it, as on the real one in `tests/client/test_store.py`.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from imqtt.client.store import SCHEMA, VERSION, Changes, LocalStore
+from imqtt.client.values import Entry, LogState
+from imqtt.errors import Conflict, DeviceStoreError
+from imqtt.model import Content, Device, Event, Id, Marks, Position
+from tests.verification.simulation.database import DELAY, Disk, SimDatabase, database_on
+from tests.verification.simulation.loop import Loop, Party, simulated
+
+ALICE = Device("alice", "phone")
+TALK = "d:alice:bob"
+PATH = Path("alice.db")
+TIMES = 60
+
+
+class World:
+    """One disk, and processes that use it."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.disk = Disk(loop)
+        self.database = database_on(self.disk)
+
+    def process(self, work: Callable[[], Coroutine[Any, Any, object]]) -> "tuple[Party, asyncio.Task[Any]]":
+        party = self.loop.party("device")
+        return party, party.spawn(work())
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, object]]) -> Any:
+        """A process from its beginning to its end."""
+        return await self.process(work)[1]
+
+    async def open(self) -> SimDatabase:
+        return await self.database.open(PATH, "CREATE TABLE t (x INTEGER PRIMARY KEY)", 1)
+
+    async def rows(self) -> list[int]:
+        """What the next process finds."""
+
+        async def read() -> list[int]:
+            database = await self.open()
+            rows = await database.submit(_rows)
+            await database.close()
+            return rows
+
+        found: list[int] = await self.run(read)
+        return found
+
+
+def play(course: Callable[[World], Coroutine[Any, Any, None]], *, seed: int = 1, times: int = 1) -> None:
+    """Runs `course`, each time as another world."""
+    with simulated(seed) as loop:
+        for _ in range(times):
+            world = World(loop)
+            with mock.patch("imqtt.client.store.Database", world.database):
+                loop.run_until_complete(course(world))
+        assert not loop.faults
+
+
+def _put(*values: int) -> Callable[[sqlite3.Connection], int]:
+    def put(connection: sqlite3.Connection) -> int:
+        for it in values:
+            connection.execute("INSERT INTO t VALUES (?)", (it,))
+        return len(values)
+
+    return put
+
+
+def _note(noted: list[int], number: int, _: object) -> None:
+    noted.append(number)
+
+
+def _fail(_: sqlite3.Connection) -> None:
+    raise ZeroDivisionError
+
+
+def _rows(connection: sqlite3.Connection) -> list[int]:
+    return [row[0] for row in connection.execute("SELECT x FROM t ORDER BY x")]
+
+
+# --- transactions
+
+
+def test_operations_are_carried_out_and_answered_in_their_order() -> None:
+    async def course(world: World) -> None:
+        async def work() -> None:
+            database = await world.open()
+            answered: list[int] = []
+            for number in range(30):
+                done = database.submit(_put(number), durable=number % 2 == 0)
+                done.add_done_callback(partial(_note, answered, number))
+                if number % 7 == 0:
+                    await asyncio.sleep(DELAY[1] / 2)
+            assert await database.submit(_rows) == list(range(30))
+            assert answered == list(range(30))
+
+        await world.run(work)
+
+    play(course, times=10)
+
+
+def test_one_operation_that_fails_takes_no_other_with_it() -> None:
+    async def course(world: World) -> None:
+        async def work() -> None:
+            database = await world.open()
+            outcomes = await asyncio.gather(
+                database.submit(_put(1)),
+                database.submit(_put(2, 1)),  # the second meets a duplicate: neither is stored
+                database.submit(_fail),
+                database.submit(_put(3)),
+                return_exceptions=True,
+            )
+            assert (outcomes[0], outcomes[3]) == (1, 1)
+            assert isinstance(outcomes[1], DeviceStoreError)
+            assert isinstance(outcomes[2], ZeroDivisionError)
+            assert await database.submit(_rows) == [1, 3]
+
+        await world.run(work)
+
+    play(course)
+
+
+def test_once_a_chained_operation_has_failed_none_is_carried_out() -> None:
+    async def course(world: World) -> None:
+        async def work() -> None:
+            database = await world.open()
+            outcomes = await asyncio.gather(
+                database.submit(_put(1), chained=True),
+                database.submit(_put(2, 1), chained=True),
+                database.submit(_put(3), chained=True),
+                database.submit(_put(4)),
+                return_exceptions=True,
+            )
+            assert (outcomes[0], outcomes[3]) == (1, 1)
+            assert isinstance(outcomes[1], DeviceStoreError)
+            assert outcomes[2] is outcomes[1]
+            with pytest.raises(DeviceStoreError):
+                await database.submit(_put(5), chained=True)
+            assert await database.submit(_rows) == [1, 4]
+
+        await world.run(work)
+
+    play(course)
+
+
+def test_closing_finishes_what_was_submitted_and_takes_nothing_more() -> None:
+    async def course(world: World) -> None:
+        async def work() -> None:
+            database = await world.open()
+            done = [database.submit(_put(number)) for number in range(5)]
+            await database.close()
+            assert all(it.done() for it in done)
+            with pytest.raises(DeviceStoreError, match="closed"):
+                await database.submit(_put(9))
+            await database.close()
+
+        await world.run(work)
+        assert await world.rows() == list(range(5))
+
+    play(course)
+
+
+def test_what_nobody_waits_for_happens_too() -> None:
+    async def course(world: World) -> None:
+        async def work() -> None:
+            database = await world.open()
+            database.submit(_put(1)).cancel()
+            await database.submit(_put(2))
+
+        await world.run(work)
+
+    play(course)
+
+
+# --- processes that are killed
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_killed_process_leaves_whole_transactions_in_order_and_what_it_was_told_of(durable: bool) -> None:
+    left: set[int] = set()
+
+    async def course(world: World) -> None:
+        told: list[int] = []
+
+        async def work() -> None:
+            database = await world.open()
+            for number in range(10):
+                await database.submit(_put(2 * number, 2 * number + 1), durable=durable)
+                told.append(number)
+
+        party, _ = world.process(work)
+        await asyncio.sleep(10 * DELAY[1] * world.loop.random.random())
+        world.loop.crash(party)
+        rows = await world.rows()
+        assert rows == list(range(len(rows)))
+        assert len(rows) % 2 == 0
+        assert len(rows) // 2 - len(told) in (0, 1)
+        left.add(len(rows) // 2)
+
+    play(course, times=TIMES)
+    assert len(left) > 5
+
+
+def test_a_process_may_be_killed_before_the_commit_between_it_and_its_answer_and_after() -> None:
+    ends: set[tuple[int, int]] = set()
+
+    async def course(world: World) -> None:
+        for callbacks in range(20):
+            told: list[int] = []
+
+            async def work(value: int = callbacks, told: list[int] = told) -> None:
+                database = await world.open()
+                told.append(await database.submit(_put(value)))
+                await asyncio.sleep(3_600.0)
+
+            party, _ = world.process(work)
+            party.light(callbacks, partial(world.loop.crash, party))
+            await asyncio.sleep(1.0)
+            world.loop.crash(party)
+            ends.add((len(told), (await world.rows()).count(callbacks)))
+
+    play(course)
+    assert ends == {(0, 0), (0, 1), (1, 1)}
+
+
+def test_a_file_that_a_living_process_has_open_is_refused_to_others() -> None:
+    async def course(world: World) -> None:
+        async def hold() -> None:
+            await world.open()
+            await asyncio.sleep(3_600.0)
+
+        async def refused() -> bool:
+            with pytest.raises(DeviceStoreError, match="in use"):
+                await world.open()
+            return True
+
+        party, _ = world.process(hold)
+        await asyncio.sleep(1.0)
+        assert await world.run(refused)
+        world.loop.pause(party)
+        assert await world.run(refused)
+        world.loop.crash(party)
+        assert await world.rows() == []
+        assert await world.rows() == []
+
+    play(course)
+
+
+def test_files_are_apart_and_a_store_without_a_path_is_new_each_time() -> None:
+    async def course(world: World) -> None:
+        async def work() -> None:
+            schema = "CREATE TABLE t (x INTEGER PRIMARY KEY)"
+            for path in (Path("a"), Path("b"), None, None):
+                database = await world.database.open(path, schema, 1)
+                await database.submit(_put(1))
+
+        await world.run(work)
+
+    play(course)
+
+
+def test_a_file_of_another_version_is_refused() -> None:
+    async def course(world: World) -> None:
+        async def newer() -> None:
+            with pytest.raises(DeviceStoreError, match="another version"):
+                await world.database.open(PATH, SCHEMA, VERSION + 1)
+
+        await world.rows()
+        await world.run(newer)
+        assert await world.rows() == []
+
+    play(course)
+
+
+# --- the SDK's own store on it
+
+
+def test_a_devices_store_is_there_after_a_kill() -> None:
+    event = Event(TALK, 1, Id(10), 0, "bob", "phone", "m1", Content(text="1"))
+    position = Position(1, Id(10))
+    changes = Changes(
+        events={(TALK, 1): (1, event)},
+        logs={TALK: LogState(TALK, position, 0, position)},
+        marks=[Marks(TALK, "alice", 1, 1)],
+        meta={"ordinal": "1"},
+    )
+
+    async def course(world: World) -> None:
+        async def first() -> None:
+            store = await LocalStore.open(PATH, ALICE)
+            await store.apply(changes)
+            await store.put(Entry(TALK, "m2", Content(text="mine")))
+            await asyncio.sleep(3_600.0)
+
+        async def second() -> None:
+            store = await LocalStore.open(PATH, ALICE)
+            memory = await store.load()
+            assert [it.cursor for it in memory.logs] == [position]
+            assert [it.client_msg_id for it in memory.unsent] == ["m2"]
+            assert await store.events(TALK, 1, 9) == [event]
+            with pytest.raises(Conflict):
+                await store.put(Entry(TALK, "m2", Content(text="other")))
+            with pytest.raises(DeviceStoreError, match="in use"):
+                await LocalStore.open(PATH, ALICE)
+            await store.close()
+
+        async def stranger() -> None:
+            with pytest.raises(DeviceStoreError, match="belongs to"):
+                await LocalStore.open(PATH, Device("bob", "phone"))
+
+        party, _ = world.process(first)
+        await asyncio.sleep(1.0)
+        world.loop.crash(party)
+        await world.run(second)
+        await world.run(stranger)
+
+    play(course)
+
+
+def test_a_seed_is_always_the_same_course_of_things() -> None:
+    def story(seed: int) -> list[float]:
+        times: list[float] = []
+
+        async def course(world: World) -> None:
+            async def work() -> None:
+                database = await world.open()
+                for number in range(20):
+                    await database.submit(_put(number))
+                    times.append(world.loop.time())
+
+            await world.run(work)
+
+        play(course, seed=seed)
+        return times
+
+    assert story(3) == story(3)
+    assert story(3) != story(4)

@@ -1,0 +1,215 @@
+"""What the simulation has found, each as the smallest world in which it happens again if it comes back."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import pytest
+
+from imqtt.broker.link import Message, Settings
+from imqtt.client import Format, Restarted
+from imqtt.core.partitions import partition_of
+from imqtt.core.reorder import NOTHING
+from imqtt.model import AnyFrame, Content, Device, Position, Rejected, Send
+from imqtt.protocol import decode_frames, encode_command
+from imqtt.protocol.topics import down, up
+from tests.verification.simulation.devices import PASSWORD, SdkDevice, Sending
+from tests.verification.simulation.loop import simulated
+from tests.verification.simulation.world import WORKER_TTL, Worker, World
+
+CONVERSATION = "d:alice:bob"
+PARTITIONS = 16
+
+
+def live(story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    """Runs `story` in a world with one worker, which holds everything."""
+    with simulated(7) as loop:
+        world = World(loop, partitions=PARTITIONS, prefix=True, max_batch=500)
+
+        async def begin() -> None:
+            world.workers = [Worker(world, 0)]
+            world.workers[0].start()
+            assert await world.until(lambda: world.workers[0].server is not None, 30.0)
+            await story(world)
+
+        with world.in_place():
+            loop.run_until_complete(begin())
+
+
+def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
+    sending = Sending(world.loop, [CONVERSATION], messages, 0.1)
+    return SdkDevice(world.loop, f"{user}@phone", sending, world.write, Format.JSON)
+
+
+def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() -> None:
+    """It was PUBACKed and gone: the broker had nobody to give it to, and said so in a code nobody read."""
+    number = partition_of(CONVERSATION, PARTITIONS)
+    assert number != 0
+    heard: list[AnyFrame] = []
+
+    async def story(world: World) -> None:
+        session = f"imqtt-server-{number}"
+        rival = await world.connect(Settings("broker", 1884, session, password=PASSWORD, clean_start=True))
+        device = await world.connect(Settings("broker", 1883, "alice@plain", clean_start=True))
+        await device.subscribe(down(Device("alice", "plain")))
+        world.broker.refusals[session] = 0x88  # its partition's owner does not get it back at once
+        await rival.close()  # and with it goes the session
+        send = Send(CONVERSATION, "m1", Content(text="hello"))
+        await device.publish([Message(up(Device("alice", "plain"), 0), encode_command(send, Format.JSON))])
+        heard.extend(decode_frames((await device.receive(1))[0].payload))
+
+    live(story)
+    (answer,) = heard
+    assert isinstance(answer, Rejected)
+    assert (answer.client_msg_id, answer.code, answer.retryable) == ("m1", "unavailable", True)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_device_that_says_hello_while_the_disk_is_full_is_told_what_comes_after(full: bool) -> None:
+    """It was welcomed without being registered: nothing was published to it until it said something else."""
+
+    async def story(world: World) -> None:
+        world.tables.full = full
+        bob = phone(world, "bob")
+        bob.start()
+        await asyncio.sleep(3.0)
+        assert (bob.client is None) == full, "a device that cannot be registered is not welcomed"
+        world.tables.full = False
+        assert await world.until(lambda: bob.client is not None, 30.0)
+        alice = phone(world, "alice", 1)
+        alice.start()
+        assert await world.until(lambda: CONVERSATION in bob.seen, 10.0), "bob was not told"
+
+    live(story)
+
+
+def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None:
+    """After `Restarted`, an iterator went on with up to a hundred events of the log that it spoke of."""
+    given: list[str] = []
+
+    async def story(world: World) -> None:
+        alice, bob = phone(world, "alice", 6), phone(world, "bob")
+        alice.start()
+        assert await world.until(lambda: len(world.tables.events_after(CONVERSATION, 0, 9)) == 1, 30.0, 0.001)
+        backup = world.tables.copy()
+        assert await world.until(lambda: alice.settled, 30.0)
+
+        async def read() -> None:
+            async with bob._connected() as client:
+                notices, events = client.notices(), client.events("program")
+                given.append((await anext(events)).content.text)
+                world.workers[0].kill()
+                world.restore(backup)
+                world.workers[0].start()
+                other = SdkDevice(
+                    world.loop, "alice@tablet", Sending(world.loop, [CONVERSATION], 3, 0.1), world.write,
+                    Format.JSON,
+                )  # fmt: skip
+                other.start()
+                async for notice in notices:
+                    if isinstance(notice, Restarted):
+                        break
+                given.extend([(await anext(events)).content.text for _ in range(3)])
+
+        await world.loop.party("bob@phone").spawn(read())
+
+    live(story)
+    assert given == ["alice@phone:0", "alice@tablet:0", "alice@tablet:1", "alice@tablet:2"]
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_new_log_is_noticed_though_its_ids_are_lower_than_those_of_the_old_one(kept: int) -> None:
+    """A clock was ahead before. The new log's events were taken for duplicates, or for history."""
+
+    async def story(world: World) -> None:
+        (worker,) = world.workers
+        alice, bob = phone(world, "alice", 3), phone(world, "bob")
+        for device in (alice, bob):
+            device.start()
+
+        def head() -> Position:
+            return world.tables.heads([CONVERSATION]).get(CONVERSATION, NOTHING)
+
+        def both_have(seq: int) -> bool:
+            return head().seq == seq and all(it.has(CONVERSATION, head()) for it in (alice, bob))
+
+        worker.clock_offset = 30_000
+        assert await world.until(lambda: head().seq == kept, 5.0, 0.001)
+        backup = world.tables.copy()
+        assert await world.until(lambda: both_have(3), 10.0)
+        worker.kill()
+        worker.clock_offset = 0
+        world.restore(backup)
+        worker.start()
+        for seq, sender in enumerate((alice, bob), kept + 1):
+            sender.speak([CONVERSATION])
+            assert await world.until(partial(both_have, seq), 30.0), "long before the next sync"
+
+    live(story)
+
+
+@pytest.mark.parametrize("survivor", [True, False])
+def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(survivor: bool) -> None:
+    """What the state should have forgotten, nobody could tell it any more: the old list was believed."""
+
+    async def story(world: World) -> None:
+        if survivor:
+            world.workers.append(Worker(world, 1))
+            world.workers[1].start()
+            assert await world.until(lambda: world.workers[1].server is not None, 30.0)
+        bob, alice = phone(world, "bob"), phone(world, "alice", 1)
+        bob.start()
+        alice.start()
+        assert await world.until(lambda: CONVERSATION in bob.seen, 30.0), "nobody has bob's devices listed"
+        world.state.away = True
+        await asyncio.sleep(3.0)
+        tablet = SdkDevice(world.loop, "bob@tablet", Sending(world.loop, [], 0, 0), world.write, Format.JSON)
+        tablet.start()
+        assert await world.until(lambda: tablet.client is not None, 30.0)
+        world.workers[0].kill()
+        await asyncio.sleep(3.0 * WORKER_TTL)
+        world.state.away = False
+        world.workers[0].start()
+        assert await world.until(lambda: world.workers[0].server is not None, 60.0)
+        await asyncio.sleep(10.0)
+        before = tablet.seen.get(CONVERSATION)
+        laptop = SdkDevice(
+            world.loop, "alice@laptop", Sending(world.loop, [CONVERSATION], 1, 0.1), world.write, Format.JSON
+        )
+        laptop.start()
+        assert await world.until(lambda: laptop.settled, 30.0)
+        assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), "it was not told"
+
+    live(story)
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_a_peer_who_drops_out_after_the_state_was_lost_is_no_ghost(speaks: bool) -> None:
+    """Its will named a connection that nobody knew any more, and was ignored."""
+
+    async def story(world: World) -> None:
+        alice, bob = phone(world, "alice", 1), phone(world, "bob")
+        alice.start()
+        bob.start()
+
+        def is_told(state: str) -> bool:
+            presence = bob.client.presence_of("alice") if bob.client is not None else None
+            return presence is not None and presence.state == state
+
+        assert await world.until(lambda: is_told("online"), 10.0), "they have begun to talk"
+        world.state.flush()
+        if speaks:
+            assert alice.party is not None
+            assert alice.client is not None
+            alice.party.spawn(alice.client.typing(CONVERSATION))
+            await asyncio.sleep(1.0)
+            known = await world.state.memory.presence(["alice"])
+            assert [it.state for it in known["alice"]] == ["online"]
+        assert alice.party is not None
+        world.kill(alice.party)
+        # If neither has spoken since, bob's device is told when it next says something, within half of
+        # `presence_ttl`.
+        assert await world.until(lambda: is_told("offline"), 160.0), "bob sees a ghost"
+
+    live(story)

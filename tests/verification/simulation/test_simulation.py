@@ -1,0 +1,142 @@
+"""Thousands of interleavings of the real server and SDK; see `docs/reliability.md`."""
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+
+import pytest
+
+from tests.verification.simulation.faults import FAULTS
+from tests.verification.simulation.loop import Deadlock, simulated
+from tests.verification.simulation.planted import MISTAKES
+
+SEEDS = 100
+MANY_SEEDS = 2_000
+HUNTED = 1_500  # worlds in which a mistake has to show
+HUNTED_IF_RARE = 6_000
+FIRST_NEW = 1_000_000  # seeds from here on are tried once; those before, by every run
+
+
+def simulation(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.verification.simulation", *arguments],
+        env=environment, capture_output=True, text=True, check=False, timeout=1_200,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [SEEDS, pytest.param(MANY_SEEDS, marks=pytest.mark.verify)])
+def test_no_interleaving_loses_doubles_or_reorders_anything(seeds: int) -> None:
+    done = simulation("--seeds", str(seeds))
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    fired = dict(re.findall(r"([a-z][a-z ]*) (\d+)", done.stdout.split("faults fired: ")[1]))
+    seldom = {it for it in FAULTS if int(fired.get(it, 0)) <= seeds // 200}
+    assert not seldom, "a fault that hardly ever fires proves little"
+
+
+@pytest.mark.parametrize("seeds", [SEEDS, pytest.param(MANY_SEEDS, marks=pytest.mark.verify)])
+def test_no_restore_after_a_clock_was_wrong_does_either(seeds: int) -> None:
+    """The ids of the new log may be lower than those of the old one."""
+    done = simulation("--seeds", str(seeds), "--faults", "store restored", "clock stepped")
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+
+
+@pytest.mark.verify
+def test_no_interleaving_that_was_never_tried_does_either() -> None:
+    first = secrets.randbelow(FIRST_NEW) + FIRST_NEW
+    done = simulation("--first", str(first), "--seeds", str(MANY_SEEDS))
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(at, id=it.name, marks=pytest.mark.verify if it.rare else ())
+        for at, it in enumerate(MISTAKES)
+    ],
+)
+def test_a_planted_mistake_is_found_and_named(number: int) -> None:
+    seeds = HUNTED_IF_RARE if MISTAKES[number].rare else HUNTED
+    done = simulation("--mistake", str(number), "--seeds", str(seeds))
+    assert done.returncode == 0, f"not found: {done.stdout[-3_000:]}{done.stderr[-3_000:]}"
+    found = json.loads(done.stdout)
+    again = simulation("--mistake", str(number), "--seed", str(found["seed"]))
+    assert again.returncode == 1
+    assert found["first"] in again.stdout, "a seed is the same in every process"
+
+
+def test_without_the_mistakes_nothing_is_found_in_the_same_worlds() -> None:
+    done = simulation("--innocent", "--seeds", "4")
+    assert done.returncode == 0, done.stdout[-3_000:]
+
+
+def test_a_seed_is_always_the_same_world() -> None:
+    first, second = (simulation("--seed", "11", "--full") for _ in range(2))
+    assert first.stdout == second.stdout
+    assert len(first.stdout.splitlines()) > 50
+    assert simulation("--seed", "12", "--full").stdout != first.stdout
+
+
+def test_time_passes_only_when_everybody_waits() -> None:
+    with simulated(1) as loop:
+
+        async def sleep() -> float:
+            await asyncio.sleep(3_600.0)
+            return loop.time()
+
+        assert loop.run_until_complete(sleep()) == pytest.approx(3_600.0, abs=0.01)
+
+
+def test_who_is_killed_runs_no_further_not_even_its_finally() -> None:
+    done: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.sleep(1.0)
+            done.append(name)
+        finally:
+            done.append(f"{name}, finally")
+
+    with simulated(1) as loop:
+
+        async def world() -> None:
+            first, second = loop.party("first"), loop.party("second")
+            first.spawn(work("first"))
+            second.spawn(work("second"))
+            await asyncio.sleep(0.5)
+            loop.crash(first)
+            await asyncio.sleep(5.0)
+
+        loop.run_until_complete(world())
+        assert done == ["second", "second, finally"]
+
+
+def test_who_is_paused_does_everything_later() -> None:
+    woken: list[float] = []
+
+    async def work() -> None:
+        await asyncio.sleep(1.0)
+        woken.append(asyncio.get_running_loop().time())
+
+    with simulated(1) as loop:
+
+        async def world() -> None:
+            party = loop.party("sleeper")
+            party.spawn(work())
+            await asyncio.sleep(0.5)
+            loop.pause(party)
+            await asyncio.sleep(9.5)
+            loop.resume(party)
+            await asyncio.sleep(1.0)
+
+        loop.run_until_complete(world())
+    assert woken == [pytest.approx(10.0, abs=0.01)]
+
+
+def test_a_world_in_which_nothing_can_happen_any_more_says_so() -> None:
+    with simulated(1) as loop, pytest.raises(Deadlock):
+        loop.run_until_complete(asyncio.Event().wait())

@@ -1,0 +1,192 @@
+"""What the contract cannot reach: a state that is away, wiped, or wrong, for several workers.
+
+What it does when all is well is the contract's: `tests/contract` runs on it too.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from imqtt.model import Device, Key
+from imqtt.state.base import DevicePresence, StateAway, Worker
+from imqtt.stores.base import Registration
+from tests.verification.simulation.loop import Loop, simulated
+from tests.verification.simulation.state import RETRY_SECONDS, SharedState, SimState
+
+OLD = (Registration(Device("alice", "phone"), "json"),)
+NEW = (*OLD, Registration(Device("alice", "tablet"), "json"))
+KEYS = [Key("d:alice:bob", "alice", f"m{number}") for number in range(200)]
+WORKER = Worker("w1", "north", 1, 0)
+PHONE = Device("alice", "phone")
+
+
+class World:
+    """A state that two workers share."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.shared = SharedState(rate=10, burst=20)
+        self.one = SimState(self.shared, loop.random)
+        self.two = SimState(self.shared, loop.random)
+
+
+def play(course: Callable[[World], Coroutine[Any, Any, None]], *, times: int = 1) -> None:
+    """Runs `course`, each time as another world."""
+    with simulated(1) as loop:
+
+        async def run() -> None:
+            for _ in range(times):
+                await course(World(loop))
+
+        loop.run_until_complete(run())
+        assert not loop.faults
+
+
+async def fill(state: SimState, lists: tuple[Registration, ...]) -> None:
+    await state.fill_devices(await state.lease_devices(["alice"]), {"alice": lists})
+
+
+def test_workers_share_it() -> None:
+    async def course(world: World) -> None:
+        await world.one.remember(KEYS)
+        await fill(world.one, OLD)
+        await world.one.beat(WORKER, 60_000)
+        assert await world.two.recall(KEYS) == frozenset(KEYS)
+        assert await world.two.devices(["alice"]) == {"alice": OLD}
+        assert await world.two.workers() == [WORKER]
+        assert (await world.one.take({PHONE: 15}, 0), await world.two.take({PHONE: 15}, 0)) == (
+            {PHONE: 15},
+            {PHONE: 5},
+        )
+
+    play(course)
+
+
+def test_a_worker_that_falls_silent_is_gone_in_the_worlds_time() -> None:
+    async def course(world: World) -> None:
+        await world.one.beat(WORKER, 60_000)
+        await asyncio.sleep(59.0)
+        assert await world.two.workers() == [WORKER]
+        await asyncio.sleep(2.0)
+        assert await world.two.workers() == []
+
+    play(course)
+
+
+def test_while_it_is_away_it_knows_nothing_and_says_so_soon() -> None:
+    async def course(world: World) -> None:
+        state = world.one
+        await state.remember(KEYS)
+        await fill(state, OLD)
+        world.shared.away = True
+        before = world.loop.time()
+        assert await state.recall(KEYS) == frozenset()
+        assert await state.devices(["alice"]) == {}
+        assert await state.expired(1 << 60) == []
+        assert await state.take({PHONE: 100}, 0) == {PHONE: 20}
+        assert await state.update(DevicePresence(PHONE, "n", "online", 0, 1)) is True
+        assert await state.update(DevicePresence(PHONE, "n", "offline", 0, 1)) is True
+        await state.remember(KEYS)
+        await fill(state, NEW)
+        await state.leave("w1")
+        with pytest.raises(StateAway):
+            await state.beat(WORKER, 1_000)
+        with pytest.raises(StateAway):
+            await state.workers()
+        with pytest.raises(StateAway):
+            await state.presence(["alice"])
+        assert world.loop.time() - before < 0.1
+        assert state.trouble
+        world.shared.away = False
+        await asyncio.sleep(2 * RETRY_SECONDS)
+        assert not state.trouble
+        assert await state.recall(KEYS) == frozenset(KEYS)
+        assert await state.devices(["alice"]) == {}  # somebody else may have registered one and told nobody
+
+    play(course)
+
+
+def test_what_it_could_not_be_told_to_forget_it_is_told_before_anything_is_read() -> None:
+    async def course(world: World) -> None:
+        await fill(world.one, OLD)
+        world.shared.away = True
+        await world.one.forget_devices(["alice"])
+        world.shared.away = False
+        while world.one.trouble:
+            await asyncio.sleep(0.001)
+        assert await world.one.devices(["alice"]) == {}
+        assert await world.two.devices(["alice"]) == {}
+
+    play(course, times=20)
+
+
+def test_what_is_carried_out_and_not_answered_counts_as_not_known() -> None:
+    ends: set[tuple[bool, bool]] = set()
+
+    async def course(world: World) -> None:
+        beating = asyncio.create_task(world.one.beat(WORKER, 60_000))
+        await asyncio.sleep(0.002 * world.loop.random.random())
+        world.one.cut = True
+        told = not isinstance((await asyncio.gather(beating, return_exceptions=True))[0], StateAway)
+        ends.add((bool(await world.two.workers()), told))
+
+    play(course, times=60)
+    assert ends == {(False, False), (True, False), (True, True)}
+
+
+def test_a_flush_forgets_everything_and_no_lease_of_before_fills_anything() -> None:
+    async def course(world: World) -> None:
+        await world.one.remember(KEYS)
+        await world.one.beat(WORKER, 60_000)
+        await world.one.forget_devices(["bob"])
+        lease = await world.one.lease_devices(["alice"])
+        world.shared.flush()
+        await world.two.forget_devices(["alice"])
+        await world.one.fill_devices(lease, {"alice": OLD})
+        assert await world.one.recall(KEYS) == frozenset()
+        assert await world.one.devices(["alice"]) == {}
+        assert await world.one.workers() == []
+        await fill(world.one, NEW)
+        assert await world.two.devices(["alice"]) == {"alice": NEW}
+
+    play(course)
+
+
+def test_it_recalls_what_never_was_at_its_rate() -> None:
+    async def course(world: World) -> None:
+        world.shared.mistaken = 0.3
+        await world.one.remember(KEYS[:50])
+        recalled = await world.one.recall(KEYS)
+        assert recalled >= set(KEYS[:50])
+        assert 20 < len(recalled) - 50 < 75
+
+    play(course)
+
+
+def test_calls_are_carried_out_in_their_order() -> None:
+    async def course(world: World) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(50):
+                arrival = DevicePresence(PHONE, f"n{number}", "online", number, 1_000)
+                tasks.create_task(world.one.arrive(arrival))
+                if number % 9 == 0:
+                    await asyncio.sleep(0.000_5)
+        (found,) = (await world.two.presence(["alice"]))["alice"]
+        assert found.nonce == "n49"
+
+    play(course, times=20)
+
+
+def test_closing_fails_what_is_under_way() -> None:
+    async def course(world: World) -> None:
+        beating = asyncio.create_task(world.one.beat(WORKER, 60_000))
+        await asyncio.sleep(0)
+        await world.one.close()
+        with pytest.raises(StateAway, match="closed"):
+            await beating
+        with pytest.raises(StateAway, match="closed"):
+            await world.one.workers()
+
+    play(course)

@@ -1,0 +1,256 @@
+"""What a soak's parts hold, in memory and on disk, and what of that may not grow.
+
+Figures are looked at every ten seconds and at marks: parts of the messages, `at rest`, when the load has
+ended, and `all read`, when some users have read everything since. They are judged by what they were at a
+fifth of the messages, of a million enough to fill every cache.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.processes import resident_bytes
+from tests.verification.checker.history import now
+from tests.verification.soak.parts import SoakStack
+
+KB, MB = 1_000, 1_000_000
+EARLY, HALF, ALL, REST, READ = "20 %", "50 %", "100 %", "at rest", "all read"
+MARKS = {"10 %": 0.1, EARLY: 0.2, HALF: 0.5, ALL: 1.0}
+
+SHARE, ROOM = 0.25, 20 * MB  # memory may be so much more at rest than early on
+# A worker's caches of pages and of seen ids take so many bytes more at each message, until they are full. A
+# fifth of a million messages has filled them.
+FILLING, FILLED = 350, 200_000
+# SQLite empties a reader's cache when somebody has written. Only once nobody writes any more do those of the
+# eight readers fill, with 4 MiB each.
+CACHES_OF_READERS = 40 * MB
+# What grows by so many bytes a message is no cache any more, after enough of them: pages come and go in a
+# worker's memory by some 3 MB.
+LEAK, ENOUGH = 30.0, 500_000
+FEW = 3  # descriptors or threads more
+POOLED = 160  # descriptors of a worker on MongoDB: its client keeps up to 100 connections that it once made
+WAL_KEPT = 64 * 1024 * 1024  # the store cuts a longer log to this; mostly it has half of it
+STORED = 400  # bytes of the store's file for a message of some 80 bytes, with its indexes; seen: 230
+LOGGED, LOGGED_FIRST = 50 * KB, 200 * KB  # that a fault may have a part log, and its start; seen: 4 kB
+SESSIONS = 1 * MB  # of a broker's file, with nothing queued
+REDIS = 200 * MB  # a filter of 8 MiB for each of several periods, one more after each leap of a clock
+
+Figures = Mapping[str, int]
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """What was there at a moment: in bytes, or counts. `mark`: which one, or "". `at`: seconds."""
+
+    at: float
+    accepted: int
+    figures: dict[str, int]
+    mark: str = ""
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """`most`: of the figure at rest, or, if `always`, of the highest; None: it is shown and not judged.
+
+    `more`: so much more, when everything has been read. `slope`: bytes a message from early on.
+    """
+
+    rule: str
+    most: int | None = None
+    always: bool = False
+    more: int = 0
+    slope: float | None = None
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """One figure over the run."""
+
+    name: str
+    first: int
+    early: int
+    half: int
+    rest: int
+    read: int
+    highest: int
+    slope: float
+    limit: Limit
+
+    @property
+    def ok(self) -> bool:
+        limit = self.limit
+        if limit.most is None:
+            return True
+        if limit.always and self.highest > limit.most:
+            return False
+        return (
+            self.rest <= limit.most
+            and self.read <= limit.most + limit.more
+            and (limit.slope is None or self.slope <= limit.slope)
+        )
+
+
+async def measure(stack: SoakStack) -> dict[str, int]:
+    """A part that does not run just now has no figures."""
+    figures: dict[str, int] = {}
+    for name in stack.regulars:
+        pid = stack.workers[name].pid
+        with contextlib.suppress(OSError, TypeError):
+            process = Path(f"/proc/{pid}")
+            figures[f"{name} memory"] = resident_bytes(pid)  # type: ignore[arg-type]
+            figures[f"{name} open files"] = len(list((process / "fd").iterdir()))
+            figures[f"{name} threads"] = len(list((process / "task").iterdir()))
+        figures[f"{name} log"] = _size(stack.workers[name].log)
+    pids = {"broker": stack.broker.pid, "load": None if stack.load is None else stack.load.pid}
+    if stack.redis is not None and stack.mongo is not None:
+        pids |= {"redis": stack.redis.pid, "store": _pid_of(stack)}
+        figures |= await asyncio.to_thread(_redis, stack)
+    for name, pid in pids.items():
+        with contextlib.suppress(OSError):
+            if pid is not None:
+                figures[f"{name} memory"] = resident_bytes(pid)
+    file, log = stack.store_files
+    figures["store file"] = await asyncio.to_thread(_size, file)
+    if stack.mongo is None:
+        figures["store WAL"] = _size(log)
+    figures["mosquitto.db"] = _size(stack.broker.state)
+    figures["broker log"] = _size(stack.broker.log) + _size(stack.broker.log.with_suffix(".log.1"))
+    return figures
+
+
+def judge(measures: Sequence[Measure], *, faults: int) -> list[Judged]:
+    """Every figure, with what it may be, given so many faults."""
+    names = dict.fromkeys(name for it in measures for name in it.figures)
+    return [_judged(name, measures, faults) for name in names]
+
+
+def slope(measures: Sequence[Measure], name: str) -> float:
+    """Bytes a message by which a figure grew from early on to rest, by least squares; 0 of too few."""
+    since = next((it.at for it in measures if it.mark == EARLY), None)
+    points = [
+        (it.accepted, it.figures[name])
+        for it in measures
+        if since is not None and it.at >= since and it.mark != READ and name in it.figures
+    ]
+    if len(points) < 3:
+        return 0.0
+    x = sum(a for a, _ in points) / len(points)
+    y = sum(b for _, b in points) / len(points)
+    spread = sum((a - x) ** 2 for a, _ in points)
+    return sum((a - x) * (b - y) for a, b in points) / spread if spread else 0.0
+
+
+def _judged(name: str, measures: Sequence[Measure], faults: int) -> Judged:
+    having = [it.figures[name] for it in measures if name in it.figures]
+    early = _at(EARLY, name, measures)
+    return Judged(
+        name,
+        first=having[0],
+        early=early,
+        half=_at(HALF, name, measures),
+        rest=_at(REST, name, measures),
+        read=having[-1],
+        highest=max(having),
+        slope=round(slope(measures, name), 1),
+        limit=_limit(name, having[0], early, measures, faults),
+    )
+
+
+def _at(mark: str, name: str, measures: Sequence[Measure]) -> int:
+    """The figure at a mark: the next one, if its part did not run just then; the last, if there is none."""
+    since = next((it.at for it in measures if it.mark == mark), measures[-1].at)
+    following = [it.figures[name] for it in measures if it.at >= since and name in it.figures]
+    return following[0] if following else [it.figures[name] for it in measures if name in it.figures][-1]
+
+
+def _limit(name: str, first: int, early: int, measures: Sequence[Measure], faults: int) -> Limit:
+    part, _, what = name.partition(" ")
+    accepted = measures[-1].accepted
+    on_mongo = "redis data" in measures[0].figures
+    if name == "load memory" or (on_mongo and name in ("store memory", "store file")):
+        return Limit("not judged: the test's own, or MongoDB's")
+    if part == "redis":
+        return Limit("filters of fixed size, by time", REDIS, always=True)
+    if what == "memory":
+        is_worker = part != "broker"
+        since = next((it.accepted for it in measures if it.mark == EARLY), accepted)
+        filling = FILLING * max(0, min(accepted, FILLED) - since) if is_worker else 0
+        return Limit(
+            f"that at {EARLY}, {SHARE:.0%} and {ROOM // MB} MB" + (", and caches" if filling else ""),
+            int(early * (1 + SHARE)) + ROOM + filling,
+            more=CACHES_OF_READERS if is_worker else 0,
+            slope=LEAK if is_worker and accepted - since >= ENOUGH else None,
+        )
+    if what == "open files" and on_mongo:
+        return Limit("partitions, and a pool of connections", POOLED, always=True)
+    if what in ("open files", "threads"):
+        return Limit(f"that at {EARLY}, and {FEW}", early + FEW)
+    if name == "store file":
+        return Limit(f"grows by messages: {STORED} bytes each", first + accepted * STORED + MB)
+    if name == "store WAL":
+        return Limit("bounded at any time", WAL_KEPT, always=True)
+    if name == "mosquitto.db":
+        return Limit("nothing is queued at rest", first + SESSIONS)
+    return Limit(f"grows by faults: {LOGGED // KB} kB each", LOGGED_FIRST + faults * LOGGED)
+
+
+def _pid_of(stack: SoakStack) -> int | None:
+    assert stack.mongo is not None
+    try:
+        return stack.mongo.pid
+    except AssertionError:  # killed just now
+        return None
+
+
+def _redis(stack: SoakStack) -> dict[str, int]:
+    assert stack.redis is not None
+    try:
+        said = stack.redis.command("INFO", "memory").decode()
+    except OSError:  # killed or paused
+        return {}
+    used = [line.partition(":")[2] for line in said.splitlines() if line.startswith("used_memory:")]
+    return {"redis data": int(used[0])} if used else {}
+
+
+def _size(path: Path) -> int:
+    """Of a file, or of all files of a directory; 0 of nothing."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            return sum(_size(it) for it in path.iterdir())
+        return path.stat().st_size
+    return 0
+
+
+class Watch:
+    """Measures a stack until it is told to stop; `accepted` tells how many messages were."""
+
+    def __init__(
+        self, stack: SoakStack, accepted: Callable[[], int], messages: int, every: float = 10.0
+    ) -> None:
+        self.measures: list[Measure] = []
+        self._stack = stack
+        self._accepted = accepted
+        self._messages = messages
+        self._every = every
+        self._began = now()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        marks = dict(MARKS)
+        due = 0.0
+        while True:
+            part = self._accepted() / self._messages
+            passed = [mark for mark, share in marks.items() if part >= share]
+            for mark in passed:
+                del marks[mark]
+                await self.look(mark)
+            if not passed and now() >= due:
+                await self.look()
+                due = now() + self._every
+            await asyncio.sleep(0.1)
+
+    async def look(self, mark: str = "") -> Measure:
+        accepted = self._accepted()
+        found = Measure(round(now() - self._began, 1), accepted, await measure(self._stack), mark)
+        self.measures.append(found)
+        return found

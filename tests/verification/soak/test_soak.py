@@ -1,0 +1,134 @@
+"""A soak in small, and that its judgement of what grows can fail."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.verification.chaos.faults import Shape
+from tests.verification.soak.faults import SOAK_KINDS, faults
+from tests.verification.soak.measures import (
+    CACHES_OF_READERS,
+    EARLY,
+    HALF,
+    KB,
+    MB,
+    READ,
+    REST,
+    Judged,
+    Measure,
+    judge,
+    slope,
+)
+from tests.verification.soak.run import Soak, soak
+
+MESSAGES = 10_000
+QUIET = {
+    "worker-1 memory": 100 * MB, "worker-1 open files": 54, "worker-1 threads": 10, "worker-1 log": 100 * KB,
+    "broker memory": 12 * MB, "load memory": 40 * MB, "store file": 0, "store WAL": 20 * MB,
+    "mosquitto.db": 2 * KB, "broker log": 100 * KB,
+}  # fmt: skip
+
+
+@pytest.mark.verify
+async def test_a_soak_finds_nothing_and_nothing_that_grows(tmp_path: Path) -> None:
+    kinds = ("kill broker", "drop device-broker")
+    plan = Soak("sqlite", 7, MESSAGES, rate=2_500.0, every=1.5, least=2, kinds=kinds, sample=3)
+    outcome = await soak(plan, tmp_path)
+    assert outcome.ok, outcome
+    assert outcome.accepted >= MESSAGES
+    assert sorted(outcome.fired) == sorted(kinds)
+    assert len(outcome.recoveries) == 2
+    assert outcome.fresh.events > 0
+    assert [it.mark for it in outcome.measures][-2:] == [REST, READ]
+
+
+def run_of(**growth: int) -> list[Measure]:
+    """A million messages, at which the figures of these names (with _ for a space) grow by so many units."""
+    found = []
+    for number in range(101):
+        figures = dict(QUIET)
+        for name, units in growth.items():
+            key = name.replace("_", " ").replace("worker ", "worker-1 ")
+            figures[key] += units * number // 100
+        mark = {20: EARLY, 50: HALF, 100: REST}.get(number, "")
+        found.append(Measure(float(number), number * 10_000, figures, mark))
+    return [*found, Measure(101.0, 1_000_000, dict(found[-1].figures), READ)]
+
+
+def grown(measures: list[Measure]) -> list[str]:
+    return [it.name for it in judge(measures, faults=40) if not it.ok]
+
+
+def test_what_stays_as_it_is_is_well() -> None:
+    assert grown(run_of()) == []
+
+
+def test_the_stores_file_may_grow_by_messages_and_logs_by_faults() -> None:
+    assert grown(run_of(store_file=300 * MB, worker_log=2 * MB, broker_log=2 * MB)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("worker_memory", 100 * MB), ("worker_open_files", 100), ("worker_threads", 20),
+        ("worker_log", 100 * MB), ("broker_memory", 50 * MB), ("broker_log", 90 * MB),
+        ("store_file", 3_000 * MB), ("store_WAL", 100 * MB), ("mosquitto.db", 9 * MB),
+    ],
+)  # fmt: skip
+def test_what_grows_with_messages_and_should_not_is_named(name: str, units: int) -> None:
+    assert grown(run_of(**{name: units})) == [name.replace("_", " ").replace("worker ", "worker-1 ")]
+
+
+def test_a_log_of_the_stores_that_was_long_for_a_moment_is_named() -> None:
+    measures = run_of()
+    measures[70].figures["store WAL"] = 500 * MB
+    assert grown(measures) == ["store WAL"]
+
+
+def test_what_grows_by_little_at_each_message_is_named() -> None:
+    assert grown(run_of(worker_memory=20 * MB)) == []
+    assert grown(run_of(worker_memory=40 * MB)) == ["worker-1 memory"]
+
+
+def test_until_its_caches_are_full_a_worker_may_grow_and_no_further() -> None:
+    def first(part: int, growth: int) -> list[Measure]:
+        return [
+            Measure(it.at, it.accepted // part, it.figures, it.mark) for it in run_of(worker_memory=growth)
+        ]
+
+    assert grown(first(10, 60 * MB)) == []  # of 100,000 messages
+    assert grown(first(10, 120 * MB)) == ["worker-1 memory"]
+
+
+def test_reading_may_fill_the_caches_of_readers_and_no_more() -> None:
+    measures = run_of()
+    measures[-1].figures["worker-1 memory"] += CACHES_OF_READERS
+    assert grown(measures) == []
+    measures[-1].figures["worker-1 memory"] += 50 * MB
+    assert grown(measures) == ["worker-1 memory"]
+
+
+def test_a_part_that_does_not_run_at_a_mark_is_judged_by_the_next_measure() -> None:
+    measures = run_of(worker_memory=100 * MB)
+    del measures[20].figures["worker-1 memory"]
+    found: Judged = next(it for it in judge(measures, faults=1) if it.name == "worker-1 memory")
+    assert found.early == measures[21].figures["worker-1 memory"]
+
+
+def test_growth_is_told_in_bytes_a_message() -> None:
+    assert slope(run_of(worker_memory=100 * MB), "worker-1 memory") == pytest.approx(100, rel=0.01)
+    assert slope(run_of(), "worker-1 memory") == 0
+
+
+def test_each_kind_of_fault_comes_before_any_comes_again() -> None:
+    groups = ("devices-0", "devices-1")
+    shape = Shape("scale", ("worker-1", "worker-2"), groups, (), (3, 5))
+    deck = [kind for kind, _ in islice(faults(shape, (), Random(1)), 3 * len(SOAK_KINDS))]
+    assert set(Counter(deck).values()) == {3}
+
+
+def test_no_fault_of_a_soak_begins_a_worker_anew() -> None:
+    assert not {"kill worker", "leave worker", "restore backup"} & set(SOAK_KINDS)
