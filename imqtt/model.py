@@ -4,9 +4,11 @@ Both wire formats carry exactly these. Every value is frozen. Units: times are m
 Unix epoch; `seq` counts a conversation's events from 1; 0 (or an empty string) means "not given".
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import msgspec
+
+from imqtt import fields
 
 SNOWFLAKE_EPOCH = 1_735_689_600_000  # 2025-01-01T00:00:00Z, in milliseconds
 SNOWFLAKE_TIME_SHIFT = 22  # below the milliseconds: 10 bits of partition, 12 of sequence
@@ -28,6 +30,16 @@ class Id(int):
 
 
 _NO_ID = int.__new__(Id, 0)
+
+
+Seq = Annotated[int, fields.SEQ]
+Time = Annotated[int, fields.TIME]
+Count = Annotated[int, fields.COUNT]
+EventId = Annotated[Id, fields.ID]
+Token = Annotated[str, fields.TOKEN]
+Ref = Annotated[str, fields.REF]
+Label = Annotated[str, fields.Label()]
+ConversationId = Annotated[str, fields.CONVERSATION]
 
 
 class JsonText(str):
@@ -57,8 +69,8 @@ class Value(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Position(Value, frozen=True, omit_defaults=False):
     """An event's place: another id at the same seq means that the store was restored from a backup."""
 
-    seq: int
-    id: Id
+    seq: Seq
+    id: EventId
 
 
 class Key(NamedTuple):
@@ -96,17 +108,17 @@ class Event(Value, frozen=True, tag="event", tag_field="type"):
     """
 
     conversation: str
-    seq: int
-    id: Id
-    time: int
+    seq: Seq
+    id: EventId
+    time: Time
     sender: str
     device: str
     client_msg_id: str
     content: Content
     kind: str = "message"
-    client_time: int = 0
-    withheld: int = 0
-    previous: Id = Id(0)
+    client_time: Time = 0
+    withheld: Count = 0
+    previous: EventId = Id(0)
 
     @property
     def position(self) -> Position:
@@ -117,87 +129,109 @@ class Cursor(Value, frozen=True):
     """How far a device has got in a conversation: the last event that it has applied without a hole."""
 
     conversation: str
-    seq: int = 0
-    id: Id = Id(0)
+    seq: Seq = 0
+    id: EventId = Id(0)
 
 
 # --- commands: device to server ---------------------------------------------------------------------
 
 
 class Command(Value, frozen=True, tag_field="type", tag=str.lower):
-    """What a device publishes."""
+    """What a device publishes. `at_home`: it goes to the partition of its user's own conversation."""
 
     name: ClassVar[str] = "command"
+    at_home: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.name = cls.__name__.lower()
 
 
-class Hello(Command, frozen=True):
+class LogCommand(Command, frozen=True):
+    """A command that writes an event, and one only, however often it is sent."""
+
+    conversation: ConversationId
+    client_msg_id: Token
+
+
+class ReadCommand(Command, frozen=True):
+    """A command that is answered by a page."""
+
+
+class Signal(Command, frozen=True):
+    """A command that writes no event and asks for nothing."""
+
+
+class Hello(ReadCommand, frozen=True):
     """Registers the device and its connection, and syncs."""
 
-    nonce: str
-    platform: str = ""
-    max_packet: int = 0  # bytes
+    at_home = True
+
+    nonce: Token
+    platform: Label = ""
+    max_packet: Annotated[int, fields.PACKET] = 0  # bytes
     cursors: tuple[Cursor, ...] = ()
-    ref: str = ""
+    ref: Ref = ""
 
 
-class Send(Command, frozen=True):
+class Send(LogCommand, frozen=True):
     """Appends a message to a conversation."""
 
-    conversation: str
-    client_msg_id: str
     content: Content
-    client_time: int = 0
+    client_time: Time = 0
 
 
-class Mark(Command, frozen=True):
+class Mark(Signal, frozen=True):
     """Raises the user's delivered and read marks in a conversation."""
 
-    conversation: str
-    delivered: int = 0
-    read: int = 0
+    conversation: ConversationId
+    delivered: Seq = 0
+    read: Seq = 0
 
 
-class Typing(Command, frozen=True):
+class Typing(Signal, frozen=True):
     """Tells the other members that the user is typing, or has stopped. Never stored."""
 
-    conversation: str
-    typing: bool = True
+    conversation: ConversationId
+    typing: Annotated[bool, fields.Inverse("stopped")] = True
 
 
-class Sync(Command, frozen=True):
+class Sync(ReadCommand, frozen=True):
     """Asks for the events after each cursor and, with `heads`, for conversations' heads."""
+
+    at_home = True
 
     cursors: tuple[Cursor, ...] = ()
     heads: bool = False
-    heads_before: Id = Id(0)
-    ref: str = ""
+    heads_before: EventId = Id(0)
+    ref: Ref = ""
 
 
-class History(Command, frozen=True):
+class History(ReadCommand, frozen=True):
     """Asks for events before `before` (0: the newest), newest page first, each page in order of seq."""
 
-    conversation: str
-    before: int = 0
-    limit: int = 0
-    ref: str = ""
+    conversation: ConversationId
+    before: Seq = 0
+    limit: Count = 0
+    ref: Ref = ""
 
 
-class Status(Command, frozen=True):
+PRESENCE_STATES = ("online", "away", "background", "offline")
+
+
+class Status(Signal, frozen=True):
     """The device's state; with state `offline`, its last will."""
 
-    state: str
-    nonce: str
-    network: str = ""
-    battery: int | None = None  # percent
+    at_home = True
+
+    state: Annotated[str, fields.OneOf(PRESENCE_STATES)]
+    nonce: Token
+    network: Label = ""
+    battery: Annotated[int | None, fields.PERCENT] = None  # percent
 
 
 AnyCommand = Hello | Send | Mark | Typing | Sync | History | Status
-
-PRESENCE_STATES = ("online", "away", "background", "offline")
+COMMANDS: dict[str, type[Command]] = {command.name: command for command in AnyCommand.__args__}
 
 
 # --- frames: server to device -----------------------------------------------------------------------
@@ -210,12 +244,12 @@ class Frame(Value, frozen=True, tag_field="type", tag=str.lower):
 class Limits(Value, frozen=True, omit_defaults=False):
     """What the server takes and gives. Sizes in bytes."""
 
-    content: int  # a message's body: UTF-8 of text, data before base64, compact JSON
-    command: int  # one command
-    page: int  # events in a page
-    cursors: int  # cursors in one `Hello` or `Sync`
-    rate: int  # messages a second that a device may send, sustained
-    presence: int  # seconds after which a device that says nothing is taken for offline
+    content: Count  # a message's body: UTF-8 of text, data before base64, compact JSON
+    command: Count  # one command
+    page: Count  # events in a page
+    cursors: Count  # cursors in one `Hello` or `Sync`
+    rate: Count  # messages a second that a device may send, sustained
+    presence: Count  # seconds after which a device that says nothing is taken for offline
 
 
 class Welcome(Frame, frozen=True):
@@ -224,8 +258,8 @@ class Welcome(Frame, frozen=True):
     nonce: str
     user: str
     device: str
-    time: int
-    partitions: int
+    time: Time
+    partitions: Count
     limits: Limits
     ref: str = ""
 
@@ -238,10 +272,10 @@ class Accepted(Frame, frozen=True):
 
     conversation: str
     client_msg_id: str
-    seq: int
-    id: Id
-    time: int
-    previous: Id = Id(0)
+    seq: Seq
+    id: EventId
+    time: Time
+    previous: EventId = Id(0)
 
 
 class Rejected(Frame, frozen=True):
@@ -257,8 +291,8 @@ class Rejected(Frame, frozen=True):
     conversation: str = ""
     client_msg_id: str = ""
     ref: str = ""
-    retry_after: int = 0  # milliseconds
-    omitted: int = 0
+    retry_after: Count = 0  # milliseconds
+    omitted: Count = 0
 
 
 class Marks(Frame, frozen=True):
@@ -266,16 +300,16 @@ class Marks(Frame, frozen=True):
 
     conversation: str
     user: str
-    delivered: int = 0
-    read: int = 0
+    delivered: Seq = 0
+    read: Seq = 0
 
 
 class Head(Value, frozen=True):
     """A conversation's newest event. `latest` is that event, where the device sent no cursor for it."""
 
     conversation: str
-    seq: int
-    id: Id
+    seq: Seq
+    id: EventId
     latest: Event | None = None
     marks: tuple[Marks, ...] = ()
 
@@ -305,7 +339,7 @@ class Page(Frame, frozen=True):
 
     ref: str = ""
     heads: tuple[Head, ...] = ()
-    more_heads: Id = Id(0)
+    more_heads: EventId = Id(0)
     slices: tuple[Slice, ...] = ()
     more: bool = False
 
@@ -315,7 +349,7 @@ class Presence(Frame, frozen=True):
 
     user: str
     state: str
-    last_seen: int = 0
+    last_seen: Time = 0
 
 
 class PeerTyping(Frame, frozen=True, tag="typing"):
@@ -323,10 +357,11 @@ class PeerTyping(Frame, frozen=True, tag="typing"):
 
     conversation: str
     user: str
-    typing: bool = True
+    typing: Annotated[bool, fields.Inverse("stopped")] = True
 
 
 AnyFrame = Welcome | Accepted | Rejected | Event | Marks | Page | Presence | PeerTyping
+FRAMES: dict[str, type[Value]] = {str(frame.__struct_config__.tag): frame for frame in AnyFrame.__args__}
 
 
 # --- JSON for the two types that JSON lacks ----------------------------------------------------------

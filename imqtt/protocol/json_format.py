@@ -5,7 +5,7 @@ import re
 import msgspec
 
 from imqtt.errors import Malformed, Unsupported
-from imqtt.model import AnyCommand, AnyFrame, Value, from_json_type, to_json_type
+from imqtt.model import COMMANDS, FRAMES, AnyCommand, AnyFrame, Value, from_json_type, to_json_type
 from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 
@@ -33,8 +33,6 @@ _frame: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame, dec_hook
 _packet = msgspec.json.Decoder(_Packet, dec_hook=from_json_type)
 _raw_packet = msgspec.json.Decoder(_RawPacket)
 _names = msgspec.json.Decoder(_Names)
-_COMMANDS = {command.__struct_config__.tag for command in AnyCommand.__args__}
-_FRAMES = {frame.__struct_config__.tag for frame in AnyFrame.__args__}
 
 
 def encode_command(command: AnyCommand) -> bytes:
@@ -47,7 +45,7 @@ def decode_command(payload: bytes) -> AnyCommand:
         return _command.decode(payload)
     except _UNREADABLE as error:
         kind = identify(payload).type
-        if kind and kind not in _COMMANDS:
+        if kind and kind not in COMMANDS:
             raise Unsupported(f"no command of type {kind[:32]!r}") from None
         raise Malformed(_reason("not a command", error, payload)) from None
 
@@ -85,7 +83,7 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
 def _known_frames(payload: bytes) -> tuple[AnyFrame, ...]:
     try:
         frames = _raw_packet.decode(payload).frames
-        return tuple(_frame.decode(frame) for frame in frames if _names.decode(frame).type in _FRAMES)
+        return tuple(_frame.decode(frame) for frame in frames if _names.decode(frame).type in FRAMES)
     except _UNREADABLE as error:
         raise Malformed(_reason("not a packet of frames", error, payload)) from None
 

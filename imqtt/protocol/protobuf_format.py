@@ -1,99 +1,40 @@
 """The protobuf form of `imqtt.proto`.
 
-Messages that are sent often are filled field by field: that costs half of building them from arguments,
-and a third of building a message and copying it into its parent.
+Most messages go by tables compiled from the model (`protobuf_tables`). Those that are sent often are written
+by hand and filled field by field: that costs half of building them from arguments, and a third of building a
+message and copying it into its parent.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import msgspec
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from imqtt.errors import Malformed, Unsupported
 from imqtt.model import (
+    COMMANDS,
+    FRAMES,
     Accepted,
     AnyCommand,
     AnyFrame,
     Content,
-    Cursor,
     Event,
-    Head,
-    Hello,
-    History,
     Id,
     JsonText,
-    Limits,
-    Mark,
-    Marks,
-    Page,
-    PeerTyping,
     Position,
-    Presence,
-    Rejected,
     Send,
-    Slice,
-    Status,
-    Sync,
-    Typing,
-    Welcome,
+    Value,
     canonical_json,
 )
 from imqtt.protocol.command_info import CommandInfo
 from imqtt.protocol.generated import imqtt_pb2 as pb
+from imqtt.protocol.protobuf_tables import OVERRIDES, Codec, codec
 
-# --- commands ---------------------------------------------------------------------------------------
+
+_FRAME_NAMES = {cls: name for name, cls in FRAMES.items()}
 
 
 def encode_command(command: AnyCommand) -> bytes:
     out = pb.Command()
-    if isinstance(command, Send):
-        send = out.send
-        send.conversation = command.conversation
-        send.client_msg_id = command.client_msg_id
-        send.client_time = command.client_time
-        _fill_content(send.content, command.content)
-        send.content.SetInParent()
-    elif isinstance(command, Mark):
-        out.mark.CopyFrom(
-            pb.Mark(conversation=command.conversation, delivered=command.delivered, read=command.read)
-        )
-    elif isinstance(command, Typing):
-        out.typing.CopyFrom(pb.Typing(conversation=command.conversation, stopped=not command.typing))
-    elif isinstance(command, Sync):
-        out.sync.CopyFrom(
-            pb.Sync(
-                cursors=map(_cursor_out, command.cursors),
-                heads=command.heads,
-                heads_before=command.heads_before,
-                ref=command.ref,
-            )
-        )
-    elif isinstance(command, History):
-        out.history.CopyFrom(
-            pb.History(
-                conversation=command.conversation,
-                before=command.before,
-                limit=command.limit,
-                ref=command.ref,
-            )
-        )
-    elif isinstance(command, Status):
-        out.status.CopyFrom(
-            pb.Status(
-                state=command.state, nonce=command.nonce, network=command.network, battery=command.battery
-            )
-        )
-    else:
-        out.hello.CopyFrom(
-            pb.Hello(
-                nonce=command.nonce,
-                platform=command.platform,
-                max_packet=command.max_packet,
-                cursors=map(_cursor_out, command.cursors),
-                ref=command.ref,
-            )
-        )
+    _fill(getattr(out, command.name), command)
     return out.SerializeToString()
 
 
@@ -104,14 +45,12 @@ def decode_command(payload: bytes) -> AnyCommand:
     except DecodeError:
         raise Malformed("neither JSON (its first byte is '{') nor a protobuf Command") from None
     which = message.WhichOneof("command")
-    if which == "send":
-        send = message.send
-        return Send(send.conversation, send.client_msg_id, _content_in(send.content), send.client_time)
-    if which is None:
-        if payload:
-            raise Unsupported("a protobuf Command without a command that this server knows")
-        raise Malformed("an empty payload")
-    return _COMMANDS_IN[which](getattr(message, which))
+    if which is not None:
+        command: AnyCommand = codec(COMMANDS[which]).read(getattr(message, which))
+        return command
+    if payload:
+        raise Unsupported("a protobuf Command without a command that this server knows")
+    raise Malformed("an empty payload")
 
 
 def identify(payload: bytes) -> CommandInfo:
@@ -129,25 +68,10 @@ def identify(payload: bytes) -> CommandInfo:
     )
 
 
-_COMMANDS_IN: dict[str, Callable[[Any], AnyCommand]] = {
-    "mark": lambda it: Mark(it.conversation, it.delivered, it.read),
-    "typing": lambda it: Typing(it.conversation, not it.stopped),
-    "sync": lambda it: Sync(_cursors_in(it), it.heads, Id(it.heads_before), it.ref),
-    "history": lambda it: History(it.conversation, it.before, it.limit, it.ref),
-    "status": lambda it: Status(
-        it.state, it.nonce, it.network, it.battery if it.HasField("battery") else None
-    ),
-    "hello": lambda it: Hello(it.nonce, it.platform, it.max_packet, _cursors_in(it), it.ref),
-}
-
-
-# --- frames -----------------------------------------------------------------------------------------
-
-
 def encode_frame(frame: AnyFrame) -> bytes:
     """One frame as `Frames` of its own: what `join` concatenates."""
     out = pb.Frames()
-    _fill_frame(out.frames.add(), frame)
+    _fill(getattr(out.frames.add(), _FRAME_NAMES[type(frame)]), frame)
     return out.SerializeToString()
 
 
@@ -161,7 +85,7 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
     try:
         frames = pb.Frames.FromString(payload).frames
         return tuple(
-            _FRAMES_IN[which](getattr(frame, which))
+            codec(FRAMES[which]).read(getattr(frame, which))
             for frame in frames
             if (which := frame.WhichOneof("frame")) is not None
         )
@@ -169,49 +93,38 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
         raise Malformed("not a protobuf packet of frames") from None
 
 
-def _fill_frame(out: pb.Frame, frame: AnyFrame) -> None:
-    if isinstance(frame, Event):
-        _fill_event(out.event, frame)
-    elif isinstance(frame, Accepted):
-        accepted = out.accepted
-        accepted.conversation = frame.conversation
-        accepted.client_msg_id = frame.client_msg_id
-        accepted.seq = frame.seq
-        accepted.id = frame.id
-        accepted.time = frame.time
-        if frame.previous:
-            accepted.previous = frame.previous
-    elif isinstance(frame, Marks):
-        _fill_marks(out.marks, frame)
-    elif isinstance(frame, PeerTyping):
-        out.typing.conversation = frame.conversation
-        out.typing.user = frame.user
-        out.typing.stopped = not frame.typing
-    elif isinstance(frame, Presence):
-        out.presence.user = frame.user
-        out.presence.state = frame.state
-        out.presence.last_seen = frame.last_seen
-    elif isinstance(frame, Page):
-        _fill_page(out.page, frame)
-    elif isinstance(frame, Rejected):
-        out.rejected.CopyFrom(
-            pb.Rejected(
-                code=frame.code,
-                reason=frame.reason,
-                retryable=frame.retryable,
-                command=frame.command,
-                conversation=frame.conversation,
-                client_msg_id=frame.client_msg_id,
-                ref=frame.ref,
-                retry_after=frame.retry_after,
-                omitted=frame.omitted,
-            )
-        )
-    else:
-        _fill_welcome(out.welcome, frame)
+def _fill(message: Message, value: Value) -> None:
+    message.SetInParent()  # one whose fields all have their defaults is there too
+    codec(type(value)).fill(message, value)
 
 
-# --- the parts --------------------------------------------------------------------------------------
+# --- what is sent often -----------------------------------------------------------------------------
+
+
+def _fill_send(out: pb.Send, send: Send) -> None:
+    out.conversation = send.conversation
+    out.client_msg_id = send.client_msg_id
+    out.client_time = send.client_time
+    _fill_content(out.content, send.content)
+    out.content.SetInParent()
+
+
+def _send_in(send: pb.Send) -> Send:
+    return Send(send.conversation, send.client_msg_id, _content_in(send.content), send.client_time)
+
+
+def _fill_accepted(out: pb.Accepted, accepted: Accepted) -> None:
+    out.conversation = accepted.conversation
+    out.client_msg_id = accepted.client_msg_id
+    out.seq = accepted.seq
+    out.id = accepted.id
+    out.time = accepted.time
+    if accepted.previous:
+        out.previous = accepted.previous
+
+
+def _accepted_in(it: pb.Accepted) -> Accepted:
+    return Accepted(it.conversation, it.client_msg_id, it.seq, Id(it.id), it.time, Id(it.previous))
 
 
 def _fill_content(out: pb.Content, content: Content) -> None:
@@ -280,103 +193,11 @@ def _event_in(event: pb.Event) -> Event:
     )  # fmt: skip
 
 
-def _cursor_out(cursor: Cursor) -> pb.Cursor:
-    return pb.Cursor(conversation=cursor.conversation, seq=cursor.seq, id=cursor.id)
-
-
-def _cursors_in(message: pb.Hello | pb.Sync) -> tuple[Cursor, ...]:
-    return tuple(Cursor(it.conversation, it.seq, Id(it.id)) for it in message.cursors)
-
-
-def _fill_marks(out: pb.Marks, marks: Marks) -> None:
-    out.conversation = marks.conversation
-    out.user = marks.user
-    out.delivered = marks.delivered
-    out.read = marks.read
-
-
-def _marks_in(marks: pb.Marks) -> Marks:
-    return Marks(marks.conversation, marks.user, marks.delivered, marks.read)
-
-
-def _fill_page(out: pb.Page, page: Page) -> None:
-    out.SetInParent()
-    out.ref = page.ref
-    out.more_heads = page.more_heads
-    out.more = page.more
-    for head in page.heads:
-        head_out = out.heads.add(conversation=head.conversation, seq=head.seq, id=head.id)
-        if head.latest is not None:
-            _fill_event(head_out.latest, head.latest)
-        for marks in head.marks:
-            _fill_marks(head_out.marks.add(), marks)
-    for part in page.slices:
-        slice_out = out.slices.add(
-            conversation=part.conversation,
-            more=part.more,
-            restart=part.restart,
-            missing=part.missing,
-            history=part.history,
-        )
-        for event in part.events:
-            _fill_event(slice_out.events.add(), event)
-
-
-def _head_in(head: pb.Head) -> Head:
-    latest = _event_in(head.latest) if head.HasField("latest") else None
-    return Head(head.conversation, head.seq, Id(head.id), latest, tuple(map(_marks_in, head.marks)))
-
-
-def _slice_in(part: pb.Slice) -> Slice:
-    return Slice(
-        part.conversation, tuple(map(_event_in, part.events)), part.more, part.restart, part.missing,
-        part.history,
-    )  # fmt: skip
-
-
-def _fill_welcome(out: pb.Welcome, welcome: Welcome) -> None:
-    limits = welcome.limits
-    out.CopyFrom(
-        pb.Welcome(
-            nonce=welcome.nonce,
-            user=welcome.user,
-            device=welcome.device,
-            time=welcome.time,
-            partitions=welcome.partitions,
-            limits=pb.Limits(
-                content=limits.content,
-                command=limits.command,
-                page=limits.page,
-                cursors=limits.cursors,
-                rate=limits.rate,
-                presence=limits.presence,
-            ),
-            ref=welcome.ref,
-        )
-    )
-
-
-_FRAMES_IN: dict[str, Callable[[Any], AnyFrame]] = {
-    "accepted": lambda it: Accepted(
-        it.conversation, it.client_msg_id, it.seq, Id(it.id), it.time, Id(it.previous)
-    ),
-    "event": _event_in,
-    "marks": _marks_in,
-    "page": lambda it: Page(
-        it.ref, tuple(map(_head_in, it.heads)), Id(it.more_heads), tuple(map(_slice_in, it.slices)), it.more
-    ),
-    "presence": lambda it: Presence(it.user, it.state, it.last_seen),
-    "typing": lambda it: PeerTyping(it.conversation, it.user, not it.stopped),
-    "rejected": lambda it: Rejected(
-        it.code, it.reason, it.retryable, it.command, it.conversation, it.client_msg_id, it.ref,
-        it.retry_after, it.omitted,
-    ),
-    "welcome": lambda it: Welcome(
-        it.nonce, it.user, it.device, it.time, it.partitions,
-        Limits(
-            it.limits.content, it.limits.command, it.limits.page, it.limits.cursors, it.limits.rate,
-            it.limits.presence,
-        ),
-        it.ref,
-    ),
-}  # fmt: skip
+OVERRIDES.update(
+    {
+        Accepted: Codec(_fill_accepted, _accepted_in),
+        Content: Codec(_fill_content, _content_in),
+        Event: Codec(_fill_event, _event_in),
+        Send: Codec(_fill_send, _send_in),
+    }
+)

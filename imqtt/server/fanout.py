@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from imqtt.broker.link import Message
+from imqtt.fields import MIN_PACKET
 from imqtt.model import AnyFrame, Content, Device, Event, PeerTyping, Presence
 from imqtt.protocol import Format, encode_frame, join
-from imqtt.protocol.check import MIN_PACKET
 from imqtt.protocol.topics import down
 from imqtt.server.counters import Counters
 from imqtt.stores.base import Registration

@@ -6,8 +6,8 @@ import string
 from hypothesis import strategies as st
 
 from imqtt import model
+from imqtt.fields import MAX_ID, MAX_SEQ, MIN_PACKET
 from imqtt.model import Id, JsonText, Position, canonical_json
-from imqtt.protocol.check import MAX_ID, MAX_SEQ, MIN_PACKET
 
 names = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=62)
 users = names.map(str)

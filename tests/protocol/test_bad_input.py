@@ -9,9 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imqtt.errors import ImqttError, Invalid, Malformed, TooLarge, Unsupported
+from imqtt.fields import MAX_CONVERSATION
 from imqtt.model import AnyCommand, Content, History, Send
 from imqtt.protocol import Bounds, Format, decode_command, decode_frames, encode_command, identify
-from imqtt.protocol.check import MAX_CONVERSATION, MAX_MENTIONS
+from imqtt.protocol.check import MAX_MENTIONS
 from imqtt.protocol.generated import imqtt_pb2 as pb
 from tests.protocol.strategies import commands
 

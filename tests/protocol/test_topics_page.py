@@ -12,10 +12,11 @@ from google.protobuf.message import Message
 from imqtt import errors, model
 from imqtt.config import ServerConfig
 from imqtt.core.partitions import partition_of
+from imqtt.fields import MAX_CONVERSATION, MAX_ID, MAX_SEQ, MIN_PACKET
 from imqtt.model import Id
 from imqtt.mosquitto.broker import configuration
 from imqtt.protocol import Bounds
-from imqtt.protocol.check import MAX_CONVERSATION, MAX_ID, MAX_MENTIONS, MAX_SEQ, MIN_PACKET
+from imqtt.protocol.check import MAX_MENTIONS
 from imqtt.protocol.generated import imqtt_pb2 as pb
 from imqtt.protocol.json_format import decode_command, decode_frames
 from imqtt.protocol.topics import MAX_NAME

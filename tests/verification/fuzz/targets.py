@@ -23,6 +23,7 @@ from imqtt.core.conversations import check_member, members_of
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.core.sequencing import Append, decide, receive
 from imqtt.errors import ImqttError, Invalid, Malformed, NotAllowed, TooLarge, Unsupported
+from imqtt.fields import MAX_CONVERSATION, MIN_PACKET
 from imqtt.model import (
     MAX_JSON_DEPTH,
     Accepted,
@@ -54,7 +55,6 @@ from imqtt.protocol import (
     identify,
     join,
 )
-from imqtt.protocol.check import MAX_CONVERSATION, MIN_PACKET
 from imqtt.protocol.topics import MAX_NAME, down, is_name, parse_up, up
 from imqtt.server.intake import PASSED_ON, Delivery, Intake, rejected
 from tests.verification.fuzz import stream
