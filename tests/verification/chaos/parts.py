@@ -65,6 +65,11 @@ class Broker(Mosquitto):
             log.seek(since)
             return text.encode() in log.read()
 
+    def last_port(self, client: str) -> int:
+        """The port from which this client connected last; 0: it never did."""
+        ports = re.findall(rf"connected from [\d.]+:(\d+) as {re.escape(client)} ", self.log.read_text())
+        return int(ports[-1]) if ports else 0
+
     def tells_of_takeover(self, client: str, since: int) -> bool:
         """Whether it has logged after byte `since` that a new connection ended one of this client's.
 

@@ -41,6 +41,7 @@ class Rival(Fault):
         client = f"imqtt-server-{self.target.split()[1]}"
         self._client = client
         self.taken = 0  # commands
+        self.ports: set[int] = set()  # its own ends of its connections
         since = broker.said
         self._task = asyncio.create_task(self._compete(), name=f"rival-{client}")
         try:
@@ -71,6 +72,8 @@ class Rival(Fault):
             link: Link | None = None
             try:
                 link = await connect(settings)
+                assert link._transport is not None
+                self.ports.add(link._transport.get_extra_info("sockname")[1])
                 while True:
                     self.taken += len(await link.receive(100))
             except (LinkError, OSError, TimeoutError):
