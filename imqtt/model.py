@@ -99,12 +99,22 @@ class Content(Value, frozen=True):
     mentions: tuple[str, ...] = ()
 
 
+NO_CONTENT = Content()
+
+
+class Unknown(Value, frozen=True):
+    """The body of an event that only another version of imqtt knows, or whose content is not here."""
+
+    kind: str
+
+
 class Event(Value, frozen=True, tag="event", tag_field="type"):
     """One entry of a conversation's log; also the frame that carries it to a device.
 
-    `withheld` is the content's size in bytes where it would not fit into the device's packets; `content`
-    is empty then. `previous` is the id of the event at seq - 1. It is sent only with live events and never
-    stored; a device that holds another event at seq - 1 has another log.
+    `kind` says what it changes, and `imqtt.bodies` which field carries that. `withheld` is the content's size
+    in bytes where it would not fit into the device's packets; `content` is empty then. `previous` is the id
+    of the event at seq - 1. It is sent only with live events and never stored; a device that holds another
+    event at seq - 1 has another log.
     """
 
     conversation: str
@@ -114,7 +124,7 @@ class Event(Value, frozen=True, tag="event", tag_field="type"):
     sender: str
     device: str
     client_msg_id: str
-    content: Content
+    content: Content = NO_CONTENT
     kind: str = "message"
     client_time: Time = 0
     withheld: Count = 0
@@ -137,10 +147,9 @@ class Cursor(Value, frozen=True):
 
 
 class Command(Value, frozen=True, tag_field="type", tag=str.lower):
-    """What a device publishes. `at_home`: it goes to the partition of its user's own conversation."""
+    """What a device publishes."""
 
     name: ClassVar[str] = "command"
-    at_home: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -164,8 +173,6 @@ class Signal(Command, frozen=True):
 
 class Hello(ReadCommand, frozen=True):
     """Registers the device and its connection, and syncs."""
-
-    at_home = True
 
     nonce: Token
     platform: Label = ""
@@ -199,8 +206,6 @@ class Typing(Signal, frozen=True):
 class Sync(ReadCommand, frozen=True):
     """Asks for the events after each cursor and, with `heads`, for conversations' heads."""
 
-    at_home = True
-
     cursors: tuple[Cursor, ...] = ()
     heads: bool = False
     heads_before: EventId = Id(0)
@@ -222,15 +227,14 @@ PRESENCE_STATES = ("online", "away", "background", "offline")
 class Status(Signal, frozen=True):
     """The device's state; with state `offline`, its last will."""
 
-    at_home = True
-
     state: Annotated[str, fields.OneOf(PRESENCE_STATES)]
     nonce: Token
     network: Label = ""
     battery: Annotated[int | None, fields.PERCENT] = None  # percent
 
 
-AnyCommand = Hello | Send | Mark | Typing | Sync | History | Status
+AnyLogCommand = Send
+AnyCommand = Hello | AnyLogCommand | Mark | Typing | Sync | History | Status
 COMMANDS: dict[str, type[Command]] = {command.name: command for command in AnyCommand.__args__}
 
 

@@ -4,6 +4,8 @@ from collections.abc import Collection
 from hashlib import blake2b
 from zlib import crc32
 
+from imqtt.model import AnyCommand
+
 
 def partition_of(conversation: str, partitions: int) -> int:
     """CRC-32 (ISO 3309, as in zlib) of the id's UTF-8 bytes, modulo the number of partitions."""
@@ -11,8 +13,13 @@ def partition_of(conversation: str, partitions: int) -> int:
 
 
 def home_of(user: str) -> str:
-    """The conversation that a user's `Hello`, `Sync` and `Status` are routed by."""
+    """The conversation that commands without one of their own are routed by."""
     return f"u:{user}"
+
+
+def route(command: AnyCommand, user: str) -> str:
+    """The conversation whose partition a command goes to: its own, or its user's."""
+    return getattr(command, "conversation", "") or home_of(user)
 
 
 def assign(partitions: int, workers: Collection[str]) -> list[str]:

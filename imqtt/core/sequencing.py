@@ -1,35 +1,34 @@
-"""What becomes of a batch of messages: appended at the next seq, known already, or refused.
+"""What becomes of a batch of log commands: appended at the next seq, known already, or refused.
 
-The decision reads nothing itself. It takes the heads of the conversations and what is stored under the
-messages' keys; where those turn out to be stale the store's indexes refuse the append, and the caller
-decides again with what it then reads.
+The decision reads nothing itself: it is given a view of the log. Where that turns out to be stale the store's
+indexes refuse the append, and the caller decides again with what it then reads.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from imqtt.core.conversations import check_member
-from imqtt.errors import Conflict, ImqttError, RateLimited
-from imqtt.model import Device, Event, Id, Key, Position, Send, Stored, to_json_type
-
-DIGEST_SIZE = 16
-EMPTY = Position(0, Id(0))
-
-_encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
+from imqtt.bodies import Change, field_of
+from imqtt.core.effects import Effects
+from imqtt.core.rules import RULES
+from imqtt.core.view import View
+from imqtt.errors import Conflict, ImqttError, NotAllowed, RateLimited
+from imqtt.model import AnyLogCommand, Device, Event, Id, Key, Position, Stored
 
 
-class Message(NamedTuple):
-    """A `Send` as it came in: from whom, with its content as canonical JSON and the digest of that."""
+class Incoming(NamedTuple):
+    """A log command as it came in: from whom, with what it asks for, encoded, and the digest of that.
+
+    `again`: an earlier owner of the partition may have stored it and told nobody.
+    """
 
     sender: Device
-    send: Send
+    command: AnyLogCommand
     key: Key
+    change: Change
     body: bytes
     digest: bytes
     partition: int = 0
+    again: bool = False
 
 
 class Append(NamedTuple):
@@ -41,6 +40,7 @@ class Append(NamedTuple):
 
     event: Event
     previous: Id
+    effects: Effects
 
 
 class Known(NamedTuple):
@@ -62,71 +62,69 @@ class Refuse(NamedTuple):
 Decision = Append | Known | Refuse
 
 
-def receive(sender: Device, send: Send, partition: int = 0) -> Message:
-    """Encodes the content once, for the digest and for the store."""
-    body = _encode(send.content)
-    key = Key(send.conversation, sender.user, send.client_msg_id)
-    return Message(sender, send, key, body, blake2b(body, digest_size=DIGEST_SIZE).digest(), partition)
+def receive(sender: Device, command: AnyLogCommand, partition: int = 0, *, again: bool = False) -> Incoming:
+    """Encodes the body once, for the digest and for the store."""
+    change = RULES[type(command)].change(command)
+    body = change.encode()
+    key = Key(command.conversation, sender.user, command.client_msg_id)
+    return Incoming(sender, command, key, change, body, change.digest(body), partition, again)
 
 
 def decide(
-    messages: Sequence[Message],
-    heads: Mapping[str, Position],
-    stored: Mapping[Key, Stored],
+    batch: Sequence[Incoming],
+    view: View,
     draw: Callable[[int, int], Id],
     admit: Callable[[Device], bool],
 ) -> list[Decision]:
-    """One decision per message, in order.
+    """One decision per command, in order; each advances the view for those that follow.
 
-    `heads` has each conversation's newest position (absent: empty), `stored` the position and digest of
-    keys known to be stored, `draw` gives a partition's next id, greater than the given one, `admit` takes a
-    token of the device's rate. Duplicates are found before permission and rate are asked: a message that
-    was accepted stays accepted.
+    `draw` gives a partition's next id, greater than the given one; `admit` takes a token of the device's
+    rate. Duplicates are found before permission and rate are asked: what was accepted stays accepted.
     """
-    newest: dict[str, Position] = {}
-    seen: dict[Key, Stored] = {}
     decisions: list[Decision] = []
-    for message in messages:
-        key = message.key
-        known = stored.get(key) or seen.get(key)
-        if known is not None:
-            decisions.append(_again(message, known))
+    for incoming in batch:
+        stored = view.stored(incoming.key)
+        if stored is not None:
+            decisions.append(_again(incoming, stored))
             continue
-        conversation = message.send.conversation
+        command, sender = incoming.command, incoming.sender
+        rule = RULES[type(command)]
         try:
-            check_member(conversation, message.sender.user)
-            if not admit(message.sender):
+            if sender.user not in view.members(command.conversation):
+                raise NotAllowed(f"{sender.user} is not in this conversation")
+            if not admit(sender):
                 raise RateLimited("more messages a second than this device may send", retry_after=1_000)
-            head = newest.get(conversation) or heads.get(conversation, EMPTY)
-            event = _event(message, Position(head.seq + 1, draw(message.partition, head.id)))
+            rule.decide(command, sender, view)
+            head = view.head(command.conversation)
+            event = _event(incoming, Position(head.seq + 1, draw(incoming.partition, head.id)))
         except ImqttError as error:
             decisions.append(Refuse(error))
             continue
-        newest[conversation] = position = event.position
-        seen[key] = Stored(position, message.digest)
-        decisions.append(Append(event, head.id))
+        view.advance(incoming.key, event, incoming.change, incoming.digest)
+        decisions.append(Append(event, head.id, rule.effects(event, view)))
     return decisions
 
 
-def _again(message: Message, known: Stored) -> Decision:
-    position, digest = known
-    if digest != message.digest:
+def _again(incoming: Incoming, stored: Stored) -> Decision:
+    position, digest = stored
+    if digest != incoming.digest:
         return Refuse(
             Conflict(f"this client_msg_id was used for other content, at seq {position.seq}; draw a new one")
         )
     return Known(position)
 
 
-def _event(message: Message, position: Position) -> Event:
-    send, sender = message.send, message.sender
+def _event(incoming: Incoming, position: Position) -> Event:
+    command, sender, change = incoming.command, incoming.sender, incoming.change
     return Event(
-        conversation=send.conversation,
+        conversation=command.conversation,
         seq=position.seq,
         id=position.id,
         time=position.id.time,
         sender=sender.user,
         device=sender.device,
-        client_msg_id=send.client_msg_id,
-        content=send.content,
-        client_time=send.client_time,
+        client_msg_id=command.client_msg_id,
+        kind=change.kind,
+        client_time=command.client_time,
+        **field_of(change),
     )

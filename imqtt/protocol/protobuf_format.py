@@ -28,7 +28,6 @@ from imqtt.protocol.command_info import CommandInfo
 from imqtt.protocol.generated import imqtt_pb2 as pb
 from imqtt.protocol.protobuf_tables import OVERRIDES, Codec, codec
 
-
 _FRAME_NAMES = {cls: name for name, cls in FRAMES.items()}
 
 

@@ -8,8 +8,9 @@ from random import random
 
 from imqtt.core.backoff import backoff
 from imqtt.core.conversations import members_of
-from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, decide
+from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, decide
 from imqtt.core.snowflake import Snowflake
+from imqtt.core.view import View
 from imqtt.errors import ClockWrong, Invalid, StoreUnreachable, Unavailable
 from imqtt.model import Device, Id, Position
 from imqtt.problems import explain
@@ -48,7 +49,7 @@ class Committer:
         self._problems = problems
         self._clock = clock
 
-    async def commit(self, messages: Sequence[Message]) -> list[Decision]:
+    async def commit(self, messages: Sequence[Incoming]) -> list[Decision]:
         """One decision per message, in order, each carried out: what is `Append` or `Known` is durable.
 
         Waits for as long as the outcome of an append is unknown. A store that says that it can take
@@ -68,7 +69,7 @@ class Committer:
             return settled
         return _told_or_not(messages, settled, tried)
 
-    async def remember(self, messages: Sequence[Message], decisions: Sequence[Decision]) -> None:
+    async def remember(self, messages: Sequence[Incoming], decisions: Sequence[Decision]) -> None:
         """Notes in the state what `commit` has stored: duplicates of it are looked up from now on."""
         await self._state.remember(
             [
@@ -78,7 +79,7 @@ class Committer:
             ]
         )
 
-    async def _settle(self, messages: Sequence[Message], settled: list[Decision]) -> set[Key]:
+    async def _settle(self, messages: Sequence[Incoming], settled: list[Decision]) -> set[Key]:
         """Adds one decision after another to `settled`, each carried out.
 
         Returns the keys of what it tried to append and had to decide anew.
@@ -108,9 +109,10 @@ class Committer:
                     stored |= found
                     continue
             places = [place for place, it in enumerate(decisions) if isinstance(it, Append)]
-            records = [_record(pending[place], decisions[place]) for place in places[:at_most]]
+            appends = [it for it in decisions if isinstance(it, Append)][:at_most]
+            records = [_record(pending[place], it) for place, it in zip(places, appends, strict=False)]
             try:
-                committed = await self._append(records)
+                committed = await self._append(appends, records)
             except RecordRefused as error:
                 if len(records) > 1:
                     at_most = len(records) // 2
@@ -149,16 +151,19 @@ class Committer:
         """A partition may have had another owner: heads are read anew."""
         self._heads.forget()
 
-    async def _append(self, records: Sequence[Record]) -> int:
-        """How many of the records, from the first on, are stored. Raises `RecordRefused`, `Unavailable`."""
+    async def _append(self, appends: Sequence[Append], records: Sequence[Record]) -> int:
+        """How many of the records, from the first on, are stored. Raises `RecordRefused`, `Unavailable`.
+
+        `appends` are the decisions that the records carry out.
+        """
         if not records:
             return 0
-        first = [record.event.conversation for record in records if record.event.seq == 1]
+        members = [row for append in appends for row in append.effects.members]
         attempt = 0
         while True:
             try:
-                if first:  # a user's `Sync` may look at too many conversations, never at too few
-                    await self._store.put_members([(user, it) for it in first for user in members_of(it)])
+                if members:  # a user's `Sync` may look at too many conversations, never at too few
+                    await self._store.put_members(members)
                 committed = await self._append_once(records, again=attempt > 0)
                 break
             except (OutcomeUnknown, Unavailable) as error:
@@ -199,9 +204,9 @@ class Committer:
         return len(records)
 
     async def _decide(
-        self, messages: Sequence[Message], stored: dict[Key, Stored], tokens: dict[Device, int]
+        self, messages: Sequence[Incoming], stored: dict[Key, Stored], tokens: dict[Device, int]
     ) -> list[Decision]:
-        heads = await self._load({message.send.conversation for message in messages})
+        heads = await self._load({message.command.conversation for message in messages})
         now = self._clock()
         latest = Id(0)
 
@@ -221,7 +226,7 @@ class Committer:
                 latest = drawn
             return drawn
 
-        decisions = decide(messages, heads, stored, draw, admit)
+        decisions = decide(messages, View(heads, stored, members_of), draw, admit)
         if latest and (ahead := latest.time - now) > self._snowflakes[0].tolerance:
             self._problems.clock.note(
                 f"the clock is {ahead // 1_000} s behind the last events of some conversations, which keep "
@@ -243,13 +248,13 @@ class Committer:
             heads.update(found)
         return heads
 
-    async def _reread(self, messages: Sequence[Message]) -> dict[Key, Stored]:
+    async def _reread(self, messages: Sequence[Incoming]) -> dict[Key, Stored]:
         """After a conflict: both keys are read, what is stored under them and where the logs end."""
-        self._heads.forget({message.send.conversation for message in messages})
+        self._heads.forget({message.command.conversation for message in messages})
         return await self._store.find({message.key for message in messages})
 
 
-def _told_or_not(messages: Sequence[Message], decisions: list[Decision], tried: set[Key]) -> list[Decision]:
+def _told_or_not(messages: Sequence[Incoming], decisions: list[Decision], tried: set[Key]) -> list[Decision]:
     """Marks what this very call has stored without knowing, and found when it decided anew.
 
     An append whose outcome is unknown may go on in the store after that was looked at: its rows are met
@@ -263,6 +268,5 @@ def _told_or_not(messages: Sequence[Message], decisions: list[Decision], tried: 
     ]
 
 
-def _record(message: Message, decision: Decision) -> Record:
-    assert isinstance(decision, Append)  # noqa: S101 - the caller has filtered
-    return Record(decision.event, message.body, message.digest)
+def _record(incoming: Incoming, append: Append) -> Record:
+    return Record(append.event, incoming.body, incoming.digest, incoming.change.register)

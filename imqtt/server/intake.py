@@ -7,10 +7,10 @@ from typing import NamedTuple
 from imqtt.broker.link import Link, Received
 from imqtt.broker.link import Message as Packet
 from imqtt.core.conversations import check_member
-from imqtt.core.partitions import home_of, partition_of
-from imqtt.core.sequencing import Message, receive
+from imqtt.core.partitions import partition_of, route
+from imqtt.core.sequencing import Incoming, receive
 from imqtt.errors import ImqttError, Misrouted
-from imqtt.model import AnyCommand, Device, Hello, History, Mark, Rejected, Send, Status, Sync, Typing
+from imqtt.model import AnyCommand, Device, Hello, History, LogCommand, Mark, Rejected, Status, Sync, Typing
 from imqtt.protocol import Bounds, CommandInfo, Format, decode_command, format_of, identify
 from imqtt.protocol.topics import parse_up, up
 from imqtt.server import control
@@ -45,8 +45,7 @@ class Batch:
     """One batch, sorted by what is to be done. Lists are in order of receipt."""
 
     spoke: dict[Device, tuple[Format, Hello | None]] = field(default_factory=dict)
-    messages: list[Message] = field(default_factory=list)
-    redelivered: list[bool] = field(default_factory=list)  # beside `messages`
+    messages: list[Incoming] = field(default_factory=list)
     marks: list[tuple[Device, Mark]] = field(default_factory=list)
     marked_again: set[tuple[str, str]] = field(
         default_factory=set
@@ -81,7 +80,7 @@ class Intake:
                 continue
             try:
                 command = decode_command(received.payload, self._bounds)
-                partition = self._partition_of(command, device)
+                partition = partition_of(route(command, device.user), self._partitions)
                 if partition != delivery.partition:
                     self._pass_on(batch, device, partition, received)
                     continue
@@ -105,9 +104,8 @@ class Intake:
             batch.copies += control.copies(order, self._partitions)
 
     def _add(self, batch: Batch, device: Device, command: AnyCommand, delivery: Delivery) -> None:
-        if isinstance(command, Send):
-            batch.messages.append(receive(device, command, delivery.partition))
-            batch.redelivered.append(delivery.again)
+        if isinstance(command, LogCommand):
+            batch.messages.append(receive(device, command, delivery.partition, again=delivery.again))
         elif isinstance(command, Mark):
             check_member(command.conversation, device.user)
             batch.marks.append((device, command))
@@ -130,11 +128,6 @@ class Intake:
             # Marked by the owner that passed it on, or by a device that claims so: either way not again.
             raise Misrouted("this is another conversation's partition; publish to up/0, or compute it")
         batch.pass_on.append((device, Packet(up(device, partition), received.payload, 1, (PASSED_ON,))))
-
-    def _partition_of(self, command: AnyCommand, device: Device) -> int:
-        if isinstance(command, Hello | Sync | Status):
-            return partition_of(home_of(device.user), self._partitions)
-        return partition_of(command.conversation, self._partitions)
 
     def device(self, topic: str) -> Device | None:
         """Who published to `topic`; None where its names are not ones that imqtt gives out."""

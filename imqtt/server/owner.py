@@ -12,7 +12,7 @@ from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
 from imqtt.broker.link import Message as Packet
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
-from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse
+from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse
 from imqtt.errors import Failed, ImqttError, StoreUnreachable, Unavailable
 from imqtt.model import Accepted, AnyFrame, Device, Event, Hello, Id, Marks, PeerTyping
 from imqtt.problems import explain
@@ -256,12 +256,12 @@ class Owner:
         return registered, decisions, marks
 
     def _answer(
-        self, fanout: Fanout, audience: Audience, batch: Batch, message: Message, decision: Decision
+        self, fanout: Fanout, audience: Audience, batch: Batch, message: Incoming, decision: Decision
     ) -> None:
         """`Accepted` for what is stored; what is refused joins the batch's refusals."""
-        send = message.send
+        command = message.command
         if isinstance(decision, Refuse):
-            named = CommandInfo(send.name, send.conversation, send.client_msg_id)
+            named = CommandInfo(command.name, command.conversation, command.client_msg_id)
             batch.refused.append((message.sender, rejected(decision.error, named)))
             return
         if isinstance(decision, Known):
@@ -269,7 +269,7 @@ class Owner:
             at, previous = decision.position, Id(0)
         else:
             at, previous = decision.event.position, decision.previous
-        accepted = Accepted(send.conversation, send.client_msg_id, at.seq, at.id, at.id.time, previous)
+        accepted = Accepted(command.conversation, command.client_msg_id, at.seq, at.id, at.id.time, previous)
         fanout.add(accepted, (audience.one(message.sender),))
 
     def _reject(self, fanout: Fanout, audience: Audience, batch: Batch) -> None:
@@ -296,11 +296,11 @@ class Owner:
         """
         events: list[Event | None] = []
         read: dict[tuple[str, int], Event] = {}
-        for message, decision, again in zip(batch.messages, decisions, batch.redelivered, strict=True):
+        for message, decision in zip(batch.messages, decisions, strict=True):
             if isinstance(decision, Append):
                 events.append(replace(decision.event, previous=decision.previous))
-            elif isinstance(decision, Known) and (again or decision.untold):
-                place = (message.send.conversation, decision.position.seq)
+            elif isinstance(decision, Known) and (message.again or decision.untold):
+                place = (message.command.conversation, decision.position.seq)
                 if place not in read:
                     await self._read_again(place, read)
                 events.append(read[place])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from imqtt.core.conversations import check_member
-from imqtt.core.sequencing import EMPTY
+from imqtt.core.view import EMPTY
 from imqtt.errors import ImqttError
 from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Position, Slice, Sync
 from imqtt.protocol import Format, encode_frame

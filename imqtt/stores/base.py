@@ -4,58 +4,31 @@ Two unique indexes are the truth: `(conversation, seq)` and `(conversation, send
 append is a compare-and-set on the conversation's head, and two owners at once do no harm.
 """
 
-import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from imqtt.errors import ImqttError
-from imqtt.model import Content, Device, Event, Head, Marks, Position, from_json_type
+from imqtt.model import Device, Event, Head, Marks, Position
 from imqtt.model import Key as Key
 from imqtt.model import Stored as Stored
 
-log = logging.getLogger(__name__)
-
 HOW_TO_FINISH = "run the same `imqtt store copy` again, and it goes on from here"
-
-
-_decode_content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
-NO_CONTENT = Content()
-
-
-def content_of(body: str | bytes | None) -> Content:
-    """An event's content, from its body as JSON text in UTF-8; None: it is archived.
-
-    A body in a form that only another version of imqtt knows becomes empty content, which clients still count
-    as an event. The row keeps the body.
-    """
-    if not body:
-        return NO_CONTENT
-    try:
-        return _decode_content(body)
-    except msgspec.MsgspecError as error:
-        _warn_of_body(str(error))
-        return NO_CONTENT
-
-
-@lru_cache(maxsize=16)  # so that each kind of error is logged once
-def _warn_of_body(error: str) -> None:
-    log.warning("an event is shown without its content, which this version of imqtt does not know: %s", error)
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
     """An event on its way into the store.
 
-    `body` is the content as JSON text in UTF-8, `digest` 16 bytes of BLAKE2b of it. The row of an event
-    keeps its digest when its content moves to the archive.
+    `body` is the event's body as JSON text in UTF-8, `digest` 16 bytes that tell it from others, and
+    `register` the register that it sets ("": none). Archiving removes the body alone.
     """
 
     event: Event
     body: bytes
     digest: bytes
+    register: str = ""
 
     @property
     def key(self) -> Key:

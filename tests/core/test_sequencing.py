@@ -4,7 +4,9 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, decide, receive
+from imqtt.core.conversations import members_of
+from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, decide, receive
+from imqtt.core.view import View
 from imqtt.errors import ClockWrong, Conflict, Invalid, NotAllowed, RateLimited
 from imqtt.model import Content, Device, Id, Key, Position, Send, Stored
 
@@ -12,12 +14,12 @@ ALICE = Device("alice", "phone")
 BOB = Device("bob", "laptop")
 
 
-def message(sender: Device, conversation: str, name: str, text: str = "hi") -> Message:
+def message(sender: Device, conversation: str, name: str, text: str = "hi") -> Incoming:
     return receive(sender, Send(conversation, name, Content(text=text)))
 
 
 def run(
-    messages: Sequence[Message],
+    messages: Sequence[Incoming],
     heads: dict[str, Position] | None = None,
     stored: dict[Key, Stored] | None = None,
     tokens: int = 1_000,
@@ -26,8 +28,7 @@ def run(
     left = count(tokens, -1)
     return decide(
         messages,
-        heads or {},
-        stored or {},
+        View(heads or {}, stored or {}, members_of),
         lambda _, after: Id(max(next(numbers), after + 1)),
         lambda _: next(left) > 0,
     )
@@ -110,7 +111,9 @@ def test_a_clock_that_is_wrong_refuses_new_messages_only() -> None:
 
     sent = message(ALICE, "u:alice", "1")
     stored = {sent.key: Stored(Position(3, Id(9)), sent.digest)}
-    known, refused = decide([sent, message(ALICE, "u:alice", "2")], {}, stored, draw, lambda _: True)
+    known, refused = decide(
+        [sent, message(ALICE, "u:alice", "2")], View({}, stored, members_of), draw, lambda _: True
+    )
     assert isinstance(known, Known)
     assert isinstance(refused, Refuse)
     assert refused.error.retryable

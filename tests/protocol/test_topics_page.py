@@ -13,7 +13,7 @@ from imqtt import errors, model
 from imqtt.config import ServerConfig
 from imqtt.core.partitions import partition_of
 from imqtt.fields import MAX_CONVERSATION, MAX_ID, MAX_SEQ, MIN_PACKET
-from imqtt.model import Id
+from imqtt.model import NO_CONTENT, Id
 from imqtt.mosquitto.broker import configuration
 from imqtt.protocol import Bounds
 from imqtt.protocol.check import MAX_MENTIONS
@@ -115,7 +115,7 @@ def default_in(row: dict[str, str]) -> object:
 
 def default_of(field: msgspec.structs.FieldInfo) -> object:
     default = field.default
-    if default is msgspec.NODEFAULT:
+    if default in (msgspec.NODEFAULT, NO_CONTENT):
         return ""
     if default is None:
         return "none"

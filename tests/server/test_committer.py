@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.core.sequencing import Append, Decision, Known, Message, Refuse, receive
+from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, receive
 from imqtt.core.snowflake import Snowflake
 from imqtt.errors import ImqttError, StoreFull
 from imqtt.model import Content, Device, Send
@@ -59,7 +59,7 @@ def committer(store: SqliteStore) -> Committer:
     )
 
 
-def messages(*names: str, conversation: str = "u:alice") -> list[Message]:
+def messages(*names: str, conversation: str = "u:alice") -> list[Incoming]:
     return [receive(ALICE, Send(conversation, name, Content(text=f"text {name}"))) for name in names]
 
 

@@ -23,10 +23,10 @@ Make = Callable[..., Awaitable[RawDevice]]
 async def test_the_rest_of_the_batch_is_carried_out(
     running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def receive(sender: Device, send: Send, partition: int) -> sequencing.Message:
+    def receive(sender: Device, send: Send, partition: int, *, again: bool) -> sequencing.Incoming:
         if send.content.text == "poison":
             raise ZeroDivisionError
-        return sequencing.receive(sender, send, partition)
+        return sequencing.receive(sender, send, partition, again=again)
 
     monkeypatch.setattr(intake, "receive", receive)
     alice = await device("alice@phone")

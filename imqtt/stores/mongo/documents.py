@@ -32,9 +32,10 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from imqtt.bodies import decode_body
 from imqtt.core.partitions import partition_of
 from imqtt.model import Device, Event, Id, Marks
-from imqtt.stores.base import DeviceFormat, Record, RecordRefused, Registration, content_of
+from imqtt.stores.base import DeviceFormat, Record, RecordRefused, Registration
 from imqtt.stores.mongo.client import BSONError, Document, RawBSONDocument, encode
 
 SCHEMA_VERSION = 1
@@ -90,6 +91,7 @@ def event_document(record: Record, partitions: int) -> RawBSONDocument:
 def event_of(document: Document) -> Event:
     """Fields that another version of imqtt leaves out have the defaults; those that it adds are ignored."""
     event_id = Id(document["i"])
+    kind = sys.intern(document.get("k", "message"))
     return Event(
         conversation=document["c"],
         seq=document["s"],
@@ -98,9 +100,9 @@ def event_of(document: Document) -> Event:
         sender=document["u"],
         device=document.get("d", ""),
         client_msg_id=document["m"],
-        content=content_of(document.get("b")),
-        kind=sys.intern(document.get("k", "message")),
+        kind=kind,
         client_time=_int(document.get("t")),
+        **decode_body(kind, document.get("b")),
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from imqtt.bodies import decode_body
 from imqtt.errors import Unavailable
 from imqtt.model import Device, Event, Head, Id, Marks, Position
-from imqtt.stores.base import Identity, Key, Record, Registration, Stored, content_of
+from imqtt.stores.base import Identity, Key, Record, Registration, Stored
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.errors import is_of_connection, read_error
 
@@ -272,9 +273,9 @@ def _event(conversation: str, row: Sequence[Any]) -> Event:
         sender=sender,
         device=device,
         client_msg_id=client_msg_id,
-        content=content_of(content),
         kind=sys.intern(kind),
         client_time=client_time,
+        **decode_body(kind, content),
     )
 
 

@@ -22,6 +22,7 @@ from imqtt.client.uplink import Uplink
 from imqtt.core.conversations import check_member, members_of
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.core.sequencing import Append, decide, receive
+from imqtt.core.view import View
 from imqtt.errors import ImqttError, Invalid, Malformed, NotAllowed, TooLarge, Unsupported
 from imqtt.fields import MAX_CONVERSATION, MIN_PACKET
 from imqtt.model import (
@@ -161,7 +162,7 @@ def _be_stored(sends: list[Send]) -> None:
     assert len({message.digest for message in messages}) == 1
     assert _content(body) == sends[0].content
     assert len(body) <= ESCAPED * (BOUNDS.content + 127 + 64 * 100) + 200
-    decisions = decide(messages, {}, {}, lambda _, last: Id(last + 1), lambda _: True)
+    decisions = decide(messages, View({}, {}, members_of), lambda _, last: Id(last + 1), lambda _: True)
     appended = [each.event for each in decisions if isinstance(each, Append)]
     assert len(appended) == _is_in("alice", sends[0].conversation)
     for event in appended:

@@ -14,7 +14,7 @@ from unittest import mock
 from weakref import WeakKeyDictionary
 
 from imqtt.client.sender import Sender
-from imqtt.core.sequencing import Append, Decision, Message
+from imqtt.core.sequencing import Append, Decision, Incoming
 from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
 from imqtt.server.devices import Devices
@@ -70,7 +70,7 @@ def _dedupe_record_before_the_commit() -> Iterator[None]:
     decide = Committer._decide
 
     async def believing(
-        self: Committer, messages: Sequence[Message], stored: dict[Key, Stored], tokens: dict[Any, int]
+        self: Committer, messages: Sequence[Incoming], stored: dict[Key, Stored], tokens: dict[Any, int]
     ) -> list[Decision]:
         records = of.setdefault(self._store.tables, {})  # type: ignore[attr-defined]  # of a simulated one
         decisions = await decide(self, messages, {**records, **stored}, tokens)
@@ -117,7 +117,7 @@ def _devices_read_before_the_commit() -> Iterator[None]:
     async def committing(self: Owner, batch: Batch) -> Any:
         from imqtt.core.conversations import members_of
 
-        users = {user for it in batch.messages for user in members_of(it.send.conversation)}
+        users = {user for it in batch.messages for user in members_of(it.command.conversation)}
         lists = await of(self._devices, users) if users else {}
         result = await commit(self, batch)
         early[id(self._devices)] = lists
@@ -142,7 +142,7 @@ def _duplicate_key_taken_for_success() -> AbstractContextManager[object]:
 def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
     append = Committer._append
 
-    async def hurried(self: Committer, records: Sequence[Record]) -> int:
+    async def hurried(self: Committer, appends: Sequence[Append], records: Sequence[Record]) -> int:
         try:
             with contextlib.suppress(AppendConflict):
                 await self._store.append(records)
@@ -153,11 +153,11 @@ def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
             self._heads.put({it.event.conversation: it.event.position for it in records})
             self._hurried = True  # type: ignore[attr-defined]  # the mistake's own
             return 0
-        return await append(self, records)
+        return await append(self, appends, records)
 
     reread = Committer._reread
 
-    async def forgetting_nothing(self: Committer, messages: Sequence[Message]) -> Mapping[Key, Stored]:
+    async def forgetting_nothing(self: Committer, messages: Sequence[Incoming]) -> Mapping[Key, Stored]:
         if self.__dict__.pop("_hurried", False):
             return {}
         return await reread(self, messages)

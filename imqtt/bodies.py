@@ -1,0 +1,87 @@
+"""What events say: one body for each kind of event, and the form in which stores keep it.
+
+`kind` is the tag of the union. Each body has a field of `Event` that carries it, in both wire formats.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgspec
+
+from imqtt.model import Content, Event, Unknown, Value, from_json_type, to_json_type
+
+log = logging.getLogger(__name__)
+
+Body = Content | Unknown
+DIGEST_SIZE = 16  # bytes
+
+
+class BodyType(NamedTuple):
+    """How events of a kind carry their body."""
+
+    cls: type[Value]
+    field: str  # of `Event`
+
+
+BODIES: Mapping[str, BodyType] = {"message": BodyType(Content, "content")}
+
+_encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
+_decoders = {kind: msgspec.json.Decoder(body.cls, dec_hook=from_json_type) for kind, body in BODIES.items()}
+
+
+class Change(NamedTuple):
+    """What an event changes: its kind and body, and the register of the conversation that it sets, if any."""
+
+    kind: str
+    body: Body
+    register: str = ""
+
+    def encode(self) -> bytes:
+        """The body as canonical JSON text in UTF-8, as stores keep it."""
+        return _encode(self.body)
+
+    def digest(self, encoded: bytes) -> bytes:
+        """Tells whether two changes are the same, from the encoded body, the kind and the register.
+
+        A message's is that of its content alone, as it was before there were other kinds.
+        """
+        if self.kind == "message":
+            return blake2b(encoded, digest_size=DIGEST_SIZE).digest()
+        tagged = b"\0".join((self.kind.encode(), self.register.encode(), encoded))
+        return blake2b(tagged, digest_size=DIGEST_SIZE).digest()
+
+
+def field_of(change: Change) -> dict[str, Any]:
+    """The field of `Event` that carries the change's body."""
+    return {BODIES[change.kind].field: change.body}
+
+
+def body_of(event: Event) -> Body:
+    """The event's body; `Unknown` for a kind of a later version, and for one whose body is missing."""
+    known = BODIES.get(event.kind)
+    body = None if known is None else getattr(event, known.field)
+    return Unknown(event.kind) if body is None else body
+
+
+def decode_body(kind: str, encoded: str | bytes | None) -> dict[str, Any]:
+    """The field of `Event` that carries a stored body.
+
+    Empty if the body is archived, or its kind or form is unknown. Clients still count such an event, and the
+    store's row keeps the body.
+    """
+    known = BODIES.get(kind)
+    if known is None or not encoded:
+        return {}
+    try:
+        return {known.field: _decoders[kind].decode(encoded)}
+    except msgspec.MsgspecError as error:
+        _warn(str(error))
+        return {}
+
+
+@lru_cache(maxsize=16)  # each error is logged once
+def _warn(error: str) -> None:
+    log.warning("an event is shown without its content, which this version of imqtt does not know: %s", error)

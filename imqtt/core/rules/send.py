@@ -1,0 +1,20 @@
+"""`send`: any member may append a message."""
+
+from imqtt.bodies import Change
+from imqtt.core.effects import for_all_members as effects
+from imqtt.core.view import Needs, View
+from imqtt.model import Device, Send
+
+__all__ = ["change", "decide", "effects", "needs"]
+
+
+def change(command: Send) -> Change:
+    return Change("message", command.content)
+
+
+def needs(command: Send) -> Needs:
+    return Needs()
+
+
+def decide(command: Send, by: Device, view: View) -> None:
+    """Membership is all that it takes, and every command's is checked."""
