@@ -70,7 +70,7 @@ class Newcomer:
         await reader.staying["imqtt chat echo --user alice"].shows("You said: Hello bot!")
 
 
-async def test_a_newcomer_gets_what_the_page_promises(tmp_path: Path) -> None:
+async def test_the_commands_of_the_readme_do_what_the_page_says(tmp_path: Path) -> None:
     newcomer = Newcomer()
     async with machine(tmp_path) as own:
         reader = Reader(

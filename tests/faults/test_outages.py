@@ -18,7 +18,7 @@ Make = Callable[..., Awaitable[RawDevice]]
 
 @pytest.mark.parametrize("seconds", OUTAGES)
 @pytest.mark.parametrize("how", ["stopped", "paused"])
-async def test_mongodb_away(
+async def test_senders_wait_while_mongodb_is_away(
     start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, how: str, seconds: float
 ) -> None:
     workers = await two(start_worker)
@@ -45,7 +45,7 @@ async def test_mongodb_away(
 
 @pytest.mark.parametrize("seconds", OUTAGES)
 @pytest.mark.parametrize("how", ["stopped", "paused"])
-async def test_redis_away(
+async def test_messages_are_delivered_while_redis_is_away(
     start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make, how: str, seconds: float
 ) -> None:
     workers = await two(start_worker)
@@ -71,7 +71,7 @@ async def test_redis_away(
     await eventually(lambda: shared_by(overseer, *workers))
 
 
-async def test_redis_wiped_again_and_again(
+async def test_messages_are_delivered_while_redis_is_wiped_repeatedly(
     start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make
 ) -> None:
     workers = await two(start_worker)
@@ -90,7 +90,7 @@ async def test_redis_wiped_again_and_again(
 
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
-async def test_a_worker_that_goes_while_redis_is_away_is_followed_by_another(
+async def test_a_worker_that_leaves_while_redis_is_away_is_replaced(
     start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make, how: str
 ) -> None:
     """Its last will, or its goodbye, comes by the broker."""

@@ -14,7 +14,7 @@ from tests.server.conftest import config_for
 Make = Callable[..., Awaitable[RawDevice]]
 
 
-async def test_a_device_that_never_reads(
+async def test_a_device_that_never_reads_does_not_affect_others(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path, device_burst=10_000)))
@@ -36,7 +36,7 @@ async def test_a_device_that_never_reads(
     assert [event.seq for event in page.slices[0].events] == list(range(count - 19, count + 1))
 
 
-async def test_a_device_that_sends_faster_than_the_server_stores(
+async def test_a_device_that_sends_faster_than_the_server_stores_is_fully_served(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(

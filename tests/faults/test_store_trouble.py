@@ -21,7 +21,7 @@ D = "d:alice:bob"
 Make = Callable[..., Awaitable[RawDevice]]
 
 
-async def test_a_locked_store_makes_senders_wait_and_loses_nothing(
+async def test_senders_wait_for_a_locked_store_and_lose_nothing(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
@@ -47,7 +47,7 @@ async def test_a_store_in_use_is_refused(broker: Mosquitto, tmp_path: Path, stac
             pass
 
 
-async def test_a_file_that_is_no_store_is_refused(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_store_is_refused(broker: Mosquitto, tmp_path: Path) -> None:
     (tmp_path / "imqtt.db").write_text("this is a letter to my aunt, not a database, and it is long enough")
     with pytest.raises(SetupError):
         async with serving(config_for(broker, tmp_path)):
@@ -103,7 +103,7 @@ async def test_reads_are_answered_while_another_program_holds_the_stores_write_l
     assert [type(it) for it in bob.frames].count(Page) == answers.count(Page)  # each read, once
 
 
-async def test_reads_are_answered_though_thousands_of_writes_wait(
+async def test_reads_are_answered_while_thousands_of_writes_wait(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     config = config_for(broker, tmp_path, max_batch=100, device_burst=10_000, device_rate=10_000)
@@ -130,7 +130,7 @@ def fail_writes(mongo: MongoServer, times: int) -> None:
         client.admin.command({"configureFailPoint": "failCommand", "mode": {"times": times}, "data": data})
 
 
-async def test_reads_are_answered_while_mongodb_takes_no_writes(
+async def test_reads_are_answered_while_mongodb_refuses_writes(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     is_secantus = MongoServer(tmp_path).is_secantus

@@ -42,7 +42,7 @@ async def shared_by(overseer: Overseer, *servers: ServerProcess) -> bool:
     return await overseer.owners() == {number: workers.get(owner) for number, owner in enumerate(shares)}
 
 
-async def test_a_worker_that_joins_takes_its_share_and_who_leaves_gives_it_back(
+async def test_a_joining_worker_takes_its_share_and_returns_it_when_it_leaves(
     start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
     first = await start_worker()
@@ -61,7 +61,7 @@ async def test_a_worker_that_joins_takes_its_share_and_who_leaves_gives_it_back(
     assert not any(sender.rejected for sender in senders)
 
 
-async def test_a_killed_workers_partitions_are_taken_over(
+async def test_the_partitions_of_a_killed_worker_are_taken_over(
     start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
     first, second = await two(start_worker)
@@ -76,7 +76,7 @@ async def test_a_killed_workers_partitions_are_taken_over(
 
 
 @pytest.mark.parametrize("seconds", OUTAGES)
-async def test_a_worker_that_sleeps_steps_back_when_it_wakes(
+async def test_a_worker_that_was_asleep_gives_up_its_partitions_when_it_wakes(
     start_worker: StartWorker, overseer: Overseer, device: Make, seconds: float
 ) -> None:
     first, second = await two(start_worker)
@@ -98,7 +98,7 @@ async def test_a_worker_that_sleeps_steps_back_when_it_wakes(
     await audit_pairs(device, senders)
 
 
-async def test_every_worker_and_the_broker_killed_at_once(
+async def test_no_message_is_lost_when_every_worker_and_the_broker_are_killed_at_once(
     broker: Mosquitto, start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
     workers = await two(start_worker)
@@ -112,7 +112,7 @@ async def test_every_worker_and_the_broker_killed_at_once(
     await audit_pairs(device, senders, live=False)  # a device that was cut off syncs
 
 
-async def test_a_broker_that_restarts_is_no_rival(
+async def test_a_broker_restart_is_not_mistaken_for_a_rival(
     broker: Mosquitto, start_worker: StartWorker, overseer: Overseer
 ) -> None:
     workers = await two(start_worker)
@@ -125,7 +125,7 @@ async def test_a_broker_that_restarts_is_no_rival(
 
 
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(5.0, id="to the end", marks=pytest.mark.verify)])
-async def test_workers_that_do_not_see_each_other_come_to_rest(
+async def test_workers_that_do_not_see_each_other_stop_taking_over_sessions(
     start_worker: StartWorker, overseer: Overseer, device: Make, tmp_path: Path, stack: AsyncExitStack,
     seconds: float,
 ) -> None:  # fmt: skip
@@ -152,7 +152,7 @@ async def test_workers_that_do_not_see_each_other_come_to_rest(
     assert await told()
 
 
-async def test_several_processes_without_redis_are_refused(start_worker: StartWorker) -> None:
+async def test_a_second_process_without_redis_is_refused(start_worker: StartWorker) -> None:
     await start_worker(state="memory:")
     with pytest.raises(AssertionError, match="Redis"):
         await start_worker(state="memory:")
@@ -160,7 +160,7 @@ async def test_several_processes_without_redis_are_refused(start_worker: StartWo
         await start_worker()  # one with Redis beside one without
 
 
-async def test_a_database_made_for_another_number_of_partitions_is_refused(start_worker: StartWorker) -> None:
+async def test_a_database_with_another_number_of_partitions_is_refused(start_worker: StartWorker) -> None:
     await (await start_worker(partitions=8)).stop()
     with pytest.raises(AssertionError, match=r"12 is asked for.*created with 8"):
         await start_worker(partitions=12)
@@ -169,7 +169,7 @@ async def test_a_database_made_for_another_number_of_partitions_is_refused(start
 @pytest.mark.parametrize(
     "command", [HASTY, pytest.param(("imqtt", "serve"), id="in its own time", marks=pytest.mark.verify)]
 )
-async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others(
+async def test_a_worker_that_alone_loses_mongodb_releases_its_partitions_to_others(
     start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, stack: AsyncExitStack,
     command: Sequence[str],
 ) -> None:  # fmt: skip
@@ -190,7 +190,7 @@ async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others
     await audit_pairs(device, senders)
 
 
-async def test_a_worker_that_alone_loses_mongodb_gives_up_partitions_that_nobody_writes_to(
+async def test_a_worker_that_alone_loses_mongodb_releases_idle_partitions_too(
     start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, stack: AsyncExitStack
 ) -> None:
     way = await stack.enter_async_context(Way(mongo.port))
@@ -205,7 +205,7 @@ async def test_a_worker_that_alone_loses_mongodb_gives_up_partitions_that_nobody
     await eventually(lambda: shared_by(overseer, first, second))
 
 
-async def test_workers_through_pymongo_and_through_motor_serve_one_store(
+async def test_workers_on_pymongo_and_on_motor_serve_one_store(
     start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
     workers = [await start_worker(), await start_worker(mongo_driver="motor")]

@@ -114,7 +114,7 @@ async def test_nothing_is_lost_on_mongodb_redis_and_several_workers(
 
 
 @pytest.mark.verify
-async def test_a_run_whose_fault_did_not_fire_is_invalid(tmp_path: Path) -> None:
+async def test_a_run_with_a_fault_that_had_no_effect_is_invalid(tmp_path: Path) -> None:
     # There is no old state that the broker could come back with.
     outcome = await run(planned("sqlite", (("old broker", "broker"),), keep=False), tmp_path)
     assert not outcome.findings
@@ -170,7 +170,7 @@ def test_a_run_that_proves_nothing_is_invalid(missing: Outcome) -> None:
     assert row(printed(missing), "sqlite")[-1] == "invalid"
 
 
-def test_a_part_that_ended_by_itself_fails_a_run_though_its_history_is_clean() -> None:
+def test_a_part_that_ended_by_itself_fails_a_run_with_a_clean_history() -> None:
     ended = replace(GOOD, failures=["worker-1 ended by itself"])
     assert not ended.ok
     assert "worker-1 ended by itself" in printed(ended)

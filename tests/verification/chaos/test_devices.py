@@ -66,7 +66,7 @@ async def all_accepted(device: DeviceProcess, more: int) -> None:
     await eventually(lambda: device.progress.accepted >= wanted, what=f"answers to {device}")
 
 
-async def test_what_devices_write_down_is_what_is_stored(
+async def test_the_histories_of_devices_match_the_store(
     server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
 ) -> None:
     phone, laptop = device("alice@phone"), device("alice@laptop", format="json")
@@ -129,7 +129,7 @@ def repeated_in_one_life(lines: list[Line]) -> list[Row]:
     return repeated
 
 
-async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
+async def test_messages_in_the_outbox_at_a_kill_are_accepted_after_the_restart(
     server: ServerProcess, device: Make
 ) -> None:
     phone = device("alice@phone", rate=50.0)
@@ -155,7 +155,7 @@ async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.verify)])
-async def test_a_device_that_is_killed_again_and_again_sees_everything_once(
+async def test_a_device_that_is_killed_repeatedly_sees_each_event_once(
     server: ServerProcess, device: Make, kills: int
 ) -> None:
     phone, laptop = device("alice@phone", rate=50.0), device("alice@laptop", rate=50.0)
@@ -176,7 +176,7 @@ async def test_a_device_that_is_killed_again_and_again_sees_everything_once(
     assert len(names) == len(set(names))
 
 
-async def test_a_paused_device_goes_on_where_it_was(server: ServerProcess, device: Make) -> None:
+async def test_a_paused_device_continues_where_it_was(server: ServerProcess, device: Make) -> None:
     phone = device("alice@phone")
     await phone.start()
     await all_accepted(phone, 5)
@@ -194,13 +194,15 @@ async def test_a_paused_device_goes_on_where_it_was(server: ServerProcess, devic
         await phone.command("go", WITHIN)
 
 
-async def test_a_device_that_fails_says_why(server: ServerProcess, device: Make, tmp_path: Path) -> None:
+async def test_a_device_that_fails_reports_the_reason(
+    server: ServerProcess, device: Make, tmp_path: Path
+) -> None:
     phone = device("alice@phone", store=str(tmp_path / "nowhere" / "phone.db"))
     with pytest.raises(DeviceEnded, match="cannot be created"):
         await phone.start()
 
 
-async def test_a_plain_device_gives_up_what_it_does_not_send_again(
+async def test_a_plain_device_that_never_resends_gives_up_unanswered_messages(
     server: ServerProcess, broker: Mosquitto, device: Make
 ) -> None:
     once = device("alice@plain", kind="plain", resend=0.0, patience=0.5)
@@ -216,7 +218,7 @@ async def test_a_plain_device_gives_up_what_it_does_not_send_again(
 
 
 @pytest.mark.verify
-async def test_devices_that_meet_a_restored_store_say_that_they_began_anew(
+async def test_devices_record_that_they_restarted_a_log_after_a_restore(
     server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
 ) -> None:
     phone, laptop = device("alice@phone"), device("alice@laptop")

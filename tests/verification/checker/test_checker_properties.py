@@ -416,7 +416,7 @@ def test_a_correct_history_has_no_findings(lines: list[Line]) -> None:
 @pytest.mark.parametrize("change", CHANGES, ids=lambda it: it.make.__name__.replace("_", " "))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lines=histories(), talk=st.sampled_from(TALKS))
-def test_one_thing_that_is_wrong_is_found(change: Change, lines: list[Line], talk: str) -> None:
+def test_a_single_mistake_in_a_correct_history_is_found(change: Change, lines: list[Line], talk: str) -> None:
     change.make(lines, talk)
     found = {finding.kind for finding in check(lines).findings if finding.conversation == talk}
     assert change.kind in found, written(lines)

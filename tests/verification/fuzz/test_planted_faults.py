@@ -137,7 +137,9 @@ PLANTED: dict[str, list[Plant]] = {
         for plant in plants
     ],
 )
-def test_a_planted_fault_breaks_a_law(target: str, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_mistake_violates_a_property(
+    target: str, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(monkeypatch)
     with pytest.raises(Exception):  # noqa: B017, PT011 - an assertion, or what the fault lets out
         replay(target)

@@ -139,7 +139,7 @@ def test_twice_the_input_takes_about_twice_the_steps(family: str) -> None:
     assert many <= 4.5 * few + 50
 
 
-def test_the_steps_of_something_quadratic_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quadratic_growth_of_steps_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def every_cursor_for_each(command: Sync, _: Bounds) -> None:
         for _ in command.cursors:
             for cursor in command.cursors:

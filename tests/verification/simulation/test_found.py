@@ -42,7 +42,7 @@ def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
     return SdkDevice(world.loop, f"{user}@phone", sending, world.write, Format.JSON)
 
 
-def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() -> None:
+def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> None:
     """It was PUBACKed and gone: the broker had nobody to give it to, and said so in a code nobody read."""
     number = partition_of(CONVERSATION, PARTITIONS)
     assert number != 0
@@ -66,7 +66,7 @@ def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() 
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_a_device_that_says_hello_while_the_disk_is_full_is_told_what_comes_after(full: bool) -> None:
+def test_a_device_that_sends_hello_while_the_disk_is_full_receives_later_events(full: bool) -> None:
     """It was welcomed without being registered: nothing was published to it until it said something else."""
 
     async def story(world: World) -> None:
@@ -84,7 +84,7 @@ def test_a_device_that_says_hello_while_the_disk_is_full_is_told_what_comes_afte
     live(story)
 
 
-def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None:
+def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered() -> None:
     """After `Restarted`, an iterator went on with up to a hundred events of the log that it spoke of."""
     given: list[str] = []
 
@@ -119,7 +119,7 @@ def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None
 
 
 @pytest.mark.parametrize("kept", [0, 2])
-def test_a_new_log_is_noticed_though_its_ids_are_lower_than_those_of_the_old_one(kept: int) -> None:
+def test_a_new_log_with_lower_ids_than_the_old_one_is_noticed(kept: int) -> None:
     """A clock was ahead before. The new log's events were taken for duplicates, or for history."""
 
     async def story(world: World) -> None:
@@ -150,7 +150,9 @@ def test_a_new_log_is_noticed_though_its_ids_are_lower_than_those_of_the_old_one
 
 
 @pytest.mark.parametrize("survivor", [True, False])
-def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(survivor: bool) -> None:
+def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worker_dies(
+    survivor: bool,
+) -> None:
     """What the state should have forgotten, nobody could tell it any more: the old list was believed."""
 
     async def story(world: World) -> None:
@@ -185,7 +187,7 @@ def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(s
 
 
 @pytest.mark.parametrize("speaks", [True, False])
-def test_a_peer_who_drops_out_after_the_state_was_lost_is_no_ghost(speaks: bool) -> None:
+def test_a_peer_that_disconnects_after_the_state_was_lost_is_shown_as_offline(speaks: bool) -> None:
     """Its will named a connection that nobody knew any more, and was ignored."""
 
     async def story(world: World) -> None:
