@@ -94,7 +94,7 @@ NOT_RUN = {
     r"make (proto|docs|lock|format)": Reason(
         "it changes the checkout; `make check` says what it would", is_make_target
     ),
-    r"python -m tests\.simulation --seeds 100000": Reason(
+    r"python -m tests\.verification\.simulation --seeds 100000": Reason(
         "it takes half an hour; test_pages runs three", has_its_module
     ),
     r"docker compose .*": Reason(
