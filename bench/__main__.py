@@ -212,7 +212,7 @@ async def through_workers(options: Options, count: int) -> AsyncIterator[dict[st
         _broker(options) as (broker, directory, plan),
         cluster.workers(broker, directory, count) as (servers, mongo, redis),
     ):
-        pids = {"server": [it.pid for it in servers], "mongodb": [mongo.pid], "redis": [redis.pid]}
+        pids = {"server": [server.pid for server in servers], "mongodb": [mongo.pid], "redis": [redis.pid]}
         yield plan | {"through": "server", "pids": plan["pids"] | pids}
 
 

@@ -45,7 +45,7 @@ def python_directory() -> list[str]:
     """Where a `python3` is that takes the packages of this process, unless the machine's own does."""
     ask = "import sys; print(*sys.version_info[:3])"
     own = subprocess.run(["/usr/bin/python3", "-c", ask], capture_output=True, text=True, check=False).stdout
-    return [] if own.split() == [str(it) for it in sys.version_info[:3]] else [f"{sys.base_prefix}/bin"]
+    return [] if own.split() == [str(part) for part in sys.version_info[:3]] else [f"{sys.base_prefix}/bin"]
 
 
 def as_root() -> list[str]:

@@ -39,7 +39,11 @@ def test_every_command_excluded_from_running_is_on_a_page() -> None:
         if block.language in pages.COMMANDS
         for command in block.commands()
     ]
-    unused = [it for it in not_run.NOT_RUN if not any(re.fullmatch(it, text, re.DOTALL) for text in commands)]
+    unused = [
+        pattern
+        for pattern in not_run.NOT_RUN
+        if not any(re.fullmatch(pattern, text, re.DOTALL) for text in commands)
+    ]
     assert unused == []
 
 
@@ -88,7 +92,7 @@ not typed
 """
     blocks = pages.blocks(page, "page.md")
     assert [(block.line, block.language) for block in blocks] == [(3, ""), (10, "sh"), (17, "text")]
-    commands = [(it.line, it.text) for block in blocks[:2] for it in block.commands()]
+    commands = [(command.line, command.text) for block in blocks[:2] for command in block.commands()]
     assert commands == [
         (3, "one        # by itself"),
         (4, "two \\\n    goes on"),

@@ -104,7 +104,11 @@ async def pairs(
 
     numbers = range(which) if isinstance(which, int) else which
     return await asyncio.gather(
-        *(coming(f"{user}{it}", conversation_of(it)) for it in numbers for user in ("anna", "ben"))
+        *(
+            coming(f"{user}{number}", conversation_of(number))
+            for number in numbers
+            for user in ("anna", "ben")
+        )
     )
 
 
@@ -115,7 +119,7 @@ async def all_sent(senders: Sequence[Sender], within: float = 5 * WITHIN) -> Non
             for sender in senders:
                 tasks.create_task(sender.run())
     except TimeoutError:
-        waiting = {str(it.device.device): len(it.wanted) - len(it.accepted) for it in senders}
+        waiting = {str(sender.device.device): len(sender.wanted) - len(sender.accepted) for sender in senders}
         raise AssertionError(f"not accepted within {within} s: {waiting}") from None
 
 
@@ -126,7 +130,7 @@ async def log_of(device: RawDevice, conversation: str = CONVERSATION) -> list[Ev
     while True:
         ref = f"after-{cursor.seq}"  # a command may be answered twice, and late
         await device.command(Sync((cursor,), ref=ref))
-        page = await device.until(lambda it, ref=ref: isinstance(it, Page) and it.ref == ref)
+        page = await device.until(lambda frame, ref=ref: isinstance(frame, Page) and frame.ref == ref)
         assert isinstance(page, Page)
         events += [event for part in page.slices for event in part.events]
         if not page.more:
@@ -160,8 +164,8 @@ async def audit_pairs(
         events = await audit([one, two], reader, one.conversation)
         assert len(events) == len(one.wanted) + len(two.wanted)
         for sender in (one, two):
-            theirs = [it.seq for it in events if it.sender != sender.device.device.user]
-            told = dict.fromkeys(it.seq for it in sender.device.events(one.conversation))
+            theirs = [event.seq for event in events if event.sender != sender.device.device.user]
+            told = dict.fromkeys(event.seq for event in sender.device.events(one.conversation))
             got = [seq for seq in told if seq in set(theirs)]
             if live:
                 assert got == theirs, "a device was not told of an event, or out of order"

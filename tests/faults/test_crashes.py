@@ -27,7 +27,9 @@ async def test_no_message_is_lost_when_a_process_is_killed_mid_stream(
 
     async def kill() -> None:
         for round_ in (1, 2, 3):
-            await eventually(lambda round_=round_: sum(len(it.accepted) for it in senders) > 500 * round_)
+            await eventually(
+                lambda round_=round_: sum(len(sender.accepted) for sender in senders) > 500 * round_
+            )
             if victim in ("server", "both"):
                 await server.kill()
             if victim in ("broker", "both"):

@@ -19,8 +19,8 @@ async def test_a_device_that_never_reads_does_not_affect_others(
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path, device_burst=10_000)))
     alice, deaf, tablet = await device("alice@phone"), await device("bob@deaf"), await device("bob@tablet")
-    for it in (alice, deaf, tablet):
-        await it.hello()
+    for each in (alice, deaf, tablet):
+        await each.hello()
     await deaf.stop_reading()
     count = 3_000
     for number in range(count):

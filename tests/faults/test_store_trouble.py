@@ -74,9 +74,9 @@ async def reads_are_answered(bob: RawDevice) -> None:
     """`hello`, `sync` and `history` of a device that is registered."""
     welcome, page = await bob.hello(Cursor(D), nonce="again")
     assert welcome.nonce == "again"
-    assert [it.seq for it in page.slices[0].events] == [1]
-    assert [it.seq for it in (await asked(bob, Sync((Cursor(D),), ref="s"))).slices[0].events] == [1]
-    assert [it.seq for it in (await asked(bob, History(D, ref="h"))).slices[0].events] == [1]
+    assert [event.seq for event in page.slices[0].events] == [1]
+    assert [event.seq for event in (await asked(bob, Sync((Cursor(D),), ref="s"))).slices[0].events] == [1]
+    assert [event.seq for event in (await asked(bob, History(D, ref="h"))).slices[0].events] == [1]
 
 
 async def test_reads_are_answered_while_another_program_holds_the_stores_write_lock(
@@ -93,14 +93,14 @@ async def test_reads_are_answered_while_another_program_holds_the_stores_write_l
         await reads_are_answered(bob)
         await reads_are_answered(bob)
         assert not carol.frames
-        assert not any(isinstance(it, Accepted) and it.client_msg_id == "2" for it in alice.frames)
-        answers = [type(it) for it in bob.frames]
+        assert not any(isinstance(frame, Accepted) and frame.client_msg_id == "2" for frame in alice.frames)
+        answers = [type(frame) for frame in bob.frames]
         rival.execute("COMMIT")
     assert isinstance(await alice.answer("2"), Accepted)
     await carol.frame(Page)
     await bob.until(lambda frame: isinstance(frame, Event) and frame.seq == 2)
     assert isinstance(await bob.send(D, "3"), Accepted)  # behind whatever the batches had yet to say
-    assert [type(it) for it in bob.frames].count(Page) == answers.count(Page)  # each read, once
+    assert [type(frame) for frame in bob.frames].count(Page) == answers.count(Page)  # each read, once
 
 
 async def test_reads_are_answered_while_thousands_of_writes_wait(
@@ -143,6 +143,6 @@ async def test_reads_are_answered_while_mongodb_refuses_writes(
     fail_writes(mongo, 1_000_000)
     await alice.command(Send("d:alice:carol", "2", Content(text="hi")))
     await reads_are_answered(bob)
-    assert not any(isinstance(it, Accepted) and it.client_msg_id == "2" for it in alice.frames)
+    assert not any(isinstance(frame, Accepted) and frame.client_msg_id == "2" for frame in alice.frames)
     fail_writes(mongo, 0)
     assert isinstance(await alice.answer("2"), Accepted)

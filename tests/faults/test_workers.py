@@ -32,12 +32,18 @@ def answered(senders: list[Sender]) -> int:
 
 def talked_in(owners: Mapping[int, int], pid: int | None) -> list[int]:
     """The numbers of pairs whose conversations are in the partitions of a worker."""
-    return [it for it in range(100) if owners[partition_of(conversation_of(it), PARTITIONS)] == pid]
+    return [
+        number for number in range(100) if owners[partition_of(conversation_of(number), PARTITIONS)] == pid
+    ]
 
 
 async def shared_by(overseer: Overseer, *servers: ServerProcess) -> bool:
     """Whether these, and nobody else, hold all partitions, each of them its own."""
-    workers = {it.id: it.pid for it in await overseer.workers() if it.pid in {it.pid for it in servers}}
+    workers = {
+        worker.id: worker.pid
+        for worker in await overseer.workers()
+        if worker.pid in {server.pid for server in servers}
+    }
     shares = assign(PARTITIONS, workers)
     return await overseer.owners() == {number: workers.get(owner) for number, owner in enumerate(shares)}
 
@@ -105,8 +111,8 @@ async def test_no_message_is_lost_when_every_worker_and_the_broker_are_killed_at
     senders = await pairs(device, 4, 200)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 200)
-    await asyncio.gather(broker.kill(), *(it.kill() for it in workers))
-    await asyncio.gather(*(it.start() for it in workers), broker.start())
+    await asyncio.gather(broker.kill(), *(worker.kill() for worker in workers))
+    await asyncio.gather(*(worker.start() for worker in workers), broker.start())
     await eventually(lambda: shared_by(overseer, *workers))
     await sending
     await audit_pairs(device, senders, live=False)  # a device that was cut off syncs
@@ -121,7 +127,7 @@ async def test_a_broker_restart_is_not_mistaken_for_a_rival(
         await broker.kill()
         await broker.start()
         await eventually(lambda: shared_by(overseer, *workers))
-    assert sum(it.cuts for worker in await overseer.workers() for it in worker.holdings) == 0
+    assert sum(holding.cuts for worker in await overseer.workers() for holding in worker.holdings) == 0
 
 
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(5.0, id="to the end", marks=pytest.mark.verify)])
@@ -179,7 +185,7 @@ async def test_a_worker_that_alone_loses_mongodb_releases_its_partitions_to_othe
     await eventually(lambda: shared_by(overseer, first, second))
     # Only a worker that is to store something finds out that it cannot: both have conversations.
     owners = await overseer.owners()
-    busy, cut_off = (talked_in(owners, it.pid)[:2] for it in (first, second))
+    busy, cut_off = (talked_in(owners, server.pid)[:2] for server in (first, second))
     senders = await pairs(device, [*busy, *cut_off], 150, pause=0.02)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 100)
@@ -199,7 +205,7 @@ async def test_a_worker_that_alone_loses_mongodb_releases_idle_partitions_too(
     await eventually(lambda: shared_by(overseer, first, second))
     way.cut()
     await eventually(lambda: shared_by(overseer, first))
-    (cut_off,) = [it for it in await overseer.workers() if it.pid == second.pid]
+    (cut_off,) = [worker for worker in await overseer.workers() if worker.pid == second.pid]
     assert "the store does not answer since" in cut_off.trouble
     way.mend()
     await eventually(lambda: shared_by(overseer, first, second))

@@ -26,7 +26,7 @@ class Rival(Fault):
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
-        return [f"session {it}" for it in shape.sessions]
+        return [f"session {session}" for session in shape.sessions]
 
     @classmethod
     def breaks(cls, kind: str, target: str) -> set[str]:

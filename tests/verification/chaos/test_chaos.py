@@ -41,7 +41,11 @@ def planned(stack: str, *rounds: Faults, keep: bool = True) -> Plan:
         7,
         there,
         tuple(
-            Round(tuple(Planned(*it, 0.1 * place) for place, it in enumerate(them)), 0.7, keep and not number)
+            Round(
+                tuple(Planned(*fault, 0.1 * place) for place, fault in enumerate(them)),
+                0.7,
+                keep and not number,
+            )
             for number, them in enumerate(rounds)
         ),
     )
@@ -56,7 +60,7 @@ def printed(*outcomes: Outcome) -> str:
 
 def row(text: str, name: str) -> list[str]:
     """The cells of a table's row."""
-    line = next(it for it in text.splitlines() if it.startswith(f"│ {name} "))
+    line = next(line for line in text.splitlines() if line.startswith(f"│ {name} "))
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
@@ -69,7 +73,7 @@ def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
 def rounds(stack: str, few: Sequence[int]) -> list[ParameterSet]:
     """Some of a stack's rounds, and for `make verify` all of them."""
     return [
-        pytest.param([ROUNDS[stack][it] for it in few], id=f"{len(few)} rounds"),
+        pytest.param([ROUNDS[stack][number] for number in few], id=f"{len(few)} rounds"),
         pytest.param(ROUNDS[stack], id="all rounds", marks=pytest.mark.verify),
     ]
 

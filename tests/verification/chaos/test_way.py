@@ -234,7 +234,7 @@ async def test_a_stall_keeps_connections_open_and_silent(
     late = await call()
     late.writer.write(b"late")
     late_far = await listener.next()
-    assert all(await asyncio.gather(*(it.hears_nothing() for it in (far, left, late_far))))
+    assert all(await asyncio.gather(*(end.hears_nothing() for end in (far, left, late_far))))
     assert (hit.connections, hit.bytes) == (2, 12)
     way.mend()
     assert await far.hears(b"question")

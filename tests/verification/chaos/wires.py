@@ -20,7 +20,7 @@ class Wire(Fault):
         near, far = kind.split()[1].split("-")
         if shape.stack != "scale" and far in ("store", "redis"):
             return ()
-        return [f"{it}>{far}" for it in (shape.workers if near == "worker" else shape.devices)]
+        return [f"{part}>{far}" for part in (shape.workers if near == "worker" else shape.devices)]
 
     @classmethod
     def breaks(cls, kind: str, target: str) -> set[str]:

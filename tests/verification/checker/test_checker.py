@@ -270,7 +270,7 @@ def test_a_killed_device_may_not_show_the_last_event_of_each_conversation_again(
     story.start(BOB)
     story.see(BOB, note, conversation="u:bob")
     story.see(BOB, *rows)
-    assert [it.conversation for it in story.end().findings] == [TALK]
+    assert [finding.conversation for finding in story.end().findings] == [TALK]
 
 
 def test_a_killed_device_may_not_show_the_last_event_again_after_the_next() -> None:
@@ -475,7 +475,9 @@ def test_a_stored_message_that_was_never_answered_is_no_phantom() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"sender": "bob"}, {"value": "other"}, {"name": "other"}], ids=lambda it: next(iter(it))
+    "changed",
+    [{"sender": "bob"}, {"value": "other"}, {"name": "other"}],
+    ids=lambda changed: next(iter(changed)),
 )
 def test_a_stored_message_with_another_sender_value_or_client_msg_id_is_a_phantom(
     changed: dict[str, str],

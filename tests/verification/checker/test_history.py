@@ -192,7 +192,7 @@ def test_merged_lines_of_one_process_keep_their_order(tmp_path: Path) -> None:
     other = write(tmp_path / "other", *lines("other", 1, 1, 2, 2, 3))
     merged = list(merge([one, other]))
     for process, count in ("one", 6), ("other", 5):
-        names = [it.name for it in merged if isinstance(it, Invoke) and it.process == process]
+        names = [line.name for line in merged if isinstance(line, Invoke) and line.process == process]
         assert names == [str(number) for number in range(count)]
 
 

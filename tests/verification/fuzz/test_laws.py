@@ -87,7 +87,7 @@ def test_the_properties_hold_for_mutated_corpus_inputs(target: str) -> None:
     pool = [path.read_bytes() for path in kept(target)]
     random = Random(target)
     for _ in range(400):
-        data = mutate(target, random.choice(pool), random, lambda it, _: some_bytes(it, random), 1_500)
+        data = mutate(target, random.choice(pool), random, lambda piece, _: some_bytes(piece, random), 1_500)
         try:
             TARGETS[target](data)
         except Exception as error:

@@ -18,7 +18,7 @@ from tests.verification.fuzz.values import some_bytes
 def changed(target: str, number: int, most: int = 1_000) -> bytes:
     random = Random(number)
     data = random.choice(seeds(target))
-    return mutate(target, data, random, lambda it, _: some_bytes(it, random), most)
+    return mutate(target, data, random, lambda piece, _: some_bytes(piece, random), most)
 
 
 @pytest.mark.parametrize("target", TARGETS)

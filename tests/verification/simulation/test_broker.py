@@ -194,7 +194,7 @@ def on_both(body: Callable[[Side], Awaitable[None]]) -> Callable[..., None]:
     """Makes tests of a body: one on Mosquitto, and one for each simulated release, in several worlds."""
 
     @pytest.mark.parametrize(
-        "simulated", [None, *RELEASES], ids=lambda it: f"simulated {it}" if it else "mosquitto"
+        "simulated", [None, *RELEASES], ids=lambda release: f"simulated {release}" if release else "mosquitto"
     )
     def test(simulated: Release | None, tmp_path: Path) -> None:
         if simulated is None:
@@ -242,12 +242,12 @@ async def take(link: Link, count: int) -> list[Received]:
 
 
 def numbers(received: list[Received]) -> list[int]:
-    return [int(it.payload) for it in received]
+    return [int(message.payload) for message in received]
 
 
 def ack(link: Link, received: list[Received]) -> None:
-    for it in received:
-        link.ack(it)
+    for message in received:
+        link.ack(message)
 
 
 async def nothing_more(link: Link, publisher: Link, topic: str = TOPIC) -> None:
@@ -286,7 +286,7 @@ async def test_messages_of_each_publisher_keep_their_order(side: Side) -> None:
 
     received = numbers(await take(receiver, 150))
     for number in range(3):
-        own = [it for it in received if it // 100 == number]
+        own = [message for message in received if message // 100 == number]
         assert own == list(range(100 * number, 100 * number + 50))
     assert [code for codes in await asyncio.gather(*done) for code in codes] == [0] * 150
 
@@ -310,7 +310,7 @@ async def test_qos_0_messages_arrive_in_order_without_a_packet_id(side: Side) ->
 
     received = await take(link, 3)
     assert numbers(received) == [1, 2, 3]
-    assert [it.qos for it in received] == [1, 0, 1]
+    assert [message.qos for message in received] == [1, 0, 1]
     assert received[1].packet_id is None
 
 
@@ -387,7 +387,7 @@ async def test_messages_for_an_offline_client_are_queued_except_qos_0(side: Side
     assert second.session_present
     received = await take(second, 3)
     assert numbers(received) == [1, 2, 4]
-    assert not any(it.dup for it in received)
+    assert not any(message.dup for message in received)
     await nothing_more(second, publisher)
 
 
@@ -406,8 +406,8 @@ async def test_unacked_messages_are_redelivered_in_order_before_queued_ones(side
 
     received = await take(second, 9)
     assert numbers(received) == [*range(3, 10), 10, 11]
-    assert [it.dup for it in received] == [True] * 7 + [False] * 2
-    assert [it.packet_id for it in received[:7]] == [it.packet_id for it in held[3:]]
+    assert [message.dup for message in received] == [True] * 7 + [False] * 2
+    assert [message.packet_id for message in received[:7]] == [message.packet_id for message in held[3:]]
     ack(second, received)
     await nothing_more(second, publisher)
 
@@ -430,7 +430,7 @@ async def test_a_connection_with_the_same_client_id_takes_over_the_session(side:
     first.ack(held[0])
     received = await take(second, 20)
     assert numbers(received) == list(range(20))
-    assert all(it.dup for it in received)
+    assert all(message.dup for message in received)
     await nothing_more(second, publisher)
 
 
@@ -760,7 +760,7 @@ async def test_saved_state_is_restored_after_a_kill(side: Side) -> None:
     assert receiver.session_present
     received = await take(receiver, 5)
     assert numbers(received) == [2, 3, 4, 5, 6]
-    assert [it.dup for it in received] == [True, True, False, False, False]
+    assert [message.dup for message in received] == [True, True, False, False, False]
     ack(receiver, received)
     await nothing_more(receiver, publisher)
 
@@ -818,7 +818,7 @@ async def test_an_old_state_redelivers_messages_acked_since(side: Side) -> None:
 
     received = await take(receiver, 2)
     assert numbers(received) == [1, 2]
-    assert all(it.dup for it in received)
+    assert all(message.dup for message in received)
     await nothing_more(receiver, await side.connect("publisher"))
 
 

@@ -70,8 +70,8 @@ def play(course: Callable[[World], Coroutine[Any, Any, None]], *, seed: int = 1,
 
 def _put(*values: int) -> Callable[[sqlite3.Connection], int]:
     def put(connection: sqlite3.Connection) -> int:
-        for it in values:
-            connection.execute("INSERT INTO t VALUES (?)", (it,))
+        for value in values:
+            connection.execute("INSERT INTO t VALUES (?)", (value,))
         return len(values)
 
     return put
@@ -160,7 +160,7 @@ def test_closing_finishes_submitted_operations_and_refuses_new_ones() -> None:
             database = await world.open()
             done = [database.submit(_put(number)) for number in range(5)]
             await database.close()
-            assert all(it.done() for it in done)
+            assert all(task.done() for task in done)
             with pytest.raises(DeviceStoreError, match="closed"):
                 await database.submit(_put(9))
             await database.close()
@@ -308,8 +308,8 @@ def test_the_store_of_a_device_survives_a_kill() -> None:
         async def second() -> None:
             store = await LocalStore.open(PATH, ALICE)
             memory = await store.load()
-            assert [it.cursor for it in memory.logs] == [position]
-            assert [it.client_msg_id for it in memory.unsent] == ["m2"]
+            assert [log.cursor for log in memory.logs] == [position]
+            assert [message.client_msg_id for message in memory.unsent] == ["m2"]
             assert await store.events(TALK, 1, 9) == [event]
             with pytest.raises(Conflict):
                 await store.put(Entry(TALK, "m2", Content(text="other")))

@@ -132,7 +132,7 @@ def test_a_new_log_with_lower_ids_than_the_old_one_is_noticed(kept: int) -> None
             return world.tables.heads([CONVERSATION]).get(CONVERSATION, NOTHING)
 
         def both_have(seq: int) -> bool:
-            return head().seq == seq and all(it.has(CONVERSATION, head()) for it in (alice, bob))
+            return head().seq == seq and all(device.has(CONVERSATION, head()) for device in (alice, bob))
 
         worker.clock_offset = 30_000
         assert await world.until(lambda: head().seq == kept, 5.0, 0.001)
@@ -207,7 +207,7 @@ def test_a_peer_that_disconnects_after_the_state_was_lost_is_shown_as_offline(sp
             alice.party.spawn(alice.client.typing(CONVERSATION))
             await asyncio.sleep(1.0)
             known = await world.state.memory.presence(["alice"])
-            assert [it.state for it in known["alice"]] == ["online"]
+            assert [presence.state for presence in known["alice"]] == ["online"]
         assert alice.party is not None
         world.kill(alice.party)
         # If neither has spoken since, bob's device is told when it next says something, within half of

@@ -34,7 +34,7 @@ def test_no_interleaving_loses_doubles_or_reorders_anything(seeds: int) -> None:
     done = simulation("--seeds", str(seeds))
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     fired = dict(re.findall(r"([a-z][a-z ]*) (\d+)", done.stdout.split("faults fired: ")[1]))
-    seldom = {it for it in FAULTS if int(fired.get(it, 0)) <= seeds // 200}
+    seldom = {fault for fault in FAULTS if int(fired.get(fault, 0)) <= seeds // 200}
     assert not seldom, "a fault that hardly ever fires proves little"
 
 
@@ -55,8 +55,8 @@ def test_no_new_interleaving_loses_doubles_or_reorders_anything() -> None:
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(at, id=it.name, marks=pytest.mark.verify if it.rare else ())
-        for at, it in enumerate(MISTAKES)
+        pytest.param(at, id=mistake.name, marks=pytest.mark.verify if mistake.rare else ())
+        for at, mistake in enumerate(MISTAKES)
     ],
 )
 def test_a_planted_mistake_is_found_and_named(number: int) -> None:

@@ -49,7 +49,7 @@ class World:
 
     @property
     def seqs(self) -> list[int]:
-        return [it.seq for it in self.tables.events_after(D, 0, 1_000)]
+        return [record.seq for record in self.tables.events_after(D, 0, 1_000)]
 
 
 Play = Callable[[World], Awaitable[None]]
@@ -109,7 +109,7 @@ def test_a_delayed_insert_is_checked_against_the_indexes_when_it_is_carried_out(
             await world.store.append(log(D, 1, 3))
         await world.store.append([record(D, 2, message="another", sender="bob")])
         await asyncio.sleep(8.0)
-        assert [(it.seq, it.client_msg_id) for it in world.tables.events_after(D, 0, 9)] == [
+        assert [(record.seq, record.client_msg_id) for record in world.tables.events_after(D, 0, 9)] == [
             (1, "m1"),
             (2, "another"),
         ]
@@ -156,7 +156,7 @@ def outcomes_of_doubt(prefix: bool) -> set[tuple[int, int]]:
 
 
 def test_mongodb_may_store_nothing_a_prefix_everything_or_everything_later() -> None:
-    assert outcomes_of_doubt(prefix=True) == {(it, it) for it in range(6)} | {(0, 5)}
+    assert outcomes_of_doubt(prefix=True) == {(number, number) for number in range(6)} | {(0, 5)}
 
 
 def test_sqlite_may_store_nothing_or_everything_but_nothing_later() -> None:
@@ -285,7 +285,7 @@ def test_reads_fail_at_the_set_rate_and_slow_calls_take_the_set_time() -> None:
     async def course(world: World) -> None:
         world.tables.unreachable = 0.5
         answers = await asyncio.gather(*(world.store.heads([D]) for _ in range(200)), return_exceptions=True)
-        assert 60 < sum(isinstance(it, StoreUnreachable) for it in answers) < 140
+        assert 60 < sum(isinstance(answer, StoreUnreachable) for answer in answers) < 140
         world.tables.unreachable, world.tables.slow = 0.0, 1.0
         before = world.loop.time()
         await asyncio.gather(*(world.store.heads([D]) for _ in range(20)))
@@ -378,7 +378,7 @@ def firsts(prefix: bool) -> set[str]:
     won: set[str] = set()
 
     async def course(world: World) -> None:
-        first, second = ([record(D, 1, message=it)] for it in ("first", "second"))
+        first, second = ([record(D, 1, message=name)] for name in ("first", "second"))
         await asyncio.gather(world.store.append(first), world.store.append(second), return_exceptions=True)
         won.add(world.tables.events_after(D, 0, 9)[0].client_msg_id)
 
@@ -436,7 +436,7 @@ def test_without_a_unique_seq_the_later_row_is_read_at_a_seq(prefix: bool) -> No
         found = await world.store.find([rival.key, record(D, 2).key])
         assert list(found) == [rival.key if prefix else record(D, 2).key]
         await world.store.append([record(D, 2, message="third")])
-        assert [(it.seq, it.client_msg_id) for it in world.tables.events_after(D, 0, 9)] == [
+        assert [(record.seq, record.client_msg_id) for record in world.tables.events_after(D, 0, 9)] == [
             (1, "m1"),
             (2, "third"),
         ]
@@ -480,7 +480,7 @@ def test_a_dump_contains_every_conversation_with_its_rows_and_marks() -> None:
         dump = world.tables.dump()
         assert list(dump) == [D, "u:alice"]
         rows, marks = dump[D]
-        assert [(it.seq, it.sender, it.name, it.value) for it in rows] == [
+        assert [(row.seq, row.sender, row.name, row.value) for row in rows] == [
             (1, "alice", "m1", "message 1"),
             (2, "alice", "m2", "message 2"),
         ]

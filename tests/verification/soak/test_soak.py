@@ -42,7 +42,7 @@ async def test_a_soak_has_no_findings_and_no_growth(tmp_path: Path) -> None:
     assert sorted(outcome.fired) == sorted(kinds)
     assert len(outcome.recoveries) == 2
     assert outcome.fresh.events > 0
-    assert [it.mark for it in outcome.measures][-2:] == [REST, READ]
+    assert [measure.mark for measure in outcome.measures][-2:] == [REST, READ]
 
 
 def run_of(**growth: int) -> list[Measure]:
@@ -59,7 +59,7 @@ def run_of(**growth: int) -> list[Measure]:
 
 
 def grown(measures: list[Measure]) -> list[str]:
-    return [it.name for it in judge(measures, faults=40) if not it.ok]
+    return [figure.name for figure in judge(measures, faults=40) if not figure.ok]
 
 
 def test_constant_sizes_are_no_growth() -> None:
@@ -96,7 +96,8 @@ def test_slow_growth_per_message_is_reported() -> None:
 def test_a_worker_may_grow_only_until_its_caches_are_full() -> None:
     def first(part: int, growth: int) -> list[Measure]:
         return [
-            Measure(it.at, it.accepted // part, it.figures, it.mark) for it in run_of(worker_memory=growth)
+            Measure(measure.at, measure.accepted // part, measure.figures, measure.mark)
+            for measure in run_of(worker_memory=growth)
         ]
 
     assert grown(first(10, 60 * MB)) == []  # of 100,000 messages
@@ -114,7 +115,7 @@ def test_reading_may_only_grow_memory_by_the_caches_of_readers() -> None:
 def test_a_part_that_is_down_at_a_measure_is_judged_by_the_next_one() -> None:
     measures = run_of(worker_memory=100 * MB)
     del measures[20].figures["worker-1 memory"]
-    found: Judged = next(it for it in judge(measures, faults=1) if it.name == "worker-1 memory")
+    found: Judged = next(figure for figure in judge(measures, faults=1) if figure.name == "worker-1 memory")
     assert found.early == measures[21].figures["worker-1 memory"]
 
 
