@@ -80,7 +80,7 @@ async def main() -> None:
 
 
 def write(found: dict[str, Any]) -> None:
-    """Puts what was found beside what other runs have left."""
+    """Adds the results to those of earlier runs."""
     try:
         latest = json.loads(LATEST.read_text())
     except (OSError, ValueError):

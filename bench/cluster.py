@@ -1,4 +1,4 @@
-"""The same on MongoDB and Redis: CPU a message, one worker and two, and how long a takeover takes."""
+"""The benchmark on MongoDB and Redis: CPU per message with one worker and two, and the time of a takeover."""
 
 import asyncio
 import contextlib

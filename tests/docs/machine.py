@@ -1,4 +1,4 @@
-"""A machine of its own for whoever follows a page, so that its commands run as they stand there.
+"""A separate machine for each page, so that its commands run unchanged.
 
 Linux namespaces give it a network in which nothing listens yet, and directories whose changes are in memory:
 the checkout as `make` leaves it, and for root /etc, /opt, /run and /var. Everything else (programs, users,

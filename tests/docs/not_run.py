@@ -1,6 +1,6 @@
-"""The commands of the pages that no test runs as they stand: why, and what is checked instead.
+"""The commands of the pages that no test runs unchanged: the reason, and the check that replaces the run.
 
-Every other command is run. One that is new in a page and cannot be run makes its test fail.
+Every other command is run, so a new command that cannot be run fails its page's test.
 """
 
 import re

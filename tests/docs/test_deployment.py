@@ -28,7 +28,7 @@ needs_debian = pytest.mark.skipif(
 
 
 class Operator:
-    """What the page tells in words, and what it promises."""
+    """The steps that the page describes in words, and its promises."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine

@@ -1,4 +1,4 @@
-"""All pages: the commands of those that have no test of their own, and what is said of commands in prose."""
+"""All pages: the commands of those without a test of their own, and the commands mentioned in prose."""
 
 import re
 from pathlib import Path

@@ -12,7 +12,7 @@ ALICE, BOB = "imqtt chat bob --user alice", "imqtt chat alice --user bob"
 
 
 class Newcomer:
-    """What the page tells in words, and what it promises."""
+    """The steps that the page describes in words, and its promises."""
 
     def __init__(self) -> None:
         self.password = ""

@@ -1,4 +1,4 @@
-"""Devices that send until everything is accepted, and an audit of what became of it that trusts nobody."""
+"""Devices that send until every message is accepted, and an independent audit of the stored log."""
 
 import asyncio
 from collections import Counter
@@ -14,7 +14,7 @@ MOST_PATIENT = 20.0
 
 
 class Sender:
-    """Sends numbered messages, and sends again whatever is not accepted: what any client must do.
+    """Sends numbered messages, and sends unaccepted ones again, as every client must.
 
     `patience`: seconds until what is unanswered is sent again, twice as long each time that nothing at all is
     answered: resends at a fixed rate bury a server that a busy machine makes slow.
@@ -46,7 +46,7 @@ class Sender:
             if isinstance(frame, Accepted):
                 before = self.accepted.setdefault(frame.client_msg_id, frame)
                 self.answers[frame.client_msg_id] += 1
-                # Only the first answer to a message says what stands before it.
+                # Only the first answer to a message has `previous`.
                 same = (before.seq, before.id, before.time) == (frame.seq, frame.id, frame.time)
                 assert same, "an answer changed between resends"
             elif isinstance(frame, Rejected):
@@ -113,7 +113,7 @@ async def pairs(
 
 
 async def all_sent(senders: Sequence[Sender], within: float = 5 * WITHIN) -> None:
-    """Runs all of them; fails, saying who still waits, after `within` seconds."""
+    """Runs all senders; after `within` seconds, fails with the names of those that still wait."""
     try:
         async with asyncio.timeout(within), asyncio.TaskGroup() as tasks:
             for sender in senders:

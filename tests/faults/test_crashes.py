@@ -1,4 +1,4 @@
-"""What is killed in mid-stream: the server, the broker, both; each costs time and never a message."""
+"""The server, the broker or both are killed mid-stream: messages are delayed, and none is lost."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

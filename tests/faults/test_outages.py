@@ -1,4 +1,4 @@
-"""MongoDB or Redis away under load, and Redis wiped: senders wait, and nothing is lost or rejected."""
+"""MongoDB or Redis unavailable under load, and Redis wiped: senders wait; no message is lost or rejected."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ async def test_senders_wait_while_mongodb_is_away(
         await mongo.stop()
     else:
         mongo.pause()
-    await asyncio.sleep(seconds)  # the time itself is what is tried
+    await asyncio.sleep(seconds)  # the test is about this duration
     waiting = answered(senders)
     assert not sending.done(), "nobody waited for MongoDB"
     if how == "stopped":
@@ -58,9 +58,9 @@ async def test_messages_are_delivered_while_redis_is_away(
     else:
         redis.pause()
     away = answered(senders)
-    # More than was on its way is answered while Redis is away: nothing waits for it.
+    # More messages than were in flight are answered during the outage, so none waits for Redis.
     await eventually(lambda: answered(senders) > away + 100, what="messages being accepted without Redis")
-    await asyncio.sleep(seconds)  # the time itself is what is tried
+    await asyncio.sleep(seconds)  # the test is about this duration
     if how == "stopped":
         await redis.start()
     else:
@@ -93,7 +93,7 @@ async def test_messages_are_delivered_while_redis_is_wiped_repeatedly(
 async def test_a_worker_that_leaves_while_redis_is_away_is_replaced(
     start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make, how: str
 ) -> None:
-    """Its last will, or its goodbye, comes by the broker."""
+    """Its last will, or its farewell on an orderly end, arrives through the broker."""
     first, second = await two(start_worker)
     await eventually(lambda: shared_by(overseer, first, second))
     senders = await pairs(device, 4, 100, pause=0.02)

@@ -1,4 +1,4 @@
-"""A store that is read-only, locked or full: senders are told or wait, and nothing accepted is lost."""
+"""A read-only, locked or full store: senders are rejected or wait, and no accepted message is lost."""
 
 import sqlite3
 from collections.abc import Awaitable, Callable

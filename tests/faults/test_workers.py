@@ -1,4 +1,4 @@
-"""Workers come, go, are killed and fall asleep under load: it costs time, and never a message."""
+"""Workers join, leave, are killed and stall under load: messages are delayed, and none is lost."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ def talked_in(owners: Mapping[int, int], pid: int | None) -> list[int]:
 
 
 async def shared_by(overseer: Overseer, *servers: ServerProcess) -> bool:
-    """Whether these, and nobody else, hold all partitions, each of them its own."""
+    """Whether exactly these workers hold all partitions, each its assigned ones."""
     workers = {
         worker.id: worker.pid
         for worker in await overseer.workers()
@@ -62,7 +62,7 @@ async def test_a_joining_worker_takes_its_share_and_returns_it_when_it_leaves(
     await eventually(lambda: shared_by(overseer, second))
     await sending
     await audit_pairs(device, senders)
-    # Nothing that was finished has come again: who gets one answer to one message has sent it once.
+    # No finished command was redelivered: each message was sent once and has one answer.
     assert all(set(sender.answers.values()) == {1} for sender in senders)
     assert not any(sender.rejected for sender in senders)
 
@@ -96,7 +96,7 @@ async def test_a_worker_that_was_asleep_gives_up_its_partitions_when_it_wakes(
         await eventually(lambda: shared_by(overseer, second))
         before = answered(senders)
         await eventually(lambda: answered(senders) > before + 100, what="the other one going on")
-        await asyncio.sleep(seconds)  # the time itself is what is tried
+        await asyncio.sleep(seconds)  # the test is about this duration
     finally:
         os.kill(first.pid, signal.SIGCONT)
     await eventually(lambda: shared_by(overseer, first, second))
@@ -135,7 +135,7 @@ async def test_workers_that_do_not_see_each_other_stop_taking_over_sessions(
     start_worker: StartWorker, overseer: Overseer, device: Make, tmp_path: Path, stack: AsyncExitStack,
     seconds: float,
 ) -> None:  # fmt: skip
-    """Two that were given different Redises each take everything for their own."""
+    """Two workers with different Redises each take all partitions."""
     other = await stack.enter_async_context(RedisServer(tmp_path / "other-redis"))
     first = await start_worker()
     second = await start_worker(state=other.url)
@@ -144,7 +144,7 @@ async def test_workers_that_do_not_see_each_other_stop_taking_over_sessions(
     await audit_pairs(device, senders)
 
     async def rested() -> bool:
-        """Whether for so long nobody took anything from anybody."""
+        """Whether no partition was taken over for that time."""
         before = first.log.stat().st_size, second.log.stat().st_size
         await asyncio.sleep(seconds)
         return before == (first.log.stat().st_size, second.log.stat().st_size)

@@ -1,4 +1,4 @@
-"""Parts that lose what they held, or come back with what they held long ago."""
+"""Parts that lose their data, or restart with old data."""
 
 import shutil
 import time

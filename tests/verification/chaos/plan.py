@@ -1,4 +1,4 @@
-"""Which faults are fired when, and together with which: a matter of the seed alone."""
+"""The plan of a run: when each fault is injected, and with which others. The seed alone decides it."""
 
 from collections.abc import Collection, Sequence
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""What a run came to, and the table in which that is printed."""
+"""The outcome of a run, and its table."""
 
 from collections import Counter
 from collections.abc import Sequence

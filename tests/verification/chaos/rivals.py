@@ -1,4 +1,4 @@
-"""Somebody else who takes a server's session."""
+"""Another client that takes over a server's session."""
 
 import asyncio
 import contextlib

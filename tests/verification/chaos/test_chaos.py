@@ -1,4 +1,4 @@
-"""Short runs on both stacks, and a harness that does not believe a run in which nothing happened."""
+"""Short runs on both stacks; a run without an effective fault is invalid."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Real devices on a real broker and server: what they write down is whole, and says what happened."""
+"""Real devices on a real broker and server: their histories are complete and correct."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""Faults fire and prove it, or say that they have not; and what is fired when is a matter of the seed."""
+"""Each fault proves its effect or reports that it had none, and the seed decides the plan."""
 
 import errno
 import os

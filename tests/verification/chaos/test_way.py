@@ -1,4 +1,4 @@
-"""Each fault of a way does to connections what it says, and counts what it did."""
+"""Each fault of a proxied connection has its effect, and counts it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What the store really has, read past everything that serves it."""
+"""The contents of the store, read without a server in between."""
 
 from imqtt.stores import attach_store
 from imqtt.stores.base import Record

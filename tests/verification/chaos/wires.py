@@ -1,4 +1,4 @@
-"""What a network does to the connections between two parts."""
+"""Network faults on the connections between two parts."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""Judges a history: what was promised, and was not kept.
+"""Judges a history: finds the promises that were broken.
 
 It knows the lines of `history` and nothing of imqtt: a checker that asked the code under test what is right
 would find that it is right. Truth is what the store had when each epoch ended. Everything else that

@@ -317,7 +317,7 @@ def test_a_device_that_shows_an_older_event_is_out_of_order() -> None:
 
 
 def overtaking(*, ordered: bool, waits: bool) -> Verdict:
-    """Alice sends m1 and then m2, which is stored first. If she `waits`, she was told that m1 is stored."""
+    """Alice sends m1 and then m2, which is stored first. With `waits`, m1 was accepted before."""
     story = Story()
     story.start(ALICE, ordered=ordered)
     m2, m1 = story.logs[TALK] = [story.make(ALICE, "m2", 1), story.make(ALICE, "m1", 2)]

@@ -1,4 +1,4 @@
-"""Every input that is kept is tried again. A law that it breaks is named with the file."""
+"""Every kept input is replayed. A failure names the property and the file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The fuzzer's own parts do what it relies on."""
+"""Mutation, splitting and minimizing of inputs."""
 
 import contextlib
 from random import Random

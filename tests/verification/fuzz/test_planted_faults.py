@@ -1,4 +1,4 @@
-"""The corpus finds faults: each of these is planted, and a replay breaks a law."""
+"""The corpus finds faults: with each planted mistake, a replay violates a property."""
 
 from collections.abc import Callable
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What happens in one seed's world: who is there, who sends what, and what is done to them meanwhile."""
+"""The scenario of one seed: its users and devices, their messages, and the injected faults."""
 
 import asyncio
 import itertools

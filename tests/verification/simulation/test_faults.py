@@ -1,4 +1,4 @@
-"""A fault heals what it has done, whatever else is done to its victim meanwhile."""
+"""A fault is repaired even if other faults affect its target meanwhile."""
 
 import asyncio
 

@@ -43,7 +43,7 @@ def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
 
 
 def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> None:
-    """It was PUBACKed and gone: the broker had nobody to give it to, and said so in a code nobody read."""
+    """The broker had no subscriber and said so in the PUBACK's reason code, which was ignored."""
     number = partition_of(CONVERSATION, PARTITIONS)
     assert number != 0
     heard: list[AnyFrame] = []
@@ -153,7 +153,7 @@ def test_a_new_log_with_lower_ids_than_the_old_one_is_noticed(kept: int) -> None
 def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worker_dies(
     survivor: bool,
 ) -> None:
-    """What the state should have forgotten, nobody could tell it any more: the old list was believed."""
+    """The failed invalidation was never repeated, so the outdated device list was used."""
 
     async def story(world: World) -> None:
         if survivor:
@@ -188,7 +188,7 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
 
 @pytest.mark.parametrize("speaks", [True, False])
 def test_a_peer_that_disconnects_after_the_state_was_lost_is_shown_as_offline(speaks: bool) -> None:
-    """Its will named a connection that nobody knew any more, and was ignored."""
+    """Its will had the nonce of a connection that the state had lost, and was ignored."""
 
     async def story(world: World) -> None:
         alice, bob = phone(world, "alice", 1), phone(world, "bob")

@@ -1,4 +1,4 @@
-"""What a soak's parts hold, in memory and on disk, and what of that may not grow.
+"""Memory and disk use of a soak's parts, and the limits of its growth.
 
 Figures are looked at every ten seconds and at marks: parts of the messages, `at rest`, when the load has
 ended, and `all read`, when some users have read everything since. They are judged by what they were at a

@@ -1,4 +1,4 @@
-"""A soak in small, and that its judgement of what grows can fail."""
+"""A small soak, and the detection of growth."""
 
 from collections import Counter
 from itertools import islice
