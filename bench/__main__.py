@@ -80,7 +80,7 @@ async def main() -> None:
 
 
 def write(found: dict[str, Any]) -> None:
-    """Puts what was found beside what other runs have left."""
+    """Adds the results to those of earlier runs."""
     try:
         latest = json.loads(LATEST.read_text())
     except (OSError, ValueError):
@@ -212,7 +212,7 @@ async def through_workers(options: Options, count: int) -> AsyncIterator[dict[st
         _broker(options) as (broker, directory, plan),
         cluster.workers(broker, directory, count) as (servers, mongo, redis),
     ):
-        pids = {"server": [it.pid for it in servers], "mongodb": [mongo.pid], "redis": [redis.pid]}
+        pids = {"server": [server.pid for server in servers], "mongodb": [mongo.pid], "redis": [redis.pid]}
         yield plan | {"through": "server", "pids": plan["pids"] | pids}
 
 

@@ -1,4 +1,4 @@
-"""The same on MongoDB and Redis: CPU a message, one worker and two, and how long a takeover takes."""
+"""The benchmark on MongoDB and Redis: CPU per message with one worker and two, and the time of a takeover."""
 
 import asyncio
 import contextlib
@@ -88,7 +88,7 @@ def _one_conversation_in_each_partition() -> list[str]:
 
 async def _shared(mongo: MongoServer, redis: RedisServer, servers: list[ServerProcess]) -> bool:
     owners = await Overseer(mongo.url, redis.url).owners()
-    return len(owners) == PARTITIONS and set(owners.values()) == {it.pid for it in servers}
+    return len(owners) == PARTITIONS and set(owners.values()) == {server.pid for server in servers}
 
 
 def figures(phases: dict[str, dict[str, Any]], seconds: list[float]) -> dict[str, float]:

@@ -175,7 +175,7 @@ class Load:
             for place in range(sent, due):
                 self._send(place % DEVICES, 1, start + place / rate)
             sent = due
-            await asyncio.sleep(TICK_SECONDS)  # anything shorter would spin, and take what is measured
+            await asyncio.sleep(TICK_SECONDS)  # a shorter sleep would spin, and use the CPU that is measured
         assert edge is not None
         measured = self._measure(name, edge, offered=rate)
         await self._drain()

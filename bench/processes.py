@@ -1,4 +1,4 @@
-"""The processes of a benchmark, and what the kernel says about them."""
+"""The processes of a benchmark, and the kernel's figures about them."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The tables, and what stands above them: where and how it was measured."""
+"""The tables, and their headers: machine, versions and parameters of the measurement."""
 
 import os
 import platform
@@ -82,7 +82,7 @@ def print_phases(phases: list[dict[str, Any]], title: str = "Direct messages") -
 
 
 def print_direct(direct: dict[str, float]) -> None:
-    """The figures to keep, beside what they should reach."""
+    """The figures to keep, beside their goals."""
     table = Table("figure", title="\nFor the record", title_justify="left")
     table.add_column("found", justify="right")
     table.add_column("goal", justify="right")
@@ -99,7 +99,7 @@ def print_direct(direct: dict[str, float]) -> None:
 
 
 def print_cluster(found: dict[str, float]) -> None:
-    """The figures on MongoDB and Redis, beside what they should reach."""
+    """The figures on MongoDB and Redis, beside their goals."""
     table = Table("figure", title="\nFor the record", title_justify="left")
     table.add_column("found", justify="right")
     table.add_column("goal", justify="right")

@@ -1,4 +1,4 @@
-"""What the load generator says and hears: messages through the server, or through the bare relay."""
+"""The packets of the load generator: messages through the server, or through the bare relay."""
 
 import secrets
 from array import array
@@ -19,7 +19,7 @@ _WORDS = "the broker carries what the store knows and a device that asks is told
 
 
 class Broken(Exception):
-    """A promise was not kept while it was being measured, which is then worth nothing."""
+    """A promise was broken during the measurement, which is therefore invalid."""
 
 
 def text_of(size: int) -> str:
@@ -172,7 +172,7 @@ class ThroughRelay:
         self.message = self._server.message
 
     def hello(self, device: int) -> None:
-        """Nobody there to greet."""
+        """The relay sends no greeting."""
 
     def hear(self, device: int, payload: bytes) -> Heard:
         number = int(payload[self._place])

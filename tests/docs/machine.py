@@ -1,4 +1,4 @@
-"""A machine of its own for whoever follows a page, so that its commands run as they stand there.
+"""A separate machine for each page, so that its commands run unchanged.
 
 Linux namespaces give it a network in which nothing listens yet, and directories whose changes are in memory:
 the checkout as `make` leaves it, and for root /etc, /opt, /run and /var. Everything else (programs, users,
@@ -45,7 +45,7 @@ def python_directory() -> list[str]:
     """Where a `python3` is that takes the packages of this process, unless the machine's own does."""
     ask = "import sys; print(*sys.version_info[:3])"
     own = subprocess.run(["/usr/bin/python3", "-c", ask], capture_output=True, text=True, check=False).stdout
-    return [] if own.split() == [str(it) for it in sys.version_info[:3]] else [f"{sys.base_prefix}/bin"]
+    return [] if own.split() == [str(part) for part in sys.version_info[:3]] else [f"{sys.base_prefix}/bin"]
 
 
 def as_root() -> list[str]:

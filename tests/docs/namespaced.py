@@ -44,7 +44,7 @@ if __name__ == "__main__":
     sys.exit(
         main(
             Path(sys.argv[1]),
-            [Path(it) for it in sys.argv[2].split(":")],
-            [Path(it) for it in sys.argv[3].split(":")],
+            [Path(part) for part in sys.argv[2].split(":")],
+            [Path(part) for part in sys.argv[3].split(":")],
         )
     )

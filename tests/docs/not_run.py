@@ -1,6 +1,6 @@
-"""The commands of the pages that no test runs as they stand: why, and what is checked instead.
+"""The commands of the pages that no test runs unchanged: the reason, and the check that replaces the run.
 
-Every other command is run. One that is new in a page and cannot be run makes its test fail.
+Every other command is run, so a new command that cannot be run fails its page's test.
 """
 
 import re
@@ -94,7 +94,7 @@ NOT_RUN = {
     r"make (proto|docs|lock|format)": Reason(
         "it changes the checkout; `make check` says what it would", is_make_target
     ),
-    r"python -m tests\.simulation --seeds 100000": Reason(
+    r"python -m tests\.verification\.simulation --seeds 100000": Reason(
         "it takes half an hour; test_pages runs three", has_its_module
     ),
     r"docker compose .*": Reason(

@@ -1,4 +1,4 @@
-"""What a page asks its reader to type: its code blocks, and the commands in them."""
+"""The code blocks of a page, and the commands in them."""
 
 import re
 import textwrap

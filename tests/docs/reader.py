@@ -1,4 +1,4 @@
-"""Follows a page: types its commands in order, and does in between what the page tells in words."""
+"""Follows a page: types its commands in order, and carries out the steps that the page describes in words."""
 
 import re
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What a page's commands need to be there: systemd's units without systemd, MongoDB's protocol, Redis."""
+"""Services that the commands of a page need: systemd's units without systemd, MongoDB's protocol, Redis."""
 
 import json
 import re

@@ -50,7 +50,7 @@ class Operator:
 
 
 @needs_root
-async def test_what_the_page_copies_is_there(tmp_path: Path) -> None:
+async def test_the_copies_made_by_the_commands_of_the_page_are_complete(tmp_path: Path) -> None:
     async with machine(tmp_path) as own:
         operator = Operator(own)
         reader = Reader(

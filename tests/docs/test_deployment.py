@@ -28,7 +28,7 @@ needs_debian = pytest.mark.skipif(
 
 
 class Operator:
-    """What the page tells in words, and what it promises."""
+    """The steps that the page describes in words, and its promises."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -101,7 +101,7 @@ class Operator:
 
 @needs_root
 @needs_debian
-async def test_an_operator_gets_what_the_page_promises(tmp_path: Path) -> None:
+async def test_the_commands_of_the_deployment_page_do_what_the_page_says(tmp_path: Path) -> None:
     async with machine(tmp_path) as own:
         own.environment |= {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}
         operator = Operator(own)

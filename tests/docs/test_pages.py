@@ -1,4 +1,4 @@
-"""All pages: the commands of those that have no test of their own, and what is said of commands in prose."""
+"""All pages: the commands of those without a test of their own, and the commands mentioned in prose."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ async def test_the_commands_of_a_page_run(path: Path, tmp_path: Path) -> None:
         await reader.follow(path)
 
 
-def test_every_command_that_is_not_run_is_on_a_page() -> None:
+def test_every_command_excluded_from_running_is_on_a_page() -> None:
     commands = [
         re.sub(r"\s+#.*$", "", command.text)
         for path in pages.PAGES
@@ -39,12 +39,16 @@ def test_every_command_that_is_not_run_is_on_a_page() -> None:
         if block.language in pages.COMMANDS
         for command in block.commands()
     ]
-    unused = [it for it in not_run.NOT_RUN if not any(re.fullmatch(it, text, re.DOTALL) for text in commands)]
+    unused = [
+        pattern
+        for pattern in not_run.NOT_RUN
+        if not any(re.fullmatch(pattern, text, re.DOTALL) for text in commands)
+    ]
     assert unused == []
 
 
 @each_page
-def test_commands_in_prose_exist(path: Path) -> None:
+def test_commands_mentioned_in_prose_exist(path: Path) -> None:
     for span in pages.mentions(path.read_text()):
         if re.match(r"imqtt [a-z-]", span):
             not_run.is_mentioned_imqtt_command(span)
@@ -53,7 +57,7 @@ def test_commands_in_prose_exist(path: Path) -> None:
 
 
 @each_page
-def test_variables_on_a_page_are_read_somewhere(path: Path) -> None:
+def test_environment_variables_on_a_page_are_read_by_the_code(path: Path) -> None:
     readers = [
         *pages.ROOT.glob("imqtt/**/*.py"),
         *pages.ROOT.glob("tests/**/*.py"),
@@ -64,7 +68,7 @@ def test_variables_on_a_page_are_read_somewhere(path: Path) -> None:
     assert set(VARIABLE.findall(path.read_text())) - read == set()
 
 
-def test_blocks_and_commands_are_found() -> None:
+def test_code_blocks_and_commands_are_parsed() -> None:
     page = """\
 Words:
 
@@ -88,7 +92,7 @@ not typed
 """
     blocks = pages.blocks(page, "page.md")
     assert [(block.line, block.language) for block in blocks] == [(3, ""), (10, "sh"), (17, "text")]
-    commands = [(it.line, it.text) for block in blocks[:2] for it in block.commands()]
+    commands = [(command.line, command.text) for block in blocks[:2] for command in block.commands()]
     assert commands == [
         (3, "one        # by itself"),
         (4, "two \\\n    goes on"),
@@ -99,7 +103,7 @@ not typed
         pages.blocks("```\nwhat?\n```\n", "page.md")
 
 
-async def test_a_command_that_does_not_run_is_told_with_its_place(tmp_path: Path) -> None:
+async def test_a_failing_command_is_reported_with_its_page_and_line(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("Type this:\n\n    cd docs\n    test -e backup.md\n    nosuch --option\n")
     async with machine(tmp_path) as own:
@@ -110,7 +114,7 @@ async def test_a_command_that_does_not_run_is_told_with_its_place(tmp_path: Path
             await Reader(own, stays={"nosuch": ""}).follow(page)
 
 
-async def test_what_is_done_on_a_machine_of_its_own_stays_there(tmp_path: Path) -> None:
+async def test_commands_in_a_namespace_do_not_affect_the_host(tmp_path: Path) -> None:
     written = [directory / "imqtt-written" for directory in DIRECTORIES]
     async with machine(tmp_path) as own:
         terminal = own.terminal()
@@ -137,7 +141,7 @@ def test_mentions_are_found() -> None:
         ("systemctl restart imqttd", "imqttd"),
     ],
 )
-def test_what_is_not_run_is_checked(command: str, said: str) -> None:
+def test_commands_excluded_from_running_are_checked(command: str, said: str) -> None:
     why = not_run.reason(command)
     assert why is not None
     with pytest.raises((AssertionError, OSError, typer.TyperException), match=said):

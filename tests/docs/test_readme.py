@@ -12,7 +12,7 @@ ALICE, BOB = "imqtt chat bob --user alice", "imqtt chat alice --user bob"
 
 
 class Newcomer:
-    """What the page tells in words, and what it promises."""
+    """The steps that the page describes in words, and its promises."""
 
     def __init__(self) -> None:
         self.password = ""
@@ -70,7 +70,7 @@ class Newcomer:
         await reader.staying["imqtt chat echo --user alice"].shows("You said: Hello bot!")
 
 
-async def test_a_newcomer_gets_what_the_page_promises(tmp_path: Path) -> None:
+async def test_the_commands_of_the_readme_do_what_the_page_says(tmp_path: Path) -> None:
     newcomer = Newcomer()
     async with machine(tmp_path) as own:
         reader = Reader(

@@ -1,4 +1,4 @@
-"""Servers on MongoDB and Redis of a test's own, which it may stop, pause and kill."""
+"""Servers on the test's own MongoDB and Redis, which it may stop, pause and kill."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,7 +20,7 @@ from tests.services import WITHIN, ServerProcess
 StartWorker = Callable[..., Awaitable[ServerProcess]]
 
 BRIEFLY = 2.0
-# For how many seconds something is away, asleep or cut off.
+# Seconds for which a part is unavailable, asleep or cut off.
 FOR_LONG = pytest.param(30.0, id="30 seconds", marks=pytest.mark.verify)
 OUTAGES = [pytest.param(BRIEFLY, id="briefly"), FOR_LONG]
 

@@ -1,6 +1,6 @@
-"""`python -m tests.faults.hasty_worker`: `imqtt serve` that waits for less long than a real one.
+"""`python -m tests.faults.hasty_worker`: `imqtt serve` with shorter timeouts.
 
-What takes a real worker half a minute takes this one some seconds: a test of what happens then need not wait.
+A real worker waits for half a minute, this one for seconds, so that tests of its timeouts are short.
 """
 
 import sys

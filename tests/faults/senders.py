@@ -1,4 +1,4 @@
-"""Devices that send until everything is accepted, and an audit of what became of it that trusts nobody."""
+"""Devices that send until every message is accepted, and an independent audit of the stored log."""
 
 import asyncio
 from collections import Counter
@@ -14,7 +14,7 @@ MOST_PATIENT = 20.0
 
 
 class Sender:
-    """Sends numbered messages, and sends again whatever is not accepted: what any client must do.
+    """Sends numbered messages, and sends unaccepted ones again, as every client must.
 
     `patience`: seconds until what is unanswered is sent again, twice as long each time that nothing at all is
     answered: resends at a fixed rate bury a server that a busy machine makes slow.
@@ -46,7 +46,7 @@ class Sender:
             if isinstance(frame, Accepted):
                 before = self.accepted.setdefault(frame.client_msg_id, frame)
                 self.answers[frame.client_msg_id] += 1
-                # Only the first answer to a message says what stands before it.
+                # Only the first answer to a message has `previous`.
                 same = (before.seq, before.id, before.time) == (frame.seq, frame.id, frame.time)
                 assert same, "an answer changed between resends"
             elif isinstance(frame, Rejected):
@@ -104,18 +104,22 @@ async def pairs(
 
     numbers = range(which) if isinstance(which, int) else which
     return await asyncio.gather(
-        *(coming(f"{user}{it}", conversation_of(it)) for it in numbers for user in ("anna", "ben"))
+        *(
+            coming(f"{user}{number}", conversation_of(number))
+            for number in numbers
+            for user in ("anna", "ben")
+        )
     )
 
 
 async def all_sent(senders: Sequence[Sender], within: float = 5 * WITHIN) -> None:
-    """Runs all of them; fails, saying who still waits, after `within` seconds."""
+    """Runs all senders; after `within` seconds, fails with the names of those that still wait."""
     try:
         async with asyncio.timeout(within), asyncio.TaskGroup() as tasks:
             for sender in senders:
                 tasks.create_task(sender.run())
     except TimeoutError:
-        waiting = {str(it.device.device): len(it.wanted) - len(it.accepted) for it in senders}
+        waiting = {str(sender.device.device): len(sender.wanted) - len(sender.accepted) for sender in senders}
         raise AssertionError(f"not accepted within {within} s: {waiting}") from None
 
 
@@ -126,7 +130,7 @@ async def log_of(device: RawDevice, conversation: str = CONVERSATION) -> list[Ev
     while True:
         ref = f"after-{cursor.seq}"  # a command may be answered twice, and late
         await device.command(Sync((cursor,), ref=ref))
-        page = await device.until(lambda it, ref=ref: isinstance(it, Page) and it.ref == ref)
+        page = await device.until(lambda frame, ref=ref: isinstance(frame, Page) and frame.ref == ref)
         assert isinstance(page, Page)
         events += [event for part in page.slices for event in part.events]
         if not page.more:
@@ -160,8 +164,8 @@ async def audit_pairs(
         events = await audit([one, two], reader, one.conversation)
         assert len(events) == len(one.wanted) + len(two.wanted)
         for sender in (one, two):
-            theirs = [it.seq for it in events if it.sender != sender.device.device.user]
-            told = dict.fromkeys(it.seq for it in sender.device.events(one.conversation))
+            theirs = [event.seq for event in events if event.sender != sender.device.device.user]
+            told = dict.fromkeys(event.seq for event in sender.device.events(one.conversation))
             got = [seq for seq in told if seq in set(theirs)]
             if live:
                 assert got == theirs, "a device was not told of an event, or out of order"

@@ -1,4 +1,4 @@
-"""What is killed in mid-stream: the server, the broker, both; each costs time and never a message."""
+"""The server, the broker or both are killed mid-stream: messages are delayed, and none is lost."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ Make = Callable[..., Awaitable[RawDevice]]
 
 
 @pytest.mark.parametrize("victim", ["server", "broker", "both"])
-async def test_killed_in_mid_stream(
+async def test_no_message_is_lost_when_a_process_is_killed_mid_stream(
     broker: Mosquitto, server: ServerProcess, device: Make, stack: AsyncExitStack, victim: str
 ) -> None:
     senders = [
@@ -27,7 +27,9 @@ async def test_killed_in_mid_stream(
 
     async def kill() -> None:
         for round_ in (1, 2, 3):
-            await eventually(lambda round_=round_: sum(len(it.accepted) for it in senders) > 500 * round_)
+            await eventually(
+                lambda round_=round_: sum(len(sender.accepted) for sender in senders) > 500 * round_
+            )
             if victim in ("server", "both"):
                 await server.kill()
             if victim in ("broker", "both"):
@@ -43,7 +45,9 @@ async def test_killed_in_mid_stream(
     await audit(senders, await device("bob@auditor"))
 
 
-async def test_a_broker_that_is_not_there_yet(broker: Mosquitto, tmp_path: Path, device: Make) -> None:
+async def test_server_and_device_wait_for_a_broker_that_is_not_running_yet(
+    broker: Mosquitto, tmp_path: Path, device: Make
+) -> None:
     await broker.stop()
     server = ServerProcess(broker, tmp_path)
     starting = asyncio.create_task(server.start())
@@ -57,7 +61,7 @@ async def test_a_broker_that_is_not_there_yet(broker: Mosquitto, tmp_path: Path,
         await server.kill()
 
 
-async def test_commands_sent_while_the_server_is_away_are_carried_out_when_it_is_back(
+async def test_commands_sent_while_the_server_is_down_are_carried_out_after_its_restart(
     broker: Mosquitto, server: ServerProcess, device: Make
 ) -> None:
     alice = await device("alice@phone")

@@ -1,4 +1,4 @@
-"""MongoDB or Redis away under load, and Redis wiped: senders wait, and nothing is lost or rejected."""
+"""MongoDB or Redis unavailable under load, and Redis wiped: senders wait; no message is lost or rejected."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ Make = Callable[..., Awaitable[RawDevice]]
 
 @pytest.mark.parametrize("seconds", OUTAGES)
 @pytest.mark.parametrize("how", ["stopped", "paused"])
-async def test_mongodb_away(
+async def test_senders_wait_while_mongodb_is_away(
     start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, how: str, seconds: float
 ) -> None:
     workers = await two(start_worker)
@@ -30,7 +30,7 @@ async def test_mongodb_away(
         await mongo.stop()
     else:
         mongo.pause()
-    await asyncio.sleep(seconds)  # the time itself is what is tried
+    await asyncio.sleep(seconds)  # the test is about this duration
     waiting = answered(senders)
     assert not sending.done(), "nobody waited for MongoDB"
     if how == "stopped":
@@ -45,7 +45,7 @@ async def test_mongodb_away(
 
 @pytest.mark.parametrize("seconds", OUTAGES)
 @pytest.mark.parametrize("how", ["stopped", "paused"])
-async def test_redis_away(
+async def test_messages_are_delivered_while_redis_is_away(
     start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make, how: str, seconds: float
 ) -> None:
     workers = await two(start_worker)
@@ -58,9 +58,9 @@ async def test_redis_away(
     else:
         redis.pause()
     away = answered(senders)
-    # More than was on its way is answered while Redis is away: nothing waits for it.
+    # More messages than were in flight are answered during the outage, so none waits for Redis.
     await eventually(lambda: answered(senders) > away + 100, what="messages being accepted without Redis")
-    await asyncio.sleep(seconds)  # the time itself is what is tried
+    await asyncio.sleep(seconds)  # the test is about this duration
     if how == "stopped":
         await redis.start()
     else:
@@ -71,7 +71,7 @@ async def test_redis_away(
     await eventually(lambda: shared_by(overseer, *workers))
 
 
-async def test_redis_wiped_again_and_again(
+async def test_messages_are_delivered_while_redis_is_wiped_repeatedly(
     start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make
 ) -> None:
     workers = await two(start_worker)
@@ -90,10 +90,10 @@ async def test_redis_wiped_again_and_again(
 
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
-async def test_a_worker_that_goes_while_redis_is_away_is_followed_by_another(
+async def test_a_worker_that_leaves_while_redis_is_away_is_replaced(
     start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make, how: str
 ) -> None:
-    """Its last will, or its goodbye, comes by the broker."""
+    """Its last will, or its farewell on an orderly end, arrives through the broker."""
     first, second = await two(start_worker)
     await eventually(lambda: shared_by(overseer, first, second))
     senders = await pairs(device, 4, 100, pause=0.02)

@@ -1,4 +1,4 @@
-"""Devices that take nothing, and devices that give too much: nobody else notices, and nothing is lost."""
+"""Devices that never read, and devices that send too fast: others are unaffected, and no message is lost."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,20 +14,20 @@ from tests.server.conftest import config_for
 Make = Callable[..., Awaitable[RawDevice]]
 
 
-async def test_a_device_that_never_reads(
+async def test_a_device_that_never_reads_does_not_affect_others(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path, device_burst=10_000)))
     alice, deaf, tablet = await device("alice@phone"), await device("bob@deaf"), await device("bob@tablet")
-    for it in (alice, deaf, tablet):
-        await it.hello()
+    for each in (alice, deaf, tablet):
+        await each.hello()
     await deaf.stop_reading()
     count = 3_000
     for number in range(count):
         await alice.command(Send("d:alice:bob", f"m{number}", Content(text="x" * 2_000)))
     await tablet.until(lambda frame: isinstance(frame, Event) and frame.seq == count)
     assert [event.seq for event in tablet.events("d:alice:bob")] == list(range(1, count + 1))
-    # When it reads again, what the broker dropped meanwhile is there for the asking.
+    # When it reads again, a sync returns the events that the broker dropped.
     await deaf.disconnect()
     await deaf.connect()
     start = len(deaf.frames)
@@ -36,7 +36,7 @@ async def test_a_device_that_never_reads(
     assert [event.seq for event in page.slices[0].events] == list(range(count - 19, count + 1))
 
 
-async def test_a_device_that_sends_faster_than_the_server_stores(
+async def test_a_device_that_sends_faster_than_the_server_stores_is_fully_served(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(

@@ -1,4 +1,4 @@
-"""A store that is read-only, locked or full: senders are told or wait, and nothing accepted is lost."""
+"""A read-only, locked or full store: senders are rejected or wait, and no accepted message is lost."""
 
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -21,7 +21,7 @@ D = "d:alice:bob"
 Make = Callable[..., Awaitable[RawDevice]]
 
 
-async def test_a_locked_store_makes_senders_wait_and_loses_nothing(
+async def test_senders_wait_for_a_locked_store_and_lose_nothing(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
@@ -47,7 +47,7 @@ async def test_a_store_in_use_is_refused(broker: Mosquitto, tmp_path: Path, stac
             pass
 
 
-async def test_a_file_that_is_no_store_is_refused(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_store_is_refused(broker: Mosquitto, tmp_path: Path) -> None:
     (tmp_path / "imqtt.db").write_text("this is a letter to my aunt, not a database, and it is long enough")
     with pytest.raises(SetupError):
         async with serving(config_for(broker, tmp_path)):
@@ -74,9 +74,9 @@ async def reads_are_answered(bob: RawDevice) -> None:
     """`hello`, `sync` and `history` of a device that is registered."""
     welcome, page = await bob.hello(Cursor(D), nonce="again")
     assert welcome.nonce == "again"
-    assert [it.seq for it in page.slices[0].events] == [1]
-    assert [it.seq for it in (await asked(bob, Sync((Cursor(D),), ref="s"))).slices[0].events] == [1]
-    assert [it.seq for it in (await asked(bob, History(D, ref="h"))).slices[0].events] == [1]
+    assert [event.seq for event in page.slices[0].events] == [1]
+    assert [event.seq for event in (await asked(bob, Sync((Cursor(D),), ref="s"))).slices[0].events] == [1]
+    assert [event.seq for event in (await asked(bob, History(D, ref="h"))).slices[0].events] == [1]
 
 
 async def test_reads_are_answered_while_another_program_holds_the_stores_write_lock(
@@ -93,17 +93,17 @@ async def test_reads_are_answered_while_another_program_holds_the_stores_write_l
         await reads_are_answered(bob)
         await reads_are_answered(bob)
         assert not carol.frames
-        assert not any(isinstance(it, Accepted) and it.client_msg_id == "2" for it in alice.frames)
-        answers = [type(it) for it in bob.frames]
+        assert not any(isinstance(frame, Accepted) and frame.client_msg_id == "2" for frame in alice.frames)
+        answers = [type(frame) for frame in bob.frames]
         rival.execute("COMMIT")
     assert isinstance(await alice.answer("2"), Accepted)
     await carol.frame(Page)
     await bob.until(lambda frame: isinstance(frame, Event) and frame.seq == 2)
     assert isinstance(await bob.send(D, "3"), Accepted)  # behind whatever the batches had yet to say
-    assert [type(it) for it in bob.frames].count(Page) == answers.count(Page)  # each read, once
+    assert [type(frame) for frame in bob.frames].count(Page) == answers.count(Page)  # each read, once
 
 
-async def test_reads_are_answered_though_thousands_of_writes_wait(
+async def test_reads_are_answered_while_thousands_of_writes_wait(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     config = config_for(broker, tmp_path, max_batch=100, device_burst=10_000, device_rate=10_000)
@@ -130,7 +130,7 @@ def fail_writes(mongo: MongoServer, times: int) -> None:
         client.admin.command({"configureFailPoint": "failCommand", "mode": {"times": times}, "data": data})
 
 
-async def test_reads_are_answered_while_mongodb_takes_no_writes(
+async def test_reads_are_answered_while_mongodb_refuses_writes(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     is_secantus = MongoServer(tmp_path).is_secantus
@@ -143,6 +143,6 @@ async def test_reads_are_answered_while_mongodb_takes_no_writes(
     fail_writes(mongo, 1_000_000)
     await alice.command(Send("d:alice:carol", "2", Content(text="hi")))
     await reads_are_answered(bob)
-    assert not any(isinstance(it, Accepted) and it.client_msg_id == "2" for it in alice.frames)
+    assert not any(isinstance(frame, Accepted) and frame.client_msg_id == "2" for frame in alice.frames)
     fail_writes(mongo, 0)
     assert isinstance(await alice.answer("2"), Accepted)

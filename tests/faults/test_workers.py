@@ -1,4 +1,4 @@
-"""Workers come, go, are killed and fall asleep under load: it costs time, and never a message."""
+"""Workers join, leave, are killed and stall under load: messages are delayed, and none is lost."""
 
 import asyncio
 import os
@@ -32,17 +32,23 @@ def answered(senders: list[Sender]) -> int:
 
 def talked_in(owners: Mapping[int, int], pid: int | None) -> list[int]:
     """The numbers of pairs whose conversations are in the partitions of a worker."""
-    return [it for it in range(100) if owners[partition_of(conversation_of(it), PARTITIONS)] == pid]
+    return [
+        number for number in range(100) if owners[partition_of(conversation_of(number), PARTITIONS)] == pid
+    ]
 
 
 async def shared_by(overseer: Overseer, *servers: ServerProcess) -> bool:
-    """Whether these, and nobody else, hold all partitions, each of them its own."""
-    workers = {it.id: it.pid for it in await overseer.workers() if it.pid in {it.pid for it in servers}}
+    """Whether exactly these workers hold all partitions, each its assigned ones."""
+    workers = {
+        worker.id: worker.pid
+        for worker in await overseer.workers()
+        if worker.pid in {server.pid for server in servers}
+    }
     shares = assign(PARTITIONS, workers)
     return await overseer.owners() == {number: workers.get(owner) for number, owner in enumerate(shares)}
 
 
-async def test_a_worker_that_joins_takes_its_share_and_who_leaves_gives_it_back(
+async def test_a_joining_worker_takes_its_share_and_returns_it_when_it_leaves(
     start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
     first = await start_worker()
@@ -56,12 +62,12 @@ async def test_a_worker_that_joins_takes_its_share_and_who_leaves_gives_it_back(
     await eventually(lambda: shared_by(overseer, second))
     await sending
     await audit_pairs(device, senders)
-    # Nothing that was finished has come again: who gets one answer to one message has sent it once.
+    # No finished command was redelivered: each message was sent once and has one answer.
     assert all(set(sender.answers.values()) == {1} for sender in senders)
     assert not any(sender.rejected for sender in senders)
 
 
-async def test_a_killed_workers_partitions_are_taken_over(
+async def test_the_partitions_of_a_killed_worker_are_taken_over(
     start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
     first, second = await two(start_worker)
@@ -76,7 +82,7 @@ async def test_a_killed_workers_partitions_are_taken_over(
 
 
 @pytest.mark.parametrize("seconds", OUTAGES)
-async def test_a_worker_that_sleeps_steps_back_when_it_wakes(
+async def test_a_worker_that_was_asleep_gives_up_its_partitions_when_it_wakes(
     start_worker: StartWorker, overseer: Overseer, device: Make, seconds: float
 ) -> None:
     first, second = await two(start_worker)
@@ -90,7 +96,7 @@ async def test_a_worker_that_sleeps_steps_back_when_it_wakes(
         await eventually(lambda: shared_by(overseer, second))
         before = answered(senders)
         await eventually(lambda: answered(senders) > before + 100, what="the other one going on")
-        await asyncio.sleep(seconds)  # the time itself is what is tried
+        await asyncio.sleep(seconds)  # the test is about this duration
     finally:
         os.kill(first.pid, signal.SIGCONT)
     await eventually(lambda: shared_by(overseer, first, second))
@@ -98,21 +104,21 @@ async def test_a_worker_that_sleeps_steps_back_when_it_wakes(
     await audit_pairs(device, senders)
 
 
-async def test_every_worker_and_the_broker_killed_at_once(
+async def test_no_message_is_lost_when_every_worker_and_the_broker_are_killed_at_once(
     broker: Mosquitto, start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
     workers = await two(start_worker)
     senders = await pairs(device, 4, 200)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 200)
-    await asyncio.gather(broker.kill(), *(it.kill() for it in workers))
-    await asyncio.gather(*(it.start() for it in workers), broker.start())
+    await asyncio.gather(broker.kill(), *(worker.kill() for worker in workers))
+    await asyncio.gather(*(worker.start() for worker in workers), broker.start())
     await eventually(lambda: shared_by(overseer, *workers))
     await sending
     await audit_pairs(device, senders, live=False)  # a device that was cut off syncs
 
 
-async def test_a_broker_that_restarts_is_no_rival(
+async def test_a_broker_restart_is_not_mistaken_for_a_rival(
     broker: Mosquitto, start_worker: StartWorker, overseer: Overseer
 ) -> None:
     workers = await two(start_worker)
@@ -121,15 +127,15 @@ async def test_a_broker_that_restarts_is_no_rival(
         await broker.kill()
         await broker.start()
         await eventually(lambda: shared_by(overseer, *workers))
-    assert sum(it.cuts for worker in await overseer.workers() for it in worker.holdings) == 0
+    assert sum(holding.cuts for worker in await overseer.workers() for holding in worker.holdings) == 0
 
 
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(5.0, id="to the end", marks=pytest.mark.verify)])
-async def test_workers_that_do_not_see_each_other_come_to_rest(
+async def test_workers_that_do_not_see_each_other_stop_taking_over_sessions(
     start_worker: StartWorker, overseer: Overseer, device: Make, tmp_path: Path, stack: AsyncExitStack,
     seconds: float,
 ) -> None:  # fmt: skip
-    """Two that were given different Redises each take everything for their own."""
+    """Two workers with different Redises each take all partitions."""
     other = await stack.enter_async_context(RedisServer(tmp_path / "other-redis"))
     first = await start_worker()
     second = await start_worker(state=other.url)
@@ -138,7 +144,7 @@ async def test_workers_that_do_not_see_each_other_come_to_rest(
     await audit_pairs(device, senders)
 
     async def rested() -> bool:
-        """Whether for so long nobody took anything from anybody."""
+        """Whether no partition was taken over for that time."""
         before = first.log.stat().st_size, second.log.stat().st_size
         await asyncio.sleep(seconds)
         return before == (first.log.stat().st_size, second.log.stat().st_size)
@@ -152,7 +158,7 @@ async def test_workers_that_do_not_see_each_other_come_to_rest(
     assert await told()
 
 
-async def test_several_processes_without_redis_are_refused(start_worker: StartWorker) -> None:
+async def test_a_second_process_without_redis_is_refused(start_worker: StartWorker) -> None:
     await start_worker(state="memory:")
     with pytest.raises(AssertionError, match="Redis"):
         await start_worker(state="memory:")
@@ -160,7 +166,7 @@ async def test_several_processes_without_redis_are_refused(start_worker: StartWo
         await start_worker()  # one with Redis beside one without
 
 
-async def test_a_database_made_for_another_number_of_partitions_is_refused(start_worker: StartWorker) -> None:
+async def test_a_database_with_another_number_of_partitions_is_refused(start_worker: StartWorker) -> None:
     await (await start_worker(partitions=8)).stop()
     with pytest.raises(AssertionError, match=r"12 is asked for.*created with 8"):
         await start_worker(partitions=12)
@@ -169,7 +175,7 @@ async def test_a_database_made_for_another_number_of_partitions_is_refused(start
 @pytest.mark.parametrize(
     "command", [HASTY, pytest.param(("imqtt", "serve"), id="in its own time", marks=pytest.mark.verify)]
 )
-async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others(
+async def test_a_worker_that_alone_loses_mongodb_releases_its_partitions_to_others(
     start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, stack: AsyncExitStack,
     command: Sequence[str],
 ) -> None:  # fmt: skip
@@ -179,7 +185,7 @@ async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others
     await eventually(lambda: shared_by(overseer, first, second))
     # Only a worker that is to store something finds out that it cannot: both have conversations.
     owners = await overseer.owners()
-    busy, cut_off = (talked_in(owners, it.pid)[:2] for it in (first, second))
+    busy, cut_off = (talked_in(owners, server.pid)[:2] for server in (first, second))
     senders = await pairs(device, [*busy, *cut_off], 150, pause=0.02)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 100)
@@ -190,7 +196,7 @@ async def test_a_worker_that_alone_loses_mongodb_leaves_its_partitions_to_others
     await audit_pairs(device, senders)
 
 
-async def test_a_worker_that_alone_loses_mongodb_gives_up_partitions_that_nobody_writes_to(
+async def test_a_worker_that_alone_loses_mongodb_releases_idle_partitions_too(
     start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, stack: AsyncExitStack
 ) -> None:
     way = await stack.enter_async_context(Way(mongo.port))
@@ -199,13 +205,13 @@ async def test_a_worker_that_alone_loses_mongodb_gives_up_partitions_that_nobody
     await eventually(lambda: shared_by(overseer, first, second))
     way.cut()
     await eventually(lambda: shared_by(overseer, first))
-    (cut_off,) = [it for it in await overseer.workers() if it.pid == second.pid]
+    (cut_off,) = [worker for worker in await overseer.workers() if worker.pid == second.pid]
     assert "the store does not answer since" in cut_off.trouble
     way.mend()
     await eventually(lambda: shared_by(overseer, first, second))
 
 
-async def test_workers_through_pymongo_and_through_motor_serve_one_store(
+async def test_workers_on_pymongo_and_on_motor_serve_one_store(
     start_worker: StartWorker, overseer: Overseer, device: Make
 ) -> None:
     workers = [await start_worker(), await start_worker(mongo_driver="motor")]

@@ -35,7 +35,7 @@ def main() -> int:
     show(outcomes, Console(width=max(150, Console().width)))
     if arguments.json:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(outcomes)))
-    return 0 if all(it.ok for it in outcomes) else 1
+    return 0 if all(outcome.ok for outcome in outcomes) else 1
 
 
 def _runs(arguments: argparse.Namespace) -> Iterator[Outcome]:

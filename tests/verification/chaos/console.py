@@ -1,4 +1,4 @@
-"""What a device's process is told on stdin, and says on stdout: lines of JSON."""
+"""The commands to a device's process on stdin and its reports on stdout, as lines of JSON."""
 
 import asyncio
 import resource

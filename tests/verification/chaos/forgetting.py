@@ -1,4 +1,4 @@
-"""Parts that lose what they held, or come back with what they held long ago."""
+"""Parts that lose their data, or restart with old data."""
 
 import shutil
 import time
@@ -100,19 +100,19 @@ class Restore(Fault):
         stack = self.stack
         if stack.backup is None:
             raise NotFired("there is no backup")
-        await gather(*(left(stack, it.name) for it in stack.workers.values() if it.wanted))
+        await gather(*(left(stack, worker.name) for worker in stack.workers.values() if worker.wanted))
         was = await stored(stack.store, stack.epoch)
         for line in was:
             stack.history.write(line)
-        heads = {it.conversation: it.rows[-1].seq for it in await stored(stack.backup_url, 0) if it.rows}
+        heads = {log.conversation: log.rows[-1].seq for log in await stored(stack.backup_url, 0) if log.rows}
         await stack.restore()
         stack.history.write(Restored("harness", now(), stack.epoch, heads))
         stack.epoch += 1
-        lost = sum(len(it.rows) for it in was) - sum(heads.values())
+        lost = sum(len(log.rows) for log in was) - sum(heads.values())
         if lost <= 0:
             raise NotFired("the backup had everything")
         return f"{lost} events that the backup did not have"
 
     async def heal(self) -> str:
-        await gather(*(self.stack.workers[it].start() for it in self.stack.regulars))
+        await gather(*(self.stack.workers[worker].start() for worker in self.stack.regulars))
         return ""

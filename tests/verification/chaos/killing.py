@@ -162,8 +162,8 @@ class Join(Fault):
 
         async def has_its_share() -> bool:
             seen = await overseer.workers()
-            owners = assign(PARTITIONS, [it.id for it in seen])
-            own = [it.id for it in seen if it.pid == worker.pid]
+            owners = assign(PARTITIONS, [member.id for member in seen])
+            own = [member.id for member in seen if member.pid == worker.pid]
             return bool(own) and len(await share()) == owners.count(own[0])
 
         for _ in range(TRIES):

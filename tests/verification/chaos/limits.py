@@ -50,7 +50,7 @@ class FullDisk(Fault):
 
     async def fire(self) -> str:
         assert self.stack.disk is not None
-        return await filled(self.stack.disk, {it.log: None for it in self.stack.workers.values()})
+        return await filled(self.stack.disk, {worker.log: None for worker in self.stack.workers.values()})
 
     async def heal(self) -> str:
         assert self.stack.disk is not None
@@ -138,14 +138,20 @@ class FullQueues(Fault):
 
     async def fire(self) -> str:
         stack = self.stack
-        workers = [stack.workers[it] for it in stack.regulars]
+        workers = [stack.workers[worker] for worker in stack.regulars]
         for worker in workers:
             worker.pause()
         await stack.broker.stop()
         stack.broker.options = SMALL_QUEUES
         since = stack.broker.said
         await stack.broker.start()
-        await gather(*(it.replay(REPLAYED, 60.0) for it in stack.devices.values() if it.plan.kind == "plain"))
+        await gather(
+            *(
+                device.replay(REPLAYED, 60.0)
+                for device in stack.devices.values()
+                if device.plan.kind == "plain"
+            )
+        )
         await shows(lambda: stack.broker.says(DROPPED, since), "the broker dropping what does not fit")
         return f"dropped with {SMALL_QUEUES}"
 
@@ -154,7 +160,7 @@ class FullQueues(Fault):
         await stack.broker.stop()
         stack.broker.options = {}
         await stack.broker.start()
-        await gather(*(unpaused(stack.workers[it]) for it in stack.regulars))
+        await gather(*(unpaused(stack.workers[worker]) for worker in stack.regulars))
         return ""
 
 
@@ -180,7 +186,7 @@ class FullReads(Fault):
         question = Message(up(Device("reader", "greedy"), 0), encode_command(Sync(heads=True), device.format))
 
         def refused() -> int:
-            return sum(isinstance(it, Rejected) and it.code == "busy" for it in device.frames)
+            return sum(isinstance(frame, Rejected) and frame.code == "busy" for frame in device.frames)
 
         link = device._link
         assert link is not None

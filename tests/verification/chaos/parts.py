@@ -203,7 +203,7 @@ class Stack:
         self.backup: Path | None = None
         self.broker_copy: Path | None = None
         self._database = "imqtt"
-        self.regulars = tuple(f"worker-{it + 1}" for it in range(workers or WORKERS[kind]))
+        self.regulars = tuple(f"worker-{number + 1}" for number in range(workers or WORKERS[kind]))
         self._copies = 0
         self._exits = AsyncExitStack()
 

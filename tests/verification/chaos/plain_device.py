@@ -160,7 +160,7 @@ class PlainDevice:
         }  # fmt: skip
         puback = self._publish(command, sent.conversation)
         if puback is not None:
-            puback.add_done_callback(lambda it: self._acked(sent, it))
+            puback.add_done_callback(lambda done: self._acked(sent, done))
         return puback
 
     def _acked(self, sent: Sent, puback: "asyncio.Future[list[int]]") -> None:
@@ -174,7 +174,9 @@ class PlainDevice:
                 await self._connected.wait()
         except TimeoutError:
             return 0
-        known = [it for name, it in self._journal.messages.items() if name not in self._journal.failed]
+        known = [
+            message for name, message in self._journal.messages.items() if name not in self._journal.failed
+        ]
         more = self._journal.random.choices(known, k=max(0, count - len(known))) if known else []
         chosen = self._journal.random.sample(known, min(count, len(known))) + more
         pubacks = [puback for sent in chosen if (puback := self._send_out(sent)) is not None]
@@ -301,7 +303,7 @@ class PlainDevice:
             seq, id = (rows[-1].seq, rows[-1].id) if rows else (0, 0)
             cursor = {"conversation": conversation, "seq": seq, "id": str(id)}
             page = await self._ask({"type": "sync", "cursors": [cursor]})
-            slices = [it for it in page.get("slices", ()) if it["conversation"] == conversation]
+            slices = [slice_ for slice_ in page.get("slices", ()) if slice_["conversation"] == conversation]
             part: Frame = slices[0] if slices else {}
             if part.get("restart"):
                 rows.clear()

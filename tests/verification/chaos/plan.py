@@ -1,4 +1,4 @@
-"""Which faults are fired when, and together with which: a matter of the seed alone."""
+"""The plan of a run: when each fault is injected, and with which others. The seed alone decides it."""
 
 from collections.abc import Collection, Sequence
 from itertools import combinations
@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def kinds(self) -> set[str]:
-        return {it.kind for round_ in self.rounds for it in round_.faults}
+        return {fault.kind for round_ in self.rounds for fault in round_.faults}
 
 
 def plan(seed: int, shape: Shape, rounds: int, kinds: Collection[str] = ()) -> Plan:
@@ -63,26 +63,28 @@ def plan(seed: int, shape: Shape, rounds: int, kinds: Collection[str] = ()) -> P
     faults: list[list[tuple[str, str]]] = [[] for _ in range(rounds)]
     for kind in chance.sample(possible, len(possible)):
         target = chance.choice(list(KINDS[kind].targets(kind, shape)))
-        fitting = [it for it in faults if fits(it, kind, target, shape)]
+        fitting = [fault for fault in faults if fits(fault, kind, target, shape)]
         if not fitting:
             faults.append([])
             fitting = [faults[-1]]
         fewest = min(map(len, fitting))
-        chance.choice([it for it in fitting if len(it) == fewest]).append((kind, target))
+        chance.choice([group for group in fitting if len(group) == fewest]).append((kind, target))
     for _ in range(rounds):  # and some more, so that rounds differ in how much goes wrong
         kind = chance.choice(possible)
         target = chance.choice(list(KINDS[kind].targets(kind, shape)))
-        if fitting := [it for it in faults if fits(it, kind, target, shape)]:
+        if fitting := [fault for fault in faults if fits(fault, kind, target, shape)]:
             chance.choice(fitting).append((kind, target))
     chance.shuffle(faults)
     disks = msgspec.structs.replace(shape, disks=True)
-    left_out = [it for it in KINDS if KINDS[it].targets(it, disks) and not KINDS[it].targets(it, shape)]
+    left_out = [
+        kind for kind in KINDS if KINDS[kind].targets(kind, disks) and not KINDS[kind].targets(kind, shape)
+    ]
     return Plan(
         seed,
         shape,
         tuple(
             _round(them, chance, keep=number % KEEP_EVERY == 0)
-            for number, them in enumerate(it for it in faults if it)
+            for number, them in enumerate(fault for fault in faults if fault)
         ),
         rounds,
         tuple(kinds),
@@ -107,12 +109,12 @@ def _all(names: Collection[str], shape: Shape) -> set[str]:
     every = {
         WORKERS: shape.workers,
         DEVICES: shape.devices,
-        WORKERS_WAYS: tuple(f"{it}>" for it in shape.workers),
+        WORKERS_WAYS: tuple(f"{worker}>" for worker in shape.workers),
     }
     return {part for name in names for part in every.get(name, (name,))}
 
 
 def _round(faults: Sequence[tuple[str, str]], chance: Random, *, keep: bool) -> Round:
-    planned = tuple(Planned(*it, round(chance.uniform(0, STAGGER), 2)) for it in faults)
-    least = max(KINDS[it.kind].hold for it in planned)
+    planned = tuple(Planned(*fault, round(chance.uniform(0, STAGGER), 2)) for fault in faults)
+    least = max(KINDS[fault.kind].hold for fault in planned)
     return Round(planned, round(max(least, chance.uniform(*HOLD)), 2), keep)

@@ -1,4 +1,4 @@
-"""What a run came to, and the table in which that is printed."""
+"""The outcome of a run, and its table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Recovery(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One run. `fired` and `not_fired`: one for each fault, in the order in which they were fired.
 
-    `again` is the command that repeats it. `failures`: what went wrong beside the history, such as a worker
+    `again` is the command that repeats the run. `failures`: problems beside the history, such as a worker
     that ended by itself.
     """
 
@@ -56,7 +56,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         return self.valid and not self.findings and not self.differing and not self.failures
 
     def count(self, kind: str) -> int:
-        return sum(it[0] == kind for it in self.findings)
+        return sum(finding[0] == kind for finding in self.findings)
 
     @property
     def others(self) -> int:
@@ -71,7 +71,7 @@ def judged(outcome: Outcome, verdict: Verdict) -> Outcome:
         sent=verdict.sent,
         accepted=verdict.accepted,
         stored=verdict.stored,
-        findings=[(str(it.kind), it.conversation, it.what) for it in verdict.findings],
+        findings=[(str(finding.kind), finding.conversation, finding.what) for finding in verdict.findings],
         differing=len(verdict.differing),
         unseen=sorted(verdict.unseen),
     )
@@ -81,8 +81,8 @@ def show(outcomes: Sequence[Outcome], console: Console) -> None:
     """Prints the table of all runs, of faults by kind, and whatever is wrong."""
     console.print(_verdicts(outcomes))
     console.print(_faults(outcomes))
-    for it in outcomes:
-        _show_trouble(it, console)
+    for outcome in outcomes:
+        _show_trouble(outcome, console)
 
 
 def _verdicts(outcomes: Sequence[Outcome]) -> Table:
@@ -91,9 +91,9 @@ def _verdicts(outcomes: Sequence[Outcome]) -> Table:
         table.add_column(name, justify="left" if name == "stack" else "right")
     for name in ("differ", "other findings", "recovery p50", "max", "verdict"):
         table.add_column(name, justify="right")
-    stacks = list(dict.fromkeys(it.stack for it in outcomes))
+    stacks = list(dict.fromkeys(outcome.stack for outcome in outcomes))
     for stack in stacks:
-        _add_row(table, stack, [it for it in outcomes if it.stack == stack])
+        _add_row(table, stack, [outcome for outcome in outcomes if outcome.stack == stack])
     if len(stacks) > 1:
         table.add_section()
         _add_row(table, "in all", outcomes)
@@ -101,17 +101,17 @@ def _verdicts(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _add_row(table: Table, name: str, runs: Sequence[Outcome]) -> None:
-    times = [recovery.seconds for it in runs for recovery in it.recoveries]
+    times = [recovery.seconds for run in runs for recovery in run.recoveries]
     table.add_row(
         name,
         str(len(runs)),
-        f"{sum(it.seconds for it in runs):.0f}",
-        str(sum(len(it.fired) for it in runs)),
-        f"{sum(it.sent for it in runs):,}",
-        f"{sum(it.accepted for it in runs):,}",
-        *(_count(sum(it.count(kind) for it in runs)) for kind in COLUMNS),
-        _count(sum(it.differing for it in runs)),
-        _count(sum(it.others for it in runs)),
+        f"{sum(run.seconds for run in runs):.0f}",
+        str(sum(len(run.fired) for run in runs)),
+        f"{sum(run.sent for run in runs):,}",
+        f"{sum(run.accepted for run in runs):,}",
+        *(_count(sum(run.count(kind) for run in runs)) for kind in COLUMNS),
+        _count(sum(run.differing for run in runs)),
+        _count(sum(run.others for run in runs)),
         *_times(times),
         verdict(runs),
     )
@@ -119,23 +119,26 @@ def _add_row(table: Table, name: str, runs: Sequence[Outcome]) -> None:
 
 def verdict(runs: Sequence[Outcome]) -> str:
     """In a word, with its colour."""
-    if all(it.ok for it in runs):
+    if all(run.ok for run in runs):
         return "[green]ok[/]"
-    if all(it.ok or not it.valid for it in runs) and not any(it.findings or it.failures for it in runs):
+    if all(run.ok or not run.valid for run in runs) and not any(run.findings or run.failures for run in runs):
         return "[yellow]invalid[/]"
     return "[red]failed[/]"
 
 
 def _faults(outcomes: Sequence[Outcome]) -> Table:
     table = Table(title="Faults, and seconds until every device was answered again")
-    stacks = list(dict.fromkeys(it.stack for it in outcomes))
+    stacks = list(dict.fromkeys(outcome.stack for outcome in outcomes))
     for name in ("fault", *(f"fired on {stack}" for stack in stacks), "recovery p50", "max"):
         table.add_column(name, justify="left" if name == "fault" else "right")
     fired = {
-        stack: Counter(kind for it in outcomes if it.stack == stack for kind in it.fired) for stack in stacks
+        stack: Counter(kind for outcome in outcomes if outcome.stack == stack for kind in outcome.fired)
+        for stack in stacks
     }
     for kind in sorted({kind for counts in fired.values() for kind in counts}):
-        times = [it.seconds for run in outcomes for it in run.recoveries if kind in it.kinds]
+        times = [
+            recovery.seconds for run in outcomes for recovery in run.recoveries if kind in recovery.kinds
+        ]
         table.add_row(kind, *(str(fired[stack][kind] or "-") for stack in stacks), *_times(times))
     return table
 
@@ -148,23 +151,23 @@ def _count(number: int) -> str:
     return f"[red]{number}[/]" if number else "0"
 
 
-def _show_trouble(it: Outcome, console: Console) -> None:
+def _show_trouble(outcome: Outcome, console: Console) -> None:
     def say(what: str, style: str = "") -> None:
-        text = f"{it.stack}, seed {it.seed}: {what}"
+        text = f"{outcome.stack}, seed {outcome.seed}: {what}"
         # What processes have said may look like markup.
         console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
 
-    for kind in it.left_out:
+    for kind in outcome.left_out:
         say(f"{kind} is left out: nothing may be mounted here")
-    for why in it.not_fired:
+    for why in outcome.not_fired:
         say(f"INVALID, a planned fault did not fire: {why}", "yellow")
-    if it.unseen:
-        say(f"INVALID, no fresh device of {', '.join(it.unseen)} was heard", "yellow")
-    for failure in it.failures:
+    if outcome.unseen:
+        say(f"INVALID, no fresh device of {', '.join(outcome.unseen)} was heard", "yellow")
+    for failure in outcome.failures:
         say(failure, "red")
-    for kind, conversation, what in it.findings[:SHOWN]:
+    for kind, conversation, what in outcome.findings[:SHOWN]:
         say(f"{kind}: {conversation}: {what}", "red")
-    if len(it.findings) > SHOWN:
-        say(f"and {len(it.findings) - SHOWN} more findings", "red")
-    if not it.ok:
-        say(f"everything is in {it.directory}; again: {it.again}")
+    if len(outcome.findings) > SHOWN:
+        say(f"and {len(outcome.findings) - SHOWN} more findings", "red")
+    if not outcome.ok:
+        say(f"everything is in {outcome.directory}; again: {outcome.again}")

@@ -1,4 +1,4 @@
-"""Somebody else who takes a server's session."""
+"""Another client that takes over a server's session."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ class Rival(Fault):
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
-        return [f"session {it}" for it in shape.sessions]
+        return [f"session {session}" for session in shape.sessions]
 
     @classmethod
     def breaks(cls, kind: str, target: str) -> set[str]:

@@ -49,10 +49,12 @@ def shape(
     devices = (*sdk, *plain)
     return Shape(
         stack,
-        tuple(f"worker-{it + 1}" for it in range(workers or WORKERS[stack])),
+        tuple(f"worker-{number + 1}" for number in range(workers or WORKERS[stack])),
         devices,
         tuple(plain),
-        tuple(sorted({partition_of(it, PARTITIONS) for it in conversations(users(devices))})),
+        tuple(
+            sorted({partition_of(conversation, PARTITIONS) for conversation in conversations(users(devices))})
+        ),
         disks,
     )
 
@@ -63,7 +65,7 @@ def users(devices: Sequence[str]) -> list[str]:
 
 def conversations(users: Sequence[str]) -> list[str]:
     """Direct ones of all pairs, and each user's own."""
-    return [*(f"d:{one}:{other}" for one, other in combinations(users, 2)), *(f"u:{it}" for it in users)]
+    return [*(f"d:{one}:{other}" for one, other in combinations(users, 2)), *(f"u:{user}" for user in users)]
 
 
 async def run(plan: Plan, directory: Path) -> Outcome:
@@ -133,9 +135,9 @@ class Run:
     async def _begin(self) -> None:
         for number, name in enumerate(self._plan.shape.devices):
             await self._stack.add_device(self._device(name, number))
-        await gather(*(it.start(START_SECONDS) for it in self._stack.devices.values()))
+        await gather(*(device.start(START_SECONDS) for device in self._stack.devices.values()))
         await eventually(
-            lambda: all(it.progress.accepted >= CALM_MESSAGES for it in self._stack.devices.values()),
+            lambda: all(device.progress.accepted >= CALM_MESSAGES for device in self._stack.devices.values()),
             within=START_SECONDS,
             what=f"each device having had {CALM_MESSAGES} messages accepted",
         )
@@ -145,7 +147,11 @@ class Run:
         shape = self._plan.shape
         plain = name in shape.plain
         directory = self._stack.directory if number else self._stack.device_disk.directory
-        talks = [it for it in conversations(users(shape.devices)) if user in it.split(":")[1:]]
+        talks = [
+            conversation
+            for conversation in conversations(users(shape.devices))
+            if user in conversation.split(":")[1:]
+        ]
         return DevicePlan(
             user=user,
             device=own,
@@ -168,8 +174,12 @@ class Run:
     async def _round(self, number: int, round_: Round) -> None:
         if round_.keep:
             await self._stack.keep()
-        log.info("round %d: %s", number, ", ".join(f"{it.kind} ({it.target})" for it in round_.faults))
-        faults = [KINDS[it.kind](self._stack, it.kind, it.target, self._chance) for it in round_.faults]
+        log.info(
+            "round %d: %s", number, ", ".join(f"{fault.kind} ({fault.target})" for fault in round_.faults)
+        )
+        faults = [
+            KINDS[fault.kind](self._stack, fault.kind, fault.target, self._chance) for fault in round_.faults
+        ]
         await asyncio.gather(*(map(self._fire, faults, round_.faults)))
         await asyncio.sleep(round_.hold)
         since = now()
@@ -191,8 +201,8 @@ class Run:
             self._write(fault.kind, fault.target, "fired", seen, forgets=fault.kind in fault.forgets)
 
     async def _heal(self, faults: Sequence[Fault]) -> None:
-        for rank in sorted({it.rank for it in faults}):
-            await asyncio.gather(*(self._heal_one(it) for it in faults if it.rank == rank))
+        for rank in sorted({fault.rank for fault in faults}):
+            await asyncio.gather(*(self._heal_one(fault) for fault in faults if fault.rank == rank))
 
     async def _heal_one(self, fault: Fault) -> None:
         try:
@@ -226,22 +236,22 @@ class Run:
             self._fail(f"round {number}", error)
             return
         seconds = round(now() - since, 2)
-        self._recoveries.append(Recovery(sorted({it.kind for it in round_.faults}), seconds))
-        for it in round_.faults:
-            self._write(it.kind, it.target, "recovered", f"{seconds}")
+        self._recoveries.append(Recovery(sorted({fault.kind for fault in round_.faults}), seconds))
+        for fault in round_.faults:
+            self._write(fault.kind, fault.target, "recovered", f"{seconds}")
         log.info("round %d: recovered after %.1f s", number, seconds)
 
     def _waiting(self, since: float) -> list[str]:
-        return [name for name, it in self._stack.devices.items() if it.progress.newest <= since]
+        return [name for name, device in self._stack.devices.items() if device.progress.newest <= since]
 
     def _is_well(self) -> bool:
         """Raises `Failed` for a part that has ended by itself."""
         for worker in self._stack.workers.values():
             if worker.wanted and worker.pid is None:
                 raise Failed(f"{worker.name} ended by itself: {worker.last_words}")
-        for name, it in self._stack.devices.items():
-            if it.pid is None:
-                raise Failed(f"{name} ended by itself, with {it.ended}")
+        for name, device in self._stack.devices.items():
+            if device.pid is None:
+                raise Failed(f"{name} ended by itself, with {device.ended}")
         return True
 
     # --- the end
@@ -251,18 +261,18 @@ class Run:
         stack = self._stack
         # Asked twice: who has come to rest first may lack what another one sent thereafter.
         rested = (
-            await self._each("pausing", lambda it: it.command("pause", FINISH_SECONDS))
-            and await self._each("coming to rest", lambda it: it.settle(SETTLE_SECONDS))
-            and await self._each("coming to rest", lambda it: it.settle(SETTLE_SECONDS))
+            await self._each("pausing", lambda device: device.command("pause", FINISH_SECONDS))
+            and await self._each("coming to rest", lambda device: device.settle(SETTLE_SECONDS))
+            and await self._each("coming to rest", lambda device: device.settle(SETTLE_SECONDS))
         )
         if not rested:
             self._failures.append("not all devices came to rest: what is said to be lost may be under way")
-        await self._each("finishing", lambda it: it.finish(FINISH_SECONDS))
-        for it in stack.devices.values():
-            await it.kill()
+        await self._each("finishing", lambda device: device.finish(FINISH_SECONDS))
+        for device in stack.devices.values():
+            await device.kill()
         try:
             await gather(*map(self._fresh, stack.devices.values()))
-            await gather(*(left(stack, it) for it in stack.regulars))
+            await gather(*(left(stack, worker) for worker in stack.regulars))
             for line in await stored(stack.store, stack.epoch):
                 stack.history.write(line)
         except TROUBLE as error:
@@ -273,12 +283,12 @@ class Run:
         """Asks every device the same; whether all of them have done it."""
         devices = list(self._stack.devices.values())
         done = await asyncio.gather(*map(ask, devices), return_exceptions=True)
-        for it, result in zip(devices, done, strict=True):
+        for device, result in zip(devices, done, strict=True):
             if isinstance(result, TROUBLE):
-                self._fail(f"{it.name}, {what}", result)
+                self._fail(f"{device.name}, {what}", result)
             elif isinstance(result, BaseException):
                 raise result
-        return not any(isinstance(it, BaseException) for it in done)
+        return not any(isinstance(task, BaseException) for task in done)
 
     async def _fresh(self, device: DeviceProcess) -> None:
         await fresh(device.plan, broker=f"127.0.0.1:{self._stack.broker.port}")

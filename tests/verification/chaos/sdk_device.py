@@ -173,7 +173,7 @@ class SdkDevice:
     def _await_answer(self, message: Message) -> "asyncio.Future[Accepted]":
         self._open[message.name] = message
         answer = self._client._sender.wait(Key(message.conversation, message.name))
-        answer.add_done_callback(lambda it: self._answered(message, it))
+        answer.add_done_callback(lambda done: self._answered(message, done))
         return answer
 
     def _answered(self, message: Message, answer: "asyncio.Future[Accepted]") -> None:
@@ -265,7 +265,7 @@ class SdkDevice:
         assert events is not None
         while True:
             await self._client.caught_up()
-            behind = len(catchup._wanted) or any(it.is_behind for it in self._client._replica.logs.values())
+            behind = len(catchup._wanted) or any(log.is_behind for log in self._client._replica.logs.values())
             unseen = events._read_to < feed.ordinal or events._ahead or events._unfinished
             if self._walks.whole_to >= since and not (behind or unseen or self._remarked):
                 self._console.done("settle")

@@ -1,4 +1,4 @@
-"""Short runs on both stacks, and a harness that does not believe a run in which nothing happened."""
+"""Short runs on both stacks; a run without an effective fault is invalid."""
 
 import io
 import json
@@ -41,7 +41,11 @@ def planned(stack: str, *rounds: Faults, keep: bool = True) -> Plan:
         7,
         there,
         tuple(
-            Round(tuple(Planned(*it, 0.1 * place) for place, it in enumerate(them)), 0.7, keep and not number)
+            Round(
+                tuple(Planned(*fault, 0.1 * place) for place, fault in enumerate(them)),
+                0.7,
+                keep and not number,
+            )
             for number, them in enumerate(rounds)
         ),
     )
@@ -56,7 +60,7 @@ def printed(*outcomes: Outcome) -> str:
 
 def row(text: str, name: str) -> list[str]:
     """The cells of a table's row."""
-    line = next(it for it in text.splitlines() if it.startswith(f"│ {name} "))
+    line = next(line for line in text.splitlines() if line.startswith(f"│ {name} "))
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
@@ -69,7 +73,7 @@ def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
 def rounds(stack: str, few: Sequence[int]) -> list[ParameterSet]:
     """Some of a stack's rounds, and for `make verify` all of them."""
     return [
-        pytest.param([ROUNDS[stack][it] for it in few], id=f"{len(few)} rounds"),
+        pytest.param([ROUNDS[stack][number] for number in few], id=f"{len(few)} rounds"),
         pytest.param(ROUNDS[stack], id="all rounds", marks=pytest.mark.verify),
     ]
 
@@ -114,7 +118,7 @@ async def test_nothing_is_lost_on_mongodb_redis_and_several_workers(
 
 
 @pytest.mark.verify
-async def test_a_run_whose_fault_did_not_fire_is_invalid(tmp_path: Path) -> None:
+async def test_a_run_with_a_fault_that_had_no_effect_is_invalid(tmp_path: Path) -> None:
     # There is no old state that the broker could come back with.
     outcome = await run(planned("sqlite", (("old broker", "broker"),), keep=False), tmp_path)
     assert not outcome.findings
@@ -170,7 +174,7 @@ def test_a_run_that_proves_nothing_is_invalid(missing: Outcome) -> None:
     assert row(printed(missing), "sqlite")[-1] == "invalid"
 
 
-def test_a_part_that_ended_by_itself_fails_a_run_though_its_history_is_clean() -> None:
+def test_a_part_that_ended_by_itself_fails_a_run_with_a_clean_history() -> None:
     ended = replace(GOOD, failures=["worker-1 ended by itself"])
     assert not ended.ok
     assert "worker-1 ended by itself" in printed(ended)

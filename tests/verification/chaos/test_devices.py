@@ -1,4 +1,4 @@
-"""Real devices on a real broker and server: what they write down is whole, and says what happened."""
+"""Real devices on a real broker and server: their histories are complete and correct."""
 
 import asyncio
 import shutil
@@ -53,8 +53,8 @@ async def device(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Make]:
         return made[-1]
 
     yield make
-    for it in made:
-        await it.kill()
+    for each in made:
+        await each.kill()
 
 
 def lines_of(device: DeviceProcess) -> list[Line]:
@@ -66,14 +66,14 @@ async def all_accepted(device: DeviceProcess, more: int) -> None:
     await eventually(lambda: device.progress.accepted >= wanted, what=f"answers to {device}")
 
 
-async def test_what_devices_write_down_is_what_is_stored(
+async def test_the_histories_of_devices_match_the_store(
     server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
 ) -> None:
     phone, laptop = device("alice@phone"), device("alice@laptop", format="json")
     other = device("bob@phone", kind="plain")
     devices = [phone, laptop, other]
-    await asyncio.gather(*(it.start() for it in devices))
-    await asyncio.gather(*(all_accepted(it, 20) for it in devices))
+    await asyncio.gather(*(device.start() for device in devices))
+    await asyncio.gather(*(all_accepted(device, 20) for device in devices))
     await phone.kill()
     assert phone.pid is None
     await all_accepted(laptop, 20)
@@ -91,10 +91,10 @@ async def test_what_devices_write_down_is_what_is_stored(
     assert verdict.accepted > verdict.stored - 5
     assert verdict.stored >= 100
     # There was something to be judged.
-    assert {it.conversation for it in lines if isinstance(it, Stored)} == {TALK, "u:alice", "u:bob"}
+    assert {line.conversation for line in lines if isinstance(line, Stored)} == {TALK, "u:alice", "u:bob"}
     assert len([line for line in lines_of(phone) if isinstance(line, Start)]) == 2
     assert {line.process for line in lines if isinstance(line, Seen)} == {"alice@phone", "alice@laptop"}
-    marked = {(it.conversation, it.user) for it in lines if isinstance(it, Marked) and it.read}
+    marked = {(line.conversation, line.user) for line in lines if isinstance(line, Marked) and line.read}
     assert marked >= {(TALK, "alice"), (TALK, "bob"), ("u:alice", "alice")}
     assert len([line for line in lines if isinstance(line, Held) and line.fresh]) == 6
 
@@ -103,14 +103,16 @@ async def ended(
     devices: list[DeviceProcess], broker: Mosquitto, server: ServerProcess, epoch: int = 0
 ) -> list[Line]:
     """All that was written, by the devices and at the end."""
-    for it in devices:
-        await it.command("pause", WITHIN)
+    for device in devices:
+        await device.command("pause", WITHIN)
     await settle(devices, WITHIN)
-    assert all([(await it.finish(WITHIN)).count == 2 for it in devices])
-    for it in devices:
-        await it.kill()
-        assert await fresh(it.plan, broker=f"{broker.host}:{broker.port}") == 2
-    histories = [path for it in devices for path in (Path(it.plan.history), fresh_history(it.plan))]
+    assert all([(await device.finish(WITHIN)).count == 2 for device in devices])
+    for device in devices:
+        await device.kill()
+        assert await fresh(device.plan, broker=f"{broker.host}:{broker.port}") == 2
+    histories = [
+        path for device in devices for path in (Path(device.plan.history), fresh_history(device.plan))
+    ]
     return [*merge(histories), *await stored(f"sqlite:///{server.store}", epoch)]
 
 
@@ -129,7 +131,7 @@ def repeated_in_one_life(lines: list[Line]) -> list[Row]:
     return repeated
 
 
-async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
+async def test_messages_in_the_outbox_at_a_kill_are_accepted_after_the_restart(
     server: ServerProcess, device: Make
 ) -> None:
     phone = device("alice@phone", rate=50.0)
@@ -155,7 +157,7 @@ async def test_what_was_in_the_outbox_at_a_kill_is_accepted_in_the_next_life(
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.verify)])
-async def test_a_device_that_is_killed_again_and_again_sees_everything_once(
+async def test_a_device_that_is_killed_repeatedly_sees_each_event_once(
     server: ServerProcess, device: Make, kills: int
 ) -> None:
     phone, laptop = device("alice@phone", rate=50.0), device("alice@laptop", rate=50.0)
@@ -164,19 +166,22 @@ async def test_a_device_that_is_killed_again_and_again_sees_everything_once(
         await all_accepted(laptop, 20 + number)
         await phone.kill()
         await phone.start()
-    for it in (phone, laptop):
-        await it.command("pause", WITHIN)
+    for each in (phone, laptop):
+        await each.command("pause", WITHIN)
     await settle([phone, laptop], WITHIN)
-    for it in (phone, laptop):
-        await it.finish(WITHIN)
-    seen = {it.name: [line.row for line in lines_of(it) if isinstance(line, Seen)] for it in (phone, laptop)}
+    for each in (phone, laptop):
+        await each.finish(WITHIN)
+    seen = {
+        device.name: [line.row for line in lines_of(device) if isinstance(line, Seen)]
+        for device in (phone, laptop)
+    }
     assert repeated_in_one_life(lines_of(phone)) == []
     assert set(seen["alice@phone"]) == set(seen["alice@laptop"])
     names = [line.name for line in lines_of(phone) if isinstance(line, Invoke)]
     assert len(names) == len(set(names))
 
 
-async def test_a_paused_device_goes_on_where_it_was(server: ServerProcess, device: Make) -> None:
+async def test_a_paused_device_continues_where_it_was(server: ServerProcess, device: Make) -> None:
     phone = device("alice@phone")
     await phone.start()
     await all_accepted(phone, 5)
@@ -194,13 +199,15 @@ async def test_a_paused_device_goes_on_where_it_was(server: ServerProcess, devic
         await phone.command("go", WITHIN)
 
 
-async def test_a_device_that_fails_says_why(server: ServerProcess, device: Make, tmp_path: Path) -> None:
+async def test_a_device_that_fails_reports_the_reason(
+    server: ServerProcess, device: Make, tmp_path: Path
+) -> None:
     phone = device("alice@phone", store=str(tmp_path / "nowhere" / "phone.db"))
     with pytest.raises(DeviceEnded, match="cannot be created"):
         await phone.start()
 
 
-async def test_a_plain_device_gives_up_what_it_does_not_send_again(
+async def test_a_plain_device_that_never_resends_gives_up_unanswered_messages(
     server: ServerProcess, broker: Mosquitto, device: Make
 ) -> None:
     once = device("alice@plain", kind="plain", resend=0.0, patience=0.5)
@@ -216,7 +223,7 @@ async def test_a_plain_device_gives_up_what_it_does_not_send_again(
 
 
 @pytest.mark.verify
-async def test_devices_that_meet_a_restored_store_say_that_they_began_anew(
+async def test_devices_record_that_they_restarted_a_log_after_a_restore(
     server: ServerProcess, broker: Mosquitto, device: Make, tmp_path: Path
 ) -> None:
     phone, laptop = device("alice@phone"), device("alice@laptop")
@@ -224,25 +231,27 @@ async def test_devices_that_meet_a_restored_store_say_that_they_began_anew(
     devices = [phone, laptop, other]
     url = f"sqlite:///{server.store}"
     backup = tmp_path / "backup.db"
-    await asyncio.gather(*(it.start() for it in devices))
-    await asyncio.gather(*(all_accepted(it, 20) for it in devices))
+    await asyncio.gather(*(device.start() for device in devices))
+    await asyncio.gather(*(all_accepted(device, 20) for device in devices))
     await server.stop()
     shutil.copy(server.store, backup)
     await server.start()
-    await asyncio.gather(*(all_accepted(it, 20) for it in devices))
+    await asyncio.gather(*(all_accepted(device, 20) for device in devices))
     await server.stop()
     await laptop.kill()
     between: list[Line] = [*await stored(url, 0)]
     shutil.copy(backup, server.store)
-    heads = {it.conversation: len(it.rows) for it in await stored(url, 1)}
+    heads = {log.conversation: len(log.rows) for log in await stored(url, 1)}
     between.append(Restored("harness", now(), 0, heads))
     await server.start()
     await laptop.start()
-    await asyncio.gather(*(all_accepted(it, 20) for it in devices))
+    await asyncio.gather(*(all_accepted(device, 20) for device in devices))
     assert await other.replay(50) == 50
     await all_accepted(phone, 20)
-    lines = sorted([*await ended(devices, broker, server, 1), *between], key=lambda it: it.at)
+    lines = sorted([*await ended(devices, broker, server, 1), *between], key=lambda line: line.at)
     verdict = check(lines)
     assert verdict.findings == []
-    begun = {(it.process, it.conversation) for it in lines if isinstance(it, Begun)}
-    assert begun == {(it, talk) for it in ("alice@phone", "alice@laptop") for talk in (TALK, "u:alice")}
+    begun = {(line.process, line.conversation) for line in lines if isinstance(line, Begun)}
+    assert begun == {
+        (device, talk) for device in ("alice@phone", "alice@laptop") for talk in (TALK, "u:alice")
+    }

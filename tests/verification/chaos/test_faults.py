@@ -1,4 +1,4 @@
-"""Faults fire and prove it, or say that they have not; and what is fired when is a matter of the seed."""
+"""Each fault proves its effect or reports that it had none, and the seed decides the plan."""
 
 import errno
 import os
@@ -34,25 +34,25 @@ SESSION = SHAPES["sqlite"].sessions[0]
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_kind_that_applies_is_planned(name: str) -> None:
+def test_every_applicable_kind_of_fault_is_planned(name: str) -> None:
     there = SHAPES[name]
     kinds = {kind for kind in KINDS if KINDS[kind].targets(kind, there)}
     for seed in range(30):
         assert plan(seed, there, 8).kinds == kinds
 
 
-def test_both_stacks_together_have_every_kind() -> None:
+def test_the_two_stacks_together_cover_every_kind_of_fault() -> None:
     assert plan(1, SHAPES["sqlite"], 8).kinds | plan(1, SHAPES["scale"], 8).kinds == set(KINDS)
 
 
-def test_a_seed_is_a_plan() -> None:
+def test_the_same_seed_gives_the_same_plan() -> None:
     there = SHAPES["scale"]
     assert plan(7, there, 20) == plan(7, there, 20)
     assert plan(7, there, 20) != plan(8, there, 20)
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_faults_are_combined_and_none_is_at_what_another_needs(name: str) -> None:
+def test_combined_faults_do_not_affect_a_part_that_another_needs(name: str) -> None:
     there = SHAPES[name]
     pairs = set()
     for seed in range(30):
@@ -73,14 +73,14 @@ def test_faults_are_combined_and_none_is_at_what_another_needs(name: str) -> Non
         (("full queues", "broker"), ("kill device", "alice@plain")),
     ],
 )
-def test_who_would_keep_each_other_from_firing_is_not_combined(
+def test_faults_that_would_prevent_each_others_effect_are_not_combined(
     first: tuple[str, str], second: tuple[str, str]
 ) -> None:
     assert not fits([first], *second, SHAPES["scale"])
     assert not fits([second], *first, SHAPES["scale"])
 
 
-def test_what_cannot_be_tried_on_this_machine_is_said_to_be_left_out() -> None:
+def test_faults_that_this_machine_cannot_inject_are_reported_as_omitted() -> None:
     assert plan(1, SHAPES["sqlite without disks"], 5).left_out == ("full disk", "full device disk")
     assert plan(1, SHAPES["sqlite"], 5).left_out == ()
 
@@ -98,7 +98,9 @@ def fault(stack: Stack, kind: str, target: str) -> Fault:
     return KINDS[kind](stack, kind, target, Random(1))
 
 
-async def test_what_cannot_happen_has_not_fired(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_that_cannot_happen_has_no_effect(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(faults, "SHOWS_SECONDS", 0.5)
     await fault(stack, "kill worker", "worker-1").fire()
     for kind, target in (
@@ -132,7 +134,7 @@ async def test_parts_are_killed_paused_and_healed(stack: Stack) -> None:
         assert not is_paused(pid)
 
 
-async def test_a_worker_goes_by_the_clock_that_it_is_given(stack: Stack) -> None:
+async def test_a_worker_uses_the_clock_that_it_is_given(stack: Stack) -> None:
     worker = stack.workers["worker-1"]
     for kind in ("clock ahead", "clock behind", "clock hour behind", "clock hour ahead"):
         step = fault(stack, kind, "worker-1")
@@ -142,7 +144,7 @@ async def test_a_worker_goes_by_the_clock_that_it_is_given(stack: Stack) -> None
         assert worker.clock.offset == 0
 
 
-def test_a_clock_is_as_far_off_as_it_is_told(tmp_path: Path) -> None:
+def test_a_clock_has_the_offset_that_was_set(tmp_path: Path) -> None:
     here, there = Clock(tmp_path / "clock"), Clock(tmp_path / "clock")
     here.step(-3_600_000)
     assert here.seen == 0
@@ -166,7 +168,7 @@ def is_back(stack: Stack, client: str, rival: Rival) -> bool:
     return stack.broker.last_port(client) not in rival.ports
 
 
-async def test_a_broker_comes_back_with_nothing_or_with_what_it_had_long_ago(stack: Stack) -> None:
+async def test_a_broker_restarts_with_no_state_or_with_an_old_state(stack: Stack) -> None:
     await stack.keep()
     assert stack.broker_copy is not None
     wiped = fault(stack, "wipe broker", "broker")

@@ -1,4 +1,4 @@
-"""Each fault of a way does to connections what it says, and counts what it did."""
+"""Each fault of a proxied connection has its effect, and counts it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -122,7 +122,7 @@ def meet(listener: Listener, call: Callable[[], Awaitable[Peer]]) -> Meet:
     return meet
 
 
-async def test_everything_passes_as_it_came(way: Way, meet: Meet) -> None:
+async def test_bytes_pass_unchanged(way: Way, meet: Meet) -> None:
     near, far = await meet()
     data = bytes(range(256)) * 40_000
     near.writer.write(data)
@@ -135,7 +135,7 @@ async def test_everything_passes_as_it_came(way: Way, meet: Meet) -> None:
     assert way.mend() is None
 
 
-async def test_who_does_not_read_is_waited_for(way: Way, meet: Meet) -> None:
+async def test_a_peer_that_does_not_read_stops_the_sender(way: Way, meet: Meet) -> None:
     near, far = await meet()
     data = bytes(64 * 1024 * 1024)
     near.writer.write(data)
@@ -144,7 +144,7 @@ async def test_who_does_not_read_is_waited_for(way: Way, meet: Meet) -> None:
     assert await far.hears(data)
 
 
-async def test_a_cut_resets_and_refuses_until_it_is_mended(
+async def test_a_cut_resets_and_refuses_connections_until_it_is_repaired(
     way: Way, meet: Meet, call: Callable[[], Awaitable[Peer]]
 ) -> None:
     ends = [await meet() for _ in range(3)]
@@ -158,12 +158,12 @@ async def test_a_cut_resets_and_refuses_until_it_is_mended(
     assert hit.connections == 4
 
 
-async def test_a_cut_with_nobody_there_has_done_nothing(way: Way) -> None:
+async def test_a_cut_without_a_connection_has_no_effect(way: Way) -> None:
     assert not way.cut()
     assert not way.drop()
 
 
-async def test_a_drop_resets_what_is_there_and_lets_in_what_comes(way: Way, meet: Meet) -> None:
+async def test_a_drop_resets_open_connections_and_admits_new_ones(way: Way, meet: Meet) -> None:
     near, far = await meet()
     hit = way.drop()
     assert hit.connections == 1
@@ -173,7 +173,7 @@ async def test_a_drop_resets_what_is_there_and_lets_in_what_comes(way: Way, meet
     assert hit.connections == 1
 
 
-async def test_a_slow_way_delays_every_byte(way: Way, meet: Meet) -> None:
+async def test_a_slowed_proxy_delays_every_byte(way: Way, meet: Meet) -> None:
     near, far = await meet()
     hit = way.slow(0.15)
     assert not hit
@@ -193,7 +193,7 @@ async def test_a_slow_way_delays_every_byte(way: Way, meet: Meet) -> None:
     assert hit.bytes == 14
 
 
-async def test_a_slow_way_has_a_rate_each_way(way: Way, meet: Meet) -> None:
+async def test_a_slowed_proxy_limits_the_rate_in_each_direction(way: Way, meet: Meet) -> None:
     near, far = await meet()
     hit = way.slow(0.0, 200_000)
     data = bytes(range(250)) * 400
@@ -208,7 +208,9 @@ async def test_a_slow_way_has_a_rate_each_way(way: Way, meet: Meet) -> None:
     assert hit.bytes == 200_000
 
 
-async def test_what_a_slow_way_has_kept_back_passes_at_once_when_it_is_mended(way: Way, meet: Meet) -> None:
+async def test_bytes_held_back_by_a_slowed_proxy_pass_at_once_when_it_is_repaired(
+    way: Way, meet: Meet
+) -> None:
     near, far = await meet()
     way.slow(60.0, 1_000)
     near.writer.write(b"x" * 100_000)
@@ -232,7 +234,7 @@ async def test_a_stall_keeps_connections_open_and_silent(
     late = await call()
     late.writer.write(b"late")
     late_far = await listener.next()
-    assert all(await asyncio.gather(*(it.hears_nothing() for it in (far, left, late_far))))
+    assert all(await asyncio.gather(*(end.hears_nothing() for end in (far, left, late_far))))
     assert (hit.connections, hit.bytes) == (2, 12)
     way.mend()
     assert await far.hears(b"question")
@@ -243,7 +245,7 @@ async def test_a_stall_keeps_connections_open_and_silent(
     assert hit.bytes == 12
 
 
-async def test_a_stall_takes_only_so_many_bytes(way: Way, meet: Meet) -> None:
+async def test_a_stall_buffers_a_limited_number_of_bytes(way: Way, meet: Meet) -> None:
     near, far = await meet()
     hit = way.stall()
     data = bytes(64 * 1024 * 1024)
@@ -255,7 +257,7 @@ async def test_a_stall_takes_only_so_many_bytes(way: Way, meet: Meet) -> None:
     assert await far.hears(data)
 
 
-async def test_a_swallowed_answer_leaves_the_question_done(way: Way, meet: Meet) -> None:
+async def test_a_request_is_carried_out_although_its_answer_is_dropped(way: Way, meet: Meet) -> None:
     near, far = await meet()
     silent, silent_far = await meet()
     hit = way.swallow()
@@ -275,7 +277,7 @@ async def test_a_swallowed_answer_leaves_the_question_done(way: Way, meet: Meet)
     assert hit.connections == 1
 
 
-async def test_what_was_swallowed_is_not_followed_by_what_was_not(way: Way, meet: Meet) -> None:
+async def test_no_bytes_follow_a_dropped_answer(way: Way, meet: Meet) -> None:
     near, far = await meet()
     hit = way.swallow()
     far.writer.write(b"first")
@@ -285,7 +287,7 @@ async def test_what_was_swallowed_is_not_followed_by_what_was_not(way: Way, meet
     assert await near.is_reset()
 
 
-async def test_new_connections_go_where_it_leads_now(way: Way, meet: Meet) -> None:
+async def test_new_connections_go_to_the_current_target(way: Way, meet: Meet) -> None:
     near, far = await meet()
     async with Listener() as other:
         way.to = other.port
@@ -298,7 +300,7 @@ async def test_new_connections_go_where_it_leads_now(way: Way, meet: Meet) -> No
         late.writer.close()
 
 
-async def test_a_way_to_nowhere_resets(
+async def test_a_proxy_without_a_target_resets_connections(
     way: Way, listener: Listener, call: Callable[[], Awaitable[Peer]]
 ) -> None:
     async with Listener() as other:
@@ -306,9 +308,7 @@ async def test_a_way_to_nowhere_resets(
     assert await (await call()).is_reset()
 
 
-async def test_a_message_of_which_the_answer_is_swallowed_is_stored(
-    server: ServerProcess, broker: Mosquitto
-) -> None:
+async def test_a_message_whose_answer_is_dropped_is_stored(server: ServerProcess, broker: Mosquitto) -> None:
     async with Way(broker.port, "device to broker") as way, RawDevice(broker, "bob@phone") as bob:
         await bob.hello()
         alice = RawDevice(broker, "alice@phone")

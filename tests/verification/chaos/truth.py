@@ -1,4 +1,4 @@
-"""What the store really has, read past everything that serves it."""
+"""The contents of the store, read without a server in between."""
 
 from imqtt.stores import attach_store
 from imqtt.stores.base import Record
@@ -22,7 +22,7 @@ async def stored(store_url: str, epoch: int) -> list[Stored]:
         async for names in pages(store):
             marks = await store.marks(names)
             for name in names:
-                registers = tuple((it.user, it.delivered, it.read) for it in marks.get(name, ()))
+                registers = tuple((mark.user, mark.delivered, mark.read) for mark in marks.get(name, ()))
                 found.append(Stored(PROCESS, now(), epoch, name, await _rows(reading, name), registers))
         return found
     finally:

@@ -1,4 +1,4 @@
-"""What a network does to the connections between two parts."""
+"""Network faults on the connections between two parts."""
 
 from collections.abc import Collection
 
@@ -20,7 +20,7 @@ class Wire(Fault):
         near, far = kind.split()[1].split("-")
         if shape.stack != "scale" and far in ("store", "redis"):
             return ()
-        return [f"{it}>{far}" for it in (shape.workers if near == "worker" else shape.devices)]
+        return [f"{part}>{far}" for part in (shape.workers if near == "worker" else shape.devices)]
 
     @classmethod
     def breaks(cls, kind: str, target: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Judges a history: what was promised, and was not kept.
+"""Judges a history: finds the promises that were broken.
 
 It knows the lines of `history` and nothing of imqtt: a checker that asked the code under test what is right
 would find that it is right. Truth is what the store had when each epoch ended. Everything else that
@@ -231,7 +231,9 @@ class _Run:
         self._readers[type(line)](line)
 
     def verdict(self) -> Verdict:
-        epochs = 1 + max([self._epoch, *(it for log in self._conversations.values() for it in log.truths)])
+        epochs = 1 + max(
+            [self._epoch, *(truth for log in self._conversations.values() for truth in log.truths)]
+        )
         if epochs > 1 + len(self._restores):
             raise ValueError(f"epoch {self._epoch} ended, but no line says which backup was restored")
         tellers: dict[str, set[tuple[str, bool]]] = {}
@@ -243,16 +245,18 @@ class _Run:
         unseen: set[str] = set()
         for name in sorted(self._conversations):
             log = self._conversations.pop(name)
-            case = _Case(log, [_Cut.by(it, name) for it in self._restores], forgets=self._forgets)
-            case.judge([it for user in log.members for it in tellers.get(user, ())])
+            case = _Case(log, [_Cut.by(restore, name) for restore in self._restores], forgets=self._forgets)
+            case.judge([teller for user in log.members for teller in tellers.get(user, ())])
             self._findings |= case.findings
             if case.differs:
                 differing.add(name)
             sent += len(case.messages)
-            accepted += sum(any(it.answers for it in sents) for sents in case.messages.values())
+            accepted += sum(any(sent.answers for sent in sents) for sents in case.messages.values())
             stored += len(case.end)
             if case.end:
-                unseen.update(it for it in log.members if not any(f for _, f in tellers.get(it, ())))
+                unseen.update(
+                    member for member in log.members if not any(f for _, f in tellers.get(member, ()))
+                )
         return Verdict(sent, accepted, stored, list(self._findings), frozenset(differing), frozenset(unseen))
 
     # --- lines
@@ -341,7 +345,7 @@ class _Run:
     def _was_cut(self, conversation: str, showing: _Showing) -> bool:
         """Whether a restore has taken away some of what was shown, since it was."""
         last = showing.rows[-1].seq if showing.rows else 0
-        cuts = [_Cut.by(it, conversation) for it in self._restores[showing.epoch :]]
+        cuts = [_Cut.by(restore, conversation) for restore in self._restores[showing.epoch :]]
         return any(cut.seq < last or cut.epoch < number for number, cut in enumerate(cuts, showing.epoch))
 
     def _begun(self, line: Begun) -> None:
@@ -349,7 +353,7 @@ class _Run:
         log = self._conversation(line.conversation)
         log.seen.setdefault(line.process, []).append(_Showing(process.life, self._epoch))
         log.begun.append((line.process, self._epoch))
-        for key in [it for it in log.marked if it[0] == line.process]:
+        for key in [mark_key for mark_key in log.marked if mark_key[0] == line.process]:
             del log.marked[key]
 
     def _marked(self, line: Marked) -> None:
@@ -564,14 +568,16 @@ class _Case:
             for name, sent in names.items():
                 places = self._places.get((user, name), [])
                 for seq, id in sent.answers:
-                    if not any(it.seq == seq and it.id == id and it.value in sent.values for it in places):
+                    if not any(
+                        place.seq == seq and place.id == id and place.value in sent.values for place in places
+                    ):
                         self._judge_false_answer(process, name, seq, id, sent)
                 for code, values in sent.refusals:
                     self._judge_refusal(process, name, code, values, places)
                 if sent.taken and not sent.answers and not sent.refusals:
                     self._judge_taken(process, name, sent, places)
         for (user, name), sents in self.messages.items():
-            if len(answers := list(dict.fromkeys(it for sent in sents for it in sent.answers))) > 1:
+            if len(answers := list(dict.fromkeys(answer for sent in sents for answer in sent.answers))) > 1:
                 self._judge_changed(user, name, answers)
 
     def _judge_false_answer(self, process: str, name: str, seq: int, id: int, sent: _Sent) -> None:
@@ -580,7 +586,9 @@ class _Case:
         told = f"{process} was told that {name!r} is at seq {seq} (id {id})"
         if there is not None:
             self._find(Kind.REWRITTEN, f"{told}, and the store has {_at(there)}")
-        elsewhere = [it for it in self._places.get((_user(process), name), []) if it.value in sent.values]
+        elsewhere = [
+            place for place in self._places.get((_user(process), name), []) if place.value in sent.values
+        ]
         if not elsewhere:
             self._find(Kind.LOST, f"{told}, and no store has {sent.values[-1]!r} anywhere")
         elif there is None:
@@ -591,8 +599,8 @@ class _Case:
         self, process: str, name: str, code: str, values: tuple[str, ...], places: Sequence[Row]
     ) -> None:
         """A refusal is of one of `values`. If there are several, nobody knows of which."""
-        stored = [it for it in places if values == (it.value,)]
-        if code == "conflict" and any(value != it.value for it in places for value in values):
+        stored = [place for place in places if values == (place.value,)]
+        if code == "conflict" and any(value != place.value for place in places for value in values):
             return  # the other value is stored, or was before a restore
         if stored:
             what = f"{process} was refused {name!r} ({code}), and the store has {_at(stored[0])}"
@@ -602,7 +610,7 @@ class _Case:
             self._find(Kind.PHANTOM, what)
 
     def _judge_taken(self, process: str, name: str, sent: _Sent, places: Sequence[Row]) -> None:
-        if any(it.value in sent.values for it in places):
+        if any(place.value in sent.values for place in places):
             return  # it was carried out, though a restore may have undone that
         if sent.kept:
             self._find(Kind.FORGOTTEN, f"{name!r} was in {process}'s outbox, and is in no store, nor refused")
@@ -646,7 +654,7 @@ class _Case:
             row = places.get((user, name))
             if row is None or row.value not in sent.values:
                 continue
-            if sum(row.value in it.values for it in self.messages[user, name]) > 1:
+            if sum(row.value in message.values for message in self.messages[user, name]) > 1:
                 continue  # another device of the user has sent it, too: whose order it is in, nobody knows
             moments.append((sent.first, False, row))
             if sent.ordered:
@@ -733,7 +741,7 @@ def _values(sents: Iterable[_Sent]) -> str:
 
 def _runs(seqs: Sequence[int]) -> Iterator[tuple[int, int]]:
     """The first and last of each run of numbers that follow each other."""
-    for _, run in groupby(enumerate(seqs), lambda it: it[1] - it[0]):
+    for _, run in groupby(enumerate(seqs), lambda numbered: numbered[1] - numbered[0]):
         numbers = [seq for _, seq in run]
         yield numbers[0], numbers[-1]
 

@@ -97,7 +97,9 @@ class Story:
         self.logs = {name: log[: heads.get(name, 0)] for name, log in self.logs.items()}
         for name, marks in self.marks.items():
             head = heads.get(name, 0)
-            self.marks[name] = {user: (min(it[0], head), min(it[1], head)) for user, it in marks.items()}
+            self.marks[name] = {
+                user: (min(mark[0], head), min(mark[1], head)) for user, mark in marks.items()
+            }
 
     def read_store(self) -> None:
         for name, log in self.logs.items():

@@ -38,7 +38,7 @@ def with_marks(story: Story, *marks: tuple[str, int, int]) -> Verdict:
 # --- nothing
 
 
-def test_a_run_in_which_everything_goes_well_has_no_findings_and_is_counted() -> None:
+def test_a_correct_run_has_no_findings_and_its_events_are_counted() -> None:
     story, rows = told(3)
     story.see(BOB, *rows)
     story.invoke(BOB, "unanswered")
@@ -53,7 +53,7 @@ def test_an_empty_history_has_no_findings() -> None:
     assert check([]).ok
 
 
-def test_a_user_of_whom_no_fresh_device_tells_is_named() -> None:
+def test_a_user_without_a_fresh_device_is_reported() -> None:
     story, rows = told(1)
     story.hold("alice@fresh", rows, fresh=True)
     story.hold("bob@phone", rows)
@@ -63,7 +63,7 @@ def test_a_user_of_whom_no_fresh_device_tells_is_named() -> None:
     assert verdict.unseen == {"bob"}
 
 
-def test_a_finding_names_enough_to_begin_looking() -> None:
+def test_a_finding_names_the_conversation_and_events_to_look_at() -> None:
     story, rows = told(2)
     story.ok(ALICE, rows[0]._replace(seq=9, id=4711))
     [one, other] = story.end().findings
@@ -74,31 +74,31 @@ def test_a_finding_names_enough_to_begin_looking() -> None:
 # --- lost
 
 
-def test_an_accepted_message_that_is_in_no_store_is_lost() -> None:
+def test_an_accepted_message_missing_from_the_store_is_lost() -> None:
     story, rows = told(3)
     assert kinds(check(in_the_end(story, rows[:2]))) == [Kind.LOST]
 
 
-def test_a_message_of_which_its_sender_does_not_know_may_be_in_no_store() -> None:
+def test_a_message_with_an_unknown_outcome_may_be_missing_from_the_store() -> None:
     story, _ = told(3)
     story.invoke(ALICE, "m4")
     story.info(ALICE, "m4")
     assert story.end().ok
 
 
-def test_an_accepted_message_that_a_restore_takes_away_is_excused() -> None:
+def test_an_accepted_message_that_a_restore_removes_is_not_lost() -> None:
     story, _ = told(3)
     story.restore({TALK: 2})
     assert story.end().ok
 
 
-def test_an_accepted_message_that_was_in_the_backup_is_lost_if_it_is_gone() -> None:
+def test_an_accepted_message_that_was_in_the_backup_and_is_missing_is_lost() -> None:
     story, rows = told(3)
     story.restore({TALK: 3})
     assert kinds(check(in_the_end(story, rows[:2]))) == [Kind.LOST]
 
 
-def test_so_is_one_that_nobody_was_told_is_accepted() -> None:
+def test_an_unanswered_message_that_was_in_the_backup_and_is_missing_is_lost() -> None:
     story, rows = told(2)
     story.invoke(ALICE, "m3")
     rows.append(story.store(ALICE, "m3"))
@@ -116,18 +116,18 @@ def restored_to_a_younger_backup_of_an_older_epoch() -> tuple[Story, list[Row]]:
     return story, rows
 
 
-def test_a_backup_of_a_log_that_a_restore_had_ended_brings_it_back() -> None:
+def test_a_backup_of_an_earlier_log_restores_that_log() -> None:
     story, rows = restored_to_a_younger_backup_of_an_older_epoch()
     story.see(BOB, *rows[:2])
     assert story.end().ok
 
 
-def test_and_with_it_all_that_it_had() -> None:
+def test_a_backup_of_an_earlier_log_restores_every_message_of_that_log() -> None:
     story, rows = restored_to_a_younger_backup_of_an_older_epoch()
     assert kinds(check(in_the_end(story, rows[:2]))) == [Kind.LOST]
 
 
-def test_each_restore_excuses_what_it_takes_away_and_no_more() -> None:
+def test_each_restore_excuses_only_the_messages_that_it_removes() -> None:
     story, _ = told(5)
     story.restore({TALK: 4})
     story.restore({TALK: 2})
@@ -139,7 +139,7 @@ def test_each_restore_excuses_what_it_takes_away_and_no_more() -> None:
     assert kinds(check(in_the_end(story, rows[:1]))) == [Kind.LOST]
 
 
-def test_a_backup_that_had_more_than_the_store_at_its_epochs_end_tells_of_a_loss() -> None:
+def test_a_message_of_a_backup_that_was_missing_at_the_end_of_its_epoch_is_lost() -> None:
     story, rows = told(2)
     story.logs[TALK] = rows[:1]
     story.restore({TALK: 2})
@@ -147,7 +147,7 @@ def test_a_backup_that_had_more_than_the_store_at_its_epochs_end_tells_of_a_loss
 
 
 @pytest.mark.parametrize(("device", "fresh"), [("bob@new", True), (BOB, False)])
-def test_what_a_member_s_device_lacks_at_the_end_is_lost_on_it(device: str, fresh: bool) -> None:
+def test_a_stored_message_missing_on_a_members_device_is_lost(device: str, fresh: bool) -> None:
     story, rows = told(4)
     story.hold(device, [*rows[:1], *rows[3:]], fresh=fresh)
     verdict = story.end()
@@ -157,13 +157,13 @@ def test_what_a_member_s_device_lacks_at_the_end_is_lost_on_it(device: str, fres
     assert verdict.differing == {TALK}
 
 
-def test_a_device_that_lacks_the_newest_message_has_lost_it() -> None:
+def test_the_newest_message_missing_on_a_device_is_lost() -> None:
     story, rows = told(4)
     story.hold(BOB, rows[:3])
     assert kinds(story.end()) == [Kind.LOST]
 
 
-def test_a_long_lived_device_may_begin_where_it_came_in_but_a_fresh_one_may_not() -> None:
+def test_only_a_long_lived_device_may_begin_in_the_middle_of_a_log() -> None:
     story, rows = told(4)
     story.hold(BOB, rows[2:], base=2)
     assert story.end().ok
@@ -173,7 +173,7 @@ def test_a_long_lived_device_may_begin_where_it_came_in_but_a_fresh_one_may_not(
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-def test_a_device_that_does_not_know_a_conversation_has_lost_it(fresh: bool) -> None:
+def test_a_conversation_unknown_to_a_members_device_is_lost(fresh: bool) -> None:
     story, _ = told(1)
     note = story.send(BOB, "note", "u:bob")
     story.hold("bob@new", [note], fresh=fresh, conversation="u:bob")
@@ -182,7 +182,7 @@ def test_a_device_that_does_not_know_a_conversation_has_lost_it(fresh: bool) -> 
     assert verdict.differing == {TALK}
 
 
-def test_a_device_need_not_know_what_is_empty_or_not_its_user_s() -> None:
+def test_a_device_may_lack_empty_conversations_and_those_of_other_users() -> None:
     story, rows = told(1)
     story.send(ALICE, "note", "u:alice")
     story.logs["d:bob:carol"] = []
@@ -200,7 +200,7 @@ def test_a_message_that_is_stored_twice_is_doubled() -> None:
     assert kinds(check(in_the_end(story, [*rows, again]))) == [Kind.DOUBLED] * 3
 
 
-def test_a_message_that_is_sent_often_and_stored_once_is_not() -> None:
+def test_a_message_that_is_sent_often_and_stored_once_is_not_doubled() -> None:
     story, rows = told(2)
     for row in rows * 2:
         story.invoke(ALICE, row.name)
@@ -208,7 +208,7 @@ def test_a_message_that_is_sent_often_and_stored_once_is_not() -> None:
     assert story.end().ok
 
 
-def test_one_text_under_two_names_is_doubled() -> None:
+def test_a_value_stored_under_two_client_msg_ids_is_doubled() -> None:
     story, rows = told(2)
     text = value_of(ALICE, "m1")
     story.invoke(ALICE, "other", value=text)
@@ -216,19 +216,19 @@ def test_one_text_under_two_names_is_doubled() -> None:
     assert set(kinds(check(in_the_end(story, [*rows, other])))) == {Kind.DOUBLED}
 
 
-def test_two_users_may_use_one_name() -> None:
+def test_two_users_may_use_the_same_client_msg_id() -> None:
     story, _ = told(2)
     story.send(BOB, "m1")
     assert story.end().ok
 
 
-def test_a_device_that_shows_a_message_twice_doubles_it() -> None:
+def test_a_message_shown_twice_by_a_device_is_doubled() -> None:
     story, rows = told(2)
     story.see(BOB, *rows, rows[1])
     assert kinds(story.end()) == [Kind.DOUBLED]
 
 
-def test_a_device_that_holds_a_message_twice_doubles_it() -> None:
+def test_a_message_held_twice_by_a_device_is_doubled() -> None:
     story, rows = told(2)
     story.hold(BOB, [*rows, rows[1]])
     verdict = story.end()
@@ -246,7 +246,7 @@ def test_a_device_that_was_killed_may_show_the_last_event_again() -> None:
     assert story.end().ok
 
 
-def test_but_only_once() -> None:
+def test_a_killed_device_may_show_the_last_event_only_once_more() -> None:
     story, rows = told(2)
     story.see(BOB, *rows)
     story.start(BOB)
@@ -254,7 +254,7 @@ def test_but_only_once() -> None:
     assert kinds(story.end()) == [Kind.DOUBLED]
 
 
-def test_and_not_the_one_before() -> None:
+def test_a_killed_device_may_not_show_the_event_before_the_last_again() -> None:
     story, rows = told(2)
     story.see(BOB, *rows)
     story.start(BOB)
@@ -262,7 +262,7 @@ def test_and_not_the_one_before() -> None:
     assert kinds(story.end()) == [Kind.DOUBLED, Kind.DISORDER]
 
 
-def test_and_not_the_last_event_of_each_conversation() -> None:
+def test_a_killed_device_may_not_show_the_last_event_of_each_conversation_again() -> None:
     story, rows = told(1)
     note = story.send(BOB, "note", "u:bob")
     story.see(BOB, *rows)
@@ -270,10 +270,10 @@ def test_and_not_the_last_event_of_each_conversation() -> None:
     story.start(BOB)
     story.see(BOB, note, conversation="u:bob")
     story.see(BOB, *rows)
-    assert [it.conversation for it in story.end().findings] == [TALK]
+    assert [finding.conversation for finding in story.end().findings] == [TALK]
 
 
-def test_and_not_after_it_has_shown_the_next() -> None:
+def test_a_killed_device_may_not_show_the_last_event_again_after_the_next() -> None:
     story, rows = told(2)
     story.see(BOB, rows[0])
     story.start(BOB)
@@ -281,7 +281,7 @@ def test_and_not_after_it_has_shown_the_next() -> None:
     assert kinds(story.end()) == [Kind.DOUBLED, Kind.DISORDER]
 
 
-def test_a_device_that_begins_anew_shows_what_it_shows() -> None:
+def test_a_device_may_show_events_again_after_a_restart_of_the_log() -> None:
     story, rows = told(3)
     story.see(BOB, *rows)
     story.restore({TALK: 2})
@@ -290,7 +290,7 @@ def test_a_device_that_begins_anew_shows_what_it_shows() -> None:
     assert story.end().ok
 
 
-def test_but_does_not_show_one_message_twice_since_then() -> None:
+def test_a_device_may_not_show_a_message_twice_after_a_restart_of_the_log() -> None:
     story, rows = told(3)
     story.see(BOB, *rows)
     story.restore({TALK: 2})
@@ -317,7 +317,7 @@ def test_a_device_that_shows_an_older_event_is_out_of_order() -> None:
 
 
 def overtaking(*, ordered: bool, waits: bool) -> Verdict:
-    """Alice sends m1 and then m2, which is stored first. If she `waits`, she was told that m1 is stored."""
+    """Alice sends m1 and then m2, which is stored first. With `waits`, m1 was accepted before."""
     story = Story()
     story.start(ALICE, ordered=ordered)
     m2, m1 = story.logs[TALK] = [story.make(ALICE, "m2", 1), story.make(ALICE, "m1", 2)]
@@ -329,19 +329,19 @@ def overtaking(*, ordered: bool, waits: bool) -> Verdict:
     return story.end()
 
 
-def test_a_device_that_promises_its_order_keeps_it() -> None:
+def test_messages_of_an_ordered_sender_are_stored_in_its_order() -> None:
     assert kinds(overtaking(ordered=True, waits=False)) == [Kind.DISORDER]
 
 
-def test_one_that_does_not_may_be_overtaken_by_itself() -> None:
+def test_messages_of_an_unordered_sender_may_overtake_each_other() -> None:
     assert overtaking(ordered=False, waits=False).ok
 
 
-def test_but_not_once_the_first_was_accepted() -> None:
+def test_a_message_may_not_overtake_one_accepted_before_it_was_sent() -> None:
     assert kinds(overtaking(ordered=False, waits=True)) == [Kind.DISORDER]
 
 
-def test_an_order_that_a_restore_has_broken_is_excused() -> None:
+def test_an_order_broken_by_a_restore_is_no_finding() -> None:
     story, _ = told(1)
     story.restore({TALK: 0})
     story.send(ALICE, "m2")
@@ -349,7 +349,7 @@ def test_an_order_that_a_restore_has_broken_is_excused() -> None:
     assert story.end().ok
 
 
-def test_what_was_in_no_outbox_when_its_device_was_killed_has_its_place_when_it_is_sent_again() -> None:
+def test_a_message_lost_before_the_outbox_is_ordered_by_when_it_is_sent_again() -> None:
     story = Story()
     story.start(ALICE, ordered=True, keeps=True)
     story.invoke(ALICE, "m1")
@@ -359,7 +359,7 @@ def test_what_was_in_no_outbox_when_its_device_was_killed_has_its_place_when_it_
     assert story.end().ok
 
 
-def test_what_was_in_it_keeps_its_place() -> None:
+def test_a_message_in_the_outbox_keeps_its_order_after_a_kill() -> None:
     story = Story()
     story.start(ALICE, ordered=True, keeps=True)
     story.invoke(ALICE, "m1")
@@ -373,7 +373,7 @@ def test_what_was_in_it_keeps_its_place() -> None:
 # --- hole
 
 
-def test_a_seq_that_the_store_does_not_have_is_a_hole() -> None:
+def test_a_seq_missing_from_the_store_is_a_hole() -> None:
     story, rows = told(1)
     story.invoke(ALICE, "m2")
     later = story.make(ALICE, "m2", 3)
@@ -386,19 +386,19 @@ def test_a_log_begins_at_1() -> None:
     assert Kind.HOLE in kinds(check(in_the_end(story, [story.make(ALICE, "m1", 2)])))
 
 
-def test_a_device_that_passes_an_event_over_has_a_hole() -> None:
+def test_an_event_skipped_by_a_device_is_a_hole() -> None:
     story, rows = told(3)
     story.see(BOB, rows[0], rows[2])
     assert kinds(story.end()) == [Kind.HOLE]
 
 
-def test_a_device_may_begin_in_the_middle_and_end_before_the_end() -> None:
+def test_a_device_may_be_shown_only_the_middle_of_a_log() -> None:
     story, rows = told(4)
     story.see(BOB, rows[1], rows[2])
     assert story.end().ok
 
 
-def test_what_a_device_holds_begins_right_behind_its_base() -> None:
+def test_the_events_held_by_a_device_begin_right_after_its_base() -> None:
     story, rows = told(3)
     story.hold(BOB, rows[1:], base=0)
     assert kinds(story.end()) == [Kind.HOLE, Kind.LOST]
@@ -407,7 +407,7 @@ def test_what_a_device_holds_begins_right_behind_its_base() -> None:
 # --- differs
 
 
-def test_a_device_that_holds_another_row_differs() -> None:
+def test_a_device_that_holds_another_event_than_the_store_differs() -> None:
     story, rows = told(2)
     story.restore({TALK: 1})
     new = story.send(ALICE, "m3")
@@ -419,21 +419,21 @@ def test_a_device_that_holds_another_row_differs() -> None:
 
 
 @pytest.mark.parametrize(("base", "held"), [(0, [0, 1]), (1, [1]), (2, [])])
-def test_a_device_that_holds_more_than_there_is_differs(base: int, held: list[int]) -> None:
+def test_a_device_that_holds_more_events_than_the_store_differs(base: int, held: list[int]) -> None:
     story, rows = told(2)
     story.restore({TALK: 1})
     story.hold(BOB, [rows[number] for number in held], base=base)
     assert kinds(story.end()) == [Kind.DIFFERS]
 
 
-def test_a_device_that_holds_nothing_of_an_empty_log_does_not() -> None:
+def test_a_device_that_holds_an_empty_log_as_empty_does_not_differ() -> None:
     story, _ = told(2)
     story.restore({})
     story.hold(BOB, [])
     assert story.end().ok
 
 
-def test_the_beginning_of_one_log_and_the_end_of_another_are_no_log() -> None:
+def test_a_device_that_combines_the_beginning_of_one_log_with_the_end_of_another_differs() -> None:
     story, rows = told(2)
     story.see(BOB, *rows)
     story.restore({TALK: 1})
@@ -442,7 +442,7 @@ def test_the_beginning_of_one_log_and_the_end_of_another_are_no_log() -> None:
     assert kinds(story.end()) == [Kind.DIFFERS]
 
 
-def test_a_device_that_has_not_seen_what_a_restore_took_away_just_goes_on() -> None:
+def test_a_device_that_saw_no_removed_event_continues_after_a_restore() -> None:
     story, rows = told(3)
     story.see(BOB, rows[0])
     story.restore({TALK: 2})
@@ -450,7 +450,7 @@ def test_a_device_that_has_not_seen_what_a_restore_took_away_just_goes_on() -> N
     assert story.end().ok
 
 
-def test_one_that_was_killed_over_a_restore_may_begin_anew_without_a_word() -> None:
+def test_a_device_killed_during_a_restore_may_restart_the_log_without_recording_it() -> None:
     story, rows = told(3)
     story.see(BOB, *rows)
     story.restore({TALK: 1})
@@ -467,7 +467,7 @@ def test_a_stored_message_that_nobody_sent_is_a_phantom() -> None:
     assert kinds(check(in_the_end(story, [*rows, story.make(ALICE, "m2", 2)]))) == [Kind.PHANTOM]
 
 
-def test_one_that_was_sent_and_never_answered_is_none() -> None:
+def test_a_stored_message_that_was_never_answered_is_no_phantom() -> None:
     story, _ = told(1)
     story.invoke(ALICE, "m2")
     story.store(ALICE, "m2")
@@ -475,9 +475,13 @@ def test_one_that_was_sent_and_never_answered_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"sender": "bob"}, {"value": "other"}, {"name": "other"}], ids=lambda it: next(iter(it))
+    "changed",
+    [{"sender": "bob"}, {"value": "other"}, {"name": "other"}],
+    ids=lambda changed: next(iter(changed)),
 )
-def test_one_with_another_sender_or_value_or_name_is_a_phantom(changed: dict[str, str]) -> None:
+def test_a_stored_message_with_another_sender_value_or_client_msg_id_is_a_phantom(
+    changed: dict[str, str],
+) -> None:
     story = Story()
     story.invoke(ALICE, "m1")
     row = story.store(ALICE, "m1")
@@ -485,14 +489,14 @@ def test_one_with_another_sender_or_value_or_name_is_a_phantom(changed: dict[str
     assert kinds(story.end()) == [Kind.PHANTOM]
 
 
-def test_one_that_was_sent_to_another_conversation_is_a_phantom() -> None:
+def test_a_message_stored_in_another_conversation_is_a_phantom() -> None:
     story, rows = told(1)
     story.invoke(ALICE, "note", "u:alice")
     elsewhere = story.make(ALICE, "note", 2, value=value_of(ALICE, "note", "u:alice"))
     assert kinds(check(in_the_end(story, [*rows, elsewhere]))) == [Kind.PHANTOM]
 
 
-def test_one_that_was_refused_is_a_phantom() -> None:
+def test_a_stored_message_that_was_refused_is_a_phantom() -> None:
     story, _ = told(1)
     story.invoke(ALICE, "m2")
     story.fail(ALICE, "m2")
@@ -504,7 +508,7 @@ def test_one_that_was_refused_is_a_phantom() -> None:
     assert kinds(story.end()) == [Kind.PHANTOM]
 
 
-def test_a_conflict_refuses_the_second_value_and_not_the_stored_one() -> None:
+def test_a_conflict_refuses_the_second_value_only() -> None:
     story, rows = told(1)
     story.invoke(ALICE, "m1", value="something else")
     story.fail(ALICE, "m1", "conflict")
@@ -521,7 +525,7 @@ def test_a_conflict_of_a_message_with_itself_is_a_phantom() -> None:
     assert kinds(story.end()) == [Kind.PHANTOM]
 
 
-def test_a_conflict_with_what_is_nowhere_is_a_phantom_unless_a_restore_took_it_away() -> None:
+def test_a_conflict_with_an_unstored_message_is_a_phantom_unless_a_restore_removed_it() -> None:
     story, _ = told(1)
     story.invoke(ALICE, "m2")
     story.fail(ALICE, "m2", "conflict")
@@ -535,7 +539,7 @@ def test_a_conflict_with_what_is_nowhere_is_a_phantom_unless_a_restore_took_it_a
     assert story.end().ok
 
 
-def test_what_is_seen_beyond_the_end_of_every_log_is_a_phantom() -> None:
+def test_an_event_seen_beyond_the_end_of_every_log_is_a_phantom() -> None:
     story, rows = told(2)
     story.see(BOB, *rows)
     story.invoke(ALICE, "m3")
@@ -543,14 +547,14 @@ def test_what_is_seen_beyond_the_end_of_every_log_is_a_phantom() -> None:
     assert kinds(story.end()) == [Kind.PHANTOM]
 
 
-def test_what_was_seen_before_a_restore_took_it_away_is_none() -> None:
+def test_an_event_seen_before_a_restore_removed_it_is_no_phantom() -> None:
     story, rows = told(3)
     story.see(BOB, *rows)
     story.restore({TALK: 1})
     assert story.end().ok
 
 
-def test_an_answer_to_what_was_never_sent_is_a_phantom() -> None:
+def test_an_answer_to_a_message_that_was_never_sent_is_a_phantom() -> None:
     story, rows = told(1)
     story.ok(BOB, rows[0])
     assert kinds(story.end()) == [Kind.PHANTOM]
@@ -573,7 +577,7 @@ def test_a_stranger_in_a_conversation_is_a_phantom(how: str) -> None:
 # --- rewritten
 
 
-def test_an_answer_that_names_another_s_place_is_rewritten() -> None:
+def test_an_answer_that_names_the_position_of_another_message_is_rewritten() -> None:
     story, rows = told(2)
     story.invoke(ALICE, "m3")
     story.ok(ALICE, story.make(ALICE, "m3", 2))
@@ -581,26 +585,26 @@ def test_an_answer_that_names_another_s_place_is_rewritten() -> None:
     assert rows[1].seq == 2
 
 
-def test_a_row_that_was_seen_otherwise_is_rewritten() -> None:
+def test_an_event_that_was_seen_with_other_contents_is_rewritten() -> None:
     story, rows = told(2)
     story.see(BOB, rows[0]._replace(id=rows[0].id + 1))
     assert kinds(story.end()) == [Kind.REWRITTEN]
 
 
-def test_a_row_that_is_held_otherwise_is_rewritten_and_differs() -> None:
+def test_an_event_that_is_held_with_other_contents_is_rewritten_and_differs() -> None:
     story, rows = told(2)
     story.hold(BOB, [rows[0], rows[1]._replace(id=rows[1].id + 1)])
     assert kinds(story.end()) == [Kind.DIFFERS, Kind.REWRITTEN]
 
 
-def test_a_row_that_changes_over_a_restore_that_spared_it_is_rewritten() -> None:
+def test_an_event_that_was_in_the_backup_and_changes_is_rewritten() -> None:
     story, rows = told(2)
     story.restore({TALK: 2})
     changed = [rows[0], rows[1]._replace(id=rows[1].id + 1)]
     assert kinds(check(in_the_end(story, changed))) == [Kind.REWRITTEN]
 
 
-def test_another_row_after_a_restore_that_did_not_spare_it_is_not() -> None:
+def test_an_event_that_replaces_one_removed_by_a_restore_is_not_rewritten() -> None:
     story, rows = told(2)
     story.see(BOB, *rows)
     story.restore({TALK: 1})
@@ -608,7 +612,7 @@ def test_another_row_after_a_restore_that_did_not_spare_it_is_not() -> None:
     assert story.end().ok
 
 
-def test_two_events_with_one_seq_and_id_are_rewritten_though_a_restore_lies_between() -> None:
+def test_two_events_with_one_seq_and_id_are_rewritten_even_across_a_restore() -> None:
     story, rows = told(2)
     story.restore({TALK: 1})
     story.invoke(ALICE, "m3")
@@ -616,7 +620,7 @@ def test_two_events_with_one_seq_and_id_are_rewritten_though_a_restore_lies_betw
     assert kinds(check(in_the_end(story, [rows[0], row]))) == [Kind.REWRITTEN]
 
 
-def test_nobody_begins_anew_unless_a_restore_has_taken_something_away() -> None:
+def test_a_device_restarts_a_log_only_after_a_restore_that_removed_events() -> None:
     story, rows = told(2)
     story.see(BOB, *rows)
     story.restore({TALK: 2})
@@ -631,7 +635,7 @@ def test_nobody_begins_anew_unless_a_restore_has_taken_something_away() -> None:
 # --- marks
 
 
-def test_marks_that_a_device_has_do_not_go_back() -> None:
+def test_marks_of_a_device_do_not_fall() -> None:
     story, _ = told(3)
     story.mark(BOB, "alice", 3, 1)
     story.mark(BOB, "alice", 3, 2)
@@ -650,7 +654,7 @@ def test_marks_of_two_users_and_of_two_devices_are_not_compared() -> None:
     assert with_marks(story, ("alice", 3, 3), ("bob", 2, 2)).ok
 
 
-def test_a_device_that_begins_anew_begins_its_marks_anew() -> None:
+def test_marks_of_a_device_may_fall_when_it_restarts_the_log() -> None:
     story, _ = told(3)
     story.mark(BOB, "bob", 3, 3)
     story.marks[TALK] = {"bob": (3, 3)}
@@ -661,7 +665,7 @@ def test_a_device_that_begins_anew_begins_its_marks_anew() -> None:
     assert with_marks(story, ("bob", 1, 1)).ok
 
 
-def test_marks_that_a_device_was_told_are_in_the_store() -> None:
+def test_marks_sent_to_a_device_are_in_the_store() -> None:
     story, _ = told(3)
     story.mark(BOB, "alice", 3, 1)
     assert kinds(with_marks(story, ("alice", 2, 1))) == [Kind.MARK_BACK]
@@ -670,13 +674,13 @@ def test_marks_that_a_device_was_told_are_in_the_store() -> None:
     assert kinds(story.end()) == [Kind.MARK_BACK]
 
 
-def test_a_device_may_have_its_own_user_s_marks_before_the_store() -> None:
+def test_a_device_may_have_the_marks_of_its_own_user_before_the_store() -> None:
     story, _ = told(3)
     story.mark(BOB, "bob", 3, 3)
     assert story.end().ok
 
 
-def test_marks_of_before_a_restore_may_be_told_after_it() -> None:
+def test_marks_from_before_a_restore_may_arrive_after_it() -> None:
     story, _ = told(3)
     story.marks[TALK] = {"alice": (3, 2)}
     story.restore({TALK: 1})
@@ -685,7 +689,7 @@ def test_marks_of_before_a_restore_may_be_told_after_it() -> None:
 
 
 @pytest.mark.parametrize("marks", [(4, 1), (3, 4)])
-def test_nobody_has_got_or_read_what_does_not_exist(marks: tuple[int, int]) -> None:
+def test_no_mark_passes_the_end_of_its_log(marks: tuple[int, int]) -> None:
     story, _ = told(3)
     assert kinds(with_marks(story, ("alice", *marks))) == [Kind.MARK_BACK]
 
@@ -699,7 +703,7 @@ def test_a_message_has_one_answer() -> None:
     assert kinds(story.end()) == [Kind.CHANGED_ANSWER, Kind.REWRITTEN]
 
 
-def test_it_may_come_twice() -> None:
+def test_the_same_answer_may_come_twice() -> None:
     story, rows = told(2)
     story.ok(ALICE, rows[1])
     assert story.end().ok
@@ -712,7 +716,7 @@ def test_a_message_that_is_stored_again_after_a_restore_has_another_answer() -> 
     assert story.end().ok
 
 
-def test_but_not_if_the_restore_has_spared_it() -> None:
+def test_a_message_that_was_in_the_backup_keeps_its_answer() -> None:
     story, rows = told(2)
     story.restore({TALK: 2})
     story.send(ALICE, "m2")
@@ -723,7 +727,7 @@ def test_but_not_if_the_restore_has_spared_it() -> None:
 # --- forgotten
 
 
-def test_what_is_in_an_outbox_gets_into_the_store() -> None:
+def test_a_message_in_an_outbox_is_stored() -> None:
     story, _ = told(1, keeps=True)
     story.invoke(ALICE, "m2")
     story.take(ALICE, "m2")
@@ -731,7 +735,7 @@ def test_what_is_in_an_outbox_gets_into_the_store() -> None:
     assert kinds(story.end()) == [Kind.FORGOTTEN]
 
 
-def test_what_was_refused_or_undone_by_a_restore_is_not_forgotten() -> None:
+def test_a_message_refused_or_removed_by_a_restore_is_not_forgotten() -> None:
     story, _ = told(2, keeps=True)
     story.invoke(ALICE, "m3")
     story.take(ALICE, "m3")
@@ -741,7 +745,7 @@ def test_what_was_refused_or_undone_by_a_restore_is_not_forgotten() -> None:
 
 
 @pytest.mark.parametrize(("forgets", "found"), [(True, []), (False, [Kind.FORGOTTEN])])
-def test_what_a_broker_took_gets_into_the_store_unless_a_broker_may_forget(
+def test_a_message_that_the_broker_acked_is_stored_unless_the_broker_lost_its_state(
     forgets: bool, found: list[Kind]
 ) -> None:
     story, _ = told(1, keeps=False)
@@ -751,7 +755,7 @@ def test_what_a_broker_took_gets_into_the_store_unless_a_broker_may_forget(
     assert kinds(story.end()) == found
 
 
-def test_what_a_broker_took_after_it_had_forgotten_things_is_judged() -> None:
+def test_a_message_acked_after_the_broker_lost_its_state_is_judged() -> None:
     story, _ = told(1, keeps=False)
     story.fault("wiped", forgets=True)
     story.invoke(ALICE, "m2")
@@ -759,7 +763,7 @@ def test_what_a_broker_took_after_it_had_forgotten_things_is_judged() -> None:
     assert kinds(story.end()) == [Kind.FORGOTTEN]
 
 
-def test_what_nobody_took_over_may_be_forgotten() -> None:
+def test_a_message_in_no_outbox_and_without_a_puback_may_be_forgotten() -> None:
     story, _ = told(1, keeps=True)
     story.invoke(ALICE, "m2")
     story.start(ALICE, keeps=True)
@@ -777,7 +781,7 @@ def test_an_epoch_does_not_end_without_a_restore() -> None:
     assert rows
 
 
-def test_epochs_end_in_their_order() -> None:
+def test_epochs_end_in_order() -> None:
     story, _ = told(1)
     story.epoch = 1
     story.restore({})
@@ -785,14 +789,14 @@ def test_epochs_end_in_their_order() -> None:
         story.verdict()
 
 
-def test_a_conversation_is_read_once_an_epoch() -> None:
+def test_a_conversation_is_read_once_per_epoch() -> None:
     story, _ = told(1)
     story.end()
     with pytest.raises(ValueError, match="read twice"):
         story.end()
 
 
-def test_equal_rows_are_equal_whoever_wrote_them() -> None:
+def test_equal_rows_from_different_writers_are_equal() -> None:
     """They come from files, so no two of them are one object."""
     story, rows = told(2)
     copies = [Row(*row) for row in rows]

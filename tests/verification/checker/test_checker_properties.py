@@ -50,7 +50,9 @@ class World(Story):
 
     def places(self) -> list[tuple[str, str]]:
         """Every device with each of its conversations."""
-        return [(it, talk) for it in DEVICES for talk in TALKS if it.split("@")[0] in talk.split(":")]
+        return [
+            (device, talk) for device in DEVICES for talk in TALKS if device.split("@")[0] in talk.split(":")
+        ]
 
     # --- what may happen
 
@@ -252,7 +254,9 @@ def lose(lines: list[Line], talk: str) -> None:
 
 def lose_on_a_device(lines: list[Line], talk: str) -> None:
     at = next(
-        at for at, it in enumerate(lines) if isinstance(it, Held) and it.conversation == talk and it.rows
+        at
+        for at, line in enumerate(lines)
+        if isinstance(line, Held) and line.conversation == talk and line.rows
     )
     line = lines[at]
     assert isinstance(line, Held)
@@ -260,10 +264,12 @@ def lose_on_a_device(lines: list[Line], talk: str) -> None:
 
 
 def forget_on_a_device(lines: list[Line], talk: str) -> None:
-    lines[:] = [it for it in lines if not (isinstance(it, Held) and it.fresh and it.conversation == talk)]
+    lines[:] = [
+        line for line in lines if not (isinstance(line, Held) and line.fresh and line.conversation == talk)
+    ]
     if talk != TALK:  # a device that says nothing at all is none
         user = talk.split(":")[1]
-        assert any(isinstance(it, Held) and it.fresh and it.process.startswith(user) for it in lines)
+        assert any(isinstance(line, Held) and line.fresh and line.process.startswith(user) for line in lines)
 
 
 def store_twice(lines: list[Line], talk: str) -> None:
@@ -279,7 +285,7 @@ def see_twice(lines: list[Line], talk: str) -> None:
 
 
 def see_the_wrong_way_round(lines: list[Line], talk: str) -> None:
-    one, other = next(it for it in neighbours(lines) if lines[it[0]].conversation == talk)  # type: ignore[union-attr]
+    one, other = next(pair for pair in neighbours(lines) if lines[pair[0]].conversation == talk)  # type: ignore[union-attr]
     lines[one], lines[other] = lines[other], lines[one]
 
 
@@ -306,14 +312,16 @@ def pass_over(lines: list[Line], talk: str) -> None:
     first = next(
         other
         for one, other in pairs
-        if lines[one].conversation == talk and any(it[0] == other for it in pairs)  # type: ignore[union-attr]
+        if lines[one].conversation == talk and any(pair[0] == other for pair in pairs)  # type: ignore[union-attr]
     )
     del lines[first]
 
 
 def hold_another(lines: list[Line], talk: str) -> None:
     at = next(
-        at for at, it in enumerate(lines) if isinstance(it, Held) and it.conversation == talk and it.rows
+        at
+        for at, line in enumerate(lines)
+        if isinstance(line, Held) and line.conversation == talk and line.rows
     )
     line = lines[at]
     assert isinstance(line, Held)
@@ -326,28 +334,28 @@ def invent(lines: list[Line], talk: str) -> None:
     line = lines[last_stored(lines)[talk]]
     assert isinstance(line, Stored)
     row = line.rows[-1]
-    lines[:] = [it for it in lines if not (isinstance(it, Invoke) and it.value == row.value)]
+    lines[:] = [line for line in lines if not (isinstance(line, Invoke) and line.value == row.value)]
 
 
 def refuse_what_is_stored(lines: list[Line], talk: str) -> None:
     at, sent = next(
-        (at, it) for at, it in enumerate(lines) if isinstance(it, Invoke) and it.conversation == talk
+        (at, line) for at, line in enumerate(lines) if isinstance(line, Invoke) and line.conversation == talk
     )
     lines.insert(at + 1, Fail(sent.process, sent.at, talk, sent.name, "invalid"))
 
 
 def rewrite(lines: list[Line], talk: str) -> None:
     at, line = next(
-        (at, it) for at, it in enumerate(lines) if isinstance(it, Seen) and it.conversation == talk
+        (at, line) for at, line in enumerate(lines) if isinstance(line, Seen) and line.conversation == talk
     )
     lines[at] = replace(line, row=line.row._replace(id=line.row.id + 1))
 
 
 def put_marks_back(lines: list[Line], talk: str) -> None:
     at, line = next(
-        (at, it)
-        for at, it in enumerate(lines)
-        if isinstance(it, Marked) and it.conversation == talk and it.delivered
+        (at, line)
+        for at, line in enumerate(lines)
+        if isinstance(line, Marked) and line.conversation == talk and line.delivered
     )
     lines.insert(at + 1, replace(line, delivered=line.delivered - 1))
 
@@ -360,7 +368,9 @@ def mark_what_does_not_exist(lines: list[Line], talk: str) -> None:
 
 
 def answer_otherwise(lines: list[Line], talk: str) -> None:
-    at, line = next((at, it) for at, it in enumerate(lines) if isinstance(it, Ok) and it.conversation == talk)
+    at, line = next(
+        (at, line) for at, line in enumerate(lines) if isinstance(line, Ok) and line.conversation == talk
+    )
     lines.insert(at, replace(line, id=line.id + 1))
 
 
@@ -413,10 +423,10 @@ def test_a_correct_history_has_no_findings(lines: list[Line]) -> None:
     assert not verdict.differing
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda it: it.make.__name__.replace("_", " "))
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.make.__name__.replace("_", " "))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lines=histories(), talk=st.sampled_from(TALKS))
-def test_one_thing_that_is_wrong_is_found(change: Change, lines: list[Line], talk: str) -> None:
+def test_a_single_mistake_in_a_correct_history_is_found(change: Change, lines: list[Line], talk: str) -> None:
     change.make(lines, talk)
     found = {finding.kind for finding in check(lines).findings if finding.conversation == talk}
     assert change.kind in found, written(lines)

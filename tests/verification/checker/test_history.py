@@ -70,15 +70,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "alice.jsonl"
 
 
-def test_what_is_written_is_read(path: Path) -> None:
+def test_written_lines_are_read_back(path: Path) -> None:
     assert list(read(write(path, *ONE_OF_EACH))) == ONE_OF_EACH
 
 
-def test_every_kind_of_line_is_tried_here() -> None:
+def test_every_kind_of_line_is_covered() -> None:
     assert {type(line) for line in ONE_OF_EACH} == set(get_args(Line))
 
 
-def test_a_line_is_in_the_file_when_it_is_written(path: Path) -> None:
+def test_a_written_line_is_in_the_file_at_once(path: Path) -> None:
     history = History(path)
     for number, line in enumerate(ONE_OF_EACH, 1):
         history.write(line)
@@ -86,13 +86,13 @@ def test_a_line_is_in_the_file_when_it_is_written(path: Path) -> None:
     history.close()
 
 
-def test_a_process_that_is_started_again_goes_on_in_its_file(path: Path) -> None:
+def test_a_restarted_process_appends_to_its_file(path: Path) -> None:
     write(path, *ONE_OF_EACH[:3])
     write(path, *ONE_OF_EACH[3:])
     assert list(read(path)) == ONE_OF_EACH
 
 
-def test_a_last_line_that_a_kill_has_broken_off_is_passed_over(path: Path) -> None:
+def test_a_last_line_truncated_by_a_kill_is_ignored(path: Path) -> None:
     write(path, ONE_OF_EACH[0])
     whole = len(path.read_bytes())
     write(path, ONE_OF_EACH[1])
@@ -102,13 +102,13 @@ def test_a_last_line_that_a_kill_has_broken_off_is_passed_over(path: Path) -> No
         assert list(read(path)) == ONE_OF_EACH[:1]
 
 
-def test_a_last_line_that_lacks_its_end_alone_is_read(path: Path) -> None:
+def test_a_last_line_that_lacks_only_its_newline_is_read(path: Path) -> None:
     write(path, *ONE_OF_EACH[:2])
     path.write_bytes(path.read_bytes()[:-1])
     assert list(read(path)) == ONE_OF_EACH[:2]
 
 
-def test_so_is_what_the_process_writes_when_it_is_started_again(path: Path) -> None:
+def test_a_line_truncated_before_a_restart_is_ignored(path: Path) -> None:
     """The broken line and the new one stand on one line, and the broken one may hold what looks like it."""
     write(path, ONE_OF_EACH[0])
     whole = path.read_bytes()
@@ -122,13 +122,13 @@ def test_so_is_what_the_process_writes_when_it_is_started_again(path: Path) -> N
         assert lines == [ONE_OF_EACH[0], *whole_line, ONE_OF_EACH[0], ONE_OF_EACH[2]]
 
 
-def test_a_broken_start_before_a_start_is_passed_over(path: Path) -> None:
+def test_a_truncated_start_line_before_a_start_line_is_ignored(path: Path) -> None:
     broken(path, ONE_OF_EACH[0], 20)
     write(path, ONE_OF_EACH[0])
     assert list(read(path)) == ONE_OF_EACH[:1]
 
 
-def test_a_broken_line_elsewhere_is_no_history(path: Path) -> None:
+def test_a_truncated_line_elsewhere_is_an_error(path: Path) -> None:
     write(path, ONE_OF_EACH[0])
     broken(path, ONE_OF_EACH[1], 30)
     write(path, ONE_OF_EACH[2])
@@ -136,7 +136,7 @@ def test_a_broken_line_elsewhere_is_no_history(path: Path) -> None:
         list(read(path))
 
 
-def test_a_process_that_is_killed_while_it_writes_leaves_a_history(path: Path) -> None:
+def test_a_process_killed_while_writing_leaves_a_readable_history(path: Path) -> None:
     writer = (
         "import sys; from pathlib import Path\n"
         "from tests.verification.checker.history import *\n"
@@ -161,7 +161,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_history(path: Path) -
         assert sum(isinstance(line, Invoke) for line in lines) >= 50 * life
 
 
-def test_a_full_disk_does_not_break_a_line_in_silence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_raises_instead_of_truncating_a_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         name = str(path)
 
@@ -175,13 +175,13 @@ def test_a_full_disk_does_not_break_a_line_in_silence(path: Path, monkeypatch: p
         history.write(ONE_OF_EACH[0])
 
 
-def test_merged_lines_come_in_order_of_time(tmp_path: Path) -> None:
+def test_merged_lines_are_in_order_of_time(tmp_path: Path) -> None:
     one = write(tmp_path / "one", *ONE_OF_EACH[::2])
     other = write(tmp_path / "other", *ONE_OF_EACH[1::2])
     assert list(merge([one, other])) == ONE_OF_EACH
 
 
-def test_and_those_of_one_process_in_the_order_in_which_it_wrote_them(tmp_path: Path) -> None:
+def test_merged_lines_of_one_process_keep_their_order(tmp_path: Path) -> None:
     """Also those of one moment, and if a clock stepped back against its word."""
 
     def lines(process: str, *times: float) -> Iterator[Line]:
@@ -192,10 +192,10 @@ def test_and_those_of_one_process_in_the_order_in_which_it_wrote_them(tmp_path: 
     other = write(tmp_path / "other", *lines("other", 1, 1, 2, 2, 3))
     merged = list(merge([one, other]))
     for process, count in ("one", 6), ("other", 5):
-        names = [it.name for it in merged if isinstance(it, Invoke) and it.process == process]
+        names = [line.name for line in merged if isinstance(line, Invoke) and line.process == process]
         assert names == [str(number) for number in range(count)]
 
 
-def test_now_does_not_step_back() -> None:
+def test_now_never_goes_back() -> None:
     times = [now() for _ in range(1_000)]
     assert times == sorted(times)

@@ -1,4 +1,4 @@
-"""The inputs that are kept: what reached something new, and what once broke a law."""
+"""The kept inputs: those that reached new code, and those that once violated a property."""
 
 from pathlib import Path
 from typing import Final

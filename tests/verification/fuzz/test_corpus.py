@@ -1,4 +1,4 @@
-"""Every input that is kept is tried again. A law that it breaks is named with the file."""
+"""Every kept input is replayed. A failure names the property and the file."""
 
 import pytest
 
@@ -10,7 +10,7 @@ KIBIBYTES = 500  # the whole corpus: a repository keeps what it ever had
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_laws_hold_for_every_input_of_the_corpus(target: str) -> None:
+def test_the_properties_hold_for_every_input_of_the_corpus(target: str) -> None:
     law = TARGETS[target]
     for path in kept(target):
         try:
@@ -21,12 +21,12 @@ def test_the_laws_hold_for_every_input_of_the_corpus(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_laws_hold_for_what_fuzzing_begins_with(target: str) -> None:
+def test_the_properties_hold_for_every_seed_input(target: str) -> None:
     for data in (b"", *seeds(target)):
         TARGETS[target](data)
 
 
-def test_each_target_has_a_corpus_and_it_is_small() -> None:
+def test_each_target_has_a_small_corpus() -> None:
     assert sorted(path.name for path in CORPUS.iterdir()) == sorted(TARGETS)
     sizes = [path.stat().st_size for target in TARGETS for path in kept(target)]
     assert sum(sizes) < KIBIBYTES * 1024

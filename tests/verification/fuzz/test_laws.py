@@ -26,31 +26,31 @@ fixed = settings(
 
 @fixed
 @given(wild.protobuf(pb.Command))
-def test_a_protobuf_command_of_any_values(payload: bytes) -> None:
+def test_the_command_properties_hold_for_any_protobuf_values(payload: bytes) -> None:
     commands(payload)
 
 
 @fixed
 @given(wild.json_commands)
-def test_a_json_command_of_any_values(payload: bytes) -> None:
+def test_the_command_properties_hold_for_any_json_values(payload: bytes) -> None:
     commands(payload)
 
 
 @fixed
 @given(wild.protobuf(pb.Frames))
-def test_a_protobuf_packet_of_frames_of_any_values(payload: bytes) -> None:
+def test_the_frame_properties_hold_for_any_protobuf_values(payload: bytes) -> None:
     frames(payload)
 
 
 @fixed
 @given(wild.json_frames)
-def test_a_json_packet_of_frames_of_any_values(payload: bytes) -> None:
+def test_the_frame_properties_hold_for_any_json_values(payload: bytes) -> None:
     frames(payload)
 
 
 @fixed
 @given(wild.json_things)
-def test_json_of_any_values_as_content(value: object) -> None:
+def test_the_content_properties_hold_for_any_json_value(value: object) -> None:
     content(wild._written(value))
 
 
@@ -72,22 +72,22 @@ packets = st.one_of(
 
 @fixed
 @given(st.binary(min_size=HEAD, max_size=HEAD), st.lists(packets, max_size=8).map(b"".join))
-def test_a_stream_of_any_packets_in_any_pieces(head: bytes, stream: bytes) -> None:
+def test_the_parser_properties_hold_for_any_packets_in_any_pieces(head: bytes, stream: bytes) -> None:
     link(head + stream)
 
 
 @fixed
 @given(st.from_regex(r"\A(imqtt(/[ -~é]{0,40}){1,5}|[dug](:[!-~é]{0,70}){0,3})\Z") | st.text())
-def test_a_topic_or_a_conversation_of_any_characters(text: str) -> None:
+def test_the_name_properties_hold_for_any_characters(text: str) -> None:
     names(text.encode())
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_kept_changed_a_little(target: str) -> None:
+def test_the_properties_hold_for_mutated_corpus_inputs(target: str) -> None:
     pool = [path.read_bytes() for path in kept(target)]
     random = Random(target)
     for _ in range(400):
-        data = mutate(target, random.choice(pool), random, lambda it, _: some_bytes(it, random), 1_500)
+        data = mutate(target, random.choice(pool), random, lambda piece, _: some_bytes(piece, random), 1_500)
         try:
             TARGETS[target](data)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The fuzzer's own parts do what it relies on."""
+"""Mutation, splitting and minimizing of inputs."""
 
 import contextlib
 from random import Random
@@ -18,22 +18,22 @@ from tests.verification.fuzz.values import some_bytes
 def changed(target: str, number: int, most: int = 1_000) -> bytes:
     random = Random(number)
     data = random.choice(seeds(target))
-    return mutate(target, data, random, lambda it, _: some_bytes(it, random), most)
+    return mutate(target, data, random, lambda piece, _: some_bytes(piece, random), most)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_same_seed_makes_the_same_change_within_the_size(target: str) -> None:
+def test_the_same_seed_makes_the_same_mutation_within_the_size_limit(target: str) -> None:
     for number in range(50):
         assert changed(target, number, 40) == changed(target, number, 40)
         assert len(changed(target, number, 40)) <= 40
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_changes_are_many(target: str) -> None:
+def test_mutations_vary(target: str) -> None:
     assert len({changed(target, number) for number in range(300)} - set(seeds(target))) > 150
 
 
-def test_many_changed_commands_get_past_the_parsers() -> None:
+def test_many_mutated_commands_are_parsed() -> None:
     outcomes = {"taken": 0, "checked": 0}
     for number in range(500):
         try:
@@ -47,7 +47,7 @@ def test_many_changed_commands_get_past_the_parsers() -> None:
     assert outcomes["checked"] > 50
 
 
-def test_many_changed_packets_of_frames_get_past_the_parsers() -> None:
+def test_many_mutated_packets_of_frames_are_parsed() -> None:
     taken = 0
     for number in range(500):
         with contextlib.suppress(Malformed):
@@ -55,13 +55,13 @@ def test_many_changed_packets_of_frames_get_past_the_parsers() -> None:
     assert taken > 150
 
 
-def test_a_stream_of_packets_is_cut_where_they_end() -> None:
+def test_a_stream_is_split_at_packet_boundaries() -> None:
     every = [packet for packet in packets() if not packet.startswith(b"\x30\xff\xff\xff\xff")]
     assert whole_packets(b"".join(every)) == every
     assert whole_packets(b"".join(every) + b"\x30\xff") == every
 
 
-def test_a_finding_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finding_is_minimized(monkeypatch: pytest.MonkeyPatch) -> None:
     def law(data: bytes) -> None:
         assert b"x" not in data or b"y" not in data
 

@@ -1,4 +1,4 @@
-"""The corpus finds faults: each of these is planted, and a replay breaks a law."""
+"""The corpus finds faults: with each planted mistake, a replay violates a property."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -156,7 +156,9 @@ PLANTED: dict[str, list[Plant]] = {
         for plant in plants
     ],
 )
-def test_a_planted_fault_breaks_a_law(target: str, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_mistake_violates_a_property(
+    target: str, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(monkeypatch)
     with pytest.raises(Exception):  # noqa: B017, PT011 - an assertion, or what the fault lets out
         replay(target)

@@ -88,7 +88,9 @@ def hearing(pieces: list[bytes], *, ack: bool = False) -> Callable[[], object]:
     def hear() -> None:
         session = Session(Settings("host", 1883, "one", receive_max=65_535), 0.0)
         session.receive(CONNACK, 0.0)
-        received = [it for piece in pieces for it in session.receive(piece, 0.0) if isinstance(it, Received)]
+        received = [
+            event for piece in pieces for event in session.receive(piece, 0.0) if isinstance(event, Received)
+        ]
         for message in reversed(received) if ack else ():
             session.ack(message)
         session.send(0.0, 1 << 20)
@@ -98,7 +100,10 @@ def hearing(pieces: list[bytes], *, ack: bool = False) -> Callable[[], object]:
 
 def publishes(size: int) -> list[bytes]:
     at_least_once = mqtt5.QoS.AT_LEAST_ONCE
-    return [mqtt5.PublishPacket("t", b"x", qos=at_least_once, packet_id=it).write() for it in range(1, size)]
+    return [
+        mqtt5.PublishPacket("t", b"x", qos=at_least_once, packet_id=number).write()
+        for number in range(1, size)
+    ]
 
 
 def one_byte_each(data: bytes) -> list[bytes]:
@@ -109,7 +114,9 @@ FAMILIES: dict[str, Callable[[int], Callable[[], object]]] = {
     "cursors in JSON": lambda size: sync(size, Format.JSON),
     "cursors in protobuf": lambda size: sync(size, Format.PROTOBUF),
     "a long text": lambda size: sending(json.dumps({"text": "x" * size})),
-    "JSON with many values": lambda size: sending(json.dumps({"json": [{"a": it} for it in range(size)]})),
+    "JSON with many values": lambda size: sending(
+        json.dumps({"json": [{"a": number} for number in range(size)]})
+    ),
     "JSON nested without end": lambda size: sending('{"json":' + "[" * size),
     "quotes without end": lambda size: sending('{"text":"' + '\\"' * size),
     "fields that nobody knows": lambda size: sending('{"text":"x"' + ',"y":[1]' * size + "}"),
@@ -139,7 +146,7 @@ def test_twice_the_input_takes_about_twice_the_steps(family: str) -> None:
     assert many <= 4.5 * few + 50
 
 
-def test_the_steps_of_something_quadratic_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quadratic_growth_of_steps_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def every_cursor_for_each(command: Sync, _: Bounds) -> None:
         for _ in command.cursors:
             for cursor in command.cursors:

@@ -119,6 +119,6 @@ def _written(value: Any) -> bytes:
 json_commands = st.sampled_from(AnyCommand.__args__).flatmap(_object).map(_written)
 json_frames = (
     st.lists(st.sampled_from(AnyFrame.__args__).flatmap(_object), max_size=3)
-    .map(lambda it: {"frames": it})
+    .map(lambda frames: {"frames": frames})
     .map(_written)
 )

@@ -103,10 +103,10 @@ def show(seed: int, mistake: Mistake | None, faults: Sequence[str], *, full: boo
 
 def _relevant(outcome: Outcome) -> Iterable[str]:
     """What concerns the conversations of the findings, and all that was done to anybody."""
-    conversations = {it.conversation for it in outcome.verdict.findings}
+    conversations = {finding.conversation for finding in outcome.verdict.findings}
     for line in outcome.trace:
         named = "conversation=" in line
-        if not named or not conversations or any(it in line for it in conversations):
+        if not named or not conversations or any(conversation in line for conversation in conversations):
             yield line
 
 
@@ -115,9 +115,11 @@ def hunt(mistake: Mistake, seeds: Iterable[int]) -> int:
     with mistake.make():
         for tried, seed in enumerate(seeds, 1):
             outcome = play(seed, shape=mistake.shape())
-            kinds = sorted({it.kind for it in outcome.verdict.findings})
+            kinds = sorted({finding.kind for finding in outcome.verdict.findings})
             if mistake.kinds.intersection(kinds):
-                found = [it.what for it in outcome.verdict.findings if it.kind in mistake.kinds]
+                found = [
+                    finding.what for finding in outcome.verdict.findings if finding.kind in mistake.kinds
+                ]
                 print(json.dumps({"seed": seed, "tried": tried, "kinds": kinds, "first": found[0]}))
                 return 0
     print(json.dumps({"seed": None}))

@@ -153,21 +153,21 @@ class Broker:
         self._expire()
         return tuple(
             Saved(
-                it.client_id,
-                it.expiry,
-                it.last_id,
-                tuple(it.filters),
-                tuple(it.inflight),
-                tuple(it.queued),
+                session.client_id,
+                session.expiry,
+                session.last_id,
+                tuple(session.filters),
+                tuple(session.inflight),
+                tuple(session.queued),
             )
-            for it in self._sessions.values()
-            if not it.clean_start and (it.expiry or self.release.saves_without_expiry)
+            for session in self._sessions.values()
+            if not session.clean_start and (session.expiry or self.release.saves_without_expiry)
         )
 
     @property
     def unfinished(self) -> int:
         """Messages at QoS 1 that it holds for somebody."""
-        return sum(len(it.inflight) + len(it.queued) for it in self._sessions.values())
+        return sum(len(session.inflight) + len(session.queued) for session in self._sessions.values())
 
     # --- its network
 
@@ -184,7 +184,7 @@ class Broker:
 
     def connections(self, party: Party | None = None) -> list[Connection]:
         """Of this party, or all of them. Those that the broker has given up are not among them."""
-        return [it for it in self._connections if party is None or it.client is party]
+        return [connection for connection in self._connections if party is None or connection.client is party]
 
     def lose(self, party: Party) -> None:
         """The party was killed, and its kernel closes its connections."""
@@ -271,7 +271,9 @@ class Broker:
             self._redeliver(session, connection)
 
     def _redeliver(self, session: Session, connection: Connection) -> None:
-        packets: list[Packet] = [(DELIVERY, packet_id, it, True) for packet_id, it in session.inflight]
+        packets: list[Packet] = [
+            (DELIVERY, packet_id, message, True) for packet_id, message in session.inflight
+        ]
         session.quota = max(0, session.maximum - len(packets))
         while session.queued and (session.quota > 0 or session.maximum == 0):
             packet_id, message = entry = session.queued.popleft()
@@ -331,7 +333,10 @@ class Broker:
         if sessions is None:
             levels = topic.split("/")
             sessions = self._matches[topic] = tuple(
-                it for it in self._sessions.values() for pattern in it.filters if _matches(pattern, levels)
+                session
+                for session in self._sessions.values()
+                for pattern in session.filters
+                if _matches(pattern, levels)
             )
         # A client that has two subscriptions to a topic is given the message twice, with MQTT 5.
         for session in sessions:
@@ -408,9 +413,9 @@ class Broker:
     def _expire(self) -> None:
         now = self.loop.time()
         if now > self._next_expiry:
-            for session in [it for it in self._sessions.values() if it.expires < now]:
+            for session in [session for session in self._sessions.values() if session.expires < now]:
                 self._remove(session)
-            self._next_expiry = min((it.expires for it in self._sessions.values()), default=NEVER)
+            self._next_expiry = min((session.expires for session in self._sessions.values()), default=NEVER)
 
 
 def _matches(pattern: str, levels: list[str]) -> bool:

@@ -141,7 +141,7 @@ class SdkDevice:
     def own_marks(self) -> list[tuple[str, int, int]]:
         """The user's marks as this device would have them."""
         logs = self.client._replica.logs.values() if self.client is not None else ()
-        return [(it.conversation, it.delivered, it.read) for it in logs]
+        return [(log.conversation, log.delivered, log.read) for log in logs]
 
     def speak(self, conversations: Sequence[str]) -> None:
         """It sends one message more to each of these."""
@@ -242,7 +242,11 @@ class SdkDevice:
     def _begin_anew(self, conversation: str) -> None:
         """Notices and events are two iterators: the notice may be read after the new log's first event."""
         waiting = self._notices.waiting
-        for notice in [it for it in waiting if isinstance(it, Restarted) and it.conversation == conversation]:
+        for notice in [
+            notice
+            for notice in waiting
+            if isinstance(notice, Restarted) and notice.conversation == conversation
+        ]:
             waiting.remove(notice)
             self._restarted[conversation] = None
         if conversation in self._restarted:
@@ -415,4 +419,4 @@ class PlainDevice:
 
 def conversations_of(user: str, conversations: Sequence[str]) -> list[str]:
     """Those of which the user is a member."""
-    return [it for it in conversations if user in members_of(it)]
+    return [conversation for conversation in conversations if user in members_of(conversation)]

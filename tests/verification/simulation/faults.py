@@ -1,4 +1,4 @@
-"""What is done to the parts of a simulated world. Each fault tells when it has really happened."""
+"""The faults of a simulated world. Each reports when it has had its effect."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection

@@ -234,7 +234,7 @@ class Loop(asyncio.AbstractEventLoop):
 
     def _run_once(self) -> None:
         """A few callbacks of one party, or the next timer."""
-        runnable = [it for it in self._living if it.ready and not it.paused]
+        runnable = [party for party in self._living if party.ready and not party.paused]
         if not runnable:
             self._advance()
             return

@@ -117,7 +117,7 @@ def _devices_read_before_the_commit() -> Iterator[None]:
     async def committing(self: Owner, batch: Batch) -> Any:
         from imqtt.core.conversations import members_of
 
-        users = {user for it in batch.messages for user in members_of(it.command.conversation)}
+        users = {user for message in batch.messages for user in members_of(message.command.conversation)}
         lists = await of(self._devices, users) if users else {}
         result = await commit(self, batch)
         early[id(self._devices)] = lists
@@ -146,11 +146,11 @@ def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
         try:
             with contextlib.suppress(AppendConflict):
                 await self._store.append(records)
-                self._heads.put({it.event.conversation: it.event.position for it in records})
+                self._heads.put({record.event.conversation: record.event.position for record in records})
                 return len(records)
         except OutcomeUnknown:
             # They may be there: whatever is decided next goes behind them.
-            self._heads.put({it.event.conversation: it.event.position for it in records})
+            self._heads.put({record.event.conversation: record.event.position for record in records})
             self._hurried = True  # type: ignore[attr-defined]  # the mistake's own
             return 0
         return await append(self, appends, records)

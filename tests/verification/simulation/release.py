@@ -1,4 +1,4 @@
-"""How Mosquitto's releases differ in what clients see."""
+"""Differences between Mosquitto's releases that clients can observe."""
 
 from typing import Final, NamedTuple
 

@@ -55,11 +55,11 @@ class Log:
 
     def after(self, seq: int, limit: int) -> list[Record]:
         first = bisect_right(self.seqs, seq)
-        return [self.records[it] for it in self.seqs[first : first + max(limit, 0)]]
+        return [self.records[position] for position in self.seqs[first : first + max(limit, 0)]]
 
     def before(self, seq: int, limit: int) -> list[Record]:
         end = bisect_left(self.seqs, seq) if seq else len(self.seqs)
-        return [self.records[it] for it in self.seqs[max(end - max(limit, 0), 0) : end]]
+        return [self.records[position] for position in self.seqs[max(end - max(limit, 0), 0) : end]]
 
     def copy(self) -> "Log":
         log = Log()
@@ -107,7 +107,7 @@ class Rows:
         return {
             name: (
                 tuple(_row(record) for record in log.after(0, len(log.seqs))),
-                tuple((it.user, it.delivered, it.read) for it in self._marks_of(name)),
+                tuple((mark.user, mark.delivered, mark.read) for mark in self._marks_of(name)),
             )
             for name, log in sorted(self._logs.items())
             if log.seqs
@@ -199,11 +199,11 @@ class Rows:
         return log.after(seq, limit) if log is not None else []
 
     def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        return [it.event for it in self.records_after(conversation, seq, limit)]
+        return [record.event for record in self.records_after(conversation, seq, limit)]
 
     def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         log = self._logs.get(conversation)
-        return [it.event for it in log.before(seq, limit)] if log is not None else []
+        return [record.event for record in log.before(seq, limit)] if log is not None else []
 
     def _logs_of(self, conversations: Collection[str]) -> Iterator[tuple[str, Log]]:
         """Those that have events."""
@@ -223,7 +223,7 @@ class Rows:
     def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
         names = [name for name, users in self._users.items() if user in users]
         newest = [(name, log.newest) for name, log in self._logs_of(names)]
-        heads = [Head(name, it.seq, it.id) for name, it in newest if not before or it.id < before]
+        heads = [Head(name, event.seq, event.id) for name, event in newest if not before or event.id < before]
         heads.sort(key=lambda head: head.id, reverse=True)
         return heads[: max(limit, 0)]
 
@@ -233,14 +233,17 @@ class Rows:
 
     def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
         grown = []
-        for it in marks:
-            of = self._marks.get(it.conversation, {})
-            before = of.get(it.user) or Marks(it.conversation, it.user)
-            if it.delivered > before.delivered or it.read > before.read:
+        for mark in marks:
+            of = self._marks.get(mark.conversation, {})
+            before = of.get(mark.user) or Marks(mark.conversation, mark.user)
+            if mark.delivered > before.delivered or mark.read > before.read:
                 now = Marks(
-                    it.conversation, it.user, max(it.delivered, before.delivered), max(it.read, before.read)
+                    mark.conversation,
+                    mark.user,
+                    max(mark.delivered, before.delivered),
+                    max(mark.read, before.read),
                 )
-                self._marks.setdefault(it.conversation, of)[it.user] = now
+                self._marks.setdefault(mark.conversation, of)[mark.user] = now
                 grown.append(now)
         return grown
 
@@ -251,12 +254,12 @@ class Rows:
         return [marks for _, marks in sorted(self._marks.get(conversation, {}).items())]
 
     def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        for it in said:
-            user, device = it.device
+        for mark in said:
+            user, device = mark.device
             devices = self._devices.setdefault(user, {})
-            before = devices.get(device) or Registration(it.device, it.format)
-            now = it if isinstance(it, Registration) else replace(before, format=it.format)
-            devices[device] = replace(now, seen=max(before.seen, it.seen))
+            before = devices.get(device) or Registration(mark.device, mark.format)
+            now = mark if isinstance(mark, Registration) else replace(before, format=mark.format)
+            devices[device] = replace(now, seen=max(before.seen, mark.seen))
 
     def see_devices(self, seen: Sequence[tuple[Device, int]]) -> None:
         for (user, device), time in seen:
@@ -264,7 +267,9 @@ class Rows:
                 self._devices[user][device] = replace(before, seen=max(before.seen, time))
 
     def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
-        return {user: tuple(it for _, it in sorted(self._devices.get(user, {}).items())) for user in users}
+        return {
+            user: tuple(device for _, device in sorted(self._devices.get(user, {}).items())) for user in users
+        }
 
     def remove_devices(self, devices: Sequence[tuple[Device, int | None]]) -> None:
         """Devices, and each only if it was not seen since then."""
@@ -276,16 +281,18 @@ class Rows:
     # --- everything, for a copy of the store
 
     def set_unfinished(self, unfinished: Sequence[bool]) -> None:
-        for it in unfinished:
-            self.unfinished = it
+        for record in unfinished:
+            self.unfinished = record
 
     def conversations(self, after: str, limit: int) -> list[str]:
         names = {name for name, _ in self._logs_of(self._logs)} | self._users.keys() | self._marks.keys()
         return sorted(name for name in names if name > after)[: max(limit, 0)]
 
     def registrations(self, after: Device, limit: int) -> list[Registration]:
-        every = [it for devices in self._devices.values() for it in devices.values()]
-        return sorted((it for it in every if it.device > after), key=lambda it: it.device)[: max(limit, 0)]
+        every = [device for devices in self._devices.values() for device in devices.values()]
+        return sorted(
+            (device for device in every if device.device > after), key=lambda device: device.device
+        )[: max(limit, 0)]
 
 
 def check(record: Record) -> None:

@@ -1,4 +1,4 @@
-"""What happens in one seed's world: who is there, who sends what, and what is done to them meanwhile."""
+"""The scenario of one seed: its users and devices, their messages, and the injected faults."""
 
 import asyncio
 import itertools
@@ -58,7 +58,9 @@ class Outcome:
         return self.verdict.ok and not self.verdict.unseen and not self.broken
 
     def problems(self) -> list[str]:
-        return [f"{it.kind}: {it.conversation}: {it.what}" for it in self.verdict.findings] + self.broken
+        return [
+            f"{finding.kind}: {finding.conversation}: {finding.what}" for finding in self.verdict.findings
+        ] + self.broken
 
 
 class Scenario:
@@ -135,7 +137,7 @@ class Scenario:
         """Whether every message is answered, and every device has shown all of it to its program."""
         world = self.world
         if world.broker.unfinished or not all(
-            it.settled for it in [*world.sdk_devices, *world.plain_devices]
+            device.settled for device in [*world.sdk_devices, *world.plain_devices]
         ):
             return False
         heads = world.tables.heads(self.conversations)
@@ -206,7 +208,7 @@ def _live(loop: Loop, seed: int, shape: Shape, *, trace: bool) -> Outcome:
             loop.run_until_complete(Scenario(world, shape).run())
         except Exception as error:  # noqa: BLE001 - whatever it is, the seed has found it
             world.broken.append(f"the world ended: {error!r}")
-    broken = world.broken + [f"{it.get('message')}: {it.get('exception')!r}" for it in loop.faults]
+    broken = world.broken + [f"{fault.get('message')}: {fault.get('exception')!r}" for fault in loop.faults]
     verdict = check(world.lines)
     return Outcome(seed, shape, verdict, world.fired, loop.time(), loop.callbacks, broken, world.trace or [])
 
@@ -222,7 +224,7 @@ def draw_shape(seed: int, among: Sequence[str] = ()) -> Shape:
     faults = [draw.choice(kinds) for _ in range(draw.randint(4, 10) if busy else draw.randint(0, 5))]
     # As a rule without a restore: what it loses hides other losses.
     if not among and "store restored" in faults and draw.random() < 0.7:
-        faults = [it for it in faults if it != "store restored"]
+        faults = [fault for fault in faults if fault != "store restored"]
     return Shape(
         workers=draw.choice((1, 2, 2, 3)),
         partitions=draw.choice((1, 2, 4)),

@@ -77,67 +77,67 @@ class SimState:
     # --- workers
 
     async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
-        return await self._ask(lambda it: it.beat(worker, ttl))
+        return await self._ask(lambda memory: memory.beat(worker, ttl))
 
     async def workers(self) -> list[Worker]:
-        return await self._ask(lambda it: it.workers())
+        return await self._ask(lambda memory: memory.workers())
 
     async def leave(self, worker: str) -> None:
-        await self._ask_or(None, lambda it: it.leave(worker))
+        await self._ask_or(None, lambda memory: memory.leave(worker))
 
     # --- seen ids
 
     async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
-        found = await self._ask_or(None, lambda it: it.recall(keys))
+        found = await self._ask_or(None, lambda memory: memory.recall(keys))
         if found is None or not self._state.mistaken:
             return found or frozenset()
         return found | {key for key in keys if self._random() < self._state.mistaken}
 
     async def remember(self, keys: Collection[Key]) -> None:
-        await self._ask_or(None, lambda it: it.remember(keys))
+        await self._ask_or(None, lambda memory: memory.remember(keys))
 
     # --- device lists
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         nothing: dict[str, tuple[Registration, ...]] = {}
-        return await self._ask_or(nothing, lambda it: it.devices(users))
+        return await self._ask_or(nothing, lambda memory: memory.devices(users))
 
     async def lease_devices(self, users: Collection[str]) -> int:
-        return await self._ask_or(-1, lambda it: it.lease_devices(users))  # older than everything
+        return await self._ask_or(-1, lambda memory: memory.lease_devices(users))  # older than everything
 
     async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
-        await self._ask_or(None, lambda it: it.fill_devices(lease, lists))
+        await self._ask_or(None, lambda memory: memory.fill_devices(lease, lists))
 
     async def forget_devices(self, users: Collection[str]) -> None:
-        await self._ask_or(None, lambda it: it.forget_devices(users))
+        await self._ask_or(None, lambda memory: memory.forget_devices(users))
 
     async def distrust_devices(self) -> None:
-        await self._ask_or(None, lambda it: it.distrust_devices())
+        await self._ask_or(None, lambda memory: memory.distrust_devices())
 
     # --- presence
 
     async def arrive(self, presence: DevicePresence) -> None:
-        await self._ask_or(None, lambda it: it.arrive(presence))
+        await self._ask_or(None, lambda memory: memory.arrive(presence))
 
     async def update(self, presence: DevicePresence) -> bool:
-        return await self._ask_or(otherwise=True, call=lambda it: it.update(presence))
+        return await self._ask_or(otherwise=True, call=lambda memory: memory.update(presence))
 
     async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
         nobody: dict[Device, str] = {}
-        return await self._ask_or(nobody, lambda it: it.refresh(devices, now, expires))
+        return await self._ask_or(nobody, lambda memory: memory.refresh(devices, now, expires))
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
-        return await self._ask(lambda it: it.presence(users))
+        return await self._ask(lambda memory: memory.presence(users))
 
     async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
         nothing: list[DevicePresence] = []
-        return await self._ask_or(nothing, lambda it: it.expired(now, longest))
+        return await self._ask_or(nothing, lambda memory: memory.expired(now, longest))
 
     # --- rate limits
 
     async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
         try:
-            return await self._ask(lambda it: it.take(wanted, now))
+            return await self._ask(lambda memory: memory.take(wanted, now))
         except StateAway:
             return await self._meanwhile.take(wanted, now)
 
@@ -171,7 +171,7 @@ class SimState:
             self._lose(asked)
             return
         memory = self._state.memory
-        results = [_result(it.call(memory)) for it in asked]
+        results = [_result(call.call(memory)) for call in asked]
         self._loop.call_later(self._delay(), self._answer, asked, results)
 
     def _answer(self, asked: list[_Asked], results: list[Any]) -> None:
@@ -179,9 +179,9 @@ class SimState:
             self._lose(asked)  # it was carried out, but nobody will know
             return
         self._under_way = False
-        for it, result in zip(asked, results, strict=True):
-            if not it.answer.done():
-                it.answer.set_result(result)
+        for call, result in zip(asked, results, strict=True):
+            if not call.answer.done():
+                call.answer.set_result(result)
         self._begin()
 
     def _lose(self, asked: list[_Asked]) -> None:
@@ -192,9 +192,9 @@ class SimState:
     def _fail(self, trouble: str) -> None:
         self._trouble = trouble
         asked, self._asked = self._asked, []
-        for it in asked:
-            if not it.answer.done():
-                it.answer.set_exception(StateAway(trouble))
+        for call in asked:
+            if not call.answer.done():
+                call.answer.set_exception(StateAway(trouble))
 
     def _try_again(self) -> None:
         if self._unreachable:
@@ -203,7 +203,7 @@ class SimState:
         self._trouble = ""
         self._under_way = False
         # Ahead of all other calls: whatever should have been forgotten meanwhile, and by whomever, is.
-        self._ask(lambda it: it.distrust_devices()).add_done_callback(lambda it: it.exception())
+        self._ask(lambda memory: memory.distrust_devices()).add_done_callback(lambda done: done.exception())
 
     @property
     def _unreachable(self) -> bool:

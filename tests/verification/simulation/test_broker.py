@@ -194,7 +194,7 @@ def on_both(body: Callable[[Side], Awaitable[None]]) -> Callable[..., None]:
     """Makes tests of a body: one on Mosquitto, and one for each simulated release, in several worlds."""
 
     @pytest.mark.parametrize(
-        "simulated", [None, *RELEASES], ids=lambda it: f"simulated {it}" if it else "mosquitto"
+        "simulated", [None, *RELEASES], ids=lambda release: f"simulated {release}" if release else "mosquitto"
     )
     def test(simulated: Release | None, tmp_path: Path) -> None:
         if simulated is None:
@@ -242,12 +242,12 @@ async def take(link: Link, count: int) -> list[Received]:
 
 
 def numbers(received: list[Received]) -> list[int]:
-    return [int(it.payload) for it in received]
+    return [int(message.payload) for message in received]
 
 
 def ack(link: Link, received: list[Received]) -> None:
-    for it in received:
-        link.ack(it)
+    for message in received:
+        link.ack(message)
 
 
 async def nothing_more(link: Link, publisher: Link, topic: str = TOPIC) -> None:
@@ -260,7 +260,7 @@ async def nothing_more(link: Link, publisher: Link, topic: str = TOPIC) -> None:
 
 
 @on_both
-async def test_messages_arrive_with_everything_they_were_published_with(side: Side) -> None:
+async def test_messages_arrive_with_their_payload_and_properties(side: Side) -> None:
     link = await side.connect("one")
     await link.subscribe("imqtt/+/up/0")
     message = Message(TOPIC, b"\x00payload", 1, (("a", "b"), ("a", "c")))
@@ -273,7 +273,7 @@ async def test_messages_arrive_with_everything_they_were_published_with(side: Si
 
 
 @on_both
-async def test_each_publishers_messages_keep_their_order(side: Side) -> None:
+async def test_messages_of_each_publisher_keep_their_order(side: Side) -> None:
     receiver = await side.connect("receiver")
     await receiver.subscribe(TOPIC)
     publishers = [await side.connect(f"publisher-{number}") for number in range(3)]
@@ -286,13 +286,13 @@ async def test_each_publishers_messages_keep_their_order(side: Side) -> None:
 
     received = numbers(await take(receiver, 150))
     for number in range(3):
-        own = [it for it in received if it // 100 == number]
+        own = [message for message in received if message // 100 == number]
         assert own == list(range(100 * number, 100 * number + 50))
     assert [code for codes in await asyncio.gather(*done) for code in codes] == [0] * 150
 
 
 @on_both
-async def test_what_the_publisher_subscribes_to_itself_comes_to_it_too(side: Side) -> None:
+async def test_a_publisher_receives_messages_that_match_its_own_subscriptions(side: Side) -> None:
     link = await side.connect("one", persistent=False)
     await link.subscribe(TOPIC)
 
@@ -302,7 +302,7 @@ async def test_what_the_publisher_subscribes_to_itself_comes_to_it_too(side: Sid
 
 
 @on_both
-async def test_qos_0_comes_in_its_place_without_a_packet_id(side: Side) -> None:
+async def test_qos_0_messages_arrive_in_order_without_a_packet_id(side: Side) -> None:
     link = await side.connect("one")
     await link.subscribe(TOPIC)
 
@@ -310,12 +310,12 @@ async def test_qos_0_comes_in_its_place_without_a_packet_id(side: Side) -> None:
 
     received = await take(link, 3)
     assert numbers(received) == [1, 2, 3]
-    assert [it.qos for it in received] == [1, 0, 1]
+    assert [message.qos for message in received] == [1, 0, 1]
     assert received[1].packet_id is None
 
 
 @on_both
-async def test_filters_match_as_mqtt_says(side: Side) -> None:
+async def test_topic_filters_match_as_mqtt_specifies(side: Side) -> None:
     publisher = await side.connect("publisher")
     await (await side.connect("one")).subscribe("imqtt/+/+/up/0")
     await (await side.connect("two")).subscribe("imqtt/x/#")
@@ -331,7 +331,7 @@ async def test_filters_match_as_mqtt_says(side: Side) -> None:
 
 
 @on_both
-async def test_a_client_with_two_filters_for_a_topic_gets_the_message_twice(side: Side) -> None:
+async def test_a_client_with_two_matching_filters_receives_the_message_twice(side: Side) -> None:
     # MQTT leaves that open; 2.0.11 would send it once to a client of MQTT 3.1.1.
     link = await side.connect("one")
     await link.subscribe(TOPIC, "imqtt/+/up/0")
@@ -348,7 +348,7 @@ async def test_a_client_with_two_filters_for_a_topic_gets_the_message_twice(side
 
 
 @on_both
-async def test_a_message_for_nobody_gets_0x10(side: Side) -> None:
+async def test_a_message_without_subscribers_is_acked_with_0x10(side: Side) -> None:
     publisher = await side.connect("publisher")
     assert await publisher.publish(numbered(1)) == [0x10]
     receiver = await side.connect("receiver", persistent=False)
@@ -361,7 +361,7 @@ async def test_a_message_for_nobody_gets_0x10(side: Side) -> None:
 
 
 @on_both
-async def test_a_persistent_session_counts_as_somebody_though_it_is_offline(side: Side) -> None:
+async def test_an_offline_persistent_session_counts_as_a_subscriber(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver")
     await receiver.subscribe(TOPIC)
@@ -374,7 +374,7 @@ async def test_a_persistent_session_counts_as_somebody_though_it_is_offline(side
 
 
 @on_both
-async def test_what_comes_while_a_client_is_offline_is_queued_but_for_qos_0(side: Side) -> None:
+async def test_messages_for_an_offline_client_are_queued_except_qos_0(side: Side) -> None:
     publisher = await side.connect("publisher")
     first = await side.connect("receiver")
     assert not first.session_present
@@ -387,12 +387,12 @@ async def test_what_comes_while_a_client_is_offline_is_queued_but_for_qos_0(side
     assert second.session_present
     received = await take(second, 3)
     assert numbers(received) == [1, 2, 4]
-    assert not any(it.dup for it in received)
+    assert not any(message.dup for message in received)
     await nothing_more(second, publisher)
 
 
 @on_both
-async def test_what_was_not_acked_comes_again_in_order_and_then_what_was_queued(side: Side) -> None:
+async def test_unacked_messages_are_redelivered_in_order_before_queued_ones(side: Side) -> None:
     publisher = await side.connect("publisher")
     first = await side.connect("receiver")
     await first.subscribe(TOPIC)
@@ -406,14 +406,14 @@ async def test_what_was_not_acked_comes_again_in_order_and_then_what_was_queued(
 
     received = await take(second, 9)
     assert numbers(received) == [*range(3, 10), 10, 11]
-    assert [it.dup for it in received] == [True] * 7 + [False] * 2
-    assert [it.packet_id for it in received[:7]] == [it.packet_id for it in held[3:]]
+    assert [message.dup for message in received] == [True] * 7 + [False] * 2
+    assert [message.packet_id for message in received[:7]] == [message.packet_id for message in held[3:]]
     ack(second, received)
     await nothing_more(second, publisher)
 
 
 @on_both
-async def test_who_connects_with_the_same_client_id_takes_the_session_over(side: Side) -> None:
+async def test_a_connection_with_the_same_client_id_takes_over_the_session(side: Side) -> None:
     publisher = await side.connect("publisher")
     first = await side.connect("receiver")
     await first.subscribe(TOPIC)
@@ -430,12 +430,12 @@ async def test_who_connects_with_the_same_client_id_takes_the_session_over(side:
     first.ack(held[0])
     received = await take(second, 20)
     assert numbers(received) == list(range(20))
-    assert all(it.dup for it in received)
+    assert all(message.dup for message in received)
     await nothing_more(second, publisher)
 
 
 @on_both
-async def test_a_session_may_change_hands_often_and_keeps_order_and_messages(side: Side) -> None:
+async def test_a_session_taken_over_repeatedly_keeps_its_messages_in_order(side: Side) -> None:
     publisher = await side.connect("publisher")
     link = await side.connect("receiver")
     await link.subscribe(TOPIC)
@@ -456,7 +456,7 @@ async def test_a_session_may_change_hands_often_and_keeps_order_and_messages(sid
 
 
 @on_both
-async def test_a_clean_start_drops_the_session_and_what_it_held(side: Side) -> None:
+async def test_a_clean_start_discards_the_session_and_its_messages(side: Side) -> None:
     publisher = await side.connect("publisher")
     owner = await side.connect("receiver")
     await owner.subscribe(TOPIC)
@@ -509,7 +509,7 @@ async def test_a_session_ends_when_its_expiry_has_passed(side: Side) -> None:
 
 
 @on_both
-async def test_who_gives_no_client_id_is_given_one(side: Side) -> None:
+async def test_a_client_without_a_client_id_is_assigned_one(side: Side) -> None:
     link = await side.connect("", persistent=False)
 
     assert link.client_id
@@ -519,7 +519,7 @@ async def test_who_gives_no_client_id_is_given_one(side: Side) -> None:
 
 
 @on_both
-async def test_acks_that_were_given_before_a_close_are_read(side: Side) -> None:
+async def test_acks_sent_before_a_close_are_processed(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver", ack_delay=5.0)
     await receiver.subscribe(TOPIC)
@@ -534,7 +534,7 @@ async def test_acks_that_were_given_before_a_close_are_read(side: Side) -> None:
 
 
 @on_both
-async def test_acks_that_still_wait_are_lost_with_the_connection(side: Side) -> None:
+async def test_delayed_acks_are_lost_with_the_connection(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver", ack_delay=5.0)
     await receiver.subscribe(TOPIC)
@@ -548,7 +548,7 @@ async def test_acks_that_still_wait_are_lost_with_the_connection(side: Side) -> 
 
 
 @on_both
-async def test_acks_leave_after_their_delay(side: Side) -> None:
+async def test_acks_are_sent_after_their_delay(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver", ack_delay=0.05)
     await receiver.subscribe(TOPIC)
@@ -566,7 +566,7 @@ async def test_acks_leave_after_their_delay(side: Side) -> None:
 
 
 @on_both
-async def test_a_full_queue_drops_the_newest_and_says_success(side: Side) -> None:
+async def test_a_full_queue_drops_the_newest_message_and_acks_it_with_success(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver")
     await receiver.subscribe(TOPIC)
@@ -601,7 +601,7 @@ async def test_beyond_the_receive_maximum_messages_are_queued_and_then_dropped(s
 
 
 @on_both
-async def test_a_puback_releases_one_message_or_in_old_releases_the_receive_maximum(side: Side) -> None:
+async def test_a_puback_releases_one_message_or_the_receive_maximum_in_old_mosquittos(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver", receive_max=5)
     # The link itself would stop reading when it holds more than it has asked for.
@@ -697,7 +697,7 @@ async def test_a_session_that_is_taken_over_has_the_will_of_its_new_connection(s
 
 
 @on_both
-async def test_a_broker_that_is_killed_publishes_no_will_neither_then_nor_later(side: Side) -> None:
+async def test_a_killed_broker_never_publishes_its_wills(side: Side) -> None:
     watching = await witness(side)
     link = await side.connect("one", will=will(1))
     await side.save()
@@ -717,7 +717,7 @@ async def test_a_broker_that_is_killed_publishes_no_will_neither_then_nor_later(
 
 
 @on_both
-async def test_a_broker_that_is_killed_ends_everything_that_waits(side: Side) -> None:
+async def test_killing_a_broker_ends_every_pending_call(side: Side) -> None:
     link = await side.connect("one")
     receiving = asyncio.ensure_future(link.receive(1))
     await side.pause()
@@ -740,7 +740,7 @@ async def test_a_broker_that_is_killed_ends_everything_that_waits(side: Side) ->
 
 
 @on_both
-async def test_what_was_saved_is_there_again_after_a_kill(side: Side) -> None:
+async def test_saved_state_is_restored_after_a_kill(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver")
     await receiver.subscribe(TOPIC)
@@ -760,13 +760,13 @@ async def test_what_was_saved_is_there_again_after_a_kill(side: Side) -> None:
     assert receiver.session_present
     received = await take(receiver, 5)
     assert numbers(received) == [2, 3, 4, 5, 6]
-    assert [it.dup for it in received] == [True, True, False, False, False]
+    assert [message.dup for message in received] == [True, True, False, False, False]
     ack(receiver, received)
     await nothing_more(receiver, publisher)
 
 
 @on_both
-async def test_what_was_not_saved_is_gone_after_a_kill(side: Side) -> None:
+async def test_unsaved_state_is_lost_after_a_kill(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver")
     await receiver.subscribe(TOPIC)
@@ -783,7 +783,7 @@ async def test_what_was_not_saved_is_gone_after_a_kill(side: Side) -> None:
 
 
 @on_both
-async def test_a_wiped_broker_knows_no_sessions(side: Side) -> None:
+async def test_a_wiped_broker_has_no_sessions(side: Side) -> None:
     receiver = await side.connect("receiver")
     await receiver.subscribe(TOPIC)
     await receiver.publish(numbered(1))
@@ -798,7 +798,7 @@ async def test_a_wiped_broker_knows_no_sessions(side: Side) -> None:
 
 
 @on_both
-async def test_an_old_state_brings_back_what_was_acked_since(side: Side) -> None:
+async def test_an_old_state_redelivers_messages_acked_since(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver")
     await receiver.subscribe(TOPIC)
@@ -818,7 +818,7 @@ async def test_an_old_state_brings_back_what_was_acked_since(side: Side) -> None
 
     received = await take(receiver, 2)
     assert numbers(received) == [1, 2]
-    assert all(it.dup for it in received)
+    assert all(message.dup for message in received)
     await nothing_more(receiver, await side.connect("publisher"))
 
 
@@ -837,7 +837,7 @@ async def test_a_session_that_began_with_a_clean_start_is_not_saved(side: Side) 
 
 
 @on_both
-async def test_a_session_without_expiry_is_saved_by_old_releases_and_read_back_as_a_listener_without_client(
+async def test_old_mosquittos_save_sessions_without_expiry_and_restore_them_without_a_client(
     side: Side,
 ) -> None:
     link = await side.connect("one", session_expiry=0)
@@ -858,7 +858,7 @@ async def test_a_session_without_expiry_is_saved_by_old_releases_and_read_back_a
 
 
 @on_both
-async def test_a_broker_that_is_paused_goes_on_where_it_was(side: Side) -> None:
+async def test_a_paused_broker_continues_where_it_was(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver")
     await receiver.subscribe(TOPIC)
@@ -874,7 +874,7 @@ async def test_a_broker_that_is_paused_goes_on_where_it_was(side: Side) -> None:
 
 
 @on_both
-async def test_a_connect_that_was_given_up_while_the_broker_was_paused_takes_the_session_all_the_same(
+async def test_a_connect_abandoned_while_the_broker_was_paused_still_takes_over_the_session(
     side: Side,
 ) -> None:
     watching = await witness(side)
@@ -914,7 +914,7 @@ async def test_a_device_publishes_and_receives(side: Side) -> None:
 
 
 @on_both
-async def test_a_device_that_closes_leaves_no_will_and_one_that_drops_does(side: Side) -> None:
+async def test_a_will_is_published_for_a_dropped_device_but_not_for_a_closed_one(side: Side) -> None:
     watching = await side.connect("witness")
     await watching.subscribe("imqtt/+/up/1")
     # Of another device: this close does not wait until the broker has read it.
@@ -932,7 +932,7 @@ async def test_a_device_that_closes_leaves_no_will_and_one_that_drops_does(side:
 
 
 @on_both
-async def test_a_device_learns_that_its_broker_was_killed_after_what_it_had_received(side: Side) -> None:
+async def test_a_device_processes_received_messages_before_the_loss_of_its_broker(side: Side) -> None:
     server = await side.connect("server")
     device = await side.device("alice@phone")
     await device.subscribe("imqtt/alice@phone/down")
@@ -960,7 +960,7 @@ async def test_a_device_learns_that_its_broker_was_killed_after_what_it_had_rece
 
 
 @on_both
-async def test_a_publish_that_gets_no_puback_returns_after_the_timeout(side: Side) -> None:
+async def test_a_publish_without_a_puback_returns_after_the_timeout(side: Side) -> None:
     device = await side.device("alice@phone", timeout=2.0)
     await side.pause()
     began = asyncio.get_running_loop().time()
@@ -973,7 +973,7 @@ async def test_a_publish_that_gets_no_puback_returns_after_the_timeout(side: Sid
 
 
 @on_both
-async def test_a_second_process_with_a_devices_name_takes_the_connection(side: Side) -> None:
+async def test_a_second_process_with_the_same_client_id_takes_over_the_connection(side: Side) -> None:
     watching = await side.connect("witness")
     await watching.subscribe(WILLS)
     first = await side.device("alice@phone", will=b"1")
@@ -1001,7 +1001,7 @@ def in_worlds(body: Callable[[SimSide], Awaitable[None]]) -> Callable[[], None]:
 
 
 @in_worlds
-async def test_a_process_that_is_killed_has_its_connections_closed_and_its_will_published(
+async def test_killing_a_process_closes_its_connections_and_publishes_its_will(
     side: SimSide,
 ) -> None:
     watching = await witness(side)
@@ -1023,7 +1023,7 @@ async def test_a_process_that_is_killed_has_its_connections_closed_and_its_will_
 
 
 @in_worlds
-async def test_what_is_in_flight_when_a_connection_is_cut_is_lost_and_both_ends_learn_of_it(
+async def test_cutting_a_connection_loses_packets_in_flight_and_both_ends_notice(
     side: SimSide,
 ) -> None:
     watching = await witness(side)
@@ -1051,7 +1051,7 @@ async def seconds(end: Awaitable[object]) -> float:
 
 
 @in_worlds
-async def test_an_end_that_does_not_notice_a_cut_finds_out_by_keep_alive(side: SimSide) -> None:
+async def test_an_unnoticed_cut_is_detected_by_keep_alive(side: SimSide) -> None:
     watching = await witness(side)
     for client, broker in ((True, False), (False, True), (False, False)):
         party = side.broker.loop.party("one")
@@ -1065,7 +1065,7 @@ async def test_an_end_that_does_not_notice_a_cut_finds_out_by_keep_alive(side: S
 
 
 @in_worlds
-async def test_who_takes_over_from_a_half_open_connection_gets_what_was_sent_into_it(side: SimSide) -> None:
+async def test_a_takeover_of_a_half_open_connection_receives_the_messages_sent_into_it(side: SimSide) -> None:
     publisher = await side.connect("publisher")
     party = side.broker.loop.party("one")
     link = await party.spawn(side.connect("receiver"))
@@ -1080,7 +1080,7 @@ async def test_who_takes_over_from_a_half_open_connection_gets_what_was_sent_int
 
 
 @in_worlds
-async def test_a_device_gives_up_a_connection_that_has_fallen_silent(side: SimSide) -> None:
+async def test_a_device_abandons_a_silent_connection(side: SimSide) -> None:
     party = side.broker.loop.party("device")
     device = await party.spawn(side.device("alice@phone", keep_alive=10))
     (connection,) = side.broker.connections(party)
@@ -1094,7 +1094,7 @@ async def test_a_device_gives_up_a_connection_that_has_fallen_silent(side: SimSi
 
 
 @in_worlds
-async def test_a_stalled_connection_loses_nothing(side: SimSide) -> None:
+async def test_a_stalled_connection_loses_no_packets(side: SimSide) -> None:
     party = side.broker.loop.party("one")
     link = await party.spawn(side.connect("one"))
     await link.subscribe(TOPIC)
@@ -1110,7 +1110,7 @@ async def test_a_stalled_connection_loses_nothing(side: SimSide) -> None:
 
 
 @in_worlds
-async def test_a_link_that_reads_on_after_a_pause_has_missed_nothing(side: SimSide) -> None:
+async def test_a_link_that_resumes_reading_after_a_pause_has_missed_no_packets(side: SimSide) -> None:
     publisher = await side.connect("publisher")
     link = await side.connect("one", receive_bytes=100)
     await link.subscribe(TOPIC)
@@ -1127,7 +1127,7 @@ async def test_a_link_that_reads_on_after_a_pause_has_missed_nothing(side: SimSi
 
 
 @in_worlds
-async def test_who_is_paused_gets_everything_later_or_is_given_up(side: SimSide) -> None:
+async def test_a_paused_process_receives_everything_later_or_is_disconnected(side: SimSide) -> None:
     publisher = await side.connect("publisher")
     loop = side.broker.loop
     party = loop.party("receiver")
@@ -1150,7 +1150,7 @@ async def test_who_is_paused_gets_everything_later_or_is_given_up(side: SimSide)
 
 
 @in_worlds
-async def test_whose_way_to_the_broker_is_blocked_gets_no_connection(side: SimSide) -> None:
+async def test_a_process_that_is_cut_off_from_the_broker_gets_no_connection(side: SimSide) -> None:
     party = side.broker.loop.party("far")
     side.broker.unreachable.add("far")
     with pytest.raises(TimeoutError):
@@ -1164,7 +1164,7 @@ async def test_whose_way_to_the_broker_is_blocked_gets_no_connection(side: SimSi
 
 
 @in_worlds
-async def test_who_is_refused_is_told_the_code(side: SimSide) -> None:
+async def test_a_refused_client_receives_the_reason_code(side: SimSide) -> None:
     side.broker.refusals.update({"one": 0x87, "alice@phone": 0x86})
 
     with pytest.raises(Refused) as refused:

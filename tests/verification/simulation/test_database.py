@@ -70,8 +70,8 @@ def play(course: Callable[[World], Coroutine[Any, Any, None]], *, seed: int = 1,
 
 def _put(*values: int) -> Callable[[sqlite3.Connection], int]:
     def put(connection: sqlite3.Connection) -> int:
-        for it in values:
-            connection.execute("INSERT INTO t VALUES (?)", (it,))
+        for value in values:
+            connection.execute("INSERT INTO t VALUES (?)", (value,))
         return len(values)
 
     return put
@@ -92,7 +92,7 @@ def _rows(connection: sqlite3.Connection) -> list[int]:
 # --- transactions
 
 
-def test_operations_are_carried_out_and_answered_in_their_order() -> None:
+def test_operations_are_carried_out_and_answered_in_order() -> None:
     async def course(world: World) -> None:
         async def work() -> None:
             database = await world.open()
@@ -110,7 +110,7 @@ def test_operations_are_carried_out_and_answered_in_their_order() -> None:
     play(course, times=10)
 
 
-def test_one_operation_that_fails_takes_no_other_with_it() -> None:
+def test_a_failed_operation_does_not_affect_others() -> None:
     async def course(world: World) -> None:
         async def work() -> None:
             database = await world.open()
@@ -131,7 +131,7 @@ def test_one_operation_that_fails_takes_no_other_with_it() -> None:
     play(course)
 
 
-def test_once_a_chained_operation_has_failed_none_is_carried_out() -> None:
+def test_after_a_chained_operation_fails_no_other_is_carried_out() -> None:
     async def course(world: World) -> None:
         async def work() -> None:
             database = await world.open()
@@ -154,13 +154,13 @@ def test_once_a_chained_operation_has_failed_none_is_carried_out() -> None:
     play(course)
 
 
-def test_closing_finishes_what_was_submitted_and_takes_nothing_more() -> None:
+def test_closing_finishes_submitted_operations_and_refuses_new_ones() -> None:
     async def course(world: World) -> None:
         async def work() -> None:
             database = await world.open()
             done = [database.submit(_put(number)) for number in range(5)]
             await database.close()
-            assert all(it.done() for it in done)
+            assert all(task.done() for task in done)
             with pytest.raises(DeviceStoreError, match="closed"):
                 await database.submit(_put(9))
             await database.close()
@@ -171,7 +171,7 @@ def test_closing_finishes_what_was_submitted_and_takes_nothing_more() -> None:
     play(course)
 
 
-def test_what_nobody_waits_for_happens_too() -> None:
+def test_an_operation_is_carried_out_even_if_its_result_is_not_awaited() -> None:
     async def course(world: World) -> None:
         async def work() -> None:
             database = await world.open()
@@ -187,7 +187,9 @@ def test_what_nobody_waits_for_happens_too() -> None:
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_a_killed_process_leaves_whole_transactions_in_order_and_what_it_was_told_of(durable: bool) -> None:
+def test_a_killed_process_leaves_a_prefix_of_whole_transactions_with_all_confirmed_ones(
+    durable: bool,
+) -> None:
     left: set[int] = set()
 
     async def course(world: World) -> None:
@@ -212,7 +214,7 @@ def test_a_killed_process_leaves_whole_transactions_in_order_and_what_it_was_tol
     assert len(left) > 5
 
 
-def test_a_process_may_be_killed_before_the_commit_between_it_and_its_answer_and_after() -> None:
+def test_a_process_may_be_killed_before_the_commit_before_its_answer_and_after_it() -> None:
     ends: set[tuple[int, int]] = set()
 
     async def course(world: World) -> None:
@@ -234,7 +236,7 @@ def test_a_process_may_be_killed_before_the_commit_between_it_and_its_answer_and
     assert ends == {(0, 0), (0, 1), (1, 1)}
 
 
-def test_a_file_that_a_living_process_has_open_is_refused_to_others() -> None:
+def test_a_file_that_a_live_process_has_open_is_refused_to_others() -> None:
     async def course(world: World) -> None:
         async def hold() -> None:
             await world.open()
@@ -257,7 +259,7 @@ def test_a_file_that_a_living_process_has_open_is_refused_to_others() -> None:
     play(course)
 
 
-def test_files_are_apart_and_a_store_without_a_path_is_new_each_time() -> None:
+def test_files_are_separate_and_a_store_without_a_path_starts_empty() -> None:
     async def course(world: World) -> None:
         async def work() -> None:
             schema = "CREATE TABLE t (x INTEGER PRIMARY KEY)"
@@ -286,7 +288,7 @@ def test_a_file_of_another_version_is_refused() -> None:
 # --- the SDK's own store on it
 
 
-def test_a_devices_store_is_there_after_a_kill() -> None:
+def test_the_store_of_a_device_survives_a_kill() -> None:
     event = Event(TALK, 1, Id(10), 0, "bob", "phone", "m1", Content(text="1"))
     position = Position(1, Id(10))
     changes = Changes(
@@ -306,8 +308,8 @@ def test_a_devices_store_is_there_after_a_kill() -> None:
         async def second() -> None:
             store = await LocalStore.open(PATH, ALICE)
             memory = await store.load()
-            assert [it.cursor for it in memory.logs] == [position]
-            assert [it.client_msg_id for it in memory.unsent] == ["m2"]
+            assert [log.cursor for log in memory.logs] == [position]
+            assert [message.client_msg_id for message in memory.unsent] == ["m2"]
             assert await store.events(TALK, 1, 9) == [event]
             with pytest.raises(Conflict):
                 await store.put(Entry(TALK, "m2", Content(text="other")))
@@ -328,7 +330,7 @@ def test_a_devices_store_is_there_after_a_kill() -> None:
     play(course)
 
 
-def test_a_seed_is_always_the_same_course_of_things() -> None:
+def test_the_same_seed_repeats_the_same_outcomes() -> None:
     def story(seed: int) -> list[float]:
         times: list[float] = []
 

@@ -1,4 +1,4 @@
-"""A fault heals what it has done, whatever else is done to its victim meanwhile."""
+"""A fault is repaired even if other faults affect its target meanwhile."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from tests.verification.simulation.test_found import CONVERSATION, live, phone
 from tests.verification.simulation.world import World
 
 
-def test_a_device_whose_disk_was_full_is_started_again_though_it_is_paused_before_it_ends() -> None:
+def test_a_device_with_a_full_disk_is_restarted_even_if_paused_before_it_ends() -> None:
     """Nobody started it, since it had not ended in time: the world never came to rest."""
 
     async def story(world: World) -> None:

@@ -42,8 +42,8 @@ def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
     return SdkDevice(world.loop, f"{user}@phone", sending, world.write, Format.JSON)
 
 
-def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() -> None:
-    """It was PUBACKed and gone: the broker had nobody to give it to, and said so in a code nobody read."""
+def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> None:
+    """The broker had no subscriber and said so in the PUBACK's reason code, which was ignored."""
     number = partition_of(CONVERSATION, PARTITIONS)
     assert number != 0
     heard: list[AnyFrame] = []
@@ -66,7 +66,7 @@ def test_a_command_passed_on_to_a_partition_that_nobody_holds_yet_is_answered() 
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_a_device_that_says_hello_while_the_disk_is_full_is_told_what_comes_after(full: bool) -> None:
+def test_a_device_that_sends_hello_while_the_disk_is_full_receives_later_events(full: bool) -> None:
     """It was welcomed without being registered: nothing was published to it until it said something else."""
 
     async def story(world: World) -> None:
@@ -84,7 +84,7 @@ def test_a_device_that_says_hello_while_the_disk_is_full_is_told_what_comes_afte
     live(story)
 
 
-def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None:
+def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered() -> None:
     """After `Restarted`, an iterator went on with up to a hundred events of the log that it spoke of."""
     given: list[str] = []
 
@@ -119,7 +119,7 @@ def test_what_was_read_ahead_of_a_log_that_is_no_more_is_not_given_out() -> None
 
 
 @pytest.mark.parametrize("kept", [0, 2])
-def test_a_new_log_is_noticed_though_its_ids_are_lower_than_those_of_the_old_one(kept: int) -> None:
+def test_a_new_log_with_lower_ids_than_the_old_one_is_noticed(kept: int) -> None:
     """A clock was ahead before. The new log's events were taken for duplicates, or for history."""
 
     async def story(world: World) -> None:
@@ -132,7 +132,7 @@ def test_a_new_log_is_noticed_though_its_ids_are_lower_than_those_of_the_old_one
             return world.tables.heads([CONVERSATION]).get(CONVERSATION, NOTHING)
 
         def both_have(seq: int) -> bool:
-            return head().seq == seq and all(it.has(CONVERSATION, head()) for it in (alice, bob))
+            return head().seq == seq and all(device.has(CONVERSATION, head()) for device in (alice, bob))
 
         worker.clock_offset = 30_000
         assert await world.until(lambda: head().seq == kept, 5.0, 0.001)
@@ -150,8 +150,10 @@ def test_a_new_log_is_noticed_though_its_ids_are_lower_than_those_of_the_old_one
 
 
 @pytest.mark.parametrize("survivor", [True, False])
-def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(survivor: bool) -> None:
-    """What the state should have forgotten, nobody could tell it any more: the old list was believed."""
+def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worker_dies(
+    survivor: bool,
+) -> None:
+    """The failed invalidation was never repeated, so the outdated device list was used."""
 
     async def story(world: World) -> None:
         if survivor:
@@ -185,8 +187,8 @@ def test_who_registers_while_the_state_is_away_is_known_though_his_worker_dies(s
 
 
 @pytest.mark.parametrize("speaks", [True, False])
-def test_a_peer_who_drops_out_after_the_state_was_lost_is_no_ghost(speaks: bool) -> None:
-    """Its will named a connection that nobody knew any more, and was ignored."""
+def test_a_peer_that_disconnects_after_the_state_was_lost_is_shown_as_offline(speaks: bool) -> None:
+    """Its will had the nonce of a connection that the state had lost, and was ignored."""
 
     async def story(world: World) -> None:
         alice, bob = phone(world, "alice", 1), phone(world, "bob")
@@ -205,7 +207,7 @@ def test_a_peer_who_drops_out_after_the_state_was_lost_is_no_ghost(speaks: bool)
             alice.party.spawn(alice.client.typing(CONVERSATION))
             await asyncio.sleep(1.0)
             known = await world.state.memory.presence(["alice"])
-            assert [it.state for it in known["alice"]] == ["online"]
+            assert [presence.state for presence in known["alice"]] == ["online"]
         assert alice.party is not None
         world.kill(alice.party)
         # If neither has spoken since, bob's device is told when it next says something, within half of

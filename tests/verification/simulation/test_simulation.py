@@ -34,19 +34,19 @@ def test_no_interleaving_loses_doubles_or_reorders_anything(seeds: int) -> None:
     done = simulation("--seeds", str(seeds))
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     fired = dict(re.findall(r"([a-z][a-z ]*) (\d+)", done.stdout.split("faults fired: ")[1]))
-    seldom = {it for it in FAULTS if int(fired.get(it, 0)) <= seeds // 200}
+    seldom = {fault for fault in FAULTS if int(fired.get(fault, 0)) <= seeds // 200}
     assert not seldom, "a fault that hardly ever fires proves little"
 
 
 @pytest.mark.parametrize("seeds", [SEEDS, pytest.param(MANY_SEEDS, marks=pytest.mark.verify)])
-def test_no_restore_after_a_clock_was_wrong_does_either(seeds: int) -> None:
+def test_no_restore_after_a_wrong_clock_loses_doubles_or_reorders_anything(seeds: int) -> None:
     """The ids of the new log may be lower than those of the old one."""
     done = simulation("--seeds", str(seeds), "--faults", "store restored", "clock stepped")
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
 
 
 @pytest.mark.verify
-def test_no_interleaving_that_was_never_tried_does_either() -> None:
+def test_no_new_interleaving_loses_doubles_or_reorders_anything() -> None:
     first = secrets.randbelow(FIRST_NEW) + FIRST_NEW
     done = simulation("--first", str(first), "--seeds", str(MANY_SEEDS))
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
@@ -55,8 +55,8 @@ def test_no_interleaving_that_was_never_tried_does_either() -> None:
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(at, id=it.name, marks=pytest.mark.verify if it.rare else ())
-        for at, it in enumerate(MISTAKES)
+        pytest.param(at, id=mistake.name, marks=pytest.mark.verify if mistake.rare else ())
+        for at, mistake in enumerate(MISTAKES)
     ],
 )
 def test_a_planted_mistake_is_found_and_named(number: int) -> None:
@@ -69,19 +69,19 @@ def test_a_planted_mistake_is_found_and_named(number: int) -> None:
     assert found["first"] in again.stdout, "a seed is the same in every process"
 
 
-def test_without_the_mistakes_nothing_is_found_in_the_same_worlds() -> None:
+def test_the_same_worlds_without_planted_mistakes_have_no_findings() -> None:
     done = simulation("--innocent", "--seeds", "4")
     assert done.returncode == 0, done.stdout[-3_000:]
 
 
-def test_a_seed_is_always_the_same_world() -> None:
+def test_the_same_seed_gives_the_same_world() -> None:
     first, second = (simulation("--seed", "11", "--full") for _ in range(2))
     assert first.stdout == second.stdout
     assert len(first.stdout.splitlines()) > 50
     assert simulation("--seed", "12", "--full").stdout != first.stdout
 
 
-def test_time_passes_only_when_everybody_waits() -> None:
+def test_virtual_time_advances_only_when_every_process_waits() -> None:
     with simulated(1) as loop:
 
         async def sleep() -> float:
@@ -91,7 +91,7 @@ def test_time_passes_only_when_everybody_waits() -> None:
         assert loop.run_until_complete(sleep()) == pytest.approx(3_600.0, abs=0.01)
 
 
-def test_who_is_killed_runs_no_further_not_even_its_finally() -> None:
+def test_a_killed_process_runs_no_further_code_not_even_finally_blocks() -> None:
     done: list[str] = []
 
     async def work(name: str) -> None:
@@ -115,7 +115,7 @@ def test_who_is_killed_runs_no_further_not_even_its_finally() -> None:
         assert done == ["second", "second, finally"]
 
 
-def test_who_is_paused_does_everything_later() -> None:
+def test_a_paused_process_runs_its_callbacks_after_the_pause() -> None:
     woken: list[float] = []
 
     async def work() -> None:
@@ -137,6 +137,6 @@ def test_who_is_paused_does_everything_later() -> None:
     assert woken == [pytest.approx(10.0, abs=0.01)]
 
 
-def test_a_world_in_which_nothing_can_happen_any_more_says_so() -> None:
+def test_a_world_without_pending_events_raises_an_error() -> None:
     with simulated(1) as loop, pytest.raises(Deadlock):
         loop.run_until_complete(asyncio.Event().wait())

@@ -48,7 +48,7 @@ async def fill(state: SimState, lists: tuple[Registration, ...]) -> None:
     await state.fill_devices(await state.lease_devices(["alice"]), {"alice": lists})
 
 
-def test_workers_share_it() -> None:
+def test_workers_share_the_state() -> None:
     async def course(world: World) -> None:
         await world.one.remember(KEYS)
         await fill(world.one, OLD)
@@ -64,7 +64,7 @@ def test_workers_share_it() -> None:
     play(course)
 
 
-def test_a_worker_that_falls_silent_is_gone_in_the_worlds_time() -> None:
+def test_a_worker_without_heartbeats_expires_in_virtual_time() -> None:
     async def course(world: World) -> None:
         await world.one.beat(WORKER, 60_000)
         await asyncio.sleep(59.0)
@@ -75,7 +75,7 @@ def test_a_worker_that_falls_silent_is_gone_in_the_worlds_time() -> None:
     play(course)
 
 
-def test_while_it_is_away_it_knows_nothing_and_says_so_soon() -> None:
+def test_while_the_state_is_away_calls_soon_answer_unknown() -> None:
     async def course(world: World) -> None:
         state = world.one
         await state.remember(KEYS)
@@ -108,7 +108,7 @@ def test_while_it_is_away_it_knows_nothing_and_says_so_soon() -> None:
     play(course)
 
 
-def test_what_it_could_not_be_told_to_forget_it_is_told_before_anything_is_read() -> None:
+def test_invalidations_that_failed_are_repeated_before_any_read() -> None:
     async def course(world: World) -> None:
         await fill(world.one, OLD)
         world.shared.away = True
@@ -122,7 +122,7 @@ def test_what_it_could_not_be_told_to_forget_it_is_told_before_anything_is_read(
     play(course, times=20)
 
 
-def test_what_is_carried_out_and_not_answered_counts_as_not_known() -> None:
+def test_a_call_carried_out_without_an_answer_counts_as_unknown() -> None:
     ends: set[tuple[bool, bool]] = set()
 
     async def course(world: World) -> None:
@@ -136,7 +136,7 @@ def test_what_is_carried_out_and_not_answered_counts_as_not_known() -> None:
     assert ends == {(False, False), (True, False), (True, True)}
 
 
-def test_a_flush_forgets_everything_and_no_lease_of_before_fills_anything() -> None:
+def test_a_flush_removes_everything_and_earlier_leases_fill_nothing() -> None:
     async def course(world: World) -> None:
         await world.one.remember(KEYS)
         await world.one.beat(WORKER, 60_000)
@@ -154,7 +154,7 @@ def test_a_flush_forgets_everything_and_no_lease_of_before_fills_anything() -> N
     play(course)
 
 
-def test_it_recalls_what_never_was_at_its_rate() -> None:
+def test_false_positives_occur_at_the_set_rate() -> None:
     async def course(world: World) -> None:
         world.shared.mistaken = 0.3
         await world.one.remember(KEYS[:50])
@@ -165,7 +165,7 @@ def test_it_recalls_what_never_was_at_its_rate() -> None:
     play(course)
 
 
-def test_calls_are_carried_out_in_their_order() -> None:
+def test_calls_are_carried_out_in_order() -> None:
     async def course(world: World) -> None:
         async with asyncio.TaskGroup() as tasks:
             for number in range(50):
@@ -179,7 +179,7 @@ def test_calls_are_carried_out_in_their_order() -> None:
     play(course, times=20)
 
 
-def test_closing_fails_what_is_under_way() -> None:
+def test_closing_fails_calls_in_flight() -> None:
     async def course(world: World) -> None:
         beating = asyncio.create_task(world.one.beat(WORKER, 60_000))
         await asyncio.sleep(0)

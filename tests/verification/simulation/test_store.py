@@ -49,7 +49,7 @@ class World:
 
     @property
     def seqs(self) -> list[int]:
-        return [it.seq for it in self.tables.events_after(D, 0, 1_000)]
+        return [record.seq for record in self.tables.events_after(D, 0, 1_000)]
 
 
 Play = Callable[[World], Awaitable[None]]
@@ -75,9 +75,7 @@ def play(course: Play, *, prefix: bool = True, seed: int = 1, times: int = 1) ->
 
 @flavours
 @pytest.mark.parametrize("stored", [0, 2, 5])
-def test_of_an_append_whose_outcome_is_unknown_so_much_is_stored_as_was_wanted(
-    prefix: bool, stored: int
-) -> None:
+def test_an_append_with_an_unknown_outcome_stores_the_requested_part(prefix: bool, stored: int) -> None:
     async def course(world: World) -> None:
         world.tables.outcomes.append(Unknown(stored))
         with pytest.raises(OutcomeUnknown):
@@ -90,7 +88,7 @@ def test_of_an_append_whose_outcome_is_unknown_so_much_is_stored_as_was_wanted(
     assert play(course, prefix=prefix).tables.doubted == 1
 
 
-def test_an_insert_that_lingers_is_carried_out_after_its_caller_has_given_up() -> None:
+def test_a_delayed_insert_is_carried_out_after_its_caller_has_given_up() -> None:
     async def course(world: World) -> None:
         world.tables.outcomes.append(Unknown(later=7.0))
         with pytest.raises(OutcomeUnknown):
@@ -104,14 +102,14 @@ def test_an_insert_that_lingers_is_carried_out_after_its_caller_has_given_up() -
     play(course)
 
 
-def test_an_insert_that_lingers_meets_the_indexes_as_it_finds_them() -> None:
+def test_a_delayed_insert_is_checked_against_the_indexes_when_it_is_carried_out() -> None:
     async def course(world: World) -> None:
         world.tables.outcomes.append(Unknown(later=7.0))
         with pytest.raises(OutcomeUnknown):
             await world.store.append(log(D, 1, 3))
         await world.store.append([record(D, 2, message="another", sender="bob")])
         await asyncio.sleep(8.0)
-        assert [(it.seq, it.client_msg_id) for it in world.tables.events_after(D, 0, 9)] == [
+        assert [(record.seq, record.client_msg_id) for record in world.tables.events_after(D, 0, 9)] == [
             (1, "m1"),
             (2, "another"),
         ]
@@ -119,7 +117,7 @@ def test_an_insert_that_lingers_meets_the_indexes_as_it_finds_them() -> None:
     play(course)
 
 
-def test_the_same_records_sent_again_meet_the_insert_that_lingers_or_are_met_by_it() -> None:
+def test_records_sent_again_and_their_delayed_insert_are_stored_once() -> None:
     async def again_at_once(world: World) -> None:
         world.tables.outcomes.append(Unknown(later=7.0))
         with pytest.raises(OutcomeUnknown):
@@ -157,16 +155,16 @@ def outcomes_of_doubt(prefix: bool) -> set[tuple[int, int]]:
     return found
 
 
-def test_mongodb_stores_nothing_a_prefix_everything_or_everything_later() -> None:
-    assert outcomes_of_doubt(prefix=True) == {(it, it) for it in range(6)} | {(0, 5)}
+def test_mongodb_may_store_nothing_a_prefix_everything_or_everything_later() -> None:
+    assert outcomes_of_doubt(prefix=True) == {(number, number) for number in range(6)} | {(0, 5)}
 
 
-def test_sqlite_stores_nothing_or_everything_and_nothing_later() -> None:
+def test_sqlite_may_store_nothing_or_everything_but_nothing_later() -> None:
     assert outcomes_of_doubt(prefix=False) == {(0, 0), (5, 5)}
 
 
 @flavours
-def test_members_marks_and_devices_are_doubtful_too_and_may_be_written_again(prefix: bool) -> None:
+def test_writes_of_members_marks_and_devices_may_have_unknown_outcomes_and_be_repeated(prefix: bool) -> None:
     written: set[tuple[bool, bool, bool]] = set()
 
     async def course(world: World) -> None:
@@ -200,7 +198,7 @@ def test_members_marks_and_devices_are_doubtful_too_and_may_be_written_again(pre
 
 
 @flavours
-def test_while_the_store_is_away_reads_fail_and_what_is_begun_is_not_written(prefix: bool) -> None:
+def test_while_the_store_is_away_reads_fail_and_new_writes_are_not_stored(prefix: bool) -> None:
     async def course(world: World) -> None:
         await world.store.append(log(D, 1, 1))
         world.tables.away = True
@@ -220,7 +218,7 @@ def test_while_the_store_is_away_reads_fail_and_what_is_begun_is_not_written(pre
 
 
 @flavours
-def test_what_is_under_way_when_the_store_goes_away_is_doubtful(prefix: bool) -> None:
+def test_writes_in_flight_when_the_store_goes_away_have_an_unknown_outcome(prefix: bool) -> None:
     ends: set[tuple[str, int]] = set()
 
     async def course(world: World) -> None:
@@ -237,7 +235,7 @@ def test_what_is_under_way_when_the_store_goes_away_is_doubtful(prefix: bool) ->
 
 
 @flavours
-def test_an_answer_that_is_on_its_way_when_the_store_goes_away_is_lost(prefix: bool) -> None:
+def test_an_answer_in_flight_when_the_store_goes_away_is_lost(prefix: bool) -> None:
     async def course(world: World) -> None:
         world.worker(lambda store: store.append(log(D, 1, 2)))
         while not world.seqs:
@@ -249,7 +247,7 @@ def test_an_answer_that_is_on_its_way_when_the_store_goes_away_is_lost(prefix: b
     play(course, prefix=prefix)
 
 
-def test_a_worker_that_is_cut_off_is_so_alone() -> None:
+def test_cutting_off_one_worker_affects_no_other() -> None:
     async def course(world: World) -> None:
         other = SimStore(world.tables, world.loop.random)
         other.cut = True
@@ -263,7 +261,7 @@ def test_a_worker_that_is_cut_off_is_so_alone() -> None:
 
 
 @flavours
-def test_a_full_store_says_so_and_writes_nothing(prefix: bool) -> None:
+def test_a_full_store_raises_an_error_and_writes_nothing(prefix: bool) -> None:
     async def course(world: World) -> None:
         await world.store.append(log(D, 1, 1))
         world.tables.full = True
@@ -283,11 +281,11 @@ def test_a_full_store_says_so_and_writes_nothing(prefix: bool) -> None:
     play(course, prefix=prefix)
 
 
-def test_single_reads_fail_at_their_rate_and_slow_calls_take_their_time() -> None:
+def test_reads_fail_at_the_set_rate_and_slow_calls_take_the_set_time() -> None:
     async def course(world: World) -> None:
         world.tables.unreachable = 0.5
         answers = await asyncio.gather(*(world.store.heads([D]) for _ in range(200)), return_exceptions=True)
-        assert 60 < sum(isinstance(it, StoreUnreachable) for it in answers) < 140
+        assert 60 < sum(isinstance(answer, StoreUnreachable) for answer in answers) < 140
         world.tables.unreachable, world.tables.slow = 0.0, 1.0
         before = world.loop.time()
         await asyncio.gather(*(world.store.heads([D]) for _ in range(20)))
@@ -316,20 +314,20 @@ def after_a_kill(prefix: bool, stop: Callable[[Loop, Party], None]) -> set[tuple
     return ends
 
 
-def test_what_a_killed_worker_had_sent_is_carried_out_by_mongodb_or_not() -> None:
+def test_mongodb_may_carry_out_the_writes_of_a_killed_worker() -> None:
     assert after_a_kill(True, Loop.crash) == {("done", 2, 2), ("", 2, 2), ("", 0, 2), ("", 0, 0)}
 
 
-def test_sqlite_dies_with_its_worker() -> None:
+def test_sqlite_carries_out_no_write_of_a_killed_worker() -> None:
     assert after_a_kill(False, Loop.crash) == {("done", 2, 2), ("", 2, 2), ("", 0, 0)}
 
 
 @flavours
-def test_what_a_paused_worker_had_sent_is_carried_out_meanwhile(prefix: bool) -> None:
+def test_writes_of_a_paused_worker_are_carried_out_during_the_pause(prefix: bool) -> None:
     assert after_a_kill(prefix, Loop.pause) == {("done", 2, 2), ("", 2, 2), ("", 0, 2)}
 
 
-def test_a_worker_that_was_paused_is_answered_when_it_goes_on() -> None:
+def test_a_paused_worker_receives_its_answers_when_it_resumes() -> None:
     async def course(world: World) -> None:
         party = world.worker(lambda store: store.append(log(D, 1, 2)))
         await asyncio.sleep(0)
@@ -344,7 +342,7 @@ def test_a_worker_that_was_paused_is_answered_when_it_goes_on() -> None:
 
 
 @flavours
-def test_a_caller_who_is_cancelled_has_written_all_the_same(prefix: bool) -> None:
+def test_a_write_is_carried_out_although_its_caller_is_cancelled(prefix: bool) -> None:
     async def course(world: World) -> None:
         records = log(D, 1, 2)
         writing = asyncio.create_task(world.store.append(records))
@@ -380,7 +378,7 @@ def firsts(prefix: bool) -> set[str]:
     won: set[str] = set()
 
     async def course(world: World) -> None:
-        first, second = ([record(D, 1, message=it)] for it in ("first", "second"))
+        first, second = ([record(D, 1, message=name)] for name in ("first", "second"))
         await asyncio.gather(world.store.append(first), world.store.append(second), return_exceptions=True)
         won.add(world.tables.events_after(D, 0, 9)[0].client_msg_id)
 
@@ -388,12 +386,12 @@ def firsts(prefix: bool) -> set[str]:
     return won
 
 
-def test_sqlite_writes_in_the_order_of_the_calls_and_mongodb_as_they_arrive() -> None:
+def test_sqlite_writes_in_call_order_and_mongodb_in_arrival_order() -> None:
     assert firsts(prefix=False) == {"first"}
     assert firsts(prefix=True) == {"first", "second"}
 
 
-def test_a_read_sees_what_was_stored_before_it_began_and_maybe_what_came_since() -> None:
+def test_a_read_sees_earlier_writes_and_possibly_concurrent_ones() -> None:
     seen: set[int] = set()
 
     async def course(world: World) -> None:
@@ -414,7 +412,7 @@ def test_a_read_sees_what_was_stored_before_it_began_and_maybe_what_came_since()
 # --- rules that may be switched off
 
 
-def test_without_order_an_append_goes_on_behind_a_duplicate() -> None:
+def test_an_unordered_append_continues_after_a_duplicate() -> None:
     async def course(world: World) -> None:
         await world.store.append(log(D, 1, 1))
         world.tables.unordered = True
@@ -428,7 +426,7 @@ def test_without_order_an_append_goes_on_behind_a_duplicate() -> None:
 
 
 @flavours
-def test_without_an_index_on_the_seq_the_later_row_is_found_at_a_place(prefix: bool) -> None:
+def test_without_a_unique_seq_the_later_row_is_read_at_a_seq(prefix: bool) -> None:
     async def course(world: World) -> None:
         await world.store.append(log(D, 1, 2))
         world.tables.unchecked_seq = True
@@ -438,7 +436,7 @@ def test_without_an_index_on_the_seq_the_later_row_is_found_at_a_place(prefix: b
         found = await world.store.find([rival.key, record(D, 2).key])
         assert list(found) == [rival.key if prefix else record(D, 2).key]
         await world.store.append([record(D, 2, message="third")])
-        assert [(it.seq, it.client_msg_id) for it in world.tables.events_after(D, 0, 9)] == [
+        assert [(record.seq, record.client_msg_id) for record in world.tables.events_after(D, 0, 9)] == [
             (1, "m1"),
             (2, "third"),
         ]
@@ -449,7 +447,7 @@ def test_without_an_index_on_the_seq_the_later_row_is_found_at_a_place(prefix: b
 # --- backups
 
 
-def test_a_restored_store_is_what_it_was_and_nothing_that_was_under_way_comes_after() -> None:
+def test_a_restored_store_equals_its_backup_and_no_write_in_flight_follows() -> None:
     async def course(world: World) -> None:
         store, tables = world.store, world.tables
         await store.append(log(D, 1, 2))
@@ -475,14 +473,14 @@ def test_a_restored_store_is_what_it_was_and_nothing_that_was_under_way_comes_af
     play(course)
 
 
-def test_a_dump_is_every_conversation_with_its_rows_and_marks() -> None:
+def test_a_dump_contains_every_conversation_with_its_rows_and_marks() -> None:
     async def course(world: World) -> None:
         await world.store.append([*log(D, 1, 2), *log("u:alice", 1, 1)])
         await world.store.raise_marks([Marks(D, "bob", 2, 1), Marks(D, "alice", 1, 0)])
         dump = world.tables.dump()
         assert list(dump) == [D, "u:alice"]
         rows, marks = dump[D]
-        assert [(it.seq, it.sender, it.name, it.value) for it in rows] == [
+        assert [(row.seq, row.sender, row.name, row.value) for row in rows] == [
             (1, "alice", "m1", "message 1"),
             (2, "alice", "m2", "message 2"),
         ]
@@ -527,7 +525,7 @@ def story(seed: int) -> list[str]:
     return told
 
 
-def test_a_seed_is_always_the_same_course_of_things() -> None:
+def test_the_same_seed_repeats_the_same_outcomes() -> None:
     assert story(7) == story(7)
     assert story(7) != story(8)
     assert len(story(7)) > 50

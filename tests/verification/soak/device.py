@@ -228,7 +228,7 @@ class SoakDevice:
             return
         if self._sync_due and self._sync_due <= at:
             self._sync()
-        due = [it for it in self.open.values() if it.due <= at]
+        due = [message for message in self.open.values() if message.due <= at]
         if due:
             self._send_again(due, at)
         if self._cursors and self._chance.random() < MARKS:
@@ -238,11 +238,11 @@ class SoakDevice:
     def _send_again(self, due: list[Open], at: float) -> None:
         """The same bytes, in the order in which they were begun."""
         assert self._link is not None
-        for it in due:
-            it.due = at + self._wait(it.tries)
-            it.tries += 1
+        for message in due:
+            message.due = at + self._wait(message.tries)
+            message.tries += 1
         self.again += len(due)
-        self._link.publish([Message(self._topic(it.conversation), it.payload) for it in due])
+        self._link.publish([Message(self._topic(message.conversation), message.payload) for message in due])
 
     def _wait(self, tries: int) -> float:
         """Seconds for which an answer is waited for, after so many tries without one."""

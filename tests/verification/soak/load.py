@@ -75,14 +75,16 @@ def user(number: int) -> str:
 
 def devices() -> list[str]:
     """Their names, as `user@device`."""
-    return [f"{user(it)}@phone" for it in range(USERS)] + [f"{user(it)}@laptop" for it in range(LAPTOPS)]
+    return [f"{user(number)}@phone" for number in range(USERS)] + [
+        f"{user(number)}@laptop" for number in range(LAPTOPS)
+    ]
 
 
 def conversations(name: str) -> tuple[str, ...]:
     """Those of a user."""
     number = int(name.removeprefix("user"))
     peers = [user(number + sign * far) for far in FAR for sign in (1, -1)]
-    return (*(f"d:{min(name, it)}:{max(name, it)}" for it in peers), f"u:{name}")
+    return (*(f"d:{min(name, peer)}:{max(name, peer)}" for peer in peers), f"u:{name}")
 
 
 class Load:
@@ -110,13 +112,13 @@ class Load:
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Until it is told to stop and has everything answered, or nobody is there any more."""
-        running = [asyncio.create_task(it.run(), name=it.name) for it in self.devices.values()]
-        working = [asyncio.create_task(it(), name=it.__name__) for it in (self._pace, self._tick)]
+        running = [asyncio.create_task(device.run(), name=device.name) for device in self.devices.values()]
+        working = [asyncio.create_task(loop(), name=loop.__name__) for loop in (self._pace, self._tick)]
         obeying = asyncio.create_task(self._obey(reader), name="obey")
         tasks = [*running, *working, obeying]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for it in self.devices.values():
-            await it.close()
+        for device in self.devices.values():
+            await device.close()
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -128,15 +130,15 @@ class Load:
 
     def tally(self) -> Tally:
         them = self.devices.values()
-        slowest = min(them, key=lambda it: it.newest)
+        slowest = min(them, key=lambda device: device.newest)
         return Tally(
-            sum(it.sent for it in them),
-            sum(it.accepted for it in them),
-            sum(it.refused for it in them),
-            sum(it.again for it in them),
+            sum(device.sent for device in them),
+            sum(device.accepted for device in them),
+            sum(device.refused for device in them),
+            sum(device.again for device in them),
             slowest.newest,
             slowest.name,
-            tuple(it.name for it in them if it.stuck),
+            tuple(device.name for device in them if device.stuck),
         )
 
     async def _pace(self) -> None:
@@ -165,8 +167,8 @@ class Load:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            for it in self.devices.values():
-                it.tick()
+            for device in self.devices.values():
+                device.tick()
             _say(self.tally())
 
     async def _obey(self, reader: asyncio.StreamReader) -> None:
@@ -174,7 +176,7 @@ class Load:
             told = msgspec.json.decode(line, type=Told)
             if told.do == "stop":
                 self._going = False
-                while any(it.open for it in self.devices.values()):
+                while any(device.open for device in self.devices.values()):
                     await asyncio.sleep(TICK_SECONDS)
                 return
             device = self.devices[told.device]

@@ -1,4 +1,4 @@
-"""What a soak's parts hold, in memory and on disk, and what of that may not grow.
+"""Memory and disk use of a soak's parts, and the limits of its growth.
 
 Figures are looked at every ten seconds and at marks: parts of the messages, `at rest`, when the load has
 ended, and `all read`, when some users have read everything since. They are judged by what they were at a
@@ -120,17 +120,17 @@ async def measure(stack: SoakStack) -> dict[str, int]:
 
 def judge(measures: Sequence[Measure], *, faults: int) -> list[Judged]:
     """Every figure, with what it may be, given so many faults."""
-    names = dict.fromkeys(name for it in measures for name in it.figures)
+    names = dict.fromkeys(name for measure in measures for name in measure.figures)
     return [_judged(name, measures, faults) for name in names]
 
 
 def slope(measures: Sequence[Measure], name: str) -> float:
     """Bytes a message by which a figure grew from early on to rest, by least squares; 0 of too few."""
-    since = next((it.at for it in measures if it.mark == EARLY), None)
+    since = next((measure.at for measure in measures if measure.mark == EARLY), None)
     points = [
-        (it.accepted, it.figures[name])
-        for it in measures
-        if since is not None and it.at >= since and it.mark != READ and name in it.figures
+        (measure.accepted, measure.figures[name])
+        for measure in measures
+        if since is not None and measure.at >= since and measure.mark != READ and name in measure.figures
     ]
     if len(points) < 3:
         return 0.0
@@ -141,7 +141,7 @@ def slope(measures: Sequence[Measure], name: str) -> float:
 
 
 def _judged(name: str, measures: Sequence[Measure], faults: int) -> Judged:
-    having = [it.figures[name] for it in measures if name in it.figures]
+    having = [measure.figures[name] for measure in measures if name in measure.figures]
     early = _at(EARLY, name, measures)
     return Judged(
         name,
@@ -158,9 +158,15 @@ def _judged(name: str, measures: Sequence[Measure], faults: int) -> Judged:
 
 def _at(mark: str, name: str, measures: Sequence[Measure]) -> int:
     """The figure at a mark: the next one, if its part did not run just then; the last, if there is none."""
-    since = next((it.at for it in measures if it.mark == mark), measures[-1].at)
-    following = [it.figures[name] for it in measures if it.at >= since and name in it.figures]
-    return following[0] if following else [it.figures[name] for it in measures if name in it.figures][-1]
+    since = next((measure.at for measure in measures if measure.mark == mark), measures[-1].at)
+    following = [
+        measure.figures[name] for measure in measures if measure.at >= since and name in measure.figures
+    ]
+    return (
+        following[0]
+        if following
+        else [measure.figures[name] for measure in measures if name in measure.figures][-1]
+    )
 
 
 def _limit(name: str, first: int, early: int, measures: Sequence[Measure], faults: int) -> Limit:
@@ -173,7 +179,7 @@ def _limit(name: str, first: int, early: int, measures: Sequence[Measure], fault
         return Limit("filters of fixed size, by time", REDIS, always=True)
     if what == "memory":
         is_worker = part != "broker"
-        since = next((it.accepted for it in measures if it.mark == EARLY), accepted)
+        since = next((measure.accepted for measure in measures if measure.mark == EARLY), accepted)
         filling = FILLING * max(0, min(accepted, FILLED) - since) if is_worker else 0
         return Limit(
             f"that at {EARLY}, {SHARE:.0%} and {ROOM // MB} MB" + (", and caches" if filling else ""),
@@ -216,7 +222,7 @@ def _size(path: Path) -> int:
     """Of a file, or of all files of a directory; 0 of nothing."""
     with contextlib.suppress(OSError):
         if path.is_dir():
-            return sum(_size(it) for it in path.iterdir())
+            return sum(_size(child) for child in path.iterdir())
         return path.stat().st_size
     return 0
 

@@ -16,7 +16,7 @@ async def read_all(broker: Broker, user: str, history: History) -> int:
     async with RawDevice(broker, name, Format.PROTOBUF) as device:
         heads = await _ask(device, Sync(heads=True, ref="heads"))
         assert not heads.more_heads, "a user has more conversations than a page has heads"
-        for conversation in sorted(it.conversation for it in heads.heads):
+        for conversation in sorted(head.conversation for head in heads.heads):
             rows = await _whole(device, conversation)
             history.write(Held(name, now(), conversation, 0, rows, fresh=True))
             count += len(rows)
@@ -40,7 +40,7 @@ async def _ask(device: RawDevice, question: Sync) -> Page:
         await device.command(question)
         try:
             answer = await device.until(
-                lambda it: isinstance(it, Page) and it.ref == question.ref, within=PAGE_SECONDS
+                lambda frame: isinstance(frame, Page) and frame.ref == question.ref, within=PAGE_SECONDS
             )
         except AssertionError:
             if attempt == 2:

@@ -118,14 +118,16 @@ class Run:
 
     async def _begin(self) -> None:
         stack, plan = self._stack, self._plan
-        ways = [await stack.add_way(f"devices-{it}>broker", stack.broker.port) for it in range(GROUPS)]
+        ways = [
+            await stack.add_way(f"devices-{number}>broker", stack.broker.port) for number in range(GROUPS)
+        ]
         passwords = await asyncio.to_thread(stack.broker.passwords.add_all, devices())
         await stack.keep_broker()
         slow = stack.mongo is not None and stack.mongo.is_secantus
         self._load = await stack.start_load(
             LoadPlan(
                 history=str(self._histories / "load.jsonl"),
-                ports=tuple(it.port for it in ways),
+                ports=tuple(way.port for way in ways),
                 passwords=passwords,
                 rate=plan.rate,
                 window=SMALL_WINDOW if slow else WINDOW,
@@ -208,7 +210,7 @@ class Run:
         stack = self._stack
         for what, step in (
             ("reading everything", self._rest),
-            ("the workers' end", lambda: gather(*(left(stack, it) for it in stack.regulars))),
+            ("the workers' end", lambda: gather(*(left(stack, worker) for worker in stack.regulars))),
             ("reading the store", self._tell_truth),
         ):
             try:
@@ -230,7 +232,7 @@ class Run:
     async def _read(self) -> Fresh:
         """Has devices of some users, who know nothing, read all that there is, and writes it down."""
         began = now()
-        users = sorted({it.partition("@")[0] for it in devices()})
+        users = sorted({device.partition("@")[0] for device in devices()})
         sample = sorted(self._chance.sample(users, min(self._plan.sample, len(users))))
         broker, lines = self._stack.broker, self._stack.history
         counts = await asyncio.gather(*(read_all(broker, user, lines) for user in sample))
@@ -261,7 +263,9 @@ class Run:
             fired=self._fired,
             not_fired=self._not_fired,
             recoveries=self._recoveries,
-            findings=[(str(it.kind), it.conversation, it.what) for it in verdict.findings],
+            findings=[
+                (str(finding.kind), finding.conversation, finding.what) for finding in verdict.findings
+            ],
             differing=len(verdict.differing),
             unheard=sorted(verdict.unseen & set(self._fresh.users)) if self._fresh.users else ["anybody"],
             lines=lines.count,
@@ -292,7 +296,7 @@ class Counted(Iterator[Line]):
 
 
 def _shape(stack: SoakStack) -> Shape:
-    groups = tuple(f"devices-{it}" for it in range(GROUPS))
-    talks = {it for name in devices() for it in conversations(name.partition("@")[0])}
-    sessions = tuple(sorted({partition_of(it, PARTITIONS) for it in talks}))
+    groups = tuple(f"devices-{number}" for number in range(GROUPS))
+    talks = {conversation for name in devices() for conversation in conversations(name.partition("@")[0])}
+    sessions = tuple(sorted({partition_of(conversation, PARTITIONS) for conversation in talks}))
     return Shape(stack.kind, stack.regulars, groups, (), sessions)

@@ -1,4 +1,4 @@
-"""A soak in small, and that its judgement of what grows can fail."""
+"""A small soak, and the detection of growth."""
 
 from collections import Counter
 from itertools import islice
@@ -33,7 +33,7 @@ QUIET = {
 
 
 @pytest.mark.verify
-async def test_a_soak_finds_nothing_and_nothing_that_grows(tmp_path: Path) -> None:
+async def test_a_soak_has_no_findings_and_no_growth(tmp_path: Path) -> None:
     kinds = ("kill broker", "drop device-broker")
     plan = Soak("sqlite", 7, MESSAGES, rate=2_500.0, every=1.5, least=2, kinds=kinds, sample=3)
     outcome = await soak(plan, tmp_path)
@@ -42,7 +42,7 @@ async def test_a_soak_finds_nothing_and_nothing_that_grows(tmp_path: Path) -> No
     assert sorted(outcome.fired) == sorted(kinds)
     assert len(outcome.recoveries) == 2
     assert outcome.fresh.events > 0
-    assert [it.mark for it in outcome.measures][-2:] == [REST, READ]
+    assert [measure.mark for measure in outcome.measures][-2:] == [REST, READ]
 
 
 def run_of(**growth: int) -> list[Measure]:
@@ -59,10 +59,10 @@ def run_of(**growth: int) -> list[Measure]:
 
 
 def grown(measures: list[Measure]) -> list[str]:
-    return [it.name for it in judge(measures, faults=40) if not it.ok]
+    return [figure.name for figure in judge(measures, faults=40) if not figure.ok]
 
 
-def test_what_stays_as_it_is_is_well() -> None:
+def test_constant_sizes_are_no_growth() -> None:
     assert grown(run_of()) == []
 
 
@@ -78,32 +78,33 @@ def test_the_stores_file_may_grow_by_messages_and_logs_by_faults() -> None:
         ("store_file", 3_000 * MB), ("store_WAL", 100 * MB), ("mosquitto.db", 9 * MB),
     ],
 )  # fmt: skip
-def test_what_grows_with_messages_and_should_not_is_named(name: str, units: int) -> None:
+def test_growth_with_messages_is_reported(name: str, units: int) -> None:
     assert grown(run_of(**{name: units})) == [name.replace("_", " ").replace("worker ", "worker-1 ")]
 
 
-def test_a_log_of_the_stores_that_was_long_for_a_moment_is_named() -> None:
+def test_a_store_log_that_was_long_for_a_moment_is_reported() -> None:
     measures = run_of()
     measures[70].figures["store WAL"] = 500 * MB
     assert grown(measures) == ["store WAL"]
 
 
-def test_what_grows_by_little_at_each_message_is_named() -> None:
+def test_slow_growth_per_message_is_reported() -> None:
     assert grown(run_of(worker_memory=20 * MB)) == []
     assert grown(run_of(worker_memory=40 * MB)) == ["worker-1 memory"]
 
 
-def test_until_its_caches_are_full_a_worker_may_grow_and_no_further() -> None:
+def test_a_worker_may_grow_only_until_its_caches_are_full() -> None:
     def first(part: int, growth: int) -> list[Measure]:
         return [
-            Measure(it.at, it.accepted // part, it.figures, it.mark) for it in run_of(worker_memory=growth)
+            Measure(measure.at, measure.accepted // part, measure.figures, measure.mark)
+            for measure in run_of(worker_memory=growth)
         ]
 
     assert grown(first(10, 60 * MB)) == []  # of 100,000 messages
     assert grown(first(10, 120 * MB)) == ["worker-1 memory"]
 
 
-def test_reading_may_fill_the_caches_of_readers_and_no_more() -> None:
+def test_reading_may_only_grow_memory_by_the_caches_of_readers() -> None:
     measures = run_of()
     measures[-1].figures["worker-1 memory"] += CACHES_OF_READERS
     assert grown(measures) == []
@@ -111,24 +112,24 @@ def test_reading_may_fill_the_caches_of_readers_and_no_more() -> None:
     assert grown(measures) == ["worker-1 memory"]
 
 
-def test_a_part_that_does_not_run_at_a_mark_is_judged_by_the_next_measure() -> None:
+def test_a_part_that_is_down_at_a_measure_is_judged_by_the_next_one() -> None:
     measures = run_of(worker_memory=100 * MB)
     del measures[20].figures["worker-1 memory"]
-    found: Judged = next(it for it in judge(measures, faults=1) if it.name == "worker-1 memory")
+    found: Judged = next(figure for figure in judge(measures, faults=1) if figure.name == "worker-1 memory")
     assert found.early == measures[21].figures["worker-1 memory"]
 
 
-def test_growth_is_told_in_bytes_a_message() -> None:
+def test_growth_is_reported_in_bytes_per_message() -> None:
     assert slope(run_of(worker_memory=100 * MB), "worker-1 memory") == pytest.approx(100, rel=0.01)
     assert slope(run_of(), "worker-1 memory") == 0
 
 
-def test_each_kind_of_fault_comes_before_any_comes_again() -> None:
+def test_no_kind_of_fault_repeats_before_every_kind_was_injected() -> None:
     groups = ("devices-0", "devices-1")
     shape = Shape("scale", ("worker-1", "worker-2"), groups, (), (3, 5))
     deck = [kind for kind, _ in islice(faults(shape, (), Random(1)), 3 * len(SOAK_KINDS))]
     assert set(Counter(deck).values()) == {3}
 
 
-def test_no_fault_of_a_soak_begins_a_worker_anew() -> None:
+def test_no_fault_of_a_soak_restarts_a_worker() -> None:
     assert not {"kill worker", "leave worker", "restore backup"} & set(SOAK_KINDS)
