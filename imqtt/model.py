@@ -40,6 +40,7 @@ Token = Annotated[str, fields.TOKEN]
 Ref = Annotated[str, fields.REF]
 Label = Annotated[str, fields.Label()]
 ConversationId = Annotated[str, fields.CONVERSATION]
+IsTyping = Annotated[bool, fields.Inverse("stopped")]
 
 
 class JsonText(str):
@@ -200,7 +201,7 @@ class Typing(Signal, frozen=True):
     """Tells the other members that the user is typing, or has stopped. Never stored."""
 
     conversation: ConversationId
-    typing: Annotated[bool, fields.Inverse("stopped")] = True
+    typing: IsTyping = True
 
 
 class Sync(ReadCommand, frozen=True):
@@ -361,7 +362,7 @@ class PeerTyping(Frame, frozen=True, tag="typing"):
 
     conversation: str
     user: str
-    typing: Annotated[bool, fields.Inverse("stopped")] = True
+    typing: IsTyping = True
 
 
 AnyFrame = Welcome | Accepted | Rejected | Event | Marks | Page | Presence | PeerTyping

@@ -5,8 +5,9 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, get_origin
 
-from imqtt import client, errors
+from imqtt import client, errors, model
 from tests.generated import Section
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,11 @@ ERRORS = [
     "DeviceStoreInUse",
     "SetupError", "Invalid", "TooLarge", "NotAllowed", "Conflict", "Unsupported",
 ]  # fmt: skip
+
+
+TYPES = {
+    name: alias.__origin__.__name__ for name, alias in vars(model).items() if get_origin(alias) is Annotated
+}
 
 
 def reference() -> str:
@@ -91,9 +97,14 @@ def _field(node: ast.AnnAssign | ast.Assign, source: list[str]) -> str:
     assert node.end_lineno is not None
     lines = source[node.lineno - 1 : node.end_lineno]
     if len(lines) == 1:
-        return lines[0].strip()
+        return _plain(lines[0].strip())
     comments = [comment for _, found, comment in (it.partition("  # ") for it in lines) if found]
     return "  # ".join([ast.unparse(node), *filter(None, [" ".join(comments)])])
+
+
+def _plain(line: str) -> str:
+    """A field's line with the type that an alias of the model annotates: readers see no constraints."""
+    return re.sub(r"(?<=: )\w+", lambda match: TYPES.get(match[0], match[0]), line, count=1)
 
 
 def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
