@@ -13,10 +13,12 @@ from uuid import uuid4
 
 from imqtt.client.catchup import CatchUp
 from imqtt.client.connector import Connector
+from imqtt.client.database import Database
 from imqtt.client.feed import Events, Feed, Queue, Topic
 from imqtt.client.history import Reader
 from imqtt.client.inbox import Inbox
 from imqtt.client.marker import Marker
+from imqtt.client.mqtt import Mqtt
 from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.sender import UNBOUNDED, Sender
@@ -24,6 +26,7 @@ from imqtt.client.session import Session
 from imqtt.client.settings import Settings, Timing, check_device, parse_addresses
 from imqtt.client.store import LocalStore, Memory
 from imqtt.client.tls import TlsContexts
+from imqtt.client.transport import Transport
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState, Entry, Notice, Summary
 from imqtt.core.connection import Phase
@@ -58,7 +61,8 @@ class Client:
     `brokers`: `host`, `host:port` or a URL (`mqtt`, `mqtts`, `ws`, `wss`), one or several to try in turn. An
     address without a scheme uses TLS if `tls` is given or its port is 8883. Either all addresses use TLS or
     none does.
-    `store`: the file of the device's log and outbox; without one they end with the process.
+    `store`: the file of the device's log and outbox, or an `imqtt.client.database.Database` of
+    its own; without one they end with the process.
     `format`: of what the device sends and receives, protobuf or JSON.
     `start`: where a new device begins. `latest`: only what is stored from then on is new, and the rest is
     history. `beginning`: everything is new, from each conversation's first event.
@@ -72,6 +76,7 @@ class Client:
     attempt to connect fails: a client works without a connection too, and keeps trying. A warning is logged
     then, unless the program follows `states`.
     `timing`: how long the client waits for what.
+    `transport`: an `imqtt.client.transport.Transport` in place of aiomqtt.
 
     Constructing and entering raise `SetupError`; entering raises `DeviceStoreError` and `CredentialsRefused`.
 
@@ -86,7 +91,7 @@ class Client:
         device: str,
         password: str = "",
         brokers: str | Iterable[str] = "127.0.0.1",
-        store: Path | str | None = None,
+        store: Path | str | Database | None = None,
         format: Format = Format.PROTOBUF,
         start: Literal["latest", "beginning"] = "latest",
         keep: int | None = None,
@@ -95,6 +100,7 @@ class Client:
         tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         wait: float = 10.0,
         timing: Timing | None = None,
+        transport: Transport = Mqtt.open,
     ) -> None:
         addresses = parse_addresses(brokers, encrypted=tls is not None)
         encrypted = addresses[0].is_encrypted
@@ -112,7 +118,8 @@ class Client:
             tls=TlsContexts(tls) if encrypted else None,
             timing=timing or Timing(),
         )
-        self._path = None if store is None else Path(store)
+        self._given_store = Path(store) if isinstance(store, str) else store
+        self._transport = transport
         self._wait = wait
         self._state = ConnectionState()
         self._states: Topic[ConnectionState] = Topic(100)
@@ -128,7 +135,7 @@ class Client:
         if self._entered:
             raise ClientError("a client is entered once; make another one")
         self._entered = True
-        store = await LocalStore.open(self._path, self.settings.device)
+        store = await LocalStore.open(self._given_store, self.settings.device)
         try:
             self._assemble(store, await store.load())
             self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{self.settings.name}")
@@ -183,7 +190,14 @@ class Client:
             marker=self._marker,
         )
         self._reader = Reader(self._replica, self._store, self._requests, self._commit)
-        self._connector = Connector(settings, self._uplink, self._session, self._requests, self._show_state)
+        self._connector = Connector(
+            settings=settings,
+            uplink=self._uplink,
+            session=self._session,
+            requests=self._requests,
+            transport=self._transport,
+            changed=self._show_state,
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 from random import random
 from typing import TypeVar
 
-from imqtt.client.mqtt import Untaken
 from imqtt.client.settings import Timing
 from imqtt.client.store import LocalStore
+from imqtt.client.transport import Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import Entry, Notice, Refused, error_of
 from imqtt.core.outbox import Fate, Key, Outbox

@@ -13,7 +13,7 @@ from typing import Self
 
 import msgspec
 
-from imqtt.client.database import Database
+from imqtt.client.database import Database, SqliteDatabase
 from imqtt.client.values import Entry, LogState, Summary
 from imqtt.core.outbox import Key
 from imqtt.core.partitions import home_of
@@ -94,9 +94,10 @@ class LocalStore:
         self._device = device
 
     @classmethod
-    async def open(cls, path: Path | None, device: Device) -> Self:
-        """Opens or creates the store of one device; without a path one that ends with the process."""
-        database = await Database.open(path, SCHEMA, VERSION)
+    async def open(cls, store: Path | Database | None, device: Device) -> Self:
+        """Opens or creates the store of one device; None: one that ends with the process."""
+        database = SqliteDatabase(store) if store is None or isinstance(store, Path) else store
+        await database.open(SCHEMA, VERSION)
 
         def claim(connection: sqlite3.Connection) -> str:
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('device', ?)", (str(device),))
@@ -114,7 +115,7 @@ class LocalStore:
             raise
         if owner not in (str(device), before):
             await database.close()
-            raise DeviceStoreError(f"{path} belongs to {owner}, not to {device}")
+            raise DeviceStoreError(f"{database} belongs to {owner}, not to {device}")
         return cls(database, device)
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from imqtt.client import Restarted
-from imqtt.client.mqtt import Lost
+from imqtt.client.transport import Lost
 from imqtt.client.uplink import Uplink
 from imqtt.errors import NotConnected
 from imqtt.model import AnyCommand, AnyFrame, Event, History, Id, Mark, Marks, Page, Sync

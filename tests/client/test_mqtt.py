@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from imqtt.client import mqtt as module
-from imqtt.client.mqtt import Login, Mqtt
+from imqtt.client.mqtt import Mqtt
 from imqtt.client.settings import Address
+from imqtt.client.transport import Login
 from imqtt.model import Device
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol.topics import down, up

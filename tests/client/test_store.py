@@ -139,7 +139,7 @@ async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | No
         store.put(Entry(TALK, "m1", Content(text="x"))),
         return_exceptions=True,
     )
-    assert [str(it) for it in outcomes] == [f"{store._database._name}: no room"] * 2 + ["True"]
+    assert [str(it) for it in outcomes] == [f"{store._database}: no room"] * 2 + ["True"]
     with pytest.raises(DeviceStoreError, match="no room"):
         await store.apply(changes(3, start=2))
     assert await store.events(TALK, 1, 9) == [event(1)]

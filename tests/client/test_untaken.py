@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.client.mqtt import Lost, Untaken
+from imqtt.client.transport import Lost, Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.model import AnyCommand, Hello, History, Mark, Send, Status, Sync
 from imqtt.mosquitto.broker import Mosquitto
