@@ -73,7 +73,7 @@ async def test_a_connection_ends_behind_the_first_packet_that_finds_no_room(
     monkeypatch.setattr(module, "MAX_WAITING", 10)
     may_take = asyncio.Event()
     async with device() as alice:
-        inbox = alice._inbox
+        inbox = alice._parts.inbox
         taken = inbox.take
 
         async def take_later(*given: object) -> None:

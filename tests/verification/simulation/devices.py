@@ -145,13 +145,13 @@ class SdkDevice:
 
         When a log is restarted, the program is shown only events that it has not seen before.
         """
-        log = self.client._replica.logs.get(conversation) if self.client is not None else None
+        log = self.client._parts.replica.logs.get(conversation) if self.client is not None else None
         is_shown = self.seen.get(conversation, head.id) == head.id and head.id in self._shown
         return log is not None and log.cursor.id == head.id and is_shown
 
     def own_marks(self) -> list[tuple[str, int, int]]:
         """The user's marks as this device would have them."""
-        logs = self.client._replica.logs.values() if self.client is not None else ()
+        logs = self.client._parts.replica.logs.values() if self.client is not None else ()
         return [(it.conversation, it.delivered, it.read) for it in logs]
 
     def speak(self, conversations: Sequence[str]) -> None:
@@ -275,9 +275,9 @@ class SdkDevice:
 
     async def _hold(self, client: Client, conversations: Sequence[str], *, fresh: bool) -> None:
         for conversation in conversations:
-            log = client._replica.logs.get(conversation)
+            log = client._parts.replica.logs.get(conversation)
             base = log.base if log is not None else 0
-            events = await client._store.events(conversation, base + 1, 1 << 53)
+            events = await client._parts.store.events(conversation, base + 1, 1 << 53)
             rows = tuple(row(event) for event in events)
             self._write(Held(self.name, self._loop.time(), conversation, base, rows, fresh))
 
