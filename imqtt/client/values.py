@@ -64,6 +64,7 @@ class Entry(Value, frozen=True):
 
     @property
     def key(self) -> Key:
+        """The conversation and the client_msg_id, which together identify a message in the outbox."""
         return Key(self.conversation, self.client_msg_id)
 
 

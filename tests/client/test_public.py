@@ -1,11 +1,13 @@
-"""The public members of a client, and what they do while the client is not open."""
+"""The public members of the SDK, and what they do while the client is not open."""
 
 import contextlib
+import inspect
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from imqtt.client import Client, Phase
+import imqtt.client
+from imqtt.client import Client, Format, Notice, Phase
 from imqtt.errors import ClientError
 from tests.client.conftest import Devices
 from tests.client.little_server import LittleServer
@@ -70,3 +72,27 @@ async def test_a_closed_client_raises_nothing_but_client_errors(
     with pytest.raises(StopAsyncIteration):
         await anext(client.events())
     await client.close()
+
+
+def test_the_exported_members_are_all_that_the_package_imports() -> None:
+    imported = {
+        name
+        for name, value in vars(imqtt.client).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert imported == set(imqtt.client.__all__)
+    assert sorted(imqtt.client.__all__) == imqtt.client.__all__
+
+
+def test_everything_public_has_a_docstring() -> None:
+    for name in imqtt.client.__all__:
+        value = getattr(imqtt.client, name)
+        if value is Notice:
+            continue  # a union, whose members are exported or in `imqtt.model`
+        assert value.__doc__, name
+        methods = () if value in (Format, Phase) else vars(value).items()
+        for member, function in methods:
+            if not member.startswith("_") and (
+                inspect.isfunction(function) or isinstance(function, property)
+            ):
+                assert function.__doc__, f"{name}.{member}"
