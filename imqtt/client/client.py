@@ -13,9 +13,10 @@ from typing import Any, Literal, Self
 from uuid import uuid4
 
 from imqtt.client.catchup import CatchUp
+from imqtt.client.connection_tasks import ConnectionTasks
 from imqtt.client.connector import Connector
 from imqtt.client.database import Database
-from imqtt.client.feed import Events, Feed, Queue, Topic
+from imqtt.client.feed import Broadcast, Events, Feed, Queue
 from imqtt.client.history import Reader
 from imqtt.client.inbox import Inbox
 from imqtt.client.marker import Marker
@@ -23,15 +24,14 @@ from imqtt.client.mqtt import Mqtt
 from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.sender import UNBOUNDED, Sender
-from imqtt.client.session import Session
-from imqtt.client.settings import Settings, Timing, check_device, parse_addresses
+from imqtt.client.settings import ClientSettings, Timing, check_device, parse_addresses
 from imqtt.client.store import LocalStore, Memory
 from imqtt.client.tls import TlsContexts
 from imqtt.client.transport import Transport
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState, Entry, Notice, Summary
 from imqtt.core.connection import Phase
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.core.partitions import home_of
 from imqtt.errors import ClientError, ImqttError, Invalid, NotConnected, SetupError
 from imqtt.model import (
@@ -67,7 +67,7 @@ class _Parts:
     catchup: CatchUp
     feed: Feed
     inbox: Inbox
-    session: Session
+    connection: ConnectionTasks
     reader: Reader
     connector: Connector
 
@@ -125,7 +125,7 @@ class Client:
         encrypted = addresses[0].is_encrypted
         if not password and not encrypted:
             raise SetupError("a device needs its password, or TLS with a client certificate")
-        self.settings = Settings(
+        self.settings = ClientSettings(
             device=check_device(user, device),
             password=password,
             addresses=addresses,
@@ -141,8 +141,8 @@ class Client:
         self._transport = transport
         self._wait = wait
         self._state = ConnectionState()
-        self._states: Topic[ConnectionState] = Topic(100)
-        self._notices: Topic[Notice] = Topic(MAX_NOTICES)
+        self._states: Broadcast[ConnectionState] = Broadcast(100)
+        self._notices: Broadcast[Notice] = Broadcast(MAX_NOTICES)
         self._failure: Exception | None = None
         self._running: asyncio.Task[None] | None = None
         self._typed: dict[str, float] = {}
@@ -197,7 +197,7 @@ class Client:
             feed=feed,
             notices=self._notices,
         )
-        session = Session(
+        connection = ConnectionTasks(
             settings=settings,
             uplink=uplink,
             inbox=inbox,
@@ -210,7 +210,7 @@ class Client:
         connector = Connector(
             settings=settings,
             uplink=uplink,
-            session=session,
+            connection=connection,
             requests=requests,
             transport=self._transport,
             changed=self._show_state,
@@ -224,7 +224,7 @@ class Client:
             catchup=catchup,
             feed=feed,
             inbox=inbox,
-            session=session,
+            connection=connection,
             reader=reader,
             connector=connector,
         )
@@ -250,7 +250,7 @@ class Client:
             if self.state.phase is Phase.ESTABLISHED:
                 with contextlib.suppress(NotConnected, TimeoutError):
                     async with asyncio.timeout(self.settings.timing.farewell):
-                        await self._parts.session.farewell()
+                        await self._parts.connection.farewell()
         finally:
             running.cancel()
             try:
@@ -376,7 +376,7 @@ class Client:
 
         If it was sent already, it may be stored nevertheless: do not use its client_msg_id for other content.
         """
-        return await self._parts.sender.discard(Key(self._id_of(conversation), client_msg_id))
+        return await self._parts.sender.discard(OutboxKey(self._id_of(conversation), client_msg_id))
 
     def direct(self, other: str) -> str:
         """The id of the direct conversation with another user, or of the user's own conversation."""
@@ -495,8 +495,8 @@ class Client:
 
         `network` is a short text for the operator, `battery` a percentage.
         """
-        check(Status(state, "-", network, battery), UNBOUNDED)  # the session adds the connection's nonce
-        await self._parts.session.set_status(Status(state, "", network, battery))
+        check(Status(state, "-", network, battery), UNBOUNDED)  # its nonce is added on sending
+        await self._parts.connection.set_status(Status(state, "", network, battery))
 
     # --- the connection
 

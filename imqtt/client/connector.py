@@ -8,10 +8,10 @@ from dataclasses import replace
 from random import random
 from uuid import uuid4
 
+from imqtt.client.connection_tasks import ConnectionTasks
 from imqtt.client.probe import answers
 from imqtt.client.requests import Requests
-from imqtt.client.session import Session
-from imqtt.client.settings import Address, Settings
+from imqtt.client.settings import Address, ClientSettings
 from imqtt.client.transport import Login, LoginRefused, Lost, Transport
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState
@@ -31,9 +31,9 @@ class Connector:
     def __init__(
         self,
         *,
-        settings: Settings,
+        settings: ClientSettings,
         uplink: Uplink,
-        session: Session,
+        connection: ConnectionTasks,
         requests: Requests,
         transport: Transport,
         changed: Callable[[ConnectionState], None],
@@ -42,7 +42,7 @@ class Connector:
         self.tried = asyncio.Event()  # one address let the device in, or none did
         self._settings = settings
         self._uplink = uplink
-        self._session = session
+        self._connection = connection
         self._requests = requests
         self._transport = transport
         self._changed = changed
@@ -133,7 +133,7 @@ class Connector:
             self.tried.set()
 
         try:
-            await self._session.run(mqtt, nonce, established)
+            await self._connection.run(mqtt, nonce, established)
         except asyncio.CancelledError:
             await mqtt.close()
             raise

@@ -67,7 +67,7 @@ class _Incoming(asyncio.Queue[aiomqtt.Message]):
 
 
 class Mqtt:
-    """An open connection with a clean session: whatever it misses is asked for, not queued by the broker."""
+    """An open connection, started clean: the client asks for what it misses; the broker queues nothing."""
 
     def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
         self._log = _PahoLog(log)

@@ -7,7 +7,7 @@ import pytest
 
 from imqtt.client import Client, Format, Phase, Refused
 from imqtt.client.values import Entry
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError, Discarded, NotAllowed, NotConnected, TooLarge
 from imqtt.model import Accepted, Hello, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
@@ -193,7 +193,7 @@ async def test_a_refusal_is_told_though_the_connection_ends_in_its_midst(
         refusing = asyncio.Event()
         refuse = store.refuse
 
-        def refuse_slowly(key: Key, code: str, reason: str) -> "asyncio.Future[None]":
+        def refuse_slowly(key: OutboxKey, code: str, reason: str) -> "asyncio.Future[None]":
             stack.enter_context(held(alice))
             refusing.set()
             return refuse(key, code, reason)
@@ -220,7 +220,7 @@ async def test_a_refusal_that_nobody_waits_for_any_more_is_a_notice(
         discarding = asyncio.Event()
         discard = alice._parts.store.discard
 
-        def discard_slowly(key: Key) -> "asyncio.Future[bool]":
+        def discard_slowly(key: OutboxKey) -> "asyncio.Future[bool]":
             stack.enter_context(held(alice))
             discarding.set()
             return discard(key)
@@ -248,7 +248,7 @@ async def test_a_content_that_was_discarded_while_it_was_read_is_not_published(
         reading = asyncio.Event()
         entries = alice._parts.store.entries
 
-        def read_slowly(keys: list[Key] | None = None) -> "asyncio.Future[dict[Key, Entry]]":
+        def read_slowly(keys: list[OutboxKey] | None = None) -> "asyncio.Future[dict[OutboxKey, Entry]]":
             if not reading.is_set():
                 stack.enter_context(held(alice))
                 reading.set()
@@ -283,7 +283,7 @@ async def test_a_name_that_went_out_stands_for_its_content_until_it_is_answered(
         assert [it.content.text for it in little.logs[TALK]] == ["old"]
 
 
-def failing(_: Key) -> "asyncio.Future[bool]":
+def failing(_: OutboxKey) -> "asyncio.Future[bool]":
     future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     future.set_exception(DeviceStoreError("disk full"))
     return future

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imqtt.client.store import SCHEMA, Changes, LocalStore, _apply, _summaries
 from imqtt.client.values import Entry, LogState
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import Content, Device, Event, Id, Marks, Position
 
@@ -91,7 +91,7 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     memory = await store.load()
     assert [log.cursor for log in memory.logs] == [Position(2, Id(20))]
     assert memory.own_marks == (Marks(TALK, "alice", 2, 1),)
-    assert memory.unsent == (Key(TALK, "m1"), Key(TALK, "m2"))
+    assert memory.unsent == (OutboxKey(TALK, "m1"), OutboxKey(TALK, "m2"))
     assert memory.meta["ordinal"] == "2"
     await store.close()
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from imqtt.client import Client, Format, Notice, Refused, Restarted, Timing
 from imqtt.client.catchup import CatchUp
-from imqtt.client.feed import Events, Queue, Topic
-from imqtt.core.outbox import Key
+from imqtt.client.feed import Broadcast, Events, Queue
+from imqtt.core.outbox import OutboxKey
 from imqtt.errors import ClientError, ImqttError
 from imqtt.model import Accepted, Event, Marks, Page, Sync
 from tests.verification.chaos.console import Console, Plan, Started, until_one_ends
@@ -66,10 +66,10 @@ async def held_by(client: Client) -> dict[str, tuple[int, tuple[Row, ...]]]:
 class Hearing(Queue[Notice]):
     """Hears a notice at the moment when it is told, and not some time later."""
 
-    def __init__(self, topic: Topic[Notice], hear: Callable[[Notice], None]) -> None:
-        super().__init__(topic, 1)
+    def __init__(self, broadcast: Broadcast[Notice], hear: Callable[[Notice], None]) -> None:
+        super().__init__(broadcast, 1)
         self._hear = hear
-        topic._queues.add(self)
+        broadcast._queues.add(self)
 
     def put(self, item: Notice) -> None:
         self._hear(item)
@@ -165,14 +165,14 @@ class SdkDevice:
             await self._client.post(conversation, value, client_msg_id=name)
         except ImqttError as error:
             answer.cancel()
-            self._client._parts.sender.forget(Key(conversation, name), answer)
+            self._client._parts.sender.forget(OutboxKey(conversation, name), answer)
             self._unanswered(message, error)
         else:
             self._journal.take(message)
 
     def _await_answer(self, message: Message) -> "asyncio.Future[Accepted]":
         self._open[message.name] = message
-        answer = self._client._parts.sender.wait(Key(message.conversation, message.name))
+        answer = self._client._parts.sender.wait(OutboxKey(message.conversation, message.name))
         answer.add_done_callback(lambda it: self._answered(message, it))
         return answer
 

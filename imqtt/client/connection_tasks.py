@@ -14,7 +14,7 @@ from imqtt.client.inbox import Inbox
 from imqtt.client.marker import Marker
 from imqtt.client.requests import Requests
 from imqtt.client.sender import Sender
-from imqtt.client.settings import Settings
+from imqtt.client.settings import ClientSettings
 from imqtt.client.transport import Lost, MqttConnection, Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.core.backoff import untaken
@@ -26,13 +26,13 @@ from imqtt.protocol.topics import down
 log = logging.getLogger(__name__)
 
 
-class Session:
-    """Who takes part in a connection, and in which order."""
+class ConnectionTasks:
+    """Runs what takes part in a connection, in order. It outlives connections."""
 
     def __init__(
         self,
         *,
-        settings: Settings,
+        settings: ClientSettings,
         uplink: Uplink,
         inbox: Inbox,
         requests: Requests,
