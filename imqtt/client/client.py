@@ -6,28 +6,32 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 from uuid import uuid4
 
 from imqtt.client.catchup import CatchUp
+from imqtt.client.connection_tasks import ConnectionTasks
 from imqtt.client.connector import Connector
-from imqtt.client.feed import Events, Feed, Queue, Topic
+from imqtt.client.database import Database
+from imqtt.client.feed import Broadcast, Events, Feed, Queue
 from imqtt.client.history import Reader
 from imqtt.client.inbox import Inbox
 from imqtt.client.marker import Marker
+from imqtt.client.mqtt import Mqtt
 from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.sender import UNBOUNDED, Sender
-from imqtt.client.session import Session
-from imqtt.client.settings import Settings, Timing, check_device, parse_addresses
+from imqtt.client.settings import ClientSettings, Timing, check_device, parse_addresses
 from imqtt.client.store import LocalStore, Memory
 from imqtt.client.tls import TlsContexts
+from imqtt.client.transport import Transport
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState, Entry, Notice, Summary
 from imqtt.core.connection import Phase
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.core.partitions import home_of
 from imqtt.errors import ClientError, ImqttError, Invalid, NotConnected, SetupError
 from imqtt.model import (
@@ -51,6 +55,23 @@ MAX_NOTICES = 1_000  # that wait for one iterator; the oldest go first
 TYPING_EVERY = 3.0  # seconds; who hears of it forgets it after six
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The parts that an open client delegates to."""
+
+    store: LocalStore
+    uplink: Uplink
+    requests: Requests
+    replica: Replica
+    sender: Sender
+    catchup: CatchUp
+    feed: Feed
+    inbox: Inbox
+    connection: ConnectionTasks
+    reader: Reader
+    connector: Connector
+
+
 class Client:
     """One device of one user. Use it as `async with Client(...) as client`; a client is entered once.
 
@@ -58,7 +79,8 @@ class Client:
     `brokers`: `host`, `host:port` or a URL (`mqtt`, `mqtts`, `ws`, `wss`), one or several to try in turn. An
     address without a scheme uses TLS if `tls` is given or its port is 8883. Either all addresses use TLS or
     none does.
-    `store`: the file of the device's log and outbox; without one they end with the process.
+    `store`: the file of the device's log and outbox, or an `imqtt.client.database.Database` of
+    its own; without one they end with the process.
     `format`: of what the device sends and receives, protobuf or JSON.
     `start`: where a new device begins. `latest`: only what is stored from then on is new, and the rest is
     history. `beginning`: everything is new, from each conversation's first event.
@@ -72,8 +94,10 @@ class Client:
     attempt to connect fails: a client works without a connection too, and keeps trying. A warning is logged
     then, unless the program follows `states`.
     `timing`: how long the client waits for what.
+    `transport`: an `imqtt.client.transport.Transport` in place of aiomqtt.
 
     Constructing and entering raise `SetupError`; entering raises `DeviceStoreError` and `CredentialsRefused`.
+    Before entering, a method that needs the store or the connection raises `ClientError`.
 
     Wherever a method takes a `conversation`, the name of a user stands for the direct conversation with that
     user, and the user's own name for notes to self. Raises `Invalid` for what is neither a name nor an id.
@@ -86,7 +110,7 @@ class Client:
         device: str,
         password: str = "",
         brokers: str | Iterable[str] = "127.0.0.1",
-        store: Path | str | None = None,
+        store: Path | str | Database | None = None,
         format: Format = Format.PROTOBUF,
         start: Literal["latest", "beginning"] = "latest",
         keep: int | None = None,
@@ -95,12 +119,13 @@ class Client:
         tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         wait: float = 10.0,
         timing: Timing | None = None,
+        transport: Transport = Mqtt.open,
     ) -> None:
         addresses = parse_addresses(brokers, encrypted=tls is not None)
         encrypted = addresses[0].is_encrypted
         if not password and not encrypted:
             raise SetupError("a device needs its password, or TLS with a client certificate")
-        self.settings = Settings(
+        self.settings = ClientSettings(
             device=check_device(user, device),
             password=password,
             addresses=addresses,
@@ -112,15 +137,17 @@ class Client:
             tls=TlsContexts(tls) if encrypted else None,
             timing=timing or Timing(),
         )
-        self._path = None if store is None else Path(store)
+        self._given_store = Path(store) if isinstance(store, str) else store
+        self._transport = transport
         self._wait = wait
         self._state = ConnectionState()
-        self._states: Topic[ConnectionState] = Topic(100)
-        self._notices: Topic[Notice] = Topic(MAX_NOTICES)
+        self._states: Broadcast[ConnectionState] = Broadcast(100)
+        self._notices: Broadcast[Notice] = Broadcast(MAX_NOTICES)
         self._failure: Exception | None = None
         self._running: asyncio.Task[None] | None = None
         self._typed: dict[str, float] = {}
         self._entered = False
+        self._made: _Parts | None = None
 
     # --- beginning and end
 
@@ -128,9 +155,9 @@ class Client:
         if self._entered:
             raise ClientError("a client is entered once; make another one")
         self._entered = True
-        store = await LocalStore.open(self._path, self.settings.device)
+        store = await LocalStore.open(self._given_store, self.settings.device)
         try:
-            self._assemble(store, await store.load())
+            self._made = self._assemble(store, await store.load())
             self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{self.settings.name}")
             await self._first_contact()
         except BaseException:
@@ -141,49 +168,72 @@ class Client:
             raise
         return self
 
-    def _assemble(self, store: LocalStore, memory: Memory) -> None:
+    def _assemble(self, store: LocalStore, memory: Memory) -> _Parts:
         """Makes the client's parts, each of which is given what it needs."""
         settings = self.settings
-        self._store = store
         adopting = settings.start == "latest" and "adopted" not in memory.meta
-        self._uplink = Uplink(settings.device, settings.format)
-        self._requests = Requests(self._uplink, settings.timing)
-        self._replica = Replica(
-            settings.device, memory, adopting=adopting, questions=self._requests, keep=settings.keep
-        )
-        self._sender = Sender(self._uplink, self._store, settings.timing, memory.unsent, self._notices.tell)
-        self._marker = Marker(self._replica, self._uplink, settings.timing)
-        self._catchup = CatchUp(
-            replica=self._replica,
-            store=self._store,
-            uplink=self._uplink,
-            requests=self._requests,
+        uplink = Uplink(settings.device, settings.format)
+        requests = Requests(uplink, settings.timing)
+        replica = Replica(settings.device, memory, adopting=adopting, questions=requests, keep=settings.keep)
+        sender = Sender(uplink, store, settings.timing, memory.unsent, self._notices.tell)
+        marker = Marker(replica, uplink, settings.timing)
+        catchup = CatchUp(
+            replica=replica,
+            store=store,
+            uplink=uplink,
+            requests=requests,
             timing=settings.timing,
             meta=memory.meta,
             commit=self._commit,
         )
-        self._feed = Feed(self._store, self._replica.ordinal)
-        self._inbox = Inbox(
-            replica=self._replica,
-            store=self._store,
-            sender=self._sender,
-            requests=self._requests,
-            catchup=self._catchup,
-            marker=self._marker,
-            feed=self._feed,
+        feed = Feed(store, replica.ordinal)
+        inbox = Inbox(
+            replica=replica,
+            store=store,
+            sender=sender,
+            requests=requests,
+            catchup=catchup,
+            marker=marker,
+            feed=feed,
             notices=self._notices,
         )
-        self._session = Session(
+        connection = ConnectionTasks(
             settings=settings,
-            uplink=self._uplink,
-            inbox=self._inbox,
-            requests=self._requests,
-            catchup=self._catchup,
-            sender=self._sender,
-            marker=self._marker,
+            uplink=uplink,
+            inbox=inbox,
+            requests=requests,
+            catchup=catchup,
+            sender=sender,
+            marker=marker,
         )
-        self._reader = Reader(self._replica, self._store, self._requests, self._commit)
-        self._connector = Connector(settings, self._uplink, self._session, self._requests, self._show_state)
+        reader = Reader(replica, store, requests, self._commit)
+        connector = Connector(
+            settings=settings,
+            uplink=uplink,
+            connection=connection,
+            requests=requests,
+            transport=self._transport,
+            changed=self._show_state,
+        )
+        return _Parts(
+            store=store,
+            uplink=uplink,
+            requests=requests,
+            replica=replica,
+            sender=sender,
+            catchup=catchup,
+            feed=feed,
+            inbox=inbox,
+            connection=connection,
+            reader=reader,
+            connector=connector,
+        )
+
+    @property
+    def _parts(self) -> _Parts:
+        if self._made is None:
+            raise ClientError("the client is not open: use it as `async with Client(...) as client`")
+        return self._made
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -195,24 +245,24 @@ class Client:
         if self._running is None:
             return
         running, self._running = self._running, None
-        self._connector.stop()
+        self._parts.connector.stop()
         try:
             if self.state.phase is Phase.ESTABLISHED:
                 with contextlib.suppress(NotConnected, TimeoutError):
                     async with asyncio.timeout(self.settings.timing.farewell):
-                        await self._session.farewell()
+                        await self._parts.connection.farewell()
         finally:
             running.cancel()
             try:
                 await asyncio.wait([running])
             finally:
-                await self._store.close()
+                await self._parts.store.close()
 
     async def _run(self) -> None:
         """The connection's task, and the store's: whatever ends one of them ends the client."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._connector.run(), name="imqtt-connector")
+                tasks.create_task(self._parts.connector.run(), name="imqtt-connector")
                 tasks.create_task(self._watch_store(), name="imqtt-store")
         except asyncio.CancelledError:
             self._end(None, "closed")
@@ -227,26 +277,27 @@ class Client:
 
     async def _watch_store(self) -> None:
         """Raises what could not be stored. It may have come on a connection that is no more."""
-        error = await asyncio.shield(self._inbox.failed)  # it is looked at also when this has been cancelled
-        self._connector.stop()
-        self._uplink.drop()
+        # The inbox reads the future also after this task has been cancelled.
+        error = await asyncio.shield(self._parts.inbox.failed)
+        self._parts.connector.stop()
+        self._parts.uplink.drop()
         raise error
 
     def _end(self, failure: Exception | None, reason: str) -> None:
         self._failure = failure
-        self._connector.close(reason)
-        self._sender.fail(failure or NotConnected("the client is closed; the message is in the outbox"))
-        self._feed.signal.end(failure)
+        self._parts.connector.close(reason)
+        self._parts.sender.fail(failure or NotConnected("the client is closed; the message is in the outbox"))
+        self._parts.feed.signal.end(failure)
         self._notices.signal.end(failure)
         self._states.signal.end(failure)
 
     async def _first_contact(self) -> None:
         """Until the device has caught up, or a first try has failed, or the time is over."""
-        complete = asyncio.create_task(self._catchup.complete.wait())
+        complete = asyncio.create_task(self._parts.catchup.complete.wait())
         try:
             async with asyncio.timeout(self._wait):
-                await self._connector.tried.wait()
-                if self._uplink.is_attached:
+                await self._parts.connector.tried.wait()
+                if self._parts.uplink.is_attached:
                     assert self._running is not None  # noqa: S101 - it was made before
                     await asyncio.wait([complete, self._running], return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
@@ -254,7 +305,7 @@ class Client:
         finally:
             complete.cancel()
         self._check()
-        if self._wait and not self._catchup.complete.is_set() and not self._states.is_heard:
+        if self._wait and not self._parts.catchup.complete.is_set() and not self._states.is_heard:
             # Such a program would wait without a word, perhaps for ever: as on another program's broker.
             reason = self.state.reason or "a broker is connected, and no imqtt server has answered"
             log.warning("%s is not connected yet, and goes on trying: %s", self.settings.name, reason)
@@ -289,12 +340,12 @@ class Client:
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
         entry = self._entry(self._id_of(conversation), made, client_msg_id)
-        stored = self._sender.wait(entry.key)
+        stored = self._parts.sender.wait(entry.key)
         try:
-            await self._sender.put(entry)
+            await self._parts.sender.put(entry)
             return await stored
         finally:
-            self._sender.forget(entry.key, stored)
+            self._parts.sender.forget(entry.key, stored)
 
     async def post(
         self,
@@ -313,19 +364,19 @@ class Client:
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
         entry = self._entry(self._id_of(conversation), made, client_msg_id)
-        await self._sender.put(entry)
+        await self._parts.sender.put(entry)
         return entry.client_msg_id
 
     async def outbox(self) -> list[Entry]:
         """The messages that are not stored yet and those that were refused, in the order of sending."""
-        return list((await self._store.entries()).values())
+        return list((await self._parts.store.entries()).values())
 
     async def discard(self, conversation: str, client_msg_id: str) -> bool:
         """Takes a message out of the outbox. False if it is not there. Its `send` raises `Discarded`.
 
         If it was sent already, it may be stored nevertheless: do not use its client_msg_id for other content.
         """
-        return await self._sender.discard(Key(self._id_of(conversation), client_msg_id))
+        return await self._parts.sender.discard(OutboxKey(self._id_of(conversation), client_msg_id))
 
     def direct(self, other: str) -> str:
         """The id of the direct conversation with another user, or of the user's own conversation."""
@@ -344,7 +395,7 @@ class Client:
         self._check()
         now = time.time_ns() // 1_000_000
         entry = Entry(conversation, client_msg_id or uuid4().hex, content, now)
-        self._sender.check(Send(conversation, entry.client_msg_id, content, now))
+        self._parts.sender.check(Send(conversation, entry.client_msg_id, content, now))
         return entry
 
     # --- what comes
@@ -358,7 +409,7 @@ class Client:
         hold as history. With `conversation`, only that one's events.
         """
         one = None if conversation is None else self._id_of(conversation)
-        return self._feed.events(consumer, one)
+        return self._parts.feed.events(consumer, one)
 
     def notices(self) -> Queue[Notice]:
         """An async iterator of marks, presence, typing, and of what became of conversations and messages.
@@ -374,17 +425,17 @@ class Client:
         `limit` only at the beginning of the conversation, or without a connection. Raises `NotAllowed`,
         `NotConnected` if the device holds none of them, and `DeviceStoreError`.
         """
-        found = await self._reader.history(self._id_of(conversation), before, limit)
-        self._inbox.check()  # what it was read by
+        found = await self._parts.reader.history(self._id_of(conversation), before, limit)
+        self._parts.inbox.check()  # what it was read by
         return found
 
     async def conversations(self, limit: int = 1_000) -> list[Summary]:
         """The user's conversations, the one with the newest event first."""
-        return await self._store.summaries(limit)
+        return await self._parts.store.summaries(limit)
 
     async def conversation(self, conversation: str) -> Summary | None:
         """One conversation, or None if the device does not know it."""
-        found = await self._store.summaries(1, self._id_of(conversation))
+        found = await self._parts.store.summaries(1, self._id_of(conversation))
         return found[0] if found else None
 
     async def unread(self, conversation: str) -> int:
@@ -396,8 +447,8 @@ class Client:
         summary = await self.conversation(conversation)
         if summary is None or summary.unread == summary.unread_at_most:
             return 0 if summary is None else summary.unread
-        events = await self._reader.after(summary.conversation, summary.read, summary.head.seq)
-        self._inbox.check()
+        events = await self._parts.reader.after(summary.conversation, summary.read, summary.head.seq)
+        self._parts.inbox.check()
         return sum(event.sender != self.settings.device.user for event in events)
 
     # --- marks, presence, typing
@@ -408,13 +459,13 @@ class Client:
 
         Raises `DeviceStoreError`, which ends the client.
         """
-        self._inbox.check()
-        if self._replica.mark_read(self._id_of(conversation), seq):
-            await self._inbox.commit()
+        self._parts.inbox.check()
+        if self._parts.replica.mark_read(self._id_of(conversation), seq):
+            await self._parts.inbox.commit()
 
     async def marks(self, conversation: str) -> dict[str, Marks]:
         """Each member's `delivered` and `read` marks, by user."""
-        return await self._store.marks(self._id_of(conversation))
+        return await self._parts.store.marks(self._id_of(conversation))
 
     def presence_of(self, user: str) -> Presence | None:
         """The user's presence as the server last reported it; None if it never did, which means offline.
@@ -422,7 +473,7 @@ class Client:
         On each new connection everybody counts as offline (`last_seen` 0: unknown) until the server reports
         otherwise.
         """
-        return self._inbox.presences.get(user)
+        return self._parts.inbox.presences.get(user)
 
     async def typing(self, conversation: str, typing: bool = True) -> None:
         """Tells the others that the user is typing. May be called at every key; does nothing offline."""
@@ -437,15 +488,15 @@ class Client:
         else:
             self._typed.pop(conversation, None)
         with contextlib.suppress(NotConnected):
-            await self._uplink.publish(Typing(conversation, typing), conversation)
+            await self._parts.uplink.publish(Typing(conversation, typing), conversation)
 
     async def set_status(self, state: str, *, network: str = "", battery: int | None = None) -> None:
         """Reports the device as `online`, `away` or `background`, until the next call.
 
         `network` is a short text for the operator, `battery` a percentage.
         """
-        check(Status(state, "-", network, battery), UNBOUNDED)  # the session adds the connection's nonce
-        await self._session.set_status(Status(state, "", network, battery))
+        check(Status(state, "-", network, battery), UNBOUNDED)  # its nonce is added on sending
+        await self._parts.connection.set_status(Status(state, "", network, battery))
 
     # --- the connection
 
@@ -470,12 +521,12 @@ class Client:
 
         Raises what ended the client.
         """
-        while not self._catchup.complete.is_set():
+        while not self._parts.catchup.complete.is_set():
             changed = self._states.signal.watch()
             self._check()
             if self._running is None:
                 raise ClientError("the client is closed")
-            done = asyncio.create_task(self._catchup.complete.wait())
+            done = asyncio.create_task(self._parts.catchup.complete.wait())
             other = asyncio.create_task(changed.wait())
             try:
                 await asyncio.wait([done, other], return_when=asyncio.FIRST_COMPLETED)
@@ -486,10 +537,11 @@ class Client:
     @property
     def counts(self) -> dict[str, int]:
         """How many received packets and answers were unusable, by kind. Empty in normal operation."""
-        return dict(self._inbox.counts) | ({"events": self._replica.odd} if self._replica.odd else {})
+        odd = self._parts.replica.odd
+        return dict(self._parts.inbox.counts) | ({"events": odd} if odd else {})
 
     async def _commit(self) -> None:
-        await self._inbox.commit()
+        await self._parts.inbox.commit()
 
 
 def _content(

@@ -8,11 +8,11 @@ from dataclasses import replace
 from random import random
 from uuid import uuid4
 
-from imqtt.client.mqtt import Login, Lost, Mqtt, Refused
+from imqtt.client.connection_tasks import ConnectionTasks
 from imqtt.client.probe import answers
 from imqtt.client.requests import Requests
-from imqtt.client.session import Session
-from imqtt.client.settings import Address, Settings
+from imqtt.client.settings import Address, ClientSettings
+from imqtt.client.transport import Login, LoginRefused, Lost, Transport
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState
 from imqtt.core.connection import UNCONTESTED, Connection, Phase
@@ -30,18 +30,21 @@ class Connector:
 
     def __init__(
         self,
-        settings: Settings,
+        *,
+        settings: ClientSettings,
         uplink: Uplink,
-        session: Session,
+        connection: ConnectionTasks,
         requests: Requests,
+        transport: Transport,
         changed: Callable[[ConnectionState], None],
     ) -> None:
         self.state = ConnectionState()
         self.tried = asyncio.Event()  # one address let the device in, or none did
         self._settings = settings
         self._uplink = uplink
-        self._session = session
+        self._connection = connection
         self._requests = requests
+        self._transport = transport
         self._changed = changed
         self._is_open = False  # a broker is connected
         requests.silence_changed = self._show_silence
@@ -65,7 +68,7 @@ class Connector:
                 await self._connect(address)
             except DeviceStoreError:
                 raise
-            except Refused as refusal:
+            except LoginRefused as refusal:
                 self._suspicion = None
                 self._error = NotConnected(f"refused: {refusal}")
                 if self._machine.refused(time.monotonic()):
@@ -110,7 +113,7 @@ class Connector:
             tls=self._settings.tls,
             proven=address in self._proven,
         )
-        mqtt = await Mqtt.open(address, login)
+        mqtt = await self._transport(address, login)
         self._is_open = True
         if self._suspicion is not None:
             self._error, self._suspicion = self._suspicion, None
@@ -130,7 +133,7 @@ class Connector:
             self.tried.set()
 
         try:
-            await self._session.run(mqtt, nonce, established)
+            await self._connection.run(mqtt, nonce, established)
         except asyncio.CancelledError:
             await mqtt.close()
             raise

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from imqtt.errors import DeviceStoreError, DeviceStoreInUse, SetupError
 from imqtt.lock_holder import holder_of
@@ -32,41 +32,11 @@ class _Job:
     done: "asyncio.Future[Any]"
 
 
-class Database:
-    """One connection, held exclusively: a second process that opens the file is told so.
+class Database(Protocol):
+    """A device's database, which `open` opens once."""
 
-    The file is private to its owner.
-
-    Without a path it is a temporary database, which SQLite keeps in memory and moves to a temporary file
-    as it grows.
-    """
-
-    def __init__(self, path: Path | None, schema: str, version: int) -> None:
-        self._path = path
-        self._schema = schema
-        self._version = version
-        self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, "imqtt-device-store")
-        self._lock = Lock()
-        self._waiting: list[_Job] = []
-        self._working = False
-        self._broken: Exception | None = None  # how a chained operation failed
-        self._connection: sqlite3.Connection | None = None
-        self._closed = False
-
-    @classmethod
-    async def open(cls, path: Path | None, schema: str, version: int) -> Self:
-        """Raises `DeviceStoreError`."""
-        database = cls(path, schema, version)
-        try:
-            await database._loop.run_in_executor(database._thread, database._open)
-        except BaseException:
-            # A cancellation does not stop the thread: what it opens meanwhile would stay locked.
-            database._closed = True
-            database._thread.submit(database._close)
-            database._thread.shutdown(wait=False)
-            raise
-        return database
+    async def open(self, schema: str, version: int) -> None:
+        """Creates the tables of `schema` if there are none. Raises `DeviceStoreError`."""
 
     def submit(
         self, operation: Operation[T], *, durable: bool = False, chained: bool = False
@@ -77,9 +47,52 @@ class Database:
         machine's as well: for an fsync more, which only what exists nowhere else is worth. `chained`
         operations build on each other: once one has failed, all that come after it fail with it.
         """
+
+    async def close(self) -> None:
+        """Finishes what was submitted, and releases the database."""
+
+
+class SqliteDatabase:
+    """One connection, held exclusively: a second process that opens the file is told so.
+
+    The file is private to its owner.
+
+    Without a path it is a temporary database, which SQLite keeps in memory and moves to a temporary file
+    as it grows.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "imqtt-device-store")
+        self._lock = Lock()
+        self._waiting: list[_Job] = []
+        self._working = False
+        self._broken: Exception | None = None  # how a chained operation failed
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+
+    def __str__(self) -> str:
+        return str(self._path or "the temporary store")
+
+    async def open(self, schema: str, version: int) -> None:
+        """Raises `DeviceStoreError`."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._loop.run_in_executor(self._thread, self._open, schema, version)
+        except BaseException:
+            # A cancellation does not stop the thread: the file that it opens would stay locked.
+            self._closed = True
+            self._thread.submit(self._close)
+            self._thread.shutdown(wait=False)
+            raise
+
+    def submit(
+        self, operation: Operation[T], *, durable: bool = False, chained: bool = False
+    ) -> "asyncio.Future[T]":
+        """As `Database.submit`."""
         done: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
-            done.set_exception(DeviceStoreError(f"{self._name}: the client is closed"))
+            done.set_exception(DeviceStoreError(f"{self}: the client is closed"))
             return done
         with self._lock:
             self._waiting.append(_Job(operation, durable, chained, done))
@@ -100,11 +113,7 @@ class Database:
 
     # --- in the thread
 
-    @property
-    def _name(self) -> str:
-        return str(self._path or "the temporary store")
-
-    def _open(self) -> None:
+    def _open(self, schema: str, version: int) -> None:
         try:
             if self._path is not None:
                 create_private_database(self._path)
@@ -116,7 +125,7 @@ class Database:
                 if self._path is not None:
                     connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA cache_size = -8192")
-                self._create(connection)
+                self._create(connection, schema, version)
                 if self._path is not None:
                     make_database_private(self._path)
             except BaseException:
@@ -125,23 +134,21 @@ class Database:
         except sqlite3.Error as error:
             raise self._error(error) from error
         except OSError as error:
-            raise DeviceStoreError(f"{self._name} cannot be created: {error.strerror}") from error
+            raise DeviceStoreError(f"{self} cannot be created: {error.strerror}") from error
         except SetupError as error:
             raise DeviceStoreError(error.reason) from error
         self._connection = connection
 
-    def _create(self, connection: sqlite3.Connection) -> None:
+    def _create(self, connection: sqlite3.Connection, schema: str, version: int) -> None:
         connection.execute("BEGIN EXCLUSIVE")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:
-            for statement in filter(str.strip, self._schema.split(";")):
+            for statement in filter(str.strip, schema.split(";")):
                 connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {self._version}")
+            connection.execute(f"PRAGMA user_version = {version}")
         connection.execute("COMMIT")
-        if found not in (0, self._version):
-            raise DeviceStoreError(
-                f"{self._name} was written by another version of imqtt ({found}, not {self._version})"
-            )
+        if found not in (0, version):
+            raise DeviceStoreError(f"{self} was written by another version of imqtt ({found}, not {version})")
 
     def _work(self) -> None:
         while True:
@@ -191,9 +198,9 @@ class Database:
         if "locked" in str(error):
             holder = None if self._path is None else holder_of(self._path)
             if holder is not None and holder.pid == os.getpid():
-                return DeviceStoreInUse(f"{self._name} is in use by another client of this process")
-            return DeviceStoreInUse(f"{self._name} is in use by {holder or 'another process'}")
-        return DeviceStoreError(f"{self._name}: {error}")
+                return DeviceStoreInUse(f"{self} is in use by another client of this process")
+            return DeviceStoreInUse(f"{self} is in use by {holder or 'another process'}")
+        return DeviceStoreError(f"{self}: {error}")
 
 
 def _tell(jobs: list[_Job], answers: list[Any]) -> None:

@@ -12,7 +12,6 @@ from imqtt.model import Event
 T = TypeVar("T")
 
 READ_AHEAD = 100  # events that an iterator takes from the store at once
-MAX_NOTICES = 1_000  # that wait for one iterator; the oldest go first
 
 
 class Signal:
@@ -173,10 +172,10 @@ class Events:
 class Queue(Generic[T]):
     """An async iterator of what is not stored. It holds a bounded number and counts what it `dropped`."""
 
-    def __init__(self, topic: "Topic[T]", size: int) -> None:
+    def __init__(self, broadcast: "Broadcast[T]", size: int) -> None:
         self.dropped = 0
         self.waiting: deque[T] = deque(maxlen=size)
-        self._topic = topic
+        self._broadcast = broadcast
 
     def put(self, item: T) -> None:
         self.dropped += len(self.waiting) == self.waiting.maxlen
@@ -186,7 +185,7 @@ class Queue(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        signal = self._topic.signal
+        signal = self._broadcast.signal
         while not self.waiting:
             changed = signal.watch()
             if signal.ended:
@@ -197,10 +196,10 @@ class Queue(Generic[T]):
 
     def close(self) -> None:
         """Ends the iteration: nothing more is kept for it."""
-        self._topic.leave(self)
+        self._broadcast.leave(self)
 
 
-class Topic(Generic[T]):
+class Broadcast(Generic[T]):
     """Tells every iterator what happens from its making on."""
 
     def __init__(self, size: int) -> None:

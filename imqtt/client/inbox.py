@@ -6,14 +6,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from imqtt.client.catchup import CatchUp
-from imqtt.client.feed import Feed, Topic
+from imqtt.client.feed import Broadcast, Feed
 from imqtt.client.marker import Marker
 from imqtt.client.replica import Replica, Step
 from imqtt.client.requests import Requests
 from imqtt.client.sender import Sender
 from imqtt.client.store import LocalStore
 from imqtt.client.values import Notice
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.errors import Malformed
 from imqtt.model import Accepted, AnyFrame, Event, Marks, Page, PeerTyping, Presence, Rejected, Welcome
 from imqtt.protocol import decode_frames
@@ -36,7 +36,7 @@ class Inbox:
         catchup: CatchUp,
         marker: Marker,
         feed: Feed,
-        notices: Topic[Notice],
+        notices: Broadcast[Notice],
     ) -> None:
         self.counts: Counter[str] = Counter()  # what was odd, by kind
         self.presences: OrderedDict[str, Presence] = OrderedDict()
@@ -67,7 +67,7 @@ class Inbox:
             except Malformed as error:
                 self.counts["malformed"] += 1
                 log.warning("a packet is dropped: %s", error)
-        keys = [Key(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
+        keys = [OutboxKey(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
         entries = await self._sender.entries(keys) if keys else {}
         overlaps = self._replica.overlaps(frames)
         self._replica.stored = await self._store.ids(overlaps) if overlaps else {}
@@ -77,7 +77,7 @@ class Inbox:
             if isinstance(frame, Event):
                 self._replica.event(frame)
             elif isinstance(frame, Accepted):
-                self._replica.accepted(frame, entries.get(Key(frame.conversation, frame.client_msg_id)))
+                self._replica.accepted(frame, entries.get(OutboxKey(frame.conversation, frame.client_msg_id)))
             elif isinstance(frame, Page):
                 self._replica.page(frame, self._requests.asked(frame.ref))
                 answers.append(frame)

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Iterable
 from random import random
 
-from imqtt.client.mqtt import Untaken
 from imqtt.client.replica import Replica
 from imqtt.client.settings import Timing
+from imqtt.client.transport import Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.core.backoff import untaken
 from imqtt.model import Mark

@@ -6,7 +6,6 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar, cast
 
 import aiomqtt
@@ -17,7 +16,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from imqtt.client.probe import advice, spoken
 from imqtt.client.settings import Address, Protocol
-from imqtt.client.tls import TlsContexts, explain
+from imqtt.client.tls import explain
+from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
 from imqtt.errors import NotConnected, SetupError, TlsFailed
 
 log = logging.getLogger(__name__)
@@ -25,56 +25,9 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 2_000  # packets received and not yet taken; one more, and the connection ends behind them
 MAX_IN_FLIGHT = 100  # publishes without PUBACK; paho queues further ones
 TAKEN_OVER, KEEP_ALIVE_TIMEOUT, NOT_AUTHORIZED = 0x8E, 0x8D, 0x87  # MQTT 5, 2.4
-UNTAKEN = {0x10: "nobody is subscribed", 0x97: "the broker's quota is exceeded"}
 REFUSALS = (0x85, 0x86, 0x87, 0x8A, 0x8C)  # MQTT 5, 3.2.2.2: client id, password, authorization, ban, method
 
 Answer = TypeVar("Answer")
-
-
-class Refused(Exception):
-    """The broker does not take the credentials."""
-
-
-class Lost(NotConnected):
-    """The connection cannot be made, or has ended.
-
-    `hung_up`: the broker closed it without a word, as Mosquitto 2.0 does when another connection has the same
-    client id. `taken_over`: the broker said that this is why.
-    """
-
-    def __init__(self, reason: str, *, hung_up: bool = False, taken_over: bool = False) -> None:
-        super().__init__(reason)
-        self.hung_up = hung_up
-        self.taken_over = taken_over
-
-
-class Untaken(NotConnected):
-    """The broker has acknowledged a publish, and says that nobody will answer it.
-
-    `puback` is the reason code: 0x10 if there is no subscriber, because the server has not connected
-    since the broker lost its sessions; from 0x80 on the broker did not take it.
-    """
-
-    def __init__(self, topic: str, code: int) -> None:
-        super().__init__(f"{topic}: {UNTAKEN.get(code, 'the broker does not take it')} (0x{code:02x})")
-        self.puback = code
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """What a connection is opened with. Times in seconds. The will is published at QoS 1.
-
-    `proven`: this address has let the device in before, so that a failure says nothing about its protocol.
-    """
-
-    name: str
-    password: str = field(repr=False)
-    will_topic: str
-    will: bytes
-    keep_alive: int
-    timeout: float
-    tls: TlsContexts | None
-    proven: bool = False
 
 
 class _PahoLog(logging.LoggerAdapter[logging.Logger]):
@@ -114,7 +67,7 @@ class _Incoming(asyncio.Queue[aiomqtt.Message]):
 
 
 class Mqtt:
-    """An open connection with a clean session: whatever it misses is asked for, not queued by the broker."""
+    """An open connection, started clean: the client asks for what it misses; the broker queues nothing."""
 
     def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
         self._log = _PahoLog(log)
@@ -150,7 +103,7 @@ class Mqtt:
 
     @classmethod
     async def open(cls, address: Address, login: Login) -> Self:
-        """Raises `Refused`, `TlsFailed` or `Lost`."""
+        """Raises `LoginRefused`, `TlsFailed` or `Lost`."""
         try:
             mqtt = cls(address, login, login.tls.context() if login.tls is not None else None)
         except SetupError as error:
@@ -167,7 +120,7 @@ class Mqtt:
         except MqttConnectError as error:
             _hang_up(client)
             if isinstance(error.rc, ReasonCode) and error.rc.value in REFUSALS:
-                raise Refused(f"{address}: {error.rc}") from None
+                raise LoginRefused(f"{address}: {error.rc}") from None
             if isinstance(error.rc, ReasonCode):
                 raise Lost(f"{address}: {error.rc}") from None
             # What came is no CONNACK of MQTT 5: the number is of paho or of MQTT 3.

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from imqtt.client.store import Changes, Memory, Place
 from imqtt.client.values import NOTHING, Entry, LogState, Notice, Restarted, Skipped
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.core.reorder import Reorder
 from imqtt.core.reorder import Step as InOrder
 from imqtt.model import Accepted, AnyFrame, Device, Event, Head, Id, Marks, Page, Position, Slice
@@ -190,7 +190,7 @@ class Replica:
 
     def accepted(self, frame: Accepted, entry: Entry | None) -> None:
         """A message of this device is stored. `entry`: its content, if it is still in the outbox."""
-        key = Key(frame.conversation, frame.client_msg_id)
+        key = OutboxKey(frame.conversation, frame.client_msg_id)
         self._step.changes.sent.append(key)
         self._step.accepted.append(frame)
         if not (0 < frame.seq < MAX_SEQ and 0 < frame.id < MAX_ID):
@@ -349,7 +349,7 @@ class Replica:
                 self._mark_delivered(log, event.seq)
             elif event.device == self.device.device:
                 # Also where `Accepted` got lost and the log itself tells.
-                key = Key(log.conversation, event.client_msg_id)
+                key = OutboxKey(log.conversation, event.client_msg_id)
                 if key not in changes.sent:
                     changes.sent.append(key)
                     self._step.accepted.append(_accepted(event))

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import msgspec
 
-from imqtt.client.mqtt import Lost, Untaken
 from imqtt.client.settings import Timing
+from imqtt.client.transport import Lost, Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import error_of
 from imqtt.core.backoff import backoff, untaken

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 from random import random
 from typing import TypeVar
 
-from imqtt.client.mqtt import Untaken
 from imqtt.client.settings import Timing
 from imqtt.client.store import LocalStore
+from imqtt.client.transport import Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import Entry, Notice, Refused, error_of
-from imqtt.core.outbox import Fate, Key, Outbox
+from imqtt.core.outbox import Fate, Outbox, OutboxKey
 from imqtt.errors import Conflict, Discarded, ImqttError, TooLarge
 from imqtt.model import Accepted, Rejected, Send
 from imqtt.protocol import Bounds, check
@@ -37,7 +37,7 @@ class Sender:
         uplink: Uplink,
         store: LocalStore,
         timing: Timing,
-        unsent: Sequence[Key],
+        unsent: Sequence[OutboxKey],
         notify: Callable[[Notice], None],
     ) -> None:
         self._uplink = uplink
@@ -46,10 +46,12 @@ class Sender:
         self._outbox = Outbox(
             random, answer_within=timing.answer, patience=timing.patience, untaken_within=timing.untaken
         )
-        self._entries: dict[Key, Entry] = {}  # a cache of those that are under way
-        self._unanswered: dict[Key, int] = {}  # hashes of what was published, also if it was discarded since
-        self._leaving: set[Key] = set()  # what the store is discarding
-        self._waiting: dict[Key, list[asyncio.Future[Accepted]]] = {}
+        self._entries: dict[OutboxKey, Entry] = {}  # a cache of those that are under way
+        self._unanswered: dict[
+            OutboxKey, int
+        ] = {}  # hashes of what was published, also if it was discarded since
+        self._leaving: set[OutboxKey] = set()  # what the store is discarding
+        self._waiting: dict[OutboxKey, list[asyncio.Future[Accepted]]] = {}
         self._failure: Exception | None = None
         self._changed = asyncio.Event()
         for key in unsent:
@@ -90,7 +92,7 @@ class Sender:
 
         await _followed(self._store.put(entry), follow)
 
-    def wait(self, key: Key) -> "asyncio.Future[Accepted]":
+    def wait(self, key: OutboxKey) -> "asyncio.Future[Accepted]":
         """What becomes of the message. To be called right before `put`, so that no answer is missed."""
         future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         if self._failure is None:
@@ -99,7 +101,7 @@ class Sender:
             future.set_exception(self._failure)
         return future
 
-    def forget(self, key: Key, future: "asyncio.Future[Accepted]") -> None:
+    def forget(self, key: OutboxKey, future: "asyncio.Future[Accepted]") -> None:
         """Nobody waits any more."""
         waiting = self._waiting.get(key, [])
         if future in waiting:
@@ -116,7 +118,7 @@ class Sender:
             _tell(futures, error)
         self._waiting.clear()
 
-    async def discard(self, key: Key) -> bool:
+    async def discard(self, key: OutboxKey) -> bool:
         """Takes a message out of the outbox. It may have been sent. Whoever waits is told `Discarded`."""
         waiting = list(self._waiting.get(key, ()))  # and not who puts it again in the meantime
 
@@ -154,7 +156,7 @@ class Sender:
         except TimeoutError:
             pass
 
-    async def _load(self, keys: Collection[Key]) -> list[Entry]:
+    async def _load(self, keys: Collection[OutboxKey]) -> list[Entry]:
         if len(self._entries) > MAX_ENTRIES:
             self._entries.clear()
         found = await self._store.entries([key for key in keys if key not in self._entries])
@@ -190,7 +192,7 @@ class Sender:
 
     # --- answers
 
-    async def entries(self, keys: Collection[Key]) -> dict[Key, Entry]:
+    async def entries(self, keys: Collection[OutboxKey]) -> dict[OutboxKey, Entry]:
         """The messages of these keys that are in the outbox."""
         known = {key: self._entries[key] for key in keys if key in self._entries}
         unknown = [key for key in keys if key not in known and key in self._outbox]
@@ -198,7 +200,7 @@ class Sender:
 
     def accepted(self, frame: Accepted) -> None:
         """The message is in the device's log, and out of the outbox."""
-        key = Key(frame.conversation, frame.client_msg_id)
+        key = OutboxKey(frame.conversation, frame.client_msg_id)
         self._outbox.accepted(key, time.monotonic())
         self._entries.pop(key, None)
         self._unanswered.pop(key, None)
@@ -209,7 +211,7 @@ class Sender:
 
     async def rejected(self, frame: Rejected) -> None:
         """Sends again if that may help. Else whoever waits is told; if nobody does, the outbox keeps it."""
-        key = Key(frame.conversation, frame.client_msg_id)
+        key = OutboxKey(frame.conversation, frame.client_msg_id)
         retry_after = frame.retry_after / 1000
         entry = (await self.entries([key])).get(key)
         fate = self._outbox.rejected(

@@ -113,7 +113,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ClientSettings:
     """The checked settings of one client."""
 
     device: Device

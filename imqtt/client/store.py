@@ -13,9 +13,9 @@ from typing import Self
 
 import msgspec
 
-from imqtt.client.database import Database
+from imqtt.client.database import Database, SqliteDatabase
 from imqtt.client.values import Entry, LogState, Summary
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.core.partitions import home_of
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import Content, Device, Event, Id, Marks, Position, from_json_type, to_json_type
@@ -57,7 +57,7 @@ class Memory(msgspec.Struct, frozen=True):
 
     logs: tuple[LogState, ...]
     own_marks: tuple[Marks, ...]
-    unsent: tuple[Key, ...]  # in the order in which they were given
+    unsent: tuple[OutboxKey, ...]  # in the order in which they were given
     meta: dict[str, str]
 
 
@@ -72,7 +72,7 @@ class Changes:
     events: dict[Place, tuple[int | None, Event]] = field(default_factory=dict)
     logs: dict[str, LogState] = field(default_factory=dict)
     marks: list[Marks] = field(default_factory=list)
-    sent: list[Key] = field(default_factory=list)
+    sent: list[OutboxKey] = field(default_factory=list)
     trim: list[tuple[str, int]] = field(default_factory=list)  # up to which seq
     wanted_after: int | None = None  # an iterator has yet to read the events after this ordinal
     meta: dict[str, str] = field(default_factory=dict)
@@ -94,9 +94,10 @@ class LocalStore:
         self._device = device
 
     @classmethod
-    async def open(cls, path: Path | None, device: Device) -> Self:
-        """Opens or creates the store of one device; without a path one that ends with the process."""
-        database = await Database.open(path, SCHEMA, VERSION)
+    async def open(cls, store: Path | Database | None, device: Device) -> Self:
+        """Opens or creates the store of one device; None: one that ends with the process."""
+        database = SqliteDatabase(store) if store is None or isinstance(store, Path) else store
+        await database.open(SCHEMA, VERSION)
 
         def claim(connection: sqlite3.Connection) -> str:
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('device', ?)", (str(device),))
@@ -114,7 +115,7 @@ class LocalStore:
             raise
         if owner not in (str(device), before):
             await database.close()
-            raise DeviceStoreError(f"{path} belongs to {owner}, not to {device}")
+            raise DeviceStoreError(f"{database} belongs to {owner}, not to {device}")
         return cls(database, device)
 
     async def close(self) -> None:
@@ -199,16 +200,16 @@ class LocalStore:
         """
         return self._database.submit(lambda it: _put(it, entry), durable=True)
 
-    def entries(self, keys: Collection[Key] | None = None) -> Future[dict[Key, Entry]]:
+    def entries(self, keys: Collection[OutboxKey] | None = None) -> Future[dict[OutboxKey, Entry]]:
         """Messages in the outbox, in the order in which they were given; all of them without `keys`."""
         return self._database.submit(lambda it: _entries(it, keys))
 
-    def refuse(self, key: Key, code: str, reason: str) -> Future[None]:
+    def refuse(self, key: OutboxKey, code: str, reason: str) -> Future[None]:
         """Keeps a message that will not be sent again, for its user to see."""
         statement = "UPDATE outbox SET refused = ?, reason = ? WHERE conversation = ? AND client_msg_id = ?"
         return self._database.submit(lambda it: _run(it, statement, (code, reason, *key)))
 
-    def discard(self, key: Key) -> Future[bool]:
+    def discard(self, key: OutboxKey) -> Future[bool]:
         """Forgets a message of the outbox. False if it is not there."""
         statement = "DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?"
         return self._database.submit(lambda it: it.execute(statement, key).rowcount > 0)
@@ -235,7 +236,7 @@ def _load(connection: sqlite3.Connection, user: str) -> Memory:
             for name, seq, id_, base, head, head_id, missing in logs
         ),
         tuple(Marks(*row) for row in marks),
-        tuple(Key(*row) for row in unsent),
+        tuple(OutboxKey(*row) for row in unsent),
         dict(connection.execute("SELECT name, value FROM meta")),
     )
 
@@ -350,7 +351,7 @@ def _put(connection: sqlite3.Connection, entry: Entry) -> bool:
     return True
 
 
-def _entries(connection: sqlite3.Connection, keys: Iterable[Key] | None) -> dict[Key, Entry]:
+def _entries(connection: sqlite3.Connection, keys: Iterable[OutboxKey] | None) -> dict[OutboxKey, Entry]:
     query = "SELECT conversation, client_msg_id, content, client_time, refused, reason FROM outbox"
     if keys is None:
         rows = connection.execute(f"{query} ORDER BY position").fetchall()
@@ -358,5 +359,6 @@ def _entries(connection: sqlite3.Connection, keys: Iterable[Key] | None) -> dict
         one = f"{query} WHERE conversation = ? AND client_msg_id = ?"
         rows = [row for key in keys for row in connection.execute(one, key)]
     return {
-        Key(row[0], row[1]): Entry(row[0], row[1], _content(row[2]), row[3], row[4], row[5]) for row in rows
+        OutboxKey(row[0], row[1]): Entry(row[0], row[1], _content(row[2]), row[3], row[4], row[5])
+        for row in rows
     }

@@ -2,7 +2,7 @@
 
 import time
 
-from imqtt.client.mqtt import Mqtt
+from imqtt.client.transport import MqttConnection
 from imqtt.core.partitions import partition_of
 from imqtt.errors import NotConnected
 from imqtt.model import AnyCommand, Device, Limits
@@ -20,7 +20,7 @@ class Uplink:
         self.nonce = ""
         self.spoke_at = 0.0  # when the device last said something, on `time.monotonic`
         self._format = format
-        self._mqtt: Mqtt | None = None
+        self._mqtt: MqttConnection | None = None
 
     @property
     def is_attached(self) -> bool:
@@ -31,7 +31,7 @@ class Uplink:
         """Whether a packet is on its way in: what was asked for may be in it."""
         return self._mqtt is not None and self._mqtt.is_receiving
 
-    def attach(self, mqtt: Mqtt, nonce: str) -> None:
+    def attach(self, mqtt: MqttConnection, nonce: str) -> None:
         self._mqtt, self.nonce = mqtt, nonce
 
     def detach(self) -> None:

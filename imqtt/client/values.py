@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from imqtt.core.connection import Phase
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.errors import WIRE_ERRORS, ImqttError, TooLarge
 from imqtt.model import Content, Event, Id, Marks, PeerTyping, Position, Presence, Rejected, Value
 
@@ -63,8 +63,9 @@ class Entry(Value, frozen=True):
     reason: str = ""
 
     @property
-    def key(self) -> Key:
-        return Key(self.conversation, self.client_msg_id)
+    def key(self) -> OutboxKey:
+        """The conversation and the client_msg_id, which together identify a message in the outbox."""
+        return OutboxKey(self.conversation, self.client_msg_id)
 
 
 class Restarted(Value, frozen=True):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from imqtt.core.backoff import backoff, untaken
 
 
-class Key(NamedTuple):
+class OutboxKey(NamedTuple):
     """What makes a user's message one message."""
 
     conversation: str
@@ -70,14 +70,14 @@ class Outbox:
             tuple[float, str]
         ] = []  # a heap; entries that a queue's `due` contradicts are void
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: OutboxKey) -> bool:
         queue = self._queues.get(key.conversation)
         return queue is not None and key.client_msg_id in queue.keys
 
     def __len__(self) -> int:
         return sum(len(queue.keys) for queue in self._queues.values())
 
-    def put(self, key: Key, now: float) -> None:
+    def put(self, key: OutboxKey, now: float) -> None:
         """Adds a message behind those of its conversation."""
         queue = self._queues.get(key.conversation)
         if queue is None:
@@ -85,13 +85,13 @@ class Outbox:
             self._plan(key.conversation, now)
         queue.keys.append(key.client_msg_id)
 
-    def take(self, now: float) -> list[Key]:
+    def take(self, now: float) -> list[OutboxKey]:
         """What to send now. Each then counts as under way until it is answered or its time is over."""
         for overdue in [it for it, until in self._under_way.items() if until <= now]:
             # Unanswered: others that wait already go first, so a silent partition does not fill the window.
             del self._under_way[overdue]
             self._plan(overdue, now)
-        sent: list[Key] = []
+        sent: list[OutboxKey] = []
         while len(self._under_way) < self._window and (conversation := self._next()) is not None:
             queue = self._queues[conversation]
             if queue.due > now:
@@ -100,7 +100,7 @@ class Outbox:
             queue.tries += 1
             wait = min(self._patience, self._answer_within * 2.0 ** min(queue.tries - 1, 30))
             self._under_way[conversation] = now + wait * (1 + 0.2 * self._chance())
-            sent.append(Key(conversation, queue.keys[0]))
+            sent.append(OutboxKey(conversation, queue.keys[0]))
         return sent
 
     def next_at(self) -> float | None:
@@ -110,15 +110,15 @@ class Outbox:
             times.append(self._queues[conversation].due)
         return min(times, default=None)
 
-    def accepted(self, key: Key, now: float) -> bool:
+    def accepted(self, key: OutboxKey, now: float) -> bool:
         """The message is stored. False if it is not in the outbox: it was answered before."""
         return self._remove(key, now)
 
-    def discard(self, key: Key, now: float) -> bool:
+    def discard(self, key: OutboxKey, now: float) -> bool:
         """Takes a message out; one that was sent may be stored nevertheless."""
         return self._remove(key, now)
 
-    def rejected(self, key: Key, now: float, *, retryable: bool, retry_after: float = 0.0) -> Fate:
+    def rejected(self, key: OutboxKey, now: float, *, retryable: bool, retry_after: float = 0.0) -> Fate:
         """Refused messages leave the outbox; others are sent again, not before `retry_after` seconds."""
         if key not in self:
             return Fate.UNKNOWN
@@ -134,7 +134,7 @@ class Outbox:
             self._plan(conversation, now + retry_after + wait)
         return Fate.AGAIN
 
-    def untaken(self, key: Key, now: float) -> None:
+    def untaken(self, key: OutboxKey, now: float) -> None:
         """The message met no subscriber. No answer will come, so it is sent again soon."""
         conversation, queue = key.conversation, self._queues.get(key.conversation)
         if queue is None or queue.keys[0] != key.client_msg_id or conversation not in self._under_way:
@@ -153,7 +153,7 @@ class Outbox:
             self._plan(conversation, now + (0.0 if tries == 1 else backoff(tries - 1, self._chance())))
         self._under_way.clear()
 
-    def _remove(self, key: Key, now: float) -> bool:
+    def _remove(self, key: OutboxKey, now: float) -> bool:
         conversation, name = key
         queue = self._queues.get(conversation)
         if queue is None or name not in queue.keys:

@@ -33,7 +33,7 @@ Devices = Callable[..., Client]
 def held(client: Client) -> Iterator[None]:
     """What the client asks of its store is not done before the end of this."""
     go_on = Event()
-    client._store._database.submit(lambda _: go_on.wait(LONG))
+    client._parts.store._database.submit(lambda _: go_on.wait(LONG))
     try:
         yield
     finally:

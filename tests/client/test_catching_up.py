@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from imqtt.client import Restarted
-from imqtt.client.mqtt import Lost
+from imqtt.client.transport import Lost
 from imqtt.client.uplink import Uplink
 from imqtt.errors import NotConnected
 from imqtt.model import AnyCommand, AnyFrame, Event, History, Id, Mark, Marks, Page, Sync
@@ -471,12 +471,12 @@ async def test_what_is_arriving_is_not_asked_for_again(
         events = alice.events()
         monkeypatch.setattr(Uplink, "publish", publish_and_count)
         little.silent = True
-        asking = asyncio.create_task(alice._requests.ask(History("d:alice:carol", 2), TALK))
+        asking = asyncio.create_task(alice._parts.requests.ask(History("d:alice:carol", 2), TALK))
         await asyncio.wait_for(confirmed.wait(), WITHIN)
         way.slow(0.0, 20_000)
         told = [little.store(TALK, f"{number} " + "x" * 1_000) for number in range(100)]
         await little.tell("alice@phone", *told)  # the answer may be behind these
-        await eventually(lambda: alice._uplink.is_receiving)
+        await eventually(lambda: alice._parts.uplink.is_receiving)
         before = len(asked)
         await asyncio.sleep(2 * timing.answer)
         assert len(asked) == before

@@ -22,7 +22,7 @@ from tests.services import WITHIN, eventually
 async def refuse(client: Client, what: str) -> None:
     """Has the client's store fail where it inserts `what`."""
     statement = f"CREATE TEMP TRIGGER full BEFORE INSERT ON {what} BEGIN SELECT raise(ABORT, 'no room'); END"
-    await client._store._database.submit(lambda it: it.execute(statement))
+    await client._parts.store._database.submit(lambda it: it.execute(statement))
 
 
 async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_is_lost_meanwhile(
@@ -38,10 +38,10 @@ async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_
         await refuse(alice, "events WHEN new.seq = 2")
         with held(alice):
             await little.tell("alice@phone", little.store(TALK, "second"))
-            await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 2)
+            await eventually(lambda: alice._parts.replica.logs[TALK].cursor.seq == 2)
             little.store(TALK, "third")
             cut(alice)  # and the next connection goes on behind the second
-            await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 3)
+            await eventually(lambda: alice._parts.replica.logs[TALK].cursor.seq == 3)
         for iterator in (events, named):
             with pytest.raises(DeviceStoreError, match="no room"):
                 await asyncio.wait_for(anext(iterator), WITHIN)
@@ -63,7 +63,7 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
     little.store("d:alice:carol", "newer", "carol@phone")  # so only the head of the other comes by itself
     async with device(stored=True) as alice:
         waiting = asyncio.create_task(anext(alice.events()))
-        nonce = alice._uplink.nonce
+        nonce = alice._parts.uplink.nonce
         await refuse(alice, what)
         for _ in range(2):  # the second time too: it is as little stored as before
             with pytest.raises(DeviceStoreError, match="no room"):

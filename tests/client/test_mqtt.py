@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from imqtt.client import mqtt as module
-from imqtt.client.mqtt import Login, Mqtt
+from imqtt.client.mqtt import Mqtt
 from imqtt.client.settings import Address
+from imqtt.client.transport import Login
 from imqtt.model import Device
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol.topics import down, up
@@ -72,7 +73,7 @@ async def test_a_connection_ends_behind_the_first_packet_that_finds_no_room(
     monkeypatch.setattr(module, "MAX_WAITING", 10)
     may_take = asyncio.Event()
     async with device() as alice:
-        inbox = alice._inbox
+        inbox = alice._parts.inbox
         taken = inbox.take
 
         async def take_later(*given: object) -> None:

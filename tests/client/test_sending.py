@@ -7,7 +7,7 @@ import pytest
 
 from imqtt.client import Client, Format, Phase, Refused
 from imqtt.client.values import Entry
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError, Discarded, NotAllowed, NotConnected, TooLarge
 from imqtt.model import Accepted, Hello, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
@@ -43,7 +43,7 @@ async def test_what_was_put_before_the_limits_were_known_is_refused_and_not_publ
         posted = await alice.post(TALK, HUGE, content_type=PICTURE)
         sending = asyncio.create_task(alice.send("d:alice:carol", HUGE, content_type=PICTURE))
         await alice.post(TALK, "small")
-        await eventually(lambda: len(alice._sender) == 3 and little.commands(Hello))
+        await eventually(lambda: len(alice._parts.sender) == 3 and little.commands(Hello))
         await little.speak()
         refused = await asyncio.wait_for(anext(notices), WITHIN)
         assert isinstance(refused, Refused)
@@ -51,7 +51,7 @@ async def test_what_was_put_before_the_limits_were_known_is_refused_and_not_publ
         error = await told(sending)
         assert isinstance(error, TooLarge)
         assert (error.size, error.limit) == (len(HUGE), 65_536)
-        await eventually(lambda: len(alice._sender) == 0)
+        await eventually(lambda: len(alice._parts.sender) == 0)
         assert contents(little) == ["small"]
         assert [it.refused for it in await alice.outbox()] == ["too_large"]
         assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
@@ -91,7 +91,7 @@ async def test_who_waits_for_a_message_is_told_that_it_was_discarded(
         assert await alice.discard(TALK, "m1")
         assert isinstance(await told(sending), Discarded)
         assert await alice.outbox() == []
-        assert len(alice._sender) == 0
+        assert len(alice._parts.sender) == 0
 
 
 async def test_a_message_is_discarded_while_it_is_on_its_way_into_the_outbox(
@@ -109,7 +109,7 @@ async def test_a_message_is_discarded_while_it_is_on_its_way_into_the_outbox(
         assert isinstance(await told(sending), Discarded)
         assert await told(again) is None
         assert contents(little) == ["hello"]
-        assert len(alice._sender) == 0
+        assert len(alice._parts.sender) == 0
 
 
 async def test_a_discard_is_whole_though_nobody_waits_for_it(little: LittleServer, device: Devices) -> None:
@@ -123,7 +123,7 @@ async def test_a_discard_is_whole_though_nobody_waits_for_it(little: LittleServe
             discarding.cancel()
             await asyncio.wait([discarding])
         assert isinstance(await told(sending), Discarded)
-        assert len(alice._sender) == 0
+        assert len(alice._parts.sender) == 0
 
 
 async def test_a_discard_that_fails_changes_nothing(
@@ -133,7 +133,7 @@ async def test_a_discard_that_fails_changes_nothing(
         little.silent = True
         sending = asyncio.create_task(alice.send(TALK, "hi", client_msg_id="m1"))
         await eventually(lambda: little.commands(Send))
-        monkeypatch.setattr(alice._store, "discard", failing)
+        monkeypatch.setattr(alice._parts.store, "discard", failing)
         with pytest.raises(DeviceStoreError):
             await alice.discard(TALK, "m1")
         await little.speak()
@@ -153,13 +153,13 @@ async def test_a_send_after_the_end_is_told_of_it_and_waits_in_the_outbox(
         sending = asyncio.create_task(alice.send(TALK, "early"))
         late = asyncio.create_task(send_at_the_end(alice))
         await eventually(lambda: little.commands(Send))
-        close = alice._store.close
+        close = alice._parts.store.close
 
         async def close_behind_it() -> None:
             await told(late)
             await close()
 
-        alice._store.close = close_behind_it  # type: ignore[method-assign]
+        alice._parts.store.close = close_behind_it  # type: ignore[method-assign]
         closing = asyncio.create_task(alice.close())
         for waiting in (sending, late):
             assert isinstance(await told(waiting), NotConnected)
@@ -175,7 +175,7 @@ async def test_who_waits_is_told_of_a_refusal_though_the_store_fails(
 ) -> None:
     little.refuse = refuse
     async with device() as alice:
-        monkeypatch.setattr(alice._store, "discard", failing)
+        monkeypatch.setattr(alice._parts.store, "discard", failing)
         sending = asyncio.create_task(alice.send(TALK, "hi"))
         assert isinstance(await told(sending), NotAllowed)
         await eventually(lambda: alice.state.phase is Phase.CLOSED)
@@ -189,11 +189,11 @@ async def test_a_refusal_is_told_though_the_connection_ends_in_its_midst(
     async with device(wait=0) as alice:
         notices = alice.notices()
         posted = await alice.post(TALK, HUGE, content_type=PICTURE)
-        store = alice._store
+        store = alice._parts.store
         refusing = asyncio.Event()
         refuse = store.refuse
 
-        def refuse_slowly(key: Key, code: str, reason: str) -> "asyncio.Future[None]":
+        def refuse_slowly(key: OutboxKey, code: str, reason: str) -> "asyncio.Future[None]":
             stack.enter_context(held(alice))
             refusing.set()
             return refuse(key, code, reason)
@@ -218,14 +218,14 @@ async def test_a_refusal_that_nobody_waits_for_any_more_is_a_notice(
         notices = alice.notices()
         little.refuse = refuse
         discarding = asyncio.Event()
-        discard = alice._store.discard
+        discard = alice._parts.store.discard
 
-        def discard_slowly(key: Key) -> "asyncio.Future[bool]":
+        def discard_slowly(key: OutboxKey) -> "asyncio.Future[bool]":
             stack.enter_context(held(alice))
             discarding.set()
             return discard(key)
 
-        alice._store.discard = discard_slowly  # type: ignore[method-assign]
+        alice._parts.store.discard = discard_slowly  # type: ignore[method-assign]
         with contextlib.ExitStack() as stack:
             sending = asyncio.create_task(alice.send(TALK, "hi"))
             await asyncio.wait_for(discarding.wait(), WITHIN)
@@ -246,15 +246,15 @@ async def test_a_content_that_was_discarded_while_it_was_read_is_not_published(
     async with device(wait=0) as alice:
         await alice.post(TALK, "old", client_msg_id="m1")
         reading = asyncio.Event()
-        entries = alice._store.entries
+        entries = alice._parts.store.entries
 
-        def read_slowly(keys: list[Key] | None = None) -> "asyncio.Future[dict[Key, Entry]]":
+        def read_slowly(keys: list[OutboxKey] | None = None) -> "asyncio.Future[dict[OutboxKey, Entry]]":
             if not reading.is_set():
                 stack.enter_context(held(alice))
                 reading.set()
             return entries(keys)
 
-        alice._store.entries = read_slowly  # type: ignore[method-assign, assignment]
+        alice._parts.store.entries = read_slowly  # type: ignore[method-assign, assignment]
         await eventually(lambda: little.commands(Hello))
         with contextlib.ExitStack() as stack:
             await little.speak()
@@ -283,7 +283,7 @@ async def test_a_name_that_went_out_stands_for_its_content_until_it_is_answered(
         assert [it.content.text for it in little.logs[TALK]] == ["old"]
 
 
-def failing(_: Key) -> "asyncio.Future[bool]":
+def failing(_: OutboxKey) -> "asyncio.Future[bool]":
     future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     future.set_exception(DeviceStoreError("disk full"))
     return future

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imqtt.client.store import SCHEMA, Changes, LocalStore, _apply, _summaries
 from imqtt.client.values import Entry, LogState
-from imqtt.core.outbox import Key
+from imqtt.core.outbox import OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import Content, Device, Event, Id, Marks, Position
 
@@ -91,7 +91,7 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     memory = await store.load()
     assert [log.cursor for log in memory.logs] == [Position(2, Id(20))]
     assert memory.own_marks == (Marks(TALK, "alice", 2, 1),)
-    assert memory.unsent == (Key(TALK, "m1"), Key(TALK, "m2"))
+    assert memory.unsent == (OutboxKey(TALK, "m1"), OutboxKey(TALK, "m2"))
     assert memory.meta["ordinal"] == "2"
     await store.close()
 
@@ -139,7 +139,7 @@ async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | No
         store.put(Entry(TALK, "m1", Content(text="x"))),
         return_exceptions=True,
     )
-    assert [str(it) for it in outcomes] == [f"{store._database._name}: no room"] * 2 + ["True"]
+    assert [str(it) for it in outcomes] == [f"{store._database}: no room"] * 2 + ["True"]
     with pytest.raises(DeviceStoreError, match="no room"):
         await store.apply(changes(3, start=2))
     assert await store.events(TALK, 1, 9) == [event(1)]

@@ -68,7 +68,7 @@ async def test_a_broker_that_tells_of_a_takeover_is_believed_when_it_lets_the_de
 ) -> None:
     async with device() as alice:
         states, told = alice.states(), []
-        alice._connector._suspicion = error = TakenOver("another process")
+        alice._parts.connector._suspicion = error = TakenOver("another process")
         cut(alice)
         while not told or told[-1][0] is not Phase.CONNECTING or told[-1][1] is not error:
             state = await asyncio.wait_for(anext(states), WITHIN)
@@ -85,7 +85,7 @@ async def test_a_broker_that_is_killed_again_and_again_is_no_takeover(
         address = f"127.0.0.1:{way.port if behind_a_proxy else broker.port}"
         async with device(brokers=address, wait=0) as alice:
             for _ in range(4):
-                await eventually(lambda: alice._uplink.is_attached)
+                await eventually(lambda: alice._parts.uplink.is_attached)
                 await broker.kill()
                 await eventually(lambda: alice.state.tries > 1)  # it has looked and found nobody
                 assert not knows(alice), alice.state
@@ -95,7 +95,7 @@ async def test_a_broker_that_is_killed_again_and_again_is_no_takeover(
 async def test_a_network_that_fails_is_no_takeover(broker: Mosquitto, device: Devices) -> None:
     async with Way(broker.port) as way, device(brokers=f"127.0.0.1:{way.port}", wait=0) as alice:
         for number in (1, 2, 3, 4):
-            await eventually(lambda: alice._uplink.is_attached)
+            await eventually(lambda: alice._parts.uplink.is_attached)
             way.drop()
             await eventually(lambda number=number: alice.state.tries >= number)
             assert not knows(alice), alice.state
@@ -110,11 +110,11 @@ async def test_a_connection_that_lasts_ends_the_contest(
         states, told = alice.states(), []
         await anext(states)  # as it is now
         for _ in range(3):
-            alice._connector._machine.taken_over(time.monotonic())
+            alice._parts.connector._machine.taken_over(time.monotonic())
         cut(alice)
         while not told or told[-1] != (Phase.ESTABLISHED, None):
             state = await asyncio.wait_for(anext(states), WITHIN)
             told.append((state.phase, state.error))
             if state.phase is Phase.IDLE:
-                alice._connector._error = error = TakenOver("another process")
+                alice._parts.connector._error = error = TakenOver("another process")
         assert (Phase.ESTABLISHED, error) in told  # it knows while it is connected, too

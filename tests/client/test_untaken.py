@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.client.mqtt import Lost, Untaken
+from imqtt.client.transport import Lost, Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.model import AnyCommand, Hello, History, Mark, Send, Status, Sync
 from imqtt.mosquitto.broker import Mosquitto
@@ -69,14 +69,14 @@ async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
     async with device(keep=1) as alice:
         await alice.caught_up()
         await little.tell("alice@phone", little.live(little.store(TALK, "newer")))
-        await eventually(lambda: alice._replica.logs[TALK].cursor.seq == 2)
+        await eventually(lambda: alice._parts.replica.logs[TALK].cursor.seq == 2)
         await little.disconnect()
         before = len(little.heard)
         await alice.mark_read(TALK)
         asking = [
             asyncio.create_task(alice.send(TALK, "mine")),
-            asyncio.create_task(alice._requests.ask(Sync(heads=True), "u:alice")),
-            asyncio.create_task(alice._requests.ask(History(TALK, 2), TALK)),
+            asyncio.create_task(alice._parts.requests.ask(Sync(heads=True), "u:alice")),
+            asyncio.create_task(alice._parts.requests.ask(History(TALK, 2), TALK)),
         ]
         await eventually(lambda: {Mark, Send, Sync, History} <= set(untaken))
         assert not any(it.done() for it in asking)
@@ -131,8 +131,8 @@ async def test_publishing_says_what_the_broker_said(
     broker: Mosquitto, device: Devices, tmp_path: Path
 ) -> None:
     async with device(wait=0) as alice:
-        await eventually(lambda: alice._uplink.is_attached)
-        mqtt = alice._uplink._mqtt
+        await eventually(lambda: alice._parts.uplink.is_attached)
+        mqtt = alice._parts.uplink._mqtt
         assert mqtt is not None
         with pytest.raises(Untaken, match=r"up/0: nobody is subscribed \(0x10\)") as caught:
             await mqtt.publish("imqtt/alice@phone/up/0", b"")
@@ -145,8 +145,8 @@ async def test_whoever_waits_for_a_puback_is_told_that_the_connection_is_lost(
     broker: Mosquitto, device: Devices
 ) -> None:
     async with device(wait=0) as alice:
-        await eventually(lambda: alice._uplink.is_attached)
-        mqtt = alice._uplink._mqtt
+        await eventually(lambda: alice._parts.uplink.is_attached)
+        mqtt = alice._parts.uplink._mqtt
         assert mqtt is not None
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGSTOP)

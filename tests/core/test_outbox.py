@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from imqtt.core.outbox import Fate, Key, Outbox
+from imqtt.core.outbox import Fate, Outbox, OutboxKey
 
-A1, A2, A3 = (Key("d:alice:bob", f"a{number}") for number in (1, 2, 3))
-B1, B2 = (Key("d:alice:carol", f"b{number}") for number in (1, 2))
+A1, A2, A3 = (OutboxKey("d:alice:bob", f"a{number}") for number in (1, 2, 3))
+B1, B2 = (OutboxKey("d:alice:carol", f"b{number}") for number in (1, 2))
 
 
-def outbox(*keys: Key, window: int = 64) -> Outbox:
+def outbox(*keys: OutboxKey, window: int = 64) -> Outbox:
     box = Outbox(lambda: 0.5, answer_within=10.0, patience=60.0, window=window)
     for key in keys:
         box.put(key, 0.0)
@@ -124,7 +124,7 @@ def test_a_message_on_which_connections_end_waits_longer_and_longer() -> None:
 
 
 def test_a_silent_partition_does_not_keep_others_out_of_the_window() -> None:
-    silent = [Key(f"d:a:{number}", "m") for number in range(10)]
+    silent = [OutboxKey(f"d:a:{number}", "m") for number in range(10)]
     box = outbox(*silent, window=5)
     assert box.take(0.0) == silent[:5]
     assert box.take(5.0) == []
@@ -154,13 +154,13 @@ class World(RuleBasedStateMachine):
         self.now = 0.0
         self.put: dict[str, list[str]] = {}
         self.stored: dict[str, list[str]] = {}
-        self.flying: list[Key] = []
+        self.flying: list[OutboxKey] = []
         self.count = 0
 
     @rule(conversation=st.sampled_from("abc"))
     def put_one(self, conversation: str) -> None:
         self.count += 1
-        key = Key(conversation, str(self.count))
+        key = OutboxKey(conversation, str(self.count))
         self.put.setdefault(conversation, []).append(key.client_msg_id)
         self.box.put(key, self.now)
 
@@ -206,7 +206,7 @@ class World(RuleBasedStateMachine):
         assert len(self.box) == 0
         assert self.stored == self.put or not self.put
 
-    def arrive_at_last(self, key: Key) -> None:
+    def arrive_at_last(self, key: OutboxKey) -> None:
         self.flying.remove(key)
         log = self.stored.setdefault(key.conversation, [])
         if key.client_msg_id not in log:

@@ -46,7 +46,7 @@ async def stored(url: str, conversation: str) -> list[Event]:
 
 async def local(client: Client, conversation: str) -> list[Event]:
     """What the device itself has of it, without asking anybody."""
-    return await client._store.events(conversation, 1, 1 << 53)
+    return await client._parts.store.events(conversation, 1, 1 << 53)
 
 
 async def agrees(client: Client, url: str, conversation: str = TALK) -> bool:

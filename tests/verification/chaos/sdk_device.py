@@ -13,8 +13,8 @@ from pathlib import Path
 
 from imqtt.client import Client, Format, Notice, Refused, Restarted, Timing
 from imqtt.client.catchup import CatchUp
-from imqtt.client.feed import Events, Queue, Topic
-from imqtt.core.outbox import Key
+from imqtt.client.feed import Broadcast, Events, Queue
+from imqtt.core.outbox import OutboxKey
 from imqtt.errors import ClientError, ImqttError
 from imqtt.model import Accepted, Event, Marks, Page, Sync
 from tests.verification.chaos.console import Console, Plan, Started, until_one_ends
@@ -57,8 +57,8 @@ async def held_by(client: Client) -> dict[str, tuple[int, tuple[Row, ...]]]:
     Past the public ways, which would ask the server for what is missing, or hide it.
     """
     held: dict[str, tuple[int, tuple[Row, ...]]] = {}
-    for conversation, log in sorted(client._replica.logs.items()):
-        events = await client._store.events(conversation, 0, 1 << 53)
+    for conversation, log in sorted(client._parts.replica.logs.items()):
+        events = await client._parts.store.events(conversation, 0, 1 << 53)
         held[conversation] = (log.base, tuple(map(row_of, events)))
     return held
 
@@ -66,10 +66,10 @@ async def held_by(client: Client) -> dict[str, tuple[int, tuple[Row, ...]]]:
 class Hearing(Queue[Notice]):
     """Hears a notice at the moment when it is told, and not some time later."""
 
-    def __init__(self, topic: Topic[Notice], hear: Callable[[Notice], None]) -> None:
-        super().__init__(topic, 1)
+    def __init__(self, broadcast: Broadcast[Notice], hear: Callable[[Notice], None]) -> None:
+        super().__init__(broadcast, 1)
         self._hear = hear
-        topic._queues.add(self)
+        broadcast._queues.add(self)
 
     def put(self, item: Notice) -> None:
         self._hear(item)
@@ -119,7 +119,7 @@ class SdkDevice:
         """Until it is told to finish, or nobody is there any more."""
         self._journal.start(ordered=True, keeps=True)
         async with self._client as client:
-            self._walks = Walks(client._catchup)
+            self._walks = Walks(client._parts.catchup)
             await self._find_outbox()
             self._events = client.events("history")
             self._console.say(Started())
@@ -139,7 +139,7 @@ class SdkDevice:
                 continue
             message = journal.messages[name]
             # The answer may have come since the outbox was read.
-            if entry.key in self._client._sender._outbox:
+            if entry.key in self._client._parts.sender._outbox:
                 self._await_answer(message)
                 if name not in journal.taken:
                     journal.take(message)
@@ -165,14 +165,14 @@ class SdkDevice:
             await self._client.post(conversation, value, client_msg_id=name)
         except ImqttError as error:
             answer.cancel()
-            self._client._sender.forget(Key(conversation, name), answer)
+            self._client._parts.sender.forget(OutboxKey(conversation, name), answer)
             self._unanswered(message, error)
         else:
             self._journal.take(message)
 
     def _await_answer(self, message: Message) -> "asyncio.Future[Accepted]":
         self._open[message.name] = message
-        answer = self._client._sender.wait(Key(message.conversation, message.name))
+        answer = self._client._parts.sender.wait(OutboxKey(message.conversation, message.name))
         answer.add_done_callback(lambda done: self._answered(message, done))
         return answer
 
@@ -257,15 +257,17 @@ class SdkDevice:
 
     async def _settle(self) -> None:
         """Says so when everything is answered, and all that there was by then has come and is written."""
-        sender, catchup = self._client._sender, self._client._catchup
+        sender, catchup = self._client._parts.sender, self._client._parts.catchup
         while self._open or len(sender):
             await asyncio.sleep(TICK)
         since = now()
-        feed, events = self._client._feed, self._events
+        feed, events = self._client._parts.feed, self._events
         assert events is not None
         while True:
             await self._client.caught_up()
-            behind = len(catchup._wanted) or any(log.is_behind for log in self._client._replica.logs.values())
+            behind = len(catchup._wanted) or any(
+                log.is_behind for log in self._client._parts.replica.logs.values()
+            )
             unseen = events._read_to < feed.ordinal or events._ahead or events._unfinished
             if self._walks.whole_to >= since and not (behind or unseen or self._remarked):
                 self._console.done("settle")

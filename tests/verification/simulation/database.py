@@ -1,4 +1,4 @@
-"""What stands in for `imqtt.client.database.Database`: the same statements, in virtual time and no thread.
+"""A device's `Database` with the statements of the real one, in virtual time and without a thread.
 
 A device's file is a SQLite database in memory. It belongs to the simulated `Disk`, so it outlives the process
 that has it open: what was committed is there for the next one, and what was not never was.
@@ -9,7 +9,7 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from imqtt.errors import DeviceStoreError
 from tests.verification.simulation.loop import Loop, Party, current
@@ -63,25 +63,23 @@ class _Job(NamedTuple):
 class SimDatabase:
     """A device's database. What is submitted while one transaction waits goes into it together."""
 
-    disk: ClassVar[Disk]
-
-    def __init__(self, file: File, name: str) -> None:
-        self._file = file
-        self._name = name
-        self._loop = self.disk.loop
+    def __init__(self, disk: Disk, path: Path | None) -> None:
+        self._file = disk.file(path)
+        self._name = str(path or "the temporary store")
+        self._loop = disk.loop
         self._waiting: list[_Job] = []
         self._broken: Exception | None = None
         self._closing: Future[None] | None = None
 
-    @classmethod
-    async def open(cls, path: Path | None, schema: str, version: int) -> Self:
+    def __str__(self) -> str:
+        return self._name
+
+    async def open(self, schema: str, version: int) -> None:
         """As `Database.open`. Raises `DeviceStoreError` while a process that lives has the file open."""
-        name = str(path or "the temporary store")
-        file = cls.disk.file(path)
-        database = cls(file, name)
+        name, file = self._name, self._file
         party = current()
         assert party is not None, "a device's store belongs to a party"
-        await database._pause()
+        await self._pause()
         if file.holder is not None and file.holder.alive:
             raise DeviceStoreError(f"{name} is in use by another process")
         if not file.version:
@@ -91,7 +89,6 @@ class SimDatabase:
                 f"{name} was written by another version of imqtt ({file.version}, not {version})"
             )
         file.holder = party
-        return database
 
     def submit(self, operation: Operation[T], *, durable: bool = False, chained: bool = False) -> "Future[T]":
         """As `Database.submit`. Here only processes are killed, and what is not `durable` survives that."""
@@ -161,11 +158,6 @@ class SimDatabase:
 
     def _delay(self) -> float:
         return DELAY[0] + (DELAY[1] - DELAY[0]) * self._loop.random.random()
-
-
-def database_on(disk: Disk) -> type[SimDatabase]:
-    """What devices are to open instead of a `Database`."""
-    return type("Database", (SimDatabase,), {"disk": disk})
 
 
 @cache

@@ -13,6 +13,7 @@ from imqtt.broker.errors import SUCCESS, LinkError
 from imqtt.broker.link import Message, Settings
 from imqtt.client import Client, Timing
 from imqtt.client.feed import Queue
+from imqtt.client.transport import Transport
 from imqtt.client.values import Notice, Restarted
 from imqtt.core.conversations import members_of
 from imqtt.core.partitions import home_of, partition_of
@@ -47,6 +48,7 @@ from tests.verification.checker.history import (
     Start,
     Taken,
 )
+from tests.verification.simulation.database import Disk, SimDatabase
 from tests.verification.simulation.link import SimLink
 from tests.verification.simulation.loop import Loop, Party
 
@@ -88,7 +90,14 @@ class SdkDevice:
     """One device with the SDK. `pending`: messages that were begun and are not answered."""
 
     def __init__(
-        self, loop: Loop, name: str, sending: Sending, write: Callable[[Line], None], format: Format
+        self,
+        loop: Loop,
+        name: str,
+        sending: Sending,
+        write: Callable[[Line], None],
+        format: Format,
+        disk: Disk,
+        transport: Transport,
     ) -> None:
         self.name = name
         self.user, self.device = name.split("@")
@@ -102,6 +111,8 @@ class SdkDevice:
         self._sending = sending
         self._write = write
         self._format = format
+        self._disk = disk
+        self._transport = transport
         self._awake = False  # it knows what it had to send when it was killed
         self._more: asyncio.Event
         self._notices: Queue[Notice]
@@ -134,13 +145,13 @@ class SdkDevice:
 
         When a log is restarted, the program is shown only events that it has not seen before.
         """
-        log = self.client._replica.logs.get(conversation) if self.client is not None else None
+        log = self.client._parts.replica.logs.get(conversation) if self.client is not None else None
         is_shown = self.seen.get(conversation, head.id) == head.id and head.id in self._shown
         return log is not None and log.cursor.id == head.id and is_shown
 
     def own_marks(self) -> list[tuple[str, int, int]]:
         """The user's marks as this device would have them."""
-        logs = self.client._replica.logs.values() if self.client is not None else ()
+        logs = self.client._parts.replica.logs.values() if self.client is not None else ()
         return [(log.conversation, log.delivered, log.read) for log in logs]
 
     def speak(self, conversations: Sequence[str]) -> None:
@@ -170,10 +181,11 @@ class SdkDevice:
             device=self.device,
             password=PASSWORD,
             brokers="broker:1883",
-            store=None if fresh else self.path,
+            store=SimDatabase(self._disk, None if fresh else self.path),
             format=self._format,
             start="beginning",
             timing=TIMING,
+            transport=self._transport,
         )
 
     async def _talk(self, client: Client, tasks: asyncio.TaskGroup) -> None:
@@ -267,9 +279,9 @@ class SdkDevice:
 
     async def _hold(self, client: Client, conversations: Sequence[str], *, fresh: bool) -> None:
         for conversation in conversations:
-            log = client._replica.logs.get(conversation)
+            log = client._parts.replica.logs.get(conversation)
             base = log.base if log is not None else 0
-            events = await client._store.events(conversation, base + 1, 1 << 53)
+            events = await client._parts.store.events(conversation, base + 1, 1 << 53)
             rows = tuple(row(event) for event in events)
             self._write(Held(self.name, self._loop.time(), conversation, base, rows, fresh))
 

@@ -1,15 +1,13 @@
-"""The SDK's connection on the simulated broker: what `imqtt.client.mqtt.Mqtt` does, paho's oddities included.
-
-`mqtt_on(broker)` stands in for the class.
-"""
+"""The SDK's connection on the simulated broker: as `imqtt.client.mqtt.Mqtt`, paho's oddities included."""
 
 import asyncio
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from imqtt.broker.errors import SUCCESS, describe
 from imqtt.broker.values import Message, Settings, Will
-from imqtt.client.mqtt import MAX_WAITING, REFUSALS, TAKEN_OVER, Login, Lost, Refused, Untaken
+from imqtt.client.mqtt import MAX_WAITING, REFUSALS, TAKEN_OVER
 from imqtt.client.settings import Address
+from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
 from tests.verification.simulation.broker import (
     ACK,
     CONNACK,
@@ -29,20 +27,14 @@ DEAD_AFTER = 2.0  # keep-alive intervals: paho sends a ping after one, and waits
 GRANTED = b"\x01"
 
 
-def mqtt_on(broker: Broker) -> "type[SimMqtt]":
-    """The class whose connections lead to this broker, whatever their address says."""
-    return type("SimMqtt", (SimMqtt,), {"broker": broker})
-
-
 class SimMqtt:
     """An open connection with a clean session, as `Mqtt`; `open` makes it."""
 
-    broker: ClassVar[Broker]
-
-    def __init__(self, address: Address, login: Login) -> None:
+    def __init__(self, broker: Broker, address: Address, login: Login) -> None:
+        self._broker = broker
         self._address = address
         self._login = login
-        self._loop = self.broker.loop
+        self._loop = broker.loop
         self._connection: Connection | None = None  # None once the socket is closed
         self._ended: Lost | None = None  # why; None while it has not, and after `drop`, which nobody is told
         self._opening: asyncio.Future[int] = self._loop.create_future()
@@ -55,9 +47,9 @@ class SimMqtt:
         self._timer: Handle | None = None
 
     @classmethod
-    async def open(cls, address: Address, login: Login) -> Self:
-        """Raises `Refused` or `Lost`."""
-        self = cls(address, login)
+    async def open(cls, broker: Broker, address: Address, login: Login) -> Self:
+        """Connects to `broker`, whatever the address says. Raises `LoginRefused` or `Lost`."""
+        self = cls(broker, address, login)
         try:
             await self._open()
         except BaseException:
@@ -69,14 +61,14 @@ class SimMqtt:
         address, login = self._address, self._login
         try:
             async with asyncio.timeout(login.timeout):
-                self._connection = await dial(self.broker, self._arrive)
+                self._connection = await dial(self._broker, self._arrive)
             self._send((CONNECT, self._settings(), 0))
             async with asyncio.timeout(login.timeout):
                 code = await self._opening
         except OSError as error:  # TimeoutError is one
             raise Lost(f"{address}: {error}") from None
         if code in REFUSALS:
-            raise Refused(f"{address}: {describe(code)}")
+            raise LoginRefused(f"{address}: {describe(code)}")
         if code != SUCCESS:
             raise Lost(f"{address}: {describe(code)}")
 

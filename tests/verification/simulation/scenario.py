@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from imqtt.client import Format
 from imqtt.core.partitions import home_of
 from tests.verification.checker.check import Verdict, check
-from tests.verification.simulation.devices import PlainDevice, SdkDevice, Sending, conversations_of
+from tests.verification.simulation.devices import PlainDevice, Sending, conversations_of
 from tests.verification.simulation.faults import FAULTS, Faults
 from tests.verification.simulation.loop import Loop, simulated
 from tests.verification.simulation.release import DEBIAN, RELEASES, Release
@@ -117,7 +117,7 @@ class Scenario:
             sending = Sending(self.loop, mine, shape.messages, shape.seconds)
             if number < shape.sdk:
                 format = draw.choice((Format.JSON, Format.PROTOBUF))
-                world.sdk_devices.append(SdkDevice(self.loop, name, sending, world.write, format))
+                world.sdk_devices.append(world.sdk_device(name, sending, format))
             else:
                 world.plain_devices.append(
                     PlainDevice(
@@ -174,9 +174,7 @@ class Scenario:
                 holding.result()
         fresh = []
         for user in USERS:
-            device = SdkDevice(
-                self.loop, f"{user}@fresh", Sending(self.loop, [], 0, 0), world.write, Format.PROTOBUF
-            )
+            device = world.sdk_device(f"{user}@fresh", Sending(self.loop, [], 0, 0), Format.PROTOBUF)
             party = self.loop.party(device.name)
             fresh.append(party.spawn(device.sync_from_nothing(conversations_of(user, heads))))
         done, waiting = await asyncio.wait(fresh, timeout=FRESH_SECONDS)

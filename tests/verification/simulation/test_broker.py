@@ -16,9 +16,9 @@ import pytest
 
 from imqtt.broker.errors import Closed, Refused
 from imqtt.broker.link import Link, Message, Received, Settings, Will, connect
-from imqtt.client.mqtt import Login, Lost, Mqtt, Untaken
-from imqtt.client.mqtt import Refused as DeviceRefused
+from imqtt.client.mqtt import Mqtt
 from imqtt.client.settings import Address
+from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
 from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
 from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from tests.given_mosquitto import installed_version
@@ -26,7 +26,7 @@ from tests.services import WITHIN, eventually
 from tests.verification.simulation.broker import Broker, State
 from tests.verification.simulation.link import connecting
 from tests.verification.simulation.loop import simulated
-from tests.verification.simulation.mqtt import SimMqtt, mqtt_on
+from tests.verification.simulation.mqtt import SimMqtt
 from tests.verification.simulation.release import DEBIAN, RELEASES, Release
 
 MAX_QUEUED = 40  # so that a queue overflows soon
@@ -147,14 +147,13 @@ class SimSide:
         self.broker = broker
         self.release = broker.release
         self._connect = connecting(broker)
-        self._mqtt = mqtt_on(broker)
         self._saved: State | None = None
 
     async def connect(self, client_id: str, *, persistent: bool = True, **settings: Any) -> Link:
         return await self._connect(Settings("broker", 1884, client_id, **_session(persistent) | settings))
 
     async def device(self, name: str, **login: Any) -> Mqtt | SimMqtt:
-        return await self._mqtt.open(Address("broker", 1883), Login(**_login(name, "") | login))
+        return await SimMqtt.open(self.broker, Address("broker", 1883), Login(**_login(name, "") | login))
 
     async def save(self) -> None:
         self._saved = self.broker.snapshot()
@@ -1169,7 +1168,7 @@ async def test_a_refused_client_receives_the_reason_code(side: SimSide) -> None:
 
     with pytest.raises(Refused) as refused:
         await side.connect("one")
-    with pytest.raises(DeviceRefused):
+    with pytest.raises(LoginRefused):
         await side.device("alice@phone")
 
     assert refused.value.code == 0x87

@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -17,7 +16,7 @@ from imqtt.client.store import SCHEMA, VERSION, Changes, LocalStore
 from imqtt.client.values import Entry, LogState
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import Content, Device, Event, Id, Marks, Position
-from tests.verification.simulation.database import DELAY, Disk, SimDatabase, database_on
+from tests.verification.simulation.database import DELAY, Disk, SimDatabase
 from tests.verification.simulation.loop import Loop, Party, simulated
 
 ALICE = Device("alice", "phone")
@@ -32,7 +31,6 @@ class World:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.disk = Disk(loop)
-        self.database = database_on(self.disk)
 
     def process(self, work: Callable[[], Coroutine[Any, Any, object]]) -> "tuple[Party, asyncio.Task[Any]]":
         party = self.loop.party("device")
@@ -42,8 +40,15 @@ class World:
         """A process from its beginning to its end."""
         return await self.process(work)[1]
 
-    async def open(self) -> SimDatabase:
-        return await self.database.open(PATH, "CREATE TABLE t (x INTEGER PRIMARY KEY)", 1)
+    async def open(
+        self,
+        path: Path | None = PATH,
+        schema: str = "CREATE TABLE t (x INTEGER PRIMARY KEY)",
+        version: int = 1,
+    ) -> SimDatabase:
+        database = SimDatabase(self.disk, path)
+        await database.open(schema, version)
+        return database
 
     async def rows(self) -> list[int]:
         """What the next process finds."""
@@ -63,8 +68,7 @@ def play(course: Callable[[World], Coroutine[Any, Any, None]], *, seed: int = 1,
     with simulated(seed) as loop:
         for _ in range(times):
             world = World(loop)
-            with mock.patch("imqtt.client.store.Database", world.database):
-                loop.run_until_complete(course(world))
+            loop.run_until_complete(course(world))
         assert not loop.faults
 
 
@@ -262,9 +266,8 @@ def test_a_file_that_a_live_process_has_open_is_refused_to_others() -> None:
 def test_files_are_separate_and_a_store_without_a_path_starts_empty() -> None:
     async def course(world: World) -> None:
         async def work() -> None:
-            schema = "CREATE TABLE t (x INTEGER PRIMARY KEY)"
             for path in (Path("a"), Path("b"), None, None):
-                database = await world.database.open(path, schema, 1)
+                database = await world.open(path)
                 await database.submit(_put(1))
 
         await world.run(work)
@@ -276,7 +279,7 @@ def test_a_file_of_another_version_is_refused() -> None:
     async def course(world: World) -> None:
         async def newer() -> None:
             with pytest.raises(DeviceStoreError, match="another version"):
-                await world.database.open(PATH, SCHEMA, VERSION + 1)
+                await world.open(PATH, SCHEMA, VERSION + 1)
 
         await world.rows()
         await world.run(newer)
@@ -300,13 +303,13 @@ def test_the_store_of_a_device_survives_a_kill() -> None:
 
     async def course(world: World) -> None:
         async def first() -> None:
-            store = await LocalStore.open(PATH, ALICE)
+            store = await LocalStore.open(SimDatabase(world.disk, PATH), ALICE)
             await store.apply(changes)
             await store.put(Entry(TALK, "m2", Content(text="mine")))
             await asyncio.sleep(3_600.0)
 
         async def second() -> None:
-            store = await LocalStore.open(PATH, ALICE)
+            store = await LocalStore.open(SimDatabase(world.disk, PATH), ALICE)
             memory = await store.load()
             assert [log.cursor for log in memory.logs] == [position]
             assert [message.client_msg_id for message in memory.unsent] == ["m2"]
@@ -314,12 +317,12 @@ def test_the_store_of_a_device_survives_a_kill() -> None:
             with pytest.raises(Conflict):
                 await store.put(Entry(TALK, "m2", Content(text="other")))
             with pytest.raises(DeviceStoreError, match="in use"):
-                await LocalStore.open(PATH, ALICE)
+                await LocalStore.open(SimDatabase(world.disk, PATH), ALICE)
             await store.close()
 
         async def stranger() -> None:
             with pytest.raises(DeviceStoreError, match="belongs to"):
-                await LocalStore.open(PATH, Device("bob", "phone"))
+                await LocalStore.open(SimDatabase(world.disk, PATH), Device("bob", "phone"))
 
         party, _ = world.process(first)
         await asyncio.sleep(1.0)

@@ -39,7 +39,7 @@ def live(story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
 
 def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
     sending = Sending(world.loop, [CONVERSATION], messages, 0.1)
-    return SdkDevice(world.loop, f"{user}@phone", sending, world.write, Format.JSON)
+    return world.sdk_device(f"{user}@phone", sending, Format.JSON)
 
 
 def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> None:
@@ -102,10 +102,9 @@ def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered()
                 world.workers[0].kill()
                 world.restore(backup)
                 world.workers[0].start()
-                other = SdkDevice(
-                    world.loop, "alice@tablet", Sending(world.loop, [CONVERSATION], 3, 0.1), world.write,
-                    Format.JSON,
-                )  # fmt: skip
+                other = world.sdk_device(
+                    "alice@tablet", Sending(world.loop, [CONVERSATION], 3, 0.1), Format.JSON
+                )
                 other.start()
                 async for notice in notices:
                     if isinstance(notice, Restarted):
@@ -166,7 +165,7 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
         assert await world.until(lambda: CONVERSATION in bob.seen, 30.0), "nobody has bob's devices listed"
         world.state.away = True
         await asyncio.sleep(3.0)
-        tablet = SdkDevice(world.loop, "bob@tablet", Sending(world.loop, [], 0, 0), world.write, Format.JSON)
+        tablet = world.sdk_device("bob@tablet", Sending(world.loop, [], 0, 0), Format.JSON)
         tablet.start()
         assert await world.until(lambda: tablet.client is not None, 30.0)
         world.workers[0].kill()
@@ -176,9 +175,7 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
         assert await world.until(lambda: world.workers[0].server is not None, 60.0)
         await asyncio.sleep(10.0)
         before = tablet.seen.get(CONVERSATION)
-        laptop = SdkDevice(
-            world.loop, "alice@laptop", Sending(world.loop, [CONVERSATION], 1, 0.1), world.write, Format.JSON
-        )
+        laptop = world.sdk_device("alice@laptop", Sending(world.loop, [CONVERSATION], 1, 0.1), Format.JSON)
         laptop.start()
         assert await world.until(lambda: laptop.settled, 30.0)
         assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), "it was not told"

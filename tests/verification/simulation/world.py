@@ -7,19 +7,21 @@ the SDK's connection and its database, store and state.
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from unittest import mock
 
 from imqtt.config import ServerConfig
 from imqtt.errors import ImqttError
+from imqtt.protocol import Format
 from imqtt.server.app import Server
 from imqtt.stores.base import Identity
 from tests.verification.checker.history import Fault, Line, Restored, Stored
 from tests.verification.simulation.broker import Broker
-from tests.verification.simulation.database import Disk, database_on
-from tests.verification.simulation.devices import PlainDevice, SdkDevice
+from tests.verification.simulation.database import Disk
+from tests.verification.simulation.devices import PlainDevice, SdkDevice, Sending
 from tests.verification.simulation.link import connecting
 from tests.verification.simulation.loop import EPOCH, Loop, Party
-from tests.verification.simulation.mqtt import mqtt_on
+from tests.verification.simulation.mqtt import SimMqtt
 from tests.verification.simulation.release import DEBIAN, Release
 from tests.verification.simulation.state import SharedState, SimState
 from tests.verification.simulation.store import SimStore, Tables
@@ -127,13 +129,14 @@ class World:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Server and SDK find the simulated outside."""
-        with (
-            mock.patch("imqtt.server.app.connect", self.connect),
-            mock.patch("imqtt.client.connector.Mqtt", mqtt_on(self.broker)),
-            mock.patch("imqtt.client.store.Database", database_on(self.disk)),
-        ):
+        """The server finds the simulated broker."""
+        with mock.patch("imqtt.server.app.connect", self.connect):
             yield
+
+    def sdk_device(self, name: str, sending: Sending, format: Format) -> SdkDevice:
+        """A device on this world's disk and broker."""
+        transport = partial(SimMqtt.open, self.broker)
+        return SdkDevice(self.loop, name, sending, self.write, format, self.disk, transport)
 
     # --- what is told of it
 

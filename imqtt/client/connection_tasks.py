@@ -12,10 +12,10 @@ import msgspec
 from imqtt.client.catchup import CatchUp
 from imqtt.client.inbox import Inbox
 from imqtt.client.marker import Marker
-from imqtt.client.mqtt import Lost, Mqtt, Untaken
 from imqtt.client.requests import Requests
 from imqtt.client.sender import Sender
-from imqtt.client.settings import Settings
+from imqtt.client.settings import ClientSettings
+from imqtt.client.transport import Lost, MqttConnection, Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.core.backoff import untaken
 from imqtt.core.partitions import home_of
@@ -26,13 +26,13 @@ from imqtt.protocol.topics import down
 log = logging.getLogger(__name__)
 
 
-class Session:
-    """Who takes part in a connection, and in which order."""
+class ConnectionTasks:
+    """Runs what takes part in a connection, in order. It outlives connections."""
 
     def __init__(
         self,
         *,
-        settings: Settings,
+        settings: ClientSettings,
         uplink: Uplink,
         inbox: Inbox,
         requests: Requests,
@@ -51,7 +51,7 @@ class Session:
         self._untaken = asyncio.Event()  # the broker had no subscriber for the last status
         self._home = home_of(settings.device.user)
 
-    async def run(self, mqtt: Mqtt, nonce: str, established: Callable[[], None]) -> None:
+    async def run(self, mqtt: MqttConnection, nonce: str, established: Callable[[], None]) -> None:
         """Until the connection is lost: raises `Lost`, or what else went wrong."""
         self._catchup.complete.clear()
         self._inbox.connected()
@@ -85,7 +85,7 @@ class Session:
             await self._marker.flush()
         await self._say(Status("offline", ""))
 
-    async def _receive(self, mqtt: Mqtt, nonce: str, welcomed: asyncio.Event) -> None:
+    async def _receive(self, mqtt: MqttConnection, nonce: str, welcomed: asyncio.Event) -> None:
         def welcome(frame: Welcome) -> None:
             if frame.nonce != nonce:
                 return  # the answer to an earlier connection's `Hello`
