@@ -1,7 +1,7 @@
-"""Which partitions this worker holds: those that are its own by the hash that every live worker computes.
+"""Which partitions this worker holds: the ones assigned to it by a hash that every live worker computes.
 
-Nothing that is right or wrong rests on it: two who hold a session in turn are sorted out by the broker, and
-two who append to one log by the store. It decides how much is done twice.
+No correctness depends on it: the broker decides between two workers that take a session, and the store
+between two that append to one log. A wrong assignment only causes duplicate work.
 """
 
 import asyncio
@@ -21,28 +21,29 @@ from imqtt.state.base import Holding, State, StateAway, Worker
 
 log = logging.getLogger(__name__)
 
-BEATS = 10  # in the time after which a worker that does not show itself is dead
-STABLE_BEATS = 2  # for so long a view of who is alive has to stand before it is acted upon
-HANDOVER_SECONDS = 15.0  # a worker that is alive and does not let go by then is taken over from
-STUCK_SECONDS = 10.0  # who can store nothing or is refused a session for so long is unfit, if others are not
-UNFIT_SECONDS = 300.0  # for so long who was refused a session is not tried again, if there are others
-DRAIN_SECONDS = 10.0  # for what was begun, when the process ends
+BEATS = 10  # heartbeats within the time after which a silent worker is considered dead
+STABLE_BEATS = 2  # heartbeats for which a view of the live workers must be stable before it is acted on
+HANDOVER_SECONDS = 15.0  # after which a partition is taken from a live worker that does not release it
+STUCK_SECONDS = 10.0  # without a successful write or session, a worker is unfit, unless all are
+UNFIT_SECONDS = 300.0  # for which a worker that was refused a session stays unfit
+DRAIN_SECONDS = 10.0  # for unfinished work when the process ends
 
 
 @dataclass(slots=True)
 class _Suspicion:
-    """That a worker is gone. `beats`: how often it had shown itself by then; None: not looked up yet."""
+    """Suspicion that a worker is gone. `beats`: its heartbeats at that time; None: not looked up yet."""
 
     since: float
     beats: int | None = None
 
 
 class Assignment:
-    """Shows this worker to the others, and holds and lets go of partitions as workers come and go.
+    """Sends this worker's heartbeats, and takes and releases partitions as workers come and go.
 
-    `partitions` has one `Partition` for each number. `stranger` says who, beside the workers named, keeps
-    what is fought over; "" if nobody does. `ttl` in seconds: a worker that has shown no sign for so
-    long is dead. With a state that is not shared there is nobody else, and everything is held at once.
+    `partitions(self)` returns one `Partition` for each number. `stranger(known)` describes a worker, not
+    among `known`, that keeps contested sessions; "" if there is none. `ttl`: seconds without a heartbeat
+    before a worker is considered dead. If the state is not shared, there are no other workers, and this one
+    holds every partition at once.
     """
 
     def __init__(
@@ -69,21 +70,21 @@ class Assignment:
         self._membership = Membership(STABLE_BEATS * self._beat_seconds if state.shared else 0.0)
         self._holding: dict[int, asyncio.Task[None]] = {}
         self._ready: dict[int, asyncio.Event] = {}
-        self._starting = True  # until it has held a partition
+        self._starting = True  # until this worker has held a partition
         self._unfit_until = 0.0  # by the event loop's clock
-        self._wanted: dict[int, float] = {}  # partitions that another worker is to let go of: since when
+        self._awaited: dict[int, float] = {}  # partitions that another worker must release: since when
         self._wake = asyncio.Event()
         self._beats = asyncio.Condition()
-        self._known = 0  # beats that were begun
-        self._answered = 0  # the number of the last beat whose answer was acted upon, or could not be had
+        self._known = 0  # heartbeats that were begun
+        self._answered = 0  # the number of the last heartbeat whose answer was acted on, or that failed
         self._suspects: dict[str, _Suspicion] = {}
         self._owners: tuple[frozenset[str], list[str]] = (frozenset(), [])  # of the last assignment
-        self._seen_at = asyncio.get_running_loop().time()  # when this worker last showed itself
+        self._seen_at = asyncio.get_running_loop().time()  # of this worker's last heartbeat
         self._leaving = self._left = self._away = False
 
     @property
     def worker(self) -> Worker:
-        """This worker, as it shows itself now."""
+        """This worker, as its heartbeats describe it now."""
         return msgspec.structs.replace(
             self._worker,
             beats=self._known,
@@ -106,14 +107,14 @@ class Assignment:
         return tuple(holdings)
 
     async def confirmed(self) -> None:
-        """Waits until it is known anew who is to hold what, or that this cannot be known now."""
+        """Waits for a fresh assignment, or until the state turns out to be unreachable."""
         asked = self._known
         self._wake.set()
         async with self._beats:
             await self._beats.wait_for(lambda: self._answered > asked)
 
     async def outranked(self) -> bool:
-        """Whether a worker that this one does not see in its state is to keep what both keep taking."""
+        """Whether a worker that this one does not see in its state keeps the sessions that both take."""
         stranger = await self._stranger(self._membership.acted or ())
         if stranger:
             self._problems.stranger.start(stranger)
@@ -123,11 +124,11 @@ class Assignment:
 
     @property
     def away(self) -> bool:
-        """Whether it cannot be known at the moment who is alive."""
+        """Whether the state cannot be reached, so that the live workers are unknown."""
         return self._away
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Until cancelled. `ready` is set when everything that is to be held at first is held."""
+        """Runs until cancelled. Sets `ready` when the first assignment is held."""
         try:
             while True:
                 await self._beat()
@@ -145,7 +146,7 @@ class Assignment:
             await asyncio.gather(*self._holding.values(), return_exceptions=True)
 
     async def leave(self) -> None:
-        """Lets go of everything, when what was begun is finished; others take it as it comes free."""
+        """Finishes the work begun and releases every partition; the others take them as they are released."""
         self._leaving = True
         self._wake.set()
         for number in self._holding:
@@ -163,7 +164,7 @@ class Assignment:
         try:
             alive = await self._state.beat(self.worker, int(self._ttl * 1_000))
         except StateAway as error:
-            log.debug("who is alive is not known: %s", error)
+            log.debug("the live workers are unknown: %s", error)
             self._away = True
             self._membership.see_nothing()
             self._without_the_gone()
@@ -172,8 +173,8 @@ class Assignment:
             self._away = False
             now = asyncio.get_running_loop().time()
             if now - self._seen_at > self._ttl:
-                # The others took this worker for dead meanwhile, and hold what was its own. What it sees now
-                # they see as well, and let go when it has stood for as long as they wait.
+                # The others have considered this worker dead meanwhile, and hold its partitions. They see its
+                # heartbeat now, and release them once their view has been stable for long enough.
                 self._membership.see_nothing()
             self._seen_at = now
             there = {it.id for it in alive}
@@ -184,15 +185,15 @@ class Assignment:
             }
             alive = [it for it in alive if not self._is_gone(it)]
             staying = [it for it in alive if not it.leaving]
-            # Who alone cannot store anything lets others do it; where nobody can, nothing is moved.
+            # A worker that alone cannot store anything leaves that to others. If none can, nothing moves.
             able = [it for it in staying if not it.stuck] or staying
             before = self._membership.acted
             if not self._membership.see(now, frozenset(it.id for it in able)):
                 return
             if before is None or before - (self._membership.acted or frozenset()):
-                # A worker that is gone may have registered devices without telling the others, so no list of
-                # devices that it left behind may be read once its partitions are taken over. This fails soon
-                # if the state is away.
+                # A worker that is gone may have registered devices without invalidating the others' lists, so
+                # no cached list may be read once its partitions are taken over. This fails soon if the state
+                # is away.
                 await self._state.distrust_devices()
             self._follow([it for it in alive if it.id != self._worker.id])
         async with self._beats:
@@ -200,12 +201,12 @@ class Assignment:
             self._beats.notify_all()
 
     def suspect(self, worker: str) -> None:
-        """The broker has lost a worker's connection. It is dead unless it shows itself again."""
+        """The broker has lost a worker's connection: it is considered dead until its next heartbeat."""
         self._suspects[worker] = _Suspicion(asyncio.get_running_loop().time())
         self._wake.set()
 
     def trust(self, worker: str) -> None:
-        """A worker has said something."""
+        """A worker has sent something."""
         self._suspects.pop(worker, None)
 
     def _is_gone(self, worker: Worker) -> bool:
@@ -219,7 +220,7 @@ class Assignment:
         return True
 
     def _without_the_gone(self) -> None:
-        """While the state is away: those whose connections ended, and who have not come back, are gone."""
+        """While the state is away, workers whose connections ended and did not come back are gone."""
         acted, now = self._membership.acted, asyncio.get_running_loop().time()
         if acted is not None:
             calm = STABLE_BEATS * self._beat_seconds
@@ -228,7 +229,7 @@ class Assignment:
             }
 
     def _follow(self, others: Sequence[Worker]) -> None:
-        """Holds what is this worker's own, and lets go of the rest."""
+        """Takes the partitions assigned to this worker, and releases the others."""
         acted = self._membership.acted
         if acted is None or self._leaving:
             return
@@ -238,18 +239,18 @@ class Assignment:
             self._owners = (acted, assign(len(self._partitions), acted))
         for number, owner in enumerate(self._owners[1]):
             if owner != self._worker.id:
-                self._wanted.pop(number, None)
+                self._awaited.pop(number, None)
                 if number in self._holding:
                     log.debug("partition %d goes to another worker", number)
                     self._partitions[number].stop()
             elif number in self._holding:
                 cut_off = self._ready[number].is_set() and self._partitions[number].held_since is None
                 if cut_off and number in held_by_others:
-                    self._partitions[number].stop()  # taken while this worker was away; it is let go first
+                    self._partitions[number].stop()  # taken while this worker was away; release it first
             else:
-                since = self._wanted.setdefault(number, now)
+                since = self._awaited.setdefault(number, now)
                 if number not in held_by_others or now - since > HANDOVER_SECONDS:
-                    del self._wanted[number]
+                    del self._awaited[number]
                     self._hold(number)
 
     def _hold(self, number: int) -> None:
@@ -263,7 +264,7 @@ class Assignment:
         task = self._holding[number]
         if task.cancelled() or task.exception() is None:
             del self._holding[number]
-        self._wake.set()  # the others wait for it
+        self._wake.set()  # other workers wait for the release
 
     def _raise_failures(self) -> None:
         for task in self._holding.values():
@@ -271,13 +272,13 @@ class Assignment:
                 task.result()
 
     def _is_ready(self) -> bool:
-        """Whether everything that is this worker's own, and free, is held."""
+        """Whether this worker holds every partition that is assigned to it and free."""
         return self._membership.acted is not None and all(
             self._ready[number].is_set() for number in self._holding
         )
 
     def _is_refused(self) -> bool:
-        """Whether the broker has long refused this worker a session, now or lately: others may get it."""
+        """Whether the broker has refused this worker a session for long, now or lately; others may get it."""
         now = asyncio.get_running_loop().time()
         if any(it.refusal and now - it.refused_at > STUCK_SECONDS for it in self._partitions):
             self._unfit_until = now + UNFIT_SECONDS

@@ -16,8 +16,8 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]  # checked where it is used
 
 LOOK_SECONDS = 5.0
-FEW = 16  # so many left are few: a partition's connection, a reader of the store and a client or two
-DESCRIPTORS = (Path("/proc/self/fd"), Path("/dev/fd"))  # Linux's, and what macOS has
+FEW = 16  # free descriptors below which it warns: a few connections and readers of the store
+DESCRIPTORS = (Path("/proc/self/fd"), Path("/dev/fd"))  # on Linux and on macOS
 
 
 async def watch(problem: Problem) -> None:
@@ -31,7 +31,7 @@ async def watch(problem: Problem) -> None:
 
 
 def running_out() -> str:
-    """How many descriptors are left if they are few; else "", also where the number is not known."""
+    """Says how many descriptors are left if they are few; "" otherwise, or if the number is unknown."""
     if resource is None:
         return ""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

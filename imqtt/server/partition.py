@@ -1,7 +1,7 @@
-"""One partition: a persistent MQTT session, and whoever holds its connection owns it.
+"""One partition: a persistent MQTT session. The worker that holds its connection owns the partition.
 
-Taking over is connecting. The old owner is cut off by the broker, and every message that it had not
-PUBACKed comes again, in order, to the new one.
+Connecting takes the session over. The broker disconnects the previous owner, and redelivers every message
+that it had not PUBACKed, in order, to the new one.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ from imqtt.server.batcher import Batcher
 from imqtt.server.connections import Line
 from imqtt.server.intake import Delivery
 
-# After connecting, what is known already is taken for an earlier owner's unfinished work.
+# For this long after connecting, duplicates count as the previous owner's unfinished work.
 TAKEOVER_SECONDS = 10.0
 SHORT_LIVED_SECONDS = 5.0
 CUTS_REMEMBERED_SECONDS = 600.0
-CONTESTED_CUTS = 4  # so many unexplained cuts lately are no accident
-YIELD_SECONDS = 10.0  # until who yields a session looks again whether the other one is still there
+CONTESTED_CUTS = 4  # unexplained disconnections from which on another server must be taking the session
+YIELD_SECONDS = 10.0  # between two looks whether the worker that a session was left to is still there
 
 
 class Partition:
-    """Holds one partition's session for as long as `run` runs, and hands on what it receives.
+    """Holds one partition's session while `run` runs, and passes on what it receives.
 
-    `broker_steady(since)` tells whether the broker has kept this process's other connections since then: a
-    cut is unexplained if it has. `confirmed` waits until it is known anew who is to hold what; whoever runs
-    this stops it meanwhile if that is another worker. `outranked`: there is one that this worker leaves a
-    session to which both keep taking.
+    `broker_steady(since)` tells whether the broker has kept this process's other connections since then; a
+    disconnection is unexplained if it has. `confirmed()` waits for a fresh assignment; its caller stops this
+    partition meanwhile if it belongs to another worker. `outranked()` tells whether this worker must leave a
+    contested session to another one. `taken` is the problem that another server keeps taking sessions.
     """
 
     def __init__(
@@ -58,27 +58,27 @@ class Partition:
         self._broker_steady = broker_steady
         self._confirmed = confirmed
         self._outranked = outranked
-        self._taken = taken  # the problem that another server keeps taking this worker's sessions
+        self._taken = taken
         self._stopping = asyncio.Event()
         self._receiver: asyncio.Task[None] | None = None
         self._cuts: deque[float] = deque()
         self._held_before = False
         self.held_since: float | None = None
-        """When the session was taken, by the event loop's clock; None while it is not held."""
+        """Start of the session, by the event loop's clock; None while it is not held."""
         self.refusal = ""
-        """Why the broker does not give the session to this worker, which goes on asking."""
+        """Why the broker refuses the session; the worker keeps trying."""
         self.refused_at = 0.0
-        """Since when that is so, by the event loop's clock."""
+        """Start of the refusals, by the event loop's clock."""
 
     def stop(self) -> None:
-        """Takes nothing on any more; `run` returns when what was begun is finished."""
+        """Stops receiving; `run` returns when the work begun is finished."""
         self._stopping.set()
         if self._receiver is not None:
             self._receiver.cancel()
 
     @property
     def cuts(self) -> int:
-        """How often the session was taken away lately, unexplained."""
+        """The number of recent unexplained disconnections."""
         now = asyncio.get_running_loop().time()
         while self._cuts and self._cuts[0] < now - CUTS_REMEMBERED_SECONDS:
             self._cuts.popleft()
@@ -86,14 +86,14 @@ class Partition:
 
     @property
     def contested(self) -> bool:
-        """Whether somebody keeps taking the session from this worker."""
+        """Whether another server keeps taking the session from this worker."""
         return self.cuts >= CONTESTED_CUTS
 
     async def run(self, ready: asyncio.Event, *, starting: bool) -> None:
-        """Holds the session, and takes it again after every cut, until stopped or cancelled.
+        """Holds the session, and takes it again after every disconnection, until stopped or cancelled.
 
-        `starting`: a broker that refuses it for good has been told something wrong. Raises `SetupError`. A
-        worker that has served does not end for that, with all that it holds.
+        With `starting`, a permanent refusal by the broker is a mistake in the settings and raises
+        `SetupError`. A worker that has served before keeps trying, and keeps its other partitions.
         """
         try:
             await self._hold(ready, starting=starting)
@@ -140,7 +140,7 @@ class Partition:
         self.refusal = refusal
 
     async def _recover(self, attempt: int) -> None:
-        """Waits after a cut until the session may be taken again."""
+        """Waits after a disconnection until the session may be taken again."""
         cut = asyncio.get_running_loop().time()
         await self._pause(backoff(attempt, random()))
         if self._broker_steady(cut):
@@ -167,7 +167,7 @@ class Partition:
             await asyncio.wait([self._receiver])
             if not self._receiver.cancelled():  # by `stop`
                 self._receiver.result()
-            # Or until another worker has taken over, who begins anew what is not finished.
+            # Or until another worker has taken over; it redoes the unfinished work.
             await _first_of(self._batcher.drained(self.number), link.wait_closed())
         finally:
             self._receiver.cancel()
@@ -177,7 +177,7 @@ class Partition:
         while not self._stopping.is_set():
             received = await link.receive(self._max_batch)
             takeover = loop.time() - connected < TAKEOVER_SECONDS
-            deliveries = [Delivery(self.number, it, link, takeover or it.dup) for it in received]
+            deliveries = [Delivery(self.number, packet, link, takeover or packet.dup) for packet in received]
             await self._batcher.put(self.number, deliveries)
 
     async def _pause(self, seconds: float) -> None:
@@ -187,8 +187,8 @@ class Partition:
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Returns when one of them has, and cancels the others."""
-    tasks = [asyncio.create_task(it) for it in waits]
+    """Returns when one of them returns, and cancels the others."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -1,13 +1,13 @@
-"""Who else serves this broker: every server process answers when another one asks.
+"""Peer discovery: server processes on one broker find each other over a topic of their own.
 
-The sessions have the same names for everybody, so two deployments on one broker would take them from each
-other, and each would have half of every conversation. The one that came to the broker later ends instead.
-A copy of the store has the same cluster. But if only one process may open a store, every other server that
-answers has another one.
-Workers of one deployment that do not see each other in Redis, since one cannot reach it or was given
-another one, find out here which of them goes on.
+All deployments use the same session names, so two of them on one broker would take sessions from each other,
+and each would have half of every conversation. The server that came to the broker later ends instead. A copy
+of a store has the same cluster id; if only one process can have a store open, every peer has another store.
 
-First of all, the server tests whether the broker lets it receive anything at all: see `access`.
+Workers of one deployment that do not see each other in Redis, because one cannot reach it or uses another
+Redis, decide here which of them keeps a contested session.
+
+Before that, the server tests whether the broker lets it receive anything at all: see `access`.
 """
 
 import asyncio
@@ -25,23 +25,23 @@ from imqtt.errors import SetupError
 from imqtt.server.access import Access
 from imqtt.server.connections import Connections, Line
 
-TOPIC = "imqtt/$servers"  # no device's: user ids have no $
+TOPIC = "imqtt/$servers"  # never a device's topic: user ids contain no $
 ANSWER_SECONDS = 0.5
 SHORT_LIVED_SECONDS = 5.0
-SIMULTANEOUS_SECONDS = 10  # who came with less between them came together
-ABSENT_SECONDS = 60.0  # who was cut off for longer comes anew, perhaps to another broker
-CHECK_SECONDS = 60.0  # between two looks at what the broker's access rules allow; they may be changed
-RETRY_SECONDS = 1.0  # after a look that found too little
+SIMULTANEOUS_SECONDS = 10  # servers that started within this time count as simultaneous
+ABSENT_SECONDS = 60.0  # after a longer disconnection a server counts as new: it may be another broker
+CHECK_SECONDS = 60.0  # between two tests of the broker's access rules, which may change
+RETRY_SECONDS = 1.0  # after a test that failed
 
 
 class Peer(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
     """A server process. `started` in milliseconds since the Unix epoch, `standing` in seconds.
 
-    `standing`: for how long it has been on this broker with nobody objecting; -1: not yet. A duration, since
-    clocks differ, and one that served another broker for weeks has come to this one just now. `asks`: others
-    are to answer. `away`: it does not reach its state, and cannot know who else is there. `gone`: it has
-    left, or its connection ended without a goodbye, and the broker says this in its stead. `exclusive`: no
-    other process can have its store open.
+    `standing`: how long the process has been on this broker without an objection; -1: not yet. This is a
+    duration, because clocks differ and a process may have come from another broker a moment ago. `asks`: the
+    others should answer. `away`: the process cannot reach its state, so it does not know the other workers.
+    `gone`: it has left, or the broker publishes this as its will. `exclusive`: no other process can have its
+    store open.
     """
 
     cluster: str
@@ -57,7 +57,7 @@ class Peer(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
 
     @property
     def rank(self) -> tuple[bool, int, str]:
-        """Of two of one cluster who take a session from each other, the lower one keeps it."""
+        """Of two workers of one cluster that contest a session, the one with the lower rank keeps it."""
         return self.away, self.started, self.worker
 
 
@@ -71,7 +71,7 @@ def is_foreign(mine: Peer, other: Peer) -> bool:
 
 
 def gives_way(mine: Peer, other: Peer) -> bool:
-    """Whether this server is to end, because `other` has served another store on this broker for longer."""
+    """Whether this server must end, because `other` has served another store on this broker for longer."""
     if not is_foreign(mine, other):
         return False
     if (other.standing < 0) != (mine.standing < 0):
@@ -81,12 +81,12 @@ def gives_way(mine: Peer, other: Peer) -> bool:
 
 
 class PeerDiscovery:
-    """One connection on which the servers of a broker make themselves known.
+    """The connection on which the servers of a broker announce themselves.
 
-    `away` tells whether this one does not reach its state at the moment. `heard` is told of workers of this
-    cluster that say something, `gone` of those that left or whose connections ended: one that is killed is
-    known to be gone at once, before its time in the state has run out. `warn` is told of another store's
-    server, and with "" that it has gone.
+    `away()` tells whether this worker cannot reach its state at the moment. `heard` is called with each
+    worker of this cluster that sends something, `gone` with each that left or whose connection ended: a
+    killed worker is known to be gone at once, before its entry in the state expires. `warn` is called with a
+    description of another store's server, and with "" when that server has gone.
     """
 
     def __init__(
@@ -110,16 +110,16 @@ class PeerDiscovery:
         self._gone = gone
         self._warn = warn
         self._link: Link | None = None
-        self._since: float | None = None  # when nobody had objected, by the event loop's clock
-        self._cut = 0.0  # when it was last cut off, by the same clock
+        self._since: float | None = None  # start of the time without an objection, by the event loop's clock
+        self._cut = 0.0  # end of the last connection, by the same clock
         self._answers: dict[str, Peer] = {}  # to the last question, by worker
         self._asking: asyncio.Task[None] | None = None
-        self._foreign: set[str] = set()  # workers on other stores that are here
+        self._foreign: set[str] = set()  # workers of other stores on this broker
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Answers until cancelled. `ready`: the broker lets this server work, and nobody has objected.
+        """Runs until cancelled. Sets `ready` once the access rules suffice and no server has objected.
 
-        Raises `SetupError` if a server of another store was here before.
+        Raises `SetupError` if a server of another store was on this broker before.
         """
         attempt = 0
         loop = asyncio.get_running_loop()
@@ -150,7 +150,7 @@ class PeerDiscovery:
             await asyncio.sleep(backoff(attempt, random()))
 
     async def say_goodbye(self) -> None:
-        """Nobody need wait until this one is missed. A broker that does not take it is not waited for."""
+        """Announces that this server leaves, so that the others need not wait for a timeout."""
         if self._link is None:
             return
         goodbye = Message(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
@@ -159,18 +159,20 @@ class PeerDiscovery:
                 await self._link.publish([goodbye])
 
     async def outranked(self, known: Collection[str]) -> Peer | None:
-        """Asks who is there. A worker of the same cluster, not among `known`, that keeps what is fought over.
+        """Asks the other servers; returns the worker of this cluster that keeps contested sessions, if any.
 
-        A question is one for all who ask at the same time.
+        Workers in `known` are left out. Simultaneous calls share one question.
         """
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask(), name="peer-discovery-question")
         await asyncio.shield(self._asking)
         me = self._now()
         better = [
-            it for it in self._answers.values() if it.rank < me.rank and (me.away or it.worker not in known)
+            peer
+            for peer in self._answers.values()
+            if peer.rank < me.rank and (me.away or peer.worker not in known)
         ]
-        return min(better, key=lambda it: it.rank, default=None)
+        return min(better, key=lambda peer: peer.rank, default=None)
 
     async def _ask(self) -> None:
         self._answers.clear()
@@ -181,9 +183,9 @@ class PeerDiscovery:
     async def _answer(self, link: Link, ready: asyncio.Event, line: Line) -> None:
         if asyncio.get_running_loop().time() - self._cut > ABSENT_SECONDS:
             self._since = None
-        self._foreign.clear()  # who is still here answers; a goodbye may have been missed
+        self._foreign.clear()  # goodbyes may have been missed; those still here will answer
         self._warn("")
-        # Asked before this one listens itself: then the broker's answer tells whether anybody does.
+        # Asked before this server subscribes, so that the PUBACK tells whether any other server has.
         alone = await link.publish([self._message(asks=True)]) == [NO_MATCHING_SUBSCRIBERS]
         await link.subscribe(*self._access.topics)
         line.works()
@@ -201,14 +203,14 @@ class PeerDiscovery:
             standing.cancel()
 
     async def _stand(self, link: Link, ready: asyncio.Event, *, alone: bool) -> None:
-        """Sets `ready` once this server has its rights and no other objects; then keeps testing the rights.
+        """Sets `ready` once the access rules suffice and no server objects; then keeps testing the rules.
 
         Ends with the link.
         """
         stands = False
         with contextlib.suppress(LinkError):
             while True:
-                # Another server may have connected after the first question, or its answer was not delivered.
+                # Another server may have connected after the first question, or its answer was lost.
                 if not await self._access.granted(link, self._message(asks=not stands)):
                     alone = False
                     await asyncio.sleep(RETRY_SECONDS)
@@ -254,7 +256,7 @@ class PeerDiscovery:
         self._warn(f"{other.host} (pid {other.pid}) serves {self._store_of(other)}")
 
     def _store_of(self, other: Peer) -> str:
-        # MongoDB's claim cannot keep a process out whose holder stood still: it may be the very store.
+        # A claim in MongoDB expires if its holder is paused, so this may be the very same store.
         here = "this store or a copy of it," if other.cluster == self._me.cluster else "the store"
         return f"{here} of cluster {other.cluster}"
 

@@ -1,4 +1,4 @@
-"""What is wrong with what the server stands on, at the moment."""
+"""Current problems of a worker, one for each part that it depends on."""
 
 import logging
 
@@ -6,15 +6,15 @@ from imqtt.problems import Problem, explain
 
 log = logging.getLogger(__name__)
 
-STORE = "imqtt.server.store"  # the logger of what concerns the store
+STORE = "imqtt.server.store"  # the logger for problems of the store
 REFUSED_CALM_SECONDS = 60.0
 CLOCK_CALM_SECONDS = 60.0
 
-_LOOK = "a look at it"  # the part of the store's problem that `storewatch` finds
+_LOOK = "a look at it"  # the part of the store's problem that `store_probe` finds
 
 
 class Problems:
-    """One problem for each thing that the server depends on: for the log, health pages, `imqtt workers`.
+    """One `Problem` for each part, for the log, health pages and `imqtt workers`.
 
     `broker`: its address, for the log.
     """
@@ -26,8 +26,8 @@ class Problems:
             log, f"no connection to the broker{at}", f"every connection to the broker{at} works again"
         )
         self.store = Problem(store, "the store does not answer", "the store answers again")
-        # The store answers and refuses writes, as with a full disk. Any write that it takes ends the problem,
-        # since a device that was refused may never come back.
+        # The store answers but refuses writes, for example because its disk is full. Any successful write
+        # ends the problem, since a device that was refused may never come back.
         self.storing = Problem(
             store, "nothing can be stored", "the store takes everything again", level=logging.ERROR
         )
@@ -64,15 +64,15 @@ class Problems:
         self.files = Problem(log, "file descriptors are running out", "there are file descriptors again")
 
     def store_failed(self, what: str, error: Exception) -> None:
-        """`what` failed on the store and is tried again."""
+        """`what` failed on the store and is retried."""
         self.store.start(explain(error), what)
 
     def store_answered(self) -> None:
-        """The store has answered. Whatever still waits reports its next failure."""
+        """The store has answered. Work that still waits reports its next failure."""
         self.store.end_all(but=_LOOK)
 
     def look_failed(self, error: Exception) -> None:
-        """The store did not answer when it was asked only to see whether it does."""
+        """The store did not answer a probe."""
         self.store.start(explain(error), _LOOK)
 
     def look_succeeded(self) -> None:
@@ -80,5 +80,5 @@ class Problems:
 
     @property
     def stuck(self) -> float:
-        """For how many seconds nothing could be stored."""
+        """Seconds for which nothing could be stored."""
         return self.store.seconds

@@ -1,7 +1,7 @@
 """The connections over which the server publishes to devices.
 
-They are not the partitions' own: reading a partition's connection pauses when too much is unfinished,
-and a PUBACK that finishes something must not wait behind that.
+They are separate from the partitions' connections: reading from those pauses while too much is unfinished,
+and the PUBACKs that finish it must not wait for that.
 """
 
 import asyncio
@@ -18,29 +18,29 @@ from imqtt.server.counters import Counters
 
 SHORT_LIVED_SECONDS = 5.0
 Publish = Callable[[Sequence[Message]], asyncio.Future[list[int]]]
-"""`Publisher.publish`, as those see it who do not care over which publisher."""
+"""The type of `Publisher.publish`."""
 
 FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are failures
 
 
 class Publisher:
-    """One connection. What it was given stays until the broker has confirmed it, over reconnections.
+    """One connection. Keeps packets until the broker has confirmed them, and resends them after a reconnect.
 
-    A packet may reach a device twice so; a device ignores what it has.
+    A device may therefore receive a packet twice; it ignores events that it has.
     """
 
     def __init__(self, line: Line, counters: Counters, refused: Problem) -> None:
         self._line = line
         self._counters = counters
-        self._refused = refused  # packets that the broker does not take
+        self._refused = refused  # packets that the broker refuses
         self._link: Link | None = None
         self._since = 0.0  # when it was connected, by the event loop's clock
         self._unconfirmed: dict[asyncio.Future[list[int]], Sequence[Message]] = {}  # in order of publication
 
     def publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
-        """Publishes in order. The future is done when the broker has all of them; it never fails.
+        """Publishes in order. The future's result is the broker's reason code for each message.
 
-        It brings the broker's reason code for each.
+        It is done when the broker has answered all of them, and never fails.
         """
         done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         if not messages:
@@ -56,11 +56,11 @@ class Publisher:
         return self._link is not None
 
     def steady(self, since: float) -> bool:
-        """Whether the connection that there was at `since` is there still."""
+        """Whether the connection has lasted since `since`, by the event loop's clock."""
         return self._link is not None and self._since < since
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Connects, and again after every cut, until cancelled."""
+        """Connects, and reconnects after every disconnection, until cancelled."""
         attempt = 0
         loop = asyncio.get_running_loop()
         while True:
@@ -81,7 +81,7 @@ class Publisher:
             finally:
                 self._link = None
                 await link.close()
-            # A broker that accepts and cuts at once is not to be asked in a loop.
+            # Back off from a broker that accepts connections and closes them at once.
             attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
             await asyncio.sleep(backoff(attempt, random(), base=FIRST_LOOK_SECONDS))
 
@@ -90,7 +90,7 @@ class Publisher:
 
     def _confirm(self, done: asyncio.Future[list[int]], codes: asyncio.Future[list[int]]) -> None:
         if codes.cancelled() or codes.exception() is not None:
-            return  # cut: the next connection publishes it again
+            return  # disconnected: the next connection publishes it again
         if self._unconfirmed.pop(done, None) is None:
             return
         refused = sum(code >= FAILURE for code in codes.result())

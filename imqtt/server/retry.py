@@ -1,4 +1,4 @@
-"""Idempotent writes, tried again until the store says what became of them."""
+"""Retrying idempotent writes until their outcome is known."""
 
 import asyncio
 import logging
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 async def until_known(what: str, write: Callable[[], Awaitable[T]], problems: Problems) -> tuple[T, int]:
-    """The write's result, and how many tries it took.
+    """Returns the result of `write` and the number of attempts.
 
-    Waits for as long as its outcome is unknown; any other error passes through.
+    Retries while the outcome is unknown; any other error passes through.
     """
     attempt = 0
     while True:

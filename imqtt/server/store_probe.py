@@ -1,7 +1,7 @@
-"""Whether the store answers, on a worker for which nothing is stored.
+"""Probes the store on a worker that stores nothing.
 
-Who stores messages finds out at once that the store is gone. A worker whose partitions get nothing but reads,
-or nothing at all, would go on showing itself as healthy, and keep partitions that others could serve.
+A worker that stores messages notices at once that the store is gone. A worker whose partitions get only
+reads, or nothing, would keep reporting itself as healthy, and keep partitions that others could serve.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from imqtt.server.problems import Problems
 from imqtt.stores.base import OutcomeUnknown, Store
 
 LOOK_SECONDS = 2.0
-LOOKED_UP = "u:imqtt"  # one conversation, which need not exist: the cheapest read that there is
+LOOKED_UP = "u:imqtt"  # a conversation that need not exist: the cheapest read
 
 
 async def watch(store: Store, counters: Counters, problems: Problems) -> None:
-    """Until cancelled. Reads something, unless events were stored since the last look."""
+    """Reads from the store periodically unless events were stored meanwhile, until cancelled."""
     stored = counters.stored
     while True:
         await asyncio.sleep(LOOK_SECONDS)
