@@ -1,4 +1,4 @@
-"""What every store does. The suite in `tests/contract` defines it; this is its shape.
+"""The interface of all stores. The suite in `tests/contract` defines their behaviour.
 
 Two unique indexes are the truth: `(conversation, seq)` and `(conversation, sender, client_msg_id)`. So an
 append is a compare-and-set on the conversation's head, and two owners at once do no harm.
@@ -36,9 +36,9 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Registration(msgspec.Struct, frozen=True, gc=False):
-    """A device as the store knows it. `format` is `json` or `protobuf`; sizes in bytes.
+    """A registered device. `format` is `json` or `protobuf`; sizes in bytes.
 
-    `seen`: when it last spoke, in milliseconds since the Unix epoch, up to a day or so behind; 0: not known.
+    `seen`: time of its last command, in milliseconds since the Unix epoch, up to about a day old; 0: unknown.
     """
 
     device: Device
@@ -49,7 +49,7 @@ class Registration(msgspec.Struct, frozen=True, gc=False):
 
 
 class DeviceFormat(msgspec.Struct, frozen=True, gc=False):
-    """What any command tells of its device. Platform and largest packet are told by a `Hello` alone."""
+    """The part of a registration that any command updates. `Hello` alone has platform and largest packet."""
 
     device: Device
     format: str
@@ -57,9 +57,9 @@ class DeviceFormat(msgspec.Struct, frozen=True, gc=False):
 
 
 class Identity(NamedTuple):
-    """What is fixed when a store is created, and kept by a copy of it.
+    """The values that are fixed when a store is created. A copy of the store keeps them.
 
-    `cluster` are 16 hexadecimal digits drawn at random: they tell one deployment from another.
+    `cluster`: 16 random hexadecimal digits that identify a deployment.
     """
 
     partitions: int
@@ -67,7 +67,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def draw(cls, partitions: int) -> "Identity":
-        """Of a new store."""
+        """A new store's identity."""
         return cls(partitions, secrets.token_hex(8))
 
 
@@ -92,7 +92,7 @@ class OutcomeUnknown(ImqttError):
 
 
 class RecordRefused(ImqttError):
-    """The store takes none of these records, for a reason that lies in one of them."""
+    """The store refuses all of these records because it cannot hold one of them."""
 
     code = "record_refused"
 
@@ -100,34 +100,35 @@ class RecordRefused(ImqttError):
 class Store(Protocol):
     """Durable events, members, marks and devices.
 
-    Writes return after the commit, and take effect in the order in which they were called. All of them may
-    raise `OutcomeUnknown`, and `StoreFull` or `StoreReadOnly` when nothing was written. A caller who is
-    cancelled does not know the outcome either, and harms no other. Reads see everything committed before
-    they began, and raise `StoreUnreachable` when they cannot be served. Once closed, everything raises
+    Writes return after the commit, and take effect in the order of the calls. Each may raise
+    `OutcomeUnknown`, and `StoreFull` or `StoreReadOnly` if nothing was written. After a cancelled write the
+    outcome is unknown as well; other writes are not affected. Reads return everything committed before they
+    began, and raise `StoreUnreachable` if they cannot be served. Every method of a closed store raises
     `Unavailable`.
     """
 
     @property
     def identity(self) -> Identity:
-        """As it was when the store was created."""
+        """The identity with which the store was created."""
 
     @property
     def shared(self) -> bool:
         """Whether other processes may also have the store open."""
 
     async def close(self) -> None:
-        """Finishes what was begun, and lets go of the files or connections."""
+        """Finishes writes that were begun, and releases files or connections."""
 
     # --- the log
 
     async def append(self, records: Sequence[Record]) -> None:
-        """Stores all records, of whatever partitions, each conversation's in order.
+        """Stores all records, each conversation's in order. They may belong to several partitions.
 
-        Raises `AppendConflict` where a record's seq or key is taken (how many before it were committed is
-        in the error: SQLite none, MongoDB a prefix), and `RecordRefused`, having stored nothing.
+        Raises `AppendConflict` if a record's seq or key is taken; the error has the number of records that
+        were committed before it (none in SQLite, a prefix in MongoDB). Raises `RecordRefused` having stored
+        nothing.
 
-        The seqs of a conversation's records follow each other, and the first follows its head: a store
-        refuses what is taken, but need not look for a gap.
+        The caller ensures that a conversation's records have consecutive seqs and that the first follows the
+        head: a store refuses a taken seq, but need not look for gaps.
         """
 
     async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
@@ -137,7 +138,7 @@ class Store(Protocol):
         """Those of `keys` that are stored."""
 
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """The event id at each (conversation, seq) that exists."""
+        """The ids of the events at these (conversation, seq) pairs; pairs without an event have no entry."""
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         """At most `limit` events with a greater seq, in order of seq."""
@@ -146,10 +147,9 @@ class Store(Protocol):
         """The last `limit` events with a smaller seq (0: of the whole log), in order of seq."""
 
     async def barrier(self) -> None:
-        """Returns when everything that was ever acknowledged can be read.
+        """Returns when reads see every acknowledged write.
 
-        Reads may fall back behind that for a moment, on a MongoDB whose primary has just changed. Raises
-        `StoreUnreachable`.
+        They may not for a moment after MongoDB's primary has changed. Raises `StoreUnreachable`.
         """
 
     # --- members
@@ -160,8 +160,8 @@ class Store(Protocol):
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
         """The user's conversations that have events, newest event first, without `latest` and `marks`.
 
-        Only those whose newest id is below `before` (0: all), at most `limit`. Newest ids are
-        taken to be distinct: an id names its partition, and grows within it.
+        Only those whose newest id is below `before` (0: all), at most `limit`. Newest ids are distinct, since
+        an id contains its partition and grows within it.
         """
 
     async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
@@ -174,41 +174,40 @@ class Store(Protocol):
     # --- marks
 
     async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
-        """Merges by maximum. Returns the merged registers of those that grew, in the order given.
+        """Merges by maximum. Returns the merged marks that grew, in the order given.
 
-        Registers that were never raised are 0; bounding them by the head is the caller's. `marks` holds each
+        Marks that were never raised are 0. The caller bounds them by the head. `marks` holds each
         (conversation, user) once.
         """
 
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
-        """Every member's registers in each conversation that has any, in order of user."""
+        """The marks of all members in these conversations, in order of user; none: no entry."""
 
     # --- devices
 
     async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
         """Registers devices. `said` holds each of them once.
 
-        A `Registration` replaces what is there. A `DeviceFormat` changes the format and leaves the rest as it
-        is, since another worker may just have heard the `Hello`; what is not there yet gets the defaults.
-        `seen` only grows.
+        A `Registration` replaces an existing one. A `DeviceFormat` changes the format only, since another
+        worker may just have received the device's `Hello`; a new device gets the defaults. `seen` only grows.
         """
 
     async def see_devices(self, seen: Mapping[Device, int]) -> None:
-        """Raises the times, in milliseconds, at which devices were last seen. Registers none."""
+        """Raises devices' `seen`, in milliseconds. Registers no device."""
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user, in order of device; a user without devices has an empty tuple."""
 
     async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
-        """Forgets a device; with `unseen_since`, only if it was not seen after that. Its events stay."""
+        """Removes a device; with `unseen_since`, only if it was not seen after that. Its events stay."""
 
     # --- everything, for a copy of the store
 
     async def set_unfinished(self, unfinished: bool) -> None:
-        """Marks the store as a copy that is not whole yet, or that is.
+        """Marks the store as an unfinished copy, or as a finished one.
 
-        One that is not is refused to whoever does not open it `copying`: a server would take its missing
-        conversations for conversations that there never were.
+        An unfinished copy can only be opened with `copying`: a server would treat its missing conversations
+        as conversations that never existed.
         """
 
     async def conversations(self, after: str, limit: int) -> list[str]:
