@@ -16,7 +16,7 @@ import uvloop
 
 from bench.processes import cpu_seconds, resident_bytes
 from bench.traffic import DEVICES, Broken, Traffic, devices, traffic
-from imqtt.broker import Link, Message, Settings, connect
+from imqtt.broker import Link, LinkSettings, Message, connect
 from imqtt.protocol.topics import down
 
 GRACE_SECONDS = 30.0  # for what is in flight at the end of a phase
@@ -72,7 +72,7 @@ class Load:
         for who in devices():
             username = str(who)
             link = await connect(
-                Settings(
+                LinkSettings(
                     self._plan["host"], self._plan["port"], username, username=username,
                     password=self._plan["passwords"][username], clean_start=True,
                 )

@@ -13,7 +13,7 @@ from typing import Any
 import uvloop
 
 from bench.traffic import DEVICES, devices
-from imqtt.broker import Link, Message, Received, Settings, connect
+from imqtt.broker import Link, LinkSettings, Message, Received, connect
 from imqtt.protocol.topics import down
 
 BATCH = 500
@@ -40,8 +40,8 @@ def ack(source: Link, batch: list[Received], codes: asyncio.Future[list[int]]) -
 
 
 async def run(plan: dict[str, Any]) -> None:
-    def settings(client_id: str) -> Settings:
-        return Settings(
+    def settings(client_id: str) -> LinkSettings:
+        return LinkSettings(
             plan["host"], plan["port"], client_id, username=plan["username"], password=plan["password"],
             session_expiry=3_600, receive_max=4 * BATCH,
         )  # fmt: skip

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self, TypeVar
 
-from imqtt.broker.link import Link, Message, Settings, connect
+from imqtt.broker.link import Link, LinkSettings, Message, connect
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.model import (
     Accepted,
@@ -58,7 +58,7 @@ class RawDevice:
             "host": self.broker.host, "port": self.broker.port, "client_id": name, "username": name,
             "password": self._password, "clean_start": True, **settings,
         }  # fmt: skip
-        self._link = await connect(Settings(**given))  # type: ignore[arg-type]  # names are Settings' own
+        self._link = await connect(LinkSettings(**given))  # type: ignore[arg-type]  # names are LinkSettings' own
         await self._link.subscribe(down(self.device))
         self._reader = asyncio.create_task(self._read(self._link))
 

@@ -3,11 +3,19 @@
 It needs `mqtt5` and the standard library, and nothing else of imqtt. `link` says how to use it.
 """
 
-from imqtt.broker.errors import Closed, LinkError, Refused, SubscriptionRefused
+from imqtt.broker.errors import Closed, ConnackRefused, LinkError, SubscriptionRefused
 from imqtt.broker.link import Link, connect
-from imqtt.broker.values import Message, Received, Settings, Will
+from imqtt.broker.values import LinkSettings, Message, Received, Will
 
 __all__ = [
-    "Closed", "Link", "LinkError", "Message", "Received", "Refused", "Settings", "SubscriptionRefused",
-    "Will", "connect",
+    "Closed",
+    "ConnackRefused",
+    "Link",
+    "LinkError",
+    "LinkSettings",
+    "Message",
+    "Received",
+    "SubscriptionRefused",
+    "Will",
+    "connect",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """What the link raises.
 
     LinkError
-    +-- Refused               the broker does not take this client
+    +-- ConnackRefused               the broker does not take this client
     +-- SubscriptionRefused   the broker does not grant a subscription
     +-- Closed                the link has ended (also a ConnectionError)
 
@@ -75,7 +75,7 @@ class LinkError(Exception):
     """The root."""
 
 
-class Refused(LinkError):
+class ConnackRefused(LinkError):
     """The broker answered CONNECT with a reason code.
 
     `retryable`: the same CONNECT may succeed later. `server`: where the broker sends one instead, or "".

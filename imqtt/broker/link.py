@@ -1,6 +1,6 @@
 """One connection to a broker, on asyncio.
 
-    link = await connect(settings)          raises Refused, OSError (Closed is one) or TimeoutError
+    link = await connect(settings)          raises ConnackRefused, OSError (Closed is one) or TimeoutError
     link.session_present                    whether the broker had a session for this client id
     link.max_packet_size                    the largest packet that the broker takes, in bytes, or None
     link.client_id                          as given, or as the broker assigned it
@@ -23,21 +23,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from imqtt.broker.errors import Closed, Refused, SubscriptionRefused
+from imqtt.broker.errors import Closed, ConnackRefused, SubscriptionRefused
 from imqtt.broker.publications import Publication
 from imqtt.broker.session import Connected, Event, Session, State, Subscribed
-from imqtt.broker.values import Message, Received, Settings, Will
+from imqtt.broker.values import LinkSettings, Message, Received, Will
 
-__all__ = ["Link", "Message", "Received", "Settings", "Will", "connect"]
+__all__ = ["Link", "LinkSettings", "Message", "Received", "Will", "connect"]
 
 _ROOM = 256 * 1024  # bytes made at a time: a slow socket holds up the making, and messages wait unencoded
 
 
-async def connect(settings: Settings) -> "Link":
+async def connect(settings: LinkSettings) -> "Link":
     """Connects, and returns once the broker has accepted.
 
-    Raises `Refused` with the broker's reason code, `TimeoutError` after `settings.timeout`, and `OSError`
-    where there is no connection, or where it ends before the broker's answer (`Closed`).
+    Raises `ConnackRefused` with the broker's reason code, `TimeoutError` after `settings.timeout`, and
+    `OSError` where there is no connection, or where it ends before the broker's answer (`Closed`).
     """
     link = Link(settings, asyncio.get_running_loop())
     await link.open()
@@ -60,7 +60,7 @@ class Link(asyncio.Protocol):
     Not thread-safe.
     """
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: LinkSettings, loop: asyncio.AbstractEventLoop) -> None:
         self.session_present = False
         self.max_packet_size: int | None = None
         self.client_id = settings.client_id
@@ -226,7 +226,7 @@ class Link(asyncio.Protocol):
             await asyncio.shield(self._lost)
         return cast("Closed", self.closed)
 
-    def _end(self, error: Closed | Refused, *, hang_up: bool = True) -> None:
+    def _end(self, error: Closed | ConnackRefused, *, hang_up: bool = True) -> None:
         if self.closed is not None:
             return
         self.closed = error if isinstance(error, Closed) else Closed(str(error))
@@ -362,15 +362,15 @@ class Link(asyncio.Protocol):
                 self._handle(events)
 
 
-def _fail(future: "asyncio.Future[Any]", error: Closed | Refused) -> None:
+def _fail(future: "asyncio.Future[Any]", error: Closed | ConnackRefused) -> None:
     """Fails a future that perhaps nobody awaits any more, which is no cause for a warning."""
     if not future.done():
         future.set_exception(_again(error))
         future.exception()
 
 
-def _again(error: Closed | Refused) -> Closed | Refused:
+def _again(error: Closed | ConnackRefused) -> Closed | ConnackRefused:
     """A copy to raise: one exception raised in many places would gather all their tracebacks."""
     if isinstance(error, Closed):
         return Closed(error.reason, error.code)
-    return Refused(error.code, error.reason, error.server)
+    return ConnackRefused(error.code, error.reason, error.server)

@@ -23,13 +23,13 @@ from imqtt.broker.errors import (
     QOS_NOT_SUPPORTED,
     SUCCESS,
     Closed,
-    Refused,
+    ConnackRefused,
 )
 from imqtt.broker.keepalive import Due, KeepAlive
 from imqtt.broker.packets import Bad
 from imqtt.broker.publications import Publication, Publications
 from imqtt.broker.receipts import Receipts
-from imqtt.broker.values import Message, Received, Settings
+from imqtt.broker.values import LinkSettings, Message, Received
 
 _received = tuple.__new__  # what Received(...) does, at half the time
 _PINGREQ: Final = b"\xc0\x00"
@@ -55,7 +55,7 @@ class Subscribed(NamedTuple):
 class Ended(NamedTuple):
     """The connection is over."""
 
-    error: Refused | Closed
+    error: ConnackRefused | Closed
 
 
 Event = Connected | Received | Publication | Subscribed | Ended
@@ -73,7 +73,7 @@ class State(Enum):
 class Session:
     """One connection, from its CONNECT on."""
 
-    def __init__(self, settings: Settings, now: float) -> None:
+    def __init__(self, settings: LinkSettings, now: float) -> None:
         self.state = State.CONNECTING
         self._settings = settings
         self._cutter = packets.Cutter(settings.max_packet)
@@ -136,10 +136,10 @@ class Session:
             raise Bad("something other than CONNACK first", PROTOCOL_ERROR)
         answer = packets.read_connack(data, cut)
         if answer.code != SUCCESS:
-            events.append(self._end(Refused(answer.code, answer.reason, answer.server)))
+            events.append(self._end(ConnackRefused(answer.code, answer.reason, answer.server)))
             return
         if answer.max_qos == 0:
-            events.append(self._end(Refused(QOS_NOT_SUPPORTED, "it knows QoS 0 alone"), SUCCESS))
+            events.append(self._end(ConnackRefused(QOS_NOT_SUPPORTED, "it knows QoS 0 alone"), SUCCESS))
             return
         self.state = State.OPEN
         self._publications.open(answer.receive_max, answer.max_packet)
@@ -240,7 +240,7 @@ class Session:
             self._keep_alive.sent = now
         return b"".join(out), events
 
-    def _end(self, error: Refused | Closed, disconnect: int | None = None) -> Ended:
+    def _end(self, error: ConnackRefused | Closed, disconnect: int | None = None) -> Ended:
         """Ends the session; with a code, by a DISCONNECT of our own."""
         if disconnect == SUCCESS:
             self._out.append(_DISCONNECT)
@@ -250,7 +250,7 @@ class Session:
         return Ended(error)
 
 
-def _connect(settings: Settings) -> bytes:
+def _connect(settings: LinkSettings) -> bytes:
     will = settings.will
     return mqtt5.ConnectPacket(
         settings.client_id,

@@ -19,7 +19,7 @@ class Will:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LinkSettings:
     """One connection. Times in seconds, sizes in bytes.
 
     `session_expiry`: how long the broker keeps the session after the connection has ended. Mosquitto

@@ -58,12 +58,12 @@ class Access:
         """As `log_in` of `imqtt.mosquitto.login`: whether the broker accepts these. Raises `OSError`."""
         import asyncio
 
-        from imqtt.broker.errors import LinkError, Refused
+        from imqtt.broker.errors import ConnackRefused, LinkError
 
         async def log_in() -> bool:
             try:
                 link = await self._connect("", username, password)
-            except Refused as error:
+            except ConnackRefused as error:
                 if error.code in _REFUSED_CREDENTIALS:
                     return False
                 raise ConnectionError(str(error)) from error
@@ -135,10 +135,10 @@ class Access:
         return _run(ask())
 
     async def _connect(self, client_id: str, username: str, password: str) -> "Link":
-        from imqtt.broker.link import Settings, connect
+        from imqtt.broker.link import LinkSettings, connect
 
         return await connect(
-            Settings(
+            LinkSettings(
                 host=self.host,
                 port=self.port,
                 client_id=client_id,

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from imqtt.addresses import host_port
 from imqtt.broker.errors import LinkError
-from imqtt.broker.link import Link, Settings, connect
+from imqtt.broker.link import Link, LinkSettings, connect
 from imqtt.broker.tls import TlsFileError, TlsFiles
 from imqtt.config import ServerConfig
 from imqtt.core.snowflake import Snowflake
@@ -328,13 +328,13 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _own(self, name: str) -> Settings:
+    def _own(self, name: str) -> LinkSettings:
         """Of a connection that no other process has, and that leaves nothing behind."""
         return self._settings(f"{name}-{self._process}", clean=True)
 
-    def _settings(self, name: str, *, clean: bool = False) -> Settings:
+    def _settings(self, name: str, *, clean: bool = False) -> LinkSettings:
         config = self.config
-        return Settings(
+        return LinkSettings(
             host=config.broker_host,
             port=config.broker_port,
             client_id=f"imqtt-server-{name}",
@@ -347,10 +347,10 @@ class Server:
             ack_delay=ACK_DELAY,
         )
 
-    def _line(self, name: str, settings: Settings, *, looks: bool = False) -> Line:
+    def _line(self, name: str, settings: LinkSettings, *, looks: bool = False) -> Line:
         return self._connections.line(name, partial(self._connect, settings), looks=looks)
 
-    async def _connect(self, settings: Settings) -> Link:
+    async def _connect(self, settings: LinkSettings) -> Link:
         if self._tls is None:
             return await connect(settings)
         try:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from random import random
 from typing import Any
 
-from imqtt.broker.errors import LinkError, Refused
+from imqtt.broker.errors import ConnackRefused, LinkError
 from imqtt.broker.link import Link
 from imqtt.core.backoff import backoff
 from imqtt.core.membership import contention
@@ -109,8 +109,8 @@ class Partition:
             try:
                 link = await self._line.open()
             except (OSError, LinkError) as error:
-                self._note_refusal(str(error) if isinstance(error, Refused) else "")
-                mistaken = isinstance(error, Refused) and not error.retryable
+                self._note_refusal(str(error) if isinstance(error, ConnackRefused) else "")
+                mistaken = isinstance(error, ConnackRefused) and not error.retryable
                 if mistaken and starting and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
                 attempt += 1

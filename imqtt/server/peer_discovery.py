@@ -17,7 +17,7 @@ from random import random
 
 import msgspec
 
-from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, LinkError, Refused
+from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, ConnackRefused, LinkError
 from imqtt.broker.link import Link, Message
 from imqtt.broker.values import Will
 from imqtt.core.backoff import backoff
@@ -129,7 +129,7 @@ class PeerDiscovery:
             try:
                 link = await line.open()
             except (OSError, LinkError) as error:
-                if isinstance(error, Refused) and not error.retryable and not ready.is_set():
+                if isinstance(error, ConnackRefused) and not error.retryable and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
                 attempt += 1
                 await line.pause(attempt, error)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
-from imqtt.broker import Settings
+from imqtt.broker import LinkSettings
 from imqtt.mosquitto.installation import executable
 from imqtt.mosquitto.process import end_with_parent
 from tests.ports import free_port
@@ -65,8 +65,8 @@ class Broker:
             self._process.kill()
         await self._process.wait()
 
-    def settings(self, client_id: str, **more: Any) -> Settings:
-        return Settings(HOST, self.port, client_id, **{"keep_alive": 60, "timeout": WITHIN} | more)
+    def settings(self, client_id: str, **more: Any) -> LinkSettings:
+        return LinkSettings(HOST, self.port, client_id, **{"keep_alive": 60, "timeout": WITHIN} | more)
 
     async def _answers(self) -> bool:
         assert self._process is not None
@@ -104,8 +104,8 @@ class Peer:
         await self._ended.wait()
         writer.close()
 
-    def settings(self, **more: Any) -> Settings:
-        return Settings(HOST, self.port, "one", **{"timeout": WITHIN} | more)
+    def settings(self, **more: Any) -> LinkSettings:
+        return LinkSettings(HOST, self.port, "one", **{"timeout": WITHIN} | more)
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._hold, HOST, 0)

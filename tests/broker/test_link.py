@@ -10,11 +10,11 @@ import pytest
 
 from imqtt.broker import (
     Closed,
+    ConnackRefused,
     Link,
+    LinkSettings,
     Message,
     Received,
-    Refused,
-    Settings,
     SubscriptionRefused,
     Will,
     connect,
@@ -25,14 +25,14 @@ from tests.broker.peers import WITHIN, Broker, eventually
 class Open(Protocol):
     """Connects; the link is closed at the end of the test."""
 
-    async def __call__(self, settings: Settings) -> Link: ...
+    async def __call__(self, settings: LinkSettings) -> Link: ...
 
 
 @pytest.fixture
 async def open_link() -> AsyncIterator[Open]:
     async with AsyncExitStack() as stack:
 
-        async def open_link(settings: Settings) -> Link:
+        async def open_link(settings: LinkSettings) -> Link:
             link = await connect(settings)
             stack.push_async_callback(link.close)
             return link
@@ -392,7 +392,7 @@ async def test_the_will_is_published_when_the_link_is_cut_and_not_when_it_is_clo
 
 async def test_a_wrong_password_is_refused_for_good(tmp_path: Path) -> None:
     async with Broker(tmp_path, more="allow_anonymous false") as broker:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ConnackRefused) as refused:
             await connect(broker.settings("one", username="alice", password="wrong"))
 
         assert not refused.value.retryable

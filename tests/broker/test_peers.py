@@ -5,7 +5,7 @@ import asyncio
 import mqtt5
 import pytest
 
-from imqtt.broker import Closed, Message, Received, Refused, connect
+from imqtt.broker import Closed, ConnackRefused, Message, Received, connect
 from tests.broker.peers import WITHIN, Peer, eventually, packet
 
 CONNACK = mqtt5.ConnAckPacket().write()
@@ -50,7 +50,7 @@ async def test_a_broker_of_an_earlier_mqtt_refuses() -> None:
         writer.write(b"\x20\x02\x00\x01")
 
     async with Peer(talk) as peer:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ConnackRefused) as refused:
             await connect(peer.settings())
 
         assert refused.value.code == 1

@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.broker.errors import Closed, Refused
+from imqtt.broker.errors import Closed, ConnackRefused
 from imqtt.broker.publications import Publication
 from imqtt.broker.session import Connected, Ended, Event, Session, Subscribed
-from imqtt.broker.values import Message, Received, Settings
+from imqtt.broker.values import LinkSettings, Message, Received
 
 ROOM = 1 << 20
 
 
-def settings(**more: object) -> Settings:
-    return Settings("host", 1883, "one", **{"keep_alive": 10} | more)  # type: ignore[arg-type] # by name
+def settings(**more: object) -> LinkSettings:
+    return LinkSettings("host", 1883, "one", **{"keep_alive": 10} | more)  # type: ignore[arg-type] # by name
 
 
 def opened(**connack: object) -> Session:
@@ -161,7 +161,7 @@ def test_a_refusal_carries_its_code_and_whether_to_try_again(code: int, retryabl
     )
 
     assert isinstance(ended, Ended)
-    assert isinstance(ended.error, Refused)
+    assert isinstance(ended.error, ConnackRefused)
     assert (ended.error.code, ended.error.reason, ended.error.retryable) == (code, "because", retryable)
 
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from imqtt.broker.link import Link, Message, Settings, connect
+from imqtt.broker.link import Link, LinkSettings, Message, connect
 from imqtt.core.conversations import members_of
 from imqtt.model import (
     SNOWFLAKE_TIME_SHIFT,
@@ -85,7 +85,7 @@ class LittleServer:
 
     async def connect(self) -> None:
         self._link = await connect(
-            Settings(
+            LinkSettings(
                 host=INTERNAL_HOST,
                 port=self.broker.internal_port,
                 client_id="little-server",

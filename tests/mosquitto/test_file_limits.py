@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.broker import Settings, connect
+from imqtt.broker import LinkSettings, connect
 from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
 from imqtt.mosquitto.file_limits import (
     FILES,
@@ -142,7 +142,7 @@ async def test_the_broker_knows_the_servers_sessions_after_a_crash_in_its_first_
     await up.end(signal.SIGKILL)
     async with Mosquitto(tmp_path / "data") as broker:
         link = await connect(
-            Settings(
+            LinkSettings(
                 INTERNAL_HOST, broker.internal_port, "imqtt-server-15", username=SERVER_ACCOUNT,
                 password=broker.server_password,
             )

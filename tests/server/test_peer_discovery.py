@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from imqtt.broker import Link, Will, connect
-from imqtt.broker.link import Settings
+from imqtt.broker.link import LinkSettings
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
 from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
@@ -91,7 +91,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
         if name == "first":
             await may_connect.wait()
         link = await connect(
-            Settings(
+            LinkSettings(
                 INTERNAL_HOST, broker.internal_port, name, username=SERVER_ACCOUNT,
                 password=broker.server_password, clean_start=True, will=will,
             )

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from imqtt.broker import Link, Refused
+from imqtt.broker import ConnackRefused, Link
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
 from imqtt.mosquitto.broker import Mosquitto
@@ -29,7 +29,7 @@ NOT_AUTHORIZED = 0x87
 
 
 async def connect() -> Link:
-    raise Refused(NOT_AUTHORIZED)
+    raise ConnackRefused(NOT_AUTHORIZED)
 
 
 def problem() -> Problem:

@@ -49,7 +49,7 @@ class Request(NamedTuple):
     answer: asyncio.Future[Any]
 
 
-class Link:
+class Connection:
     """One connection, made again when it breaks. Belongs to the event loop that it was opened on."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Link:
         self._task = self._loop.create_task(self._run(connection), name="redis-link")
 
     @classmethod
-    async def open(cls, address: Address, keys: Keys, trip_seconds: float) -> "Link":
+    async def open(cls, address: Address, keys: Keys, trip_seconds: float) -> "Connection":
         """Redis counts as away if a round trip takes longer than `trip_seconds`.
 
         Raises `SetupError` if there is no suitable Redis.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from imqtt.model import Device
-from imqtt.state.redis.connection import Link, undelivered
+from imqtt.state.redis.connection import Connection, undelivered
 from imqtt.state.redis.keys import Keys
 from imqtt.state.redis.scripts import FILL, FORGET, FORGET_ALL, LEASE
 from imqtt.stores.base import Registration
@@ -40,7 +40,7 @@ class DeviceLists:
     alone is soon considered dead, and then the others do the same.
     """
 
-    def __init__(self, link: Link, keys: Keys) -> None:
+    def __init__(self, link: Connection, keys: Keys) -> None:
         self._link = link
         self._keys = keys
         self._decoded: dict[str, tuple[bytes, tuple[Registration, ...]]] = {}

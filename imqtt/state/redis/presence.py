@@ -9,7 +9,7 @@ import msgspec
 
 from imqtt.model import Device
 from imqtt.state.base import DevicePresence, StateAway
-from imqtt.state.redis.connection import Link, undelivered
+from imqtt.state.redis.connection import Connection, undelivered
 from imqtt.state.redis.keys import Keys
 from imqtt.state.redis.scripts import APPEAR, EXPIRE, PRESENCE, PUT
 
@@ -56,7 +56,7 @@ class Presences:
     look silent. So they are kept, the latest of each device, and told when Redis is back.
     """
 
-    def __init__(self, link: Link, keys: Keys) -> None:
+    def __init__(self, link: Connection, keys: Keys) -> None:
         self._link = link
         self._keys = keys
         self._missed: dict[Device, Change] = {}

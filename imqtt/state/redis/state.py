@@ -14,7 +14,7 @@ from imqtt.model import Device
 from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.memory import MemoryState
 from imqtt.state.redis.address import Address
-from imqtt.state.redis.connection import TRIP_SECONDS, Link, Refusal
+from imqtt.state.redis.connection import TRIP_SECONDS, Connection, Refusal
 from imqtt.state.redis.device_lists import DeviceLists
 from imqtt.state.redis.keys import SEEN_DIGEST, Keys
 from imqtt.state.redis.presence import Presences
@@ -28,7 +28,7 @@ class RedisState:
     """A `State` that all processes of a cluster share. See `open`."""
 
     def __init__(
-        self, link: Link, keys: Keys, rate: int, burst: int, clock: Callable[[], float] = time
+        self, link: Connection, keys: Keys, rate: int, burst: int, clock: Callable[[], float] = time
     ) -> None:
         self._link = link
         self._keys = keys
@@ -57,7 +57,7 @@ class RedisState:
         correct.
         """
         keys = Keys(cluster)
-        return cls(await Link.open(Address(url, password), keys, trip_seconds), keys, rate, burst)
+        return cls(await Connection.open(Address(url, password), keys, trip_seconds), keys, rate, burst)
 
     @property
     def shared(self) -> bool:

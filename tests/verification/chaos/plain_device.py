@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
-from imqtt.broker.link import Link, Message, Settings, Will, connect
+from imqtt.broker.link import Link, LinkSettings, Message, Will, connect
 from tests.verification.chaos.console import Console, Started, until_one_ends
 from tests.verification.chaos.journal import Journal
 from tests.verification.chaos.journal import Message as Sent
@@ -99,7 +99,7 @@ class PlainDevice:
         broker = self._plan.brokers[self._journal.random.randrange(len(self._plan.brokers))]
         host, _, port = broker.rpartition(":")
         will = {"type": "status", "state": "offline", "nonce": nonce}
-        settings = Settings(
+        settings = LinkSettings(
             host, int(port), client_id=name, username=name, password=self._plan.password, clean_start=True,
             keep_alive=5, timeout=3.0, will=Will(self._topic(f"u:{self._plan.user}"), _text(will)),
         )  # fmt: skip

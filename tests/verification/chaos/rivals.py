@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import ClassVar
 
 from imqtt.broker.errors import LinkError
-from imqtt.broker.link import Link, Settings, connect
+from imqtt.broker.link import Link, LinkSettings, connect
 from imqtt.server.app import SESSION_EXPIRY
 from tests.verification.chaos.faults import WORKERS, WORKERS_WAYS, Fault, Shape, shows
 
@@ -62,8 +62,8 @@ class Rival(Fault):
 
     async def _compete(self) -> None:
         clean = self.kind == CLEAN
-        settings = Settings(
-            **self.stack.internal(),  # type: ignore[arg-type]  # names are Settings' own
+        settings = LinkSettings(
+            **self.stack.internal(),  # type: ignore[arg-type]  # names are LinkSettings' own
             client_id=self._client,
             clean_start=clean,
             session_expiry=0 if clean else SESSION_EXPIRY,

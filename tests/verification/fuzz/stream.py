@@ -13,7 +13,7 @@ from imqtt.broker import packets
 from imqtt.broker.packets import Bad, Cutter
 from imqtt.broker.publications import Publication
 from imqtt.broker.session import Connected, Ended, Event, Session, State
-from imqtt.broker.values import Message, Received, Settings
+from imqtt.broker.values import LinkSettings, Message, Received
 
 HEAD: Final = 3  # bytes before the stream
 OPENED, BOUNDED, AT_ONCE, BACKWARDS = 1, 2, 4, 8  # bits of the first byte
@@ -51,8 +51,8 @@ class Scenario(NamedTuple):
         )
 
     @property
-    def settings(self) -> Settings:
-        return Settings("host", 1883, "one", max_packet=self.max_packet)
+    def settings(self) -> LinkSettings:
+        return LinkSettings("host", 1883, "one", max_packet=self.max_packet)
 
     def cut(self) -> list[bytes]:
         """The stream in pieces, most of them a few bytes."""

@@ -16,7 +16,7 @@ import pytest
 
 import imqtt
 from imqtt.broker.session import Session
-from imqtt.broker.values import Received, Settings
+from imqtt.broker.values import LinkSettings, Received
 from imqtt.errors import ImqttError
 from imqtt.model import Content, Cursor, Event, Id, Page, Send, Slice, Sync
 from imqtt.protocol import (
@@ -86,7 +86,7 @@ def page(size: int, format: Format) -> Callable[[], object]:
 
 def hearing(pieces: list[bytes], *, ack: bool = False) -> Callable[[], object]:
     def hear() -> None:
-        session = Session(Settings("host", 1883, "one", receive_max=65_535), 0.0)
+        session = Session(LinkSettings("host", 1883, "one", receive_max=65_535), 0.0)
         session.receive(CONNACK, 0.0)
         received = [
             event for piece in pieces for event in session.receive(piece, 0.0) if isinstance(event, Received)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, SESSION_TAKEN_OVER, SUCCESS
-from imqtt.broker.values import Message, Settings, Will
+from imqtt.broker.values import LinkSettings, Message, Will
 from tests.verification.simulation.loop import Loop, Party, current
 from tests.verification.simulation.network import Batch, Connection, Packet
 from tests.verification.simulation.release import DEBIAN, Release
@@ -232,7 +232,7 @@ class Broker:
                 self._lost(connection)
                 connection.hang_up(0.0)
 
-    def _connect(self, connection: Connection, settings: Settings, receive_max: int) -> None:
+    def _connect(self, connection: Connection, settings: LinkSettings, receive_max: int) -> None:
         self._expire()
         client_id = settings.client_id
         if client_id in self.refusals:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imqtt.broker.errors import SUCCESS, LinkError
-from imqtt.broker.link import Message, Settings
+from imqtt.broker.link import LinkSettings, Message
 from imqtt.client import Client, Timing
 from imqtt.client.feed import Queue
 from imqtt.client.transport import Transport
@@ -295,7 +295,7 @@ class PlainDevice:
         name: str,
         sending: Sending,
         write: Callable[[Line], None],
-        connect: Callable[[Settings], object],
+        connect: Callable[[LinkSettings], object],
         *,
         partitions: int,
         resends: bool,
@@ -356,7 +356,7 @@ class PlainDevice:
             raise
 
     async def _stay_connected(self) -> None:
-        settings = Settings(
+        settings = LinkSettings(
             "broker", 1883, self.name, username=self.name, password=PASSWORD, clean_start=True, keep_alive=10
         )
         while True:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 from imqtt.broker.errors import LinkError
-from imqtt.broker.link import Settings
+from imqtt.broker.link import LinkSettings
 from tests.verification.simulation.broker import MAX_QUEUED, State
 from tests.verification.simulation.devices import PASSWORD
 from tests.verification.simulation.loop import Party
@@ -270,7 +270,7 @@ class Faults:
         """Somebody takes a partition's session, holds it a while, and acks nothing."""
         number = self._loop.random.randrange(self._world.tables.identity.partitions)
         clean = self._loop.random.random() < 0.5
-        settings = Settings(
+        settings = LinkSettings(
             "broker", 1884, f"imqtt-server-{number}", username="imqtt-server", password=PASSWORD,
             clean_start=clean, session_expiry=0 if clean else 7 * 86_400,
         )  # fmt: skip

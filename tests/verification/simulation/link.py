@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from imqtt.broker.errors import KEEP_ALIVE_TIMEOUT, PACKET_TOO_LARGE, SUCCESS, Closed, Refused
+from imqtt.broker.errors import KEEP_ALIVE_TIMEOUT, PACKET_TOO_LARGE, SUCCESS, Closed, ConnackRefused
 from imqtt.broker.keepalive import DEAD_AFTER
 from imqtt.broker.link import Link
 from imqtt.broker.publications import Publication
 from imqtt.broker.receipts import Receipts
 from imqtt.broker.session import Connected, Ended, Event, State, Subscribed
-from imqtt.broker.values import Message, Received, Settings
+from imqtt.broker.values import LinkSettings, Message, Received
 from tests.verification.simulation.broker import (
     ACK,
     CONNACK,
@@ -37,14 +37,14 @@ from tests.verification.simulation.network import Batch, Connection, Packet, lat
 _received = tuple.__new__
 
 
-def connecting(broker: Broker) -> "Callable[[Settings], Awaitable[SimLink]]":
+def connecting(broker: Broker) -> "Callable[[LinkSettings], Awaitable[SimLink]]":
     """What `imqtt.broker.link.connect` is, on this broker; host and port do not matter.
 
-    Raises `Refused`, `ConnectionRefusedError` while the broker is down, `TimeoutError` while it is paused or
-    the caller's party cut off from it, and `Closed`.
+    Raises `ConnackRefused`, `ConnectionRefusedError` while the broker is down, `TimeoutError` while it is
+    paused or the caller's party cut off from it, and `Closed`.
     """
 
-    async def connect(settings: Settings) -> SimLink:
+    async def connect(settings: LinkSettings) -> SimLink:
         link = SimLink(settings, broker)
         await link.open()
         return link
@@ -64,7 +64,7 @@ async def dial(broker: Broker, to_client: Callable[[Batch], None]) -> Connection
 class SimLink(Link):
     """A link whose broker is in memory. `connecting` makes it."""
 
-    def __init__(self, settings: Settings, broker: Broker) -> None:
+    def __init__(self, settings: LinkSettings, broker: Broker) -> None:
         super().__init__(settings, broker.loop)
         self._broker = broker
         self._wire = _Transport(broker, self)
@@ -147,7 +147,7 @@ class _Transport(asyncio.Transport):
 class _Session:
     """`imqtt.broker.session.Session` without an encoding: what it sends and receives are packets."""
 
-    def __init__(self, settings: Settings, broker: Broker, wire: _Transport) -> None:
+    def __init__(self, settings: LinkSettings, broker: Broker, wire: _Transport) -> None:
         self.state = State.CONNECTING
         self.deadline: float | None = None
         self._settings = settings
@@ -199,7 +199,7 @@ class _Session:
         _, code, present, client_id, keep_alive = packet
         if code != SUCCESS:
             self.state = State.ENDED
-            events.append(Ended(Refused(code)))
+            events.append(Ended(ConnackRefused(code)))
             return
         self.state = State.OPEN
         self._keep_alive = keep_alive
@@ -290,7 +290,7 @@ class _Session:
             else:
                 out.append((PUBLISH, message, (publication, place)))
 
-    def _end(self, error: Refused | Closed, disconnect: int) -> Ended:
+    def _end(self, error: ConnackRefused | Closed, disconnect: int) -> Ended:
         # Mosquitto 2.0.11 takes a DISCONNECT with any code but 0x04 for a clean one, and drops the will.
         self._out.append((DISCONNECT, disconnect))
         self.state = State.ENDED

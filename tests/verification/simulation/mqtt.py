@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, Self
 
 from imqtt.broker.errors import SUCCESS, describe
-from imqtt.broker.values import Message, Settings, Will
+from imqtt.broker.values import LinkSettings, Message, Will
 from imqtt.client.mqtt import MAX_WAITING, REFUSALS, TAKEN_OVER
 from imqtt.client.settings import Address
 from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
@@ -72,9 +72,9 @@ class SimMqtt:
         if code != SUCCESS:
             raise Lost(f"{address}: {describe(code)}")
 
-    def _settings(self) -> Settings:
+    def _settings(self) -> LinkSettings:
         login = self._login
-        return Settings(
+        return LinkSettings(
             self._address.host,
             self._address.port,
             login.name,

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from imqtt.broker.errors import Closed, Refused
-from imqtt.broker.link import Link, Message, Received, Settings, Will, connect
+from imqtt.broker.errors import Closed, ConnackRefused
+from imqtt.broker.link import Link, LinkSettings, Message, Received, Will, connect
 from imqtt.client.mqtt import Mqtt
 from imqtt.client.settings import Address
 from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
@@ -80,7 +80,7 @@ class RealSide:
 
     async def connect(self, client_id: str, *, persistent: bool = True, **settings: Any) -> Link:
         return await connect(
-            Settings(
+            LinkSettings(
                 INTERNAL_HOST,
                 self._mosquitto.internal_port,
                 client_id,
@@ -150,7 +150,7 @@ class SimSide:
         self._saved: State | None = None
 
     async def connect(self, client_id: str, *, persistent: bool = True, **settings: Any) -> Link:
-        return await self._connect(Settings("broker", 1884, client_id, **_session(persistent) | settings))
+        return await self._connect(LinkSettings("broker", 1884, client_id, **_session(persistent) | settings))
 
     async def device(self, name: str, **login: Any) -> Mqtt | SimMqtt:
         return await SimMqtt.open(self.broker, Address("broker", 1883), Login(**_login(name, "") | login))
@@ -1166,7 +1166,7 @@ async def test_a_process_that_is_cut_off_from_the_broker_gets_no_connection(side
 async def test_a_refused_client_receives_the_reason_code(side: SimSide) -> None:
     side.broker.refusals.update({"one": 0x87, "alice@phone": 0x86})
 
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ConnackRefused) as refused:
         await side.connect("one")
     with pytest.raises(LoginRefused):
         await side.device("alice@phone")

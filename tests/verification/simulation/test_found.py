@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imqtt.broker.link import Message, Settings
+from imqtt.broker.link import LinkSettings, Message
 from imqtt.client import Format, Restarted
 from imqtt.core.partitions import partition_of
 from imqtt.core.reorder import NOTHING
@@ -50,8 +50,10 @@ def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> No
 
     async def story(world: World) -> None:
         session = f"imqtt-server-{number}"
-        rival = await world.connect(Settings("broker", 1884, session, password=PASSWORD, clean_start=True))
-        device = await world.connect(Settings("broker", 1883, "alice@plain", clean_start=True))
+        rival = await world.connect(
+            LinkSettings("broker", 1884, session, password=PASSWORD, clean_start=True)
+        )
+        device = await world.connect(LinkSettings("broker", 1883, "alice@plain", clean_start=True))
         await device.subscribe(down(Device("alice", "plain")))
         world.broker.refusals[session] = 0x88  # its partition's owner does not get it back at once
         await rival.close()  # and with it goes the session

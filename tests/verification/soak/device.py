@@ -11,7 +11,7 @@ from random import Random
 from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
-from imqtt.broker.link import Link, Message, Settings, Will, connect
+from imqtt.broker.link import Link, LinkSettings, Message, Will, connect
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.model import (
     Accepted,
@@ -138,7 +138,7 @@ class SoakDevice:
         home = self._topic(home_of(self.device.user))
         will = encode_command(Status("offline", self._nonce), self._format)
         link = await connect(
-            Settings(
+            LinkSettings(
                 HOST, self._port, self.name, username=self.name, password=self._password, clean_start=True,
                 keep_alive=KEEP_ALIVE, receive_max=UNACKED, timeout=3.0, will=Will(home, will),
             )
