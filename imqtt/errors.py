@@ -1,38 +1,38 @@
 """Every error that imqtt raises or sends. The `code` on the wire and the class are the same thing.
 
 ImqttError
-+-- Malformed            a payload that is neither format, or not of a command's shape
-+-- Invalid              a well-formed command that asks for what cannot be
++-- Malformed            a payload in neither format, or one that is not shaped like a command
++-- Invalid              a well-formed command with an impossible request
 +-- TooLarge             content or command beyond the limits of `Welcome`
-+-- NotAllowed           a conversation that one is not in
++-- NotAllowed           a conversation of which the user is not a member
 +-- Conflict             a client_msg_id that was used for other content
 +-- Unsupported          a command or kind of conversation that this server does not know
-+-- Misrouted            a command published to the partition of another conversation, twice
++-- Misrouted            a command that arrived in another conversation's partition after it was forwarded
 +-- RateLimited          more messages a second than a device may send
-+-- Busy                 more reads waiting than the server takes on
-+-- Failed               the server could not carry it out, for a reason of its own
-+-- Unavailable          the store cannot take anything just now
++-- Busy                 too many reads are waiting
++-- Failed               an internal error of the server
++-- Unavailable          the store cannot take anything at the moment
 |   +-- StoreFull
 |   +-- StoreReadOnly
-|   +-- StoreUnreachable commands wait; who reads is told to ask again
+|   +-- StoreUnreachable commands wait; reads are rejected and may be repeated
 |   +-- ClockWrong       the server's clock is before 2025 or after 2094
 +-- ClientError          raised by the SDK only
 |   +-- NotConnected
-|   |   +-- TlsFailed    no TLS with the broker until somebody changes a certificate, an option or an address
+|   |   +-- TlsFailed    TLS fails until a certificate, an option or an address is changed
 |   |   +-- TakenOver    another process connects as the same device
 |   +-- Discarded
 |   +-- CredentialsRefused
 |   +-- DeviceStoreError
 |       +-- DeviceStoreInUse     another client has it open
 +-- SetupError           the operator has to change something before imqtt can run
-    +-- StoreInUse       somebody else has the store open
+    +-- StoreInUse       another process has the store open
 """
 
 from typing import ClassVar
 
 
 class ImqttError(Exception):
-    """The root. `retryable`: the same thing may succeed later, unchanged."""
+    """The root. `retryable`: the same request may succeed later."""
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
@@ -40,7 +40,7 @@ class ImqttError(Exception):
     def __init__(self, reason: str, *, retry_after: int = 0) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.retry_after = retry_after  # milliseconds; 0: not said
+        self.retry_after = retry_after  # milliseconds; 0: not given
 
 
 class Malformed(ImqttError):
@@ -52,7 +52,7 @@ class Invalid(ImqttError):
 
 
 class TooLarge(ImqttError):
-    """`size` and `limit` are in `unit`s: bytes, or a number of things."""
+    """`size` and `limit` are in `unit`s: bytes, or a number of items."""
 
     code = "too_large"
 
@@ -103,15 +103,15 @@ class StoreFull(Unavailable):
 
 
 class StoreReadOnly(Unavailable):
-    """The store's files may not be written: nothing of the batch is stored."""
+    """The store's files are read-only: nothing of the batch is stored."""
 
 
 class StoreUnreachable(Unavailable):
-    """No connection to the store, or none in time: nothing is known of what was asked."""
+    """The store does not answer in time: the outcome of the request is unknown."""
 
 
 class ClockWrong(Unavailable):
-    """The clock says a time that ids cannot tell: it is wrong, and nothing is stored until it is set."""
+    """The clock shows a time that ids cannot express. Nothing is stored until it is corrected."""
 
 
 class ClientError(ImqttError):
@@ -127,11 +127,11 @@ class TlsFailed(NotConnected):
 
 
 class TakenOver(NotConnected):
-    """Another process connects as the same device, and the broker ends this one's connections for it."""
+    """Another process connects as the same device, so the broker ends this one's connections."""
 
 
 class Discarded(ClientError):
-    """The message was taken out of the outbox. If it was sent already, it may be stored nevertheless."""
+    """The message was taken out of the outbox. If it was sent before, it may be stored nevertheless."""
 
 
 class CredentialsRefused(ClientError):
@@ -143,7 +143,7 @@ class DeviceStoreError(ClientError):
 
 
 class DeviceStoreInUse(DeviceStoreError):
-    """Another client has the device's store open. The reason names its process where that is known."""
+    """Another client has the device's store open. The reason names its process if it is known."""
 
 
 class SetupError(ImqttError):
@@ -151,7 +151,7 @@ class SetupError(ImqttError):
 
 
 class StoreInUse(SetupError):
-    """The store is open exclusively elsewhere, or this process asks for that while others have it open."""
+    """Another process has the store open, and one of the two needs it exclusively."""
 
 
 WIRE_ERRORS: dict[str, type[ImqttError]] = {
@@ -161,4 +161,4 @@ WIRE_ERRORS: dict[str, type[ImqttError]] = {
         Unavailable,
     )
 }  # fmt: skip
-"""The classes a `Rejected` frame's code stands for; `too_large` carries numbers and is built on its own."""
+"""The error class of each `code` of a `Rejected` frame; `too_large` has numbers and is built separately."""

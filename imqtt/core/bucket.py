@@ -1,4 +1,4 @@
-"""A token bucket: how much a device may send now, from what it sent before.
+"""A token bucket, which limits how much a device may send.
 
 Levels are counted in thousandths of a token, so that a rate of r tokens a second adds r of them each
 millisecond and the arithmetic is exact. Source: RFC 2697, section 3, of whose two buckets this is the first.
@@ -25,16 +25,16 @@ class Rate(NamedTuple):
         return self.burst * 1_000
 
     def refill(self, bucket: Bucket, now: int) -> Bucket:
-        """The bucket as it is at `now`. A clock that stepped back adds nothing, and counts on from there."""
+        """The bucket at `now`. If the clock stepped back, no tokens are added."""
         gained = max(now - bucket.time, 0) * self.per_second
         return Bucket(min(bucket.level + gained, self.full), now)
 
     def take(self, bucket: Bucket, wanted: int, now: int) -> tuple[Bucket, int]:
-        """The bucket after taking up to `wanted` tokens at `now`, and how many there were."""
+        """The bucket after taking up to `wanted` tokens at `now`, and the number taken."""
         level = self.refill(bucket, now).level
         taken = min(wanted, level // 1_000)
         return Bucket(level - taken * 1_000, now), taken
 
     def fresh(self, now: int) -> Bucket:
-        """A full bucket, which is what a device has that was not heard of before."""
+        """A full bucket, for a new device."""
         return Bucket(self.full, now)

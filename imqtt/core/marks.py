@@ -1,4 +1,4 @@
-"""Delivered and read marks: registers that only grow. Merging is the maximum, so order does not matter."""
+"""Delivered and read marks, which only grow. They merge by maximum, so their order does not matter."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,9 +6,9 @@ from imqtt.model import Marks, Position
 
 
 def merge(marks: Iterable[Marks], heads: Mapping[str, Position]) -> list[Marks]:
-    """One register pair per (conversation, user), in order of first mention.
+    """One `Marks` for each (conversation, user), in order of first mention.
 
-    Each is bounded by its conversation's head, and read implies delivered. What marks nothing is left out.
+    Each is bounded by its conversation's head, and read implies delivered. Marks of nothing are left out.
     """
     merged: dict[tuple[str, str], Marks] = {}
     for mark in marks:

@@ -1,16 +1,16 @@
-"""When a view of who is alive may be acted upon.
+"""When a view of the live workers may be acted on.
 
-A view that has just changed may change again: a wiped Redis shows each worker itself alone at first, and a
-worker that stalls for a moment goes and comes back. To act at once would move partitions for nothing, and
-have two workers take them from each other.
+A view that has just changed may change again: in a wiped Redis, each worker sees itself alone at first, and a
+worker that stalls for a moment disappears and returns. Acting at once would move partitions needlessly, and
+two workers would take them from each other.
 """
 
 
 class Membership:
-    """Views as they are seen, and the last one that stood for `period` seconds.
+    """The current view, and the last one that was stable for `period` seconds.
 
-    `acted` is what may be acted upon: None until any view has stood for so long. What was once acted upon
-    holds while nothing is known, as when Redis is away: a partition without an owner serves nobody.
+    `acted` is the view to act on; None until one has been stable for that long. It stays while no view is
+    available, for example while Redis is away: a partition without an owner serves nobody.
     """
 
     def __init__(self, period: float) -> None:
@@ -20,7 +20,7 @@ class Membership:
         self.acted: frozenset[str] | None = None
 
     def see(self, now: float, alive: frozenset[str]) -> bool:
-        """Takes a view at `now`, in seconds of a clock that only grows. Returns whether it is acted upon."""
+        """Takes a view at `now`, in seconds of a monotonic clock. Returns whether it may be acted on."""
         if alive != self._seen:
             self._seen, self._since = alive, now
         if now - self._since < self._period:
@@ -29,15 +29,16 @@ class Membership:
         return True
 
     def see_nothing(self) -> None:
-        """It cannot be known who is alive; the next view stands from when it is seen."""
+        """The live workers are unknown; the next view counts as new."""
         self._seen = None
 
 
 def contention(cuts: int, chance: float, *, base: float = 0.2, cap: float = 300.0) -> float:
-    """Seconds before a session is taken again that was taken from here `cuts` times lately, unexplained.
+    """Seconds to wait before retaking a session after `cuts` recent unexplained disconnections.
 
-    Two who reconnect at once starve each other: with each waiting twice as long after each cut, one of them
-    has the session for longer and longer until it has it for good. `chance` is drawn from 0 to 1.
+    Two workers that reconnect at once starve each other. If each waits twice as long after each
+    disconnection, one of them holds the session for longer and longer, and finally for good. `chance`:
+    random, 0 to 1.
     """
     bound = min(cap, base * 2.0 ** min(cuts - 1, 30))
     return bound * (0.5 + 0.5 * chance)

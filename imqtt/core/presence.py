@@ -1,4 +1,4 @@
-"""A user's presence, from that of the user's devices."""
+"""A user's presence, derived from the presence of their devices."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,11 @@ _RANKS = {state: rank for rank, state in enumerate(PRESENCE_STATES)}
 
 
 def of_user(user: str, devices: Iterable[tuple[str, int]]) -> Presence:
-    """The liveliest state of any device. `devices` has each one's state and since when (milliseconds).
+    """The most active state of any device. `devices`: each device's state and its start, in milliseconds.
 
-    A state that this version does not know counts as online, as it does for clients: a newer server on the
-    same Redis may have written it. `last_seen` is the latest change of any device: for a user who is offline,
-    when they left.
+    An unknown state counts as online, as it does for clients: a newer server on the same Redis may have
+    written it. `last_seen` is the latest change of any device; for an offline user, the time at which they
+    left.
     """
     liveliest, last_seen = _RANKS["offline"], 0
     for state, since in devices:

@@ -1,4 +1,4 @@
-"""What becomes of a batch of log commands: appended at the next seq, known already, or refused.
+"""Decides a batch of log commands: each is appended at the next seq, known already, or refused.
 
 The decision reads nothing itself: it is given a view of the log. Where that turns out to be stale the store's
 indexes refuse the append, and the caller decides again with what it then reads.
@@ -16,7 +16,7 @@ from imqtt.model import AnyLogCommand, Device, Event, Id, Key, Position, Stored
 
 
 class Incoming(NamedTuple):
-    """A log command as it came in: from whom, with what it asks for, encoded, and the digest of that.
+    """A received log command, with the change it asks for, the encoded body and the digest of both.
 
     `again`: an earlier owner of the partition may have stored it and told nobody.
     """
@@ -32,10 +32,10 @@ class Incoming(NamedTuple):
 
 
 class Append(NamedTuple):
-    """Store it as this event. `previous` is the id of the one before it, 0 where there is none.
+    """Append this event. `previous` is the id of the event before it; 0: there is none.
 
-    It stands beside the event because it is told and never stored: what a store gives back is what it was
-    given, and needs no such word, since it stands behind the event before it.
+    `previous` is not part of the event because devices are told it and stores do not keep it: the event
+    before it in the store says the same.
     """
 
     event: Event
@@ -44,9 +44,9 @@ class Append(NamedTuple):
 
 
 class Known(NamedTuple):
-    """It is stored at `position` already, or is about to be, earlier in the same batch.
+    """The command's event is stored at `position`, or earlier in the same batch.
 
-    `untold`: it was stored by an attempt that did not know, so nobody has been told of it.
+    `untold`: an attempt with an unknown outcome stored it, so nobody has been told of it.
     """
 
     position: Position
@@ -54,7 +54,7 @@ class Known(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """Tell its sender why not."""
+    """Reject the command with this error."""
 
     error: ImqttError
 
