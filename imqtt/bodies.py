@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from imqtt.model import Content, Event, Unknown, Value, from_json_type, to_json_type
+from imqtt.model import Content, Value, from_json_type, to_json_type
 
 log = logging.getLogger(__name__)
 
-Body = Content | Unknown
+Body = Content
 DIGEST_SIZE = 16  # bytes
 
 
@@ -57,13 +57,6 @@ class Change(NamedTuple):
 def field_of(change: Change) -> dict[str, Any]:
     """The field of `Event` that carries the change's body."""
     return {BODIES[change.kind].field: change.body}
-
-
-def body_of(event: Event) -> Body:
-    """The event's body; `Unknown` for a kind of a later version, and for one whose body is missing."""
-    known = BODIES.get(event.kind)
-    body = None if known is None else getattr(event, known.field)
-    return Unknown(event.kind) if body is None else body
 
 
 def decode_body(kind: str, encoded: str | bytes | None) -> dict[str, Any]:

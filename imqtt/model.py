@@ -103,12 +103,6 @@ class Content(Value, frozen=True):
 NO_CONTENT = Content()
 
 
-class Unknown(Value, frozen=True):
-    """The body of an event that only another version of imqtt knows, or whose content is not here."""
-
-    kind: str
-
-
 class Event(Value, frozen=True, tag="event", tag_field="type"):
     """One entry of a conversation's log; also the frame that carries it to a device.
 

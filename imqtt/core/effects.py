@@ -7,14 +7,16 @@ from imqtt.model import Event
 
 
 class Effects(NamedTuple):
-    """`members`: (user, conversation) rows to write before the event. `audience`: the users who are told."""
+    """`members`: (user, conversation) rows to write before the event."""
 
     members: tuple[tuple[str, str], ...] = ()
-    audience: tuple[str, ...] = ()
+
+
+NONE = Effects()
 
 
 def for_all_members(event: Event, view: View) -> Effects:
-    """Tells the members. The first event of a conversation writes their rows."""
-    members = view.members(event.conversation)
-    rows = tuple((user, event.conversation) for user in members) if event.seq == 1 else ()
-    return Effects(rows, members)
+    """The first event of a conversation writes the rows of its members."""
+    if event.seq > 1:
+        return NONE
+    return Effects(tuple((user, event.conversation) for user in view.members(event.conversation)))

@@ -100,7 +100,7 @@ def decide(
         except ImqttError as error:
             decisions.append(Refuse(error))
             continue
-        view.advance(incoming.key, event, incoming.change, incoming.digest)
+        view.advance(incoming.key, event, incoming.digest)
         decisions.append(Append(event, head.id, rule.effects(event, view)))
     return decisions
 

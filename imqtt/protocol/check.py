@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from imqtt import fields
 from imqtt.errors import Invalid, TooLarge
-from imqtt.model import AnyCommand, AnyFrame, Command, Content, Cursor, Value
+from imqtt.model import AnyCommand, AnyFrame, Content, Cursor, Value
 from imqtt.protocol.topics import is_name
 
 MAX_MENTIONS = 100
@@ -108,7 +108,7 @@ def _checks(cls: type[Value], annotation: Any, bounds: Bounds | None) -> Iterato
             yield lambda value, _: _check_value(value, bounds)
     elif origin is tuple:
         if bounds is not None and arguments[0] is Cursor:
-            yield partial(_check_number, f"a {cls.name}" if issubclass(cls, Command) else "", bounds.cursors)
+            yield partial(_check_number, f"a {cls.__name__.lower()}", bounds.cursors)
         for check_item in _checks(cls, arguments[0], bounds):
             yield partial(_check_all, check_item)
     elif origin in (Union, types.UnionType):

@@ -35,7 +35,7 @@ def codec(cls: type[Value]) -> Codec:
         return OVERRIDES[cls]
     hints = get_type_hints(cls, include_extras=True)
     compiled = [_field(name, hints[name]) for name in cls.__struct_fields__]
-    fills, reads = [it.fill for it in compiled], [it.read for it in compiled]
+    fills, reads = [field.fill for field in compiled], [field.read for field in compiled]
 
     def fill(message: Any, value: Any) -> None:
         for fill_field in fills:
@@ -52,9 +52,8 @@ def _field(name: str, annotation: Any) -> Codec:
     for constraint in getattr(annotation, "__metadata__", ()):
         if isinstance(constraint, fields.Inverse):
             return _inverse(name, constraint.name)
-    annotation = (
-        getattr(annotation, "__origin__", annotation) if hasattr(annotation, "__metadata__") else annotation
-    )
+    if hasattr(annotation, "__metadata__"):
+        annotation = annotation.__origin__
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is tuple:
         return _repeated(name, arguments[0])

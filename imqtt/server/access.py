@@ -66,15 +66,15 @@ class Access:
             Probe(Message(self._up, b""), _ALL_UP, hears=True),
             Probe(Message(DOWN, b""), _ALL_DOWN, hears=False),
         )
-        codes = await link.publish([it.message for it in probes])
-        taken = {it for it, code in zip(probes, codes, strict=True) if code < FAILURE}
+        codes = await link.publish([probe.message for probe in probes])
+        taken = {probe for probe, code in zip(probes, codes, strict=True) if code < FAILURE}
         # A refused packet cannot come back.
-        unheard = await self._unheard([it for it in probes if it.hears and it in taken])
+        unheard = await self._unheard([probe for probe in probes if probe.hears and probe in taken])
         missing = [
-            f"publish to {it.filter} ({describe(code)})"
-            for it, code in zip(probes, codes, strict=True)
-            if it not in taken
-        ] + [f"read {it.filter}" for it in unheard]
+            f"publish to {probe.filter} ({describe(code)})"
+            for probe, code in zip(probes, codes, strict=True)
+            if probe not in taken
+        ] + [f"read {probe.filter}" for probe in unheard]
         if missing:
             self._problem.start(
                 f"the account {self._account!r} may not {', nor '.join(missing)}. Mosquitto's acl_file "
@@ -86,11 +86,11 @@ class Access:
 
     async def _unheard(self, probes: Sequence[Probe]) -> list[Probe]:
         """Those that have not come back in time."""
-        awaited = [(it, self._awaited[it.message.topic]) for it in probes]
+        awaited = [(probe, self._awaited[probe.message.topic]) for probe in probes]
         try:
             async with asyncio.timeout(HEAR_SECONDS):
                 for _, event in awaited:
                     await event.wait()
         except TimeoutError:
-            return [it for it, event in awaited if not event.is_set()]
+            return [probe for probe, event in awaited if not event.is_set()]
         return []

@@ -2,18 +2,14 @@
 
 from imqtt.bodies import Change
 from imqtt.core.effects import for_all_members as effects
-from imqtt.core.view import Needs, View
+from imqtt.core.view import View
 from imqtt.model import Device, Send
 
-__all__ = ["change", "decide", "effects", "needs"]
+__all__ = ["change", "decide", "effects"]
 
 
 def change(command: Send) -> Change:
     return Change("message", command.content)
-
-
-def needs(command: Send) -> Needs:
-    return Needs()
 
 
 def decide(command: Send, by: Device, view: View) -> None:
