@@ -1,8 +1,9 @@
 """A conversation's id says what kind it is and, unless it is a group, who its members are."""
 
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from imqtt.errors import Invalid, NotAllowed, Unsupported
+from imqtt.errors import ImqttError, Invalid, NotAllowed, Unsupported
 
 
 @lru_cache(maxsize=65_536)
@@ -22,12 +23,41 @@ def members_of(conversation: str) -> tuple[str, ...]:
     return users
 
 
-def check_member(conversation: str, user: str) -> tuple[str, ...]:
-    """The members, `user` among them. Raises `NotAllowed` otherwise, and what `members_of` raises."""
-    members = members_of(conversation)
-    if user not in members:
-        raise NotAllowed(f"{user} is not in this conversation")
-    return members
+class Members:
+    """The members of some conversations, or the error of an id that names none: malformed, or unsupported."""
+
+    def __init__(self, found: Mapping[str, tuple[str, ...] | ImqttError]) -> None:
+        self._found = found
+
+    def of(self, conversation: str) -> tuple[str, ...]:
+        """The conversation's members. Raises its error."""
+        found = self._found[conversation]
+        if isinstance(found, ImqttError):
+            raise found
+        return found
+
+    def check(self, conversation: str, user: str) -> tuple[str, ...]:
+        """The conversation's members, `user` among them. Raises `NotAllowed`, or its error."""
+        members = self.of(conversation)
+        if user not in members:
+            raise NotAllowed(f"{user} is not in this conversation")
+        return members
+
+    def include(self, conversation: str, user: str) -> bool:
+        """Whether `user` is in a conversation that exists."""
+        found = self._found[conversation]
+        return not isinstance(found, ImqttError) and user in found
+
+
+def members_from_ids(conversations: Iterable[str]) -> Members:
+    """The members that follow from the ids."""
+    found: dict[str, tuple[str, ...] | ImqttError] = {}
+    for conversation in conversations:
+        try:
+            found[conversation] = members_of(conversation)
+        except ImqttError as error:
+            found[conversation] = error
+    return Members(found)
 
 
 def _is_user(name: str) -> bool:

@@ -19,4 +19,6 @@ def for_all_members(event: Event, view: View) -> Effects:
     """The first event of a conversation writes the rows of its members."""
     if event.seq > 1:
         return NONE
-    return Effects(tuple((user, event.conversation) for user in view.members(event.conversation)))
+    return Effects(
+        tuple((user, event.conversation) for user in view.members(event.conversation, event.sender))
+    )

@@ -11,7 +11,7 @@ from imqtt.bodies import Change, field_of
 from imqtt.core.effects import Effects
 from imqtt.core.rules import RULES
 from imqtt.core.view import View
-from imqtt.errors import Conflict, ImqttError, NotAllowed, RateLimited
+from imqtt.errors import Conflict, ImqttError, RateLimited
 from imqtt.model import AnyLogCommand, Device, Event, Id, Key, Position, Stored
 
 
@@ -85,13 +85,12 @@ def decide(
     for incoming in batch:
         stored = view.stored(incoming.key)
         if stored is not None:
-            decisions.append(_again(incoming, stored))
+            decisions.append(duplicate(incoming, stored))
             continue
         command, sender = incoming.command, incoming.sender
         rule = RULES[type(command)]
         try:
-            if sender.user not in view.members(command.conversation):
-                raise NotAllowed(f"{sender.user} is not in this conversation")
+            view.members(command.conversation, sender.user)
             if not admit(sender):
                 raise RateLimited("more messages a second than this device may send", retry_after=1_000)
             rule.decide(command, sender, view)
@@ -105,7 +104,8 @@ def decide(
     return decisions
 
 
-def _again(incoming: Incoming, stored: Stored) -> Decision:
+def duplicate(incoming: Incoming, stored: Stored) -> Decision:
+    """The answer to a command whose key is stored: `Known`, or a conflict if the change is another one."""
     position, digest = stored
     if digest != incoming.digest:
         return Refuse(

@@ -1,4 +1,4 @@
-"""The server: every part made once, given what it needs, started and ended in order."""
+"""The server: makes every part once, gives it what it needs, and starts and ends the parts in order."""
 
 import asyncio
 import os
@@ -6,16 +6,17 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from imqtt.addresses import host_port
 from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, LinkSettings, connect
 from imqtt.broker.tls import TlsFileError, TlsFiles
+from imqtt.broker.values import Will
 from imqtt.config import ServerConfig
 from imqtt.core.snowflake import Snowflake
 from imqtt.distribution import installed_version
@@ -25,24 +26,27 @@ from imqtt.protocol import Bounds
 from imqtt.server import open_files, peer_discovery, store_probe
 from imqtt.server.access import Access
 from imqtt.server.assignment import Assignment
-from imqtt.server.batcher import Batcher
 from imqtt.server.committer import Committer
-from imqtt.server.connections import Connections, Line
+from imqtt.server.connections import Connections, Line, first_of
 from imqtt.server.control import Control
 from imqtt.server.counters import Counters
+from imqtt.server.delivery import Delivery
 from imqtt.server.devices import Devices
 from imqtt.server.head_cache import HeadCache
 from imqtt.server.health import Health, HealthPage
-from imqtt.server.intake import Intake
-from imqtt.server.owner import Owner
+from imqtt.server.liveness import Liveness
+from imqtt.server.marks import MarkRaiser
+from imqtt.server.memberships import Memberships
 from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
 from imqtt.server.peer_discovery import Peer, PeerDiscovery
+from imqtt.server.pipeline import Pipeline
 from imqtt.server.presence import Presences
 from imqtt.server.problems import Problems
 from imqtt.server.pruning import Pruning
 from imqtt.server.publisher import Publish, Publisher
 from imqtt.server.reads import Reads
+from imqtt.server.router import Router
 from imqtt.state.base import State, Worker
 from imqtt.stores.base import Store
 
@@ -70,24 +74,26 @@ class Server:
         self.config = config
         self.counters = Counters()
         self._clock = clock
-        self._tasks: list[asyncio.Task[None]] = []
-        self._assignment: Assignment | None = None
-        self._problems = Problems(host_port(config.broker_host, config.broker_port))
-        self._connections = Connections(self._problems.broker)
-        self._page: HealthPage | None = None
-        self._publishers: dict[str, Publisher] = {}
-        self._tls: TlsFiles | None = None
-        self._process = secrets.token_hex(4)  # of its id, and of its connections beside the partitions'
-        self._status = "starting"
         self._store = store
         self._state = state
+        self._tls: TlsFiles | None = None
+        self._problems = Problems(host_port(config.broker_host, config.broker_port))
+        self._connections = Connections(self._problems.broker)
+        self._process = secrets.token_hex(4)  # of its id, and of its connections beside the partitions'
+        self._status = "starting"
+        self._publishers: Sequence[Publisher] = ()
+        self._assignment: Assignment | None = None
+        self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        ready = asyncio.Event()
+        self._running = asyncio.create_task(self._run(ready), name="server")
         try:
-            await self._start()
+            await first_of(ready.wait(), self.wait())
         except BaseException:
             await self._end()
             raise
+        self._status = "ok"
         return self
 
     async def __aexit__(
@@ -95,15 +101,21 @@ class Server:
     ) -> None:
         self._status = "leaving"
         try:
-            if self._assignment is not None:
-                await self._assignment.leave()
-                await self._discovery.say_goodbye()
+            assert self._assignment is not None  # noqa: S101 - made on entering
+            await self._assignment.leave()
+            await self._discovery.say_goodbye()
         finally:
             await self._end()
 
     async def wait(self) -> None:
         """Runs until cancelled; raises what ended the server, if something did."""
-        await _first_failure(self._tasks)
+        assert self._running is not None  # noqa: S101 - made on entering
+        await asyncio.shield(self._running)
+
+    async def _end(self) -> None:
+        assert self._running is not None  # noqa: S101 - made on entering
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
 
     @property
     def worker(self) -> Worker:
@@ -115,7 +127,7 @@ class Server:
         """How this worker is. It serves while it is connected, though the store or the state be away."""
         worker = self.worker if self._assignment is not None else None
         holdings = worker.holdings if worker is not None else ()
-        connected = all(publisher.connected for publisher in self._publishers.values())
+        connected = all(publisher.connected for publisher in self._publishers)
         status = self._status
         if status == "ok" and not connected:
             status = "cut off"
@@ -144,40 +156,75 @@ class Server:
         """How many partitions the store was created with."""
         return self._store.identity.partitions
 
-    async def _start(self) -> None:
-        config = self.config
-        if config.health:
-            self._page = HealthPage(config.health, self.health)
-            await self._page.start()
-        self._tls = _tls(config)
-        # Reads have one of their own: a large page holds up nobody's message.
-        self._publishers = {
-            name: Publisher(
-                self._line(name, self._own(name), looks=name == "events"),
-                self.counters,
-                self._problems.refused_packets,
-            )
-            for name in ("events", "reads")
-        }
-        batcher = self._carrying_out(self._publishers["events"].publish, self._publishers["reads"].publish)
-        assignment = self._sharing(batcher)
-        ready = [
-            self._begin(publisher.run, f"publisher-{name}") for name, publisher in self._publishers.items()
-        ]
-        await self._all_ready([*ready, self._begin(self._discovery.run, "peer-discovery")])
-        self._assignment = assignment
-        await self._all_ready([self._begin(assignment.run, "assignment")])
-        self._status = "ok"
+    async def _run(self, ready: asyncio.Event) -> None:
+        """Everything that the server does, until cancelled. Raises the first error that ended it."""
+        page = HealthPage(self.config.health, self.health) if self.config.health else None
+        try:
+            if page is not None:
+                await page.start()
+            self._tls = _tls(self.config)
+            async with asyncio.TaskGroup() as tasks:
+                await self._start(tasks)
+                ready.set()
+        except BaseExceptionGroup as group:
+            raise _leaf(group) from None
+        finally:
+            if page is not None:
+                page.stop()
 
-    def _carrying_out(self, publish: Publish, publish_reads: Publish) -> Batcher:
+    async def _start(self, tasks: asyncio.TaskGroup) -> None:
+        """Makes every part and starts it. Returns when this worker's partitions receive."""
+        # Reads have a connection of their own: a large page holds up nobody's message.
+        events, reads = self._publisher("events", looks=True), self._publisher("reads")
+        self._publishers = (events, reads)
+        liveness = Liveness()
+        worker = Worker(self._process, socket.gethostname(), os.getpid(), self._clock(), installed_version())
+        self._discovery = self._peer_discovery(worker, liveness)
+        pipeline = self._pipeline(tasks, events.publish, reads.publish)
+        tasks.create_task(open_files.watch(self._problems.files), name="files")
+        tasks.create_task(store_probe.watch(self._store, self.counters, self._problems), name="store-probe")
+        found, *connected = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        for name, publisher, connection in zip(("events", "reads"), self._publishers, connected, strict=True):
+            tasks.create_task(publisher.run(connection), name=f"publisher-{name}")
+        tasks.create_task(self._discovery.run(found), name="peer-discovery")
+        for event in (found, *connected):
+            await event.wait()
+        self._assignment = Assignment(
+            worker,
+            state=self._state,
+            pipeline=pipeline,
+            partitions=[
+                Partition(
+                    number,
+                    pipeline,
+                    self._line(f"partition {number}", self._settings(str(number))),
+                    self.config.max_batch,
+                    broker_steady=events.steady,
+                    taken=self._problems.contested,
+                )
+                for number in range(self.partitions)
+            ],
+            discovery=self._discovery,
+            liveness=liveness,
+            problems=self._problems,
+            ttl=self.config.worker_ttl,
+            clock=self._clock,
+        )
+        held = asyncio.Event()
+        tasks.create_task(self._assignment.run(held), name="assignment")
+        await held.wait()
+
+    def _pipeline(self, tasks: asyncio.TaskGroup, publish: Publish, publish_reads: Publish) -> Pipeline:
         """Everything that commands go through, from a partition's session to the devices."""
         config, counters, store, state = self.config, self.counters, self._store, self._state
         partitions = store.identity.partitions
         bounds = Bounds(config.max_content, config.max_command)
+        memberships = Memberships()
         devices = Devices(store, state, self._problems, self._clock)
         presences = Presences(
             store=store,
             state=state,
+            memberships=memberships,
             devices=devices,
             publish=publish_reads,
             counters=counters,
@@ -186,7 +233,7 @@ class Server:
             clock=self._clock,
         )
         reads = Reads(
-            Pages(store),
+            Pages(store, memberships),
             presences,
             publish_reads,
             counters,
@@ -204,29 +251,37 @@ class Server:
             waiting=config.reads_waiting,
             clock=self._clock,
         )
-        committer = Committer(
-            store=store,
-            state=state,
-            snowflakes=[Snowflake(it, config.clock_tolerance * 1_000) for it in range(partitions)],
-            heads=HeadCache(config.conversations_cached),
-            counters=counters,
-            problems=self._problems,
-            clock=self._clock,
-        )
-        owner = Owner(
-            intake=Intake(partitions, bounds),
-            committer=committer,
-            store=store,
+        pipeline = Pipeline(
+            router=Router(partitions, bounds),
+            memberships=memberships,
             devices=devices,
-            presences=presences,
-            reads=reads,
-            control=Control(devices, presences, publish_reads, counters),
-            publish=publish,
+            committer=Committer(
+                store=store,
+                state=state,
+                snowflakes=[
+                    Snowflake(partition, config.clock_tolerance * 1_000) for partition in range(partitions)
+                ],
+                heads=HeadCache(config.conversations_cached),
+                counters=counters,
+                problems=self._problems,
+                clock=self._clock,
+            ),
+            marks=MarkRaiser(store, self._problems),
+            control=Control(devices, presences, publish_reads, counters, partitions),
+            delivery=Delivery(
+                store=store,
+                state=state,
+                devices=devices,
+                presences=presences,
+                reads=reads,
+                publish=publish,
+                counters=counters,
+                max_packet=config.max_packet,
+            ),
             counters=counters,
             problems=self._problems,
-            max_packet=config.max_packet,
+            max_batch=config.max_batch,
         )
-        batcher = Batcher(owner, counters, self._problems, config.max_batch)
         pruning = Pruning(
             store=store,
             devices=devices,
@@ -235,98 +290,38 @@ class Server:
             max_age=config.device_days,
             per_user=config.devices_per_user,
             patience=config.presence_ttl,
-            sweeps=lambda: 0 in self.health().partitions,
+            sweeps=self._holds_first_partition,
             clock=self._clock,
         )
-        for work, name in (
-            (reads, "reads"),
-            (presences, "presences"),
-            (pruning, "pruning"),
-            (batcher, "batcher"),
-        ):
-            self._spawn(work.run(), name)
-        self._spawn(open_files.watch(self._problems.files), "files")
-        self._spawn(store_probe.watch(store, counters, self._problems), "store-watch")
-        return batcher
+        for part in (reads, presences, pruning, pipeline):
+            tasks.create_task(part.run(), name=type(part).__name__.lower())
+        return pipeline
 
-    def _sharing(self, batcher: Batcher) -> Assignment:
-        """Which partitions this worker holds, among those that share its state and its broker."""
-        config, identity = self.config, self._store.identity
-        worker = Worker(self._process, socket.gethostname(), os.getpid(), self._clock(), installed_version())
+    def _holds_first_partition(self) -> bool:
+        return 0 in self.health().partitions
 
-        def partitions(assignment: Assignment) -> list[Partition]:
-            return [
-                Partition(
-                    number,
-                    batcher,
-                    self._line(f"partition {number}", self._settings(str(number))),
-                    config.max_batch,
-                    broker_steady=self._publishers["events"].steady,
-                    confirmed=assignment.confirmed,
-                    outranked=assignment.outranked,
-                    taken=self._problems.contested,
-                )
-                for number in range(identity.partitions)
-            ]
-
-        assignment = Assignment(
-            worker,
-            self._state,
-            batcher,
-            partitions,
-            problems=self._problems,
-            stranger=self._stranger,
-            ttl=config.worker_ttl,
-            clock=self._clock,
+    def _peer_discovery(self, worker: Worker, liveness: Liveness) -> PeerDiscovery:
+        config, store = self.config, self._store
+        me = Peer(
+            store.identity.cluster,
+            worker.id,
+            worker.host,
+            worker.pid,
+            worker.started,
+            exclusive=not store.shared,
         )
-        present = self._own("present")
-        alone = not self._store.shared
-        me = Peer(identity.cluster, worker.id, worker.host, worker.pid, worker.started, exclusive=alone)
-        self._discovery = PeerDiscovery(
+        return PeerDiscovery(
             me,
-            lambda will: self._connect(replace(present, will=will)),
+            partial(self._connect, self._own("present")),
             self._connections,
             Access(worker.id, peer_discovery.TOPIC, config.broker_username, self._problems.access),
-            away=lambda: assignment.away,
-            warn=self._warn,
-            heard=assignment.trust,
-            gone=assignment.suspect,
-        )
-        return assignment
-
-    async def _stranger(self, known: Collection[str]) -> str:
-        other = await self._discovery.outranked(known)
-        if other is None:
-            return ""
-        return (
-            f"worker {other.worker} ({other.host}, pid {other.pid}) serves the same store and is not in "
-            "this worker's Redis: is it the same one? What both want is left to it"
+            liveness=liveness,
+            foreign=self._problems.cluster,
         )
 
-    def _warn(self, trouble: str) -> None:
-        if trouble:
-            self._problems.cluster.start(trouble)
-        else:
-            self._problems.cluster.end()
-
-    async def _all_ready(self, ready: Sequence[asyncio.Event]) -> None:
-        """Waits for every event; raises if a task ends before."""
-        waiting = asyncio.create_task(_all_set(ready), name="ready")
-        failing = asyncio.create_task(self.wait(), name="failing")
-        try:
-            await asyncio.wait((waiting, failing), return_when=asyncio.FIRST_COMPLETED)
-            if failing.done():
-                failing.result()
-        finally:
-            waiting.cancel()
-            failing.cancel()
-
-    async def _end(self) -> None:
-        if self._page is not None:
-            self._page.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    def _publisher(self, name: str, *, looks: bool = False) -> Publisher:
+        line = self._line(name, self._own(name), looks=looks)
+        return Publisher(line, self.counters, self._problems.refused_packets)
 
     def _own(self, name: str) -> LinkSettings:
         """Of a connection that no other process has, and that leaves nothing behind."""
@@ -350,7 +345,8 @@ class Server:
     def _line(self, name: str, settings: LinkSettings, *, looks: bool = False) -> Line:
         return self._connections.line(name, partial(self._connect, settings), looks=looks)
 
-    async def _connect(self, settings: LinkSettings) -> Link:
+    async def _connect(self, settings: LinkSettings, will: Will | None = None) -> Link:
+        settings = replace(settings, will=will)
         if self._tls is None:
             return await connect(settings)
         try:
@@ -366,25 +362,13 @@ class Server:
             self._tls.distrust()
             raise
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(work, name=name))
 
-    def _begin(self, run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> asyncio.Event:
-        """Spawns what says by an event when it is ready; returns the event."""
-        ready = asyncio.Event()
-        self._spawn(run(ready), name)
-        return ready
-
-
-async def _all_set(events: Sequence[asyncio.Event]) -> None:
-    for event in events:
-        await event.wait()
-
-
-async def _first_failure(tasks: Sequence[asyncio.Task[None]]) -> None:
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    for task in done:
-        task.result()
+def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group that holds no others."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _tls(config: ServerConfig) -> TlsFiles | None:

@@ -7,15 +7,16 @@ between two that append to one log. A wrong assignment only causes duplicate wor
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from imqtt.core.membership import Membership
 from imqtt.core.partitions import assign
-from imqtt.server.batcher import Batcher
+from imqtt.server.liveness import Liveness
 from imqtt.server.partition import Partition
+from imqtt.server.peer_discovery import PeerDiscovery
+from imqtt.server.pipeline import Pipeline
 from imqtt.server.problems import Problems
 from imqtt.state.base import Holding, State, StateAway, Worker
 
@@ -29,41 +30,33 @@ UNFIT_SECONDS = 300.0  # for which a worker that was refused a session stays unf
 DRAIN_SECONDS = 10.0  # for unfinished work when the process ends
 
 
-@dataclass(slots=True)
-class _Suspicion:
-    """Suspicion that a worker is gone. `beats`: its heartbeats at that time; None: not looked up yet."""
-
-    since: float
-    beats: int | None = None
-
-
 class Assignment:
     """Sends this worker's heartbeats, and takes and releases partitions as workers come and go.
 
-    `partitions(self)` returns one `Partition` for each number. `stranger(known)` describes a worker, not
-    among `known`, that keeps contested sessions; "" if there is none. `ttl`: seconds without a heartbeat
-    before a worker is considered dead. If the state is not shared, there are no other workers, and this one
-    holds every partition at once.
+    `ttl`: seconds without a heartbeat before a worker is considered dead. If the state is not shared, there
+    are no other workers, and this one holds every partition at once.
     """
 
     def __init__(
         self,
         worker: Worker,
-        state: State,
-        batcher: Batcher,
-        partitions: Callable[["Assignment"], Sequence[Partition]],
         *,
+        state: State,
+        pipeline: Pipeline,
+        partitions: Sequence[Partition],
+        discovery: PeerDiscovery,
+        liveness: Liveness,
         problems: Problems,
-        stranger: Callable[[Collection[str]], Awaitable[str]],
         ttl: float,
         clock: Callable[[], int],
     ) -> None:
         self._worker = worker
         self._state = state
+        self._pipeline = pipeline
+        self._partitions = partitions
+        self._discovery = discovery
+        self._liveness = liveness
         self._problems = problems
-        self._stranger = stranger
-        self._batcher = batcher
-        self._partitions = partitions(self)
         self._ttl = ttl
         self._clock = clock
         self._beat_seconds = ttl / BEATS
@@ -73,14 +66,12 @@ class Assignment:
         self._starting = True  # until this worker has held a partition
         self._unfit_until = 0.0  # by the event loop's clock
         self._awaited: dict[int, float] = {}  # partitions that another worker must release: since when
-        self._wake = asyncio.Event()
         self._beats = asyncio.Condition()
         self._known = 0  # heartbeats that were begun
         self._answered = 0  # the number of the last heartbeat whose answer was acted on, or that failed
-        self._suspects: dict[str, _Suspicion] = {}
         self._owners: tuple[frozenset[str], list[str]] = (frozenset(), [])  # of the last assignment
         self._seen_at = asyncio.get_running_loop().time()  # of this worker's last heartbeat
-        self._leaving = self._left = self._away = False
+        self._leaving = self._left = False
 
     @property
     def worker(self) -> Worker:
@@ -101,7 +92,7 @@ class Assignment:
         for it in self._partitions:
             if it.held_since is None:
                 continue
-            unfinished, oldest = self._batcher.unfinished(it.number)
+            unfinished, oldest = self._pipeline.unfinished(it.number)
             since = now - int((loop_now - it.held_since) * 1_000)
             holdings.append(Holding(it.number, since, unfinished, int(oldest * 1_000), it.cuts))
         return tuple(holdings)
@@ -109,23 +100,21 @@ class Assignment:
     async def confirmed(self) -> None:
         """Waits for a fresh assignment, or until the state turns out to be unreachable."""
         asked = self._known
-        self._wake.set()
+        self._liveness.changed.set()
         async with self._beats:
             await self._beats.wait_for(lambda: self._answered > asked)
 
     async def outranked(self) -> bool:
         """Whether a worker that this one does not see in its state keeps the sessions that both take."""
-        stranger = await self._stranger(self._membership.acted or ())
-        if stranger:
-            self._problems.stranger.start(stranger)
-        else:
+        other = await self._discovery.outranked(self._membership.acted or ())
+        if other is None:
             self._problems.stranger.end()
-        return bool(stranger)
-
-    @property
-    def away(self) -> bool:
-        """Whether the state cannot be reached, so that the live workers are unknown."""
-        return self._away
+        else:
+            self._problems.stranger.start(
+                f"worker {other.worker} ({other.host}, pid {other.pid}) serves the same store and is not in "
+                "this worker's Redis: is it the same one? What both want is left to it"
+            )
+        return other is not None
 
     async def run(self, ready: asyncio.Event) -> None:
         """Runs until cancelled. Sets `ready` when the first assignment is held."""
@@ -138,8 +127,8 @@ class Assignment:
                 self._starting = self._starting and all(it.held_since is None for it in self._partitions)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._beat_seconds):
-                        await self._wake.wait()
-                self._wake.clear()
+                        await self._liveness.changed.wait()
+                self._liveness.changed.clear()
         finally:
             for task in self._holding.values():
                 task.cancel()
@@ -148,7 +137,7 @@ class Assignment:
     async def leave(self) -> None:
         """Finishes the work begun and releases every partition; the others take them as they are released."""
         self._leaving = True
-        self._wake.set()
+        self._liveness.changed.set()
         for number in self._holding:
             self._partitions[number].stop()
         if self._holding:
@@ -165,25 +154,20 @@ class Assignment:
             alive = await self._state.beat(self.worker, int(self._ttl * 1_000))
         except StateAway as error:
             log.debug("the live workers are unknown: %s", error)
-            self._away = True
+            self._liveness.away = True
             self._membership.see_nothing()
             self._without_the_gone()
             self._follow(())
         else:
-            self._away = False
+            self._liveness.away = False
             now = asyncio.get_running_loop().time()
             if now - self._seen_at > self._ttl:
                 # The others have considered this worker dead meanwhile, and hold its partitions. They see its
                 # heartbeat now, and release them once their view has been stable for long enough.
                 self._membership.see_nothing()
             self._seen_at = now
-            there = {it.id for it in alive}
-            self._suspects = {
-                worker: it
-                for worker, it in self._suspects.items()
-                if worker in there or now - it.since < self._ttl
-            }
-            alive = [it for it in alive if not self._is_gone(it)]
+            self._liveness.keep({other.id for other in alive}, self._ttl)
+            alive = [other for other in alive if not self._liveness.is_gone(other)]
             staying = [it for it in alive if not it.leaving]
             # A worker that alone cannot store anything leaves that to others. If none can, nothing moves.
             able = [it for it in staying if not it.stuck] or staying
@@ -200,33 +184,10 @@ class Assignment:
             self._answered = number
             self._beats.notify_all()
 
-    def suspect(self, worker: str) -> None:
-        """The broker has lost a worker's connection: it is considered dead until its next heartbeat."""
-        self._suspects[worker] = _Suspicion(asyncio.get_running_loop().time())
-        self._wake.set()
-
-    def trust(self, worker: str) -> None:
-        """A worker has sent something."""
-        self._suspects.pop(worker, None)
-
-    def _is_gone(self, worker: Worker) -> bool:
-        suspicion = self._suspects.get(worker.id)
-        if suspicion is None:
-            return False
-        if suspicion.beats is not None and worker.beats > suspicion.beats:
-            self.trust(worker.id)  # only its connection was lost
-            return False
-        suspicion.beats = worker.beats
-        return True
-
     def _without_the_gone(self) -> None:
         """While the state is away, workers whose connections ended and did not come back are gone."""
-        acted, now = self._membership.acted, asyncio.get_running_loop().time()
-        if acted is not None:
-            calm = STABLE_BEATS * self._beat_seconds
-            self._membership.acted = acted - {
-                worker for worker, it in self._suspects.items() if now - it.since > calm
-            }
+        if self._membership.acted is not None:
+            self._membership.acted -= self._liveness.gone(STABLE_BEATS * self._beat_seconds)
 
     def _follow(self, others: Sequence[Worker]) -> None:
         """Takes the partitions assigned to this worker, and releases the others."""
@@ -255,7 +216,7 @@ class Assignment:
 
     def _hold(self, number: int) -> None:
         ready = self._ready[number] = asyncio.Event()
-        run = self._partitions[number].run(ready, starting=self._starting)
+        run = self._partitions[number].run(ready, self, starting=self._starting)
         task = asyncio.create_task(run, name=f"partition-{number}")
         self._holding[number] = task
         task.add_done_callback(lambda _: self._let_go(number))
@@ -264,7 +225,7 @@ class Assignment:
         task = self._holding[number]
         if task.cancelled() or task.exception() is None:
             del self._holding[number]
-        self._wake.set()  # other workers wait for the release
+        self._liveness.changed.set()  # other workers wait for the release
 
     def _raise_failures(self) -> None:
         for task in self._holding.values():

@@ -6,12 +6,14 @@ reconnect at short intervals while the others wait for its success, and the log 
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from random import random
+from typing import Any
 
-from imqtt.broker.errors import LinkError
+from imqtt.broker.errors import ConnackRefused, LinkError
 from imqtt.broker.link import Link
 from imqtt.core.backoff import backoff
+from imqtt.errors import SetupError
 from imqtt.problems import Problem, explain
 
 # Intervals of the connection that looks for the broker: the first one, and the longest. The server should
@@ -21,6 +23,7 @@ from imqtt.problems import Problem, explain
 FIRST_LOOK_SECONDS = 0.03
 PORT_CLOSED_SECONDS = 0.1
 UNREACHABLE_SECONDS = 1.0
+SHORT_LIVED_SECONDS = 5.0  # a connection that ended sooner counts as a failed attempt
 
 Connect = Callable[[], Awaitable[Link]]
 
@@ -57,16 +60,10 @@ class Line:
         self._connections = connections
         self._connect = connect
         self._looks = looks
-
-    async def open(self) -> Link:
-        """Connects. A failure is logged as the shared problem and raised: `OSError` or `LinkError`."""
-        try:
-            link = await self._connect()
-        except (OSError, LinkError) as error:
-            self.failed(error)
-            raise
-        self._connections.reached()
-        return link
+        self.refusal = ""
+        """Why the broker refuses the connection."""
+        self.refused_at = 0.0
+        """Start of the refusals, by the event loop's clock."""
 
     def failed(self, error: Exception) -> None:
         """The connection cannot be made, was lost, or does not do what it is for."""
@@ -74,10 +71,68 @@ class Line:
 
     def works(self) -> None:
         """The connection does what it is for, or is no longer needed."""
+        self.refusal = ""
         self._connections.problem.end(self.name)
 
-    async def pause(self, attempt: int, error: Exception) -> None:
-        """Waits after a failed attempt (the first is 1) until the next one."""
+    async def run(
+        self,
+        serve: Callable[[Link], Awaitable[None]],
+        *,
+        ready: asyncio.Event | None = None,
+        until: asyncio.Event | None = None,
+        after: Callable[[int], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        """Connects, has `serve` use the link, and reconnects when it ends, until cancelled or `until` is set.
+
+        Until `ready` is set, a permanent refusal by the broker is a mistake in the settings and raises
+        `SetupError`. `after` replaces the wait after a disconnection; its argument counts the connections
+        that ended soon, from 1 on.
+        """
+        until = until or asyncio.Event()
+        loop = asyncio.get_running_loop()
+        attempt = 0
+        while not until.is_set():
+            try:
+                link = await self._open()
+            except (OSError, LinkError) as error:
+                if _is_permanent(error) and ready is not None and not ready.is_set():
+                    raise SetupError(f"the broker does not take the server: {error}") from error
+                attempt += 1
+                await first_of(self._pause(attempt, error), until.wait())
+                continue
+            connected = loop.time()
+            try:
+                await serve(link)
+            except (OSError, LinkError) as error:
+                self.failed(error)
+            finally:
+                await link.close()
+            if until.is_set():
+                return
+            # Back off from a broker that accepts connections and closes them at once.
+            attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
+            wait = (
+                after(attempt)
+                if after
+                else asyncio.sleep(backoff(attempt, random(), base=FIRST_LOOK_SECONDS))
+            )
+            await first_of(wait, until.wait())
+
+    async def _open(self) -> Link:
+        try:
+            link = await self._connect()
+        except (OSError, LinkError) as error:
+            refusal = str(error) if isinstance(error, ConnackRefused) else ""
+            if not self.refusal:
+                self.refused_at = asyncio.get_running_loop().time()
+            self.refusal = refusal
+            self.failed(error)
+            raise
+        self.refusal = ""
+        self._connections.reached()
+        return link
+
+    async def _pause(self, attempt: int, error: Exception) -> None:
         if not isinstance(error, OSError):  # the broker is there, and does not take this one connection
             await asyncio.sleep(backoff(attempt, random()))
         # A failed TLS handshake is not repeated at short intervals: it costs the broker a millisecond.
@@ -87,3 +142,20 @@ class Line:
             await self._connections.returned(backoff(attempt, random(), base=FIRST_LOOK_SECONDS, cap=cap))
         else:
             await self._connections.returned(backoff(attempt, random()))
+
+
+def _is_permanent(error: Exception) -> bool:
+    return isinstance(error, ConnackRefused) and not error.retryable
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Returns when one of them returns, or raises what it raised; the others are cancelled."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -10,7 +10,7 @@ behind it.
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Sequence
 
 import msgspec
 
@@ -69,14 +69,6 @@ encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(Order).decode
 
 
-def copies(order: Order, partitions: int) -> list[Message]:
-    """What has to go through the sessions of the other partitions, too."""
-    if not isinstance(order, Revoke) or order.copy:
-        return []
-    payload = encode(msgspec.structs.replace(order, copy=True))
-    return [Message(f"{TOPICS}{partition}", payload) for partition in range(1, partitions)]
-
-
 def parse(payload: bytes) -> Order | None:
     """The order, or None for one that only another version knows."""
     try:
@@ -93,23 +85,42 @@ def parse_answer(payload: bytes) -> Told:
 class Control:
     """Carries orders out."""
 
-    def __init__(self, devices: Devices, presences: Presences, publish: Publish, counters: Counters) -> None:
+    def __init__(
+        self,
+        devices: Devices,
+        presences: Presences,
+        publish: Publish,
+        counters: Counters,
+        partitions: int,
+    ) -> None:
         self._devices = devices
         self._presences = presences
         self._publish = publish
         self._counters = counters
+        self._partitions = partitions
 
-    async def carry_out(self, orders: Sequence[Order]) -> Collection[Device]:
-        """Carries orders out, and returns the revoked devices. Idempotent. Raises `StoreUnreachable`."""
-        revocations = [it for it in orders if isinstance(it, Revoke)]
+    async def carry_out(self, orders: Sequence[Order]) -> tuple[Collection[Device], Awaitable[object]]:
+        """Carries orders out. Idempotent. Raises `StoreUnreachable`.
+
+        Returns the revoked devices, and a future that is done when the broker has the copies for the other
+        partitions.
+        """
+        revocations = [order for order in orders if isinstance(order, Revoke)]
         revoked = _devices(revocations)
         if revoked:
             await self._revoke(revoked)
-        if devices := _devices(it for it in revocations if not it.copy):
+        if devices := _devices(order for order in revocations if not order.copy):
             self._counters.devices_revoked += len(devices)
             log.info("revoked: %s", ", ".join(map(str, devices)))
-        await asyncio.gather(*(self._tell(it) for it in orders if isinstance(it, Ask)))
-        return revoked
+        await asyncio.gather(*(self._tell(order) for order in orders if isinstance(order, Ask)))
+        return revoked, self._publish([copy for order in revocations for copy in self._copies(order)])
+
+    def _copies(self, order: Revoke) -> list[Message]:
+        """What has to go through the sessions of the other partitions, too."""
+        if order.copy:
+            return []
+        payload = encode(msgspec.structs.replace(order, copy=True))
+        return [Message(f"{TOPICS}{partition}", payload) for partition in range(1, self._partitions)]
 
     async def _revoke(self, devices: Sequence[Device]) -> None:
         try:

@@ -80,7 +80,7 @@ class Devices:
         if changed:
             try:
                 await until_known(
-                    "registering devices", lambda: self._store.put_devices(changed), self._problems
+                    "registering devices", lambda _: self._store.put_devices(changed), self._problems
                 )
             except Unavailable as error:
                 self._problems.storing.start(explain(error), "devices")
@@ -134,7 +134,7 @@ class Devices:
     async def see(self, seen: Mapping[Device, int]) -> None:
         """Stores when these devices were last seen, and waits while the outcome is unknown."""
         await until_known(
-            "storing when devices were seen", lambda: self._store.see_devices(seen), self._problems
+            "storing when devices were seen", lambda _: self._store.see_devices(seen), self._problems
         )
 
     async def remove(self, devices: Mapping[Device, int | None]) -> None:
@@ -143,7 +143,7 @@ class Devices:
         Raises `Unavailable`; then any of them may be removed. Waits while an outcome is unknown.
         """
 
-        async def remove() -> None:
+        async def remove(_: int) -> None:
             await asyncio.gather(
                 *(self._store.remove_device(it, unseen_since=since) for it, since in devices.items())
             )

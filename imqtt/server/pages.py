@@ -4,12 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from imqtt.core.conversations import check_member
 from imqtt.core.view import EMPTY
-from imqtt.errors import ImqttError
 from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Position, Slice, Sync
 from imqtt.protocol import Format, encode_frame
 from imqtt.server.fanout import withhold
+from imqtt.server.memberships import Memberships
 from imqtt.stores.base import Store
 
 PAGE_EVENTS = 100
@@ -85,38 +84,57 @@ class Room:
 class Pages:
     """Reads the store for one device at a time. Nothing here waits for a partition's batches."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, memberships: Memberships) -> None:
         self._store = store
+        self._memberships = memberships
 
-    async def answer(self, user: str, command: Hello | Sync | History, room: Room) -> Page:
-        """One page. Cursors of conversations that the user is not in are passed over."""
-        if isinstance(command, History):
-            return Page(command.ref, slices=(await self._history(command, room),))
-        cursors = [cursor for cursor in command.cursors if _is_member(cursor.conversation, user)]
-        known = {cursor.conversation for cursor in cursors}
-        heads: list[Head] = []
-        more_heads = Id(0)
-        if isinstance(command, Hello) or command.heads:
-            before = 0 if isinstance(command, Hello) else command.heads_before
-            heads, more_heads = await self._heads(user, before, known, room)
-        if isinstance(command, Hello) and not command.cursors and heads:
-            newest = heads[0]
-            latest = await self._latest_slice(newest.conversation, room)
+    async def hello(self, user: str, command: Hello, room: Room) -> Page:
+        """The newest heads, and events for the cursors; without cursors, those of the newest conversation."""
+        cursors = await self._own(user, command.cursors)
+        heads, more_heads = await self._heads(user, 0, cursors, room)
+        if not command.cursors and heads:
+            latest = await self._latest_slice(heads[0].conversation, room)
             return Page(command.ref, tuple(heads), more_heads, () if latest is None else (latest,))
         slices, more = await self._slices(cursors, room)
-        if more and not slices and heads and isinstance(command, Sync):
+        return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)
+
+    async def sync(self, user: str, command: Sync, room: Room) -> Page:
+        """Events for the cursors, and heads if they are asked for."""
+        cursors = await self._own(user, command.cursors)
+        heads: list[Head] = []
+        more_heads = Id(0)
+        if command.heads:
+            heads, more_heads = await self._heads(user, command.heads_before, cursors, room)
+        slices, more = await self._slices(cursors, room)
+        if more and not slices and heads:
             # In a small packet, heads may leave no room for the next event. A device that asks for heads each
             # time would never get it, so here the events come first, and one head at least.
             room = room.emptied()
             room.take(BARE_HEAD)
             slices, more = await self._slices(cursors, room)
-            heads, more_heads = await self._heads(user, command.heads_before, known, room)
+            heads, more_heads = await self._heads(user, command.heads_before, cursors, room)
         return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)
+
+    async def history(self, command: History, room: Room) -> Page:
+        """Older events of one conversation."""
+        room.take(SLICE_OVERHEAD + len(command.conversation))
+        limit = min(command.limit or PAGE_EVENTS, PAGE_EVENTS)
+        part = await self._before(command.conversation, command.before, limit, room)
+        older = bool(part.events) and part.events[0].seq > 1
+        return Page(command.ref, slices=(msgspec.structs.replace(part, history=True, more=older),))
+
+    async def _own(self, user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
+        """The cursors of conversations that the user is in; the others are passed over."""
+        members = await self._memberships.of([cursor.conversation for cursor in cursors])
+        return [cursor for cursor in cursors if members.include(cursor.conversation, user)]
 
     # --- heads
 
-    async def _heads(self, user: str, before: int, known: set[str], room: Room) -> tuple[list[Head], Id]:
-        """HeadCache, newest first, and the id to go on before (0: no more)."""
+    async def _heads(
+        self, user: str, before: int, cursors: Sequence[Cursor], room: Room
+    ) -> tuple[list[Head], Id]:
+        """Heads, newest first, and the id to go on before (0: no more)."""
+        known = {cursor.conversation for cursor in cursors}
         found = await self._store.heads_of(user, before, PAGE_HEADS + 1)
         page = found[:PAGE_HEADS]
         marks = await self._store.marks([head.conversation for head in page])
@@ -199,13 +217,6 @@ class Pages:
             return None
         return await self._before(conversation, 0, room.events, room)
 
-    async def _history(self, command: History, room: Room) -> Slice:
-        room.take(SLICE_OVERHEAD + len(command.conversation))
-        limit = min(command.limit or PAGE_EVENTS, PAGE_EVENTS)
-        part = await self._before(command.conversation, command.before, limit, room)
-        older = bool(part.events) and part.events[0].seq > 1
-        return msgspec.structs.replace(part, history=True, more=older)
-
     async def _before(self, conversation: str, seq: int, limit: int, room: Room) -> Slice:
         found = await self._store.events_before(conversation, seq, limit)
         events = _leading(reversed(found), room)
@@ -223,11 +234,3 @@ def _leading(events: Iterable[Event], room: Room) -> list[Event]:
             break
         leading.append(fitted)
     return leading
-
-
-def _is_member(conversation: str, user: str) -> bool:
-    try:
-        check_member(conversation, user)
-    except ImqttError:
-        return False
-    return True

@@ -13,21 +13,21 @@ Before that, the server tests whether the broker lets it receive anything at all
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection
-from random import random
+from functools import partial
 
 import msgspec
 
-from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, ConnackRefused, LinkError
+from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, LinkError
 from imqtt.broker.link import Link, Message
 from imqtt.broker.values import Will
-from imqtt.core.backoff import backoff
 from imqtt.errors import SetupError
+from imqtt.problems import Problem
 from imqtt.server.access import Access
 from imqtt.server.connections import Connections, Line
+from imqtt.server.liveness import Liveness
 
 TOPIC = "imqtt/$servers"  # never a device's topic: user ids contain no $
 ANSWER_SECONDS = 0.5
-SHORT_LIVED_SECONDS = 5.0
 SIMULTANEOUS_SECONDS = 10  # servers that started within this time count as simultaneous
 ABSENT_SECONDS = 60.0  # after a longer disconnection a server counts as new: it may be another broker
 CHECK_SECONDS = 60.0  # between two tests of the broker's access rules, which may change
@@ -83,10 +83,9 @@ def gives_way(mine: Peer, other: Peer) -> bool:
 class PeerDiscovery:
     """The connection on which the servers of a broker announce themselves.
 
-    `away()` tells whether this worker cannot reach its state at the moment. `heard` is called with each
-    worker of this cluster that sends something, `gone` with each that left or whose connection ended: a
-    killed worker is known to be gone at once, before its entry in the state expires. `warn` is called with a
-    description of another store's server, and with "" when that server has gone.
+    It tells `liveness` about each worker of this cluster that sends something, and about each that left or
+    whose connection ended: a killed worker is known to be gone at once, before its entry in the state
+    expires. `foreign` is the problem that a server of another store is on this broker.
     """
 
     def __init__(
@@ -96,19 +95,15 @@ class PeerDiscovery:
         connections: Connections,
         access: Access,
         *,
-        away: Callable[[], bool],
-        heard: Callable[[str], None],
-        gone: Callable[[str], None],
-        warn: Callable[[str], None],
+        liveness: Liveness,
+        foreign: Problem,
     ) -> None:
         self._me = me
         self._connect = connect
         self._connections = connections
         self._access = access
-        self._away = away
-        self._heard = heard
-        self._gone = gone
-        self._warn = warn
+        self._liveness = liveness
+        self._foreign_problem = foreign
         self._link: Link | None = None
         self._since: float | None = None  # start of the time without an objection, by the event loop's clock
         self._cut = 0.0  # end of the last connection, by the same clock
@@ -121,33 +116,18 @@ class PeerDiscovery:
 
         Raises `SetupError` if a server of another store was on this broker before.
         """
-        attempt = 0
-        loop = asyncio.get_running_loop()
         will = Will(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
         line = self._connections.line("peer discovery", lambda: self._connect(will))
-        while True:
-            try:
-                link = await line.open()
-            except (OSError, LinkError) as error:
-                if isinstance(error, ConnackRefused) and not error.retryable and not ready.is_set():
-                    raise SetupError(f"the broker does not take the server: {error}") from error
-                attempt += 1
-                await line.pause(attempt, error)
-                continue
-            connected = loop.time()
-            try:
-                try:
-                    await self._answer(link, ready, line)
-                except SetupError:
-                    await self.say_goodbye()
-                    raise
-                finally:
-                    self._link, self._cut = None, loop.time()
-                    await link.close()
-            except (OSError, LinkError) as error:
-                line.failed(error)
-            attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
-            await asyncio.sleep(backoff(attempt, random()))
+        await line.run(partial(self._serve, ready, line), ready=ready)
+
+    async def _serve(self, ready: asyncio.Event, line: Line, link: Link) -> None:
+        try:
+            await self._answer(link, ready, line)
+        except SetupError:
+            await self.say_goodbye()
+            raise
+        finally:
+            self._link, self._cut = None, asyncio.get_running_loop().time()
 
     async def say_goodbye(self) -> None:
         """Announces that this server leaves, so that the others need not wait for a timeout."""
@@ -184,7 +164,7 @@ class PeerDiscovery:
         if asyncio.get_running_loop().time() - self._cut > ABSENT_SECONDS:
             self._since = None
         self._foreign.clear()  # goodbyes may have been missed; those still here will answer
-        self._warn("")
+        self._foreign_problem.end()
         # Asked before this server subscribes, so that the PUBACK tells whether any other server has.
         alone = await link.publish([self._message(asks=True)]) == [NO_MATCHING_SUBSCRIBERS]
         await link.subscribe(*self._access.topics)
@@ -201,6 +181,7 @@ class PeerDiscovery:
                     link.ack(received)
         finally:
             standing.cancel()
+            await asyncio.gather(standing, return_exceptions=True)
 
     async def _stand(self, link: Link, ready: asyncio.Event, *, alone: bool) -> None:
         """Sets `ready` once the access rules suffice and no server objects; then keeps testing the rules.
@@ -232,11 +213,11 @@ class PeerDiscovery:
             self._access.heard(TOPIC)
             return
         if other.gone and other.cluster == self._me.cluster:
-            self._gone(other.worker)
+            self._liveness.suspect(other.worker)
         if is_foreign(self._me, other):
             self._hear_foreign(other)
         elif not other.gone:
-            self._heard(other.worker)
+            self._liveness.trust(other.worker)
             self._answers[other.worker] = other
         if other.asks:
             link.publish([self._message(asks=False)])
@@ -245,7 +226,7 @@ class PeerDiscovery:
         if other.gone:
             self._foreign.discard(other.worker)
             if not self._foreign:
-                self._warn("")
+                self._foreign_problem.end()
             return
         if gives_way(self._now(), other):
             raise SetupError(
@@ -253,7 +234,7 @@ class PeerDiscovery:
                 f"{self._store_of(other)}; {self._remedy(other)}"
             )
         self._foreign.add(other.worker)
-        self._warn(f"{other.host} (pid {other.pid}) serves {self._store_of(other)}")
+        self._foreign_problem.start(f"{other.host} (pid {other.pid}) serves {self._store_of(other)}")
 
     def _store_of(self, other: Peer) -> str:
         # A claim in MongoDB expires if its holder is paused, so this may be the very same store.
@@ -267,7 +248,7 @@ class PeerDiscovery:
 
     def _now(self) -> Peer:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since
-        return msgspec.structs.replace(self._me, standing=round(standing, 1), away=self._away())
+        return msgspec.structs.replace(self._me, standing=round(standing, 1), away=self._liveness.away)
 
     def _message(self, *, asks: bool) -> Message:
         return Message(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))

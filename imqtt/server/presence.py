@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from imqtt.core.conversations import members_of
 from imqtt.core.presence import of_user
 from imqtt.model import Device, Head, Hello, Presence, Status
 from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.fanout import Fanout
+from imqtt.server.memberships import Memberships
 from imqtt.server.publisher import Publish
 from imqtt.server.sliced_queue import SlicedQueue
 from imqtt.state.base import DevicePresence, State, StateAway
@@ -63,6 +63,7 @@ class Presences:
         *,
         store: Store,
         state: State,
+        memberships: Memberships,
         devices: Devices,
         publish: Publish,
         counters: Counters,
@@ -72,6 +73,7 @@ class Presences:
     ) -> None:
         self._store = store
         self._state = state
+        self._memberships = memberships
         self._devices = devices
         self._publish = publish
         self._counters = counters
@@ -83,15 +85,52 @@ class Presences:
             "telling new devices of their peers' presence", self._tell_all
         )
         self._acquainted = SlicedQueue[Pair]("telling two users of each other's presence", self._introduce)
+        self._spoke: dict[Device, None] = {}  # to be noted, and so are the following
+        self._status: list[tuple[Device, Hello | Status]] = []
+        self._noted: asyncio.Future[None] | None = None
+        self._wake = asyncio.Event()
         self._unknown: dict[Device, int] = {}  # devices unknown to the state, and when it will be settled
         self._looking = Problem(
             log, "devices that have fallen silent are not looked for", "silent devices are looked for again"
         )
 
-    async def heard(self, commands: Sequence[tuple[Device, Hello | Status]]) -> None:
-        """Takes a batch's `Hello` and `Status`, in order, and notes of which users peers are to be told."""
-        if not commands:
-            return
+    def hear(
+        self, spoke: Iterable[Device], status: Sequence[tuple[Device, Hello | Status]]
+    ) -> asyncio.Future[None] | None:
+        """Takes a batch's devices, and its `Hello` and `Status` in order, to be noted beside the batches.
+
+        If there are any of the latter, the future is done when they are noted in the state.
+        """
+        said = {device for device, command in status if not is_last_word(command)}
+        self._spoke.update(dict.fromkeys(device for device in spoke if device not in said))
+        self._wake.set()
+        if not status:
+            return None
+        self._status += status
+        if self._noted is None:
+            self._noted = asyncio.get_running_loop().create_future()
+        return self._noted
+
+    async def _listen(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            spoke, self._spoke = self._spoke, {}
+            status, self._status = self._status, []
+            noted, self._noted = self._noted, None
+            try:
+                if spoke:
+                    await self.refresh(spoke)
+                if status:
+                    await self.note(status)
+            except Exception:  # presence is soft: the devices' next commands set it right
+                log.exception("the presence of %d devices was not noted", len(spoke) + len(status))
+            finally:
+                if noted is not None:
+                    noted.set_result(None)
+
+    async def note(self, commands: Sequence[tuple[Device, Hello | Status]]) -> None:
+        """Notes `Hello` and `Status`, in order, and the users whose peers are to be told."""
         users = list(dict.fromkeys(device.user for device, _ in commands))
         before = await self._known(users)
         # One round trip to the state for all of them: after a broker's restart everybody says hello at once.
@@ -170,7 +209,7 @@ class Presences:
         If there are `more` conversations, or the state is away, the device is told of the rest later.
         """
         user = device.user
-        known = await self._known(_peers(user, [head.conversation for head in heads]))
+        known = await self._known(await self._peers(user, [head.conversation for head in heads]))
         if more or known is None:
             self._newcomers.put(Newcomer(device, back=False))
         return [it for it in _presences(known or {}) if it.state != "offline"]
@@ -184,17 +223,13 @@ class Presences:
         return _online(await self._state.presence(users))
 
     async def run(self) -> None:
-        """Tells peers of changes, and finds devices that have fallen silent, until cancelled."""
+        """Notes presence, tells peers of changes, and finds devices that fell silent, until cancelled."""
         async with asyncio.TaskGroup() as tasks:  # however long telling takes, silence is found
+            tasks.create_task(self._listen(), name="presence-noting")
             tasks.create_task(self._changed.run(), name="presence-changes")
             tasks.create_task(self._newcomers.run(), name="presence-newcomers")
             tasks.create_task(self._acquainted.run(), name="presence-acquainted")
             tasks.create_task(self._find_silent(), name="presence-silent")
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is left to publish."""
-        return self._changed.idle and self._newcomers.idle and self._acquainted.idle
 
     async def _find_silent(self) -> None:
         while True:
@@ -294,7 +329,12 @@ class Presences:
     async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
         """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
         names = await self._store.conversations_of(user, after, PEERS_AT_ONCE)
-        return _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
+        return await self._peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
+
+    async def _peers(self, user: str, conversations: Sequence[str]) -> list[str]:
+        members = await self._memberships.of(conversations)
+        peers = dict.fromkeys(peer for name in conversations for peer in members.of(name))
+        return [peer for peer in peers if peer != user]
 
 
 def is_last_word(command: Hello | Status) -> bool:
@@ -323,8 +363,3 @@ def _is_connected(device: Device, known: dict[str, tuple[DevicePresence, ...]]) 
 
 def _presences(known: dict[str, tuple[DevicePresence, ...]]) -> list[Presence]:
     return [of_user(user, _states(devices)) for user, devices in known.items()]
-
-
-def _peers(user: str, conversations: Sequence[str]) -> list[str]:
-    members = (member for it in conversations for member in members_of(it))
-    return [peer for peer in dict.fromkeys(members) if peer != user]

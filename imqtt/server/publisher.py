@@ -7,16 +7,13 @@ and the PUBACKs that finish it must not wait for that.
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from random import random
 
-from imqtt.broker.errors import LinkError, describe
+from imqtt.broker.errors import describe
 from imqtt.broker.link import Link, Message
-from imqtt.core.backoff import backoff
 from imqtt.problems import Problem
-from imqtt.server.connections import FIRST_LOOK_SECONDS, Line
+from imqtt.server.connections import Line
 from imqtt.server.counters import Counters
 
-SHORT_LIVED_SECONDS = 5.0
 Publish = Callable[[Sequence[Message]], asyncio.Future[list[int]]]
 """The type of `Publisher.publish`."""
 
@@ -61,29 +58,18 @@ class Publisher:
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connects, and reconnects after every disconnection, until cancelled."""
-        attempt = 0
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                link = await self._line.open()
-            except (OSError, LinkError) as error:
-                attempt += 1
-                await self._line.pause(attempt, error)
-                continue
-            connected = loop.time()
-            try:
-                self._link, self._since = link, connected
-                for done, messages in list(self._unconfirmed.items()):
-                    self._put(link, done, messages)
-                self._line.works()
-                ready.set()
-                self._line.failed(await link.wait_closed())
-            finally:
-                self._link = None
-                await link.close()
-            # Back off from a broker that accepts connections and closes them at once.
-            attempt = attempt + 1 if loop.time() - connected < SHORT_LIVED_SECONDS else 1
-            await asyncio.sleep(backoff(attempt, random(), base=FIRST_LOOK_SECONDS))
+        await self._line.run(partial(self._serve, ready))
+
+    async def _serve(self, ready: asyncio.Event, link: Link) -> None:
+        self._link, self._since = link, asyncio.get_running_loop().time()
+        try:
+            for done, messages in list(self._unconfirmed.items()):
+                self._put(link, done, messages)
+            self._line.works()
+            ready.set()
+            raise await link.wait_closed()
+        finally:
+            self._link = None
 
     def _put(self, link: Link, done: asyncio.Future[list[int]], messages: Sequence[Message]) -> None:
         link.publish(messages).add_done_callback(partial(self._confirm, done))

@@ -2,30 +2,30 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
-from imqtt.errors import Busy, ImqttError, Unavailable
-from imqtt.model import AnyFrame, Hello, History, Limits, Sync, Welcome
+from imqtt.errors import ImqttError, Unavailable
+from imqtt.model import AnyFrame, Device, Hello, History, Limits, ReadCommand, Sync, Welcome
 from imqtt.protocol import CommandInfo, Format
 from imqtt.server.counters import Counters
 from imqtt.server.fanout import Fanout, packet_room
-from imqtt.server.intake import rejected
 from imqtt.server.pages import Pages, Room
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import Publish
+from imqtt.server.rejections import rejected
 from imqtt.stores.base import Registration
 
 log = logging.getLogger(__name__)
 
-EXCUSES = 500  # `Busy` answers on their way at most: whoever gets none asks again as well
-
-Job = tuple[Registration, Hello | Sync | History]
+Job = tuple[Registration, ReadCommand]
+Answer = Callable[[Device, Any, Room], Awaitable[list[AnyFrame]]]
 
 
 class Reads:
-    """A queue of at most `waiting` reads and `at_once` that work on it.
+    """A queue for about `waiting` reads, of which `at_once` are served at a time.
 
-    Reads were PUBACKed on receipt, so one that is lost with the process is asked for again by its device.
+    Reads are PUBACKed before they are served; a device repeats a read that is lost with the process.
     """
 
     def __init__(
@@ -50,26 +50,23 @@ class Reads:
         self._limits = limits
         self._max_packet = max_packet
         self._at_once = at_once
-        self._queue: asyncio.Queue[Job] = asyncio.Queue(waiting)
+        self._waiting = waiting
+        self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._clock = clock
-        self._excuses = 0  # `Busy` on their way
+        self._answers: Mapping[type[ReadCommand], Answer] = {
+            Hello: self._hello,
+            Sync: self._sync,
+            History: self._history,
+        }
 
-    def submit(self, registration: Registration, command: Hello | Sync | History) -> None:
-        """Takes a read on, or rejects it as busy."""
-        try:
-            self._queue.put_nowait((registration, command))
-        except asyncio.QueueFull:
-            error = Busy("too many reads are waiting; ask again later", retry_after=5_000)
-            self._counters.reject(error.code)
-            if self._excuses < EXCUSES:
-                self._excuses += 1
-                sent = self._send(registration, [rejected(error, _info(command))])
-                sent.add_done_callback(self._excused)
-            else:
-                self._counters.unanswered += 1
+    @property
+    def room(self) -> int:
+        """How many more reads may wait. `submit` does not check it."""
+        return self._waiting - self._queue.qsize()
 
-    def _excused(self, _: object) -> None:
-        self._excuses -= 1
+    def submit(self, registration: Registration, command: ReadCommand) -> None:
+        """Has a read served."""
+        self._queue.put_nowait((registration, command))
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -84,32 +81,38 @@ class Reads:
                 frames = await self._answer(registration, command)
             except ImqttError as error:
                 self._counters.reject(error.code)
-                frames = [rejected(error, _info(command))]
+                frames = [rejected(error, info_of(command))]
             except Exception:
                 # A fault of this server's own, in one read: told to its device, and no end to the others.
                 log.exception("a %s of %s failed", command.name, registration.device)
                 self._counters.failures += 1
-                frames = [rejected(Unavailable("the read failed; ask again"), _info(command))]
+                frames = [rejected(Unavailable("the read failed; ask again"), info_of(command))]
             self._counters.reads += 1
             await self._send(registration, frames)
 
-    async def _answer(self, registration: Registration, command: Hello | Sync | History) -> list[AnyFrame]:
-        user, device = registration.device
+    async def _answer(self, registration: Registration, command: ReadCommand) -> list[AnyFrame]:
         room = Room(Format.of(registration.format), packet_room(registration, self._max_packet))
-        page = await self._pages.answer(user, command, room)
-        if not isinstance(command, Hello):
-            return [page]
+        return await self._answers[type(command)](registration.device, command, room)
+
+    async def _hello(self, device: Device, command: Hello, room: Room) -> list[AnyFrame]:
         welcome = Welcome(
             nonce=command.nonce,
-            user=user,
-            device=device,
+            user=device.user,
+            device=device.device,
             time=self._clock(),
             partitions=self._partitions,
             limits=self._limits,
             ref=command.ref,
         )
-        told = await self._presences.for_newcomer(registration.device, page.heads, more=page.more_heads != 0)
+        page = await self._pages.hello(device.user, command, room)
+        told = await self._presences.for_newcomer(device, page.heads, more=page.more_heads != 0)
         return [welcome, page, *told]
+
+    async def _sync(self, device: Device, command: Sync, room: Room) -> list[AnyFrame]:
+        return [await self._pages.sync(device.user, command, room)]
+
+    async def _history(self, device: Device, command: History, room: Room) -> list[AnyFrame]:
+        return [await self._pages.history(command, room)]
 
     def _send(self, registration: Registration, frames: Sequence[AnyFrame]) -> asyncio.Future[list[int]]:
         fanout = Fanout(self._max_packet, self._counters)
@@ -118,5 +121,6 @@ class Reads:
         return self._publish(fanout.messages())
 
 
-def _info(command: Hello | Sync | History) -> CommandInfo:
-    return CommandInfo(command.name, getattr(command, "conversation", ""), "", command.ref)
+def info_of(command: ReadCommand) -> CommandInfo:
+    """The names of a read."""
+    return CommandInfo(command.name, getattr(command, "conversation", ""), "", getattr(command, "ref", ""))

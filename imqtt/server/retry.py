@@ -15,16 +15,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-async def until_known(what: str, write: Callable[[], Awaitable[T]], problems: Problems) -> tuple[T, int]:
+async def until_known(what: str, write: Callable[[int], Awaitable[T]], problems: Problems) -> tuple[T, int]:
     """Returns the result of `write` and the number of attempts.
 
-    Retries while the outcome is unknown; any other error passes through.
+    Retries while the outcome is unknown; any other error passes through. `write` is given the number of the
+    attempt, from 1 on.
     """
     attempt = 0
     while True:
         attempt += 1
         try:
-            result = await write()
+            result = await write(attempt)
         except OutcomeUnknown as error:
             problems.store_failed(what, error)
             log.debug("%s, try %d: %s", what, attempt, error)

@@ -1,6 +1,6 @@
 import pytest
 
-from imqtt.core.conversations import check_member, members_of
+from imqtt.core.conversations import members_from_ids, members_of
 from imqtt.errors import Invalid, NotAllowed, Unsupported
 
 
@@ -50,6 +50,6 @@ def test_what_is_no_conversation_is_invalid(conversation: str) -> None:
 
 
 def test_only_members_are_let_in() -> None:
-    assert check_member("d:alice:bob", "bob") == ("alice", "bob")
+    assert members_from_ids(["d:alice:bob"]).check("d:alice:bob", "bob") == ("alice", "bob")
     with pytest.raises(NotAllowed):
-        check_member("d:alice:bob", "mallory")
+        members_from_ids(["d:alice:bob"]).check("d:alice:bob", "mallory")

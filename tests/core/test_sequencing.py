@@ -4,7 +4,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.core.conversations import members_of
+from imqtt.core.conversations import members_from_ids
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, decide, receive
 from imqtt.core.view import View
 from imqtt.errors import ClockWrong, Conflict, Invalid, NotAllowed, RateLimited
@@ -28,7 +28,9 @@ def run(
     left = count(tokens, -1)
     return decide(
         messages,
-        View(heads or {}, stored or {}, members_of),
+        View(
+            heads or {}, stored or {}, members_from_ids(message.command.conversation for message in messages)
+        ),
         lambda _, after: Id(max(next(numbers), after + 1)),
         lambda _: next(left) > 0,
     )
@@ -112,7 +114,10 @@ def test_a_clock_that_is_wrong_refuses_new_messages_only() -> None:
     sent = message(ALICE, "u:alice", "1")
     stored = {sent.key: Stored(Position(3, Id(9)), sent.digest)}
     known, refused = decide(
-        [sent, message(ALICE, "u:alice", "2")], View({}, stored, members_of), draw, lambda _: True
+        [sent, message(ALICE, "u:alice", "2")],
+        View({}, stored, members_from_ids(["u:alice"])),
+        draw,
+        lambda _: True,
     )
     assert isinstance(known, Known)
     assert isinstance(refused, Refuse)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from imqtt.core.conversations import Members, members_from_ids
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, receive
 from imqtt.core.snowflake import Snowflake
-from imqtt.errors import ImqttError, StoreFull
+from imqtt.errors import ImqttError, StoreFull, Unavailable
 from imqtt.model import Content, Device, Send
 from imqtt.server.app import wall_clock
 from imqtt.server.committer import Committer
@@ -63,6 +64,10 @@ def messages(*names: str, conversation: str = "u:alice") -> list[Incoming]:
     return [receive(ALICE, Send(conversation, name, Content(text=f"text {name}"))) for name in names]
 
 
+def batch(*names: str, conversation: str = "u:alice") -> tuple[list[Incoming], Members]:
+    return messages(*names, conversation=conversation), members_from_ids([conversation])
+
+
 def once(error: ImqttError) -> Fault:
     left = [error]
     return lambda _: left.pop() if left else None
@@ -90,14 +95,14 @@ def seqs(decisions: Sequence[Decision]) -> list[int]:
 
 async def test_an_append_that_may_have_failed_is_sent_again(store: FaultyStore) -> None:
     store.before = once(OutcomeUnknown("gone"))
-    decisions = await committer(store).commit(messages("1", "2"))
+    decisions = await committer(store).commit(*batch("1", "2"))
     assert [type(it) for it in decisions] == [Append, Append]
     assert await log(store) == [(1, "1"), (2, "2")]
 
 
 async def test_an_append_that_had_succeeded_after_all_is_recognised(store: FaultyStore) -> None:
     store.after = once(OutcomeUnknown("no answer"))
-    decisions = await committer(store).commit(messages("1", "2"))
+    decisions = await committer(store).commit(*batch("1", "2"))
     assert [type(it) for it in decisions] == [Append, Append]  # so everybody is told of the events
     stored = await store.events_after("u:alice", 0, 10)
     assert [it.event.id for it in decisions if isinstance(it, Append)] == [event.id for event in stored]
@@ -105,43 +110,39 @@ async def test_an_append_that_had_succeeded_after_all_is_recognised(store: Fault
 
 async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
     one, other = committer(store), committer(store)
-    await one.commit(messages("1"))
-    await other.commit(messages("2", "3"))
-    decisions = await one.commit(messages("3", "4", "2", "5"))  # its head is old, and two are known
+    await one.commit(*batch("1"))
+    await other.commit(*batch("2", "3"))
+    decisions = await one.commit(*batch("3", "4", "2", "5"))  # its head is old, and two are known
     assert [type(it) for it in decisions] == [Known, Append, Known, Append]
     assert seqs(decisions) == [3, 4, 2, 5]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3"), (4, "4"), (5, "5")]
 
 
-async def test_what_the_store_cannot_hold_is_found_and_the_rest_is_stored(store: FaultyStore) -> None:
-    store.before = refusing("5")
-    names = [str(number) for number in range(12)]
-    decisions = await committer(store).commit(messages(*names))
-    refused = [name for name, it in zip(names, decisions, strict=True) if isinstance(it, Refuse)]
-    assert refused == ["5"]
-    assert [seq for seq, _ in await log(store)] == list(range(1, 12))
-    assert [name for _, name in await log(store)] == [name for name in names if name != "5"]
+async def test_an_event_that_the_store_cannot_hold_fails_its_batch(store: FaultyStore) -> None:
+    store.before = refusing("2")
+    with pytest.raises(RecordRefused):
+        await committer(store).commit(*batch("1", "2", "3"))
+    assert await log(store) == []
 
 
 async def test_a_full_store_accepts_nothing_not_even_what_it_would_have_known_by_then(
     store: FaultyStore,
 ) -> None:
     its_committer = committer(store)
-    await its_committer.commit(messages("old"))
+    await its_committer.commit(*batch("old"))
     store.before = lambda _: StoreFull("full")
-    decisions = await its_committer.commit(messages("old", "new", "new"))
+    decisions = await its_committer.commit(*batch("old", "new", "new"))
     assert [type(it) for it in decisions] == [Known, Refuse, Refuse]
     assert await log(store) == [(1, "old")]
     store.before = None
-    assert seqs(await its_committer.commit(messages("new"))) == [2]
+    assert seqs(await its_committer.commit(*batch("new"))) == [2]
 
 
-async def test_a_store_that_cannot_be_read_refuses(store: FaultyStore) -> None:
+async def test_a_store_that_cannot_be_read_fails_the_batch(store: FaultyStore) -> None:
     its_committer = committer(store)
     await store.close()
-    (decision,) = await its_committer.commit(messages("1"))
-    assert isinstance(decision, Refuse)
-    assert decision.error.retryable
+    with pytest.raises(Unavailable):
+        await its_committer.commit(*batch("1"))
 
 
 async def test_members_are_known_before_the_first_event(store: FaultyStore) -> None:
@@ -151,7 +152,7 @@ async def test_members_are_known_before_the_first_event(store: FaultyStore) -> N
         seen.append([it.event.conversation for it in records])
 
     store.before = fault
-    await committer(store).commit(messages("1", conversation="d:alice:bob"))
+    await committer(store).commit(*batch("1", conversation="d:alice:bob"))
     (head,) = await store.heads_of("bob", 0, 10)
     assert (head.conversation, head.seq) == ("d:alice:bob", 1)
 
@@ -167,7 +168,7 @@ async def test_an_outcome_that_is_unknown_stays_so_until_the_store_answers(store
         return OutcomeUnknown("no answer")
 
     store.before, store.after = before, after
-    (decision,) = await committer(store).commit(messages("1"))
+    (decision,) = await committer(store).commit(*batch("1"))
     assert isinstance(decision, Append)  # stored by the first try, though the second met a full disk
     assert not answers
     assert await log(store) == [(1, "1")]
@@ -176,7 +177,7 @@ async def test_an_outcome_that_is_unknown_stays_so_until_the_store_answers(store
 async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_forgotten_it(
     store: FaultyStore,
 ) -> None:
-    await committer(store).commit(messages("1", "2"))
+    await committer(store).commit(*batch("1", "2"))
     forgetful = Committer(
         store=store,
         state=MemoryState(rate=1, burst=1),
@@ -186,7 +187,7 @@ async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_for
         problems=Problems(),
         clock=wall_clock,
     )
-    decisions = await forgetful.commit(messages("1", "2", "3"))
+    decisions = await forgetful.commit(*batch("1", "2", "3"))
     assert [type(it) for it in decisions[:2]] == [Known, Known]
 
 
@@ -215,7 +216,7 @@ async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_w
 
     store.before = times_out
     store.append = append  # type: ignore[method-assign]  # what this very test is about
-    decisions = await committer(store).commit(messages("1", "2", "3"))
+    decisions = await committer(store).commit(*batch("1", "2", "3"))
     assert [type(it) for it in decisions] == [Append, Known, Known]
     assert [it.untold for it in decisions if isinstance(it, Known)] == [True, True]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3")]

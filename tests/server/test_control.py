@@ -15,8 +15,8 @@ from imqtt.model import Device, Hello
 from imqtt.protocol.topics import up
 from imqtt.server import control
 from imqtt.server.app import Server
+from imqtt.server.batch import Inbound
 from imqtt.server.control import Ask, Control, Revoke, Seen, Told
-from imqtt.server.intake import Delivery
 from imqtt.state.base import StateAway
 from imqtt.stores.base import Identity
 from imqtt.stores.sqlite.store import SqliteStore
@@ -30,7 +30,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     place = Place(store)
     await place.put("alice@phone", "alice@tablet")
-    await place.presences.heard([(PHONE, Hello("n"))])
+    await place.presences.note([(PHONE, Hello("n"))])
     yield place
     await store.close()
 
@@ -38,7 +38,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 class Answers:
     def __init__(self, place: Place) -> None:
         self.messages: list[Message] = []
-        self.control = Control(place.devices, place.presences, self._publish, place.counters)
+        self.control = Control(place.devices, place.presences, self._publish, place.counters, partitions=4)
 
     def _publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
         self.messages += messages
@@ -105,15 +105,15 @@ async def test_a_hello_that_waited_with_its_revocation_makes_nobody_present(runn
     """Both are in one batch, as after a stall, and the device has left no last will."""
     home = partition_of(home_of("alice"), running.partitions)
     hello = json.dumps({"type": "hello", "nonce": "n"}).encode()
-    owner = running._assignment._partitions[0]._batcher._owner  # type: ignore[union-attr]
+    pipeline = running._assignment._partitions[0]._pipeline  # type: ignore[union-attr]
     revoke = control.encode(Revoke(("alice@phone",)))
 
-    def delivery(partition: int, topic: str, payload: bytes) -> Delivery:
+    def inbound(partition: int, topic: str, payload: bytes) -> Inbound:
         received = Received(topic, payload, packet_id=1, dup=False, properties=(), qos=1, receipt=-1)
-        return Delivery(partition, received, link=None, again=False)  # type: ignore[arg-type]  # not acked
+        return Inbound(partition, received, link=None, again=False)  # type: ignore[arg-type]  # not acked
 
-    said = delivery(home, up(PHONE, home), hello)
-    for batch, state in (([said], "online"), ([said, delivery(0, control.TOPIC, revoke)], "offline")):
-        await (await owner.carry_out(batch))
+    said = inbound(home, up(PHONE, home), hello)
+    for batch, state in (([said], "online"), ([said, inbound(0, control.TOPIC, revoke)], "offline")):
+        await (await pipeline._stages(batch))
         assert [it.state for it in (await running._state.presence(["alice"]))["alice"]] == [state]
     assert await running._store.devices(["alice"]) == {"alice": ()}

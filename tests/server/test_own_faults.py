@@ -1,6 +1,6 @@
 """A fault of the server's own code in one command: told to its sender, and no end to the partition."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,10 +9,10 @@ from imqtt.core import sequencing
 from imqtt.errors import SetupError, StoreFull, StoreUnreachable
 from imqtt.model import Accepted, Content, Device, Event, Hello, Mark, Marks, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
-from imqtt.server import intake
+from imqtt.server import router
 from imqtt.server.app import Server
 from imqtt.serving import serving
-from imqtt.stores.base import Registration
+from imqtt.stores.base import Record, RecordRefused, Registration
 from imqtt.stores.sqlite.store import SqliteStore
 from tests.device import RawDevice
 from tests.server.conftest import config_for
@@ -28,7 +28,7 @@ async def test_the_rest_of_the_batch_is_carried_out(
             raise ZeroDivisionError
         return sequencing.receive(sender, send, partition, again=again)
 
-    monkeypatch.setattr(intake, "receive", receive)
+    monkeypatch.setattr(router, "receive", receive)
     alice = await device("alice@phone")
     for name, text in (("1", "good"), ("2", "poison"), ("3", "good")):
         await alice.command(Send("u:alice", name, Content(text=text)))
@@ -39,6 +39,32 @@ async def test_the_rest_of_the_batch_is_carried_out(
     assert isinstance(second, Rejected)
     assert (second.code, second.retryable, second.command) == ("error", True, "send")
     assert running.counters.failures >= 1
+
+
+async def test_an_event_that_the_store_cannot_hold_is_rejected_and_the_rest_is_stored(
+    running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, sizes = SqliteStore.append, []
+
+    async def refusing(store: SqliteStore, records: Sequence[Record]) -> None:
+        sizes.append(len(records))
+        if any(record.event.client_msg_id == "5" for record in records):
+            raise RecordRefused("no")
+        await append(store, records)
+
+    alice = await device("alice@phone")
+    await alice.hello()
+    monkeypatch.setattr(SqliteStore, "append", refusing)
+    names = [str(number) for number in range(12)]
+    for name in names:
+        await alice.command(Send("u:alice", name, Content(text=name)))
+    answers = [await alice.answer(name) for name in names]
+    assert [type(answer) for answer in answers] == [Rejected if name == "5" else Accepted for name in names]
+    assert [answer.seq for answer in answers if isinstance(answer, Accepted)] == list(range(1, 12))
+    assert answers[5].code == "invalid"
+    assert not answers[5].retryable
+    assert running.counters.failures == 0
+    assert 1 in sizes  # the culprit was alone at last
 
 
 async def test_more_partitions_than_ids_have_room_for(broker: Mosquitto, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from imqtt.server import peer_discovery
 from imqtt.server.access import Access
 from imqtt.server.app import wall_clock
 from imqtt.server.connections import Connections
+from imqtt.server.liveness import Liveness
 from imqtt.server.peer_discovery import Peer, PeerDiscovery, gives_way
 from imqtt.serving import serving
 from tests.server.conftest import Device, config_for
@@ -84,7 +85,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
     links: list[Link] = []
     may_connect, came = asyncio.Event(), asyncio.Event()
     may_connect.set()
-    warnings: list[str] = []
+    foreign = Problem(logging.getLogger("imqtt"), "what", "over")
     problem = Problem(logging.getLogger("imqtt"), "what", "over")
 
     async def connect_to(name: str, will: Will) -> Link:
@@ -103,7 +104,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
         return PeerDiscovery(
             Peer(name, name, "host", 1, 0), lambda will: connect_to(name, will), Connections(problem),
             Access(name, peer_discovery.TOPIC, SERVER_ACCOUNT, problem),
-            away=lambda: False, heard=str, gone=str, warn=warnings.append,
+            liveness=Liveness(), foreign=foreign,
         )  # fmt: skip
 
     ready = asyncio.Event()
@@ -117,7 +118,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
     stays, goes = (second, first) if absent else (first, second)
     with pytest.raises(SetupError, match="served already"):
         await asyncio.wait_for(goes, WITHIN)
-    await eventually(lambda: warnings[-1] == "", what="the other one's goodbye")
+    await eventually(lambda: not foreign.text, what="the other one's goodbye")
     assert not stays.done()
     stays.cancel()
     await asyncio.wait([stays])

@@ -18,6 +18,7 @@ from imqtt.protocol.topics import down
 from imqtt.server.app import Server
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
+from imqtt.server.memberships import Memberships
 from imqtt.server.presence import Presences
 from imqtt.server.problems import Problems
 from imqtt.serving import serving
@@ -52,6 +53,7 @@ class Room:
         self.presences = Presences(
             store=store,
             state=state,
+            memberships=Memberships(),
             devices=Devices(store, state, Problems(), lambda: self.now),
             publish=self._publish,
             counters=Counters(),
@@ -73,7 +75,7 @@ class Room:
 
     async def hear(self, device: Device, command: Hello | Status) -> None:
         self.now += 1
-        await self.presences.heard([(device, command)])
+        await self.presences.note([(device, command)])
 
     @asynccontextmanager
     async def telling(self) -> AsyncIterator[None]:
@@ -82,10 +84,15 @@ class Room:
         task.cancel()
         await asyncio.wait([task])
 
+    @property
+    def idle(self) -> bool:
+        queues = (self.presences._changed, self.presences._newcomers, self.presences._acquainted)
+        return all(queue.idle for queue in queues)
+
     async def hears(self, *told: tuple[str, str]) -> None:
         """Bob is told of these users that they are in these states, and of nothing else."""
         async with self.telling():
-            await eventually(lambda: self.presences.idle, what="nothing left to tell")
+            await eventually(lambda: self.idle, what="nothing left to tell")
         assert [(it.user, it.state) for it in self.told] == list(told)
         self.told.clear()
 
@@ -325,7 +332,7 @@ async def look(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
             await looked.wait()
             looked.clear()
             await looked.wait()  # all of the first look has been done
-            await eventually(lambda: room.presences.idle, what="nothing left to tell")
+            await eventually(lambda: room.idle, what="nothing left to tell")
 
 
 async def test_the_wait_begins_anew_if_the_state_is_lost_again(
@@ -425,7 +432,7 @@ async def test_the_first_to_leave_is_told_first(room: Room) -> None:
     devices = [Device(f"user{number}", "phone") for number in range(30)]
     for device in devices:
         await room.know(device.user)
-    await room.presences.heard([(device, Hello("n")) for device in devices])
+    await room.presences.note([(device, Hello("n")) for device in devices])
     await room.hears(*((device.user, "online") for device in devices))
     for device in devices:
         await room.hear(device, Status("offline", "n"))
@@ -480,5 +487,5 @@ async def test_two_users_who_begin_to_talk_are_told_nothing_old_after_something_
         await room.hear(ALICE, Status("offline", "a"))
         await eventually(lambda: any(it.state == "offline" for it in room.told))
         first[0].set_result([])
-        await eventually(lambda: room.presences.idle)
+        await eventually(lambda: room.idle)
     assert [it.state for it in room.told] == ["online", "offline"]

@@ -14,6 +14,7 @@ from imqtt.protocol import Format
 from imqtt.server import pruning
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
+from imqtt.server.memberships import Memberships
 from imqtt.server.presence import Presences
 from imqtt.server.problems import Problems
 from imqtt.server.pruning import DAY, Pruning
@@ -43,8 +44,8 @@ class Place:
         self.counters = Counters()
         self.devices = Devices(store, self.state, Problems(), lambda: self.now)
         self.presences = Presences(
-            store=store, state=self.state, devices=self.devices, publish=published, counters=self.counters,
-            max_packet=1 << 20, ttl=300, clock=lambda: self.now,
+            store=store, state=self.state, memberships=Memberships(), devices=self.devices,
+            publish=published, counters=self.counters, max_packet=1 << 20, ttl=300, clock=lambda: self.now,
         )  # fmt: skip
         self.pruning = Pruning(
             store=store, devices=self.devices, presences=self.presences, counters=self.counters, max_age=90,
@@ -114,7 +115,7 @@ async def test_a_device_that_is_there_is_never_removed(place: Place) -> None:
     for number in range(5):
         await place.put(f"alice@tab{number}", days=200 - number)
     for number in range(4):
-        await place.presences.heard([(Device("alice", f"tab{number}"), Hello("n"))])
+        await place.presences.note([(Device("alice", f"tab{number}"), Hello("n"))])
     await place.prune()
     assert await place.names() == ["alice@tab0", "alice@tab1", "alice@tab2", "alice@tab3"]
 
@@ -123,7 +124,7 @@ async def test_when_a_device_left_counts_where_that_is_known(place: Place) -> No
     await place.put("alice@a", days=0.9)
     await place.put("alice@b", "alice@c", "alice@d", days=0.5)
     for command in (Hello("n"), Status("offline", "n")):
-        await place.presences.heard([(device("alice@a"), command)])
+        await place.presences.note([(device("alice@a"), command)])
     await place.prune()
     assert await place.names() == ["alice@a", "alice@c", "alice@d"]
 

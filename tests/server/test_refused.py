@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Collection
 from types import SimpleNamespace
 from typing import cast
 
@@ -16,9 +15,11 @@ from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.problems import Problem
 from imqtt.server.app import Server
 from imqtt.server.assignment import Assignment
-from imqtt.server.batcher import Batcher
 from imqtt.server.connections import Connections
+from imqtt.server.liveness import Liveness
 from imqtt.server.partition import Partition
+from imqtt.server.peer_discovery import PeerDiscovery
+from imqtt.server.pipeline import Pipeline
 from imqtt.server.problems import Problems
 from imqtt.state.base import Holding, Worker
 from imqtt.state.memory import MemoryState
@@ -36,26 +37,30 @@ def problem() -> Problem:
     return Problem(logging.getLogger("imqtt"), "what", "over")
 
 
-def refused_partition() -> Partition:
-    async def nothing() -> None: ...
+class Alone:
+    """Nobody else wants the partition."""
 
-    async def nobody() -> bool:
+    async def confirmed(self) -> None: ...
+
+    async def outranked(self) -> bool:
         return False
 
+
+def refused_partition(number: int = 3, pipeline: object = None) -> Partition:
     return Partition(
-        3, cast("Batcher", None), Connections(problem()).line("partition 3", connect), 100,
-        broker_steady=lambda _: True, confirmed=nothing, outranked=nobody, taken=problem(),
+        number, cast("Pipeline", pipeline), Connections(problem()).line("a partition", connect), 100,
+        broker_steady=lambda _: True, taken=problem(),
     )  # fmt: skip
 
 
 async def test_a_server_that_starts_says_that_it_is_refused() -> None:
     with pytest.raises(SetupError, match="not authorized"):
-        await refused_partition().run(asyncio.Event(), starting=True)
+        await refused_partition().run(asyncio.Event(), Alone(), starting=True)
 
 
 async def test_a_worker_that_serves_goes_on_though_a_partition_that_comes_to_it_is_refused() -> None:
     partition = refused_partition()
-    running = asyncio.create_task(partition.run(asyncio.Event(), starting=False))
+    running = asyncio.create_task(partition.run(asyncio.Event(), Alone(), starting=False))
     await eventually(lambda: "not authorized" in partition.refusal)
     assert not running.done()
     partition.stop()
@@ -75,24 +80,12 @@ class Shared(MemoryState):
 
 
 def assignment_of_a_joining_worker() -> Assignment:
-    batcher = cast("Batcher", SimpleNamespace(unfinished=lambda _: (0, 0.0)))
-
-    def partitions(assignment: Assignment) -> list[Partition]:
-        return [
-            Partition(
-                number, batcher, Connections(problem()).line("a partition", connect), 100,
-                broker_steady=lambda _: True, confirmed=assignment.confirmed,
-                outranked=assignment.outranked, taken=problem(),
-            )
-            for number in range(8)
-        ]  # fmt: skip
-
-    async def stranger(_: Collection[str]) -> str:
-        return ""
-
+    pipeline = SimpleNamespace(unfinished=lambda _: (0, 0.0))
     return Assignment(
-        Worker("joining", "host", 1, 0, ""), Shared(rate=1, burst=1), batcher, partitions,
-        problems=Problems(), stranger=stranger, ttl=0.5, clock=lambda: 0,
+        Worker("joining", "host", 1, 0, ""), state=Shared(rate=1, burst=1),
+        pipeline=cast("Pipeline", pipeline), partitions=[refused_partition(it, pipeline) for it in range(8)],
+        discovery=cast("PeerDiscovery", None), liveness=Liveness(), problems=Problems(), ttl=0.5,
+        clock=lambda: 0,
     )  # fmt: skip
 
 
@@ -106,14 +99,14 @@ async def test_a_worker_that_joins_and_gets_nothing_of_what_is_to_be_its_own_end
 
 async def test_a_worker_that_is_long_refused_a_session_leaves_it_to_others_for_a_while() -> None:
     assignment = assignment_of_a_joining_worker()
-    partition = assignment._partitions[3]
+    line = assignment._partitions[3]._line
     now = asyncio.get_running_loop().time()
-    partition.refusal, partition.refused_at = "no", now - 5
+    line.refusal, line.refused_at = "no", now - 5
     assert not assignment.worker.stuck
-    partition.refused_at = now - 15
+    line.refused_at = now - 15
     assert assignment.worker.stuck
     assert "partitions 3: no" in assignment.worker.trouble
-    partition.refusal = ""
+    line.refusal = ""
     assert assignment.worker.stuck
 
 

@@ -19,7 +19,7 @@ from imqtt.client.requests import Requests
 from imqtt.client.settings import Timing
 from imqtt.client.store import Memory
 from imqtt.client.uplink import Uplink
-from imqtt.core.conversations import check_member, members_of
+from imqtt.core.conversations import members_from_ids, members_of
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.core.sequencing import Append, decide, receive
 from imqtt.core.view import View
@@ -57,7 +57,9 @@ from imqtt.protocol import (
     join,
 )
 from imqtt.protocol.topics import MAX_NAME, down, is_name, parse_up, up
-from imqtt.server.intake import PASSED_ON, Delivery, Intake, rejected
+from imqtt.server.batch import Inbound
+from imqtt.server.rejections import rejected
+from imqtt.server.router import FORWARDED, Router, conversations_of, of_members
 from tests.verification.fuzz import stream
 
 BOUNDS: Final = Bounds(content=200, command=4_000, cursors=3)  # a short input may go beyond them
@@ -162,7 +164,12 @@ def _be_stored(sends: list[Send]) -> None:
     assert len({message.digest for message in messages}) == 1
     assert _content(body) == sends[0].content
     assert len(body) <= ESCAPED * (BOUNDS.content + 127 + 64 * 100) + 200
-    decisions = decide(messages, View({}, {}, members_of), lambda _, last: Id(last + 1), lambda _: True)
+    decisions = decide(
+        messages,
+        View({}, {}, members_from_ids({message.command.conversation for message in messages})),
+        lambda _, last: Id(last + 1),
+        lambda _: True,
+    )
     appended = [each.event for each in decisions if isinstance(each, Append)]
     assert len(appended) == _is_in("alice", sends[0].conversation)
     for event in appended:
@@ -177,14 +184,15 @@ def _is_in(user: str, conversation: str) -> bool:
 
 
 def _sort(payload: bytes) -> None:
-    """The server's intake finds one thing to do about it, wherever it comes in."""
-    for partition, properties in ((0, ()), (partition_of("u:alice", PARTITIONS), (PASSED_ON,))):
+    """The server finds one thing to do about it, wherever it comes in."""
+    for partition, properties in ((0, ()), (partition_of("u:alice", PARTITIONS), (FORWARDED,))):
         received = Received(up(PHONE, partition), payload, 1, False, properties, 1, 0)
-        delivery = Delivery(partition, received, cast("Any", None), again=True)
-        batch = Intake(PARTITIONS, BOUNDS).sort([delivery])
-        acted = batch.messages or batch.marks or batch.typing or batch.status or batch.reads
-        assert (bool(acted), bool(batch.refused), bool(batch.pass_on)).count(True) == 1
-        assert not (properties and batch.pass_on)
+        inbound = Inbound(partition, received, cast("Any", None), again=True)
+        batch = Router(PARTITIONS, BOUNDS).sort([inbound])
+        batch = of_members(batch, members_from_ids(conversations_of(batch)))
+        acted = batch.messages or batch.others
+        assert (bool(acted), bool(batch.rejections), bool(batch.forwards)).count(True) == 1
+        assert not (properties and batch.forwards)
 
 
 # --- frames -------------------------------------------------------------------------------------------
@@ -320,7 +328,7 @@ def names(data: bytes) -> None:
         return
     assert 0 <= partition_of(text, PARTITIONS) < PARTITIONS
     try:
-        members = check_member(text, "alice")
+        members = members_from_ids([text]).check(text, "alice")
     except ImqttError as error:
         _telling(error, CommandInfo())
         return

@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary
 
 from imqtt.client.sender import Sender
 from imqtt.core.sequencing import Append, Decision, Incoming
-from imqtt.server.batcher import Batcher
+from imqtt.server.batch import Batch, Inbound
 from imqtt.server.committer import Committer
+from imqtt.server.delivery import Delivery, Outcome
 from imqtt.server.devices import Devices
-from imqtt.server.intake import Batch, Delivery
-from imqtt.server.owner import Owner
 from imqtt.server.pages import Pages
+from imqtt.server.pipeline import Pipeline
 from imqtt.stores.base import AppendConflict, Key, OutcomeUnknown, Record, Registration, Stored
 from tests.verification.checker.check import Kind
 from tests.verification.simulation.scenario import Shape
@@ -70,10 +70,10 @@ def _dedupe_record_before_the_commit() -> Iterator[None]:
     decide = Committer._decide
 
     async def believing(
-        self: Committer, messages: Sequence[Incoming], stored: dict[Key, Stored], tokens: dict[Any, int]
+        self: Committer, messages: Sequence[Incoming], found: dict[Key, Stored], *others: Any
     ) -> list[Decision]:
         records = of.setdefault(self._store.tables, {})  # type: ignore[attr-defined]  # of a simulated one
-        decisions = await decide(self, messages, {**records, **stored}, tokens)
+        decisions = await decide(self, messages, {**records, **found}, *others)
         for message, decision in zip(messages, decisions, strict=True):
             if isinstance(decision, Append):
                 records[message.key] = Stored(decision.event.position, message.digest)
@@ -84,49 +84,55 @@ def _dedupe_record_before_the_commit() -> Iterator[None]:
 
 
 def _puback_before_the_commit() -> AbstractContextManager[object]:
-    put = Batcher.put
+    put = Pipeline.put
 
-    async def hasty(self: Batcher, partition: int, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            delivery.link.ack(delivery.received)
-        await put(self, partition, deliveries)
+    async def hasty(self: Pipeline, partition: int, inbounds: Sequence[Inbound]) -> None:
+        for inbound in inbounds:
+            inbound.link.ack(inbound.packet)
+        await put(self, partition, inbounds)
 
-    return _instead(Batcher, "put", hasty)
+    return _instead(Pipeline, "put", hasty)
 
 
 def _puback_before_the_devices_packets() -> AbstractContextManager[object]:
-    carry_out = Owner.carry_out
+    deliver = Delivery.deliver
 
     async def hasty(
-        self: Owner, deliveries: Sequence[Delivery], answered: Container[int]
+        self: Delivery, batch: Batch, outcome: Outcome, answered: Container[int]
     ) -> asyncio.Future[None]:
-        await carry_out(self, deliveries, answered)
+        await deliver(self, batch, outcome, answered)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
 
-    return _instead(Owner, "carry_out", hasty)
+    return _instead(Delivery, "deliver", hasty)
 
 
 @contextlib.contextmanager
 def _devices_read_before_the_commit() -> Iterator[None]:
     """The list of devices is that of the moment before the messages were stored."""
-    commit, of = Owner._commit, Devices.of
+    load, deliver, of = Pipeline._load, Delivery.deliver, Devices.of
+    loaded: dict[int, dict[str, tuple[Registration, ...]]] = {}  # by the world's devices, as is the next
     early: dict[int, dict[str, tuple[Registration, ...]]] = {}
 
-    async def committing(self: Owner, batch: Batch) -> Any:
-        from imqtt.core.conversations import members_of
+    async def loading(self: Pipeline, inbounds: Sequence[Inbound]) -> Any:
+        batch, members = await load(self, inbounds)
+        users = {user for message in batch.messages for user in members.of(message.command.conversation)}
+        loaded[id(self._devices)] = await of(self._devices, users) if users else {}
+        return batch, members
 
-        users = {user for message in batch.messages for user in members_of(message.command.conversation)}
-        lists = await of(self._devices, users) if users else {}
-        result = await commit(self, batch)
-        early[id(self._devices)] = lists
-        return result
+    async def delivering(self: Delivery, *stage: Any) -> Any:
+        early[id(self._devices)] = loaded.pop(id(self._devices), {})
+        return await deliver(self, *stage)
 
     async def reading(self: Devices, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         return await of(self, users) | early.pop(id(self), {})
 
-    with _instead(Owner, "_commit", committing), _instead(Devices, "of", reading):
+    stack = ExitStack()
+    stack.enter_context(_instead(Pipeline, "_load", loading))
+    stack.enter_context(_instead(Delivery, "deliver", delivering))
+    stack.enter_context(_instead(Devices, "of", reading))
+    with stack:
         yield
 
 
@@ -140,20 +146,16 @@ def _duplicate_key_taken_for_success() -> AbstractContextManager[object]:
 
 
 def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
-    append = Committer._append
+    append_once = Committer._append_once
 
-    async def hurried(self: Committer, appends: Sequence[Append], records: Sequence[Record]) -> int:
+    async def hurried(self: Committer, records: Sequence[Record], *, again: bool) -> int:
         try:
-            with contextlib.suppress(AppendConflict):
-                await self._store.append(records)
-                self._heads.put({record.event.conversation: record.event.position for record in records})
-                return len(records)
+            return await append_once(self, records, again=again)
         except OutcomeUnknown:
-            # They may be there: whatever is decided next goes behind them.
+            # They may be stored: whatever is decided next goes behind them.
             self._heads.put({record.event.conversation: record.event.position for record in records})
             self._hurried = True  # type: ignore[attr-defined]  # the mistake's own
             return 0
-        return await append(self, appends, records)
 
     reread = Committer._reread
 
@@ -163,7 +165,7 @@ def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
         return await reread(self, messages)
 
     stack = ExitStack()
-    stack.enter_context(_instead(Committer, "_append", hurried))
+    stack.enter_context(_instead(Committer, "_append_once", hurried))
     stack.enter_context(_instead(Committer, "_reread", forgetting_nothing))
     return stack
 

@@ -1,0 +1,79 @@
+"""The values that pass through the pipeline: what was received, and one batch of it by what is to be done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar, cast
+
+from imqtt.broker.link import Link, Received
+from imqtt.broker.link import Message as Packet
+from imqtt.core.sequencing import Incoming
+from imqtt.model import Command, Device, Hello, Rejected, Status
+from imqtt.protocol import Format
+from imqtt.server.control import Order
+
+C = TypeVar("C", bound=Command)
+C_co = TypeVar("C_co", bound=Command, covariant=True)
+
+
+class Inbound(NamedTuple):
+    """A packet that a partition's session received, and the link that owes its PUBACK.
+
+    `again`: an earlier owner may have received the packet, stored its event, and told nobody.
+    """
+
+    partition: int
+    packet: Received
+    link: Link
+    again: bool
+
+
+class Request(NamedTuple, Generic[C_co]):
+    """A read or a signal. `receipt` identifies its packet, but is -1 at QoS 0; `again` as in `Inbound`."""
+
+    device: Device
+    command: C_co
+    receipt: int
+    again: bool
+
+
+class Spoken(NamedTuple):
+    """The format that a device last used, and its last `Hello` in the batch."""
+
+    format: Format
+    hello: Hello | None
+
+
+class Forward(NamedTuple):
+    """A misrouted command, as the packet that takes it to its partition."""
+
+    device: Device
+    packet: Packet
+
+
+class Rejection(NamedTuple):
+    """A rejected command. `format` is the command's own, for a device that is not registered."""
+
+    device: Device
+    frame: Rejected
+    format: Format
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch by what is to be done, in order of receipt."""
+
+    spoke: Mapping[Device, Spoken]
+    messages: Sequence[Incoming]
+    others: Sequence[Request[Command]]
+    forwards: Sequence[Forward]
+    orders: Sequence[Order]
+    rejections: Sequence[Rejection]
+
+    @property
+    def status(self) -> list[tuple[Device, Hello | Status]]:
+        """What devices say of their presence."""
+        return [(it.device, it.command) for it in self.others if isinstance(it.command, Hello | Status)]
+
+    def of(self, kind: type[C]) -> list[Request[C]]:
+        """The commands of a class, other than log commands."""
+        return [cast("Request[C]", it) for it in self.others if isinstance(it.command, kind)]

@@ -1,0 +1,286 @@
+"""Deliver: a committed batch becomes packets to devices, and work beside the batches."""
+
+import asyncio
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
+from imqtt.core.conversations import Members
+from imqtt.core.sequencing import Append, Decision, Known, Refuse
+from imqtt.errors import Busy, ImqttError, StoreUnreachable, Unavailable
+from imqtt.model import Accepted, Device, Event, Hello, Id, Key, Mark, PeerTyping, ReadCommand, Typing
+from imqtt.protocol import CommandInfo, Format
+from imqtt.server.batch import Batch, Forward, Rejection, Request
+from imqtt.server.counters import Counters
+from imqtt.server.devices import Devices, Registered
+from imqtt.server.fanout import Fanout
+from imqtt.server.marks import Raised
+from imqtt.server.presence import Presences
+from imqtt.server.publisher import FAILURE, Publish
+from imqtt.server.reads import Reads, info_of
+from imqtt.server.rejections import rejected, rejection, throttled
+from imqtt.state.base import State
+from imqtt.stores.base import Registration, Store
+
+REREAD = 50  # events read together when stored events are told again: they mostly stand side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A batch's effect on the store. `decisions` has one for each of the batch's messages."""
+
+    members: Members
+    registered: Registered
+    decisions: Sequence[Decision]
+    raised: Sequence[Raised] | Unavailable
+
+
+class Audience:
+    """The devices of a batch's users, as they are registered after its commit."""
+
+    def __init__(
+        self, lists: Mapping[str, tuple[Registration, ...]], spoke: Mapping[Device, Registration]
+    ) -> None:
+        self._lists = lists
+        self._spoke = spoke
+
+    def of(self, users: Sequence[str]) -> Iterable[Registration]:
+        """Every device of these users."""
+        if len(users) == 2:
+            return self._lists[users[0]] + self._lists[users[1]]
+        return [registration for user in users for registration in self._lists[user]]
+
+    def one(self, device: Device, format: Format) -> Registration:
+        """A device of the batch. One that is not registered is answered in this format."""
+        if (spoke := self._spoke.get(device)) is not None:
+            return spoke
+        for registration in self._lists[device.user]:
+            if registration.device == device:
+                return registration
+        return Registration(device, format.value)
+
+
+class Delivery:
+    """Publishes what a batch is to tell, and starts the reads that it asks for."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        state: State,
+        devices: Devices,
+        presences: Presences,
+        reads: Reads,
+        publish: Publish,
+        counters: Counters,
+        max_packet: int,
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._devices = devices
+        self._presences = presences
+        self._reads = reads
+        self._publish = publish
+        self._counters = counters
+        self._max_packet = max_packet
+
+    async def deliver(self, batch: Batch, outcome: Outcome, answered: Container[int]) -> Awaitable[object]:
+        """Publishes a batch's frames. The result is done when the batch may be acknowledged.
+
+        `answered` has the receipts of reads that are answered already.
+        """
+        members, decisions = outcome.members, outcome.decisions
+        events = await self._events(batch, decisions)
+        raised = () if isinstance(outcome.raised, Unavailable) else outcome.raised
+        typing = _last_typing(batch)
+        told = {event.conversation for event in events if event is not None}
+        told.update(marks.conversation for marks, _ in raised)
+        told.update(conversation for conversation, _ in typing)
+        users = {user for conversation in told for user in members.of(conversation)}
+        users.update(device.user for device in batch.spoke)
+        users.update(rejection.device.user for rejection in batch.rejections)
+        # The devices are read after the commit: a device that registers later finds the events by `Sync`.
+        lists, _ = await asyncio.gather(  # one round trip to the state
+            self._devices.of(users), self._state.remember(_stored(batch, decisions))
+        )
+        audience = Audience(lists, outcome.registered.current)
+        fanout = Fanout(self._max_packet, self._counters)
+        reads, rejections = self._admit(batch, outcome.registered, answered)
+        rejections += self._answer(fanout, audience, batch, outcome, events)
+        for marks, but in raised:
+            fanout.add(marks, audience.of(members.of(marks.conversation)), but)
+        for (conversation, user), (device, command, *_) in typing.items():
+            others = [member for member in members.of(conversation) if member != user]
+            fanout.add(PeerTyping(conversation, user, command.typing), audience.of(others), device)
+        for device, frame, format in throttled([*batch.rejections, *rejections], self._counters):
+            fanout.add(frame, (audience.one(device, format),))
+        begun: list[Awaitable[object]] = [self._publish(fanout.messages())]
+        if batch.forwards:
+            begun.append(asyncio.create_task(self._forward(batch.forwards), name="forward"))
+        refused = outcome.registered.refused
+        heard = self._presences.hear(batch.spoke, [it for it in batch.status if it[0] not in refused])
+        serving = self._serve(reads, outcome.registered.current, heard)
+        if heard is None:
+            await serving
+        else:
+            begun.append(asyncio.create_task(serving, name="reads-after-presence"))
+        return begun[0] if len(begun) == 1 else asyncio.gather(*begun)
+
+    def _answer(
+        self,
+        fanout: Fanout,
+        audience: Audience,
+        batch: Batch,
+        outcome: Outcome,
+        events: Sequence[Event | None],
+    ) -> list[Rejection]:
+        """Adds `Accepted` to the senders and events to all others. Returns the rejections."""
+        rejections: list[Rejection] = []
+        for message, decision, event in zip(batch.messages, outcome.decisions, events, strict=True):
+            sender, command = message.sender, message.command
+            if isinstance(decision, Refuse):
+                info = CommandInfo(command.name, command.conversation, command.client_msg_id)
+                rejections.append(_rejection(batch, sender, decision.error, info))
+                continue
+            if isinstance(decision, Known):
+                self._counters.known += 1
+                at, previous = decision.position, Id(0)
+            else:
+                at, previous = decision.event.position, decision.previous
+            accepted = Accepted(
+                command.conversation, command.client_msg_id, at.seq, at.id, at.id.time, previous
+            )
+            fanout.add(accepted, (audience.one(sender, batch.spoke[sender].format),))
+            if event is not None:
+                members = outcome.members.of(event.conversation)
+                fanout.add(event, audience.of(members), sender)
+                if event.seq == 1 and len(members) == 2:
+                    self._presences.acquaint(*members)
+        if isinstance(outcome.raised, Unavailable):
+            for device, mark, *_ in batch.of(Mark):
+                info = CommandInfo(mark.name, mark.conversation)
+                rejections.append(_rejection(batch, device, outcome.raised, info))
+        return rejections
+
+    async def answer_reads(
+        self, batch: Batch, claim: Callable[[Sequence[Request[ReadCommand]]], Sequence[Request[ReadCommand]]]
+    ) -> None:
+        """Answers the reads of a batch for which nothing has to be written first.
+
+        Those are the reads of devices that are registered already: later events will be published to them.
+        For the others see `Registered`. `claim` takes reads just before they are answered, and returns those
+        that nothing has answered meanwhile. Raises `Unavailable` if the registrations cannot be read.
+        """
+        known = await self._devices.known(
+            {read.device: batch.spoke[read.device] for read in batch.of(ReadCommand)}
+        )
+        answerable = [read for read in batch.of(ReadCommand) if read.device in known]
+        claimed = claim(answerable[: self._reads.room])
+        hellos = [(read.device, read.command) for read in claimed if isinstance(read.command, Hello)]
+        # The commands may wait for long, but the devices are there.
+        await self._serve(claimed, known, self._presences.hear(batch.spoke, hellos))
+
+    async def _serve(
+        self,
+        reads: Sequence[Request[ReadCommand]],
+        registrations: Mapping[Device, Registration],
+        heard: Future[None] | None,
+    ) -> None:
+        """Submits reads once the presence of their devices is noted; see `Presences.for_newcomer`."""
+        if heard is not None:
+            await heard
+        for device, command, *_ in reads:
+            self._reads.submit(registrations[device], command)
+
+    def _admit(
+        self, batch: Batch, registered: Registered, answered: Container[int]
+    ) -> tuple[list[Request[ReadCommand]], list[Rejection]]:
+        """The reads to serve, and the rejections of the others."""
+        admitted: list[Request[ReadCommand]] = []
+        rejections: list[Rejection] = []
+        for read in batch.of(ReadCommand):
+            if read.receipt in answered:
+                continue
+            error: ImqttError | None = registered.refused.get(read.device)
+            if error is None and len(admitted) >= self._reads.room:
+                error = Busy("too many reads are waiting; ask again later", retry_after=5_000)
+            if error is None:
+                admitted.append(read)
+            else:
+                info = info_of(read.command)
+                rejections.append(_rejection(batch, read.device, error, info))
+        return admitted, rejections
+
+    async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
+        """The event that each message is told as to everybody but its sender; None: to nobody.
+
+        Stored events that an earlier owner may have told nobody of are read from the store and told again.
+        """
+        events: list[Event | None] = []
+        read: dict[tuple[str, int], Event] = {}
+        for message, decision in zip(batch.messages, decisions, strict=True):
+            if isinstance(decision, Append):
+                events.append(replace(decision.event, previous=decision.previous))
+            elif isinstance(decision, Known) and (message.again or decision.untold):
+                place = (message.command.conversation, decision.position.seq)
+                if place not in read:
+                    read |= await self._read_from(*place)
+                if place not in read:
+                    raise StoreUnreachable("an event that was found is not visible yet")
+                events.append(read[place])
+            else:
+                events.append(None)
+        return events
+
+    async def _read_from(self, conversation: str, seq: int) -> dict[tuple[str, int], Event]:
+        """The event at this place and some that follow it, each naming the one before it."""
+        read: dict[tuple[str, int], Event] = {}
+        previous = Id(0)
+        for event in await self._store.events_after(conversation, max(seq - 2, 0), REREAD):
+            if event.seq >= seq:
+                read[conversation, event.seq] = replace(event, previous=previous)
+            previous = event.id
+        return read
+
+    async def _forward(self, forwards: Sequence[Forward]) -> None:
+        """Returns when the broker has taken the commands, or their senders' rejections.
+
+        Senders get a retryable rejection if the partition has no session, because no worker has held it since
+        the broker lost its sessions, or if the broker refuses the publish. Waiting for the session would hold
+        up all partitions.
+        """
+        self._counters.passed_on += len(forwards)
+        codes = await self._publish([packet for _, packet in forwards])
+        error = Unavailable("no server could be given this command", retry_after=1_000)
+        await self.reject(
+            rejection(device, packet.payload, error)
+            for (device, packet), code in zip(forwards, codes, strict=True)
+            if code == NO_MATCHING_SUBSCRIBERS or code >= FAILURE
+        )
+
+    def reject(self, rejections: Iterable[Rejection]) -> Awaitable[object]:
+        """Publishes rejections in the commands' own formats: their senders need not be registered."""
+        fanout = Fanout(self._max_packet, self._counters)
+        for device, frame, format in throttled(list(rejections), self._counters):
+            fanout.add(frame, (Registration(device, format.value),))
+        return self._publish(fanout.messages())
+
+
+def _rejection(batch: Batch, device: Device, error: ImqttError, info: CommandInfo) -> Rejection:
+    return Rejection(device, rejected(error, info), batch.spoke[device].format)
+
+
+def _stored(batch: Batch, decisions: Sequence[Decision]) -> list[Key]:
+    return [
+        message.key
+        for message, decision in zip(batch.messages, decisions, strict=True)
+        if isinstance(decision, Append)
+    ]
+
+
+def _last_typing(batch: Batch) -> dict[tuple[str, str], Request[Typing]]:
+    """The last `Typing` of each user in each conversation."""
+    return {(it.command.conversation, it.device.user): it for it in batch.of(Typing)}

@@ -1,0 +1,107 @@
+"""Decode and route: whose a packet is, what it asks for, and whether it came to the right partition."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from imqtt.broker.link import Message as Packet
+from imqtt.broker.link import Received
+from imqtt.core.conversations import Members
+from imqtt.core.partitions import partition_of, route
+from imqtt.core.sequencing import Incoming, receive
+from imqtt.errors import ImqttError, Misrouted
+from imqtt.model import Command, Device, Hello, LogCommand, Status
+from imqtt.protocol import Bounds, CommandInfo, Format, decode_command, format_of
+from imqtt.protocol.topics import parse_up, up
+from imqtt.server import control
+from imqtt.server.batch import Batch, Forward, Inbound, Rejection, Request, Spoken
+from imqtt.server.rejections import rejected, rejection
+
+FORWARDED = ("imqtt-passed-on", "1")
+TOPICS_CACHED = 50_000
+UNHEARD = Spoken(Format.JSON, None)
+
+
+class Router:
+    """Decodes packets and sorts them into a batch. Never raises for anything that a device can send."""
+
+    def __init__(self, partitions: int, bounds: Bounds) -> None:
+        self._partitions = partitions
+        self._bounds = bounds
+        self._devices: dict[str, Device | None] = {}
+
+    def sort(self, inbounds: Sequence[Inbound]) -> Batch:
+        """One batch of everything that was received, in order."""
+        spoke: dict[Device, Spoken] = {}
+        messages: list[Incoming] = []
+        others: list[Request[Command]] = []
+        forwards: list[Forward] = []
+        orders: list[control.Order] = []
+        rejections: list[Rejection] = []
+        for partition, packet, _, again in inbounds:
+            device = self.device(packet.topic)
+            if device is None:  # an operator's order, or a topic that names no device to answer
+                order = control.parse(packet.payload) if packet.topic.startswith(control.TOPICS) else None
+                orders += [] if order is None else [order]
+                continue
+            try:
+                command = decode_command(packet.payload, self._bounds)
+                target = partition_of(route(command, device.user), self._partitions)
+                if target != partition:
+                    forwards.append(_forward(device, target, packet))
+                    continue
+                if isinstance(command, LogCommand):
+                    messages.append(receive(device, command, partition, again=again))
+                else:
+                    others.append(Request(device, command, packet.receipt, again))
+            except ImqttError as error:
+                rejections.append(rejection(device, packet.payload, error))
+                continue
+            if isinstance(command, Status) and command.state == "offline":
+                continue  # it may be a revoked device's last will, which must not register the device again
+            hello = command if isinstance(command, Hello) else spoke.get(device, UNHEARD).hello
+            spoke[device] = Spoken(format_of(packet.payload), hello)
+        return Batch(spoke, messages, others, forwards, orders, rejections)
+
+    def device(self, topic: str) -> Device | None:
+        """The publisher to `topic`; None if its names are not ones that imqtt gives out."""
+        try:
+            return self._devices[topic]
+        except KeyError:
+            if len(self._devices) >= TOPICS_CACHED:
+                self._devices.clear()
+            device = self._devices[topic] = parse_up(topic)
+            return device
+
+
+def conversations_of(batch: Batch) -> set[str]:
+    """The conversations that the batch's commands name."""
+    named = {message.command.conversation for message in batch.messages}
+    named.update(getattr(other.command, "conversation", "") for other in batch.others)
+    return named - {""}
+
+
+def of_members(batch: Batch, members: Members) -> Batch:
+    """The batch without signals and reads of users outside the conversation that they name.
+
+    Log commands are checked when they are decided, since a duplicate is answered before permission is asked.
+    """
+    others: list[Request[Command]] = []
+    refused: list[Rejection] = []
+    for other in batch.others:
+        device, command = other.device, other.command
+        try:
+            if conversation := getattr(command, "conversation", ""):
+                members.check(conversation, device.user)
+        except ImqttError as error:
+            info = CommandInfo.of(command.name, conversation, "", getattr(command, "ref", ""))
+            refused.append(Rejection(device, rejected(error, info), batch.spoke[device].format))
+        else:
+            others.append(other)
+    return replace(batch, others=others, rejections=[*batch.rejections, *refused]) if refused else batch
+
+
+def _forward(device: Device, partition: int, packet: Received) -> Forward:
+    if FORWARDED in packet.properties:
+        # Marked by the owner that forwarded it, or by a device that claims so: either way not again.
+        raise Misrouted("this is another conversation's partition; publish to up/0, or compute it")
+    return Forward(device, Packet(up(device, partition), packet.payload, 1, (FORWARDED,)))
