@@ -140,6 +140,15 @@ class Store(Protocol):
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """The ids of the events at these (conversation, seq) pairs; pairs without an event have no entry."""
 
+    async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        """The events at these (conversation, seq) pairs; pairs without an event have no entry."""
+
+    async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        """For each (conversation, register) the event with the highest seq that sets it, if there is one.
+
+        Asking for many registers of one conversation is cheap, above all if none is set.
+        """
+
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         """At most `limit` events with a greater seq, in order of seq."""
 
@@ -217,7 +226,7 @@ class Store(Protocol):
         """
 
     async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
-        """As `events_after`, with body and digest as they were appended."""
+        """As `events_after`, with body, digest and register as they were appended."""
 
     async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
         """The users that have a member row in each conversation, in order; one without any has no entry."""

@@ -258,10 +258,22 @@ async def test_an_index_that_looks_away(url: str, database: Database[dict[str, A
     assert "by_seq" in await refused(url)
 
 
-async def test_an_index_that_is_missing_is_made(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_an_index_of_registers_that_contains_every_event(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    await made(url)
+    database.events.drop_index("by_register")
+    database.events.create_index([("p", 1), ("c", 1), ("r", 1), ("s", 1)], name="by_register")
+    assert "by_register" in await refused(url)
+
+
+@pytest.mark.parametrize("name", ["by_key", "by_register"])
+async def test_an_index_that_is_missing_is_made(
+    url: str, database: Database[dict[str, Any]], name: str
+) -> None:
     await made(url)
     before = database.events.index_information()
-    database.events.drop_index("by_key")
+    database.events.drop_index(name)
     await (await MongoStore.open(url, Identity.draw(16))).close()
     assert database.events.index_information() == before
 

@@ -148,7 +148,7 @@ def _row(record: Record) -> bytes:
     return _encode(
         (
             it.seq, it.id, it.sender, it.device, it.client_msg_id, it.kind, it.client_time,
-            record.digest, record.body,
+            record.digest, record.body, record.register,
         )
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ Field names are stored in every document, so they are one letter:
     s  seq                                    t  time that the client gave, in milliseconds
     i  id of the event                        h  digest of the content, 16 bytes
     u  user: the sender, member or owner      b  body: the content as JSON text; archived events have none
-    m  client_msg_id
+    m  client_msg_id                         r  register that the event sets; most events set none
 
 An event:
 
@@ -48,13 +48,15 @@ class Index(NamedTuple):
     name: str
     key: Mapping[str, int]
     unique: bool = True
+    having: str = ""  # the index contains only documents that have this field
 
 
 BY_SEQ = Index("by_seq", {"p": 1, "c": 1, "s": 1})
 BY_KEY = Index("by_key", {"p": 1, "c": 1, "u": 1, "m": 1})
+BY_REGISTER = Index("by_register", {"p": 1, "c": 1, "r": 1, "s": 1}, unique=False, having="r")
 
 INDEXES: Mapping[str, tuple[Index, ...]] = {
-    "events": (BY_SEQ, BY_KEY),
+    "events": (BY_SEQ, BY_KEY, BY_REGISTER),
     # The second is read by a copy of the store alone.
     "members": (Index("by_user", {"u": 1, "c": 1}), Index("by_conversation", {"c": 1, "u": 1}, unique=False)),
     "marks": (Index("by_conversation", {"c": 1, "u": 1}),),
@@ -66,21 +68,22 @@ def event_document(record: Record, partitions: int) -> RawBSONDocument:
     """Encoded already: what cannot be encoded is known before anything is sent. Raises `RecordRefused`."""
     event = record.event
     try:
-        encoded = encode(
-            {
-                "p": partition_of(event.conversation, partitions),
-                "c": event.conversation,
-                "s": event.seq,
-                "i": event.id,
-                "u": event.sender,
-                "d": event.device,
-                "m": event.client_msg_id,
-                "k": event.kind,
-                "t": event.client_time,
-                "h": record.digest,
-                "b": record.body.decode(),
-            }
-        )
+        document = {
+            "p": partition_of(event.conversation, partitions),
+            "c": event.conversation,
+            "s": event.seq,
+            "i": event.id,
+            "u": event.sender,
+            "d": event.device,
+            "m": event.client_msg_id,
+            "k": event.kind,
+            "t": event.client_time,
+            "h": record.digest,
+            "b": record.body.decode(),
+        }
+        if record.register:
+            document["r"] = record.register
+        encoded = encode(document)
     except (BSONError, OverflowError, UnicodeError) as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
     if len(encoded) > MAX_DOCUMENT_BYTES:
@@ -107,7 +110,8 @@ def event_of(document: Document) -> Event:
 
 
 def record_of(document: Document) -> Record:
-    return Record(event_of(document), (document.get("b") or "").encode(), document["h"])
+    body = (document.get("b") or "").encode()
+    return Record(event_of(document), body, document["h"], document.get("r", ""))
 
 
 def marks_of(document: Document) -> Marks:

@@ -148,7 +148,7 @@ async def _index(database: Database, collection: str, indexes: tuple[Index, ...]
     missing = []
     for index in indexes:
         if index.name not in there:
-            missing.append({"name": index.name, "key": dict(index.key), "unique": index.unique})
+            missing.append({"name": index.name, "key": dict(index.key), **_options(index)})
         elif not _is_as_expected(there[index.name], index):
             raise SetupError(
                 f"index {index.name} of {database.name}.{collection} is not the one that imqtt makes; "
@@ -171,7 +171,12 @@ async def _create(database: Database, collection: str, indexes: list[Document]) 
 
 def _is_as_expected(there: Mapping[str, Any], index: Index) -> bool:
     # Another option, such as a partial filter or a collation, would let through what must be refused.
-    others = set(there) - {"key", "v", "unique", "ns", "background"}
-    return (
-        not others and there["key"] == list(index.key.items()) and bool(there.get("unique")) == index.unique
-    )
+    options = {name: value for name, value in there.items() if name not in ("key", "v", "ns", "background")}
+    return there["key"] == list(index.key.items()) and {"unique": False, **options} == _options(index)
+
+
+def _options(index: Index) -> Document:
+    options: Document = {"unique": index.unique}
+    if index.having:
+        options["partialFilterExpression"] = {index.having: {"$exists": True}}
+    return options

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from imqtt.core.partitions import partition_of
@@ -110,6 +110,16 @@ class MongoReader:
         else:
             found = await self._joined(rows, _AT_SEQ)
         return {(row["c"], row["s"]): document["i"] for row, document in found}
+
+    async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        rows = [{**self._place(name), "s": seq} for name, seq in dict.fromkeys(places) if 0 < seq <= END]
+        found = await self._whole(rows, "s", [], _EVENT_AT_SEQ)
+        return {(document["c"], document["s"]): event_of(document) for document in found}
+
+    async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        rows = [{**self._place(name), "r": register} for name, register in dict.fromkeys(wanted)]
+        found = await self._whole(rows, "r", _NEWEST_OF_EACH_REGISTER, _NEWEST_OF_REGISTER)
+        return {(document["c"], document["r"]): event_of(document) for document in found}
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         return [event_of(it) for it in await self._after(conversation, seq, limit)]
@@ -219,6 +229,28 @@ class MongoReader:
             found += [(chunk[it["n"]], it["e"]) for it in await self._aggregate("meta", pipeline)]
         return found
 
+    async def _whole(
+        self,
+        rows: Sequence[Document],
+        field: str,
+        then: Sequence[Mapping[str, Any]],
+        join: Sequence[Mapping[str, Any]],
+    ) -> list[Document]:
+        """The whole events that `rows` ask for, by one query for each conversation, or joined if many.
+
+        `field` tells apart the rows of a conversation.
+        """
+        logs: dict[str, Document] = {}
+        for row in rows:
+            log = logs.setdefault(row["c"], {"p": row["p"], "c": row["c"], field: {"$in": []}})
+            log[field]["$in"].append(row[field])
+        if len(logs) > QUERIES_AT_ONCE:
+            return [document for _, document in await self._joined(rows, join)]
+        found = await asyncio.gather(
+            *(self._aggregate("events", [{"$match": log}, *then]) for log in logs.values())
+        )
+        return list(chain.from_iterable(found))
+
     async def _after(self, conversation: str, seq: int, limit: int) -> list[Document]:
         return await self._span(conversation, {"$gt": min(seq, END)}, 1, limit)
 
@@ -268,8 +300,12 @@ class MongoReader:
             raise Unavailable("the store is closed")
 
 
-def _join(local: str, equal: Sequence[str], *then: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _join(
+    local: str, equal: Sequence[str], *then: Mapping[str, Any], whole: bool = False
+) -> list[Mapping[str, Any]]:
     """Adds to each document, as `e`, the event that has the same `local` field and `equal` fields.
+
+    Unless it is wanted `whole`, an event has its position and digest alone.
 
     Equality by `$expr` seeks an index as a plain one does (manual, "$expr", since MongoDB 5.0).
     """
@@ -285,7 +321,7 @@ def _join(local: str, equal: Sequence[str], *then: Mapping[str, Any]) -> list[Ma
                     {"$match": {"$expr": {"$and": same}}},
                     *then,
                     {"$limit": 1},
-                    {"$project": {**_POSITION, "h": 1}},
+                    *([] if whole else [{"$project": {**_POSITION, "h": 1}}]),
                 ],
                 "as": "e",
             }
@@ -297,6 +333,15 @@ def _join(local: str, equal: Sequence[str], *then: Mapping[str, Any]) -> list[Ma
 _NEWEST = _join("c", "p", {"$sort": {"s": -1}})
 _AT_SEQ = _join("c", "ps")
 _OF_KEY = _join("m", "pcu")
+_EVENT_AT_SEQ = _join("c", "ps", whole=True)
+# `r` is matched with a constant, not by `$expr`, without which the planner cannot use a partial index.
+_NEWEST_OF_REGISTER = _join("r", "pc", {"$sort": {"s": -1}}, whole=True)
+# In the index's own order, so that the server reads one key for each register (a "distinct scan").
+_NEWEST_OF_EACH_REGISTER: Sequence[Mapping[str, Any]] = [
+    {"$sort": {"r": -1, "s": -1}},
+    {"$group": {"_id": "$r", "e": {"$first": "$$ROOT"}}},
+    {"$replaceWith": "$e"},
+]
 
 
 def _position(document: Document) -> Position:

@@ -16,8 +16,10 @@ from imqtt.private_files import create_private_database, make_database_private, 
 from imqtt.stores.base import HOW_TO_FINISH, Identity
 
 APPLICATION_ID = 0x696D7174  # "imqt": what `file` and other programs know the database by
-SCHEMA_VERSION = 2
-OLDEST_SCHEMA = 1  # its devices have no column `seen`
+SCHEMA_VERSION = 3
+SCHEMA_WITH_SEEN = 2  # `devices` has the column `seen`
+SCHEMA_WITH_REGISTERS = 3  # `events` has the column `register`
+OLDEST_SCHEMA = 1
 OLDEST_SQLITE = (3, 35)  # the first with RETURNING
 
 WRITER_CACHE_KIB = 65_536  # holds the pages that messages to some 100,000 conversations are appended to
@@ -28,7 +30,11 @@ BUSY_SECONDS = 5.0  # for another program that writes, such as a shell or a back
 SET_UNFINISHED = "INSERT INTO meta VALUES ('unfinished', 1) ON CONFLICT DO NOTHING"
 SET_FINISHED = "DELETE FROM meta WHERE name = 'unfinished'"
 
-_SCHEMA = """
+_EVENTS_BY_REGISTER = """
+CREATE INDEX events_by_register ON events (conversation, register, seq) WHERE register IS NOT NULL
+"""
+
+_SCHEMA = f"""
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value NOT NULL
@@ -39,7 +45,8 @@ CREATE TABLE conversations (
     name TEXT NOT NULL UNIQUE
 );
 
--- Rows are never removed. Archiving sets `content` to NULL and leaves the rest.
+-- Rows are never removed. Archiving sets `content` to NULL and leaves the rest. `register` is NULL in
+-- events that set none.
 CREATE TABLE events (
     conversation INTEGER NOT NULL REFERENCES conversations,
     seq INTEGER NOT NULL,
@@ -50,10 +57,12 @@ CREATE TABLE events (
     kind TEXT NOT NULL,
     client_time INTEGER NOT NULL,
     digest BLOB NOT NULL,
-    content TEXT
+    content TEXT,
+    register TEXT
 );
 CREATE UNIQUE INDEX events_by_seq ON events (conversation, seq);
 CREATE UNIQUE INDEX events_by_key ON events (conversation, sender, client_msg_id);
+{_EVENTS_BY_REGISTER};
 
 CREATE TABLE members (
     user TEXT NOT NULL,
@@ -260,9 +269,12 @@ def _complete(connection: sqlite3.Connection) -> None:
     connection.execute(
         "INSERT INTO meta VALUES ('cluster', ?) ON CONFLICT DO NOTHING", (Identity.draw(0).cluster,)
     )
-    if version < 2:
+    if version < SCHEMA_WITH_SEEN:
         connection.execute("ALTER TABLE devices ADD COLUMN seen INTEGER NOT NULL DEFAULT 0")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    if version < SCHEMA_WITH_REGISTERS:
+        connection.execute("ALTER TABLE events ADD COLUMN register TEXT")
+        connection.execute(_EVENTS_BY_REGISTER)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
 

@@ -46,12 +46,35 @@ CROSS JOIN conversations AS c ON c.name = json_extract(wanted.value, '$[0]')
 CROSS JOIN events AS e ON e.conversation = c.number AND e.seq = json_extract(wanted.value, '$[1]')
 """
 
-_EVENT = """
-SELECT e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time
-FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number
-"""
-_EVENTS_AFTER = f"{_EVENT} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
-_EVENTS_BEFORE = f"{_EVENT} WHERE c.name = ? AND e.seq < ? ORDER BY e.seq DESC LIMIT ?"
+_EVENT = "e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time"
+_LOG = "FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number"
+_EVENTS_AFTER = f"SELECT {_EVENT} {_LOG} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
+_EVENTS_BEFORE = f"SELECT {_EVENT} {_LOG} WHERE c.name = ? AND e.seq < ? ORDER BY e.seq DESC LIMIT ?"
+
+# `{register}` is the column, or NULL in a store that imqtt has not opened since it has registers.
+_RECORDS_AFTER = (
+    f"SELECT {_EVENT}, e.digest, {{register}} {_LOG} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
+)
+
+# The parameter of the next two maps each conversation to a list of seqs or of registers.
+_EVENTS_AT = f"""
+SELECT c.name, item.value, {_EVENT}
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = wanted.key
+CROSS JOIN json_each(wanted.value) AS item
+CROSS JOIN events AS e ON e.conversation = c.number AND e.seq = item.value
+"""  # noqa: S608 - made of constants
+
+_REGISTERS = f"""
+SELECT c.name, item.value, {_EVENT}
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = wanted.key
+CROSS JOIN json_each(wanted.value) AS item
+CROSS JOIN events AS e ON e.rowid = (
+    SELECT rowid FROM events WHERE conversation = c.number AND register = item.value
+    ORDER BY seq DESC LIMIT 1
+)
+"""  # noqa: S608 - made of constants
 
 _HEADS_OF = """
 SELECT c.name, newest.seq, newest.id
@@ -91,12 +114,6 @@ ORDER BY m.conversation LIMIT ?
 
 _CONVERSATIONS = "SELECT name FROM conversations WHERE name > ? ORDER BY name LIMIT ?"
 
-_RECORDS_AFTER = """
-SELECT e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time, e.digest
-FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number
-WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?
-"""
-
 _MEMBERS = """
 SELECT c.name, m.user
 FROM json_each(?) AS wanted
@@ -113,6 +130,7 @@ WHERE (d.user, d.device) > (?, ?) ORDER BY d.user, d.device LIMIT ?
 _encode = msgspec.json.encode
 
 T = TypeVar("T")
+K = TypeVar("K", int, str)
 
 
 class SqliteReader:
@@ -165,6 +183,12 @@ class SqliteReader:
         places = list(places)
         rows = await self._rows(_IDS_AT, _json(places))
         return {places[place]: number for place, number in rows}
+
+    async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        return await self._read(lambda connection: _events_of(connection, _EVENTS_AT, places))
+
+    async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        return await self._read(lambda connection: _events_of(connection, _REGISTERS, wanted))
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         return await self._read(lambda it: _events(it, _EVENTS_AFTER, conversation, seq, limit))
@@ -250,15 +274,33 @@ def _events(connection: sqlite3.Connection, sql: str, conversation: str, seq: in
     return [_event(conversation, row) for row in rows]
 
 
+def _events_of(
+    connection: sqlite3.Connection, sql: str, wanted: Collection[tuple[str, K]]
+) -> dict[tuple[str, K], Event]:
+    items: dict[str, list[K]] = {}
+    for conversation, item in wanted:
+        items.setdefault(conversation, []).append(item)
+    rows = connection.execute(sql, (_encode(items).decode(),)).fetchall()
+    return {(conversation, item): _event(conversation, row) for conversation, item, *row in rows}
+
+
 def _devices(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Any]:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    seen = "d.seen" if version > sqlite_file.OLDEST_SCHEMA else "0"
+    seen = "d.seen" if _schema(connection) >= sqlite_file.SCHEMA_WITH_SEEN else "0"
     return connection.execute(sql.format(seen=seen), parameters).fetchall()
 
 
 def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit: int) -> list[Record]:
-    rows = connection.execute(_RECORDS_AFTER, (conversation, seq, limit)).fetchall()
-    return [Record(_event(conversation, row), (row[5] or "").encode(), row[8]) for row in rows]
+    register = "e.register" if _schema(connection) >= sqlite_file.SCHEMA_WITH_REGISTERS else "NULL"
+    rows = connection.execute(_RECORDS_AFTER.format(register=register), (conversation, seq, limit)).fetchall()
+    return [
+        Record(_event(conversation, row), (row[5] or "").encode(), digest=row[8], register=row[9] or "")
+        for row in rows
+    ]
+
+
+def _schema(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def _event(conversation: str, row: Sequence[Any]) -> Event:

@@ -10,7 +10,7 @@ NUMBERS_KEPT = 200_000  # conversations whose number is remembered
 
 _PUT_CONVERSATION = "INSERT INTO conversations (name) VALUES (?) ON CONFLICT DO NOTHING"
 _NUMBER = "SELECT number FROM conversations WHERE name = ?"
-_PUT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT_MEMBER = "INSERT INTO members VALUES (?, ?) ON CONFLICT DO NOTHING"
 _RAISE_MARKS = """
     INSERT INTO marks VALUES (?, ?, ?, ?)
@@ -57,6 +57,7 @@ class Tables:
             rows.append((
                 number, event.seq, int(event.id), event.sender, event.device, event.client_msg_id,
                 event.kind, event.client_time, record.digest, record.body.decode(),
+                record.register or None,
             ))  # fmt: skip
         self.connection.executemany(_PUT_EVENT, rows)
 

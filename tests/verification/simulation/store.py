@@ -151,6 +151,12 @@ class SimStore:
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
         return await self._read(lambda: self.tables.ids_at(places))
 
+    async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        return await self._read(lambda: self.tables.events_at(places))
+
+    async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        return await self._read(lambda: self.tables.registers(wanted))
+
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         return await self._read(lambda: self.tables.events_after(conversation, seq, limit))
 
