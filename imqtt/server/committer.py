@@ -12,13 +12,13 @@ from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, dec
 from imqtt.core.snowflake import Snowflake
 from imqtt.core.view import View
 from imqtt.errors import ClockWrong, Invalid, StoreUnreachable, Unavailable
-from imqtt.model import Device, Id, Position
+from imqtt.model import Device, Id, Key, Position, Stored
 from imqtt.problems import explain
 from imqtt.server.counters import Counters
 from imqtt.server.head_cache import HeadCache
 from imqtt.server.problems import Problems
 from imqtt.state.base import State
-from imqtt.stores.base import AppendConflict, Key, OutcomeUnknown, Record, RecordRefused, Store, Stored
+from imqtt.stores.base import AppendConflict, OutcomeUnknown, Record, RecordRefused, Store
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Committer:
 
     async def remember(self, messages: Sequence[Incoming], decisions: Sequence[Decision]) -> None:
         """Notes in the state what `commit` has stored: duplicates of it are looked up from now on."""
-        await self._state.remember(
+        await self._state.mark_seen(
             [
                 message.key
                 for message, decision in zip(messages, decisions, strict=True)
@@ -88,9 +88,7 @@ class Committer:
         keys = [message.key for message in messages]
         wanted = Counter(message.sender for message in messages)
         # Together, for one round trip. A duplicate takes a token as well, and is answered without one.
-        maybe, tokens = await asyncio.gather(
-            self._state.recall(keys), self._state.take(wanted, self._clock())
-        )
+        maybe, tokens = await asyncio.gather(self._state.seen(keys), self._state.take(wanted, self._clock()))
         stored = await self._store.find(maybe) if maybe else {}
         at_most = len(messages)
         conflicts = 0  # in a row, with nothing stored between

@@ -7,13 +7,13 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from imqtt.errors import Unavailable
-from imqtt.model import Device, Hello
+from imqtt.model import Device, DeviceFormat, Hello, Registration
 from imqtt.problems import explain
 from imqtt.protocol import Format
 from imqtt.server.problems import Problems
 from imqtt.server.retry import until_known
 from imqtt.state.base import State
-from imqtt.stores.base import DeviceFormat, Registration, Store
+from imqtt.stores.base import Store
 
 SEEN_EVERY = 86_400_000  # milliseconds after which a device's last-seen time is stored again
 

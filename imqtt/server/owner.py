@@ -14,7 +14,7 @@ from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse
 from imqtt.errors import Failed, ImqttError, StoreUnreachable, Unavailable
-from imqtt.model import Accepted, AnyFrame, Device, Event, Hello, Id, Marks, PeerTyping
+from imqtt.model import Accepted, AnyFrame, Device, Event, Hello, Id, Marks, PeerTyping, Registration
 from imqtt.problems import explain
 from imqtt.protocol import CommandInfo, Format, format_of, identify
 from imqtt.server.committer import Committer
@@ -28,7 +28,7 @@ from imqtt.server.problems import Problems
 from imqtt.server.publisher import FAILURE, Publish
 from imqtt.server.reads import Reads
 from imqtt.server.retry import until_known
-from imqtt.stores.base import Registration, Store
+from imqtt.stores.base import Store
 
 REJECTIONS_PER_BATCH = 50  # to one device
 REREAD = 50  # events read together when known messages are told again: they mostly stand side by side

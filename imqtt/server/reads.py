@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from imqtt.errors import Busy, ImqttError, Unavailable
-from imqtt.model import AnyFrame, Hello, History, Limits, Sync, Welcome
+from imqtt.model import AnyFrame, Hello, History, Limits, Registration, Sync, Welcome
 from imqtt.protocol import CommandInfo, Format
 from imqtt.server.counters import Counters
 from imqtt.server.fanout import Fanout, packet_room
@@ -13,7 +13,6 @@ from imqtt.server.intake import rejected
 from imqtt.server.pages import Pages, Room
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import Publish
-from imqtt.stores.base import Registration
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,8 @@ from itertools import count
 from msgspec.structs import replace
 
 from imqtt.core.bucket import Bucket, Rate
-from imqtt.model import Device
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import SILENCED_MOST, DevicePresence, Worker
-from imqtt.stores.base import Key, Registration
 
 
 class MemoryState:
@@ -57,10 +56,10 @@ class MemoryState:
     async def leave(self, worker: str) -> None:
         self._workers.pop(worker, None)
 
-    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+    async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
         return self._seen.among(keys)
 
-    async def remember(self, keys: Collection[Key]) -> None:
+    async def mark_seen(self, keys: Collection[Key]) -> None:
         self._seen.add(keys)
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:

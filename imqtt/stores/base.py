@@ -11,9 +11,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from imqtt.errors import ImqttError
-from imqtt.model import Device, Event, Head, Marks, Position
-from imqtt.model import Key as Key
-from imqtt.model import Stored as Stored
+from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
 
 HOW_TO_FINISH = "run the same `imqtt store copy` again, and it goes on from here"
 
@@ -33,27 +31,6 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return Key(self.event.conversation, self.event.sender, self.event.client_msg_id)
-
-
-class Registration(msgspec.Struct, frozen=True, gc=False):
-    """A registered device. `format` is `json` or `protobuf`; sizes in bytes.
-
-    `seen`: time of its last command, in milliseconds since the Unix epoch, up to about a day old; 0: unknown.
-    """
-
-    device: Device
-    format: str
-    platform: str = ""
-    max_packet: int = 0  # 0: the server's own bound
-    seen: int = 0
-
-
-class DeviceFormat(msgspec.Struct, frozen=True, gc=False):
-    """The part of a registration that any command updates. `Hello` alone has platform and largest packet."""
-
-    device: Device
-    format: str
-    seen: int = 0
 
 
 class Identity(NamedTuple):
@@ -97,28 +74,8 @@ class RecordRefused(ImqttError):
     code = "record_refused"
 
 
-class Store(Protocol):
-    """Durable events, members, marks and devices.
-
-    Writes return after the commit, and take effect in the order of the calls. Each may raise
-    `OutcomeUnknown`, and `StoreFull` or `StoreReadOnly` if nothing was written. After a cancelled write the
-    outcome is unknown as well; other writes are not affected. Reads return everything committed before they
-    began, and raise `StoreUnreachable` if they cannot be served. Every method of a closed store raises
-    `Unavailable`.
-    """
-
-    @property
-    def identity(self) -> Identity:
-        """The identity with which the store was created."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether other processes may also have the store open."""
-
-    async def close(self) -> None:
-        """Finishes writes that were begun, and releases files or connections."""
-
-    # --- the log
+class LogStore(Protocol):
+    """The conversations' logs and their registers."""
 
     async def append(self, records: Sequence[Record]) -> None:
         """Stores all records, each conversation's in order. They may belong to several partitions.
@@ -161,7 +118,9 @@ class Store(Protocol):
         They may not for a moment after MongoDB's primary has changed. Raises `StoreUnreachable`.
         """
 
-    # --- members
+
+class MemberStore(Protocol):
+    """The conversations of each user."""
 
     async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
         """Writes (user, conversation) rows, before the event that adds the user. Idempotent."""
@@ -180,7 +139,9 @@ class Store(Protocol):
         number returned, not with the user's number of conversations.
         """
 
-    # --- marks
+
+class MarkStore(Protocol):
+    """How far each member has received and read."""
 
     async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
         """Merges by maximum. Returns the merged marks that grew, in the order given.
@@ -192,7 +153,9 @@ class Store(Protocol):
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
         """The marks of all members in these conversations, in order of user; none: no entry."""
 
-    # --- devices
+
+class DeviceStore(Protocol):
+    """The registered devices of each user."""
 
     async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
         """Registers devices. `said` holds each of them once.
@@ -210,7 +173,9 @@ class Store(Protocol):
     async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
         """Removes a device; with `unseen_since`, only if it was not seen after that. Its events stay."""
 
-    # --- everything, for a copy of the store
+
+class CopyStore(Protocol):
+    """All rows, for a copy of the store."""
 
     async def set_unfinished(self, unfinished: bool) -> None:
         """Marks the store as an unfinished copy, or as a finished one.
@@ -233,3 +198,25 @@ class Store(Protocol):
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
         """The first `limit` devices that follow `after` in order of (user, device)."""
+
+
+class Store(LogStore, MemberStore, MarkStore, DeviceStore, CopyStore, Protocol):
+    """Durable events, members, marks and devices.
+
+    Writes return after the commit, and take effect in the order of the calls. Each may raise
+    `OutcomeUnknown`, and `StoreFull` or `StoreReadOnly` if nothing was written. After a cancelled write the
+    outcome is unknown as well; other writes are not affected. Reads return everything committed before they
+    began, and raise `StoreUnreachable` if they cannot be served. Every method of a closed store raises
+    `Unavailable`.
+    """
+
+    @property
+    def identity(self) -> Identity:
+        """The identity with which the store was created."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may also have the store open."""
+
+    async def close(self) -> None:
+        """Finishes writes that were begun, and releases files or connections."""

@@ -11,17 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from imqtt.errors import SetupError, StoreInUse, StoreUnreachable
-from imqtt.model import Content, Device, Marks, Position
+from imqtt.model import Content, Device, Marks, Position, Registration
 from imqtt.stores import attach_store, open_store
-from imqtt.stores.base import (
-    AppendConflict,
-    Identity,
-    OutcomeUnknown,
-    Record,
-    RecordRefused,
-    Registration,
-    Store,
-)
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused, Store
 from imqtt.stores.copy import source as copy_source
 from imqtt.stores.copy.comparison import CopyDiffers
 from imqtt.stores.copy.copier import copy, survey

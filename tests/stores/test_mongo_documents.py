@@ -3,8 +3,8 @@
 import msgspec
 from bson import Int64
 
-from imqtt.model import Content, Device, Marks
-from imqtt.stores.base import Identity, Registration
+from imqtt.model import Content, Device, Marks, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import record
 from tests.mongodb import database_url

@@ -13,9 +13,9 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from imqtt.errors import SetupError, Unavailable
-from imqtt.model import Device
+from imqtt.model import Device, Registration
 from imqtt.stores import attach_store, open_store
-from imqtt.stores.base import Identity, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.mongo import client as mongo_client
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.store import MongoStore

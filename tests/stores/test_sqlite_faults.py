@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from imqtt.errors import StoreFull, StoreReadOnly, StoreUnreachable
-from imqtt.model import Content, Device, Marks
-from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Registration
+from imqtt.model import Content, Device, Marks, Registration
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown
 from imqtt.stores.sqlite import checkpoint as sqlite_checkpoint
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.store import SqliteStore

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from imqtt.errors import SetupError
-from imqtt.model import Device
-from imqtt.stores.base import Identity, Registration
+from imqtt.model import Device, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.reader import SqliteReader
 from imqtt.stores.sqlite.store import SqliteStore

@@ -5,11 +5,10 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from imqtt.model import Device
+from imqtt.model import Device, Registration
 from imqtt.state.redis.connection import Connection, undelivered
 from imqtt.state.redis.keys import Keys
 from imqtt.state.redis.scripts import FILL, FORGET, FORGET_ALL, LEASE
-from imqtt.stores.base import Registration
 
 TICK = 16  # digits
 DECODED = 20_000  # users whose lists are kept as they were last decoded: half the time, for 12 MB

@@ -34,7 +34,7 @@ for at = 1, #digests, {SEEN_DIGEST} do
 """
 
 # KEYS: the filters to ask. Returns the numbers of the digests that are in one of them, from 0.
-RECALL = f"""
+SEEN = f"""
 local seen = {{}}
 {_EACH_DIGEST}
   for _, filter in ipairs(KEYS) do
@@ -49,7 +49,7 @@ return seen
 """
 
 # KEYS: the filter.
-REMEMBER = f"""
+MARK_SEEN = f"""
 {_EACH_DIGEST}
   redis.call('SETBIT', KEYS[1], a, 1)
   redis.call('SETBIT', KEYS[1], b, 1)

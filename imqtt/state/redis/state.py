@@ -10,7 +10,7 @@ from time import time
 
 import msgspec
 
-from imqtt.model import Device
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.memory import MemoryState
 from imqtt.state.redis.address import Address
@@ -18,8 +18,7 @@ from imqtt.state.redis.connection import TRIP_SECONDS, Connection, Refusal
 from imqtt.state.redis.device_lists import DeviceLists
 from imqtt.state.redis.keys import SEEN_DIGEST, Keys
 from imqtt.state.redis.presence import Presences
-from imqtt.state.redis.scripts import BEAT, RECALL, REMEMBER, TAKE, WORKERS
-from imqtt.stores.base import Key, Registration
+from imqtt.state.redis.scripts import BEAT, MARK_SEEN, SEEN, TAKE, WORKERS
 
 _worker = msgspec.json.Decoder(Worker).decode
 
@@ -85,21 +84,21 @@ class RedisState:
         except StateAway:
             return  # its time runs out
 
-    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+    async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
         if not keys:
             return frozenset()
         keys = list(keys)
         try:
-            seen = await self._link.call("EVAL", RECALL, 2, *self._filters(), _digests(keys))
+            seen = await self._link.call("EVAL", SEEN, 2, *self._filters(), _digests(keys))
         except StateAway:
             return frozenset()
         return frozenset(keys[number] for number in seen)
 
-    async def remember(self, keys: Collection[Key]) -> None:
+    async def mark_seen(self, keys: Collection[Key]) -> None:
         if not keys:
             return
         try:
-            await self._link.call("EVAL", REMEMBER, 1, self._filters()[0], _digests(keys))
+            await self._link.call("EVAL", MARK_SEEN, 1, self._filters()[0], _digests(keys))
         except StateAway:
             return
 

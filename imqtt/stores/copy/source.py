@@ -15,8 +15,8 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from imqtt.core.backoff import backoff
 from imqtt.errors import StoreUnreachable
-from imqtt.model import Device, Marks, Position
-from imqtt.stores.base import Identity, OutcomeUnknown, Record, Registration
+from imqtt.model import Device, Marks, Position, Registration
+from imqtt.stores.base import Identity, OutcomeUnknown, Record
 
 CONVERSATIONS = 500  # in one page
 ROWS = 1_000  # members, marks or devices read or written together

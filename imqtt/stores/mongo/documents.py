@@ -34,8 +34,8 @@ from typing import NamedTuple
 
 from imqtt.bodies import decode_body
 from imqtt.core.partitions import partition_of
-from imqtt.model import Device, Event, Id, Marks
-from imqtt.stores.base import DeviceFormat, Record, RecordRefused, Registration
+from imqtt.model import Device, DeviceFormat, Event, Id, Marks, Registration
+from imqtt.stores.base import Record, RecordRefused
 from imqtt.stores.mongo.client import BSONError, Document, RawBSONDocument, encode
 
 SCHEMA_VERSION = 1

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from imqtt.core.partitions import partition_of
 from imqtt.errors import Unavailable
-from imqtt.model import Device, Event, Head, Id, Marks, Position
-from imqtt.stores.base import Identity, Key, Record, Registration, Stored
+from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
+from imqtt.stores.base import Identity, Record
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.client import (
     Client,

@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar
 
 from imqtt.core.partitions import partition_of
 from imqtt.errors import StoreUnreachable
-from imqtt.model import Device, Marks
-from imqtt.stores.base import AppendConflict, DeviceFormat, Identity, OutcomeUnknown, Record, Registration
+from imqtt.model import Device, DeviceFormat, Marks, Registration
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.claim import Claim
 from imqtt.stores.mongo.client import (

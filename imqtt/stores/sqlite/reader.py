@@ -13,8 +13,8 @@ import msgspec
 
 from imqtt.bodies import decode_body
 from imqtt.errors import Unavailable
-from imqtt.model import Device, Event, Head, Id, Marks, Position
-from imqtt.stores.base import Identity, Key, Record, Registration, Stored
+from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
+from imqtt.stores.base import Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.errors import is_of_connection, read_error
 

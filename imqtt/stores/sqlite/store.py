@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Self
 
 from imqtt.errors import SetupError
-from imqtt.model import Device, Marks
-from imqtt.stores.base import DeviceFormat, Identity, Record, Registration
+from imqtt.model import Device, DeviceFormat, Marks, Registration
+from imqtt.stores.base import Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.reader import READERS, SqliteReader
 from imqtt.stores.sqlite.writer import Writer

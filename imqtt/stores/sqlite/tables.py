@@ -3,8 +3,8 @@
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 
-from imqtt.model import Device, Marks
-from imqtt.stores.base import DeviceFormat, Record, Registration
+from imqtt.model import Device, DeviceFormat, Marks, Registration
+from imqtt.stores.base import Record
 
 NUMBERS_KEPT = 200_000  # conversations whose number is remembered
 

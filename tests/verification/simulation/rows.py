@@ -12,17 +12,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from imqtt.model import Device, Event, Head, Marks, Position
-from imqtt.stores.base import (
-    AppendConflict,
-    DeviceFormat,
-    Identity,
-    Key,
-    Record,
-    RecordRefused,
-    Registration,
-    Stored,
-)
+from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
+from imqtt.stores.base import AppendConflict, Identity, Record, RecordRefused
 from tests.verification.checker.history import Row
 
 INT64 = 1 << 63

@@ -14,8 +14,8 @@ from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 from imqtt.errors import ImqttError, StoreFull, StoreUnreachable, Unavailable
-from imqtt.model import Device, Event, Head, Marks, Position
-from imqtt.stores.base import DeviceFormat, Identity, Key, OutcomeUnknown, Record, Registration, Stored
+from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
+from imqtt.stores.base import Identity, OutcomeUnknown, Record
 from tests.verification.simulation.loop import Loop, Party, current
 from tests.verification.simulation.rows import Backup, Rows, check
 
