@@ -167,7 +167,7 @@ async def test_a_difference_is_named_and_the_target_not_served(tmp_path: Path) -
     assert "event 2 of d:alice:bob is not the same in both stores" in outcome.err
     served = await imqtt_process("serve", "--store", target)
     assert served.status == 1
-    assert "is a copy that is not finished; run the same `imqtt store copy` again" in served.err
+    assert "is an unfinished copy; run the same `imqtt store copy` again" in served.err
 
 
 async def heard(stream: asyncio.StreamReader, text: bytes) -> None:

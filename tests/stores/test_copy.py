@@ -124,7 +124,7 @@ async def test_a_copy_between_stores_of_each_kind(
     await asyncio.wait([running])
     await target.close()
     for refused in (open_store(url(second), IDENTITY), attach_store(url(second))):
-        with pytest.raises(SetupError, match="not finished; run the same `imqtt store copy` again"):
+        with pytest.raises(SetupError, match="unfinished copy; run the same `imqtt store copy` again"):
             await refused
     target = await opened(second, copying=True)
     copied = await copy(source, target)
@@ -222,7 +222,7 @@ async def spoiled(opened: Open, tmp_path: Path, statement: str) -> CopyDiffers:
     with pytest.raises(CopyDiffers) as caught:
         await copy(source, target)
     await target.close()
-    with pytest.raises(SetupError, match="not finished"):
+    with pytest.raises(SetupError, match="unfinished copy"):
         await opened("target")
     return caught.value
 
@@ -401,9 +401,9 @@ async def test_an_unfinished_copy_is_opened_by_nobody_but_a_copy(opened: Open, t
     await target.append(log(D, 1, 2))
     await target.close()
     url = f"sqlite:///{tmp_path / 'target.db'}"
-    with pytest.raises(SetupError, match=r"not finished; run the same `imqtt store copy` again"):
+    with pytest.raises(SetupError, match=r"unfinished copy; run the same `imqtt store copy` again"):
         await open_store(url, IDENTITY)
-    with pytest.raises(SetupError, match="not finished"):
+    with pytest.raises(SetupError, match="unfinished copy"):
         await attach_store(url)
     await (await open_store(url, IDENTITY, copying=True)).close()
 
@@ -427,7 +427,7 @@ async def test_a_copy_that_is_cut_off_stays_unfinished_and_is_gone_on_with(
         await asyncio.wait([running])
         await target.close()
         if running.cancelled():
-            with pytest.raises(SetupError, match="not finished"):
+            with pytest.raises(SetupError, match="unfinished copy"):
                 await opened("target")
     target = await opened("target", copying=True)
     copied = await copy(source, target)

@@ -209,7 +209,7 @@ async def test_a_meta_that_is_not_imqtts(url: str, database: Database[dict[str, 
 async def test_an_older_or_newer_schema(url: str, database: Database[dict[str, Any]], schema: object) -> None:
     await made(url)
     database.meta.update_one({}, {"$set": {"schema": schema}})
-    assert f"has schema {schema}, and this imqtt knows 1" in await refused(url)
+    assert f"has schema {schema}, and this imqtt supports 1" in await refused(url)
 
 
 @pytest.mark.parametrize(
@@ -330,14 +330,14 @@ async def made_again(url: str) -> Identity:
 async def test_an_unfinished_copy_is_opened_by_whoever_copies_alone(url: str) -> None:
     store = await MongoStore.open(url, Identity.draw(3), copying=True)
     await store.close()
-    assert "is a copy that is not finished" in await refused(url)
+    assert "is an unfinished copy" in await refused(url)
     store = await MongoStore.open(url, Identity.draw(3), copying=True)
     await store.set_unfinished(False)
     await store.close()
     store = await MongoStore.open(url, Identity.draw(3))
     await store.set_unfinished(True)
     await store.close()
-    assert "is a copy that is not finished" in await refused(url)
+    assert "is an unfinished copy" in await refused(url)
 
 
 # --- reading beside a server

@@ -1,4 +1,4 @@
-"""Reading a SQLite store, beside a server that writes to it or without one."""
+"""Reads of a SQLite store, beside a server that writes to it or without one."""
 
 import asyncio
 import sqlite3
@@ -18,7 +18,7 @@ from imqtt.stores.base import Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.errors import is_of_connection, read_error
 
-READERS = 8  # more than a server's reads at once, so that a partition's own do not wait behind logins
+READERS = 8  # more than a server's page reads at once, so that a partition's own reads do not wait
 
 _END = (1 << 63) - 1
 
@@ -51,7 +51,7 @@ _LOG = "FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.num
 _EVENTS_AFTER = f"SELECT {_EVENT} {_LOG} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
 _EVENTS_BEFORE = f"SELECT {_EVENT} {_LOG} WHERE c.name = ? AND e.seq < ? ORDER BY e.seq DESC LIMIT ?"
 
-# `{register}` is the column, or NULL in a store that imqtt has not opened since it has registers.
+# `{register}` is the column, or NULL in a store of an older schema.
 _RECORDS_AFTER = (
     f"SELECT {_EVENT}, e.digest, {{register}} {_LOG} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
 )
@@ -98,7 +98,7 @@ CROSS JOIN marks AS m ON m.conversation = c.number
 ORDER BY m.user
 """
 
-# `{seen}` is the column, or 0 in a store that no server has opened since imqtt 0.1: see `_devices`.
+# `{seen}` is the column, or 0 in a store of an older schema.
 _DEVICES = """
 SELECT d.user, d.device, d.format, d.platform, d.max_packet, {seen}
 FROM json_each(?) AS wanted CROSS JOIN devices AS d ON d.user = wanted.value
@@ -134,9 +134,9 @@ K = TypeVar("K", int, str)
 
 
 class SqliteReader:
-    """The reads of `Store`, each in a thread of a small pool with its own connection.
+    """The reads of `Store`. Each runs in a small pool of threads, which have a connection each.
 
-    In WAL mode they never wait for the writer, and see everything that was committed before they began.
+    In WAL mode a read never waits for the writer, and sees everything committed before it began.
     """
 
     def __init__(self, path: Path, identity: Identity, readers: int = READERS) -> None:
@@ -149,7 +149,7 @@ class SqliteReader:
 
     @staticmethod
     async def attach(path: Path) -> "SqliteReader":
-        """Opens a store to be read only, whether a server has it open or not. Raises `SetupError`."""
+        """Opens a store for reading, whether or not a server has it open. Raises `SetupError`."""
         path = await asyncio.to_thread(path.resolve)
         return SqliteReader(path, await asyncio.to_thread(sqlite_file.inspect, path))
 
@@ -158,7 +158,7 @@ class SqliteReader:
         return self._identity
 
     async def close(self) -> None:
-        """Waits for reads that have begun."""
+        """Waits for pending reads."""
         self._reading = False
         await asyncio.to_thread(self._pool.shutdown)
         while self._connections:
@@ -185,17 +185,17 @@ class SqliteReader:
         return {places[place]: number for place, number in rows}
 
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
-        return await self._read(lambda connection: _events_of(connection, _EVENTS_AT, places))
+        return await self._read(lambda db: _events_of(db, _EVENTS_AT, places))
 
     async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
-        return await self._read(lambda connection: _events_of(connection, _REGISTERS, wanted))
+        return await self._read(lambda db: _events_of(db, _REGISTERS, wanted))
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        return await self._read(lambda it: _events(it, _EVENTS_AFTER, conversation, seq, limit))
+        return await self._read(lambda db: _events(db, _EVENTS_AFTER, conversation, seq, limit))
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         before = seq or _END
-        events = await self._read(lambda it: _events(it, _EVENTS_BEFORE, conversation, before, limit))
+        events = await self._read(lambda db: _events(db, _EVENTS_BEFORE, conversation, before, limit))
         events.reverse()
         return events
 
@@ -218,18 +218,18 @@ class SqliteReader:
         if not users:
             return {}
         lists: dict[str, list[Registration]] = {user: [] for user in users}
-        for user, device, *rest in await self._read(lambda it: _devices(it, _DEVICES, _json(users))):
+        for user, device, *rest in await self._read(lambda db: _devices(db, _DEVICES, _json(users))):
             lists[user].append(Registration(Device(user, device), *rest))
         return {user: tuple(registrations) for user, registrations in lists.items()}
 
     # --- everything, for a copy of the store
 
     async def conversations(self, after: str, limit: int) -> list[str]:
-        # Whatever gives a conversation its number writes an event, member or mark in the same transaction.
+        # A conversation gets its number in the transaction that writes its first event, member or mark.
         return [name for (name,) in await self._rows(_CONVERSATIONS, after, limit)]
 
     async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
-        return await self._read(lambda it: _records(it, conversation, seq, limit))
+        return await self._read(lambda db: _records(db, conversation, seq, limit))
 
     async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
         if not conversations:
@@ -240,13 +240,13 @@ class SqliteReader:
         return members
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
-        rows = await self._read(lambda it: _devices(it, _REGISTRATIONS, *after, limit))
+        rows = await self._read(lambda db: _devices(db, _REGISTRATIONS, *after, limit))
         return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
 
     # --- in the pool
 
     async def _rows(self, sql: str, *parameters: object) -> list[Any]:
-        return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
+        return await self._read(lambda db: db.execute(sql, parameters).fetchall())
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         if not self._reading:
@@ -269,7 +269,7 @@ class SqliteReader:
 
 
 def _events(connection: sqlite3.Connection, sql: str, conversation: str, seq: int, limit: int) -> list[Event]:
-    # All rows first: a statement that is left halfway would keep the log from being reset.
+    # All rows at once, since an unfinished statement would prevent the log from being reset.
     rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
     return [_event(conversation, row) for row in rows]
 
@@ -304,7 +304,7 @@ def _schema(connection: sqlite3.Connection) -> int:
 
 
 def _event(conversation: str, row: Sequence[Any]) -> Event:
-    """`row` has the columns of `_EVENT`, and may have more."""
+    """`row` begins with the columns of `_EVENT`."""
     seq, number, sender, device, client_msg_id, content, kind, client_time = row[:8]
     event_id = Id(number)
     return Event(
