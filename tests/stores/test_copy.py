@@ -280,7 +280,7 @@ async def test_a_hole_in_the_source_is_found(opened: Open, tmp_path: Path) -> No
     await source.append(log(D, 1, 10))
     with closing(sqlite3.connect(tmp_path / "source.db")) as connection, connection:
         connection.execute("DELETE FROM events WHERE seq = 5")
-    with pytest.raises(CopyDiffers, match="hole"):
+    with pytest.raises(CopyDiffers, match="gap"):
         await copy(source, target)
 
 
@@ -346,7 +346,7 @@ async def test_a_mongodb_that_is_killed_and_comes_back_costs_time_only(
 
 
 async def test_a_target_that_stays_away_ends_it(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copy_source, "PATIENCE", 0.05)
+    monkeypatch.setattr(copy_source, "RETRY_SECONDS", 0.05)
     source, target = await opened("source"), await opened("target", copying=True)
     await fill(source)
 
@@ -375,7 +375,7 @@ async def test_an_event_that_the_target_cannot_hold_is_named(
         await real(records)
 
     monkeypatch.setattr(target, "append", refusing)
-    with pytest.raises(SetupError, match="cannot hold event 77 of d:alice:bob"):
+    with pytest.raises(SetupError, match="cannot store event 77 of d:alice:bob"):
         await copy(source, target)
 
 
@@ -389,7 +389,7 @@ async def test_a_rival_who_writes_into_the_target_is_noticed(
         raise AppendConflict(0)
 
     monkeypatch.setattr(target, "append", taken)
-    with pytest.raises(CopyDiffers, match="does not take the events of d:alice:bob after 0"):
+    with pytest.raises(CopyDiffers, match="refuses the events of d:alice:bob after 0"):
         await copy(source, target)
 
 
