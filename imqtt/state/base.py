@@ -69,7 +69,7 @@ class Workers(Protocol):
     """The live workers."""
 
     async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
-        """A heartbeat of `worker`, valid for `ttl` milliseconds. Returns all live workers, by id.
+        """Records a heartbeat, valid for `ttl` milliseconds. Returns all live workers, by id.
 
         Raises `StateAway`.
         """
@@ -120,10 +120,10 @@ class PresenceState(Protocol):
     """The presence of devices."""
 
     async def arrive(self, presence: DevicePresence) -> None:
-        """A device's `Hello`; replaces the entry of an earlier connection."""
+        """Records a device's `Hello`; replaces the entry of an earlier connection."""
 
     async def update(self, presence: DevicePresence) -> bool:
-        """A `Status`. False, and nothing changed, if its nonce is not the last `Hello`'s.
+        """Records a `Status`. Changes nothing and returns False if its nonce is not the last `Hello`'s.
 
         If the device's nonce is unknown, because the state was lost and the connection was not, the status is
         accepted. If it is `offline`, the nonce stays unknown, since it may be an earlier connection's last
@@ -131,12 +131,12 @@ class PresenceState(Protocol):
         """
 
     async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
-        """Any command keeps a device present until `expires` or later.
+        """Called after any command; keeps the devices present until `expires` or later.
 
-        Returns the devices that were absent and are now online, each with its nonce: devices not known, that
-        fell silent, or that went offline by themselves and whose `expires` has passed. A device that fell
-        silent keeps its nonce; that of the others is unknown (""). After the state was away, the answer
-        includes devices of earlier calls.
+        Returns the devices that were absent and are now online, each with its nonce: devices that were
+        unknown, that fell silent, or that went offline by themselves and whose `expires` has passed. A device
+        that fell silent keeps its nonce; that of the others is unknown (""). After the state was away, the
+        answer includes devices of earlier calls.
         """
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
@@ -165,10 +165,10 @@ class RateLimits(Protocol):
 
 
 class State(Workers, SeenKeys, DeviceLists, PresenceState, RateLimits, Protocol):
-    """Seen ids, device lists, presence, rate limits and workers.
+    """Workers, seen keys, device lists, presence and rate limits.
 
-    A state that cannot be reached soon answers like an empty one, and `trouble` says so; only `beat`,
-    `workers` and `presence` raise `StateAway`.
+    A state that cannot be reached soon answers like an empty one and sets `trouble`; only `beat`, `workers`
+    and `presence` raise `StateAway`.
     """
 
     @property
