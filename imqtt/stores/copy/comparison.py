@@ -20,8 +20,8 @@ from imqtt.stores.copy.source import (
     Source,
     both,
     device_of,
-    names_of,
-    registrations_of,
+    device_pages,
+    pages,
     retry,
     seq_of,
     side_by_side,
@@ -62,7 +62,7 @@ async def verify(source: Source, target: Source, tell: Callable[[Progress], None
     """
     whole = blake2b(digest_size=DIGEST_SIZE)
     copied = Copied(0, 0, 0, 0, 0, 0, "")
-    async for names in both(names_of(source), names_of(target), CONVERSATIONS, str):
+    async for names in both(pages(source), pages(target), CONVERSATIONS, str):
         page = [name for name, ours, theirs in names if _is_in_target(name, ours, theirs, live)]
         logs = await _compare_logs(source, target, page, live)
         members = await _compare_members(source, target, page, live)
@@ -77,7 +77,7 @@ async def verify(source: Source, target: Source, tell: Callable[[Progress], None
         )
         tell(Progress("verifying", copied.conversations, copied.events))
     devices = 0
-    async for rows in both(registrations_of(source), registrations_of(target), ROWS, device_of):
+    async for rows in both(device_pages(source), device_pages(target), ROWS, device_of):
         for device, ours, theirs in rows:
             # During a live copy a device may register again, as each `Hello` does, or be removed. The target
             # may have it as before; a device that was removed is pruned there later.

@@ -28,7 +28,6 @@ from imqtt.stores.copy.source import (
     device_of,
     device_pages,
     pages,
-    registrations_of,
     retry,
     seq_of,
     side_by_side,
@@ -150,7 +149,7 @@ async def _transfer(source: Source, target: Store, plan: Plan, tell: Callable[[P
     async for registrations in device_pages(source):
         await retry(target.put_devices, registrations)
     # An earlier run may have copied devices that the source has removed since.
-    async for page in both(registrations_of(source), registrations_of(target), ROWS, device_of):
+    async for page in both(device_pages(source), device_pages(target), ROWS, device_of):
         for device in [device for device, ours, _ in page if ours is None]:
             await retry(target.remove_device, device)
     return done.events - plan.held

@@ -106,24 +106,19 @@ def device_of(registration: Registration) -> Device:
     return registration.device
 
 
-async def names_of(store: Source) -> AsyncIterator[str]:
-    async for names in pages(store):
-        for name in names:
-            yield name
-
-
-async def registrations_of(store: Source) -> AsyncIterator[Registration]:
-    async for rows in device_pages(store):
-        for row in rows:
+async def _rows(pages: AsyncIterator[list[T]]) -> AsyncIterator[T]:
+    async for page in pages:
+        for row in page:
             yield row
 
 
 async def both(
-    ours: AsyncIterator[T], theirs: AsyncIterator[T], size: int, key: Callable[[T], K]
+    ours: AsyncIterator[list[T]], theirs: AsyncIterator[list[T]], size: int, key: Callable[[T], K]
 ) -> AsyncIterator[list[tuple[K, T | None, T | None]]]:
-    """Merges two sequences in order of their keys into pages of (key, ours, theirs); None: missing."""
+    """Merges two stores' rows in order of their keys into pages of (key, ours, theirs); None: missing."""
     page: list[tuple[K, T | None, T | None]] = []
-    mine, other = await anext(ours, None), await anext(theirs, None)
+    our_rows, their_rows = _rows(ours), _rows(theirs)
+    mine, other = await anext(our_rows, None), await anext(their_rows, None)
     while mine is not None or other is not None:
         at = min(key(row) for row in (mine, other) if row is not None)
         here = mine if mine is not None and key(mine) == at else None
@@ -133,9 +128,9 @@ async def both(
             yield page
             page = []
         if here is not None:
-            mine = await anext(ours, None)
+            mine = await anext(our_rows, None)
         if there is not None:
-            other = await anext(theirs, None)
+            other = await anext(their_rows, None)
     if page:
         yield page
 

@@ -64,11 +64,11 @@ class Claim:
         try:
             with setting_up(database):
                 # Write first, then read: of two processes that start at once, each sees the other.
-                await claim._show()
+                await claim._write()
                 claim._renewing = asyncio.create_task(claim._renew(), name="mongodb-claim")
                 await claim._wait_for_conflicts()
                 claim._opened = True
-                await claim._show()
+                await claim._write()
         except BaseException:
             await claim.release()
             raise
@@ -88,7 +88,7 @@ class Claim:
         finally:
             _held.discard(self.id)
 
-    async def _show(self) -> None:
+    async def _write(self) -> None:
         """Writes the document."""
         fields = {
             "host": socket.gethostname(),
@@ -108,7 +108,7 @@ class Claim:
                 raise_swallowed_cancellation()
                 self._problem.end()
                 if not known:
-                    await self._show()
+                    await self._write()
                     log.warning(
                         "this process was paused for so long that another one may have opened the store; "
                         "make sure that only one server runs, or that all share one Redis"
@@ -178,7 +178,7 @@ def _is_gone(other: Document) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # another user's process
     return False
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from imqtt.errors import SetupError, StoreInUse
 from imqtt.private_files import create_private_database, make_database_private, make_private
 from imqtt.stores.base import HOW_TO_FINISH, Identity
+from imqtt.stores.sqlite.errors import primary_code
 
 APPLICATION_ID = 0x696D7174  # "imqt"; identifies the database to `file` and other programs
 SCHEMA_VERSION = 3
@@ -206,12 +207,17 @@ def lock(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:
         connection.close()
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreInUse(
                 f"{path} is in use by another imqtt server; stop that server, or name another path"
             ) from error
         raise SetupError(f"{file} cannot be locked: {error}; is the directory writable?") from error
     return connection
+
+
+def schema_of(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def _lock_file(path: Path) -> Path:
@@ -263,7 +269,7 @@ def _create(connection: sqlite3.Connection, path: Path, new: Identity, *, copyin
 
 def _complete(connection: sqlite3.Connection) -> None:
     """Adds what is missing from a store of an older version: a cluster, indexes, columns."""
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = schema_of(connection)
     if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
@@ -282,7 +288,7 @@ def _complete(connection: sqlite3.Connection) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path, *, copying: bool = False) -> Identity:
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = schema_of(connection)
     if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
         raise SetupError(
             f"{path} has schema {version}, and this imqtt supports {OLDEST_SCHEMA} to {SCHEMA_VERSION}; "
@@ -297,7 +303,7 @@ def _check(connection: sqlite3.Connection, path: Path, *, copying: bool = False)
 
 
 def _setup_error(path: Path, error: sqlite3.Error) -> SetupError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = primary_code(error)
     if code == sqlite3.SQLITE_NOTADB:
         return SetupError(f"{path} is not an SQLite database; name another path for the store")
     if code == sqlite3.SQLITE_READONLY:

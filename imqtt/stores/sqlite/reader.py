@@ -18,7 +18,7 @@ from imqtt.stores.base import Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.errors import is_of_connection, read_error
 
-READERS = 8  # more than a server's page reads at once, so that a partition's own reads do not wait
+READERS = 8  # more than the reads of pages at once, so that a partition's own reads need not wait
 
 _END = (1 << 63) - 1
 
@@ -285,22 +285,18 @@ def _events_of(
 
 
 def _devices(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Any]:
-    seen = "d.seen" if _schema(connection) >= sqlite_file.SCHEMA_WITH_SEEN else "0"
+    seen = "d.seen" if sqlite_file.schema_of(connection) >= sqlite_file.SCHEMA_WITH_SEEN else "0"
     return connection.execute(sql.format(seen=seen), parameters).fetchall()
 
 
 def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit: int) -> list[Record]:
-    register = "e.register" if _schema(connection) >= sqlite_file.SCHEMA_WITH_REGISTERS else "NULL"
-    rows = connection.execute(_RECORDS_AFTER.format(register=register), (conversation, seq, limit)).fetchall()
+    known = sqlite_file.schema_of(connection) >= sqlite_file.SCHEMA_WITH_REGISTERS
+    sql = _RECORDS_AFTER.format(register="e.register" if known else "NULL")
+    rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
     return [
         Record(_event(conversation, row), (row[5] or "").encode(), digest=row[8], register=row[9] or "")
         for row in rows
     ]
-
-
-def _schema(connection: sqlite3.Connection) -> int:
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    return version
 
 
 def _event(conversation: str, row: Sequence[Any]) -> Event:
