@@ -130,6 +130,8 @@ async def test_a_copy_between_stores_of_each_kind(
     copied = await copy(source, target)
     assert await everything(target) == await everything(source)
     assert copied.events == 364
+    titles = await target.registers([("g:7", "title")])
+    assert [event.seq for event in titles.values()] == [3]
     await source.append(log("d:new:one", 1, 2))
     beside = await attach_store(url(first))
     assert (await copy(beside, target, live=True)).added == 2
