@@ -363,6 +363,30 @@ AnyFrame = Welcome | Accepted | Rejected | Event | Marks | Page | Presence | Pee
 FRAMES: dict[str, type[Value]] = {str(frame.__struct_config__.tag): frame for frame in AnyFrame.__args__}
 
 
+# --- what the server keeps about devices ------------------------------------------------------------
+
+
+class Registration(msgspec.Struct, frozen=True, gc=False):
+    """A registered device. `format` is `json` or `protobuf`; sizes in bytes.
+
+    `seen`: time of its last command, in milliseconds since the Unix epoch, up to about a day old; 0: unknown.
+    """
+
+    device: Device
+    format: str
+    platform: str = ""
+    max_packet: int = 0  # 0: the server's own bound
+    seen: int = 0
+
+
+class DeviceFormat(msgspec.Struct, frozen=True, gc=False):
+    """The part of a registration that any command updates. `Hello` alone has platform and largest packet."""
+
+    device: Device
+    format: str
+    seen: int = 0
+
+
 # --- JSON for the two types that JSON lacks ----------------------------------------------------------
 
 

@@ -13,8 +13,8 @@ from imqtt.mosquitto.control import Access, ServerNotTold
 
 if TYPE_CHECKING:
     from imqtt.config import ServerConfig
+    from imqtt.model import Registration
     from imqtt.server.control import Seen
-    from imqtt.stores.base import Registration
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):

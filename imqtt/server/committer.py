@@ -16,14 +16,14 @@ from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, dec
 from imqtt.core.snowflake import Snowflake
 from imqtt.core.view import View
 from imqtt.errors import ClockWrong, Unavailable
-from imqtt.model import Device, Id, Position
+from imqtt.model import Device, Id, Key, Position, Stored
 from imqtt.problems import explain
 from imqtt.server.counters import Counters
 from imqtt.server.head_cache import HeadCache
 from imqtt.server.problems import Problems
 from imqtt.server.retry import until_known
 from imqtt.state.base import State
-from imqtt.stores.base import AppendConflict, Key, OutcomeUnknown, Record, Store, Stored
+from imqtt.stores.base import AppendConflict, OutcomeUnknown, Record, Store
 
 
 class Committer:
@@ -65,9 +65,7 @@ class Committer:
         keys = [command.key for command in commands]
         wanted = Counter(command.sender for command in commands)
         # Together, for one round trip. A duplicate takes a token as well, and is answered without one.
-        maybe, tokens = await asyncio.gather(
-            self._state.recall(keys), self._state.take(wanted, self._clock())
-        )
+        maybe, tokens = await asyncio.gather(self._state.seen(keys), self._state.take(wanted, self._clock()))
         found = await self._store.find(maybe) if maybe else {}
         settled: list[Decision] = []
         attempted: set[Key] = set()  # keys of events that were to be appended and were decided again
@@ -108,16 +106,6 @@ class Committer:
             else decision
             for command, decision in zip(commands, settled, strict=True)
         ]
-
-    async def remember(self, commands: Sequence[Incoming], decisions: Sequence[Decision]) -> None:
-        """Notes in the state what `commit` has stored, so that its duplicates are looked up."""
-        await self._state.remember(
-            [
-                command.key
-                for command, decision in zip(commands, decisions, strict=True)
-                if isinstance(decision, Append)
-            ]
-        )
 
     def forget(self) -> None:
         """Another owner may have appended: heads are read anew."""

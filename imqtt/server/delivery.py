@@ -11,7 +11,19 @@ from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
 from imqtt.core.conversations import Members
 from imqtt.core.sequencing import Append, Decision, Known, Refuse
 from imqtt.errors import Busy, ImqttError, StoreUnreachable, Unavailable
-from imqtt.model import Accepted, Device, Event, Hello, Id, Key, Mark, PeerTyping, ReadCommand, Typing
+from imqtt.model import (
+    Accepted,
+    Device,
+    Event,
+    Hello,
+    Id,
+    Key,
+    Mark,
+    PeerTyping,
+    ReadCommand,
+    Registration,
+    Typing,
+)
 from imqtt.protocol import CommandInfo, Format
 from imqtt.server.batch import Batch, Forward, Rejection, Request
 from imqtt.server.counters import Counters
@@ -22,8 +34,8 @@ from imqtt.server.presence import Presences
 from imqtt.server.publisher import FAILURE, Publish
 from imqtt.server.reads import Reads, info_of
 from imqtt.server.rejections import rejected, rejection, throttled
-from imqtt.state.base import State
-from imqtt.stores.base import Registration, Store
+from imqtt.state.base import SeenKeys
+from imqtt.stores.base import LogStore
 
 REREAD = 50  # events read together when stored events are told again: they mostly stand side by side
 
@@ -69,8 +81,8 @@ class Delivery:
     def __init__(
         self,
         *,
-        store: Store,
-        state: State,
+        store: LogStore,
+        state: SeenKeys,
         devices: Devices,
         presences: Presences,
         reads: Reads,
@@ -104,7 +116,7 @@ class Delivery:
         users.update(rejection.device.user for rejection in batch.rejections)
         # The devices are read after the commit: a device that registers later finds the events by `Sync`.
         lists, _ = await asyncio.gather(  # one round trip to the state
-            self._devices.of(users), self._state.remember(_stored(batch, decisions))
+            self._devices.of(users), self._state.mark_seen(_stored(batch, decisions))
         )
         audience = Audience(lists, outcome.registered.current)
         fanout = Fanout(self._max_packet, self._counters)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from imqtt.errors import Unavailable
-from imqtt.model import Device, Hello
+from imqtt.model import Device, DeviceFormat, Hello, Registration
 from imqtt.problems import explain
 from imqtt.protocol import Format
 from imqtt.server.problems import Problems
 from imqtt.server.retry import until_known
-from imqtt.state.base import State
-from imqtt.stores.base import DeviceFormat, Registration, Store
+from imqtt.state.base import DeviceLists
+from imqtt.stores.base import DeviceStore
 
 SEEN_EVERY = 86_400_000  # milliseconds after which a device's last-seen time is stored again
 
@@ -32,7 +32,9 @@ class Registered(NamedTuple):
 class Devices:
     """The store is the truth; a user whose list the state does not have is read from there."""
 
-    def __init__(self, store: Store, state: State, problems: Problems, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, store: DeviceStore, state: DeviceLists, problems: Problems, clock: Callable[[], int]
+    ) -> None:
         self._store = store
         self._state = state
         self._problems = problems

@@ -4,11 +4,10 @@ from collections.abc import Iterable
 
 from imqtt.broker.link import Message
 from imqtt.fields import MIN_PACKET
-from imqtt.model import AnyFrame, Content, Device, Event, PeerTyping, Presence
+from imqtt.model import AnyFrame, Content, Device, Event, PeerTyping, Presence, Registration
 from imqtt.protocol import Format, encode_frame, join
 from imqtt.protocol.topics import down
 from imqtt.server.counters import Counters
-from imqtt.stores.base import Registration
 
 PACKET_OVERHEAD = 160  # bytes: MQTT's header, the longest topic, and what joins the frames
 

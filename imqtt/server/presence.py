@@ -14,8 +14,8 @@ from imqtt.server.fanout import Fanout
 from imqtt.server.memberships import Memberships
 from imqtt.server.publisher import Publish
 from imqtt.server.sliced_queue import SlicedQueue
-from imqtt.state.base import DevicePresence, State, StateAway
-from imqtt.stores.base import Store
+from imqtt.state.base import DevicePresence, PresenceState, StateAway
+from imqtt.stores.base import MemberStore
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class Presences:
     def __init__(
         self,
         *,
-        store: Store,
-        state: State,
+        store: MemberStore,
+        state: PresenceState,
         memberships: Memberships,
         devices: Devices,
         publish: Publish,

@@ -11,14 +11,14 @@ from itertools import islice
 from time import monotonic
 
 from imqtt.errors import Unavailable
-from imqtt.model import Device
+from imqtt.model import Device, Registration
 from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.presence import Presences
 from imqtt.server.sliced_queue import SlicedQueue
 from imqtt.state.base import StateAway
-from imqtt.stores.base import Registration, Store
+from imqtt.stores.base import Store
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from imqtt.errors import ImqttError, Unavailable
-from imqtt.model import AnyFrame, Device, Hello, History, Limits, ReadCommand, Sync, Welcome
+from imqtt.model import AnyFrame, Device, Hello, History, Limits, ReadCommand, Registration, Sync, Welcome
 from imqtt.protocol import CommandInfo, Format
 from imqtt.server.counters import Counters
 from imqtt.server.fanout import Fanout, packet_room
@@ -14,7 +14,6 @@ from imqtt.server.pages import Pages, Room
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import Publish
 from imqtt.server.rejections import rejected
-from imqtt.stores.base import Registration
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ import asyncio
 from imqtt.errors import Unavailable
 from imqtt.server.counters import Counters
 from imqtt.server.problems import Problems
-from imqtt.stores.base import OutcomeUnknown, Store
+from imqtt.stores.base import LogStore, OutcomeUnknown
 
 LOOK_SECONDS = 2.0
 LOOKED_UP = "u:imqtt"  # a conversation that need not exist: the cheapest read
 
 
-async def watch(store: Store, counters: Counters, problems: Problems) -> None:
+async def watch(store: LogStore, counters: Counters, problems: Problems) -> None:
     """Reads from the store periodically unless events were stored meanwhile, until cancelled."""
     stored = counters.stored
     while True:

@@ -11,8 +11,7 @@ from typing import Protocol
 import msgspec
 
 from imqtt.errors import ImqttError
-from imqtt.model import Device
-from imqtt.stores.base import Key, Registration
+from imqtt.model import Device, Key, Registration
 
 # Milliseconds for which commands may leave a device offline after it went offline by itself. A later
 # `expires` comes from a clock that was ahead, and does not count.
@@ -66,50 +65,37 @@ class Worker(msgspec.Struct, frozen=True, gc=False):
     trouble: str = ""  # its problems, for the operator
 
 
-class State(Protocol):
-    """Seen ids, device lists, presence, rate limits and workers.
-
-    A state that cannot be reached soon answers like an empty one, and `trouble` says so; only `beat`,
-    `workers` and `presence` raise `StateAway`.
-    """
-
-    @property
-    def shared(self) -> bool:
-        """Whether several processes may share it."""
-
-    @property
-    def trouble(self) -> str:
-        """Its current problem, for the operator; "" if there is none."""
-
-    async def close(self) -> None:
-        """Closes connections."""
-
-    # --- workers: who is alive
+class Workers(Protocol):
+    """The live workers."""
 
     async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
-        """A heartbeat of `worker`, valid for `ttl` milliseconds. Returns all live workers, by id.
+        """Records a heartbeat, valid for `ttl` milliseconds. Returns all live workers, by id.
 
         Raises `StateAway`.
         """
 
     async def workers(self) -> list[Worker]:
-        """All live workers, by id, for callers that are none. Raises `StateAway`."""
+        """All live workers, by id, for callers that are not workers. Raises `StateAway`."""
 
     async def leave(self, worker: str) -> None:
         """Removes a worker at once, before its heartbeat expires."""
 
-    # --- deduplication: a hint that saves the index a miss
 
-    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+class SeenKeys(Protocol):
+    """The keys of recent messages: a hint that saves most lookups in the store."""
+
+    async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
         """The `keys` that may be stored already; the caller asks the store about them.
 
-        False positives are rare. A key that was remembered long ago may be missing.
+        False positives are rare. A key that was marked long ago may be missing.
         """
 
-    async def remember(self, keys: Collection[Key]) -> None:
-        """Remembers keys after their commit."""
+    async def mark_seen(self, keys: Collection[Key]) -> None:
+        """Marks keys as stored, after their commit."""
 
-    # --- device lists: a cache of the store's
+
+class DeviceLists(Protocol):
+    """A cache of the store's device lists."""
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """The cached device lists; a user without an entry must be read from the store."""
@@ -124,19 +110,20 @@ class State(Protocol):
         """
 
     async def forget_devices(self, users: Collection[str]) -> None:
-        """After a registration was committed: the next reader reads the store."""
+        """Called after a registration was committed: the next reader reads the store."""
 
     async def distrust_devices(self) -> None:
-        """Forgets every list, since a worker that is gone may have registered devices without invalidating
-        it."""
+        """Forgets every list. A dead worker may have registered devices and not forgotten their lists."""
 
-    # --- presence
+
+class PresenceState(Protocol):
+    """The presence of devices."""
 
     async def arrive(self, presence: DevicePresence) -> None:
-        """A device's `Hello`; replaces the entry of an earlier connection."""
+        """Records a device's `Hello`; replaces the entry of an earlier connection."""
 
     async def update(self, presence: DevicePresence) -> bool:
-        """A `Status`. False, and nothing changed, if its nonce is not the last `Hello`'s.
+        """Records a `Status`. Changes nothing and returns False if its nonce is not the last `Hello`'s.
 
         If the device's nonce is unknown, because the state was lost and the connection was not, the status is
         accepted. If it is `offline`, the nonce stays unknown, since it may be an earlier connection's last
@@ -144,12 +131,12 @@ class State(Protocol):
         """
 
     async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
-        """Any command keeps a device present until `expires` or later.
+        """Called after any command; keeps the devices present until `expires` or later.
 
-        Returns the devices that were absent and are now online, each with its nonce: devices not known, that
-        fell silent, or that went offline by themselves and whose `expires` has passed. A device that fell
-        silent keeps its nonce; that of the others is unknown (""). After the state was away, the answer
-        includes devices of earlier calls.
+        Returns the devices that were absent and are now online, each with its nonce: devices that were
+        unknown, that fell silent, or that went offline by themselves and whose `expires` has passed. A device
+        that fell silent keeps its nonce; that of the others is unknown (""). After the state was away, the
+        answer includes devices of earlier calls.
         """
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
@@ -165,7 +152,9 @@ class State(Protocol):
         from now comes from a clock that was ahead, and is shortened to that.
         """
 
-    # --- rate limits
+
+class RateLimits(Protocol):
+    """A token bucket for each device."""
 
     async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
         """Takes up to this many tokens from each device's bucket; returns how many were available.
@@ -173,3 +162,22 @@ class State(Protocol):
         Rate and burst are properties of the state. If the clock stepped back since the last call, no tokens
         are added.
         """
+
+
+class State(Workers, SeenKeys, DeviceLists, PresenceState, RateLimits, Protocol):
+    """Workers, seen keys, device lists, presence and rate limits.
+
+    A state that cannot be reached soon answers like an empty one and sets `trouble`; only `beat`, `workers`
+    and `presence` raise `StateAway`.
+    """
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may share it."""
+
+    @property
+    def trouble(self) -> str:
+        """Its current problem, for the operator; "" if there is none."""
+
+    async def close(self) -> None:
+        """Closes connections."""

@@ -1,7 +1,6 @@
-"""State in the process: for a server of one process, and what tests compare others with.
+"""State in the process, for a server of one process. Tests compare other states with it.
 
-Everything is bounded by count, so a million conversations, users or devices that each come once do not
-make it grow; what is dropped costs a read of the store or a guess that errs on the careful side.
+Everything is bounded by count. A dropped entry costs a read of the store, or a safe assumption.
 """
 
 import asyncio
@@ -13,16 +12,15 @@ from itertools import count
 from msgspec.structs import replace
 
 from imqtt.core.bucket import Bucket, Rate
-from imqtt.model import Device
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import SILENCED_MOST, DevicePresence, Worker
-from imqtt.stores.base import Key, Registration
 
 
 class MemoryState:
-    """A `State` of one event loop. `rate` tokens a second and `burst` at once are what a device may take.
+    """A `State` of one event loop. A device may take `rate` tokens a second and `burst` at once.
 
-    Bounds are counts: `seen` keys, `users` whose device lists are kept, `devices` whose presence is kept,
-    and as many devices' buckets.
+    The bounds are counts: `seen` keys, `users` with cached device lists, `devices` with a presence and a
+    bucket.
     """
 
     def __init__(
@@ -32,7 +30,7 @@ class MemoryState:
         self._lists = _DeviceLists(users)
         self._presences = _Presences(devices)
         self._buckets = _Buckets(Rate(rate, burst), devices)
-        self._workers: dict[str, tuple[Worker, float]] = {}  # and until when, by the loop's clock
+        self._workers: dict[str, tuple[Worker, float]] = {}  # with its expiry by the loop's clock
 
     @property
     def shared(self) -> bool:
@@ -51,16 +49,16 @@ class MemoryState:
 
     async def workers(self) -> list[Worker]:
         now = asyncio.get_running_loop().time()
-        self._workers = {id: it for id, it in self._workers.items() if it[1] > now}
+        self._workers = {id: entry for id, entry in self._workers.items() if entry[1] > now}
         return [worker for _, (worker, _) in sorted(self._workers.items())]
 
     async def leave(self, worker: str) -> None:
         self._workers.pop(worker, None)
 
-    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+    async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
         return self._seen.among(keys)
 
-    async def remember(self, keys: Collection[Key]) -> None:
+    async def mark_seen(self, keys: Collection[Key]) -> None:
         self._seen.add(keys)
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
@@ -100,10 +98,9 @@ class MemoryState:
 
 
 class _Seen:
-    """The last `size / 2` to `size` keys, in two generations: when one is full, the older one goes.
+    """The last `size / 2` to `size` keys in two generations; when one is full, the older one is dropped.
 
-    Only the keys' hashes are kept, a quarter of the memory: the answer is "maybe", so two keys that share
-    one do no harm.
+    Keeping only hashes takes a quarter of the memory. A collision does no harm, since the answer is "maybe".
     """
 
     def __init__(self, size: int) -> None:
@@ -122,17 +119,17 @@ class _Seen:
 
 
 class _DeviceLists:
-    """Device lists, the least recently used dropped first, and which users were forgotten since which lease.
+    """An LRU cache of device lists, and the lease since which each user is forgotten.
 
-    Leases as in memcached (Nishtala et al., "Scaling Memcache at Facebook", 2013): what was read from the
-    store before a user was forgotten is older than that, and is not cached.
+    Leases as in memcached (Nishtala et al., "Scaling Memcache at Facebook", 2013): a list that was read from
+    the store before the user was forgotten has an older lease and is not cached.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._lists: OrderedDict[str, tuple[Registration, ...]] = OrderedDict()
         self._forgotten: OrderedDict[str, int] = OrderedDict()  # user -> the first lease given after
-        self._oldest = 0  # leases before this one are older than what is remembered in `_forgotten`
+        self._oldest = 0  # leases before this one are older than the entries of `_forgotten`
         self.lease = 0
 
     def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
@@ -170,7 +167,7 @@ class _DeviceLists:
 
 
 class _Entry:
-    """A device's presence. `due` is when the queue of expiries will look at it; 0: it does not have it."""
+    """A device's presence. `due`: the time of its entry in the queue of expiries; 0: it has none."""
 
     __slots__ = ("due", "expires", "nonce", "since", "state")
 
@@ -188,10 +185,10 @@ class _Entry:
 
 
 class _Presences:
-    """Devices' presence, the least recently heard of dropped first.
+    """The presence of devices, in LRU order.
 
-    `refresh` is called for every batch and must cost nothing: it moves an expiry and leaves the queue as it
-    is. Who comes to the front of the queue and is not due goes back in.
+    `refresh` is called for every batch and must be cheap: it changes the expiry and does not touch the queue.
+    An entry that reaches the front of the queue before its expiry is queued again.
     """
 
     def __init__(self, size: int) -> None:
@@ -264,7 +261,7 @@ class _Presences:
             due, _, device = heapq.heappop(self._queue)
             entry = self._entries.get(device)
             if entry is None or entry.due != due:
-                continue  # dropped, or looked at by another entry of the queue
+                continue  # dropped, or in the queue a second time
             entry.due = 0
             if entry.state == "offline":
                 continue
@@ -277,7 +274,7 @@ class _Presences:
     def _enqueue(self, device: Device, entry: _Entry) -> None:
         entry.due = entry.expires
         heapq.heappush(self._queue, (entry.due, next(self._order), device))
-        if len(self._queue) > 2 * self._size:  # mostly of devices that were dropped
+        if len(self._queue) > 2 * self._size:  # mostly devices that were dropped
             self._queue = [
                 (entry.due, next(self._order), device) for device, entry in self._entries.items() if entry.due
             ]
@@ -292,10 +289,10 @@ class _Presences:
 
 
 class _Buckets:
-    """Devices' token buckets, the least recently used dropped first.
+    """The devices' token buckets, in LRU order.
 
-    A full bucket is as good as none, and one that was not used for long is full. Should one be dropped
-    before, newcomers begin with no more than it had, since any of them may be the one it belonged to.
+    A bucket that was not used for long is full, and dropping it changes nothing. If an emptier one is
+    dropped, new buckets begin at its level, since any of them may belong to the same device.
     """
 
     def __init__(self, rate: Rate, size: int) -> None:

@@ -1,4 +1,4 @@
-"""What is durable: events, members, marks, devices."""
+"""The durable data: events, members, marks and devices."""
 
 from pathlib import Path
 
@@ -19,20 +19,19 @@ async def open_store(
     driver: str = "pymongo",
     copying: bool = False,
 ) -> Store:
-    """The store that `url` names, created if there is none.
+    """Opens the store at `url`, or creates it with the identity `new`.
 
     `sqlite:///relative/path` or `sqlite:////absolute/path`; `mongodb://host,host/database` or
-    `mongodb+srv://...`, through the `driver` `pymongo` or `motor`, with `password` in place of one in it.
+    `mongodb+srv://...`. `driver` is `pymongo` or `motor`; `password` replaces the one in the URL.
 
-    `new` is what a store gets that is created; one that exists keeps its own. A store that is opened `shared`
-    may be served by several processes, which then share their state; otherwise it is this process's alone,
-    and another one that has it open is an error. On SQLite it is always.
+    Several processes may open a MongoDB store `shared`; they must share their state as well. Otherwise the
+    store belongs to this process alone. SQLite is never shared.
 
-    `copying` is for whoever makes a copy: a store that is created is an unfinished one, and one that is
-    unfinished is opened, which otherwise is an error.
+    `copying`: a store that is created is marked as an unfinished copy, and an unfinished copy is opened,
+    which is otherwise an error.
 
-    Raises `SetupError` for whatever the operator has to put right; where that is another process that has the
-    store open, `StoreInUse`.
+    Raises `SetupError` if the operator has to correct something, and its subclass `StoreInUse` if another
+    process has the store open.
     """
     scheme, _, path = url.partition(":///")
     if scheme == "sqlite" and path:
@@ -49,7 +48,7 @@ async def open_store(
 
 
 async def attach_store(url: str, *, password: str = "", driver: str = "pymongo") -> Source:
-    """The store that `url` names, to be read beside a server or without one. Raises `SetupError`."""
+    """Opens the store at `url` for reading, whether or not a server has it open. Raises `SetupError`."""
     scheme, _, path = url.partition(":///")
     if scheme == "sqlite" and path:
         from imqtt.stores.sqlite.reader import SqliteReader
@@ -64,5 +63,5 @@ async def attach_store(url: str, *, password: str = "", driver: str = "pymongo")
 
 def _unknown(url: str) -> SetupError:
     return SetupError(
-        f"unknown kind of store {redacted(url)!r}: write sqlite:///path or mongodb://host/database"
+        f"unknown kind of store {redacted(url)!r}: use sqlite:///path or mongodb://host/database"
     )

@@ -1,7 +1,7 @@
 """The interface of all stores. The suite in `tests/contract` defines their behaviour.
 
-Two unique indexes are the truth: `(conversation, seq)` and `(conversation, sender, client_msg_id)`. So an
-append is a compare-and-set on the conversation's head, and two owners at once do no harm.
+Two indexes are unique: `(conversation, seq)` and `(conversation, sender, client_msg_id)`. An append is
+therefore a compare-and-set on the conversation's head, and two simultaneous owners do no harm.
 """
 
 import secrets
@@ -11,18 +11,16 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from imqtt.errors import ImqttError
-from imqtt.model import Device, Event, Head, Marks, Position
-from imqtt.model import Key as Key
-from imqtt.model import Stored as Stored
+from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
 
-HOW_TO_FINISH = "run the same `imqtt store copy` again, and it goes on from here"
+HOW_TO_FINISH = "run the same `imqtt store copy` again to complete it"
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """An event on its way into the store.
+    """An event as it is stored.
 
-    `body` is the event's body as JSON text in UTF-8, `digest` 16 bytes that tell it from others, and
-    `register` the register that it sets ("": none). Archiving removes the body alone.
+    `body`: the event's body as JSON text in UTF-8. `digest`: 16 bytes over kind, register and body.
+    `register`: the register that the event sets, or "". Archiving removes only the body.
     """
 
     event: Event
@@ -33,27 +31,6 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     @property
     def key(self) -> Key:
         return Key(self.event.conversation, self.event.sender, self.event.client_msg_id)
-
-
-class Registration(msgspec.Struct, frozen=True, gc=False):
-    """A registered device. `format` is `json` or `protobuf`; sizes in bytes.
-
-    `seen`: time of its last command, in milliseconds since the Unix epoch, up to about a day old; 0: unknown.
-    """
-
-    device: Device
-    format: str
-    platform: str = ""
-    max_packet: int = 0  # 0: the server's own bound
-    seen: int = 0
-
-
-class DeviceFormat(msgspec.Struct, frozen=True, gc=False):
-    """The part of a registration that any command updates. `Hello` alone has platform and largest packet."""
-
-    device: Device
-    format: str
-    seen: int = 0
 
 
 class Identity(NamedTuple):
@@ -72,7 +49,7 @@ class Identity(NamedTuple):
 
 
 class AppendConflict(ImqttError):
-    """A record met a row that has its seq or its key. The first `stored` records are committed."""
+    """A record's seq or key is taken. The first `stored` records are committed."""
 
     code = "append_conflict"
 
@@ -84,7 +61,7 @@ class AppendConflict(ImqttError):
 class OutcomeUnknown(ImqttError):
     """The connection or the commit failed: any prefix of the records may be stored.
 
-    The same records are to be sent again before anything new is decided.
+    The caller must send the same records again before it decides anything new.
     """
 
     code = "outcome_unknown"
@@ -92,19 +69,143 @@ class OutcomeUnknown(ImqttError):
 
 
 class RecordRefused(ImqttError):
-    """The store refuses all of these records because it cannot hold one of them."""
+    """The store refuses all of the records because it cannot hold one of them."""
 
     code = "record_refused"
 
 
-class Store(Protocol):
+class LogStore(Protocol):
+    """The conversations' logs and their registers."""
+
+    async def append(self, records: Sequence[Record]) -> None:
+        """Stores all records, each conversation's in order. They may belong to several partitions.
+
+        Raises `AppendConflict` if a record's seq or key is taken; its `stored` counts the records before it
+        that are committed (none in SQLite, a prefix in MongoDB). Raises `RecordRefused` if nothing is stored.
+
+        The caller ensures that a conversation's records have consecutive seqs and that the first follows the
+        head: a store refuses a taken seq, but does not look for gaps.
+        """
+
+    async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
+        """The position of each conversation's newest event; an empty conversation has no entry."""
+
+    async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
+        """The position and digest of each of the `keys` that is stored."""
+
+    async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The ids of the events at these (conversation, seq) pairs; pairs without an event have no entry."""
+
+    async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        """The events at these (conversation, seq) pairs; pairs without an event have no entry."""
+
+    async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        """The event with the highest seq that sets each (conversation, register); unset: no entry.
+
+        Looking up a hundred registers of one conversation is cheap, especially if none is set.
+        """
+
+    async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        """At most `limit` events with a greater seq, in order of seq."""
+
+    async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
+        """The last `limit` events with a smaller seq (0: of the whole log), in order of seq."""
+
+    async def barrier(self) -> None:
+        """Returns when reads see every acknowledged write. Raises `StoreUnreachable`.
+
+        After MongoDB elects another primary, reads may miss acknowledged writes for a moment.
+        """
+
+
+class MemberStore(Protocol):
+    """The conversations of each user."""
+
+    async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
+        """Writes (user, conversation) rows, before the event that adds the user. Idempotent."""
+
+    async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
+        """The user's conversations that have events, newest event first, without `latest` and `marks`.
+
+        Returns at most `limit` of those whose newest id is below `before` (0: all). Newest ids are distinct,
+        since an id contains its partition and grows within it.
+        """
+
+    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
+        """The first `limit` conversations after `after` in which the user has a member row.
+
+        The order is fixed, but differs between stores; "" precedes all of them. The cost grows with the
+        number returned, not with the user's number of conversations.
+        """
+
+
+class MarkStore(Protocol):
+    """The seqs up to which each member has received and read."""
+
+    async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
+        """Merges by maximum. Returns the merged marks that grew, in the order given.
+
+        Marks that were never raised are 0. The caller bounds them by the head. `marks` holds each
+        (conversation, user) once.
+        """
+
+    async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
+        """The marks of all members of these conversations, by user; without marks: no entry."""
+
+
+class DeviceStore(Protocol):
+    """The registered devices of each user."""
+
+    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+        """Registers devices. `said` contains each device once.
+
+        A `Registration` replaces an existing one. A `DeviceFormat` changes only the format, since another
+        worker may just have received the device's `Hello`; a new device gets the defaults. `seen` only grows.
+        """
+
+    async def see_devices(self, seen: Mapping[Device, int]) -> None:
+        """Raises `seen` of registered devices, in milliseconds."""
+
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        """Every device of each user, in order of device; a user without devices has an empty tuple."""
+
+    async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
+        """Removes a device; with `unseen_since`, only if it was not seen later. Its events stay."""
+
+
+class CopyStore(Protocol):
+    """All rows, for a copy of the store."""
+
+    async def set_unfinished(self, unfinished: bool) -> None:
+        """Marks the store as an unfinished copy, or as a finished one.
+
+        An unfinished copy can only be opened with `copying`: a server would treat its missing conversations
+        as conversations that never existed.
+        """
+
+    async def conversations(self, after: str, limit: int) -> list[str]:
+        """The first `limit` conversations after `after` that have events, members or marks.
+
+        They are ordered by the code points of their names; "" precedes all of them.
+        """
+
+    async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
+        """As `events_after`, with body, digest and register as they were appended."""
+
+    async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
+        """The users that have a member row in each conversation, in order; none: no entry."""
+
+    async def registrations(self, after: Device, limit: int) -> list[Registration]:
+        """The first `limit` devices that follow `after` in order of (user, device)."""
+
+
+class Store(LogStore, MemberStore, MarkStore, DeviceStore, CopyStore, Protocol):
     """Durable events, members, marks and devices.
 
-    Writes return after the commit, and take effect in the order of the calls. Each may raise
-    `OutcomeUnknown`, and `StoreFull` or `StoreReadOnly` if nothing was written. After a cancelled write the
-    outcome is unknown as well; other writes are not affected. Reads return everything committed before they
-    began, and raise `StoreUnreachable` if they cannot be served. Every method of a closed store raises
-    `Unavailable`.
+    Writes take effect in the order of the calls and return after the commit. Each may raise
+    `OutcomeUnknown`, or `StoreFull` or `StoreReadOnly` if nothing was written. The outcome of a cancelled
+    write is unknown as well; other writes are not affected. Reads return everything committed before they
+    began, or raise `StoreUnreachable`. Every method of a closed store raises `Unavailable`.
     """
 
     @property
@@ -116,111 +217,4 @@ class Store(Protocol):
         """Whether other processes may also have the store open."""
 
     async def close(self) -> None:
-        """Finishes writes that were begun, and releases files or connections."""
-
-    # --- the log
-
-    async def append(self, records: Sequence[Record]) -> None:
-        """Stores all records, each conversation's in order. They may belong to several partitions.
-
-        Raises `AppendConflict` if a record's seq or key is taken; the error has the number of records that
-        were committed before it (none in SQLite, a prefix in MongoDB). Raises `RecordRefused` having stored
-        nothing.
-
-        The caller ensures that a conversation's records have consecutive seqs and that the first follows the
-        head: a store refuses a taken seq, but need not look for gaps.
-        """
-
-    async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
-        """The position of each conversation's newest event; an empty conversation has no entry."""
-
-    async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
-        """Those of `keys` that are stored."""
-
-    async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """The ids of the events at these (conversation, seq) pairs; pairs without an event have no entry."""
-
-    async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        """At most `limit` events with a greater seq, in order of seq."""
-
-    async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        """The last `limit` events with a smaller seq (0: of the whole log), in order of seq."""
-
-    async def barrier(self) -> None:
-        """Returns when reads see every acknowledged write.
-
-        They may not for a moment after MongoDB's primary has changed. Raises `StoreUnreachable`.
-        """
-
-    # --- members
-
-    async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
-        """Writes (user, conversation) rows, before the event that adds the user. Idempotent."""
-
-    async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
-        """The user's conversations that have events, newest event first, without `latest` and `marks`.
-
-        Only those whose newest id is below `before` (0: all), at most `limit`. Newest ids are distinct, since
-        an id contains its partition and grows within it.
-        """
-
-    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
-        """The first `limit` conversations in which the user has a member row and that follow `after`.
-
-        The order is the store's own and does not change; "" comes before all of them. The cost grows with the
-        number returned, not with the user's number of conversations.
-        """
-
-    # --- marks
-
-    async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
-        """Merges by maximum. Returns the merged marks that grew, in the order given.
-
-        Marks that were never raised are 0. The caller bounds them by the head. `marks` holds each
-        (conversation, user) once.
-        """
-
-    async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
-        """The marks of all members in these conversations, in order of user; none: no entry."""
-
-    # --- devices
-
-    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        """Registers devices. `said` holds each of them once.
-
-        A `Registration` replaces an existing one. A `DeviceFormat` changes the format only, since another
-        worker may just have received the device's `Hello`; a new device gets the defaults. `seen` only grows.
-        """
-
-    async def see_devices(self, seen: Mapping[Device, int]) -> None:
-        """Raises devices' `seen`, in milliseconds. Registers no device."""
-
-    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
-        """Every device of each user, in order of device; a user without devices has an empty tuple."""
-
-    async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
-        """Removes a device; with `unseen_since`, only if it was not seen after that. Its events stay."""
-
-    # --- everything, for a copy of the store
-
-    async def set_unfinished(self, unfinished: bool) -> None:
-        """Marks the store as an unfinished copy, or as a finished one.
-
-        An unfinished copy can only be opened with `copying`: a server would treat its missing conversations
-        as conversations that never existed.
-        """
-
-    async def conversations(self, after: str, limit: int) -> list[str]:
-        """The first `limit` conversations that have events, members or marks and whose names follow `after`.
-
-        In order of their names' code points; "" is before all of them.
-        """
-
-    async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
-        """As `events_after`, with body and digest as they were appended."""
-
-    async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
-        """The users that have a member row in each conversation, in order; one without any has no entry."""
-
-    async def registrations(self, after: Device, limit: int) -> list[Registration]:
-        """The first `limit` devices that follow `after` in order of (user, device)."""
+        """Completes pending writes and releases files or connections."""

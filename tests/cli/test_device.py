@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from imqtt.core.partitions import home_of, partition_of
-from imqtt.model import Accepted, AnyFrame, Device, Hello, Presence, Status
+from imqtt.model import Accepted, AnyFrame, Device, Hello, Presence, Registration, Status
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.mosquitto.login import log_in
 from imqtt.mosquitto.passwords import Passwords
 from imqtt.mosquitto.system_user import broker_user
 from imqtt.server.app import Server
 from imqtt.serving import serving
-from imqtt.stores.base import Identity, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.sqlite.store import SqliteStore
 from tests.cli.commands import environment, imqtt
 from tests.device import RawDevice

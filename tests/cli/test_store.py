@@ -108,7 +108,7 @@ async def test_what_cannot_be_copied_says_why_in_one_line(tmp_path: Path) -> Non
         ((f"sqlite:///{tmp_path / 'none.db'}", source), "there is no store at"),
         (
             (source, other),
-            "fedcba9876543210 of 3 partitions, and the source 0123456789abcdef of 7 partitions",
+            "fedcba9876543210 of 3 partitions, but the source is store 0123456789abcdef of 7 partitions",
         ),
         ((source, f"sqlite:///{tmp_path / 'no' / 'b.db'}"), "is not a directory"),
         ((source, "http://x"), "unknown kind of store"),
@@ -164,10 +164,10 @@ async def test_a_difference_is_named_and_the_target_not_served(tmp_path: Path) -
     assert outcome.json | {"difference": ""} == {
         "done": False, "difference": "", "conversation": D, "seq": 2,
     }  # fmt: skip
-    assert "event 2 of d:alice:bob is not the same in both stores" in outcome.err
+    assert "event 2 of d:alice:bob differs between the stores" in outcome.err
     served = await imqtt_process("serve", "--store", target)
     assert served.status == 1
-    assert "is a copy that is not finished; run the same `imqtt store copy` again" in served.err
+    assert "is an unfinished copy; run the same `imqtt store copy` again" in served.err
 
 
 async def heard(stream: asyncio.StreamReader, text: bytes) -> None:

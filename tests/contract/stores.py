@@ -74,6 +74,7 @@ def record(
     sender: str = "alice",
     content: Content | None = None,
     number: int | None = None,
+    register: str = "",
 ) -> Record:
     """A message `message` (by default named by its seq), whose id is the `number`-th."""
     content = content or Content(text=f"message {seq}")
@@ -90,7 +91,7 @@ def record(
         content=content,
         client_time=1_790_000_000_000 + seq,
     )
-    return Record(event, body, blake2b(body, digest_size=16).digest())
+    return Record(event, body, blake2b(body, digest_size=16).digest(), register)
 
 
 def log(conversation: str, first: int, last: int) -> list[Record]:

@@ -1,8 +1,7 @@
 """Seen ids and device lists: hints and caches, whose every miss means "read the store"."""
 
-from imqtt.model import Device, Key
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import State
-from imqtt.stores.base import Registration
 
 ALICE = (Registration(Device("alice", "laptop"), "json"), Registration(Device("alice", "phone"), "protobuf"))
 BOB = (Registration(Device("bob", "phone"), "json", "ios", 4_096),)
@@ -13,34 +12,34 @@ BOB = (Registration(Device("bob", "phone"), "json", "ios", 4_096),)
 
 async def test_what_was_remembered_is_recalled(state: State) -> None:
     keys = [Key("d:alice:bob", "alice", f"m{number}") for number in range(100)]
-    await state.remember(keys[:50])
-    recalled = await state.recall(keys)
+    await state.mark_seen(keys[:50])
+    recalled = await state.seen(keys)
     assert set(keys[:50]) <= recalled <= set(keys)
-    assert await state.recall([]) == frozenset()
+    assert await state.seen([]) == frozenset()
 
 
 async def test_other_keys_are_not_recalled(state: State) -> None:
-    await state.remember([Key("d:alice:bob", "alice", "m1")])
+    await state.mark_seen([Key("d:alice:bob", "alice", "m1")])
     others = [
         Key("d:alice:bob", "bob", "m1"),
         Key("d:alice:carol", "alice", "m1"),
         Key("d:alice:bob", "alice", "m2"),
     ]
-    assert await state.recall(others) == frozenset()  # "maybe" allows a hit, but a rare one
+    assert await state.seen(others) == frozenset()  # "maybe" allows a hit, but a rare one
 
 
 async def test_remembering_again_changes_nothing(state: State) -> None:
     key = Key("d:alice:bob", "alice", "m1")
-    await state.remember([key, key])
-    await state.remember([key])
-    await state.remember([])
-    assert await state.recall([key, key]) == frozenset([key])
+    await state.mark_seen([key, key])
+    await state.mark_seen([key])
+    await state.mark_seen([])
+    assert await state.seen([key, key]) == frozenset([key])
 
 
 async def test_few_new_keys_look_as_if_they_were_stored(state: State) -> None:
-    await state.remember([Key("d:alice:bob", "alice", f"m{number}") for number in range(5_000)])
+    await state.mark_seen([Key("d:alice:bob", "alice", f"m{number}") for number in range(5_000)])
     new = [Key("d:alice:bob", "alice", f"n{number}") for number in range(5_000)]
-    assert len(await state.recall(new)) < 5
+    assert len(await state.seen(new)) < 5
 
 
 # --- device lists

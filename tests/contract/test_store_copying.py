@@ -2,8 +2,8 @@
 
 import pytest
 
-from imqtt.model import Content, Device, Id, Marks, Position, canonical_json
-from imqtt.stores.base import Registration, Store
+from imqtt.model import Content, Device, Id, Marks, Position, Registration, canonical_json
+from imqtt.stores.base import Store
 from tests.contract.stores import log, record
 
 D = "d:alice:bob"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.model import Device, Hello
+from imqtt.model import Device, DeviceFormat, Hello, Registration
 from imqtt.protocol import Format
 from imqtt.server.devices import Devices
 from imqtt.server.problems import Problems
 from imqtt.state.memory import MemoryState
-from imqtt.stores.base import DeviceFormat, Identity, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.sqlite.store import SqliteStore
 
 PHONE = Device("alice", "phone")

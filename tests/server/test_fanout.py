@@ -1,10 +1,9 @@
 """Packets to devices, each in its device's own format."""
 
-from imqtt.model import Device, Marks
+from imqtt.model import Device, Marks, Registration
 from imqtt.protocol import decode_frames
 from imqtt.server.counters import Counters
 from imqtt.server.fanout import Fanout
-from imqtt.stores.base import Registration
 
 PHONE, LAPTOP = Device("alice", "phone"), Device("bob", "laptop")
 MARKS = Marks("d:alice:bob", "bob", 2, 1)

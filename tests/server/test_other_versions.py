@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from imqtt.model import Accepted, Content, Cursor, Device, Event, History, Page, Presence
+from imqtt.model import Accepted, Content, Cursor, Device, Event, History, Page, Presence, Registration
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import Format
 from imqtt.serving import serving
-from imqtt.stores.base import Identity, Record, Registration
+from imqtt.stores.base import Identity, Record
 from imqtt.stores.sqlite.store import SqliteStore
 from tests.contract.stores import record
 from tests.redis_server import RedisServer

@@ -7,12 +7,12 @@ import pytest
 
 from imqtt.core import sequencing
 from imqtt.errors import SetupError, StoreFull, StoreUnreachable
-from imqtt.model import Accepted, Content, Device, Event, Hello, Mark, Marks, Rejected, Send
+from imqtt.model import Accepted, Content, Device, Event, Hello, Mark, Marks, Registration, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.server import router
 from imqtt.server.app import Server
 from imqtt.serving import serving
-from imqtt.stores.base import Record, RecordRefused, Registration
+from imqtt.stores.base import Record, RecordRefused
 from imqtt.stores.sqlite.store import SqliteStore
 from tests.device import RawDevice
 from tests.server.conftest import config_for

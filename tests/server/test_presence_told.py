@@ -11,7 +11,7 @@ import pytest
 
 from imqtt.broker.link import Message
 from imqtt.errors import StoreUnreachable
-from imqtt.model import AnyFrame, Device, Head, Hello, Id, Presence, Status
+from imqtt.model import AnyFrame, Device, Head, Hello, Id, Presence, Registration, Status
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import decode_frames
 from imqtt.protocol.topics import down
@@ -23,7 +23,7 @@ from imqtt.server.presence import Presences
 from imqtt.server.problems import Problems
 from imqtt.serving import serving
 from imqtt.state.redis.state import RedisState
-from imqtt.stores.base import Identity, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.sqlite.store import SqliteStore
 from tests.contract.stores import log
 from tests.device import RawDevice

@@ -9,7 +9,7 @@ import pytest
 
 from imqtt.broker.link import Message
 from imqtt.errors import StoreFull
-from imqtt.model import Device, Hello, Status
+from imqtt.model import Device, Hello, Registration, Status
 from imqtt.protocol import Format
 from imqtt.server import pruning
 from imqtt.server.counters import Counters
@@ -20,7 +20,7 @@ from imqtt.server.problems import Problems
 from imqtt.server.pruning import DAY, Pruning
 from imqtt.state.base import StateAway
 from imqtt.state.memory import MemoryState
-from imqtt.stores.base import Identity, OutcomeUnknown, RecordRefused, Registration
+from imqtt.stores.base import Identity, OutcomeUnknown, RecordRefused
 from imqtt.stores.sqlite.store import SqliteStore
 from tests.services import eventually
 

@@ -3,10 +3,9 @@
 import gc
 import tracemalloc
 
-from imqtt.model import Device, Key
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import DevicePresence
 from imqtt.state.memory import MemoryState
-from imqtt.stores.base import Registration
 
 SMALL = 1_000
 
@@ -20,7 +19,7 @@ async def live(state: MemoryState, first: int, last: int) -> None:
     for number in range(first, last):
         user = f"user{number}"
         device = Device(user, "phone")
-        await state.remember([Key(f"u:{user}", user, f"m{number}")])
+        await state.mark_seen([Key(f"u:{user}", user, f"m{number}")])
         lease = await state.lease_devices([user])
         await state.fill_devices(lease, {user: (Registration(device, "json"),)})
         await state.forget_devices([f"other{number}"])
@@ -48,8 +47,8 @@ async def test_the_latest_keys_are_remembered_and_the_oldest_dropped() -> None:
     state = small_state()
     keys = [Key("u:alice", "alice", f"m{number}") for number in range(3 * SMALL)]
     for key in keys:
-        await state.remember([key])
-    recalled = await state.recall(keys)
+        await state.mark_seen([key])
+    recalled = await state.seen(keys)
     assert recalled <= set(keys[-SMALL:])
     assert recalled >= set(keys[-SMALL // 2 :])
 

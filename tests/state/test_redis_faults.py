@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from imqtt.model import Device, Key
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.redis import connection as redis_link
 from imqtt.state.redis import presence as redis_presence
 from imqtt.state.redis.connection import TRIP_SECONDS
 from imqtt.state.redis.presence import EXPIRED_AT_ONCE, TOLD_AT_ONCE
 from imqtt.state.redis.state import RedisState
-from imqtt.stores.base import Registration
 from tests.redis_server import BURST, RATE, RedisServer, open_state
 from tests.services import WITHIN, eventually
 
@@ -52,7 +51,7 @@ async def is_back(state: RedisState) -> None:
 async def notices(state: RedisState) -> None:
     """Asks until the state knows that Redis is away."""
     while not state.trouble:
-        await state.recall([KEY])
+        await state.seen([KEY])
 
 
 async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
@@ -60,8 +59,8 @@ async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
     state._link.trip_seconds = 10 * WITHIN  # a call that waits for Redis ends the test
     async with asyncio.timeout(WITHIN):
         for _ in range(20):
-            assert await state.recall([KEY]) == frozenset()
-            await state.remember([KEY])
+            assert await state.seen([KEY]) == frozenset()
+            await state.mark_seen([KEY])
             assert await state.devices(["alice"]) == {}
             await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
             assert await state.update(presence()) is True
@@ -88,8 +87,8 @@ async def test_killed_and_started_again(
     await server.start()
     await is_back(state)
     assert await state.beat(WORKER, LONG) == [WORKER]
-    await state.remember([KEY])
-    assert await state.recall([KEY]) == {KEY}
+    await state.mark_seen([KEY])
+    assert await state.seen([KEY]) == {KEY}
     # Once when it goes, perhaps once more when it is not cut off but not there, and once when it is back.
     await eventually(lambda: "is back, after" in caplog.text)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("imqtt.state")]
@@ -107,15 +106,15 @@ async def test_ended_properly_and_started_again(server: RedisServer, state: Redi
 
 
 async def test_paused_and_resumed(server: RedisServer, state: RedisState) -> None:
-    await state.remember([KEY])
+    await state.mark_seen([KEY])
     server.pause(state)
     async with asyncio.timeout(WITHIN):
-        assert await state.recall([KEY]) == frozenset()
+        assert await state.seen([KEY]) == frozenset()
     await knows_nothing_and_says_so_at_once(state)
     assert "no answer in" in state.trouble
     server.resume(state)
     await is_back(state)
-    assert await state.recall([KEY]) == {KEY}
+    assert await state.seen([KEY]) == {KEY}
 
 
 async def test_all_who_wait_are_answered_when_it_hangs(server: RedisServer, state: RedisState) -> None:
@@ -139,10 +138,10 @@ async def test_limits_hold_roughly_while_it_is_away(server: RedisServer, state: 
 async def test_a_loop_that_stood_still_does_not_take_it_for_away(
     server: RedisServer, state: RedisState
 ) -> None:
-    await state.remember([KEY])
+    await state.mark_seen([KEY])
     for turns in range(6):  # before it is sent, while it is under way, and after
         state._link.trip_seconds = TRIP_SECONDS
-        asked = asyncio.create_task(state.recall([KEY]))
+        asked = asyncio.create_task(state.seen([KEY]))
         for _ in range(turns):
             await asyncio.sleep(0)
         time.sleep(TRIP_SECONDS * 1.1)
@@ -176,7 +175,7 @@ def test_on_uvloop_too(tmp_path: Path, fault: Callable[[RedisServer], Awaitable[
                 await server.start()
                 await is_back(state)
             server.pause(state)
-            assert await state.recall([KEY]) == frozenset()
+            assert await state.seen([KEY]) == frozenset()
             server.resume(state)
             await is_back(state)
             await state.close()
@@ -192,14 +191,14 @@ async def test_closing_while_it_is_away(server: RedisServer, tmp_path: Path) -> 
     await asyncio.sleep(0.01)
     await state.close()
     assert await asked == {}
-    assert await state.recall([KEY]) == frozenset()
+    assert await state.seen([KEY]) == frozenset()
     with pytest.raises(StateAway):
         await state.beat(WORKER, LONG)
 
 
 async def test_a_full_redis_is_as_good_as_away(server: RedisServer, state: RedisState) -> None:
     server.command("CONFIG", "SET", "maxmemory", 1)
-    await state.remember([KEY])
+    await state.mark_seen([KEY])
     assert "OOM" in state.trouble or "maxmemory" in state.trouble
     await knows_nothing_and_says_so_at_once(state)
     server.command("CONFIG", "SET", "maxmemory", 0)
@@ -208,7 +207,7 @@ async def test_a_full_redis_is_as_good_as_away(server: RedisServer, state: Redis
 
 async def test_a_primary_that_is_deposed_is_as_good_as_away(server: RedisServer, state: RedisState) -> None:
     server.command("REPLICAOF", "127.0.0.1", 1)
-    await state.remember([KEY])
+    await state.mark_seen([KEY])
     assert "read only replica" in state.trouble
     await knows_nothing_and_says_so_at_once(state)
     server.command("REPLICAOF", "NO", "ONE")
@@ -217,7 +216,7 @@ async def test_a_primary_that_is_deposed_is_as_good_as_away(server: RedisServer,
 
 async def test_a_user_whose_rights_are_taken_and_given_back(server: RedisServer, state: RedisState) -> None:
     server.command("ACL", "SETUSER", "default", "-setbit")
-    await state.remember([KEY])
+    await state.mark_seen([KEY])
     assert "can't run this command" in state.trouble
     server.command("ACL", "SETUSER", "default", "+@all")
     await is_back(state)
@@ -234,8 +233,8 @@ async def test_a_command_that_redis_refuses_is_logged_and_is_as_one_without_an_a
     assert caplog.text.count("WRONGTYPE") == 1
     assert state.trouble == ""
     assert await state.devices(["alice"]) == {}
-    await state.remember([KEY])
-    assert await state.recall([KEY]) == {KEY}
+    await state.mark_seen([KEY])
+    assert await state.seen([KEY]) == {KEY}
 
 
 # --- wiped
@@ -243,14 +242,14 @@ async def test_a_command_that_redis_refuses_is_logged_and_is_as_one_without_an_a
 
 async def test_a_wiped_redis_knows_nothing_and_goes_on(server: RedisServer, state: RedisState) -> None:
     for _ in range(3):
-        await state.remember([KEY])
+        await state.mark_seen([KEY])
         await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
         await state.arrive(presence())
         assert await state.take({PHONE: BURST}, 1_000) == {PHONE: BURST}
         await state.beat(WORKER, LONG)
         server.command("FLUSHALL")
         server.command("SCRIPT", "FLUSH")
-        assert await state.recall([KEY]) == frozenset()
+        assert await state.seen([KEY]) == frozenset()
         assert await state.devices(["alice"]) == {}
         assert await state.presence(["alice"]) == {}
         assert await state.update(presence("offline")) is True

@@ -84,9 +84,9 @@ async def test_a_redis_that_starts_a_little_later_will_do(tmp_path: Path) -> Non
 async def test_passwords(tmp_path: Path) -> None:
     async with RedisServer(tmp_path, password="secret") as server:
         for password in ("", "secretly wrong"):
-            assert "does not take this user and password" in await refusal(server.url, password)
+            assert "refuses this user and password" in await refusal(server.url, password)
         with_wrong = server.url.replace("redis://", "redis://:secret-no@")
-        assert "does not take this user and password" in await refusal(with_wrong)
+        assert "refuses this user and password" in await refusal(with_wrong)
         state = await open_at(with_wrong, "secret")  # the setting counts in place of the address's
         assert "secret" not in repr(state)
         await state.close()
@@ -96,7 +96,7 @@ async def test_passwords(tmp_path: Path) -> None:
 
 async def test_a_password_where_none_is_wanted(tmp_path: Path) -> None:
     async with RedisServer(tmp_path) as server:
-        assert "does not take this user and password" in await refusal(server.url, "secret")
+        assert "refuses this user and password" in await refusal(server.url, "secret")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ async def test_a_user_who_may_too_little(tmp_path: Path, rules: str) -> None:
     async with RedisServer(tmp_path) as server:
         server.command("ACL", "SETUSER", "chat", "on", ">secret", *rules.split())
         said = await refusal(server.url.replace("redis://", "redis://chat:secret@"))
-        assert "allows this user too little" in said
+        assert "does not give this user enough permissions" in said
         assert "~imqtt:* +@read +@write +@scripting +@connection +info +time" in said
 
 

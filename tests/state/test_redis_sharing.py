@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from imqtt.model import Device, Key
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import DevicePresence, Worker
 from imqtt.state.redis.keys import PRESENT_TTL, SEEN_PERIOD
 from imqtt.state.redis.state import RedisState
-from imqtt.stores.base import Registration
 from tests.redis_server import BURST, RATE, RedisServer, open_state, shared_redis
 
 PHONE = Device("alice", "phone")
@@ -31,7 +30,7 @@ def online(device: Device = PHONE, nonce: str = "n1", expires: int = 2_000) -> D
 
 
 async def use_everything(state: RedisState) -> None:
-    await state.remember([KEY])
+    await state.mark_seen([KEY])
     await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
     await state.forget_devices(["bob"])
     await state.arrive(online())
@@ -45,7 +44,7 @@ async def use_everything(state: RedisState) -> None:
 
 
 async def knows_nothing(state: RedisState) -> None:
-    assert await state.recall([KEY]) == frozenset()
+    assert await state.seen([KEY]) == frozenset()
     assert await state.devices(["alice", "bob"]) == {}
     assert await state.presence(["alice", "carol"]) == {}
     assert await state.expired(1_000_000) == []
@@ -69,8 +68,8 @@ async def two() -> AsyncIterator[tuple[RedisState, RedisState]]:
 
 async def test_what_one_remembers_the_other_recalls(two: tuple[RedisState, RedisState]) -> None:
     one, other = two
-    await one.remember([KEY])
-    assert await other.recall([KEY]) == {KEY}
+    await one.mark_seen([KEY])
+    assert await other.seen([KEY]) == {KEY}
 
 
 async def test_what_one_forgets_the_other_does_not_fill(two: tuple[RedisState, RedisState]) -> None:
@@ -168,11 +167,11 @@ async def test_seen_ids_are_recalled_for_minutes_and_then_dropped() -> None:
     state = await open_in(secrets.token_hex(8))
     now = 1_700_000_000.0
     state._clock = lambda: now
-    await state.remember([KEY])
+    await state.mark_seen([KEY])
     now += SEEN_PERIOD / 1_000
-    assert await state.recall([KEY]) == {KEY}
+    assert await state.seen([KEY]) == {KEY}
     now += SEEN_PERIOD / 1_000
-    assert await state.recall([KEY]) == frozenset()
+    assert await state.seen([KEY]) == frozenset()
     await state.close()
 
 
@@ -191,10 +190,10 @@ async def test_what_is_asked_together_goes_together(tmp_path: Path) -> None:
 
 async def test_a_caller_who_is_cancelled_costs_nobody_else_anything() -> None:
     state = await open_in(secrets.token_hex(8))
-    await state.remember([KEY])
+    await state.mark_seen([KEY])
     for _ in range(50):
         cancelled = asyncio.create_task(state.devices(["alice"]))
-        asked = asyncio.create_task(state.recall([KEY]))
+        asked = asyncio.create_task(state.seen([KEY]))
         await asyncio.sleep(0)
         cancelled.cancel()
         assert await asked == {KEY}

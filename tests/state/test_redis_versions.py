@@ -7,10 +7,9 @@ from time import time_ns
 import msgspec
 import pytest
 
-from imqtt.model import Device
+from imqtt.model import Device, Registration
 from imqtt.state.base import DevicePresence, Worker
 from imqtt.state.redis.state import RedisState
-from imqtt.stores.base import Registration
 from tests.redis_server import BURST, RedisServer, open_state
 
 ALICE, BOB, CAROL = Device("alice", "phone"), Device("bob", "phone"), Device("carol", "phone")

@@ -66,7 +66,7 @@ def quick(endless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim is renewed and runs out within parts of a second."""
     monkeypatch.setattr(mongo_claim, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 0.8)
-    monkeypatch.setattr(mongo_claim, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(mongo_claim, "POLL_SECONDS", 0.05)
 
 
 async def opened(url: str, *, shared: bool = False, driver: str = "pymongo") -> MongoStore:
@@ -314,7 +314,7 @@ async def test_a_claim_that_was_taken_away_is_put_back_and_said(
     store = await opened(url)
     database.servers.delete_many({})
     await eventually(lambda: database.servers.count_documents({"open": True}) == 1)
-    await eventually(lambda: "stood still" in caplog.text)
+    await eventually(lambda: "was paused" in caplog.text)
     await store.close()
     assert database.servers.count_documents({}) == 0
 
@@ -347,7 +347,7 @@ async def test_closing_does_not_wait_for_a_server_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str
 ) -> None:
     monkeypatch.setattr(mongo_claim, "RELEASE_SECONDS", 0.2)
-    monkeypatch.setattr(mongo_client, "FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr(mongo_client, "DISCONNECT_SECONDS", 0.2)
     async with MongoServer(tmp_path) as server:
         store = await opened(patient(server.url, LONG), driver=driver)
         server.pause()

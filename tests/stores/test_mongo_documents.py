@@ -3,8 +3,8 @@
 import msgspec
 from bson import Int64
 
-from imqtt.model import Content, Device, Marks
-from imqtt.stores.base import Identity, Registration
+from imqtt.model import Content, Device, Marks, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import record
 from tests.mongodb import database_url
@@ -16,7 +16,7 @@ async def test_what_another_version_leaves_out_has_its_default_and_what_it_adds_
     store = await MongoStore.open(database_url(), Identity.draw(16))
     await store.append([record(D, 1)])
     events = store._database.get_collection("events")
-    await events.update_one({"s": 1}, {"$unset": {"k": 1, "t": 1, "d": 1, "b": 1}, "$set": {"r": {"new": 1}}})
+    await events.update_one({"s": 1}, {"$unset": {"k": 1, "t": 1, "d": 1, "b": 1}, "$set": {"z": {"new": 1}}})
     await store._database.get_collection("devices").insert_one({"u": "bob", "d": "tv", "shape": "round"})
     await store._database.get_collection("marks").insert_one({"c": D, "u": "bob", "delivered": Int64(1)})
     [event] = await store.events_after(D, 0, 10)

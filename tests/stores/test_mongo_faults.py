@@ -9,8 +9,8 @@ import pytest
 from pymongo import MongoClient
 
 from imqtt.errors import StoreUnreachable
-from imqtt.model import Device, Marks
-from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, Registration
+from imqtt.model import Device, Marks, Registration
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record
 from imqtt.stores.mongo import store as mongo
 from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import log

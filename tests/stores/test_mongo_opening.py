@@ -13,9 +13,9 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from imqtt.errors import SetupError, Unavailable
-from imqtt.model import Device
+from imqtt.model import Device, Registration
 from imqtt.stores import attach_store, open_store
-from imqtt.stores.base import Identity, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.mongo import client as mongo_client
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.store import MongoStore
@@ -77,7 +77,7 @@ async def test_nobody_at_the_address(driver: str, hasty: None) -> None:
     url = f"mongodb://127.0.0.1:{free_port()}/imqtt"
     reason = await refused(url, driver=driver)
     assert "no primary of MongoDB answers within 0.5 s: 127.0.0.1:" in reason
-    assert "is it running at that address" in reason
+    assert "is MongoDB running at this address" in reason
     assert "Topology" not in reason
 
 
@@ -91,7 +91,7 @@ async def test_a_timeout_in_the_address_counts(driver: str) -> None:
 async def test_a_file_in_the_address_that_is_not_there(driver: str) -> None:
     url = "mongodb://imqtt:secret@127.0.0.1/imqtt?tls=true&tlsCAFile=/nowhere.pem"
     reason = await refused(url, driver=driver)
-    assert reason == "a file that the store's address names: The tlscafile file is not readable"
+    assert reason == "a file named in the store's address: The tlscafile file is not readable"
 
 
 @pytest.mark.filterwarnings("ignore:sockettimeoutms must be")
@@ -141,10 +141,10 @@ async def test_a_wrong_password_is_refused_and_shows_nowhere(
     caplog.set_level(logging.DEBUG)
     with_user = secured.url.replace("//", "//imqtt@") + "&authSource=admin"
     reason = await refused(with_user, driver=driver, password="wr0ng-one")
-    assert "lets nobody in with this user and password" in reason
+    assert "refuses this user and password" in reason
     assert "readWrite" in reason
     assert "wr0ng-one" not in reason + caplog.text
-    assert "lets nobody in" in await refused(secured.url, driver=driver)
+    assert "refuses this user" in await refused(secured.url, driver=driver)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -195,7 +195,7 @@ def test_a_driver_that_is_not_installed(module: str, driver: str) -> None:
 
 async def test_a_database_that_holds_something_else(url: str, database: Database[dict[str, Any]]) -> None:
     database.shop.insert_one({"theirs": 1})
-    assert "holds something else (shop)" in await refused(url)
+    assert "belongs to another program (it has the collections shop)" in await refused(url)
     assert database.list_collection_names() == ["shop"]
 
 
@@ -209,17 +209,17 @@ async def test_a_meta_that_is_not_imqtts(url: str, database: Database[dict[str, 
 async def test_an_older_or_newer_schema(url: str, database: Database[dict[str, Any]], schema: object) -> None:
     await made(url)
     database.meta.update_one({}, {"$set": {"schema": schema}})
-    assert f"has schema {schema}, and this imqtt knows 1" in await refused(url)
+    assert f"has schema {schema}, and this imqtt supports 1" in await refused(url)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("partitions", None, "how many partitions"),
-        ("partitions", "16", "how many partitions"),
-        ("partitions", 0, "how many partitions"),
-        ("cluster", None, "which it is"),
-        ("cluster", 7, "which it is"),
+        ("partitions", None, "number of partitions"),
+        ("partitions", "16", "number of partitions"),
+        ("partitions", 0, "number of partitions"),
+        ("cluster", None, "no valid cluster id"),
+        ("cluster", 7, "no valid cluster id"),
     ],
 )
 async def test_a_meta_of_another_shape(
@@ -258,10 +258,22 @@ async def test_an_index_that_looks_away(url: str, database: Database[dict[str, A
     assert "by_seq" in await refused(url)
 
 
-async def test_an_index_that_is_missing_is_made(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_an_index_of_registers_that_contains_every_event(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    await made(url)
+    database.events.drop_index("by_register")
+    database.events.create_index([("p", 1), ("c", 1), ("r", 1), ("s", 1)], name="by_register")
+    assert "by_register" in await refused(url)
+
+
+@pytest.mark.parametrize("name", ["by_key", "by_register"])
+async def test_an_index_that_is_missing_is_made(
+    url: str, database: Database[dict[str, Any]], name: str
+) -> None:
     await made(url)
     before = database.events.index_information()
-    database.events.drop_index("by_key")
+    database.events.drop_index(name)
     await (await MongoStore.open(url, Identity.draw(16))).close()
     assert database.events.index_information() == before
 
@@ -318,14 +330,14 @@ async def made_again(url: str) -> Identity:
 async def test_an_unfinished_copy_is_opened_by_whoever_copies_alone(url: str) -> None:
     store = await MongoStore.open(url, Identity.draw(3), copying=True)
     await store.close()
-    assert "is a copy that is not finished" in await refused(url)
+    assert "is an unfinished copy" in await refused(url)
     store = await MongoStore.open(url, Identity.draw(3), copying=True)
     await store.set_unfinished(False)
     await store.close()
     store = await MongoStore.open(url, Identity.draw(3))
     await store.set_unfinished(True)
     await store.close()
-    assert "is a copy that is not finished" in await refused(url)
+    assert "is an unfinished copy" in await refused(url)
 
 
 # --- reading beside a server
@@ -355,7 +367,7 @@ async def test_a_reader_makes_no_store(url: str, database: Database[dict[str, An
         await attach_store(url)
     assert database.list_collection_names() == []
     database.shop.insert_one({"theirs": 1})
-    with pytest.raises(SetupError, match="something else"):
+    with pytest.raises(SetupError, match="another program"):
         await attach_store(url)
 
 

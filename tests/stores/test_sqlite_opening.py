@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from imqtt.errors import SetupError
-from imqtt.model import Device
-from imqtt.stores.base import Identity, Registration
+from imqtt.model import Device, Registration
+from imqtt.stores.base import Identity
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.reader import SqliteReader
 from imqtt.stores.sqlite.store import SqliteStore
@@ -71,21 +71,52 @@ async def test_a_database_of_a_newer_imqtt(tmp_path: Path) -> None:
     assert "schema 99" in await refused(path)
 
 
-async def made_by_an_older_imqtt(path: Path) -> None:
-    """As version 0.1 left a store: its devices do not say when they were seen."""
+async def made_by_an_older_imqtt(path: Path, schema: int) -> None:
+    """Schema 2 has no registers; schema 1, of version 0.1, has no time when a device was last seen either."""
     await made(path)
     with closing(sqlite3.connect(path)) as older, older:
         older.execute("INSERT INTO devices VALUES ('alice', 'phone', 'json', 'android', 4096, 0)")
-        older.execute("ALTER TABLE devices DROP COLUMN seen")
-        older.execute("PRAGMA user_version = 1")
+        older.execute("DROP INDEX events_by_register")
+        older.execute("ALTER TABLE events DROP COLUMN register")
+        if schema == 1:
+            older.execute("ALTER TABLE devices DROP COLUMN seen")
+        older.execute(f"PRAGMA user_version = {schema}")
 
 
 PHONE = Registration(Device("alice", "phone"), "json", "android", 4_096)
 
 
-async def test_a_store_of_an_older_imqtt_is_brought_up_to_date(tmp_path: Path) -> None:
+def schema_of(path: Path) -> tuple[int, list[str]]:
+    with closing(sqlite3.connect(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        statements = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'events_by_register'")
+        columns = connection.execute("SELECT name FROM pragma_table_info('events')").fetchall()
+        return version, [*(name for (name,) in columns), *(sql.strip() for (sql,) in statements)]
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+async def test_a_store_of_an_older_imqtt_has_registers_once_it_is_opened(tmp_path: Path, schema: int) -> None:
     path = tmp_path / "imqtt.db"
-    await made_by_an_older_imqtt(path)
+    await made_by_an_older_imqtt(path, schema)
+    for _ in range(2):
+        store = await SqliteStore.open(path, Identity.draw(16))
+        assert await store.registers([(D, "title")]) == {}
+        assert await store.records_after(D, 0, 10) == log(D, 1, 3)
+        await store.close()
+    title = record(D, 4, register="title")
+    store = await SqliteStore.open(path, Identity.draw(16))
+    await store.append([title])
+    assert await store.registers([(D, "title")]) == {(D, "title"): title.event}
+    assert await store.records_after(D, 0, 10) == [*log(D, 1, 3), title]
+    await store.close()
+    await made(tmp_path / "new.db")
+    assert schema_of(path) == schema_of(tmp_path / "new.db")
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+async def test_a_store_of_an_older_imqtt_is_brought_up_to_date(tmp_path: Path, schema: int) -> None:
+    path = tmp_path / "imqtt.db"
+    await made_by_an_older_imqtt(path, schema)
     for seen in (0, 5):
         store = await SqliteStore.open(path, Identity.draw(16))
         assert await store.devices(["alice"]) == {"alice": (msgspec.structs.replace(PHONE, seen=seen),)}
@@ -94,15 +125,17 @@ async def test_a_store_of_an_older_imqtt_is_brought_up_to_date(tmp_path: Path) -
         await store.close()
 
 
-async def test_a_store_of_an_older_imqtt_can_be_read_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [1, 2])
+async def test_a_store_of_an_older_imqtt_can_be_read_as_it_is(tmp_path: Path, schema: int) -> None:
     path = tmp_path / "imqtt.db"
-    await made_by_an_older_imqtt(path)
+    await made_by_an_older_imqtt(path, schema)
     reader = await SqliteReader.attach(path)
     assert await reader.devices(["alice"]) == {"alice": (PHONE,)}
     assert await reader.registrations(Device("", ""), 10) == [PHONE]
+    assert await reader.records_after(D, 0, 10) == log(D, 1, 3)
     await reader.close()
     with closing(sqlite3.connect(path)) as older:
-        assert older.execute("PRAGMA user_version").fetchone() == (1,)
+        assert older.execute("PRAGMA user_version").fetchone() == (schema,)
 
 
 @pytest.fixture
@@ -209,7 +242,7 @@ async def test_a_read_only_file(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
     await made(path)
     path.chmod(0o400)
-    assert "may not be written" in await refused(path)
+    assert "read-only" in await refused(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any directory")
@@ -223,7 +256,7 @@ async def test_a_file_that_sqlite_may_only_read(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
     await made(path)
     connection = sqlite_file.connect_to_read(path)
-    with pytest.raises(SetupError, match="may not be written"):
+    with pytest.raises(SetupError, match="read-only"):
         sqlite_file.prepare(connection, path, Identity.draw(16))
     connection.close()
 

@@ -1,6 +1,6 @@
-"""Where a Redis is, and a connection there that is known to do.
+"""The address of Redis, and checked connections to it.
 
-Nothing here shows a password: not the address as text, and no error.
+Neither the address as text nor any error contains a password.
 """
 
 import asyncio
@@ -31,39 +31,40 @@ try:
 except ImportError as error:
     raise SetupError(f"Redis's client is not installed ({error}): {how_to_install('redis')}") from error
 
-OPEN_SECONDS = 5.0  # services of one machine start together, and a Redis first loads what it had saved
+OPEN_SECONDS = 5.0  # services of a machine start together, and Redis first loads its data
 CONNECT_SECONDS = 5.0  # for several round trips on a busy machine
 OLDEST = (6, 2)  # ZADD GT
 
-# Answers with which Redis says that it cannot, for now or until its operator does something. Any other one
-# is a mistake of ours. redis-py has classes for some, and of the others gives the text.
+# Errors that last until Redis or its operator has recovered. Any other error is a bug. redis-py has classes
+# for some of them, and only the text of the others.
 _CANNOT = (ClusterDownError, NoPermissionError, OutOfMemoryError, ReadOnlyError)
 _CANNOT_TEXTS = ("BUSY ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY ", "NOPERM ")
 
 
 def is_away(error: Exception) -> bool:
-    """Whether this means that Redis does not answer, or takes nothing just now."""
+    """Whether the error means that Redis does not answer, or refuses everything for now."""
     if isinstance(error, ResponseError):
         text = str(error)
-        # Redis 6.2 wraps what a script met: "Error running script (...): @user_script:1: -OOM command ...".
-        begins = any(text.startswith(it) or f"-{it}" in text for it in _CANNOT_TEXTS)
-        return isinstance(error, _CANNOT) or begins or _is_forbidden(error)
+        # Redis 6.2 wraps the error in a script: "Error running script (...): @user_script:1: -OOM command
+        # ...".
+        known = any(text.startswith(prefix) or f"-{prefix}" in text for prefix in _CANNOT_TEXTS)
+        return isinstance(error, _CANNOT) or known or _is_forbidden(error)
     return isinstance(error, RedisError | OSError | TimeoutError)
 
 
 def _is_forbidden(error: Exception) -> bool:
-    # To a script, Redis 7 says the latter: "ERR The user executing the script can't run this command".
+    # In a script, Redis 7 says: "ERR The user executing the script can't run this command".
     return isinstance(error, NoPermissionError) or "The user executing the script can't" in str(error)
 
 
 def pack(command: tuple[str | bytes | int, ...]) -> bytes:
-    """A command as Redis reads it."""
+    """The command as Redis's protocol encodes it."""
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # typed as a pair of one
     return packed
 
 
 class Address:
-    """Raises `SetupError` for a URL that is none. `password` counts in place of one in the URL."""
+    """`password` replaces the one in the URL. Raises `SetupError` if the URL is malformed."""
 
     def __init__(self, url: str, password: str = "") -> None:
         try:
@@ -71,19 +72,19 @@ class Address:
             port = parts.port
             parsed = parse_url(url)
         except ValueError:  # which may quote a part of the password
-            raise SetupError("the state's address is not one: redis://user@host:port/number") from None
+            raise SetupError("the state's address is malformed: use redis://user@host:port/number") from None
         number = parts.path.strip("/")
         if parts.scheme != "unix" and number and not number.isdecimal():
-            raise SetupError(f"redis: /{number} is not the number of a database: redis://host:port/0")
+            raise SetupError(f"redis: /{number} is not the number of a database: use redis://host:port/0")
         self._connection = parsed.get("connection_class", Connection)
         arguments = {name: value for name, value in parsed.items() if name != "connection_class"}
         own = {"username", "password", "host", "port", "path", "db"}
-        strange = [name for name in arguments if name not in own and not name.startswith("ssl_")]
-        if strange:
-            raise SetupError(f"redis: the address has options that imqtt does not know: {', '.join(strange)}")
+        unknown = [name for name in arguments if name not in own and not name.startswith("ssl_")]
+        if unknown:
+            raise SetupError(f"redis: the address has options that imqtt does not know: {', '.join(unknown)}")
         if parts.scheme != "rediss" and (options := [name for name in arguments if name.startswith("ssl_")]):
             raise SetupError(
-                f"redis: {options[0]} asks for TLS, which {parts.scheme}:// is not: use rediss://"
+                f"redis: {options[0]} asks for TLS, but {parts.scheme}:// does not use it: use rediss://"
             )
         if password:
             arguments["password"] = password
@@ -99,17 +100,17 @@ class Address:
         return self._text
 
     async def connect(self, keys: Keys, *, first: bool = False) -> AbstractConnection:
-        """A connection to a Redis that takes writes. Raises what redis-py does, or `TimeoutError`.
+        """A connection to a Redis that accepts writes. Raises redis-py's errors or `TimeoutError`.
 
-        The `first` one is made sure of: `SetupError` for what will not do.
+        For the `first` one, also checks the server and raises `SetupError` if it cannot be used.
         """
-        # Without limits of redis-py's own: they cost a task each, and the caller's holds for all.
+        # Without redis-py's timeouts, which cost a task each; the caller's timeout covers everything.
         connection: AbstractConnection = self._connection(
             **self._arguments, protocol=2, socket_timeout=None, socket_connect_timeout=CONNECT_SECONDS
         )
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py says no types here
+                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py has no types here
                 if first:
                     await _check(connection, self, keys)
                 await ask(connection, "EVAL", PROBE, 1, keys.probe)
@@ -120,14 +121,14 @@ class Address:
 
 
 async def ask(connection: AbstractConnection, *command: str | bytes | int) -> object:
-    """One command, and its answer."""
+    """Sends one command and returns its answer."""
     await connection.send_packed_command(pack(command), check_health=False)
     answer: object = await connection.read_response()
     return answer
 
 
 async def open_first(address: Address, keys: Keys) -> AbstractConnection:
-    """A connection to a Redis that will do, at a server's start; else `SetupError` says what to do."""
+    """A server's first connection. Raises `SetupError`, which tells the operator what to do."""
     deadline = asyncio.get_running_loop().time() + OPEN_SECONDS
     while True:
         try:
@@ -136,26 +137,26 @@ async def open_first(address: Address, keys: Keys) -> AbstractConnection:
             problem = _problem(error, address)
             if not problem and asyncio.get_running_loop().time() > deadline:
                 why = str(error).rstrip(".") or "no answer in time"
-                problem = f"no Redis that can be used at {address}: {why}. Start one, or correct the address"
+                problem = f"no usable Redis at {address}: {why}. Start one, or correct the address"
             if problem:
                 raise SetupError(problem) from error
             await asyncio.sleep(0.1)
 
 
 def _problem(error: Exception, address: Address) -> str:
-    """What to tell the operator at once; "" of what may pass, such as a Redis that is starting."""
+    """The error's text for the operator, or "" if it may pass, such as while Redis is starting."""
     sentence = ""
     if isinstance(error, AuthenticationError | AuthorizationError):
-        sentence = f"the Redis at {address} does not take this user and password: {error}"
+        sentence = f"the Redis at {address} refuses this user and password: {error}"
     elif _is_forbidden(error):
         sentence = (
-            f"the Redis at {address} allows this user too little: {error}. imqtt needs "
+            f"the Redis at {address} does not give this user enough permissions: {error}. imqtt needs "
             "~imqtt:* +@read +@write +@scripting +@connection +info +time"
         )
     elif isinstance(error, ResponseError) and not is_away(error):
-        sentence = f"the Redis at {address} refuses: {error}"
+        sentence = f"the Redis at {address} refuses a command: {error}"
     elif isinstance(error, InvalidResponse):
-        sentence = f"what answers at {address} is not a Redis"
+        sentence = f"the server at {address} is not a Redis"
     return sentence
 
 
@@ -165,14 +166,14 @@ async def _check(connection: AbstractConnection, address: Address, keys: Keys) -
     text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
     about = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     version = about.get("redis_version", "")
-    numbers = tuple(int(it) for it in version.split(".")[:2] if it.isdecimal())
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise SetupError(f"the Redis at {address} is version {version or 'unknown'}; imqtt needs {oldest}")
     if about.get("cluster_enabled") == "1":
         raise SetupError(
-            f"the Redis at {address} belongs to a Redis Cluster, over which one step cannot span; "
-            "give imqtt a Redis of its own, with a replica if you like"
+            f"the Redis at {address} belongs to a Redis Cluster, where a script cannot use keys of several "
+            "nodes; give imqtt a Redis of its own, with a replica if you like"
         )
     await ask(connection, "EVAL", CHECK, 1, keys.probe)
     await ask(connection, "MGET", keys.probe)

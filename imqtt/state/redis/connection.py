@@ -1,8 +1,8 @@
-"""The link to Redis: what is asked together goes together, in bounded time, or not at all.
+"""The connection to Redis, with shared round trips of bounded duration.
 
-Calls that are made within one iteration of the event loop, or while others are on their way, share the next
-round trip. A round trip that takes too long, or a Redis that takes nothing, means that it is away: every call
-fails at once then, and costs its caller nothing, while one task tries to get it back.
+Calls made within one iteration of the event loop, or during a round trip, share the next round trip. If a
+round trip takes too long, or Redis refuses everything, Redis counts as away: every call fails at once, while
+one task reconnects.
 """
 
 import asyncio
@@ -25,23 +25,22 @@ from imqtt.state.redis.keys import Keys
 
 log = logging.getLogger(__name__)
 
-# A round trip takes 0.2 ms on one machine and some in a data center. Whoever waits longer would rather read
-# the store; and everybody waits for the slowest.
+# A round trip takes 0.2 ms on one machine and some milliseconds in a data center. Beyond this bound reading
+# the store is better, since all calls wait for the slowest.
 TRIP_SECONDS = 0.25
 GRACE_SECONDS = 0.05
-# The size at which a round trip takes no further calls, in bytes. After an outage, Redis is told what
-# thousands of devices did meanwhile: 2,000 changes take it 55 ms here. On a machine five times as slow, a
-# single round trip with all of that would exceed TRIP_SECONDS: Redis would count as away again, and be told
-# all of it again, without end.
+# The size in bytes at which a round trip takes no further calls. After an outage, Redis receives the changes
+# of thousands of devices: 2,000 take 55 ms here. On a machine five times as slow, a single round trip with
+# all of them would exceed TRIP_SECONDS: Redis would count as away again and receive all of them again,
+# without end.
 TRIP_BYTES = 65_536
-REFUSALS_LOGGED = 20  # each once, and no more than these in the life of a process
-# The pause between tries grows until a connection has lasted this long.
-STEADY_SECONDS = 5.0
-RETRY_SECONDS = 1.0  # at most, between two tries
+REFUSALS_LOGGED = 20  # distinct ones, each once, in the life of a process
+STEADY_SECONDS = 5.0  # after a connection of this duration, the pauses between attempts start over
+RETRY_SECONDS = 1.0  # the maximum pause between two attempts
 
 
 class Refusal(StateAway):
-    """Redis is there, and does not carry out this one command: to ask again would not help."""
+    """Redis answers, but refuses this command. A retry would not help."""
 
 
 class Request(NamedTuple):
@@ -50,7 +49,7 @@ class Request(NamedTuple):
 
 
 class Connection:
-    """One connection, made again when it breaks. Belongs to the event loop that it was opened on."""
+    """One connection, which reconnects. Belongs to the event loop that opened it."""
 
     def __init__(
         self, address: Address, keys: Keys, connection: AbstractConnection, trip_seconds: float
@@ -83,21 +82,21 @@ class Connection:
 
     @property
     def trouble(self) -> str:
-        """Since when Redis is away, and why; "" if it is there."""
+        """The time and cause since which Redis is away, or ""."""
         return self._trouble
 
     def when_back(self, recovered: Callable[[], None]) -> None:
-        """Has `recovered` called each time that Redis is back, before anybody else's call is taken."""
+        """Calls `recovered` on each reconnect, before other calls are accepted."""
         self._recovered.append(recovered)
 
     async def call(self, *command: str | bytes | int) -> Any:
-        """Redis's answer, whose shape is the command's. Raises `StateAway`."""
+        """Redis's answer to the command. Raises `StateAway`."""
         return await self.submit(*command)
 
     def submit(self, *command: str | bytes | int) -> asyncio.Future[Any]:
-        """A call whose answer one need not wait for. Calls are carried out in the order of their making.
+        """A call whose answer need not be awaited. Redis executes calls in order.
 
-        Where one fails with `StateAway`, all that were made after it fail too, until Redis is back.
+        If one fails with `StateAway`, all later ones fail too, until Redis is back.
         """
         answer: asyncio.Future[Any] = self._loop.create_future()
         if self._trouble or self._closed:
@@ -108,7 +107,7 @@ class Connection:
         return answer
 
     async def close(self) -> None:
-        """Lets go. What is under way fails."""
+        """Closes the connection. Pending calls fail."""
         self._closed = True
         self._task.cancel()
         await asyncio.wait([self._task])
@@ -120,10 +119,10 @@ class Connection:
             connected = self._loop.time()
             try:
                 await self._serve(connection)
-            except Exception as error:  # noqa: BLE001 - told below; who asked is told as well
+            except Exception as error:  # noqa: BLE001 - logged, and raised by the pending calls
                 self._away(error)
             finally:
-                with contextlib.suppress(RedisError, OSError):  # it is given up either way
+                with contextlib.suppress(RedisError, OSError):  # it is replaced anyway
                     await connection.disconnect(nowait=True)
             if self._loop.time() - connected > STEADY_SECONDS:
                 attempt = 0
@@ -134,7 +133,7 @@ class Connection:
                 recovered()
 
     async def _serve(self, connection: AbstractConnection) -> None:
-        """Round trips, one after the other, until one fails."""
+        """Makes round trips until one fails."""
         while True:
             if not self._waiting:
                 self._wake.clear()
@@ -149,7 +148,7 @@ class Connection:
                 await self._read_late(connection, sent=not packed)
 
     def _begin(self) -> bytes:
-        """The commands of the next round trip, whose calls are under way now."""
+        """The commands of the next round trip. Moves its calls to `_under_way`."""
         size = count = 0
         for request in self._waiting:
             count += 1
@@ -161,7 +160,7 @@ class Connection:
         return b"".join([request.packed for request in self._under_way])
 
     async def _read_late(self, connection: AbstractConnection, *, sent: bool) -> None:
-        """Looks once more: where the loop stood still, time ran out before the answer was looked at."""
+        """Reads again: if the event loop was blocked, the timeout expires although the answer is there."""
         if sent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GRACE_SECONDS):
@@ -173,13 +172,13 @@ class Connection:
             error: Exception | None = None
             result: Any = None
             try:
-                # The connection stays: a read that is given up is taken up again, see `_read_late`.
+                # Keeps the connection, since `_read_late` may continue this read.
                 result = await connection.read_response(disconnect_on_error=False)
             except ResponseError as refusal:
                 if is_away(refusal):
                     raise
-                # A key of another program's, or a mistake of ours: nothing may rest on the state, so this
-                # call alone is one that is not answered.
+                # A key of another program, or a bug. No caller may depend on the state, so only this call
+                # fails.
                 if str(refusal) not in self._refusals and len(self._refusals) < REFUSALS_LOGGED:
                     self._refusals.add(str(refusal))
                     log.error("Redis at %s refuses a command: %s", self._address, refusal)
@@ -198,7 +197,7 @@ class Connection:
         self._trouble = f"Redis at {self._address} is away since {since}: {why}"
         self._problem.start(why)
         if not is_away(error):
-            log.error("Redis at %s: a fault of imqtt's own", self._address, exc_info=error)
+            log.error("Redis at %s: a bug in imqtt", self._address, exc_info=error)
         self._fail(self._trouble)
 
     def _fail(self, reason: str) -> None:
@@ -216,15 +215,15 @@ class Connection:
             attempt += 1
             try:
                 return await self._address.connect(self._keys), attempt
-            except Exception as error:  # noqa: BLE001 - whatever it is, there is no connection
+            except Exception as error:  # noqa: BLE001 - any error means that there is no connection
                 self._problem.start(explain(error))
 
 
 def undelivered(answer: asyncio.Future[Any]) -> bool:
-    """Whether a call that nobody waited for has to be made again. A mistake of ours is logged."""
+    """Whether a call that nobody awaited has to be repeated. Logs other errors, which are bugs."""
     if answer.cancelled():
         return True
     error = answer.exception()
     if error is not None and not isinstance(error, StateAway):
-        log.error("Redis does not take what it is told", exc_info=error)
+        log.error("Redis refuses a command", exc_info=error)
     return isinstance(error, StateAway)

@@ -1,24 +1,23 @@
-"""Device lists in Redis: a cache of the store's that all processes share."""
+"""Device lists in Redis: a cache of the store that all processes share."""
 
 import asyncio
 from collections.abc import Collection, Mapping
 
 import msgspec
 
-from imqtt.model import Device
+from imqtt.model import Device, Registration
 from imqtt.state.redis.connection import Connection, undelivered
 from imqtt.state.redis.keys import Keys
 from imqtt.state.redis.scripts import FILL, FORGET, FORGET_ALL, LEASE
-from imqtt.stores.base import Registration
 
 TICK = 16  # digits
-DECODED = 20_000  # users whose lists are kept as they were last decoded: half the time, for 12 MB
+DECODED = 20_000  # users whose decoded lists are kept: halves the time, for 12 MB
 
 _encode = msgspec.msgpack.encode
 
 
 class _Row(msgspec.Struct, array_like=True, frozen=True):
-    """A device, as a list in Redis has it. A newer version may add fields at the end."""
+    """A device in a list in Redis. A newer version may add fields at the end."""
 
     device: str
     format: str
@@ -36,8 +35,8 @@ class DeviceLists:
     """Leases as in memcached (Nishtala et al., "Scaling Memcache at Facebook", 2013).
 
     Invalidations lost during an outage are unknown, since the worker that had to send one may have died. So
-    a worker invalidates everything on reconnect, before it reads a list. A worker that is cut off from Redis
-    alone is soon considered dead, and then the others do the same.
+    a worker invalidates everything on reconnect, before it reads a list. If only one worker is cut off from
+    Redis, the others soon consider it dead and invalidate everything too.
     """
 
     def __init__(self, link: Connection, keys: Keys) -> None:
@@ -47,7 +46,7 @@ class DeviceLists:
         link.when_back(self._is_back)
 
     async def of(self, users: Collection[str]) -> Lists:
-        """The lists that are known. Raises `StateAway`."""
+        """The cached lists. Raises `StateAway`."""
         if not users:
             return {}
         users = list(users)
@@ -75,39 +74,42 @@ class DeviceLists:
         """Raises `StateAway`."""
         values = [
             _encode(
-                [(it.device.device, it.format, it.platform, it.max_packet, it.seen) for it in registrations]
+                [
+                    _Row(new.device.device, new.format, new.platform, new.max_packet, new.seen)
+                    for new in devices
+                ]
             )
-            for registrations in lists.values()
+            for devices in lists.values()
         ]
         await self._link.call("EVAL", FILL, *self._names(lists), lease, *values)
 
     async def forget(self, users: Collection[str]) -> None:
-        """Raises `StateAway`: then they are forgotten with everything, when Redis is back."""
+        """Raises `StateAway`; then everything is forgotten on reconnect."""
         await self._told("EVAL", FORGET, *self._names(users))
 
     async def forget_all(self) -> None:
-        """As `forget`, of every user."""
+        """As `forget`, for every user."""
         await self._told("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
 
     def _is_back(self) -> None:
         answer = self._link.submit("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
-        answer.add_done_callback(undelivered)  # if it is not, Redis is away again, and comes back again
+        answer.add_done_callback(undelivered)  # if it fails, it is sent again on the next reconnect
 
     async def _told(self, *command: str | int) -> None:
-        """Redis is told even if the caller is cancelled: the change is committed, and lists are outdated."""
+        """Sends the command even if the caller is cancelled: the change of the store is committed."""
         answer = self._link.submit(*command)
         answer.add_done_callback(undelivered)
         await asyncio.wait([answer])
         answer.result()
 
     def _names(self, users: Collection[str]) -> list[str | int]:
-        """A script's keys: how many, the clock, and the users'."""
+        """A script's keys: their number, the clock's and the users'."""
         key = self._keys.devices
         return [1 + len(users), self._keys.lists, *[key(user) for user in users]]
 
 
 def _registrations(user: str, packed: bytes) -> tuple[Registration, ...] | None:
-    """None for what another version of imqtt has written."""
+    """None if another version of imqtt wrote it in another form."""
     try:
         rows = _decode(packed)
     except msgspec.MsgspecError:

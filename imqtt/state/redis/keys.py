@@ -1,16 +1,16 @@
-"""Every key that imqtt has in Redis: its name, how long it lives, and why.
+"""imqtt's keys in Redis: their names and lifetimes, with the reasons.
 
-All begin with `imqtt:` and the cluster's id, so several clusters may share one Redis, whatever else is in it.
-Every key runs out by itself. Any of them may be missing at any time: Redis may evict what it likes
-(`maxmemory-policy allkeys-lru` suits), be wiped, or fall back to an older copy.
+All begin with `imqtt:` and the cluster's id, so clusters may share a Redis with each other and with other
+programs. Every key expires. Any key may be missing at any time: Redis may evict keys
+(`maxmemory-policy allkeys-lru` is suitable), be wiped, or be restored from an older copy.
 
-Times are milliseconds, as `PEXPIRE` wants them. What it takes, measured with Redis 7.0, at 10,000 messages a
-second from 100,000 users with two devices each, of which one is there:
+Times are milliseconds, as for `PEXPIRE`. Memory, measured with Redis 7.0, at 10,000 messages a second from
+100,000 users with two devices each, one of which is present:
 
     seen        3 x 8 MiB              24 MiB, at any rate
     devices     100,000 x 215 bytes    22 MB
-    presence    100,000 x 360 bytes    36 MB, with the sorted set; 170 bytes for who came today and went
-    buckets     100,000 x 240 bytes    24 MB, if all of them wrote in the last ten seconds
+    presence    100,000 x 360 bytes    36 MB, with the sorted set; 170 bytes for a user who left today
+    buckets     100,000 x 240 bytes    24 MB, if all of them sent in the last ten seconds
 """
 
 from imqtt.model import Device
@@ -20,54 +20,54 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
-# --- seen: a Bloom filter for each period of time (B. Bloom, "Space/time trade-offs in hash coding with
-# allowable errors", 1970), of which the last two are asked.
+# --- seen: a Bloom filter per period (B. Bloom, "Space/time trade-offs in hash coding with allowable errors",
+# 1970). The last two are queried.
 #
-# What comes twice comes within seconds: a device that got no `Accepted` asks again, and a broker sends again
-# what a dead worker had not acknowledged. So a key is remembered for 2 to 4 minutes; after that the store's
-# index finds it, at the price of one refused append.
+# A duplicate usually arrives within seconds: a device that got no `Accepted` sends again, and a broker
+# redelivers what a dead worker had not acknowledged. So a key is kept for 2 to 4 minutes. After that the
+# store's index finds it, at the cost of one refused append.
 #
-# A set of digests was tried: 72 bytes a key are 86 MB a period at this rate, and Redis stands still for
-# 270 ms when such a set runs out. The filter has a fixed size instead, and is freed at once. With 1.2 million
-# keys in 2^26 bits, 3 bits each, 5.2 % of the bits are set: of new keys 0.014 % in each filter look as if
-# they were there, and cost a look into the store. At 100,000 a second it would be 7 %, at 1,000 nothing.
+# A set of digests was tried: at 72 bytes a key it takes 86 MB a period at this rate, and Redis blocks for 270
+# ms when the set expires. The filter has a fixed size and is freed at once. With 1.2 million keys in 2^26
+# bits, 3 bits each, 5.2 % of the bits are set: 0.014 % of the new keys are false positives in each filter,
+# and cost a lookup in the store. At 100,000 messages a second it would be 7 %, at 1,000 nothing.
 SEEN_PERIOD = 2 * MINUTE
-SEEN_TTL = 2 * SEEN_PERIOD  # after the last write: for as long as it is asked
+SEEN_TTL = 2 * SEEN_PERIOD  # after the last write; as long as it is queried
 SEEN_BITS = 1 << 26
 SEEN_DIGEST = 12  # bytes: three 32-bit numbers, each naming a bit
 
-# --- devices: a user's device list, or the note that it was forgotten.
+# --- devices: a user's device list, or a mark that it was forgotten.
 #
-# A list is stale where `forget_devices` did not arrive, until those that live know that a worker has died or
-# Redis was away; and where Redis fell back to an older copy. The new device then hears nothing by itself for
-# so long; its own `Sync` brings what it missed.
+# A list is stale if `forget_devices` was lost, until the live workers notice that a worker died or Redis was
+# away, and if Redis was restored from an older copy. Until then a new device receives no live events; its own
+# `Sync` returns them.
 LIST_TTL = 10 * MINUTE
-# From reading the store to filling. What takes longer is not cached.
-LEASE_TTL = 1 * MINUTE
-FORGOTTEN_TTL = 2 * LEASE_TTL  # outlives every lease that is older than it
-LISTS_TTL = 1 * HOUR  # when the clock of leases is lost, so are the leases that were given
+LEASE_TTL = 1 * MINUTE  # from reading the store to filling the cache
+FORGOTTEN_TTL = 2 * LEASE_TTL  # outlives every older lease
+LISTS_TTL = 1 * HOUR  # when the clock of leases is lost, all leases become invalid
 
 # --- presence: a hash of each user's devices, and one sorted set with the time at which each expires.
 #
-# A command that keeps a device present writes to the sorted set alone. So the hash of a user who is present
-# has to last until the device's next `Hello` or `Status`, and 30 days of one connection are enough. Once no
-# device is present, it says for a day when the user was last seen and which last wills are old.
+# A command that keeps a device present changes only the sorted set. So the hash of a present user has to last
+# until the device's next `Hello` or `Status`; 30 days of one connection are enough. After the last device has
+# left, the hash is kept for a day: it tells when the user was last seen, and which last wills are outdated.
 PRESENT_TTL = 30 * DAY
 OFFLINE_TTL = 1 * DAY
 
-# --- buckets: tokens left, until it would be full anyway, and then some: the workers' clocks may differ.
+# --- buckets: kept until they would be full, plus a margin for clocks that differ.
 BUCKET_SLACK = 10 * SECOND
-# A clock that is behind by no more than this is another worker's: the bucket's time stays, or a device that
-# speaks to two workers in turn would gain the difference each time. Behind by more: it was set back.
+# A time that is behind the bucket's by at most this comes from another worker's clock, and the bucket's time
+# stays: otherwise a device that alternates between two workers would gain the difference each time. If it is
+# further behind, the clock was set back.
 CLOCK_SKEW = 5 * SECOND
 
-# --- workers: one hash of all of them; each entry says itself until when it counts.
+# --- workers: one hash; each entry contains its own expiry.
 WORKERS_TTL = 1 * HOUR
-# An entry that counts for longer was written while Redis's clock was ahead. Without this bound, a worker that
-# has died since would count as alive until the clock has caught up. Ten times the largest `worker_ttl`.
+# An entry with a later expiry was written while Redis's clock was ahead. Without this bound, a worker that
+# died since would count as alive until the clock caught up. Ten times the largest `worker_ttl`.
 LONGEST_BEAT = 10 * MINUTE
 
-# --- probe: written to see whether Redis takes writes.
+# --- probe: written to check whether Redis accepts writes.
 PROBE_TTL = 1 * SECOND
 
 
@@ -77,9 +77,9 @@ class Keys:
     def __init__(self, cluster: str) -> None:
         prefix = f"imqtt:{cluster}:"
         self.lists = prefix + "lists"  # hash: the clock of leases
-        self.forgotten = prefix + "forgotten"  # string: lists filled before this are not to be believed
-        self.expiries = prefix + "expires"  # sorted set: user@device by when it runs out
-        self.workers = prefix + "workers"  # hash: worker id -> until when it counts, and its JSON
+        self.forgotten = prefix + "forgotten"  # string: lists with an older lease are invalid
+        self.expiries = prefix + "expires"  # sorted set: user@device by expiry
+        self.workers = prefix + "workers"  # hash: worker id -> its expiry and its JSON
         self.probe = prefix + "probe"
         self.presence_prefix = prefix + "presence:"
         self._seen = prefix + "seen:"
@@ -87,12 +87,12 @@ class Keys:
         self._bucket = prefix + "bucket:"
 
     def seen(self, now: int) -> tuple[str, str]:
-        """The filter of the period that `now` lies in, and of the one before."""
+        """The filters of the period of `now` and of the previous one."""
         period = now // SEEN_PERIOD
         return f"{self._seen}{period}", f"{self._seen}{period - 1}"
 
     def devices(self, user: str) -> str:
-        """String: 16 digits of the lease, and the list; the digits alone for a user who was forgotten."""
+        """String: 16 digits of the lease and the list, or only the digits if the user was forgotten."""
         return self._devices + user
 
     def presence(self, user: str) -> str:
@@ -100,5 +100,5 @@ class Keys:
         return self.presence_prefix + user
 
     def bucket(self, device: Device) -> str:
-        """String: the level, and the time that it was at, as in `imqtt.core.bucket`."""
+        """String: the level and its time, as in `imqtt.core.bucket`."""
         return f"{self._bucket}{device}"

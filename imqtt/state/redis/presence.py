@@ -1,4 +1,4 @@
-"""Presence in Redis, and what a Redis that was away has to be told afterwards."""
+"""Presence in Redis, and the changes to send after an outage."""
 
 import asyncio
 from collections.abc import Collection
@@ -14,16 +14,16 @@ from imqtt.state.redis.keys import Keys
 from imqtt.state.redis.scripts import APPEAR, EXPIRE, PRESENCE, PUT
 
 EXPIRED_AT_ONCE = 1_000  # 10 ms of Redis's time
-EXPIRED_AT_MOST = 20_000  # by one call; the next one goes on
-# Kept while Redis is away, and told when it is back.
+EXPIRED_AT_MOST = 20_000  # by one call; the next call continues
+# Kept while Redis is away, and sent when it is back.
 MISSED_CHANGES = 2_000
 MISSED_COMMANDS = 20_000
-TOLD_AT_ONCE = 1_000  # devices that spoke, in one command
-CLOCK_STEP = 1_000  # milliseconds: a clock that goes back further was corrected
+TOLD_AT_ONCE = 1_000  # devices in one command
+CLOCK_STEP = 1_000  # milliseconds; a clock that steps back further was corrected
 
 
 class _Entry(msgspec.Struct, array_like=True, frozen=True):
-    """A device's presence, as Redis has it. A newer version may add fields at the end, and states."""
+    """A device's presence in Redis. A newer version may add states, and fields at the end."""
 
     nonce: str
     state: str
@@ -35,14 +35,14 @@ _decode = msgspec.msgpack.Decoder(_Entry).decode
 
 
 class Change(NamedTuple):
-    """What Redis missed. `how`: see `redis_scripts.PUT`."""
+    """A change that Redis missed. `how`: see `scripts.PUT`."""
 
     how: str
     presence: DevicePresence
 
 
 class Spoke(NamedTuple):
-    """When a device spoke, and until when that keeps it present. Milliseconds."""
+    """The time of a device's last command, and the expiry that it sets. Milliseconds."""
 
     now: int
     expires: int
@@ -51,9 +51,9 @@ class Spoke(NamedTuple):
 class Presences:
     """The presence of devices, for all processes.
 
-    A `Hello` that Redis missed would make it ignore that connection's every `Status` as another's; after a
-    `Status`, a last will among them, it would say what is not so; and a device that spoke meanwhile would
-    look silent. So they are kept, the latest of each device, and told when Redis is back.
+    If Redis missed a `Hello`, it would ignore every `Status` of that connection. If it missed a `Status` or a
+    last will, the presence would be wrong, and a device that sent commands meanwhile would look silent. So
+    the latest change of each device is kept, and sent when Redis is back.
     """
 
     def __init__(self, link: Connection, keys: Keys) -> None:
@@ -61,7 +61,7 @@ class Presences:
         self._keys = keys
         self._missed: dict[Device, Change] = {}
         self._spoke: dict[Device, Spoke] = {}
-        self._latest = 0  # until when the devices of the last batch are present
+        self._latest = 0  # the expiry of the last batch
         self._appeared: dict[Device, str] = {}  # found late, for the next `refresh` to return
         link.when_back(self._tell)
 
@@ -76,9 +76,9 @@ class Presences:
             return bool(await self._put("update", presence))
         except StateAway:
             missed = self._missed.get(presence.device)
-            if missed is None or missed.how == "update":  # which connection was the last one, Redis knows
+            if missed is None or missed.how == "update":  # only Redis knows the last connection
                 self._miss(Change("update", presence))
-                return True  # as of a device of which nothing is known
+                return True  # as for an unknown device
             if missed.presence.nonce == presence.nonce:
                 self._miss(Change("arrive", presence))
             return missed.presence.nonce == presence.nonce
@@ -86,10 +86,10 @@ class Presences:
     async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
         appeared, self._appeared = self._appeared, {}
         if devices:
-            # Later each time, so that the score of every device that is present changes, and Redis's count of
-            # those tells whether one is absent. To ask for the scores as well doubled the cost of each batch.
-            ahead = self._latest - expires > CLOCK_STEP  # the clock has been put back
-            self._latest = expires if ahead else max(expires, self._latest + 1)
+            # Later each time, so that the score of every present device changes, and Redis's count of changes
+            # tells whether one is absent. Querying the scores as well doubled the cost of each batch.
+            stepped_back = self._latest - expires > CLOCK_STEP
+            self._latest = expires if stepped_back else max(expires, self._latest + 1)
             spoke = dict.fromkeys(devices, Spoke(now, self._latest))
             try:
                 if await self._refresh(spoke) < len(spoke) and (
@@ -97,7 +97,7 @@ class Presences:
                 ):
                     appeared |= _numbered(absent, await self._appear(absent))
             except StateAway:
-                self._spoke_unheard(spoke)
+                self._miss_commands(spoke)
         return appeared
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
@@ -115,7 +115,7 @@ class Presences:
         return {user: tuple(sorted(devices, key=_device)) for user, devices in found.items()}
 
     async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
-        """At most `EXPIRED_AT_MOST`, and as many as Redis told of before it was away."""
+        """At most about `EXPIRED_AT_MOST`; fewer if Redis goes away."""
         gone: list[DevicePresence] = []
         while len(gone) < EXPIRED_AT_MOST:
             try:
@@ -124,7 +124,7 @@ class Presences:
                     now, EXPIRED_AT_ONCE, self._keys.presence_prefix, "" if longest is None else longest,
                 )  # fmt: skip
             except StateAway:
-                break  # those that it told of are offline already: it will not tell of them again
+                break  # the devices in `gone` are already offline, and Redis will not return them again
             for user, device, entry in answer:
                 presence = _presence(
                     Device(user.decode(errors="replace"), device.decode(errors="replace")), entry, None
@@ -144,17 +144,17 @@ class Presences:
         )  # fmt: skip
 
     def _refresh(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
-        """How many scores have changed. XX: offline devices are skipped. GT: scores only grow."""
-        scores = [it for device, spoken in spoke.items() for it in (spoken.expires, str(device))]
+        """The number of scores that changed. XX: skips offline devices. GT: scores only grow."""
+        scores = [part for device, spoken in spoke.items() for part in (spoken.expires, str(device))]
         return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
 
     def _look(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
-        """Each device's score, None for one that is not present."""
+        """Each device's score, or None if it is not present."""
         return self._link.submit("ZMSCORE", self._keys.expiries, *map(str, spoke))
 
     def _appear(self, absent: dict[Device, Spoke]) -> asyncio.Future[Any]:
         hashes = [self._keys.presence(device.user) for device in absent]
-        given = [it for device, spoken in absent.items() for it in (*device, *spoken)]
+        given = [part for device, spoken in absent.items() for part in (*device, *spoken)]
         return self._link.submit("EVAL", APPEAR, 1 + len(hashes), self._keys.expiries, *hashes, *given)
 
     def _miss(self, change: Change) -> None:
@@ -162,14 +162,14 @@ class Presences:
         if len(self._missed) < MISSED_CHANGES or device in self._missed:
             self._missed[device] = change
 
-    def _spoke_unheard(self, spoke: dict[Device, Spoke]) -> None:
+    def _miss_commands(self, spoke: dict[Device, Spoke]) -> None:
         if len(self._spoke) < MISSED_COMMANDS:
             self._spoke.update(spoke)
 
     def _tell(self) -> None:
         missed, self._missed = self._missed, {}
         for change in missed.values():
-            # Another worker may have heard of a later one.
+            # Another worker may have received a later change.
             self._put(change.how, change.presence, "late").add_done_callback(partial(self._told, change))
         spoke, self._spoke = list(self._spoke.items()), {}
         for start in range(0, len(spoke), TOLD_AT_ONCE):
@@ -183,13 +183,13 @@ class Presences:
 
     def _looked(self, spoke: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
         if undelivered(answer):
-            self._spoke_unheard({device: it for device, it in spoke.items() if device not in self._spoke})
+            self._miss_commands(spoke | self._spoke)
         elif answer.exception() is None and (absent := _absent(spoke, answer.result())):
             self._appear(absent).add_done_callback(partial(self._appeared_late, absent))
 
     def _appeared_late(self, absent: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
         if undelivered(answer):
-            self._spoke_unheard({device: it for device, it in absent.items() if device not in self._spoke})
+            self._miss_commands(absent | self._spoke)
         elif answer.exception() is None:
             self._appeared |= _numbered(absent, answer.result())
 
@@ -197,7 +197,7 @@ class Presences:
 def _absent(spoke: dict[Device, Spoke], scores: list[bytes | None]) -> dict[Device, Spoke]:
     if None not in scores:
         return {}
-    return {device: it for (device, it), score in zip(spoke.items(), scores, strict=True) if score is None}
+    return {device: spoke[device] for device, score in zip(spoke, scores, strict=True) if score is None}
 
 
 def _numbered(absent: dict[Device, Spoke], found: list[tuple[int, bytes]]) -> dict[Device, str]:
@@ -206,13 +206,13 @@ def _numbered(absent: dict[Device, Spoke], found: list[tuple[int, bytes]]) -> di
 
 
 def _presence(device: Device, entry: bytes, expires: bytes | None) -> DevicePresence | None:
-    """None for what another version of imqtt has written."""
+    """None if another version of imqtt wrote it in another form."""
     try:
-        it = _decode(entry)
+        known = _decode(entry)
     except msgspec.MsgspecError:
         return None
-    until = it.expires if expires is None else int(float(expires))
-    return DevicePresence(device, it.nonce, it.state, it.since, until)
+    until = known.expires if expires is None else int(float(expires))
+    return DevicePresence(device, known.nonce, known.state, known.since, until)
 
 
 def _device(presence: DevicePresence) -> Device:

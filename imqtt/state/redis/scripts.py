@@ -1,7 +1,7 @@
-"""What happens in Redis in one step. Each script does its work for a whole batch.
+"""The Lua scripts. Each handles a whole batch atomically.
 
-They are sent in full each time: a kilobyte a batch, and there is no cache of scripts that a flush, a restart
-or a failover could have emptied. Redis compiles each once.
+A script is sent in full each time, about a kilobyte a batch, so no flush, restart or failover can invalidate
+a cached script. Redis compiles each script once.
 """
 
 from imqtt.state.base import SILENCED_MOST
@@ -24,7 +24,7 @@ from imqtt.state.redis.keys import (
 
 PROBE = f"return redis.call('SET', KEYS[1], '1', 'PX', {PROBE_TTL})"
 
-# --- seen ids. ARGV: the digests, one behind the other.
+# --- seen keys. ARGV: the digests, concatenated.
 
 _EACH_DIGEST = f"""
 local digests = ARGV[1]
@@ -33,8 +33,8 @@ for at = 1, #digests, {SEEN_DIGEST} do
   a, b, c = a % {SEEN_BITS}, b % {SEEN_BITS}, c % {SEEN_BITS}
 """
 
-# KEYS: the filters to ask. Returns the numbers of the digests that are in one of them, from 0.
-RECALL = f"""
+# KEYS: the filters to query. Returns the indexes of the digests that are in one of them, from 0.
+SEEN = f"""
 local seen = {{}}
 {_EACH_DIGEST}
   for _, filter in ipairs(KEYS) do
@@ -49,7 +49,7 @@ return seen
 """
 
 # KEYS: the filter.
-REMEMBER = f"""
+MARK_SEEN = f"""
 {_EACH_DIGEST}
   redis.call('SETBIT', KEYS[1], a, 1)
   redis.call('SETBIT', KEYS[1], b, 1)
@@ -60,8 +60,8 @@ redis.call('PEXPIRE', KEYS[1], {SEEN_TTL})
 
 # --- device lists. KEYS: `lists`, and the users' keys.
 
-# A lease, and a note that a user was forgotten, are ticks of one clock, which runs in microseconds and never
-# steps back while its key lives. A key that is gone starts an epoch, later than all leases that were given.
+# A lease and a mark that a user was forgotten are ticks of one clock, which counts microseconds and never
+# steps back while its key exists. If the key is lost, a new epoch begins, later than all leases given before.
 _CLOCK = f"""
 local function tick()
   local time = redis.call('TIME')
@@ -78,7 +78,7 @@ end
 # Returns the lease, as text.
 LEASE = f"{_CLOCK} return string.format('%.0f', tick())"
 
-# ARGV: the lease, and the lists. A note or a list of a later tick stays.
+# ARGV: the lease and the lists. A mark or a list of a later tick stays.
 FILL = f"""
 {_CLOCK}
 local lease = tonumber(ARGV[1])
@@ -86,8 +86,8 @@ local now = tick()
 local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or now)
 if lease < epoch or now - lease > {LEASE_TTL} * 1000 then return end
 for i = 2, #KEYS do
-  local there = redis.call('GET', KEYS[i])
-  if not there or (tonumber(string.sub(there, 1, 16)) or 0) <= lease then
+  local current = redis.call('GET', KEYS[i])
+  if not current or (tonumber(string.sub(current, 1, 16)) or 0) <= lease then
     redis.call('SET', KEYS[i], string.format('%016.0f', lease) .. ARGV[i], 'PX', {LIST_TTL})
   end
 end
@@ -95,21 +95,20 @@ end
 
 FORGET = f"""
 {_CLOCK}
-local note = string.format('%016.0f', tick())
-for i = 2, #KEYS do redis.call('SET', KEYS[i], note, 'PX', {FORGOTTEN_TTL}) end
+local mark = string.format('%016.0f', tick())
+for i = 2, #KEYS do redis.call('SET', KEYS[i], mark, 'PX', {FORGOTTEN_TTL}) end
 """
 
-# KEYS: `lists`, `forgotten`. No list that was filled, or is filled by a lease, of before counts any more.
-# Such a lease fills for a while yet.
+# KEYS: `lists`, `forgotten`. Invalidates all lists with an earlier lease, also those that are filled later.
 FORGET_ALL = f"""
 {_CLOCK}
 redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {LIST_TTL + LEASE_TTL})
 """
 
-# --- presence. An entry is [nonce, state, since, expires]; who is not offline is in the sorted set as well,
-# whose score is the expiry that counts.
+# --- presence. An entry is [nonce, state, since, expires]. Devices that are not offline are also in the
+# sorted set, whose score is the current expiry.
 
-# An entry, or nil if there is none or another version has written it in another form.
+# The entry, or nil if there is none or another version wrote it in another form.
 _UNPACK = """
 local function unpack_entry(packed)
   if not packed then return nil end
@@ -122,7 +121,7 @@ local function unpack_entry(packed)
 end
 """
 
-# How long a user's hash is to live, after a change.
+# Sets the expiry of a user's hash after a change.
 _KEEP = f"""
 local function keep(presence, expiries, user)
   for _, device in ipairs(redis.call('HKEYS', presence)) do
@@ -134,9 +133,9 @@ local function keep(presence, expiries, user)
 end
 """
 
-# KEYS: the user's hash, `expiries`. ARGV: how, user, device, nonce, state, since, expires, late. `how` is
-# `arrive`, or `update` (only the connection that is known). `late`: what is not newer counts for nothing.
-# Returns 1, or 0 for what was ignored. Devices that went a day before are dropped on the way.
+# KEYS: the user's hash, `expiries`. ARGV: how, user, device, nonce, state, since, expires, late. `how`:
+# `arrive`, or `update`, which is ignored for an earlier connection. `late`: the change is ignored unless it
+# is newer than the entry. Returns 1, or 0 if it was ignored. Also drops devices that left a day before.
 PUT = f"""
 {_UNPACK}
 {_KEEP}
@@ -169,9 +168,10 @@ keep(presence, expiries, user)
 return 1
 """
 
-# For devices that spoke and are not in the sorted set. KEYS: `expiries`, and each device's user's hash. ARGV:
-# for each device user, device, now, expires. Returns [its number from 1, nonce] of each device that was
-# absent. A device whose entry is not offline was only missing from the sorted set, and is put back into it.
+# For devices that sent a command and are not in the sorted set. KEYS: `expiries`, and the hash of each
+# device's user. ARGV: for each device user, device, now, expires. Returns [index from 1, nonce] of each
+# device that was absent. A device whose entry is not offline was only missing from the sorted set, and is
+# restored there.
 APPEAR = f"""
 {_UNPACK}
 local appeared = {{}}
@@ -199,8 +199,8 @@ end
 return appeared
 """
 
-# KEYS: `expiries`, the users' hashes. ARGV: the users. Returns [user's number, device, entry, expiry or nil]
-# of each device. Where the sorted set was lost, it is made again.
+# KEYS: `expiries`, the users' hashes. ARGV: the users. Returns [user's index, device, entry, expiry or nil]
+# of each device. Restores missing entries of the sorted set.
 PRESENCE = f"""
 {_UNPACK}
 local expiries, found = KEYS[1], {{}}
@@ -221,9 +221,9 @@ end
 return found
 """
 
-# KEYS: `expiries`. ARGV: now, at most so many, how the users' keys begin, the longest that a presence lasts.
-# Returns [user, device, entry]. A presence that lasts longer was set by a clock that was ahead. The bound
-# takes the later of the worker's clock and Redis's: a worker whose clock is behind must not shorten others'
+# KEYS: `expiries`. ARGV: now, limit, prefix of the users' keys, maximum duration of a presence or "". Returns
+# [user, device, entry]. A presence beyond the maximum was set by a clock that was ahead. The bound is
+# relative to the later of the worker's and Redis's clocks: a worker whose clock is behind must not shorten
 # presences.
 EXPIRE = f"""
 {_UNPACK}
@@ -254,8 +254,8 @@ end
 return gone
 """
 
-# --- rate limits: `imqtt.core.bucket`, and clocks that differ. KEYS: the buckets. ARGV: tokens a second, the
-# level of a full one, now, and what each wants. Returns what each got.
+# --- rate limits: as `imqtt.core.bucket`, with clocks that differ. KEYS: the buckets. ARGV: tokens a second,
+# the level of a full bucket, now, and the number of tokens wanted of each. Returns the number taken of each.
 TAKE = f"""
 local rate, full, clock = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local taken = {{}}
@@ -264,7 +264,7 @@ for i, key in ipairs(KEYS) do
   local bucket = redis.call('GET', key)
   if bucket then
     local before, time = string.match(bucket, '^(%d+) (%-?%d+)$')
-    if before then  -- else another version wrote it
+    if before then  -- otherwise another version wrote it
       time = tonumber(time)
       if time > now and time - now <= {CLOCK_SKEW} then now = time end
       level = math.min(tonumber(before) + math.max(now - time, 0) * rate, full)
@@ -279,8 +279,8 @@ end
 return taken
 """
 
-# --- workers. KEYS: `workers`. An entry is 16 digits of Redis's own time in milliseconds, until when it
-# counts, and the worker's JSON. Workers' clocks do not matter.
+# --- workers. KEYS: `workers`. An entry is its expiry, 16 digits of Redis's own time in milliseconds, and the
+# worker's JSON. The workers' clocks do not matter.
 
 _LIVING = f"""
 local time = redis.call('TIME')
@@ -300,10 +300,10 @@ local function living()
 end
 """
 
-# Returns [id, JSON] of each that is alive.
+# Returns [id, JSON] of each live worker.
 WORKERS = f"{_LIVING} return living()"
 
-# ARGV: id, for how long, JSON.
+# ARGV: id, duration, JSON.
 BEAT = f"""
 {_LIVING}
 redis.call('HSET', KEYS[1], ARGV[1], string.format('%016.0f', now + ARGV[2]) .. ARGV[3])
@@ -311,7 +311,7 @@ redis.call('PEXPIRE', KEYS[1], {WORKERS_TTL})
 return living()
 """
 
-# Uses every command that the others use, so a Redis that refuses one does so when the server starts.
+# Calls every command that the other scripts call, so that a Redis that refuses one does so at the start.
 # KEYS: `probe`.
 CHECK = f"""
 local key = KEYS[1]

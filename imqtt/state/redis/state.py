@@ -1,16 +1,17 @@
-"""State in Redis: for servers of many processes on many machines.
+"""State in Redis, for servers of many processes on many machines.
 
-Nothing rests on it. Redis slow, away, wiped, or fallen back to an older copy costs reads of the store, and
-guesses that err on the careful side.
+Correctness does not depend on it. A Redis that is slow, away, wiped or restored from an older copy costs
+reads of the store, or safe assumptions.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from time import time
 
 import msgspec
 
-from imqtt.model import Device
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.memory import MemoryState
 from imqtt.state.redis.address import Address
@@ -18,8 +19,7 @@ from imqtt.state.redis.connection import TRIP_SECONDS, Connection, Refusal
 from imqtt.state.redis.device_lists import DeviceLists
 from imqtt.state.redis.keys import SEEN_DIGEST, Keys
 from imqtt.state.redis.presence import Presences
-from imqtt.state.redis.scripts import BEAT, RECALL, REMEMBER, TAKE, WORKERS
-from imqtt.stores.base import Key, Registration
+from imqtt.state.redis.scripts import BEAT, MARK_SEEN, SEEN, TAKE, WORKERS
 
 _worker = msgspec.json.Decoder(Worker).decode
 
@@ -37,7 +37,7 @@ class RedisState:
         self._clock = clock
         self._lists = DeviceLists(link, keys)
         self._presences = Presences(link, keys)
-        self._meanwhile = MemoryState(rate, burst)  # limits go on, for each process by itself
+        self._meanwhile = MemoryState(rate, burst)  # limits each process while Redis is away
 
     @classmethod
     async def open(
@@ -52,9 +52,8 @@ class RedisState:
     ) -> "RedisState":
         """Connects to `redis://user:password@host:port/number`, `rediss://` for TLS, or `unix:///path`.
 
-        TLS takes `?ssl_ca_certs=/path`, `ssl_certfile` and `ssl_keyfile`. Redis counts as away if a
-        round trip takes longer than `trip_seconds`. Raises `SetupError` for whatever the operator has to
-        correct.
+        TLS takes `?ssl_ca_certs=/path`, `ssl_certfile` and `ssl_keyfile`. Redis counts as away if a round
+        trip takes longer than `trip_seconds`. Raises `SetupError` if the operator has to correct something.
         """
         keys = Keys(cluster)
         return cls(await Connection.open(Address(url, password), keys, trip_seconds), keys, rate, burst)
@@ -80,28 +79,23 @@ class RedisState:
         return _workers(await self._link.call("EVAL", WORKERS, 1, self._keys.workers))
 
     async def leave(self, worker: str) -> None:
-        try:
+        with suppress(StateAway):  # its heartbeat expires
             await self._link.call("HDEL", self._keys.workers, worker)
-        except StateAway:
-            return  # its time runs out
 
-    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
+    async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
         if not keys:
             return frozenset()
         keys = list(keys)
         try:
-            seen = await self._link.call("EVAL", RECALL, 2, *self._filters(), _digests(keys))
+            seen = await self._link.call("EVAL", SEEN, 2, *self._filters(), _digests(keys))
         except StateAway:
             return frozenset()
         return frozenset(keys[number] for number in seen)
 
-    async def remember(self, keys: Collection[Key]) -> None:
-        if not keys:
-            return
-        try:
-            await self._link.call("EVAL", REMEMBER, 1, self._filters()[0], _digests(keys))
-        except StateAway:
-            return
+    async def mark_seen(self, keys: Collection[Key]) -> None:
+        if keys:
+            with suppress(StateAway):
+                await self._link.call("EVAL", MARK_SEEN, 1, self._filters()[0], _digests(keys))
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         try:
@@ -113,29 +107,21 @@ class RedisState:
         try:
             return await self._lists.lease()
         except StateAway:
-            return 0  # older than everything
+            return 0  # older than every list
 
     async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
-        if not lists or not lease:
-            return
-        try:
-            await self._lists.fill(lease, lists)
-        except StateAway:
-            return
+        if lists and lease:
+            with suppress(StateAway):
+                await self._lists.fill(lease, lists)
 
     async def forget_devices(self, users: Collection[str]) -> None:
-        if not users:
-            return
-        try:
-            await self._lists.forget(users)
-        except StateAway:
-            return
+        if users:
+            with suppress(StateAway):
+                await self._lists.forget(users)
 
     async def distrust_devices(self) -> None:
-        try:
+        with suppress(StateAway):
             await self._lists.forget_all()
-        except StateAway:
-            return
 
     async def arrive(self, presence: DevicePresence) -> None:
         await self._presences.arrive(presence)
@@ -150,7 +136,7 @@ class RedisState:
         try:
             return await self._presences.of(users)
         except Refusal:
-            return {}  # asked again it would refuse again, and what is to be told would wait for ever
+            return {}  # Redis would refuse it again, and the caller would retry for ever
 
     async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
         return await self._presences.expired(now, longest)
@@ -180,6 +166,6 @@ def _workers(answer: list[tuple[bytes, bytes]]) -> list[Worker]:
     for id, text in sorted(answer):
         try:
             workers.append(_worker(text))
-        except msgspec.MsgspecError:  # of a version that says it otherwise; that it lives is what counts
+        except msgspec.MsgspecError:  # of another version; it counts as alive
             workers.append(Worker(id.decode(errors="replace"), host="", pid=0, started=0))
     return workers

@@ -1,4 +1,4 @@
-"""The proof of a copy: both stores are read again, and compared conversation by conversation by digest."""
+"""Verifies a copy: reads both stores again and compares digests, conversation by conversation."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -19,20 +19,21 @@ from imqtt.stores.copy.source import (
     Reading,
     Source,
     both,
-    names_of,
-    patiently,
-    registrations_of,
+    device_of,
+    device_pages,
+    pages,
+    retry,
     seq_of,
     side_by_side,
 )
 
 DIGEST_SIZE = 16
 
-_encode = msgspec.msgpack.Encoder(enc_hook=int).encode  # ids, and the integers of a driver's own
+_encode = msgspec.msgpack.Encoder(enc_hook=int).encode  # ids and a driver's own integers
 
 
 class Copied(NamedTuple):
-    """What both stores hold. `added`: events that this run has brought; `digest` is over everything."""
+    """The rows in both stores. `added`: events that this run appended. `digest` covers all rows."""
 
     conversations: int
     events: int
@@ -44,7 +45,7 @@ class Copied(NamedTuple):
 
 
 class CopyDiffers(ImqttError):
-    """The target does not hold what the source does. `seq` is 0 where it is not about an event."""
+    """The target differs from the source. `seq`: of the event that differs, or 0."""
 
     code = "copy_differs"
 
@@ -54,15 +55,15 @@ class CopyDiffers(ImqttError):
         self.seq = seq
 
 
-async def prove(source: Source, target: Source, tell: Callable[[Progress], None], *, live: bool) -> Copied:
+async def verify(source: Source, target: Source, tell: Callable[[Progress], None], *, live: bool) -> Copied:
     """Raises `CopyDiffers` at the first difference, in order of conversations.
 
-    A source that is `live` may have more than the target, but nothing else.
+    If the source is `live`, it may have more than the target.
     """
     whole = blake2b(digest_size=DIGEST_SIZE)
     copied = Copied(0, 0, 0, 0, 0, 0, "")
-    async for names in both(names_of(source), names_of(target), CONVERSATIONS, str):
-        page = [it for it, ours, theirs in names if _is_expected(it, ours, theirs, live)]
+    async for names in both(pages(source), pages(target), CONVERSATIONS, str):
+        page = [name for name, ours, theirs in names if _is_in_target(name, ours, theirs, live)]
         logs = await _compare_logs(source, target, page, live)
         members = await _compare_members(source, target, page, live)
         marks = await _compare_marks(source, target, page, live)
@@ -76,12 +77,12 @@ async def prove(source: Source, target: Source, tell: Callable[[Progress], None]
         )
         tell(Progress("verifying", copied.conversations, copied.events))
     devices = 0
-    async for rows in both(registrations_of(source), registrations_of(target), ROWS, lambda it: it.device):
+    async for rows in both(device_pages(source), device_pages(target), ROWS, device_of):
         for device, ours, theirs in rows:
-            # A device that registers anew while it is copied may be either; it does so with each `Hello`.
-            # One that is removed meanwhile may be in the target, where it is removed in its time as well.
+            # During a live copy a device may register again, as each `Hello` does, or be removed. The target
+            # may have it as before; a device that was removed is pruned there later.
             if not live and ours != theirs:
-                raise CopyDiffers(f"the device {device} is not the same in both stores")
+                raise CopyDiffers(f"device {device} differs between the stores")
             if theirs is not None:
                 devices += 1
                 row = (*device, theirs.format, theirs.platform, theirs.max_packet, theirs.seen)
@@ -89,21 +90,21 @@ async def prove(source: Source, target: Source, tell: Callable[[Progress], None]
     return copied._replace(devices=devices, digest=whole.hexdigest())
 
 
-def _is_expected(name: str, ours: str | None, theirs: str | None, live: bool) -> bool:
-    """Whether it is to be compared: a conversation that has begun since is not. Raises `CopyDiffers`."""
+def _is_in_target(name: str, ours: str | None, theirs: str | None, live: bool) -> bool:
+    """False if the conversation began after a live copy. Raises `CopyDiffers`."""
     if ours is None:
-        raise CopyDiffers(f"the target has {name}, and the source does not", name)
+        raise CopyDiffers(f"the target has {name}, but the source does not", name)
     if theirs is None and not live:
-        raise CopyDiffers(f"the source has {name}, and the target does not", name)
+        raise CopyDiffers(f"the source has {name}, but the target does not", name)
     return theirs is not None
 
 
 async def _compare_logs(
     source: Source, target: Source, names: Sequence[str], live: bool
 ) -> dict[str, tuple[int, bytes]]:
-    """How many events each log has in the target, and their digest."""
-    theirs = await patiently(target.heads, names)
-    ours = await patiently(source.heads, names)
+    """The number of events of each log in the target, and their digest."""
+    theirs = await retry(target.heads, names)
+    ours = await retry(source.heads, names)
     digests: dict[str, tuple[bytes, bytes]] = {}
     waiting = iter(names)
 
@@ -119,16 +120,16 @@ async def _compare_logs(
         count, (mine, other) = seq_of(theirs, name), digests[name]
         if mine != other:
             seq = await _first_difference(source, target, name)
-            raise CopyDiffers(f"event {seq} of {name} is not the same in both stores", name, seq)
+            raise CopyDiffers(f"event {seq} of {name} differs between the stores", name, seq)
         if count > seq_of(ours, name) or (not live and count < seq_of(ours, name)):
             seq = min(count, seq_of(ours, name)) + 1
-            raise CopyDiffers(f"event {seq} of {name} is in one of the stores only", name, seq)
+            raise CopyDiffers(f"event {seq} of {name} is only in one of the stores", name, seq)
         logs[name] = count, other
     return logs
 
 
 async def _digest(reading: Reading, conversation: str, end: int) -> bytes:
-    """Over every row of a log up to seq `end`."""
+    """The digest of a log up to seq `end`."""
     digest = blake2b(digest_size=DIGEST_SIZE)
     seq = 0
     while seq < end:
@@ -143,12 +144,13 @@ async def _digest(reading: Reading, conversation: str, end: int) -> bytes:
 
 
 def _row(record: Record) -> bytes:
-    """All that a store keeps of an event, in a form that no two rows share."""
-    it = record.event
+    """All columns of an event, encoded unambiguously."""
+    event = record.event
     return _encode(
         (
-            it.seq, it.id, it.sender, it.device, it.client_msg_id, it.kind, it.client_time,
-            record.digest, record.body,
+            event.seq, event.id, event.sender, event.device, event.client_msg_id, event.kind,
+            event.client_time,
+            record.digest, record.body, record.register,
         )
     )  # fmt: skip
 
@@ -170,31 +172,31 @@ async def _first_difference(source: Source, target: Source, conversation: str) -
 async def _compare_members(
     source: Source, target: Source, names: Sequence[str], live: bool
 ) -> dict[str, list[str]]:
-    theirs = await patiently(target.members, names)
-    ours = await patiently(source.members, names)
+    theirs = await retry(target.members, names)
+    ours = await retry(source.members, names)
     for name in names:
         mine, other = set(ours.get(name, ())), set(theirs.get(name, ()))
         if not other <= mine or (not live and other != mine):
             user = min(mine ^ other)
-            raise CopyDiffers(f"{user} is a member of {name} in one of the stores only", name)
+            raise CopyDiffers(f"{user} is a member of {name} only in one of the stores", name)
     return theirs
 
 
 async def _compare_marks(
     source: Source, target: Source, names: Sequence[str], live: bool
 ) -> dict[str, list[Marks]]:
-    theirs = await patiently(target.marks, names)
-    ours = await patiently(source.marks, names)
+    theirs = await retry(target.marks, names)
+    ours = await retry(source.marks, names)
     for name in names:
-        mine = {it.user: (it.delivered, it.read) for it in ours.get(name, ())}
-        other = {it.user: (it.delivered, it.read) for it in theirs.get(name, ())}
+        mine = {user: seqs for user, *seqs in _plain(ours.get(name, ()))}
+        other = {user: seqs for user, *seqs in _plain(theirs.get(name, ()))}
         for user in sorted(mine.keys() | other.keys()):
-            here, there = mine.get(user, (0, 0)), other.get(user, (0, 0))
-            # Marks only grow, so those of a source that is in use may be ahead.
+            here, there = mine.get(user, [0, 0]), other.get(user, [0, 0])
+            # Marks only grow, so those of a live source may be ahead.
             if there != here and not (live and there[0] <= here[0] and there[1] <= here[1]):
-                raise CopyDiffers(f"the marks of {user} in {name} are not the same in both stores", name)
+                raise CopyDiffers(f"the marks of {user} in {name} differ between the stores", name)
     return theirs
 
 
 def _plain(marks: Iterable[Marks]) -> list[tuple[str, int, int]]:
-    return [(it.user, it.delivered, it.read) for it in marks]
+    return [(mark.user, mark.delivered, mark.read) for mark in marks]

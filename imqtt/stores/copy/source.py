@@ -1,4 +1,4 @@
-"""Reading all of a store, in bounded memory, and with patience while it is away."""
+"""Reads all of a store in bounded memory, and retries while it is unavailable."""
 
 import asyncio
 from collections.abc import (
@@ -15,16 +15,16 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from imqtt.core.backoff import backoff
 from imqtt.errors import StoreUnreachable
-from imqtt.model import Device, Marks, Position
-from imqtt.stores.base import Identity, OutcomeUnknown, Record, Registration
+from imqtt.model import Device, Marks, Position, Registration
+from imqtt.stores.base import Identity, OutcomeUnknown, Record
 
 CONVERSATIONS = 500  # in one page
 ROWS = 1_000  # members, marks or devices read or written together
 EVENTS = 1_000  # of a log, or in one append, at most
-FIRST_EVENTS = 100  # read of a log before it is known how large they are
+FIRST_EVENTS = 100  # in the first read of a log, while the size of its events is unknown
 BYTES = 1 << 20  # of bodies read at once, roughly
-LANES = 4  # logs read side by side: a store on another machine is mostly waited for
-PATIENCE = 60.0  # seconds for which a store may be away: a failover takes ten or twenty
+LANES = 4  # logs read concurrently, since most time is spent waiting for a store on another machine
+RETRY_SECONDS = 60.0  # for which a store may be unavailable; a failover takes ten or twenty
 
 T = TypeVar("T")
 K = TypeVar("K", str, Device)
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 
 
 class Progress(NamedTuple):
-    """How far a copy has got. `phase`: `comparing`, `copying`, `verifying`; the totals are 0 when unknown."""
+    """A copy's progress. `phase`: `comparing`, `copying` or `verifying`; totals are 0 while unknown."""
 
     phase: str
     conversations: int = 0
@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 
 
 class Source(Protocol):
-    """What a copy reads: a `Store`, or what reads one beside its server."""
+    """The reads of a copy: a `Store`, or a reader beside the store's server."""
 
     @property
     def identity(self) -> Identity: ...
@@ -67,7 +67,7 @@ class Source(Protocol):
 
 
 class Reading:
-    """Reads logs in pages of about so many bytes, by how large the last events were."""
+    """Reads logs in pages of about `BYTES`, estimated from the sizes of the last events."""
 
     def __init__(self, store: Source) -> None:
         self._store = store
@@ -75,7 +75,7 @@ class Reading:
 
     async def after(self, conversation: str, seq: int) -> list[Record]:
         limit = self._limit
-        records = await patiently(self._store.records_after, conversation, seq, limit)
+        records = await retry(self._store.records_after, conversation, seq, limit)
         if records:
             mean = sum(len(record.body) for record in records) // len(records)
             self._limit = max(1, min(EVENTS, BYTES // (mean + 1)))
@@ -83,45 +83,44 @@ class Reading:
 
 
 def seq_of(heads: Mapping[str, Position], conversation: str) -> int:
-    """0 where there is nothing yet."""
+    """The seq of the conversation's head; 0 if it has none."""
     return heads[conversation].seq if conversation in heads else 0
 
 
 async def pages(store: Source) -> AsyncIterator[list[str]]:
     """All conversations, in order of their names."""
     after = ""
-    while names := await patiently(store.conversations, after, CONVERSATIONS):
+    while names := await retry(store.conversations, after, CONVERSATIONS):
         yield names
         after = names[-1]
 
 
 async def device_pages(store: Source) -> AsyncIterator[list[Registration]]:
     after = Device("", "")
-    while rows := await patiently(store.registrations, after, ROWS):
+    while rows := await retry(store.registrations, after, ROWS):
         yield rows
         after = rows[-1].device
 
 
-async def names_of(store: Source) -> AsyncIterator[str]:
-    async for names in pages(store):
-        for name in names:
-            yield name
+def device_of(registration: Registration) -> Device:
+    return registration.device
 
 
-async def registrations_of(store: Source) -> AsyncIterator[Registration]:
-    async for rows in device_pages(store):
-        for row in rows:
+async def _rows(pages: AsyncIterator[list[T]]) -> AsyncIterator[T]:
+    async for page in pages:
+        for row in page:
             yield row
 
 
 async def both(
-    ours: AsyncIterator[T], theirs: AsyncIterator[T], size: int, key: Callable[[T], K]
+    ours: AsyncIterator[list[T]], theirs: AsyncIterator[list[T]], size: int, key: Callable[[T], K]
 ) -> AsyncIterator[list[tuple[K, T | None, T | None]]]:
-    """Two walks in order of their keys, side by side, in pages of (key, ours, theirs); None: not there."""
+    """Merges two stores' rows in order of their keys into pages of (key, ours, theirs); None: missing."""
     page: list[tuple[K, T | None, T | None]] = []
-    mine, other = await anext(ours, None), await anext(theirs, None)
+    our_rows, their_rows = _rows(ours), _rows(theirs)
+    mine, other = await anext(our_rows, None), await anext(their_rows, None)
     while mine is not None or other is not None:
-        at = min(key(it) for it in (mine, other) if it is not None)
+        at = min(key(row) for row in (mine, other) if row is not None)
         here = mine if mine is not None and key(mine) == at else None
         there = other if other is not None and key(other) == at else None
         page.append((at, here, there))
@@ -129,17 +128,17 @@ async def both(
             yield page
             page = []
         if here is not None:
-            mine = await anext(ours, None)
+            mine = await anext(our_rows, None)
         if there is not None:
-            other = await anext(theirs, None)
+            other = await anext(their_rows, None)
     if page:
         yield page
 
 
-async def patiently(call: Callable[P, Awaitable[T]], *args: P.args, **named: P.kwargs) -> T:
-    """Calls again while a store is away, for a while. Everything here may be done twice."""
+async def retry(call: Callable[P, Awaitable[T]], *args: P.args, **named: P.kwargs) -> T:
+    """Calls until the store answers, for `RETRY_SECONDS`. Every call of a copy may be repeated."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE
+    deadline = loop.time() + RETRY_SECONDS
     attempt = 0
     while True:
         try:
@@ -152,10 +151,10 @@ async def patiently(call: Callable[P, Awaitable[T]], *args: P.args, **named: P.k
 
 
 async def side_by_side(work: Iterable[Coroutine[None, None, None]]) -> None:
-    """Until all are done, or one has failed and the others are cancelled: raises what it failed with."""
+    """Runs all concurrently. If one fails, cancels the others and raises its error."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            for number, it in enumerate(work):
-                tasks.create_task(it, name=f"copy-{number}")
+            for number, lane in enumerate(work):
+                tasks.create_task(lane, name=f"copy-{number}")
     except ExceptionGroup as group:
         raise group.exceptions[0] from group

@@ -1,11 +1,11 @@
-"""Who has a store open: one process alone, or several that share their state.
+"""The processes that have a store open: one alone, or several that share their state.
 
-Each writes a document into `servers`, and shows that it lives by setting its time again and again:
+Each process writes a document into `servers` and renews its time while it lives:
 
     {_id: "6f0c…", host: "chat-1", machine: "…", pid: 4711, shared: true, open: true, seen: ISODate(…)}
 
-Nothing rests on it, as the log's indexes refuse what two owners would both write. It keeps an operator from
-starting two servers that do not know of each other, and a copy from running into a store that is served.
+Correctness does not depend on it, since the log's indexes refuse conflicting writes. It prevents an operator
+from starting two servers that do not share a state, and from copying into a store that is in use.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ from imqtt.stores.mongo.opening import setting_up
 log = logging.getLogger(__name__)
 
 RENEWAL_SECONDS = 2.0
-LEASE_SECONDS = 6.0  # three renewals; from then on the holder is taken for dead
-LOOK_SECONDS = 0.25  # how often a claim that is in the way is looked at
-RELEASE_SECONDS = 2.0  # for the document to be removed; it runs out by itself otherwise
+LEASE_SECONDS = 6.0  # three renewals; after that the holder is considered dead
+POLL_SECONDS = 0.25  # between two looks at a conflicting claim
+RELEASE_SECONDS = 2.0  # for the removal of the document; otherwise it expires
 
 _NOW = {"$currentDate": {"seen": True}}  # by the server's clock
 
-_held: set[str] = set()  # what this process holds: its pid alone may be that of an earlier process
+_held: set[str] = set()  # this process's claims: its pid may be that of an earlier process
 
 
 class Claim:
@@ -58,24 +58,24 @@ class Claim:
 
     @classmethod
     async def take(cls, database: Database, *, shared: bool) -> Self:
-        """Returns when nobody is in the way. Raises `StoreInUse` if somebody is, and is alive."""
+        """Returns when no claim conflicts. Raises `StoreInUse` if the holder of one is alive."""
         claim = cls(database, shared)
         _held.add(claim.id)
         try:
             with setting_up(database):
-                # First one's own, then the others': of two who start at once, each sees the other.
-                await claim._show()
+                # Write first, then read: of two processes that start at once, each sees the other.
+                await claim._write()
                 claim._renewing = asyncio.create_task(claim._renew(), name="mongodb-claim")
-                await claim._wait_for_the_others()
+                await claim._wait_for_conflicts()
                 claim._opened = True
-                await claim._show()
+                await claim._write()
         except BaseException:
             await claim.release()
             raise
         return claim
 
     async def release(self) -> None:
-        """Removes the document, or leaves it to run out if the server does not answer."""
+        """Removes the document, or lets it expire if MongoDB does not answer."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.wait([self._renewing])
@@ -84,79 +84,82 @@ class Claim:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await self._servers.delete_one({"_id": self.id})
         except (TimeoutError, PyMongoError):
-            log.info("the store's server does not answer; what it knows of this process runs out by itself")
+            log.info("MongoDB does not answer; this process's claim on the store will expire by itself")
         finally:
             _held.discard(self.id)
 
-    async def _show(self) -> None:
+    async def _write(self) -> None:
         """Writes the document."""
-        mine = {
+        fields = {
             "host": socket.gethostname(),
             "machine": _machine(),
             "pid": os.getpid(),
             "shared": self.shared,
             "open": self._opened,
         }
-        await self._servers.update_one({"_id": self.id}, {"$set": mine, **_NOW}, upsert=True)
+        await self._servers.update_one({"_id": self.id}, {"$set": fields, **_NOW}, upsert=True)
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEWAL_SECONDS)
             try:
-                # Not an upsert: one that is overtaken by the removal would bring the document back.
+                # Not an upsert, which would restore a document that is being removed.
                 known = (await self._servers.update_one({"_id": self.id}, _NOW)).matched_count
                 raise_swallowed_cancellation()
                 self._problem.end()
                 if not known:
-                    await self._show()
+                    await self._write()
                     log.warning(
-                        "this process stood still for so long that another one may have opened the store; "
-                        "see that only one server runs, or that all share one Redis"
+                        "this process was paused for so long that another one may have opened the store; "
+                        "make sure that only one server runs, or that all share one Redis"
                     )
             except PyMongoError as error:
                 self._problem.start(brief(error))
 
-    async def _wait_for_the_others(self) -> None:
+    async def _wait_for_conflicts(self) -> None:
         first_seen: dict[str, object] = {}
         since = asyncio.get_running_loop().time()
-        while in_the_way := [it for it in await self._others() if await self._is_in_the_way(it)]:
-            for other in in_the_way:
+        while conflicts := [other for other in await self._others() if await self._conflicts(other)]:
+            for other in conflicts:
                 if other.get("open"):
                     seen = first_seen.setdefault(other["_id"], other.get("seen"))
                     alive = other["_id"] in _held or other.get("seen") != seen
                     if not alive and asyncio.get_running_loop().time() - since > LEASE_SECONDS:
-                        # The age of a claim never exceeds the lease if the clock that dated it was ahead.
+                        # Its age never exceeds the lease if MongoDB's clock was ahead when it was written.
                         await self._remove(other)
-                else:  # it is opening as well: one of the two steps back, and the other waits for that
+                else:  # it is being opened too: one process gives up, and the other one waits for that
                     alive = other["_id"] < self.id and not _is_dead(other)
                 if alive:
                     raise StoreInUse(self._in_use(other))
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _others(self) -> list[Document]:
-        """Their documents. `age` in milliseconds, by the server's clock alone."""
+        """The other processes' documents. `age`: in milliseconds, by MongoDB's clock."""
         age = {"$dateDiff": {"startDate": "$seen", "endDate": "$$NOW", "unit": "millisecond"}}
         return await aggregate(
             self._servers, [{"$match": {"_id": {"$ne": self.id}}}, {"$addFields": {"age": age}}]
         )
 
-    async def _is_in_the_way(self, other: Document) -> bool:
-        """Removes what a dead process has left, and no more: it may have shown itself since it was read."""
+    async def _conflicts(self, other: Document) -> bool:
+        """Whether both cannot have the store open. Removes the claim of a dead process."""
         if _is_dead(other) and await self._remove(other):
             return False
         return not (self.shared and other.get("shared"))
 
     async def _remove(self, other: Document) -> bool:
+        """False if it was renewed since it was read."""
         removed = await self._servers.delete_one({"_id": other["_id"], "seen": other.get("seen")})
         return removed.deleted_count > 0
 
     def _in_use(self, other: Document) -> str:
         where = f"the store is in use by process {other.get('pid')} on {other.get('host')}"
         if self.shared:
-            return f"{where}, which has it for itself; end that one, or give all of them one Redis as state"
+            return (
+                f"{where}, which does not share it; stop that process, or give all of them one Redis as state"
+            )
         if other.get("shared"):
-            return f"{where}, which shares it; end that one, or give this one the same Redis as state"
-        return f"{where}; end that one: several processes can share a store only if they share a Redis"
+            return f"{where}, which shares it; stop that process, or give this one the same Redis as state"
+        return f"{where}; stop that process: several can share a store only if they share a Redis"
 
 
 def _is_dead(other: Document) -> bool:
@@ -164,7 +167,7 @@ def _is_dead(other: Document) -> bool:
 
 
 def _is_gone(other: Document) -> bool:
-    """Whether it is known here and now that the holder has ended: its lease need not run out."""
+    """Whether the holder ran on this machine and has ended, so that its lease need not expire."""
     pid = other.get("pid")
     if other.get("machine") != _machine() or not isinstance(pid, int):
         return False
@@ -175,12 +178,12 @@ def _is_gone(other: Document) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # another user's process
     return False
 
 
 def _machine() -> str:
-    """Where a pid means the same process: a boot of a machine, and within it a container."""
+    """Within this scope a pid names one process: a boot of a machine, and a container in it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"

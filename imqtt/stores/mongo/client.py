@@ -1,7 +1,7 @@
-"""Speaking to MongoDB: the driver that is chosen, its timeouts, and what its errors mean.
+"""MongoDB's driver: the choice of it, its timeouts, and the translation of its errors.
 
-PyMongo's async API and Motor agree on all that the store needs but for two calls, `aggregate` and `close`,
-which are here. The store is written against PyMongo's types, and its modules have them from this one.
+PyMongo's async API and Motor differ only in two calls that the store needs, `aggregate` and `close`. The
+store is written against PyMongo's types, and its other modules import them from here.
 """
 
 import asyncio
@@ -31,26 +31,26 @@ try:
     from pymongo.errors import ServerSelectionTimeoutError as ServerSelectionTimeoutError
     from pymongo.read_concern import ReadConcern
     from pymongo.uri_parser import split_options
-except ImportError as error:  # whoever imports this wants a store there, and is told what it takes
+except ImportError as error:
     raise SetupError(f"MongoDB's driver is missing ({error}): {how_to_install('mongodb')}") from error
 
 DEFAULT_DATABASE = "imqtt"
-# Defaults: the options of the address override all of them but the last.
-SELECTION_SECONDS = 5.0  # for a primary to be found; an election takes longer, and the caller tries again
+# Defaults: the options of the address override all but the last.
+SELECTION_SECONDS = 5.0  # to find a primary; an election takes longer, and the caller tries again
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 10.0  # for an answer, so that a server that hangs does not hang its callers
-HEARTBEAT_SECONDS = 2.0  # a node that refused a write is asked so soon what it is now; 10 s by default
-FAREWELL_SECONDS = 2.0  # for the server to hear that the sessions end, which it finds out by itself
+ANSWER_SECONDS = 10.0  # so that a server that hangs does not block the callers
+HEARTBEAT_SECONDS = 2.0  # between two checks of which node is the primary; the driver's default is 10
+DISCONNECT_SECONDS = 2.0  # to end the sessions, which otherwise expire
 
-# A majority has it in its journal when a write returns. No wtimeout: it undoes nothing, and only says that
-# nothing is known yet, as the answer's own timeout does.
+# A write returns when a majority has it in its journal. No `wtimeout`: it does not undo the write, and leaves
+# the outcome unknown just like the timeout of the answer.
 DURABLE: Mapping[str, Any] = {"w": "majority", "j": True}
 
 DUPLICATE_KEY = 11000
 _REFUSED = {2, 22, 121, 10334, 17280}  # bad value, invalid BSON, validation, document or index key too large
 _FULL = {14031, 8000}  # no disk space; over the quota of a hosted cluster
 
-Document = dict[str, Any]  # never leaves the store's modules
+Document = dict[str, Any]  # used only within this package
 Client = AsyncMongoClient[Document]
 Database = AsyncDatabase[Document]
 Collection = AsyncCollection[Document]
@@ -58,19 +58,19 @@ Cursor = AsyncCommandCursor[Document]
 
 
 def database_name(url: str) -> str:
-    """What the address's path names. Raises `SetupError`."""
+    """The database named in the address. Raises `SetupError`."""
     _, _, rest = url.partition("://")
     _, _, path = rest.partition("?")[0].partition("/")
     name = unquote(path) or DEFAULT_DATABASE
-    if any(it in name for it in '/\\. "$*<>:|?\x00'):
+    if any(char in name for char in '/\\. "$*<>:|?\x00'):
         raise SetupError(
-            "the store's address names no MongoDB database: mongodb://host/name, name without dots"
+            "the store's address names no MongoDB database: use mongodb://host/name, without dots in the name"
         )
     return name
 
 
 def connect(url: str, password: str, driver: str) -> Client:
-    """A client, which has not sent anything yet. Raises `SetupError`; no password shows in it."""
+    """A client that has not connected yet. Raises `SetupError`, which never contains the password."""
     defaults: dict[str, Any] = {
         "serverSelectionTimeoutMS": SELECTION_SECONDS * 1_000,
         "connectTimeoutMS": CONNECT_SECONDS * 1_000,
@@ -80,7 +80,7 @@ def connect(url: str, password: str, driver: str) -> Client:
         "appname": "imqtt",
     }
     try:
-        # As the driver reads them: without those whose values it ignores, and whatever separates them.
+        # Parsed by the driver, which ignores options with invalid values and knows all separators.
         query = url.partition("?")[2]
         given = split_options(query, warn=True) if query else {}
         options = {name: value for name, value in defaults.items() if name not in given}
@@ -88,10 +88,10 @@ def connect(url: str, password: str, driver: str) -> Client:
             options["password"] = password
         return _client(driver)(url, **options)
     except OSError as error:
-        raise SetupError(f"a file that the store's address names: {error.strerror or error}") from None
+        raise SetupError(f"a file named in the store's address: {error.strerror or error}") from None
     except (InvalidURI, ConfigurationError, ValueError, TypeError) as error:
-        # Of an address whose password is not escaped, the driver quotes a part that may be of the password.
-        reason = "escape a password with percent signs" if "@" in url else str(error)
+        # If the password is not escaped, the driver's message may quote a part of it.
+        reason = "percent-encode the password" if "@" in url else str(error)
         raise SetupError(f"the store's address is not a valid mongodb:// address: {reason}") from None
 
 
@@ -99,9 +99,9 @@ def _client(driver: str) -> type[Client]:
     if driver == "pymongo":
         return AsyncMongoClient
     if driver != "motor":
-        raise SetupError(f"unknown MongoDB driver {driver!r}: write pymongo or motor")
+        raise SetupError(f"unknown MongoDB driver {driver!r}: use pymongo or motor")
     try:
-        # Motor has no types of its own; what the store uses of it has PyMongo's signatures.
+        # Motor has no types; the methods that the store calls have PyMongo's signatures.
         from motor.motor_asyncio import AsyncIOMotorClient
     except ImportError as error:
         raise SetupError(f"Motor is missing ({error}): {how_to_install('motor')}") from error
@@ -109,7 +109,7 @@ def _client(driver: str) -> type[Client]:
 
 
 def database_of(client: Client, name: str) -> Database:
-    """What is read there is what a majority has, whatever the address says: it cannot be rolled back."""
+    """Whatever the address says, reads return only what a majority has, which is never rolled back."""
     return client.get_database(
         name,
         read_concern=ReadConcern("majority"),
@@ -119,7 +119,7 @@ def database_of(client: Client, name: str) -> Database:
 
 
 async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
-    """All documents that the pipeline yields."""
+    """All documents of the pipeline."""
     begun: Awaitable[Cursor] | Cursor = collection.aggregate(pipeline)
     cursor = await begun if inspect.isawaitable(begun) else begun  # Motor's is not awaited
     documents = await cursor.to_list(None)
@@ -128,10 +128,10 @@ async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]
 
 
 def raise_swallowed_cancellation() -> None:
-    """Raises `CancelledError` if this task was cancelled and the driver has returned all the same.
+    """Raises `CancelledError` if this task was cancelled and the driver returned nevertheless.
 
-    PyMongo awaits its sockets by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that meets
-    the answer. A task that asks in a loop would never end.
+    PyMongo awaits its sockets with `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that
+    coincides with the answer. A task that reads in a loop would never end.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -139,12 +139,12 @@ def raise_swallowed_cancellation() -> None:
 
 
 async def disconnect(client: Client) -> None:
-    """Takes leave of the server, if that listens."""
+    """Closes the client, with a bound for a server that does not answer."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(FAREWELL_SECONDS):
+        async with asyncio.timeout(DISCONNECT_SECONDS):
             if isinstance(client, AsyncMongoClient):
                 await client.close()
-            else:  # Motor's has closed when it returns, and would hold up the event loop
+            else:  # Motor's call blocks
                 await asyncio.to_thread(client.close)
 
 
@@ -152,14 +152,14 @@ async def disconnect(client: Client) -> None:
 
 
 class WriteFailure(NamedTuple):
-    """One write of a command that failed: which, and MongoDB's code and words."""
+    """A failed write of a command. `place`: its index in the command."""
 
     place: int
     code: int
     reason: str
 
     def of_all(self, what: str) -> RecordRefused | StoreFull | OutcomeUnknown:
-        """What it is to the caller whose first write it was, so that nothing was written."""
+        """The error for the caller if this was its first write, so that nothing was written."""
         if self.code in _REFUSED:
             return RecordRefused(f"{what}: {self.reason}")
         if self.code in _FULL:
@@ -168,14 +168,14 @@ class WriteFailure(NamedTuple):
 
 
 async def write(database: Database, command: Document) -> list[WriteFailure]:
-    """Carries out an insert, update or delete of several; which of them failed, in order.
+    """Carries out a command of several inserts, updates or deletes. Returns the failures, in order.
 
-    All others are durable. Raises `OutcomeUnknown` or `RecordRefused`.
+    All other writes are durable. Raises `OutcomeUnknown` or `RecordRefused`.
 
-    A command, not the driver's `insert_many`, which costs half as much again and gives each document an `_id`
-    of the client's. CPU a message of 200 bytes, in batches of 100, asyncio's loop: `insert_many` 11 to 17 us,
-    of documents encoded before 10 to 15; a command 7 to 11, of documents encoded before 6 to 10. Encoding is
-    1.5 of it, and done before so that what cannot be encoded is known before anything is sent.
+    A command, since the driver's `insert_many` costs half as much again and generates each `_id` in the
+    client. CPU per message of 200 bytes, in batches of 100, asyncio's loop: `insert_many` 11 to 17 us, with
+    documents encoded before 10 to 15; a command 7 to 11, with documents encoded before 6 to 10. Encoding is
+    1.5 of that. It is done before, so that encoding errors are known before anything is sent.
     """
     try:
         reply = await database.command({**command, "writeConcern": DURABLE})
@@ -184,16 +184,16 @@ async def write(database: Database, command: Document) -> list[WriteFailure]:
     except (BSONError, OverflowError, UnicodeError) as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
     if concern := reply.get("writeConcernError"):
-        raise OutcomeUnknown(f"no majority has a write yet: {concern.get('errmsg')}")
+        raise OutcomeUnknown(f"no majority has the write yet: {concern.get('errmsg')}")
     return [
-        WriteFailure(it["index"], it.get("code", 0), it.get("errmsg", ""))
-        for it in reply.get("writeErrors", ())
+        WriteFailure(error["index"], error.get("code", 0), error.get("errmsg", ""))
+        for error in reply.get("writeErrors", ())
     ]
 
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Whatever the driver raises is `StoreUnreachable`."""
+    """Turns the driver's errors into `StoreUnreachable`."""
     try:
         yield
     except PyMongoError as error:
@@ -201,5 +201,5 @@ def reading() -> Iterator[None]:
 
 
 def brief(error: PyMongoError) -> str:
-    """The driver's words, without the description of the whole topology that follows them."""
+    """The driver's message without the description of the topology."""
     return str(error).partition(", Timeout:")[0].partition(", full error:")[0] or type(error).__name__

@@ -1,14 +1,14 @@
-"""Reading a MongoDB store, beside servers that write to it or without one."""
+"""Reads of a MongoDB store, beside servers that write to it or without one."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from imqtt.core.partitions import partition_of
 from imqtt.errors import Unavailable
-from imqtt.model import Device, Event, Head, Id, Marks, Position
-from imqtt.stores.base import Identity, Key, Record, Registration, Stored
+from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
+from imqtt.stores.base import Identity, Record
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.client import (
     Client,
@@ -31,11 +31,11 @@ from imqtt.stores.mongo.documents import (
     registration_of,
 )
 
-# So many lookups in the log are sent as queries of their own, side by side: a few are answered soonest so.
-# More are joined in the server: a query costs its client 300 to 500 us, a row of a join 15. Both seek an
-# index for each row. `$in` on two fields or more would have the server try every combination, and one `$or`
-# of them all be planned clause by clause. No index is named: what a query must not do is read a whole log,
-# and the planner, which tries both indexes at first, stops at the one that ends after a row.
+# Up to this many lookups in the log are separate, concurrent queries, which is fastest for a few. More are
+# joined in the server: a query costs the client 300 to 500 us, a row of a join 15. Both seek an index for
+# each row. With `$in` on two or more fields the server would try every combination, and it would plan each
+# clause of one large `$or`. No index is named: a query must not read a whole log, and the planner, which
+# first tries all indexes, keeps the one that ends after one row.
 QUERIES_AT_ONCE = 32
 ROWS_JOINED = 500
 NAMES_AT_ONCE = 1_000  # in one `$in`
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class MongoReader:
-    """The reads of `Store`, all from the primary and of what a majority has."""
+    """The reads of `Store`, all from the primary and with read concern `majority`."""
 
     def __init__(self, client: Client, database: Database, identity: Identity) -> None:
         self._client = client
@@ -57,9 +57,9 @@ class MongoReader:
 
     @staticmethod
     async def attach(url: str, *, password: str = "", driver: str = "pymongo") -> "MongoReader":
-        """Opens a store to be read only, whether servers have it open or not; writes nothing.
+        """Opens a store for reading, whether or not servers have it open. Writes nothing.
 
-        Raises `SetupError`, also where there is no store.
+        Raises `SetupError`, also if there is no store.
         """
         name = database_name(url)
         client = connect(url, password, driver)
@@ -111,12 +111,22 @@ class MongoReader:
             found = await self._joined(rows, _AT_SEQ)
         return {(row["c"], row["s"]): document["i"] for row, document in found}
 
+    async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        rows = [{**self._place(name), "s": seq} for name, seq in dict.fromkeys(places) if 0 < seq <= END]
+        found = await self._whole(rows, "s", [], _EVENT_AT_SEQ)
+        return {(document["c"], document["s"]): event_of(document) for document in found}
+
+    async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        rows = [{**self._place(name), "r": register} for name, register in dict.fromkeys(wanted)]
+        found = await self._whole(rows, "r", _NEWEST_OF_EACH_REGISTER, _NEWEST_OF_REGISTER)
+        return {(document["c"], document["r"]): event_of(document) for document in found}
+
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        return [event_of(it) for it in await self._after(conversation, seq, limit)]
+        return [event_of(document) for document in await self._after(conversation, seq, limit)]
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         documents = await self._span(conversation, {"$lt": seq or END}, -1, limit)
-        return [event_of(it) for it in reversed(documents)]
+        return [event_of(document) for document in reversed(documents)]
 
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
         if limit <= 0:
@@ -132,7 +142,7 @@ class MongoReader:
                 {"$project": {"_id": 0, "c": 1, "e": 1}},
             ],
         )
-        return [Head(it["c"], it["e"]["s"], Id(it["e"]["i"])) for it in rows]
+        return [Head(row["c"], row["e"]["s"], Id(row["e"]["i"])) for row in rows]
 
     # --- members, marks, devices
 
@@ -142,44 +152,44 @@ class MongoReader:
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
         marks: dict[str, list[Marks]] = {}
         for names in chunks(conversations, NAMES_AT_ONCE):
-            for it in await self._find("marks", {"c": {"$in": names}}, {"u": 1}):
-                marks.setdefault(it["c"], []).append(marks_of(it))
+            for document in await self._find("marks", {"c": {"$in": names}}, {"u": 1}):
+                marks.setdefault(document["c"], []).append(marks_of(document))
         return marks
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         lists: dict[str, list[Registration]] = {user: [] for user in users}
         for names in chunks(lists, NAMES_AT_ONCE):
-            for it in await self._find("devices", {"u": {"$in": names}}, {"d": 1}):
-                lists[it["u"]].append(registration_of(it))
+            for document in await self._find("devices", {"u": {"$in": names}}, {"d": 1}):
+                lists[document["u"]].append(registration_of(document))
         return {user: tuple(registrations) for user, registrations in lists.items()}
 
     # --- everything, for a copy of the store
 
     async def conversations(self, after: str, limit: int) -> list[str]:
-        # Every log begins at 1 and stays: its first event is found by one seek for each conversation.
+        # Every log begins at seq 1, so one seek finds each conversation.
         in_events = {"p": {"$in": list(range(self._identity.partitions))}, "s": 1}
         names = await asyncio.gather(
             self._names("events", in_events, after, limit),
             self._names("members", {}, after, limit),
             self._names("marks", {}, after, limit),
         )
-        return sorted({name for it in names for name in it})[:limit]
+        return sorted(set().union(*names))[:limit]
 
     async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
-        return [record_of(it) for it in await self._after(conversation, seq, limit)]
+        return [record_of(document) for document in await self._after(conversation, seq, limit)]
 
     async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
         members: dict[str, list[str]] = {}
         for names in chunks(conversations, NAMES_AT_ONCE):
-            for it in await self._find("members", {"c": {"$in": names}}, {"u": 1}):
-                members.setdefault(it["c"], []).append(it["u"])
+            for document in await self._find("members", {"c": {"$in": names}}, {"u": 1}):
+                members.setdefault(document["c"], []).append(document["u"])
         return members
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
         follows = {"$or": [{"u": after.user, "d": {"$gt": after.device}}, {"u": {"$gt": after.user}}]}
-        return [registration_of(it) for it in await self._find("devices", follows, {"u": 1, "d": 1}, limit)]
+        return list(map(registration_of, await self._find("devices", follows, {"u": 1, "d": 1}, limit)))
 
-    # --- how it is read
+    # --- reading
 
     def _place(self, conversation: str) -> Document:
         return {"p": partition_of(conversation, self._identity.partitions), "c": conversation}
@@ -193,20 +203,20 @@ class MongoReader:
     async def _each(
         self, rows: Sequence[Document], read: Callable[[Document], Awaitable[Document | None]]
     ) -> list[tuple[Document, Document]]:
-        """Each row with the document that `read` finds for it, if it finds one."""
+        """The rows for which `read` finds a document, with that document."""
         self._check_open()
         with reading():
             documents = await asyncio.gather(*(read(row) for row in rows))
-        return [(row, it) for row, it in zip(rows, documents, strict=True) if it is not None]
+        return [(row, found) for row, found in zip(rows, documents, strict=True) if found is not None]
 
     async def _joined(
         self, rows: Sequence[Document], join: Sequence[Mapping[str, Any]]
     ) -> list[tuple[Document, Document]]:
-        """Each row with the document that `join` finds for it, if it finds one."""
+        """The rows for which `join` finds a document, with that document."""
         found: list[tuple[Document, Document]] = []
         for chunk in chunks(rows, ROWS_JOINED):
-            # The rows come out of the one document there is in `meta`: `$documents` would make them out of
-            # nothing, but only as an aggregation on the database.
+            # The rows are made from the only document of `meta`: `$documents` needs no collection, but works
+            # only in an aggregation on the database.
             numbered = [{**row, "n": number} for number, row in enumerate(chunk)]
             pipeline: list[Mapping[str, Any]] = [
                 {"$match": {"_id": META_ID}},
@@ -216,8 +226,30 @@ class MongoReader:
                 *join,
                 {"$project": {"n": 1, "e": 1}},
             ]
-            found += [(chunk[it["n"]], it["e"]) for it in await self._aggregate("meta", pipeline)]
+            found += [(chunk[row["n"]], row["e"]) for row in await self._aggregate("meta", pipeline)]
         return found
+
+    async def _whole(
+        self,
+        rows: Sequence[Document],
+        field: str,
+        then: Sequence[Mapping[str, Any]],
+        join: Sequence[Mapping[str, Any]],
+    ) -> list[Document]:
+        """The whole events that `rows` describe: one query per conversation, or a join for many of them.
+
+        `field` distinguishes the rows of a conversation. A query ends with the stages `then`.
+        """
+        logs: dict[str, Document] = {}
+        for row in rows:
+            log = logs.setdefault(row["c"], {"p": row["p"], "c": row["c"], field: {"$in": []}})
+            log[field]["$in"].append(row[field])
+        if len(logs) > QUERIES_AT_ONCE:
+            return [document for _, document in await self._joined(rows, join)]
+        found = await asyncio.gather(
+            *(self._aggregate("events", [{"$match": log}, *then]) for log in logs.values())
+        )
+        return list(chain.from_iterable(found))
 
     async def _after(self, conversation: str, seq: int, limit: int) -> list[Document]:
         return await self._span(conversation, {"$gt": min(seq, END)}, 1, limit)
@@ -227,12 +259,12 @@ class MongoReader:
         return await self._find("events", {**place, "s": seqs}, {"s": order}, limit)
 
     async def _names(self, collection: str, among: Document, after: str, limit: int) -> list[str]:
-        """The first `limit` conversations that follow `after` in a collection, each once, in order."""
+        """The first `limit` conversations after `after` in a collection, each once, in order."""
         names: list[str] = []
         while len(names) < limit:
             following = {**among, "c": {"$gt": after}}
             rows = await self._find(collection, following, {"c": 1}, limit, fields={"_id": 0, "c": 1})
-            names += dict.fromkeys(it["c"] for it in rows)
+            names += dict.fromkeys(row["c"] for row in rows)
             if len(rows) < limit:
                 break
             after = names[-1]
@@ -248,7 +280,7 @@ class MongoReader:
         fields: Mapping[str, int] | None = None,
     ) -> list[Document]:
         self._check_open()
-        if limit is not None and limit <= 0:  # to MongoDB, 0 is no limit
+        if limit is not None and limit <= 0:  # MongoDB takes 0 as no limit
             return []
         with reading():
             cursor = self._database.get_collection(collection).find(
@@ -268,10 +300,13 @@ class MongoReader:
             raise Unavailable("the store is closed")
 
 
-def _join(local: str, equal: Sequence[str], *then: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Adds to each document, as `e`, the event that has the same `local` field and `equal` fields.
+def _join(
+    local: str, equal: Sequence[str], *then: Mapping[str, Any], whole: bool = False
+) -> list[Mapping[str, Any]]:
+    """Adds to each document, as `e`, the event with the same `local` field and `equal` fields.
 
-    Equality by `$expr` seeks an index as a plain one does (manual, "$expr", since MongoDB 5.0).
+    Unless `whole`, the event has only its position and digest. An equality by `$expr` uses an index like a
+    plain one (manual, "$expr", since MongoDB 5.0).
     """
     same = [{"$eq": [f"${name}", f"$${name}"]} for name in equal]
     return [
@@ -285,7 +320,7 @@ def _join(local: str, equal: Sequence[str], *then: Mapping[str, Any]) -> list[Ma
                     {"$match": {"$expr": {"$and": same}}},
                     *then,
                     {"$limit": 1},
-                    {"$project": {**_POSITION, "h": 1}},
+                    *([] if whole else [{"$project": {**_POSITION, "h": 1}}]),
                 ],
                 "as": "e",
             }
@@ -297,6 +332,15 @@ def _join(local: str, equal: Sequence[str], *then: Mapping[str, Any]) -> list[Ma
 _NEWEST = _join("c", "p", {"$sort": {"s": -1}})
 _AT_SEQ = _join("c", "ps")
 _OF_KEY = _join("m", "pcu")
+_EVENT_AT_SEQ = _join("c", "ps", whole=True)
+# The local field is matched as a constant, without which the planner could not use the partial index.
+_NEWEST_OF_REGISTER = _join("r", "pc", {"$sort": {"s": -1}}, whole=True)
+# In the order of the index, so that the server reads one key per register (a "distinct scan").
+_NEWEST_OF_EACH_REGISTER: Sequence[Mapping[str, Any]] = [
+    {"$sort": {"r": -1, "s": -1}},
+    {"$group": {"_id": "$r", "e": {"$first": "$$ROOT"}}},
+    {"$replaceWith": "$e"},
+]
 
 
 def _position(document: Document) -> Position:

@@ -1,7 +1,7 @@
-"""The store for scale: MongoDB, a replica set or a sharded cluster, written by any number of processes.
+"""The store for scale: a MongoDB replica set or sharded cluster, written by any number of processes.
 
-A write returns when a majority has it in its journal. What a failover leaves unknown is found out by sending
-the same again: see `MongoStore.append`.
+A write returns when a majority has it in its journal. If a failover leaves an outcome unknown, the caller
+sends the same again: see `MongoStore.append`.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar
 
 from imqtt.core.partitions import partition_of
 from imqtt.errors import StoreUnreachable
-from imqtt.model import Device, Marks
-from imqtt.stores.base import AppendConflict, DeviceFormat, Identity, OutcomeUnknown, Record, Registration
+from imqtt.model import Device, DeviceFormat, Marks, Registration
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.claim import Claim
 from imqtt.stores.mongo.client import (
@@ -32,14 +32,14 @@ from imqtt.stores.mongo.client import (
 from imqtt.stores.mongo.documents import META_ID, device_update, event_document, marks_of
 from imqtt.stores.mongo.reader import MongoReader, chunks
 
-BYTES_AT_ONCE = 16 << 20  # in one command: a third of what MongoDB takes, and never less than one event
+BYTES_AT_ONCE = 16 << 20  # in one command: a third of MongoDB's limit, and room for any event
 WRITES_AT_ONCE = 1_000
 
 T = TypeVar("T")
 
 
 class MongoStore(MongoReader):
-    """A `Store` in a MongoDB database. To read one that servers may be using, take `MongoReader.attach`."""
+    """A `Store` in a MongoDB database. `MongoReader.attach` reads a store that servers may be using."""
 
     def __init__(
         self, client: Client, database: Database, identity: Identity, claim: Claim | None = None
@@ -47,7 +47,7 @@ class MongoStore(MongoReader):
         super().__init__(client, database, identity)
         self._claim = claim
         self._writing: set[asyncio.Task[Any]] = set()
-        self._device_writes = asyncio.Lock()  # it is given in the order in which it was asked for
+        self._device_writes = asyncio.Lock()  # granted in the order of the requests
 
     @classmethod
     async def open(
@@ -60,12 +60,11 @@ class MongoStore(MongoReader):
         driver: str = "pymongo",
         copying: bool = False,
     ) -> Self:
-        """Opens the store that `url` names, or creates it as `new`; `copying`, as an unfinished copy.
+        """Opens the store at `url`, or creates it with the identity `new`; `copying`, as an unfinished copy.
 
-        `mongodb://user@host,host/database?authSource=admin`, with any of MongoDB's options. A store that
-        exists keeps its own identity. Opened `shared`, it may be open in any number of processes that open it
-        shared; otherwise in this one alone. Raises `SetupError` for whatever the operator has to put right,
-        within some 10 s.
+        `mongodb://user@host,host/database?authSource=admin`, with any of MongoDB's options. Any number of
+        processes may open it `shared`; otherwise it belongs to this process alone. Raises `SetupError` within
+        about 10 s if the operator has to correct something.
         """
         name = database_name(url)
         client = connect(url, password, driver)
@@ -82,7 +81,7 @@ class MongoStore(MongoReader):
         return self._claim is None or self._claim.shared
 
     async def close(self) -> None:
-        """Waits for the writes that were begun, and gives up the claim."""
+        """Waits for pending writes and releases the claim."""
         if not self._open:
             return
         self._open = False
@@ -95,14 +94,14 @@ class MongoStore(MongoReader):
     # --- the log
 
     async def append(self, records: Sequence[Record]) -> None:
-        """As `Store.append`: one ordered insert, which commits up to the first that fails.
+        """As `Store.append`: one ordered insert, which commits the records before the first that fails.
 
-        A failed write concern, a lost connection, a deposed primary: `OutcomeUnknown`, whatever was written.
-        Sent again, a row that was kept is met as a duplicate, and one that was rolled back is stored now.
+        After a failed write concern, a lost connection or a change of primary the outcome is unknown. When
+        the caller sends the records again, those that were kept are duplicates, and the others are stored.
         """
         self._check_open()
         if records:
-            documents = [event_document(it, self._identity.partitions) for it in records]
+            documents = [event_document(record, self._identity.partitions) for record in records]
             await self._finished(self._insert(records, documents), "append")
 
     async def _insert(self, records: Sequence[Record], documents: Sequence[RawBSONDocument]) -> None:
@@ -119,27 +118,27 @@ class MongoStore(MongoReader):
             stored += len(some)
 
     async def _check_visible(self, record: Record) -> None:
-        """Raises `OutcomeUnknown` if what was met as a duplicate may be rolled back yet.
+        """Raises `OutcomeUnknown` if the row that made `record` a duplicate may still be rolled back.
 
-        Such as the same record, from an earlier try whose outcome was unknown. Whoever took it for stored
-        would confirm what is lost; whoever read on to decide anew would find neither it nor its place.
+        It may be the same record from an earlier attempt. A caller that took it for stored would confirm a
+        message that is lost later; a caller that decided again could not read the row.
         """
         event = record.event
         place = self._place(event.conversation)
         try:
-            met = await asyncio.gather(
+            rows = await asyncio.gather(
                 self._row({**place, "s": event.seq}),
                 self._row({**place, "u": event.sender, "m": event.client_msg_id}),
             )
         except PyMongoError as error:
-            raise OutcomeUnknown(f"what was met as a duplicate cannot be read: {brief(error)}") from error
-        if not any(met):
-            raise OutcomeUnknown("no majority has yet what was met as a duplicate")
+            raise OutcomeUnknown(f"a duplicate cannot be read: {brief(error)}") from error
+        if not any(rows):
+            raise OutcomeUnknown("no majority has the duplicate yet")
 
     async def barrier(self) -> None:
-        """Writes: when a majority has that, it has all that came before, and a primary that is none fails.
+        """Writes: once a majority has this write, it has all earlier ones, and a deposed primary fails.
 
-        What a majority of the last term had, a primary that was just elected may not know yet.
+        A primary that was just elected may not know yet what a majority had in the last term.
         """
         try:
             await self._update("meta", [{"q": {"_id": META_ID}, "u": {"$currentDate": {"barrier": True}}}])
@@ -165,19 +164,19 @@ class MongoStore(MongoReader):
     async def _raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
         before = await self._marks_before(marks)
         grown = []
-        for it in marks:
-            delivered, read = before.get((it.conversation, it.user), (0, 0))
-            if it.delivered > delivered or it.read > read:
-                now = (max(it.delivered, delivered), max(it.read, read))
-                grown.append(Marks(it.conversation, it.user, *now))
+        for mark in marks:
+            delivered, read = before.get((mark.conversation, mark.user), (0, 0))
+            if mark.delivered > delivered or mark.read > read:
+                merged = max(mark.delivered, delivered), max(mark.read, read)
+                grown.append(Marks(mark.conversation, mark.user, *merged))
         await self._send_updates(
             "marks",
             [
                 _upsert(
-                    {"c": it.conversation, "u": it.user},
-                    {"$max": {"delivered": it.delivered, "read": it.read}},
+                    {"c": mark.conversation, "u": mark.user},
+                    {"$max": {"delivered": mark.delivered, "read": mark.read}},
                 )
-                for it in grown
+                for mark in grown
             ],
         )
         return grown
@@ -186,23 +185,23 @@ class MongoStore(MongoReader):
         before: dict[tuple[str, str], tuple[int, int]] = {}
         for some in chunks(marks, WRITES_AT_ONCE):
             among = {
-                "c": {"$in": list({it.conversation for it in some})},
-                "u": {"$in": list({it.user for it in some})},
+                "c": {"$in": list({mark.conversation for mark in some})},
+                "u": {"$in": list({mark.user for mark in some})},
             }
             try:
                 found = await self._database.get_collection("marks").find(among).to_list(None)
             except PyMongoError as error:
                 raise OutcomeUnknown(f"the marks cannot be read: {brief(error)}") from error
-            for it in found:
-                marks_before = marks_of(it)
-                before[it["c"], it["u"]] = (marks_before.delivered, marks_before.read)
+            for mark in map(marks_of, found):
+                before[mark.conversation, mark.user] = (mark.delivered, mark.read)
         return before
 
     async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
         async def put() -> None:
             async with self._device_writes:
                 updates = [
-                    _upsert({"u": it.device.user, "d": it.device.device}, device_update(it)) for it in said
+                    _upsert({"u": new.device.user, "d": new.device.device}, device_update(new))
+                    for new in said
                 ]
                 await self._send_updates("devices", updates)
 
@@ -241,7 +240,7 @@ class MongoStore(MongoReader):
         change = {"$set" if unfinished else "$unset": {"unfinished": True}}
         await self._update("meta", [{"q": {"_id": META_ID}, "u": change}])
 
-    # --- how it is written
+    # --- writing
 
     async def _update(self, collection: str, updates: Sequence[Document]) -> None:
         self._check_open()
@@ -253,7 +252,7 @@ class MongoStore(MongoReader):
             _raise_any(await write(self._database, command))
 
     def _finished(self, writing: Coroutine[Any, Any, T], what: str) -> Awaitable[T]:
-        """A write that goes on when its caller is cancelled: half a command is on its way by then."""
+        """A write that continues if its caller is cancelled, since the command may be half sent."""
         task = asyncio.create_task(writing, name=f"mongodb-{what}")
         self._writing.add(task)
         task.add_done_callback(self._is_finished)
@@ -262,7 +261,7 @@ class MongoStore(MongoReader):
     def _is_finished(self, task: asyncio.Task[Any]) -> None:
         self._writing.discard(task)
         if not task.cancelled():
-            task.exception()  # its caller may be gone; then nobody has to know
+            task.exception()  # marks it as retrieved: the caller may have been cancelled
 
 
 def _upsert(matched: Document, update: Document) -> Document:
@@ -270,7 +269,7 @@ def _upsert(matched: Document, update: Document) -> Document:
 
 
 def _raise_any(failures: Sequence[WriteFailure]) -> None:
-    """Updates are idempotent: whoever sends them all again does no harm."""
+    """Updates are idempotent, so the caller may send all of them again."""
     for failure in failures:
         if failure.place:
             raise OutcomeUnknown(failure.reason)
@@ -278,7 +277,7 @@ def _raise_any(failures: Sequence[WriteFailure]) -> None:
 
 
 def _messages(documents: Sequence[RawBSONDocument]) -> Iterable[list[RawBSONDocument]]:
-    """The documents in runs that fit into a command each."""
+    """The documents in runs, each of which fits into a command."""
     run: list[RawBSONDocument] = []
     size = 0
     for document in documents:

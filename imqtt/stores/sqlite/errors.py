@@ -1,4 +1,4 @@
-"""What SQLite's errors mean for whoever waits for a write or a read."""
+"""Translates SQLite's errors into those of the stores' interface."""
 
 import sqlite3
 from pathlib import Path
@@ -7,7 +7,7 @@ from imqtt.errors import ImqttError, StoreFull, StoreReadOnly, StoreUnreachable
 from imqtt.problems import explain
 from imqtt.stores.base import OutcomeUnknown, RecordRefused
 
-# What the whole transaction fails with, whichever request it was that met it.
+# These fail the whole transaction, whichever request caused them.
 _OF_ALL = {
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
@@ -17,30 +17,30 @@ _OF_ALL = {
 
 
 def primary_code(error: BaseException) -> int:
-    """SQLite's result code without its extension; 0 for what Python's module raises by itself."""
+    """SQLite's primary result code; 0 for errors of Python's module."""
     code = getattr(error, "sqlite_errorcode", 0)
     return int(code) & 0xFF
 
 
 def is_of_all(error: Exception) -> bool:
-    """Whether an error says something about the database, and not about one request's values."""
+    """Whether the error concerns the database rather than the values of one request."""
     return primary_code(error) in _OF_ALL
 
 
 def is_of_connection(error: Exception) -> bool:
-    """Whether it is better to go on with another connection."""
+    """Whether the connection should be replaced."""
     return is_of_all(error) and primary_code(error) not in (
         sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
     )  # fmt: skip
 
 
 def write_error(error: Exception, path: Path) -> ImqttError:
-    """What a failed write is to its caller. A taken key is not looked at here."""
+    """The error for the caller of a failed write, except for a duplicate key."""
     code = primary_code(error)
     if code == sqlite3.SQLITE_FULL:
-        return StoreFull("the store's disk is full; try again when there is room", retry_after=10_000)
+        return StoreFull("the store's disk is full", retry_after=10_000)
     if code == sqlite3.SQLITE_READONLY:
-        return StoreReadOnly(f"the store may not be written: {error}", retry_after=10_000)
+        return StoreReadOnly(f"the store is read-only: {error}", retry_after=10_000)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return OutcomeUnknown("another program holds the store's write lock")
     if is_of_all(error):
@@ -49,12 +49,12 @@ def write_error(error: Exception, path: Path) -> ImqttError:
 
 
 def read_error(error: sqlite3.Error, path: Path) -> ImqttError:
-    """What a failed read is to its caller."""
+    """The error for the caller of a failed read."""
     return StoreUnreachable(f"the store cannot be read: {_cause(error, path)}", retry_after=1_000)
 
 
 def _cause(error: Exception, path: Path) -> str:
-    """SQLite says only that it cannot open the file, not why: there may be no file descriptor left."""
+    """The error's text. If SQLite cannot open the file, opening it here tells why, such as too many files."""
     if primary_code(error) == sqlite3.SQLITE_CANTOPEN:
         try:
             path.open("rb").close()

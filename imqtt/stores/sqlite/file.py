@@ -1,9 +1,9 @@
-"""The database file: what is in it, how it is opened, and that one server alone writes to it.
+"""The database file: its schema, opening it, and the lock that lets only one server write to it.
 
-Messages are the bulk, and their table is the one that was measured (CPU a row in batches of 100, over 5,000
-conversations, whole-message rows of 200 bytes): clustered by `(conversation, seq)`, a message costs 44 us
-and 460 bytes, since every insert lands in the middle of some page of contents and splits it. In order of
-arrival, with two narrow indexes, it costs 24 us; with conversations numbered, 14 us and 375 bytes.
+The layout of `events` was measured (CPU per row in batches of 100, 5,000 conversations, rows of 200 bytes).
+Clustered by `(conversation, seq)`, a message costs 44 us and 460 bytes, since every insert hits the middle of
+a page and splits it. In order of arrival with two narrow indexes it costs 24 us, and with numbers in place of
+conversation names 14 us and 375 bytes.
 """
 
 import contextlib
@@ -14,21 +14,28 @@ from pathlib import Path
 from imqtt.errors import SetupError, StoreInUse
 from imqtt.private_files import create_private_database, make_database_private, make_private
 from imqtt.stores.base import HOW_TO_FINISH, Identity
+from imqtt.stores.sqlite.errors import primary_code
 
-APPLICATION_ID = 0x696D7174  # "imqt": what `file` and other programs know the database by
-SCHEMA_VERSION = 2
-OLDEST_SCHEMA = 1  # its devices have no column `seen`
+APPLICATION_ID = 0x696D7174  # "imqt"; identifies the database to `file` and other programs
+SCHEMA_VERSION = 3
+SCHEMA_WITH_SEEN = 2  # `devices` has the column `seen`
+SCHEMA_WITH_REGISTERS = 3  # `events` has the column `register`
+OLDEST_SCHEMA = 1
 OLDEST_SQLITE = (3, 35)  # the first with RETURNING
 
-WRITER_CACHE_KIB = 65_536  # holds the pages that messages to some 100,000 conversations are appended to
+WRITER_CACHE_KIB = 65_536  # holds the pages to append to about 100,000 conversations
 READER_CACHE_KIB = 4_096
-LOG_BYTES_KEPT = 67_108_864  # a log that a long read, such as a backup, made larger is cut to this
-BUSY_SECONDS = 5.0  # for another program that writes, such as a shell or a backup
+LOG_BYTES_KEPT = 67_108_864  # a log that grew during a long read, such as a backup, is truncated to this
+BUSY_SECONDS = 5.0  # waiting for another program that writes, such as a shell or a backup
 
 SET_UNFINISHED = "INSERT INTO meta VALUES ('unfinished', 1) ON CONFLICT DO NOTHING"
 SET_FINISHED = "DELETE FROM meta WHERE name = 'unfinished'"
 
-_SCHEMA = """
+_EVENTS_BY_REGISTER = """
+CREATE INDEX events_by_register ON events (conversation, register, seq) WHERE register IS NOT NULL
+"""
+
+_SCHEMA = f"""
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value NOT NULL
@@ -39,7 +46,8 @@ CREATE TABLE conversations (
     name TEXT NOT NULL UNIQUE
 );
 
--- Rows are never removed. Archiving sets `content` to NULL and leaves the rest.
+-- Rows are never removed. Archiving sets `content` to NULL and leaves the rest. `register` is NULL in
+-- events that set none.
 CREATE TABLE events (
     conversation INTEGER NOT NULL REFERENCES conversations,
     seq INTEGER NOT NULL,
@@ -50,10 +58,12 @@ CREATE TABLE events (
     kind TEXT NOT NULL,
     client_time INTEGER NOT NULL,
     digest BLOB NOT NULL,
-    content TEXT
+    content TEXT,
+    register TEXT
 );
 CREATE UNIQUE INDEX events_by_seq ON events (conversation, seq);
 CREATE UNIQUE INDEX events_by_key ON events (conversation, sender, client_msg_id);
+{_EVENTS_BY_REGISTER};
 
 CREATE TABLE members (
     user TEXT NOT NULL,
@@ -84,15 +94,15 @@ CREATE TABLE devices (
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
-    """Opens the database at `path` through `connect_to_write`. Raises `SetupError` if that cannot be.
+    """Opens the database at `path` through `connect_to_write`. Raises `SetupError`.
 
-    A new file, and what SQLite puts beside it with the same mode, is private from its first byte.
+    A new file is private from its first byte. SQLite creates the files beside it with the same mode.
     """
     _check_sqlite()
     if path.exists() and not path.is_file():
         raise SetupError(f"{path} is not a file; name another path for the store")
     if path.exists() and not os.access(path, os.W_OK):
-        raise SetupError(f"{path} may not be written; change its permissions")
+        raise SetupError(f"{path} is read-only; change its permissions")
     _create_private(path)
     try:
         return connect_to_write(path)
@@ -108,21 +118,21 @@ def _create_private(path: Path) -> None:
 
 
 def prepare(connection: sqlite3.Connection, path: Path, new: Identity, *, copying: bool = False) -> Identity:
-    """Makes an empty database a store of identity `new`; returns the identity that the store has.
+    """Creates the store `new` in an empty database; returns the store's identity.
 
-    `copying` makes it an unfinished copy, and takes one that is. A store that everybody may read is made
-    private. Raises `SetupError` for anything that cannot be used.
+    `copying`: a new store is marked as an unfinished copy, and an unfinished copy is accepted. The files
+    become private. Raises `SetupError` if the database cannot be used.
     """
     try:
         if _is_empty(connection, path):
             _create(connection, path, new, copying=copying)
         _complete(connection)
         identity = _check(connection, path, copying=copying)
-        make_database_private(path)  # not before it is known to be imqtt's
+        make_database_private(path)  # only once it is known to be imqtt's
         make_private(_lock_file(path))
-        # A copy made with `VACUUM INTO` is in another mode, in which `synchronous=FULL` promises less.
+        # `VACUUM INTO` makes a copy in another mode, in which `synchronous=FULL` guarantees less.
         _set_wal(connection, path)
-        # SQLite opens a file that it may not write without a word, and says so when it is to write.
+        # SQLite opens a read-only file without an error; only the first write fails.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("ROLLBACK")
@@ -139,24 +149,24 @@ def inspect(path: Path) -> Identity:
     try:
         with contextlib.closing(connect_to_read(path)) as connection:
             if _is_empty(connection, path):
-                raise SetupError(f"{path} is empty; a server that is started on it makes it a store")
+                raise SetupError(f"{path} is empty; start a server on it to create a store")
             return _check(connection, path)
     except sqlite3.Error as error:
         raise _setup_error(path, error) from error
 
 
 def connect_to_write(path: Path) -> sqlite3.Connection:
-    """The connection through which everything is written, with no transaction open."""
+    """A connection for writing, without an open transaction."""
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     try:
         connection.execute("PRAGMA synchronous = FULL")  # a commit returns when the log is on the disk
         connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")  # see `sqlite_checkpoint`
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # see `imqtt.stores.sqlite.checkpoint`
         connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_KEPT}")
-        # Numbers of conversations are looked up in the statement that writes them, so they cannot dangle;
-        # to have SQLite look them up again costs each row another search.
+        # A conversation's number is looked up in the transaction that uses it, so it cannot dangle. Checking
+        # it again would cost another search per row.
         connection.execute("PRAGMA foreign_keys = OFF")
     except sqlite3.Error:
         connection.close()
@@ -165,7 +175,7 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write. It may be used by another thread than the one that opens it."""
+    """A read-only connection. Another thread than the one that opens it may use it."""
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro",
         uri=True,
@@ -182,10 +192,10 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
 
 def lock(path: Path) -> sqlite3.Connection:
-    """Takes `<path>.lock`, for as long as the connection returned is open; the system drops it at a crash.
+    """Holds `<path>.lock` until the returned connection is closed or the process ends. Raises `SetupError`.
 
-    The lock is an exclusive transaction on an empty database of its own: SQLite knows how to lock on every
-    system, and within one process too, and the store itself stays open to readers. Raises `SetupError`.
+    The lock is an exclusive transaction on an empty database. SQLite locks correctly on every system, even
+    within one process, and the store itself stays open to readers.
     """
     file = _lock_file(path)
     _create_private(file)
@@ -197,12 +207,17 @@ def lock(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:
         connection.close()
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreInUse(
-                f"{path} is in use by another imqtt server; stop that one, or name another path here"
+                f"{path} is in use by another imqtt server; stop that server, or name another path"
             ) from error
         raise SetupError(f"{file} cannot be locked: {error}; is the directory writable?") from error
     return connection
+
+
+def schema_of(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def _lock_file(path: Path) -> Path:
@@ -212,11 +227,13 @@ def _lock_file(path: Path) -> Path:
 def _check_sqlite() -> None:
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         oldest = ".".join(map(str, OLDEST_SQLITE))
-        raise SetupError(f"Python's SQLite is {sqlite3.sqlite_version}; the store needs {oldest} or newer")
+        raise SetupError(
+            f"Python's SQLite is version {sqlite3.sqlite_version}; the store needs {oldest} or newer"
+        )
 
 
 def _is_empty(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether nobody has made anything of this database yet. Raises `SetupError` if it is not imqtt's."""
+    """Whether the database is empty. Raises `SetupError` if it belongs to another program."""
     application: int = connection.execute("PRAGMA application_id").fetchone()[0]
     if application == APPLICATION_ID:
         return False
@@ -229,16 +246,16 @@ def _is_empty(connection: sqlite3.Connection, path: Path) -> bool:
 def _set_wal(connection: sqlite3.Connection, path: Path) -> None:
     mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
-        raise SetupError(f"{path.parent} is on a file system without shared memory; SQLite's WAL needs it")
+        raise SetupError(f"{path.parent} is on a file system without shared memory, which SQLite's WAL needs")
 
 
 def _create(connection: sqlite3.Connection, path: Path, new: Identity, *, copying: bool) -> None:
-    # Whole pages are logged, so larger ones would write more for each message (8 KiB: twice the log).
-    # With 4 KiB a commit writes 30 % more for messages of 200 bytes, and takes twice the CPU for those of
-    # 2,000; with 1 KiB those spill into chains of pages.
+    # The log contains whole pages, so larger pages write more per message (8 KiB: twice the log). With 4 KiB
+    # a commit writes 30 % more for messages of 200 bytes, and takes twice the CPU for messages of 2,000; with
+    # 1 KiB the latter spill into chains of pages.
     connection.execute("PRAGMA page_size = 2048")
     _set_wal(connection, path)
-    # One transaction: whoever is interrupted here leaves an empty database, which the next one takes.
+    # One transaction: if it is interrupted, the database is still empty.
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA.split(";"):
         connection.execute(statement)
@@ -251,8 +268,8 @@ def _create(connection: sqlite3.Connection, path: Path, new: Identity, *, copyin
 
 
 def _complete(connection: sqlite3.Connection) -> None:
-    """Gives a store what was added since it was made: a cluster of its own, an index, a column."""
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    """Adds what is missing from a store of an older version: a cluster, indexes, columns."""
+    version = schema_of(connection)
     if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
@@ -260,35 +277,39 @@ def _complete(connection: sqlite3.Connection) -> None:
     connection.execute(
         "INSERT INTO meta VALUES ('cluster', ?) ON CONFLICT DO NOTHING", (Identity.draw(0).cluster,)
     )
-    if version < 2:
+    if version < SCHEMA_WITH_SEEN:
         connection.execute("ALTER TABLE devices ADD COLUMN seen INTEGER NOT NULL DEFAULT 0")
+    if version < SCHEMA_WITH_REGISTERS:
+        connection.execute("ALTER TABLE events ADD COLUMN register TEXT")
+        connection.execute(_EVENTS_BY_REGISTER)
+    if version < SCHEMA_VERSION:  # on a full disk a complete store can still be opened
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
 
 def _check(connection: sqlite3.Connection, path: Path, *, copying: bool = False) -> Identity:
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = schema_of(connection)
     if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
         raise SetupError(
-            f"{path} has schema {version}, and this imqtt knows {OLDEST_SCHEMA} to {SCHEMA_VERSION}; "
-            "use the imqtt that made it, or a newer one"
+            f"{path} has schema {version}, and this imqtt supports {OLDEST_SCHEMA} to {SCHEMA_VERSION}; "
+            "use the imqtt that created it, or a newer one"
         )
     found = dict(connection.execute("SELECT name, value FROM meta"))
     if "partitions" not in found:
-        raise SetupError(f"{path} does not say how many partitions it has; restore it from a backup")
+        raise SetupError(f"{path} does not contain its number of partitions; restore it from a backup")
     if "unfinished" in found and not copying:
-        raise SetupError(f"{path} is a copy that is not finished; {HOW_TO_FINISH}")
+        raise SetupError(f"{path} is an unfinished copy; {HOW_TO_FINISH}")
     return Identity(found["partitions"], found.get("cluster", ""))
 
 
 def _setup_error(path: Path, error: sqlite3.Error) -> SetupError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = primary_code(error)
     if code == sqlite3.SQLITE_NOTADB:
         return SetupError(f"{path} is not an SQLite database; name another path for the store")
     if code == sqlite3.SQLITE_READONLY:
-        return SetupError(f"{path} may not be written; change its permissions")
+        return SetupError(f"{path} is read-only; change its permissions")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return SetupError(f"{path} is locked by another program; end that one, then start again")
+        return SetupError(f"{path} is locked by another program; stop that program, then start again")
     if code == sqlite3.SQLITE_FULL:
-        return SetupError(f"there is no room on the disk for {path}")
+        return SetupError(f"the disk of {path} is full")
     return SetupError(f"{path} cannot be opened: {error}")

@@ -1,4 +1,4 @@
-"""Reading a SQLite store, beside a server that writes to it or without one."""
+"""Reads of a SQLite store, beside a server that writes to it or without one."""
 
 import asyncio
 import sqlite3
@@ -13,12 +13,12 @@ import msgspec
 
 from imqtt.bodies import decode_body
 from imqtt.errors import Unavailable
-from imqtt.model import Device, Event, Head, Id, Marks, Position
-from imqtt.stores.base import Identity, Key, Record, Registration, Stored
+from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
+from imqtt.stores.base import Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.errors import is_of_connection, read_error
 
-READERS = 8  # more than a server's reads at once, so that a partition's own do not wait behind logins
+READERS = 8  # more than the reads of pages at once, so that a partition's own reads need not wait
 
 _END = (1 << 63) - 1
 
@@ -46,12 +46,35 @@ CROSS JOIN conversations AS c ON c.name = json_extract(wanted.value, '$[0]')
 CROSS JOIN events AS e ON e.conversation = c.number AND e.seq = json_extract(wanted.value, '$[1]')
 """
 
-_EVENT = """
-SELECT e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time
-FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number
-"""
-_EVENTS_AFTER = f"{_EVENT} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
-_EVENTS_BEFORE = f"{_EVENT} WHERE c.name = ? AND e.seq < ? ORDER BY e.seq DESC LIMIT ?"
+_EVENT = "e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time"
+_LOG = "FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number"
+_EVENTS_AFTER = f"SELECT {_EVENT} {_LOG} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
+_EVENTS_BEFORE = f"SELECT {_EVENT} {_LOG} WHERE c.name = ? AND e.seq < ? ORDER BY e.seq DESC LIMIT ?"
+
+# `{register}` is the column, or NULL in a store of an older schema.
+_RECORDS_AFTER = (
+    f"SELECT {_EVENT}, e.digest, {{register}} {_LOG} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
+)
+
+# The parameter of the next two maps each conversation to a list of seqs or of registers.
+_EVENTS_AT = f"""
+SELECT c.name, item.value, {_EVENT}
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = wanted.key
+CROSS JOIN json_each(wanted.value) AS item
+CROSS JOIN events AS e ON e.conversation = c.number AND e.seq = item.value
+"""  # noqa: S608 - made of constants
+
+_REGISTERS = f"""
+SELECT c.name, item.value, {_EVENT}
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = wanted.key
+CROSS JOIN json_each(wanted.value) AS item
+CROSS JOIN events AS e ON e.rowid = (
+    SELECT rowid FROM events WHERE conversation = c.number AND register = item.value
+    ORDER BY seq DESC LIMIT 1
+)
+"""  # noqa: S608 - made of constants
 
 _HEADS_OF = """
 SELECT c.name, newest.seq, newest.id
@@ -75,7 +98,7 @@ CROSS JOIN marks AS m ON m.conversation = c.number
 ORDER BY m.user
 """
 
-# `{seen}` is the column, or 0 in a store that no server has opened since imqtt 0.1: see `_devices`.
+# `{seen}` is the column, or 0 in a store of an older schema.
 _DEVICES = """
 SELECT d.user, d.device, d.format, d.platform, d.max_packet, {seen}
 FROM json_each(?) AS wanted CROSS JOIN devices AS d ON d.user = wanted.value
@@ -90,12 +113,6 @@ ORDER BY m.conversation LIMIT ?
 """
 
 _CONVERSATIONS = "SELECT name FROM conversations WHERE name > ? ORDER BY name LIMIT ?"
-
-_RECORDS_AFTER = """
-SELECT e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time, e.digest
-FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number
-WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?
-"""
 
 _MEMBERS = """
 SELECT c.name, m.user
@@ -113,12 +130,13 @@ WHERE (d.user, d.device) > (?, ?) ORDER BY d.user, d.device LIMIT ?
 _encode = msgspec.json.encode
 
 T = TypeVar("T")
+K = TypeVar("K", int, str)
 
 
 class SqliteReader:
-    """The reads of `Store`, each in a thread of a small pool with its own connection.
+    """The reads of `Store`. Each runs in a small pool of threads, which have a connection each.
 
-    In WAL mode they never wait for the writer, and see everything that was committed before they began.
+    In WAL mode a read never waits for the writer, and sees everything committed before it began.
     """
 
     def __init__(self, path: Path, identity: Identity, readers: int = READERS) -> None:
@@ -131,7 +149,7 @@ class SqliteReader:
 
     @staticmethod
     async def attach(path: Path) -> "SqliteReader":
-        """Opens a store to be read only, whether a server has it open or not. Raises `SetupError`."""
+        """Opens a store for reading, whether or not a server has it open. Raises `SetupError`."""
         path = await asyncio.to_thread(path.resolve)
         return SqliteReader(path, await asyncio.to_thread(sqlite_file.inspect, path))
 
@@ -140,7 +158,7 @@ class SqliteReader:
         return self._identity
 
     async def close(self) -> None:
-        """Waits for reads that have begun."""
+        """Waits for pending reads."""
         self._reading = False
         await asyncio.to_thread(self._pool.shutdown)
         while self._connections:
@@ -166,12 +184,18 @@ class SqliteReader:
         rows = await self._rows(_IDS_AT, _json(places))
         return {places[place]: number for place, number in rows}
 
+    async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        return await self._read(lambda db: _events_of(db, _EVENTS_AT, places))
+
+    async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        return await self._read(lambda db: _events_of(db, _REGISTERS, wanted))
+
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        return await self._read(lambda it: _events(it, _EVENTS_AFTER, conversation, seq, limit))
+        return await self._read(lambda db: _events(db, _EVENTS_AFTER, conversation, seq, limit))
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         before = seq or _END
-        events = await self._read(lambda it: _events(it, _EVENTS_BEFORE, conversation, before, limit))
+        events = await self._read(lambda db: _events(db, _EVENTS_BEFORE, conversation, before, limit))
         events.reverse()
         return events
 
@@ -194,18 +218,18 @@ class SqliteReader:
         if not users:
             return {}
         lists: dict[str, list[Registration]] = {user: [] for user in users}
-        for user, device, *rest in await self._read(lambda it: _devices(it, _DEVICES, _json(users))):
+        for user, device, *rest in await self._read(lambda db: _devices(db, _DEVICES, _json(users))):
             lists[user].append(Registration(Device(user, device), *rest))
         return {user: tuple(registrations) for user, registrations in lists.items()}
 
     # --- everything, for a copy of the store
 
     async def conversations(self, after: str, limit: int) -> list[str]:
-        # Whatever gives a conversation its number writes an event, member or mark in the same transaction.
+        # A conversation gets its number in the transaction that writes its first event, member or mark.
         return [name for (name,) in await self._rows(_CONVERSATIONS, after, limit)]
 
     async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
-        return await self._read(lambda it: _records(it, conversation, seq, limit))
+        return await self._read(lambda db: _records(db, conversation, seq, limit))
 
     async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
         if not conversations:
@@ -216,13 +240,13 @@ class SqliteReader:
         return members
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
-        rows = await self._read(lambda it: _devices(it, _REGISTRATIONS, *after, limit))
+        rows = await self._read(lambda db: _devices(db, _REGISTRATIONS, *after, limit))
         return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
 
     # --- in the pool
 
     async def _rows(self, sql: str, *parameters: object) -> list[Any]:
-        return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
+        return await self._read(lambda db: db.execute(sql, parameters).fetchall())
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         if not self._reading:
@@ -245,24 +269,38 @@ class SqliteReader:
 
 
 def _events(connection: sqlite3.Connection, sql: str, conversation: str, seq: int, limit: int) -> list[Event]:
-    # All rows first: a statement that is left halfway would keep the log from being reset.
+    # All rows at once, since an unfinished statement would prevent the log from being reset.
     rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
     return [_event(conversation, row) for row in rows]
 
 
+def _events_of(
+    connection: sqlite3.Connection, sql: str, wanted: Collection[tuple[str, K]]
+) -> dict[tuple[str, K], Event]:
+    items: dict[str, list[K]] = {}
+    for conversation, item in wanted:
+        items.setdefault(conversation, []).append(item)
+    rows = connection.execute(sql, (_encode(items).decode(),)).fetchall()
+    return {(conversation, item): _event(conversation, row) for conversation, item, *row in rows}
+
+
 def _devices(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Any]:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    seen = "d.seen" if version > sqlite_file.OLDEST_SCHEMA else "0"
+    seen = "d.seen" if sqlite_file.schema_of(connection) >= sqlite_file.SCHEMA_WITH_SEEN else "0"
     return connection.execute(sql.format(seen=seen), parameters).fetchall()
 
 
 def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit: int) -> list[Record]:
-    rows = connection.execute(_RECORDS_AFTER, (conversation, seq, limit)).fetchall()
-    return [Record(_event(conversation, row), (row[5] or "").encode(), row[8]) for row in rows]
+    known = sqlite_file.schema_of(connection) >= sqlite_file.SCHEMA_WITH_REGISTERS
+    sql = _RECORDS_AFTER.format(register="e.register" if known else "NULL")
+    rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
+    return [
+        Record(_event(conversation, row), (row[5] or "").encode(), digest=row[8], register=row[9] or "")
+        for row in rows
+    ]
 
 
 def _event(conversation: str, row: Sequence[Any]) -> Event:
-    """`row` has the columns of `_EVENT`, and may have more."""
+    """`row` begins with the columns of `_EVENT`."""
     seq, number, sender, device, client_msg_id, content, kind, client_time = row[:8]
     event_id = Id(number)
     return Event(

@@ -1,7 +1,7 @@
 """The embedded store: one SQLite database, written by one process.
 
-Everything written shares the transactions of one connection (`sqlite_writer`); reads go past it
-(`sqlite_reader`). In WAL mode with `synchronous=FULL` a commit is on the disk when it returns.
+All writes share the transactions of one connection (`writer`); reads use connections of their own
+(`reader`). In WAL mode with `synchronous=FULL` a commit is on the disk when it returns.
 """
 
 import asyncio
@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Self
 
 from imqtt.errors import SetupError
-from imqtt.model import Device, Marks
-from imqtt.stores.base import DeviceFormat, Identity, Record, Registration
+from imqtt.model import Device, DeviceFormat, Marks, Registration
+from imqtt.stores.base import Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.reader import READERS, SqliteReader
 from imqtt.stores.sqlite.writer import Writer
 
 
 class SqliteStore(SqliteReader):
-    """A `Store` in one file. To read one that a server may be using, take `SqliteReader.attach`.
+    """A `Store` in one file. `SqliteReader.attach` reads a store that a server may be using.
 
-    Beside `<path>` there are `<path>-wal` and `<path>-shm` while it is open, which belong to it: a backup
-    is made with SQLite's own `.backup` or `VACUUM INTO`, not by copying the one file. `<path>.lock` is held
-    for as long as the store is open.
+    While it is open, `<path>-wal` and `<path>-shm` belong to it: make backups with SQLite's `.backup` or
+    `VACUUM INTO`, not by copying the file. An open store holds `<path>.lock`.
     """
 
     def __init__(
@@ -41,11 +40,10 @@ class SqliteStore(SqliteReader):
 
     @classmethod
     async def open(cls, path: Path, new: Identity, *, copying: bool = False, readers: int = READERS) -> Self:
-        """Opens the store at `path`, or creates it as `new`; `copying`, as an unfinished copy.
+        """Opens the store at `path`, or creates it with the identity `new`; `copying`, as an unfinished copy.
 
-        A store that exists keeps its own identity. Raises `SetupError` for whatever
-        the operator has to put right: a directory that is missing or may not be written, a file that is
-        read-only, locked, of another program, of a newer imqtt, or in use by another server.
+        Raises `SetupError` if the directory is missing or read-only, or the file is read-only, locked, of
+        another program, of a newer imqtt, or in use by another server.
         """
         path = await asyncio.to_thread(path.resolve)
         identity, connection, lock = await asyncio.to_thread(_open, path, new, copying)
@@ -56,13 +54,13 @@ class SqliteStore(SqliteReader):
         return False
 
     async def close(self) -> None:
-        """Commits what was submitted, brings the log into the file and lets go of it."""
+        """Commits pending writes, checkpoints the log and closes the file."""
         await super().close()
         self._writer.close()
         self._lock.close()
 
     async def append(self, records: Sequence[Record]) -> None:
-        """As `Store.append`; what it raises, it has stored nothing of."""
+        """As `Store.append`. If it raises, it has stored nothing."""
         if records:
             await self._writer.append(records)
 

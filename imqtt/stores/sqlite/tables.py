@@ -1,16 +1,16 @@
-"""What the SQLite store writes, each kind of row."""
+"""Writing each kind of row."""
 
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 
-from imqtt.model import Device, Marks
-from imqtt.stores.base import DeviceFormat, Record, Registration
+from imqtt.model import Device, DeviceFormat, Marks, Registration
+from imqtt.stores.base import Record
 
-NUMBERS_KEPT = 200_000  # conversations whose number is remembered
+NUMBERS_KEPT = 200_000  # conversations whose number is cached
 
 _PUT_CONVERSATION = "INSERT INTO conversations (name) VALUES (?) ON CONFLICT DO NOTHING"
 _NUMBER = "SELECT number FROM conversations WHERE name = ?"
-_PUT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT_MEMBER = "INSERT INTO members VALUES (?, ?) ON CONFLICT DO NOTHING"
 _RAISE_MARKS = """
     INSERT INTO marks VALUES (?, ?, ?, ?)
@@ -35,55 +35,56 @@ _END = (1 << 63) - 1
 
 
 class Tables:
-    """Writes rows over one connection, within whatever transaction its owner has begun."""
+    """Writes rows over one connection, within the transaction that the caller has begun."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self._numbers: dict[str, int] = {}
 
     def forget(self) -> None:
-        """A transaction was rolled back: the numbers that it gave are not given."""
+        """Called after a rollback, which may have undone cached numbers."""
         self._numbers.clear()
 
     def put_events(self, records: Sequence[Record]) -> None:
-        """A row for each record; raises `sqlite3.IntegrityError` where a seq or a key is taken."""
+        """Inserts the records. Raises `sqlite3.IntegrityError` if a seq or key is taken."""
         rows = []
         for record in records:
             event = record.event
-            # Only a conversation's first event makes it: one that begins later does not follow anything,
-            # and its row fails for want of a number.
+            # Only its first event creates a conversation. A later event of an unknown conversation has no
+            # number, so its row is refused.
             number = self._number(event.conversation, create=event.seq == 1)
-            # An `Id` is made a plain int: sqlite3 would search its adapters for the subclass.
+            # A plain int, since sqlite3 would search its adapters for the subclass `Id`.
             rows.append((
                 number, event.seq, int(event.id), event.sender, event.device, event.client_msg_id,
                 event.kind, event.client_time, record.digest, record.body.decode(),
+                record.register or None,
             ))  # fmt: skip
         self.connection.executemany(_PUT_EVENT, rows)
 
     def put_members(self, rows: Collection[tuple[str, str]]) -> None:
-        """`rows` are (user, conversation)."""
+        """`rows`: (user, conversation)."""
         self.connection.executemany(
             _PUT_MEMBER, [(user, self._number(name, create=True)) for user, name in rows]
         )
 
     def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
-        """The merged registers of those that grew."""
+        """Returns the merged marks that grew."""
         grown: list[Marks] = []
-        for it in marks:
-            if not (it.delivered or it.read):
+        for mark in marks:
+            if not (mark.delivered or mark.read):
                 continue
-            number = self._number(it.conversation, create=True)
-            row = self.connection.execute(_RAISE_MARKS, (number, it.user, it.delivered, it.read)).fetchone()
+            parameters = (self._number(mark.conversation, create=True), mark.user, mark.delivered, mark.read)
+            row = self.connection.execute(_RAISE_MARKS, parameters).fetchone()
             if row is not None:
-                grown.append(Marks(it.conversation, it.user, *row))
+                grown.append(Marks(mark.conversation, mark.user, *row))
         return grown
 
     def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        for it in said:
-            if isinstance(it, DeviceFormat):
-                self.connection.execute(_PUT_FORMAT, (*it.device, it.format, it.seen))
+        for new in said:
+            if isinstance(new, DeviceFormat):
+                self.connection.execute(_PUT_FORMAT, (*new.device, new.format, new.seen))
             else:
-                row = (*it.device, it.format, it.platform, it.max_packet, it.seen)
+                row = (*new.device, new.format, new.platform, new.max_packet, new.seen)
                 self.connection.execute(_PUT_DEVICE, row)
 
     def see_devices(self, seen: Mapping[Device, int]) -> None:

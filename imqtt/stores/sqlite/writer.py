@@ -1,13 +1,13 @@
 """The connection that writes, and its group commit.
 
-Writes that are submitted within one iteration of the event loop share a transaction: a commit in full sync
-costs some 200 us however many rows it has. What comes while the disk is busy waits in the sockets, and
-shares the next one.
+Writes submitted within one iteration of the event loop share a transaction: a synchronous commit costs about
+200 us, however many rows it has. Commands that arrive during a commit wait in the sockets and share the next
+one.
 
-It writes on the event loop's own thread, which waits for the disk meanwhile. A thread beside it was tried:
-each of a commit's statements gives up Python's global lock, and a loop that is busy gives it back only
-after up to 5 ms, several times a commit. And while the loop waits for the disk there is little that it
-could do: what it decides next rests on the commit.
+The writer runs in the event loop's thread and blocks it during a commit. With a thread of its own, each
+statement of a commit releases Python's global lock, and a busy event loop returns it only after up to 5 ms,
+several times per commit. There is also little that the loop could do meanwhile: its next decisions depend on
+the commit.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from imqtt.stores.sqlite.checkpoint import Checkpointer
 from imqtt.stores.sqlite.errors import is_of_all, is_of_connection, write_error
 from imqtt.stores.sqlite.tables import Tables
 
-BUSY_MILLISECONDS = 20  # for another program that writes; whoever submitted tries again, and the loop goes on
+BUSY_MILLISECONDS = 20  # waiting for another program that writes; then the caller tries again
 
 
 class Request(NamedTuple):
-    """One caller's write: records to append, or else something to do in a transaction."""
+    """One caller's write: records to append, or else a function to call in a transaction."""
 
     future: asyncio.Future[Any]
     records: Sequence[Record] | None
@@ -37,7 +37,7 @@ class Request(NamedTuple):
     def carry_out(self, tables: Tables) -> Any:
         if self.records is not None:
             return tables.put_events(self.records)
-        assert self.write is not None  # noqa: S101 - one of the two is there
+        assert self.write is not None  # noqa: S101 - one of the two is given
         return self.write(tables)
 
 
@@ -45,7 +45,7 @@ Outcome = tuple[Any, Exception | None]  # a result, or the error to raise
 
 
 class Writer:
-    """Owns the one connection that writes. Belongs to the event loop that it was made on."""
+    """Owns the connection that writes. Belongs to the event loop that created it."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
@@ -56,15 +56,15 @@ class Writer:
         self._closed = False
 
     def append(self, records: Sequence[Record]) -> asyncio.Future[None]:
-        """The future fails with `AppendConflict` where a seq or key is taken."""
+        """The future fails with `AppendConflict` if a seq or key is taken."""
         return self._submit(records, None)
 
     def submit(self, write: Callable[[Tables], Any]) -> asyncio.Future[Any]:
-        """Has `write` carried out in a transaction, in order of submission. It may be called twice."""
+        """Calls `write` in a transaction, in order of submission. It may be called twice."""
         return self._submit(None, write)
 
     def close(self) -> None:
-        """Commits what was submitted, and brings the log into the database."""
+        """Commits pending writes and checkpoints the log."""
         if self._closed:
             return
         self._flush()
@@ -82,7 +82,7 @@ class Writer:
             future.set_exception(Unavailable("the store is closed"))
             return future
         if not self._submitted:
-            # Behind everything that is ready to run now, and may submit as well.
+            # After everything that is ready to run now, since it may submit as well.
             self._loop.call_soon(self._flush)
         self._submitted.append(Request(future, records, write))
         return future
@@ -93,7 +93,7 @@ class Writer:
             return
         for request, (result, error) in zip(requests, self._commit(requests), strict=True):
             if request.future.done():
-                continue  # its caller was cancelled; what it wrote stands
+                continue  # its caller was cancelled; its write is kept
             if error is None:
                 request.future.set_result(result)
             else:
@@ -103,7 +103,7 @@ class Writer:
             self._checkpointer.checkpoint(self._tables.connection)
 
     def _commit(self, requests: Sequence[Request]) -> list[Outcome]:
-        """One outcome for each request, in order. Never raises, and leaves no transaction open."""
+        """One outcome per request, in order. Never raises, and leaves no transaction open."""
         try:
             tables = self._connect()
             try:
@@ -113,7 +113,7 @@ class Writer:
                 if is_of_all(error):
                     raise
                 return self._one_by_one(tables, requests)
-        except Exception as error:  # noqa: BLE001 - each caller is told
+        except Exception as error:  # noqa: BLE001 - each caller gets it
             if self._tables is not None:
                 self._roll_back(self._tables)
                 if is_of_connection(error):
@@ -123,15 +123,15 @@ class Writer:
             return [(None, failure)] * len(requests)
 
     def _together(self, tables: Tables, requests: Sequence[Request]) -> list[Outcome]:
-        """All in one transaction, and all records in one insert. Raises if any of it fails."""
+        """All in one transaction, and all records in one insert. Raises if any request fails."""
         tables.connection.execute("BEGIN IMMEDIATE")
-        tables.put_events([record for it in requests if it.records is not None for record in it.records])
-        results = [None if it.records is not None else it.carry_out(tables) for it in requests]
+        tables.put_events([record for request in requests for record in request.records or ()])
+        results = [request.write(tables) if request.write else None for request in requests]
         tables.connection.execute("COMMIT")
         return [(result, None) for result in results]
 
     def _one_by_one(self, tables: Tables, requests: Sequence[Request]) -> list[Outcome]:
-        """All in one transaction, but what one request fails with costs nobody else."""
+        """All in one transaction; a request that fails does not affect the others."""
         connection = tables.connection
         connection.execute("BEGIN IMMEDIATE")
         outcomes: list[Outcome] = []
@@ -165,7 +165,7 @@ class Writer:
 
     def _roll_back(self, tables: Tables) -> None:
         tables.forget()
-        # SQLite has rolled back by itself after some errors, such as a full disk.
+        # After some errors, such as a full disk, SQLite has already rolled back.
         if tables.connection.in_transaction:
             try:
                 tables.connection.execute("ROLLBACK")

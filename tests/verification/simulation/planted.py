@@ -15,13 +15,14 @@ from weakref import WeakKeyDictionary
 
 from imqtt.client.sender import Sender
 from imqtt.core.sequencing import Append, Decision, Incoming
+from imqtt.model import Key, Registration, Stored
 from imqtt.server.batch import Batch, Inbound
 from imqtt.server.committer import Committer
 from imqtt.server.delivery import Delivery, Outcome
 from imqtt.server.devices import Devices
 from imqtt.server.pages import Pages
 from imqtt.server.pipeline import Pipeline
-from imqtt.stores.base import AppendConflict, Key, OutcomeUnknown, Record, Registration, Stored
+from imqtt.stores.base import AppendConflict, OutcomeUnknown, Record
 from tests.verification.checker.check import Kind
 from tests.verification.simulation.scenario import Shape
 

@@ -12,17 +12,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from imqtt.model import Device, Event, Head, Marks, Position
-from imqtt.stores.base import (
-    AppendConflict,
-    DeviceFormat,
-    Identity,
-    Key,
-    Record,
-    RecordRefused,
-    Registration,
-    Stored,
-)
+from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
+from imqtt.stores.base import AppendConflict, Identity, Record, RecordRefused
 from tests.verification.checker.history import Row
 
 INT64 = 1 << 63
@@ -31,13 +22,17 @@ Dump = dict[str, tuple[tuple[Row, ...], tuple[tuple[str, int, int], ...]]]
 
 
 class Log:
-    """One conversation's events, by seq. `seqs` is in order; nothing keeps it from having gaps."""
+    """One conversation's events, by seq. `seqs` is in order; nothing keeps it from having gaps.
 
-    __slots__ = ("records", "seqs")
+    `registers` has the seqs of the events that set a register.
+    """
+
+    __slots__ = ("records", "registers", "seqs")
 
     def __init__(self) -> None:
         self.records: dict[int, Record] = {}
         self.seqs: list[int] = []
+        self.registers: set[int] = set()
 
     @property
     def newest(self) -> Event:
@@ -48,10 +43,14 @@ class Log:
         if seq not in self.records:
             insort(self.seqs, seq)
         self.records[seq] = record
+        self.registers.discard(seq)
+        if record.register:
+            self.registers.add(seq)
 
     def remove(self, seq: int) -> None:
         del self.records[seq]
         del self.seqs[bisect_left(self.seqs, seq)]
+        self.registers.discard(seq)
 
     def after(self, seq: int, limit: int) -> list[Record]:
         first = bisect_right(self.seqs, seq)
@@ -63,7 +62,7 @@ class Log:
 
     def copy(self) -> "Log":
         log = Log()
-        log.records, log.seqs = self.records.copy(), self.seqs.copy()
+        log.records, log.seqs, log.registers = self.records.copy(), self.seqs.copy(), self.registers.copy()
         return log
 
 
@@ -194,6 +193,18 @@ class Rows:
                 found[name, seq] = log.records[seq].event.id
         return found
 
+    def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        return {(name, seq): self._logs[name].records[seq].event for name, seq in self.ids_at(places)}
+
+    def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        found: dict[tuple[str, str], Event] = {}
+        for name, log in self._logs_of({name for name, _ in wanted}):
+            for seq in sorted(log.registers):
+                record = log.records[seq]
+                if (name, record.register) in wanted:
+                    found[name, record.register] = record.event
+        return found
+
     def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]:
         log = self._logs.get(conversation)
         return log.after(seq, limit) if log is not None else []
@@ -302,7 +313,7 @@ def check(record: Record) -> None:
         raise RecordRefused("an integer beyond 64 bits")
     try:
         record.body.decode()
-        f"{event.conversation}{event.sender}{event.device}{event.client_msg_id}{event.kind}".encode()
+        f"{event.conversation}{event.sender}{event.device}{event.client_msg_id}{event.kind}{record.register}".encode()
     except UnicodeError as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
 

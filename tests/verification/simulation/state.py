@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from random import Random
 from typing import Any, NamedTuple, TypeVar
 
-from imqtt.model import Device
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.memory import MemoryState
-from imqtt.stores.base import Key, Registration
 
 T = TypeVar("T")
 
@@ -87,14 +86,14 @@ class SimState:
 
     # --- seen ids
 
-    async def recall(self, keys: Collection[Key]) -> frozenset[Key]:
-        found = await self._ask_or(None, lambda memory: memory.recall(keys))
+    async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
+        found = await self._ask_or(None, lambda memory: memory.seen(keys))
         if found is None or not self._state.mistaken:
             return found or frozenset()
         return found | {key for key in keys if self._random() < self._state.mistaken}
 
-    async def remember(self, keys: Collection[Key]) -> None:
-        await self._ask_or(None, lambda memory: memory.remember(keys))
+    async def mark_seen(self, keys: Collection[Key]) -> None:
+        await self._ask_or(None, lambda memory: memory.mark_seen(keys))
 
     # --- device lists
 

@@ -14,8 +14,8 @@ from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 from imqtt.errors import ImqttError, StoreFull, StoreUnreachable, Unavailable
-from imqtt.model import Device, Event, Head, Marks, Position
-from imqtt.stores.base import DeviceFormat, Identity, Key, OutcomeUnknown, Record, Registration, Stored
+from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
+from imqtt.stores.base import Identity, OutcomeUnknown, Record
 from tests.verification.simulation.loop import Loop, Party, current
 from tests.verification.simulation.rows import Backup, Rows, check
 
@@ -150,6 +150,12 @@ class SimStore:
 
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
         return await self._read(lambda: self.tables.ids_at(places))
+
+    async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
+        return await self._read(lambda: self.tables.events_at(places))
+
+    async def registers(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Event]:
+        return await self._read(lambda: self.tables.registers(wanted))
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         return await self._read(lambda: self.tables.events_after(conversation, seq, limit))

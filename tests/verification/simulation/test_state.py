@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from imqtt.model import Device, Key
+from imqtt.model import Device, Key, Registration
 from imqtt.state.base import DevicePresence, StateAway, Worker
-from imqtt.stores.base import Registration
 from tests.verification.simulation.loop import Loop, simulated
 from tests.verification.simulation.state import RETRY_SECONDS, SharedState, SimState
 
@@ -50,10 +49,10 @@ async def fill(state: SimState, lists: tuple[Registration, ...]) -> None:
 
 def test_workers_share_the_state() -> None:
     async def course(world: World) -> None:
-        await world.one.remember(KEYS)
+        await world.one.mark_seen(KEYS)
         await fill(world.one, OLD)
         await world.one.beat(WORKER, 60_000)
-        assert await world.two.recall(KEYS) == frozenset(KEYS)
+        assert await world.two.seen(KEYS) == frozenset(KEYS)
         assert await world.two.devices(["alice"]) == {"alice": OLD}
         assert await world.two.workers() == [WORKER]
         assert (await world.one.take({PHONE: 15}, 0), await world.two.take({PHONE: 15}, 0)) == (
@@ -78,17 +77,17 @@ def test_a_worker_without_heartbeats_expires_in_virtual_time() -> None:
 def test_while_the_state_is_away_calls_soon_answer_unknown() -> None:
     async def course(world: World) -> None:
         state = world.one
-        await state.remember(KEYS)
+        await state.mark_seen(KEYS)
         await fill(state, OLD)
         world.shared.away = True
         before = world.loop.time()
-        assert await state.recall(KEYS) == frozenset()
+        assert await state.seen(KEYS) == frozenset()
         assert await state.devices(["alice"]) == {}
         assert await state.expired(1 << 60) == []
         assert await state.take({PHONE: 100}, 0) == {PHONE: 20}
         assert await state.update(DevicePresence(PHONE, "n", "online", 0, 1)) is True
         assert await state.update(DevicePresence(PHONE, "n", "offline", 0, 1)) is True
-        await state.remember(KEYS)
+        await state.mark_seen(KEYS)
         await fill(state, NEW)
         await state.leave("w1")
         with pytest.raises(StateAway):
@@ -102,7 +101,7 @@ def test_while_the_state_is_away_calls_soon_answer_unknown() -> None:
         world.shared.away = False
         await asyncio.sleep(2 * RETRY_SECONDS)
         assert not state.trouble
-        assert await state.recall(KEYS) == frozenset(KEYS)
+        assert await state.seen(KEYS) == frozenset(KEYS)
         assert await state.devices(["alice"]) == {}  # somebody else may have registered one and told nobody
 
     play(course)
@@ -138,14 +137,14 @@ def test_a_call_carried_out_without_an_answer_counts_as_unknown() -> None:
 
 def test_a_flush_removes_everything_and_earlier_leases_fill_nothing() -> None:
     async def course(world: World) -> None:
-        await world.one.remember(KEYS)
+        await world.one.mark_seen(KEYS)
         await world.one.beat(WORKER, 60_000)
         await world.one.forget_devices(["bob"])
         lease = await world.one.lease_devices(["alice"])
         world.shared.flush()
         await world.two.forget_devices(["alice"])
         await world.one.fill_devices(lease, {"alice": OLD})
-        assert await world.one.recall(KEYS) == frozenset()
+        assert await world.one.seen(KEYS) == frozenset()
         assert await world.one.devices(["alice"]) == {}
         assert await world.one.workers() == []
         await fill(world.one, NEW)
@@ -157,8 +156,8 @@ def test_a_flush_removes_everything_and_earlier_leases_fill_nothing() -> None:
 def test_false_positives_occur_at_the_set_rate() -> None:
     async def course(world: World) -> None:
         world.shared.mistaken = 0.3
-        await world.one.remember(KEYS[:50])
-        recalled = await world.one.recall(KEYS)
+        await world.one.mark_seen(KEYS[:50])
+        recalled = await world.one.seen(KEYS)
         assert recalled >= set(KEYS[:50])
         assert 20 < len(recalled) - 50 < 75
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from imqtt.errors import StoreFull, StoreUnreachable
-from imqtt.model import Device, Marks
-from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Registration
+from imqtt.model import Device, Marks, Registration
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown
 from tests.contract.stores import log, record
 from tests.verification.simulation.loop import Loop, Party, simulated
 from tests.verification.simulation.store import LINGER_SECONDS, SimStore, Tables, Unknown

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from imqtt.model import Device, Head, Marks
-from imqtt.stores.base import DeviceFormat, Registration, Store
+from imqtt.model import Device, DeviceFormat, Head, Marks, Registration
+from imqtt.stores.base import Store
 from tests.contract.conftest import Place
 from tests.contract.stores import STORES, log, record
 
