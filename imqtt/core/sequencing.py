@@ -10,7 +10,7 @@ from typing import NamedTuple
 from imqtt.bodies import Change, field_of
 from imqtt.core.effects import Effects
 from imqtt.core.rules import RULES
-from imqtt.core.view import View
+from imqtt.core.view import Needs, View
 from imqtt.errors import Conflict, ImqttError, RateLimited
 from imqtt.model import AnyLogCommand, Device, Event, Id, Key, Position, Stored
 
@@ -70,6 +70,11 @@ def receive(sender: Device, command: AnyLogCommand, partition: int = 0, *, again
     return Incoming(sender, command, key, change, body, change.digest(body), partition, again)
 
 
+def needs_of(incoming: Incoming) -> Needs:
+    """What the command's rule wants to see in the view."""
+    return RULES[type(incoming.command)].needs(incoming.command)
+
+
 def decide(
     batch: Sequence[Incoming],
     view: View,
@@ -99,7 +104,7 @@ def decide(
         except ImqttError as error:
             decisions.append(Refuse(error))
             continue
-        view.advance(incoming.key, event, incoming.digest)
+        view.advance(incoming.key, event, incoming.digest, incoming.change.register)
         decisions.append(Append(event, head.id, rule.effects(event, view)))
     return decisions
 

@@ -12,9 +12,9 @@ from random import random
 
 from imqtt.core.backoff import backoff
 from imqtt.core.conversations import Members
-from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, decide, duplicate
+from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, decide, duplicate, needs_of
 from imqtt.core.snowflake import Snowflake
-from imqtt.core.view import View
+from imqtt.core.view import NOTHING, View
 from imqtt.errors import ClockWrong, Unavailable
 from imqtt.model import Device, Id, Key, Position, Stored
 from imqtt.problems import explain
@@ -142,7 +142,7 @@ class Committer:
         members: Members,
         tokens: Mapping[Device, int],
     ) -> list[Decision]:
-        heads = await self._load_heads({command.command.conversation for command in commands})
+        view = await self._load(commands, found, members)
         left = dict(tokens)
         now = self._clock()
         latest = Id(0)
@@ -163,13 +163,26 @@ class Committer:
                 latest = drawn
             return drawn
 
-        decisions = decide(commands, View(heads, found, members), draw, admit)
+        decisions = decide(commands, view, draw, admit)
         if latest and (ahead := latest.time - now) > self._snowflakes[0].tolerance:
             self._problems.clock.note(
                 f"the clock is {ahead // 1_000} s behind the last events of some conversations, which keep "
                 "that date until it has passed: is the clock wrong, or was one?"
             )
         return decisions
+
+    async def _load(
+        self, commands: Sequence[Incoming], found: Mapping[Key, Stored], members: Members
+    ) -> View:
+        heads = await self._load_heads({command.command.conversation for command in commands})
+        needs = [needs for command in commands if (needs := needs_of(command)) is not NOTHING]
+        if not needs:
+            return View(heads, found, members)
+        events, registers = await asyncio.gather(
+            self._store.events_at({place for need in needs for place in need.events}),
+            self._store.registers({name for need in needs for name in need.registers}),
+        )
+        return View(heads, found, members, events, registers)
 
     async def _load_heads(self, conversations: set[str]) -> dict[str, Position]:
         heads: dict[str, Position] = {}

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from imqtt.bodies import Change
 from imqtt.core.effects import Effects
 from imqtt.core.rules import send
-from imqtt.core.view import View
+from imqtt.core.view import Needs, View
 from imqtt.model import Device, Event, LogCommand, Send
 
 
@@ -15,6 +15,9 @@ class Rule(Protocol):
 
     def change(self, command: Any) -> Change:
         """What the command asks for. It tells a duplicate from a conflict."""
+
+    def needs(self, command: Any) -> Needs:
+        """What `decide` looks at in the view, beside heads and members."""
 
     def decide(self, command: Any, by: Device, view: View) -> None:
         """Raises the `ImqttError` that refuses the command."""

@@ -2,14 +2,18 @@
 
 from imqtt.bodies import Change
 from imqtt.core.effects import for_all_members as effects
-from imqtt.core.view import View
+from imqtt.core.view import NOTHING, Needs, View
 from imqtt.model import Device, Send
 
-__all__ = ["change", "decide", "effects"]
+__all__ = ["change", "decide", "effects", "needs"]
 
 
 def change(command: Send) -> Change:
     return Change("message", command.content)
+
+
+def needs(command: Send) -> Needs:
+    return NOTHING
 
 
 def decide(command: Send, by: Device, view: View) -> None:
