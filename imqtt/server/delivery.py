@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
 from imqtt.core.conversations import Members
+from imqtt.core.overlays import overlaid, registers_of
 from imqtt.core.sequencing import Append, Decision, Known, Refuse
 from imqtt.errors import Busy, ImqttError, StoreUnreachable, Unavailable
 from imqtt.model import (
@@ -251,9 +252,12 @@ class Delivery:
         """The event at this place and some that follow it, each naming the one before it."""
         read: dict[tuple[str, int], Event] = {}
         previous = Id(0)
-        for event in await self._store.events_after(conversation, max(seq - 2, 0), REREAD):
+        found = await self._store.events_after(conversation, max(seq - 2, 0), REREAD)
+        registers = await self._store.registers(registers_of(found))
+        for event in found:
             if event.seq >= seq:
-                read[conversation, event.seq] = replace(event, previous=previous)
+                shown, _ = overlaid(event, registers)
+                read[conversation, event.seq] = replace(shown, previous=previous)
             previous = event.id
         return read
 

@@ -1,9 +1,10 @@
 """The answers to `Hello`, `Sync` and `History`: heads and events, as many as fit one packet."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
+from imqtt.core.overlays import overlaid, registers_of
 from imqtt.core.view import EMPTY
 from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Position, Slice, Sync
 from imqtt.protocol import Format, encode_frame
@@ -188,10 +189,11 @@ class Pages:
                 if not room.events or not room.take(SLICE_OVERHEAD + len(cursor.conversation)):
                     return slices, True
                 found = await self._store.events_after(cursor.conversation, cursor.seq, room.events)
-                events = _leading(found, room)
+                events, changes = await self._fit(found, room)
                 more = not events or events[-1].seq < head.seq
                 if events:
-                    slices.append(Slice(cursor.conversation, tuple(events), more))
+                    beyond = _beyond(changes, events[-1].seq)
+                    slices.append(Slice(cursor.conversation, tuple(events), more, registers=beyond))
                 if more:
                     return slices, True
         return slices, False
@@ -219,18 +221,28 @@ class Pages:
 
     async def _before(self, conversation: str, seq: int, limit: int, room: Room) -> Slice:
         found = await self._store.events_before(conversation, seq, limit)
-        events = _leading(reversed(found), room)
+        events, changes = await self._fit(found[::-1], room)
         events.reverse()
         begins = not found or (bool(events) and events[0].seq == 1)
-        return Slice(conversation, tuple(events), missing="start" if begins else "")
+        beyond = _beyond(changes, events[-1].seq) if events else ()
+        return Slice(conversation, tuple(events), missing="start" if begins else "", registers=beyond)
+
+    async def _fit(self, found: Sequence[Event], room: Room) -> tuple[list[Event], list[Event]]:
+        """As many of the events, from the first on, as fit, and the events that change how they are shown."""
+        registers = await self._store.registers(registers_of(found)) if found else {}
+        leading: list[Event] = []
+        changes: list[Event] = []
+        for event in found:
+            shown, changed_by = overlaid(event, registers)
+            fitted = room.event(shown)
+            if fitted is None or any(room.event(change, counted=False) is None for change in changed_by):
+                break
+            leading.append(fitted)
+            changes += changed_by
+        return leading, changes
 
 
-def _leading(events: Iterable[Event], room: Room) -> list[Event]:
-    """As many of the events, from the first on, as fit."""
-    leading: list[Event] = []
-    for event in events:
-        fitted = room.event(event)
-        if fitted is None:
-            break
-        leading.append(fitted)
-    return leading
+def _beyond(changes: Sequence[Event], seq: int) -> tuple[Event, ...]:
+    """The events after `seq`, each once and in order."""
+    later = {change.seq: change for change in changes if change.seq > seq}
+    return tuple(later[place] for place in sorted(later))

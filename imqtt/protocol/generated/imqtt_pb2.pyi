@@ -291,20 +291,22 @@ class Head(_message.Message):
     def __init__(self, conversation: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ..., latest: _Optional[_Union[Event, _Mapping]] = ..., marks: _Optional[_Iterable[_Union[Marks, _Mapping]]] = ...) -> None: ...
 
 class Slice(_message.Message):
-    __slots__ = ("conversation", "events", "more", "restart", "missing", "history")
+    __slots__ = ("conversation", "events", "more", "restart", "missing", "history", "registers")
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     RESTART_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    REGISTERS_FIELD_NUMBER: _ClassVar[int]
     conversation: str
     events: _containers.RepeatedCompositeFieldContainer[Event]
     more: bool
     restart: bool
     missing: str
     history: bool
-    def __init__(self, conversation: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., more: _Optional[bool] = ..., restart: _Optional[bool] = ..., missing: _Optional[str] = ..., history: _Optional[bool] = ...) -> None: ...
+    registers: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, conversation: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., more: _Optional[bool] = ..., restart: _Optional[bool] = ..., missing: _Optional[str] = ..., history: _Optional[bool] = ..., registers: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class Page(_message.Message):
     __slots__ = ("ref", "heads", "more_heads", "slices", "more")
