@@ -4,7 +4,6 @@ from imqtt.client.client import Client
 from imqtt.client.settings import Timing
 from imqtt.client.values import (
     ConnectionState,
-    Entry,
     Notice,
     Refused,
     Restarted,
@@ -12,6 +11,7 @@ from imqtt.client.values import (
     Summary,
 )
 from imqtt.core.connection import Phase
+from imqtt.core.outbox import Entry
 from imqtt.protocol import Format
 
 __all__ = [

@@ -29,9 +29,9 @@ from imqtt.client.store import LocalStore, Memory
 from imqtt.client.tls import TlsContexts
 from imqtt.client.transport import Transport
 from imqtt.client.uplink import Uplink
-from imqtt.client.values import ConnectionState, Entry, Notice, Summary
+from imqtt.client.values import ConnectionState, Notice, Summary
 from imqtt.core.connection import Phase
-from imqtt.core.outbox import OutboxKey
+from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.partitions import home_of
 from imqtt.errors import ClientError, ImqttError, Invalid, NotConnected, SetupError
 from imqtt.model import (
@@ -339,13 +339,8 @@ class Client:
         for `close`, and `CredentialsRefused`.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
-        entry = self._entry(self._id_of(conversation), made, client_msg_id)
-        stored = self._parts.sender.wait(entry.key)
-        try:
-            await self._parts.sender.put(entry)
-            return await stored
-        finally:
-            self._parts.sender.forget(entry.key, stored)
+        command = self._message(conversation, made, client_msg_id)
+        return await self._parts.sender.send(command)
 
     async def post(
         self,
@@ -363,9 +358,9 @@ class Client:
         and `notices` reports it.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
-        entry = self._entry(self._id_of(conversation), made, client_msg_id)
-        await self._parts.sender.put(entry)
-        return entry.client_msg_id
+        command = self._message(conversation, made, client_msg_id)
+        await self._parts.sender.put(command)
+        return command.client_msg_id
 
     async def outbox(self) -> list[Entry]:
         """The messages that are not stored yet and those that were refused, in the order of sending."""
@@ -391,12 +386,10 @@ class Client:
             raise Invalid(f"{conversation!r} is neither a user nor a conversation")
         return self.direct(conversation)
 
-    def _entry(self, conversation: str, content: Content, client_msg_id: str | None) -> Entry:
+    def _message(self, conversation: str, content: Content, client_msg_id: str | None) -> Send:
         self._check()
         now = time.time_ns() // 1_000_000
-        entry = Entry(conversation, client_msg_id or uuid4().hex, content, now)
-        self._parts.sender.check(Send(conversation, entry.client_msg_id, content, now))
-        return entry
+        return Send(self._id_of(conversation), client_msg_id or uuid4().hex, content, now)
 
     # --- what comes
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from imqtt.private_files import create_private_database, make_database_private
 T = TypeVar("T")
 
 Operation = Callable[[sqlite3.Connection], T]
+Upgrades = Mapping[int, Operation[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,12 @@ class _Job:
 class Database(Protocol):
     """A device's database, which `open` opens once."""
 
-    async def open(self, schema: str, version: int) -> None:
-        """Creates the tables of `schema` if there are none. Raises `DeviceStoreError`."""
+    async def open(self, schema: str, version: int, upgrades: Upgrades) -> None:
+        """Creates the tables of `schema` if there are none. Raises `DeviceStoreError`.
+
+        `upgrades[n]` changes the tables of version n to those of version n + 1. Opening an older version
+        applies them in one transaction.
+        """
 
     def submit(
         self, operation: Operation[T], *, durable: bool = False, chained: bool = False
@@ -74,11 +79,11 @@ class SqliteDatabase:
     def __str__(self) -> str:
         return str(self._path or "the temporary store")
 
-    async def open(self, schema: str, version: int) -> None:
-        """Raises `DeviceStoreError`."""
+    async def open(self, schema: str, version: int, upgrades: Upgrades) -> None:
+        """As `Database.open`."""
         self._loop = asyncio.get_running_loop()
         try:
-            await self._loop.run_in_executor(self._thread, self._open, schema, version)
+            await self._loop.run_in_executor(self._thread, self._open, schema, version, upgrades)
         except BaseException:
             # A cancellation does not stop the thread: the file that it opens would stay locked.
             self._closed = True
@@ -113,7 +118,7 @@ class SqliteDatabase:
 
     # --- in the thread
 
-    def _open(self, schema: str, version: int) -> None:
+    def _open(self, schema: str, version: int, upgrades: Upgrades) -> None:
         try:
             if self._path is not None:
                 create_private_database(self._path)
@@ -125,7 +130,7 @@ class SqliteDatabase:
                 if self._path is not None:
                     connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA cache_size = -8192")
-                self._create(connection, schema, version)
+                self._prepare(connection, schema, version, upgrades)
                 if self._path is not None:
                     make_database_private(self._path)
             except BaseException:
@@ -139,16 +144,19 @@ class SqliteDatabase:
             raise DeviceStoreError(error.reason) from error
         self._connection = connection
 
-    def _create(self, connection: sqlite3.Connection, schema: str, version: int) -> None:
+    def _prepare(self, connection: sqlite3.Connection, schema: str, version: int, upgrades: Upgrades) -> None:
         connection.execute("BEGIN EXCLUSIVE")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found > version:
+            raise DeviceStoreError(f"{self} was written by another version of imqtt ({found}, not {version})")
         if found == 0:
             for statement in filter(str.strip, schema.split(";")):
                 connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {version}")
+        else:
+            for older in range(found, version):
+                upgrades[older](connection)
+        connection.execute(f"PRAGMA user_version = {version}")
         connection.execute("COMMIT")
-        if found not in (0, version):
-            raise DeviceStoreError(f"{self} was written by another version of imqtt ({found}, not {version})")
 
     def _work(self) -> None:
         while True:

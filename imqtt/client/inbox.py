@@ -77,7 +77,8 @@ class Inbox:
             if isinstance(frame, Event):
                 self._replica.event(frame)
             elif isinstance(frame, Accepted):
-                self._replica.accepted(frame, entries.get(OutboxKey(frame.conversation, frame.client_msg_id)))
+                entry = entries.get(OutboxKey(frame.conversation, frame.client_msg_id))
+                self._replica.accepted(frame, None if entry is None else entry.command)
             elif isinstance(frame, Page):
                 self._replica.page(frame, self._requests.asked(frame.ref))
                 answers.append(frame)

@@ -12,12 +12,25 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from imqtt.bodies import field_of
 from imqtt.client.store import Changes, Memory, Place
-from imqtt.client.values import NOTHING, Entry, LogState, Notice, Restarted, Skipped
-from imqtt.core.outbox import OutboxKey
+from imqtt.client.values import NOTHING, LogState, Notice, Restarted, Skipped
+from imqtt.core.outbox import OutboxKey, change_of
 from imqtt.core.reorder import Reorder
 from imqtt.core.reorder import Step as InOrder
-from imqtt.model import Accepted, AnyFrame, Device, Event, Head, Id, Marks, Page, Position, Slice
+from imqtt.model import (
+    Accepted,
+    AnyFrame,
+    AnyLogCommand,
+    Device,
+    Event,
+    Head,
+    Id,
+    Marks,
+    Page,
+    Position,
+    Slice,
+)
 
 MAX_SEQ = 1 << 53
 MAX_ID = 1 << 63
@@ -188,15 +201,15 @@ class Replica:
         if self._plausible(event):
             self._offer(self._log(event.conversation), event)
 
-    def accepted(self, frame: Accepted, entry: Entry | None) -> None:
-        """A message of this device is stored. `entry`: its content, if it is still in the outbox."""
+    def accepted(self, frame: Accepted, command: AnyLogCommand | None) -> None:
+        """A command's event is stored. `command`: the command itself, if it is still in the outbox."""
         key = OutboxKey(frame.conversation, frame.client_msg_id)
         self._step.changes.sent.append(key)
         self._step.accepted.append(frame)
         if not (0 < frame.seq < MAX_SEQ and 0 < frame.id < MAX_ID):
             self.odd += 1
-        elif entry is not None:
-            self._offer(self._log(frame.conversation), _own_event(self.device, frame, entry))
+        elif command is not None:
+            self._offer(self._log(frame.conversation), _own_event(self.device, frame, command))
         else:
             log, place = self._log(frame.conversation), Position(frame.seq, frame.id)
             if place.seq <= log.cursor.seq:
@@ -524,7 +537,8 @@ def _was_in(end: Position, event: Event, held: int) -> bool:
     return event.id == held if held else event.seq <= end.seq and event.id < end.id
 
 
-def _own_event(device: Device, frame: Accepted, entry: Entry) -> Event:
+def _own_event(device: Device, frame: Accepted, command: AnyLogCommand) -> Event:
+    change = change_of(command)
     return Event(
         conversation=frame.conversation,
         seq=frame.seq,
@@ -533,9 +547,10 @@ def _own_event(device: Device, frame: Accepted, entry: Entry) -> Event:
         sender=device.user,
         device=device.device,
         client_msg_id=frame.client_msg_id,
-        content=entry.content,
-        client_time=entry.client_time,
+        kind=change.kind,
+        client_time=command.client_time,
         previous=frame.previous,
+        **field_of(change),
     )
 
 

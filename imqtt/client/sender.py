@@ -11,10 +11,10 @@ from imqtt.client.settings import Timing
 from imqtt.client.store import LocalStore
 from imqtt.client.transport import Untaken
 from imqtt.client.uplink import Uplink
-from imqtt.client.values import Entry, Notice, Refused, error_of
-from imqtt.core.outbox import Fate, Outbox, OutboxKey
+from imqtt.client.values import Notice, Refused, error_of
+from imqtt.core.outbox import Entry, Fate, Outbox, OutboxKey, change_of
 from imqtt.errors import Conflict, Discarded, ImqttError, TooLarge
-from imqtt.model import Accepted, Rejected, Send
+from imqtt.model import Accepted, AnyLogCommand, Rejected
 from imqtt.protocol import Bounds, check
 
 log = logging.getLogger(__name__)
@@ -60,28 +60,40 @@ class Sender:
     def __len__(self) -> int:
         return len(self._outbox)
 
-    def check(self, send: Send) -> None:
-        """Raises what the server would refuse it with, as far as it has told its limits.
+    def check(self, command: AnyLogCommand) -> None:
+        """Raises the error with which the server would reject the command, by the limits that it reported.
 
-        The broker hangs up on what is too large for it, and then nobody refuses the message at all. It takes
-        four times the largest command (deploy/mosquitto/mosquitto.conf), so the server's limit comes first.
+        The broker disconnects a device that publishes more than it accepts, and no rejection comes. It
+        accepts four times the largest command (deploy/mosquitto/mosquitto.conf).
         """
         limits = self._uplink.limits
         if limits is None:
-            check(send, UNBOUNDED)
+            check(command, UNBOUNDED)
             return
-        check(send, Bounds(limits.content, limits.command, limits.cursors))
-        size = len(self._uplink.encode(send))
+        check(command, Bounds(limits.content, limits.command, limits.cursors))
+        size = len(self._uplink.encode(command))
         if size > limits.command:
             raise TooLarge("a command", size, limits.command)
 
-    async def put(self, entry: Entry) -> None:
-        """Durable when it returns, and then sent by itself. Raises `Conflict`.
+    async def send(self, command: AnyLogCommand) -> Accepted:
+        """Puts the command into the outbox and returns when its event is stored."""
+        key = OutboxKey(command.conversation, command.client_msg_id)
+        stored = self.wait(key)
+        try:
+            await self.put(command)
+            return await stored
+        finally:
+            self.forget(key, stored)
 
-        A cancellation does not stop it: the message would be in the outbox, and unsent.
+    async def put(self, command: AnyLogCommand) -> None:
+        """Returns when the command is durable; it is then sent. Raises `Conflict`, and as `check`.
+
+        A cancellation does not stop it: the command would be in the outbox and not be sent.
         """
+        self.check(command)
+        entry = Entry(command)
         published = self._unanswered.get(entry.key)
-        if published is not None and published != hash(entry.content):
+        if published is not None and published != hash(change_of(command)):
             # Its answer would be taken for this one's.
             raise Conflict(f"the client_msg_id {entry.client_msg_id} was sent with other content")
 
@@ -172,9 +184,8 @@ class Sender:
         return entries
 
     async def _publish(self, entry: Entry) -> None:
-        send = Send(entry.conversation, entry.client_msg_id, entry.content, entry.client_time)
         try:
-            self.check(send)
+            self.check(entry.command)
         except ImqttError as error:  # it was put when the limits were others, or not known
             self._unanswered.pop(entry.key, None)
             if self._outbox.rejected(entry.key, time.monotonic(), retryable=False) is Fate.REFUSED:
@@ -182,9 +193,9 @@ class Sender:
                 await self._refuse(entry, error)
             return
         if self._uplink.is_attached:
-            self._unanswered[entry.key] = hash(entry.content)
+            self._unanswered[entry.key] = hash(change_of(entry.command))
         try:
-            await self._uplink.publish(send, entry.conversation)
+            await self._uplink.publish(entry.command, entry.conversation)
         except Untaken as error:
             log.debug("%s", error)
             self._outbox.untaken(entry.key, time.monotonic())

@@ -14,15 +14,34 @@ from typing import Self
 import msgspec
 
 from imqtt.client.database import Database, SqliteDatabase
-from imqtt.client.values import Entry, LogState, Summary
-from imqtt.core.outbox import OutboxKey
+from imqtt.client.values import LogState, Summary
+from imqtt.core.outbox import Entry, OutboxKey, change_of
 from imqtt.core.partitions import home_of
 from imqtt.errors import Conflict, DeviceStoreError
-from imqtt.model import Content, Device, Event, Id, Marks, Position, from_json_type, to_json_type
+from imqtt.model import (
+    AnyLogCommand,
+    Content,
+    Device,
+    Event,
+    Id,
+    Marks,
+    Position,
+    Send,
+    from_json_type,
+    to_json_type,
+)
+from imqtt.protocol import Format, encode_command
 
-VERSION = 1
+VERSION = 2
 
-SCHEMA = """
+OUTBOX = """
+CREATE TABLE outbox (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, conversation TEXT NOT NULL, client_msg_id TEXT NOT NULL,
+    command BLOB NOT NULL, refused TEXT NOT NULL, reason TEXT NOT NULL,
+    UNIQUE (conversation, client_msg_id)
+)"""
+
+SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE conversations (
     conversation TEXT PRIMARY KEY, seq INTEGER NOT NULL, id INTEGER NOT NULL, base INTEGER NOT NULL,
@@ -37,11 +56,7 @@ CREATE TABLE marks (
     conversation TEXT NOT NULL, user TEXT NOT NULL, delivered INTEGER NOT NULL, read INTEGER NOT NULL,
     PRIMARY KEY (conversation, user)
 ) WITHOUT ROWID;
-CREATE TABLE outbox (
-    position INTEGER PRIMARY KEY AUTOINCREMENT, conversation TEXT NOT NULL, client_msg_id TEXT NOT NULL,
-    client_time INTEGER NOT NULL, content BLOB NOT NULL, refused TEXT NOT NULL, reason TEXT NOT NULL,
-    UNIQUE (conversation, client_msg_id)
-);
+{OUTBOX};
 CREATE TABLE consumers (name TEXT PRIMARY KEY, ordinal INTEGER NOT NULL) WITHOUT ROWID
 """
 
@@ -50,6 +65,7 @@ Place = tuple[str, int]  # a conversation and a seq
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
 _event = msgspec.json.Decoder(Event, dec_hook=from_json_type).decode
 _content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
+_command = msgspec.json.Decoder(AnyLogCommand, dec_hook=from_json_type).decode
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -97,23 +113,18 @@ class LocalStore:
     async def open(cls, store: Path | Database | None, device: Device) -> Self:
         """Opens or creates the store of one device; None: one that ends with the process."""
         database = SqliteDatabase(store) if store is None or isinstance(store, Path) else store
-        await database.open(SCHEMA, VERSION)
+        await database.open(SCHEMA, VERSION, {1: _upgrade_to_2})
 
         def claim(connection: sqlite3.Connection) -> str:
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('device', ?)", (str(device),))
             return str(connection.execute("SELECT value FROM meta WHERE name = 'device'").fetchone()[0])
 
-        before = f"{device.user}/{device.device}"  # its name in a store of version 0.1
         try:
             owner = await database.submit(claim)
-            if owner == before:
-                await database.submit(
-                    lambda it: it.execute("UPDATE meta SET value = ? WHERE name = 'device'", (str(device),))
-                )
         except BaseException:
             await database.close()
             raise
-        if owner not in (str(device), before):
+        if owner != str(device):
             await database.close()
             raise DeviceStoreError(f"{database} belongs to {owner}, not to {device}")
         return cls(database, device)
@@ -194,28 +205,46 @@ class LocalStore:
     # --- the outbox
 
     def put(self, entry: Entry) -> Future[bool]:
-        """Adds a message; False if this very message is there already. Raises `Conflict`.
+        """Adds a command. False if the same one is there already. Raises `Conflict`.
 
         Durable against a crash of the machine too: until it is accepted, it exists nowhere else.
         """
         return self._database.submit(lambda it: _put(it, entry), durable=True)
 
     def entries(self, keys: Collection[OutboxKey] | None = None) -> Future[dict[OutboxKey, Entry]]:
-        """Messages in the outbox, in the order in which they were given; all of them without `keys`."""
+        """The commands in the outbox, in the order of putting; all of them without `keys`."""
         return self._database.submit(lambda it: _entries(it, keys))
 
     def refuse(self, key: OutboxKey, code: str, reason: str) -> Future[None]:
-        """Keeps a message that will not be sent again, for its user to see."""
+        """Keeps a command that will not be sent again, for the user to see."""
         statement = "UPDATE outbox SET refused = ?, reason = ? WHERE conversation = ? AND client_msg_id = ?"
         return self._database.submit(lambda it: _run(it, statement, (code, reason, *key)))
 
     def discard(self, key: OutboxKey) -> Future[bool]:
-        """Forgets a message of the outbox. False if it is not there."""
+        """Removes a command from the outbox. False if it is not there."""
         statement = "DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?"
         return self._database.submit(lambda it: it.execute(statement, key).rowcount > 0)
 
 
 # --- the statements, run in the database's thread ------------------------------------------------------
+
+
+def _upgrade_to_2(connection: sqlite3.Connection) -> None:
+    """Version 1 kept the contents of messages, and wrote the device as `user/device`."""
+    connection.execute("UPDATE meta SET value = replace(value, '/', '@') WHERE name = 'device'")
+    connection.execute("ALTER TABLE outbox RENAME TO contents")
+    connection.execute(OUTBOX)
+    query = "SELECT conversation, client_msg_id, content, client_time, refused, reason FROM contents"
+    for conversation, name, content, time, refused, reason in connection.execute(
+        f"{query} ORDER BY position"
+    ):
+        command = encode_command(Send(conversation, name, _content(content), time), Format.JSON)
+        connection.execute(
+            "INSERT INTO outbox (conversation, client_msg_id, command, refused, reason)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (conversation, name, command, refused, reason),
+        )
+    connection.execute("DROP TABLE contents")
 
 
 def _run(connection: sqlite3.Connection, statement: str, values: Sequence[object]) -> None:
@@ -333,32 +362,30 @@ def _summaries(
 
 
 def _put(connection: sqlite3.Connection, entry: Entry) -> bool:
-    content = _encode(entry.content)
+    command = encode_command(entry.command, Format.JSON)
     found = connection.execute(
-        "SELECT content, refused FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key
+        "SELECT command, refused FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key
     ).fetchone()
     if found is not None:
-        if found[0] != content:
+        # Both decoded: a program may give JSON that is not in its compact form.
+        if change_of(_command(found[0])) != change_of(_command(command)):
             raise Conflict(f"the client_msg_id {entry.client_msg_id} is in use for other content")
         if not found[1]:
             return False
         connection.execute("DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key)
     connection.execute(
-        "INSERT INTO outbox (conversation, client_msg_id, client_time, content, refused, reason)"
-        " VALUES (?, ?, ?, ?, '', '')",
-        (*entry.key, entry.client_time, content),
+        "INSERT INTO outbox (conversation, client_msg_id, command, refused, reason) VALUES (?, ?, ?, '', '')",
+        (*entry.key, command),
     )
     return True
 
 
 def _entries(connection: sqlite3.Connection, keys: Iterable[OutboxKey] | None) -> dict[OutboxKey, Entry]:
-    query = "SELECT conversation, client_msg_id, content, client_time, refused, reason FROM outbox"
+    query = "SELECT command, refused, reason FROM outbox"
     if keys is None:
         rows = connection.execute(f"{query} ORDER BY position").fetchall()
     else:
         one = f"{query} WHERE conversation = ? AND client_msg_id = ?"
         rows = [row for key in keys for row in connection.execute(one, key)]
-    return {
-        OutboxKey(row[0], row[1]): Entry(row[0], row[1], _content(row[2]), row[3], row[4], row[5])
-        for row in rows
-    }
+    entries = (Entry(_command(command), refused, reason) for command, refused, reason in rows)
+    return {entry.key: entry for entry in entries}

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import msgspec
 
 from imqtt.core.connection import Phase
-from imqtt.core.outbox import OutboxKey
+from imqtt.core.outbox import Entry
 from imqtt.errors import WIRE_ERRORS, ImqttError, TooLarge
-from imqtt.model import Content, Event, Id, Marks, PeerTyping, Position, Presence, Rejected, Value
+from imqtt.model import Event, Id, Marks, PeerTyping, Position, Presence, Rejected, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +50,6 @@ class Summary(Value, frozen=True):
     unread_at_most: int
     delivered: int = 0
     read: int = 0
-
-
-class Entry(Value, frozen=True):
-    """A message in the outbox. One that the server `refused`, with this code, is not sent again."""
-
-    conversation: str
-    client_msg_id: str
-    content: Content
-    client_time: int = 0
-    refused: str = ""  # the error's code
-    reason: str = ""
-
-    @property
-    def key(self) -> OutboxKey:
-        """The conversation and the client_msg_id, which together identify a message in the outbox."""
-        return OutboxKey(self.conversation, self.client_msg_id)
 
 
 class Restarted(Value, frozen=True):

@@ -26,7 +26,8 @@ SECTIONS = {
         "imqtt/core/connection.py": ["Phase"],
     },
     "Conversations and messages": {
-        "imqtt/client/values.py": ["Summary", "Entry"],
+        "imqtt/client/values.py": ["Summary"],
+        "imqtt/core/outbox.py": ["Entry"],
         "imqtt/model.py": ["Accepted", "Event", "Content", "Position"],
     },
     "Notices": {

@@ -12,9 +12,8 @@ from imqtt.client.settings import Timing
 from imqtt.client.store import Memory
 from imqtt.client.sync_queue import SyncQueue
 from imqtt.client.uplink import Uplink
-from imqtt.client.values import Entry
 from imqtt.core.reorder import Reorder
-from imqtt.model import Accepted, Cursor, Device, Event, Head, Id, Marks, Page, Sync
+from imqtt.model import Accepted, Cursor, Device, Event, Head, Id, Marks, Page, Send, Sync
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import Format
 from tests.client.little_server import LittleServer
@@ -257,7 +256,7 @@ def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_
     server.store(talk, "told to nobody")
     mine = server.store(talk, "hi", "alice@phone", "m1")
     accepted = Accepted(talk, "m1", mine.seq, mine.id, mine.time, server.live(mine).previous)
-    replica.accepted(accepted, Entry(talk, "m1", mine.content, 0))
+    replica.accepted(accepted, Send(talk, "m1", mine.content, 0))
     step = replica.take()
     assert step.wanted == {talk: Want.CHECK}
     assert not step.changes.events
@@ -273,12 +272,12 @@ def test_a_program_is_told_what_its_message_stands_behind_whichever_answer_arriv
     first = server.store(talk, "first")
     mine = server.live(server.store(talk, "hi", "alice@phone", "m1"))
     accepted = Accepted(talk, "m1", mine.seq, mine.id, mine.time, first.id)
-    entry = Entry(talk, "m1", mine.content, 0)
+    command = Send(talk, "m1", mine.content, 0)
     for answer in ("accepted", "event"):
         replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
         replica.event(first)
         if answer == "accepted":
-            replica.accepted(accepted, entry)
+            replica.accepted(accepted, command)
         else:
             replica.event(mine)
         assert replica.take().accepted == [accepted]

@@ -6,8 +6,7 @@ import contextlib
 import pytest
 
 from imqtt.client import Client, Format, Phase, Refused
-from imqtt.client.values import Entry
-from imqtt.core.outbox import OutboxKey
+from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError, Discarded, NotAllowed, NotConnected, TooLarge
 from imqtt.model import Accepted, Hello, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
