@@ -11,10 +11,11 @@ from imqtt.client.values import (
     Summary,
 )
 from imqtt.core.connection import Phase
+from imqtt.core.conversation_view import ConversationView, Hole, Message
 from imqtt.core.outbox import Entry
 from imqtt.protocol import Format
 
 __all__ = [
-    "Client", "ConnectionState", "Entry", "Format", "Notice", "Phase", "Refused", "Restarted", "Skipped",
-    "Summary", "Timing",
+    "Client", "ConnectionState", "ConversationView", "Entry", "Format", "Hole", "Message", "Notice", "Phase",
+    "Refused", "Restarted", "Skipped", "Summary", "Timing",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ from imqtt.client.transport import Transport
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState, Notice, Summary
 from imqtt.core.connection import Phase
+from imqtt.core.conversation_view import ConversationView
 from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.partitions import home_of
 from imqtt.errors import ClientError, ImqttError, Invalid, NotConnected, SetupError
@@ -421,6 +422,14 @@ class Client:
         found = await self._parts.reader.history(self._id_of(conversation), before, limit)
         self._parts.inbox.check()  # what it was read by
         return found
+
+    async def view(self, conversation: str, limit: int = 1_000) -> ConversationView:
+        """A conversation as a program displays it: messages with receipts, holes, and messages in the outbox.
+
+        It covers the newest `limit` events that the device holds, and events that arrived ahead of missing
+        ones; `events` returns those only when the hole is filled. `history` fetches older events.
+        """
+        return await self._parts.reader.view(self._id_of(conversation), limit)
 
     async def conversations(self, limit: int = 1_000) -> list[Summary]:
         """The user's conversations, the one with the newest event first."""

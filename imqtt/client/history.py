@@ -1,11 +1,13 @@
 """Reading back: from the device's own log where it is whole, else from the server."""
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
 from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.store import LocalStore
+from imqtt.core.conversation_view import ConversationView, view_of
 from imqtt.errors import NotConnected
 from imqtt.model import Event, History, Slice
 
@@ -46,6 +48,29 @@ class Reader:
                 return own
             raise NotConnected(f"this device lacks {conversation} before seq {end}: {error}") from None
         return older + own
+
+    async def view(self, conversation: str, limit: int) -> ConversationView:
+        """The newest `limit` events that the device holds, folded."""
+        log = self._replica.logs.get(conversation)
+        first, last, head, ahead = 1, 0, 0, list[Event]()
+        if log is not None and log.begun:
+            first, last = max(log.base, log.cursor.seq - limit) + 1, log.cursor.seq
+            head = max(log.head.seq, last)
+            ahead = [] if log.order.in_doubt else log.order.kept
+        # Submitted at once, so that no change of the store comes between them.
+        events, marks, outbox = await asyncio.gather(
+            self._store.events(conversation, first, last),
+            self._store.marks(conversation),
+            self._store.entries(),
+        )
+        return view_of(
+            conversation,
+            events + ahead,
+            marks=marks.values(),
+            outbox=outbox.values(),
+            first=events[0].seq if events else first,
+            head=head,
+        )
 
     async def after(self, conversation: str, seq: int, head: int) -> list[Event]:
         """The events after `seq` up to `head`. Raises `NotConnected` unless that is all that there are."""

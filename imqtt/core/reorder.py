@@ -51,6 +51,11 @@ class Reorder:
         """The seq of the first event kept aside; 0: there is none."""
         return min(self._aside, default=0)
 
+    @property
+    def kept(self) -> list[Event]:
+        """The events kept aside, in order of seq."""
+        return [self._aside[seq] for seq in sorted(self._aside)]
+
     def holds(self, seq: int) -> bool:
         """Whether the event of this seq is kept aside."""
         return seq in self._aside

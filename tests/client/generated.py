@@ -28,6 +28,7 @@ SECTIONS = {
     "Conversations and messages": {
         "imqtt/client/values.py": ["Summary"],
         "imqtt/core/outbox.py": ["Entry"],
+        "imqtt/core/conversation_view.py": ["ConversationView", "Message", "Hole"],
         "imqtt/model.py": ["Accepted", "Event", "Content", "Position"],
     },
     "Notices": {
