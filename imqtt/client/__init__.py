@@ -2,14 +2,8 @@
 
 from imqtt.client.client import Client
 from imqtt.client.settings import Timing
-from imqtt.client.values import (
-    ConnectionState,
-    Notice,
-    Refused,
-    Restarted,
-    Skipped,
-    Summary,
-)
+from imqtt.client.values import ConnectionState, Notice, Refused, Summary
+from imqtt.core.changes import Restarted, Skipped
 from imqtt.core.connection import Phase
 from imqtt.core.conversation_view import ConversationView, Hole, Message
 from imqtt.core.outbox import Entry

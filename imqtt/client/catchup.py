@@ -9,13 +9,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from random import random, uniform
 
-from imqtt.client.replica import Replica, Want
 from imqtt.client.requests import Requests
 from imqtt.client.settings import Timing
-from imqtt.client.store import Changes, LocalStore
-from imqtt.client.sync_queue import SyncQueue
+from imqtt.client.store import LocalStore
 from imqtt.client.uplink import Uplink
+from imqtt.core.changes import Changes, Want
 from imqtt.core.partitions import home_of
+from imqtt.core.replica import Replica
+from imqtt.core.sync_queue import SyncQueue
 from imqtt.errors import ImqttError, NotConnected
 from imqtt.model import SNOWFLAKE_TIME_SHIFT, Cursor, Id, Page, Position, Sync
 

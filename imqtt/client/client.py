@@ -21,19 +21,20 @@ from imqtt.client.history import Reader
 from imqtt.client.inbox import Inbox
 from imqtt.client.marker import Marker
 from imqtt.client.mqtt import Mqtt
-from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.sender import UNBOUNDED, Sender
 from imqtt.client.settings import ClientSettings, Timing, check_device, parse_addresses
-from imqtt.client.store import LocalStore, Memory
+from imqtt.client.store import LocalStore
 from imqtt.client.tls import TlsContexts
 from imqtt.client.transport import Transport
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState, Notice, Summary
+from imqtt.core.changes import Memory
 from imqtt.core.connection import Phase
 from imqtt.core.conversation_view import ConversationView
 from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.partitions import home_of
+from imqtt.core.replica import Replica
 from imqtt.errors import ClientError, ImqttError, Invalid, NotConnected, SetupError
 from imqtt.model import (
     Accepted,
@@ -175,7 +176,7 @@ class Client:
         adopting = settings.start == "latest" and "adopted" not in memory.meta
         uplink = Uplink(settings.device, settings.format)
         requests = Requests(uplink, settings.timing)
-        replica = Replica(settings.device, memory, adopting=adopting, questions=requests, keep=settings.keep)
+        replica = Replica(settings.device, memory, adopting=adopting, keep=settings.keep)
         sender = Sender(uplink, store, settings.timing, memory.unsent, self._notices.tell)
         marker = Marker(replica, uplink, settings.timing)
         catchup = CatchUp(

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.store import LocalStore
 from imqtt.core.conversation_view import ConversationView, view_of
+from imqtt.core.replica import Replica
 from imqtt.errors import NotConnected
 from imqtt.model import Event, History, Slice
 

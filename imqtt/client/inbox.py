@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from imqtt.client.catchup import CatchUp
 from imqtt.client.feed import Broadcast, Feed
 from imqtt.client.marker import Marker
-from imqtt.client.replica import Replica, Step
 from imqtt.client.requests import Requests
 from imqtt.client.sender import Sender
 from imqtt.client.store import LocalStore
 from imqtt.client.values import Notice
+from imqtt.core.changes import Step
 from imqtt.core.outbox import OutboxKey
+from imqtt.core.replica import Replica
 from imqtt.errors import Malformed
 from imqtt.model import Accepted, AnyFrame, Event, Marks, Page, PeerTyping, Presence, Rejected, Welcome
 from imqtt.protocol import decode_frames
@@ -70,17 +71,17 @@ class Inbox:
         keys = [OutboxKey(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
         entries = await self._sender.entries(keys) if keys else {}
         overlaps = self._replica.overlaps(frames)
-        self._replica.stored = await self._store.ids(overlaps) if overlaps else {}
+        held = await self._store.ids(overlaps) if overlaps else {}
         answers: list[Page | Rejected] = []
         welcomed = False
         for frame in frames:
             if isinstance(frame, Event):
-                self._replica.event(frame)
+                self._replica.event(frame, held)
             elif isinstance(frame, Accepted):
                 entry = entries.get(OutboxKey(frame.conversation, frame.client_msg_id))
-                self._replica.accepted(frame, None if entry is None else entry.command)
+                self._replica.accepted(frame, None if entry is None else entry.command, held)
             elif isinstance(frame, Page):
-                self._replica.page(frame, self._requests.asked(frame.ref))
+                self._replica.page(frame, self._requests.asked(frame.ref), held)
                 answers.append(frame)
             elif isinstance(frame, Rejected):
                 answers.append(frame)
@@ -100,11 +101,13 @@ class Inbox:
         nothing is to come after it: `failed` has the error, also if nobody waits here any more.
         """
         step = self._replica.take()
+        self._requests.doubt(step.doubted)
+        self._requests.void(step.voided)
         if step.changes:
             step.changes.wanted_after = self._feed.wanted_after
         stored = self._store.apply(step.changes) if step.changes else None
         # Also if the connection ends now: the replica has changed, so this has to be told.
-        task = asyncio.create_task(self._settle(step, stored, self._replica.ordinal, answers))
+        task = asyncio.create_task(self._settle(step, stored, answers))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         await asyncio.shield(task)
@@ -118,7 +121,6 @@ class Inbox:
         self,
         step: Step,
         stored: "asyncio.Future[dict[str, int]] | None",
-        ordinal: int,
         answers: Sequence[Page | Rejected],
     ) -> None:
         try:
@@ -126,7 +128,7 @@ class Inbox:
                 self._replica.trimmed(await stored)
                 if step.changes.restarted:
                     self._feed.restart()
-                self._feed.advance(ordinal)
+                self._feed.advance(step.ordinal)
             self.check()
             await self._tell_of(step, answers)
         except Exception as error:

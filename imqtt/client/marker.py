@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Iterable
 from random import random
 
-from imqtt.client.replica import Replica
 from imqtt.client.settings import Timing
 from imqtt.client.transport import Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.core.backoff import untaken
+from imqtt.core.replica import Replica
 from imqtt.model import Mark
 
 AT_ONCE = 50  # commands before the next pause
@@ -47,12 +47,12 @@ class Marker:
         """Sends what has come together, at most a certain number. Raises `Untaken`."""
         for name in list(self._waiting)[:AT_ONCE]:
             log = self._replica.logs[name]
-            if log.has_marks:
-                order, delivered, read = log.order, log.delivered, log.read
+            if log.marks.is_ahead:
+                order, delivered, read = log.order, log.marks.delivered, log.marks.read
                 await self._uplink.publish(Mark(name, delivered, read), name)
                 if log.order is order:  # or the log has begun anew: those were marks of the old one
                     self._replica.told(name, delivered, read)
-            if not log.has_marks:  # they may have risen since
+            if not log.marks.is_ahead:  # they may have risen since
                 self._waiting.pop(name, None)
         if not self._waiting:
             self._changed.clear()

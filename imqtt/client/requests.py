@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import random
 from typing import Never
@@ -171,16 +171,18 @@ class Requests:
         question = self._questions.get(ref)
         return {} if question is None else dict(question.asked)
 
-    def void(self, conversation: str) -> None:
-        """The log begins anew: what has been asked so far speaks of a cursor that it does not have."""
-        for question in self._questions.values():
-            question.asked.pop(conversation, None)
+    def void(self, conversations: Iterable[str]) -> None:
+        """These logs were restarted: questions so far have cursors that no longer exist."""
+        for conversation in conversations:
+            for question in self._questions.values():
+                question.asked.pop(conversation, None)
 
-    def doubt(self, conversation: str) -> None:
-        """What has been asked so far may have been answered before what has just made the log doubtful."""
-        for question in self._questions.values():
-            if conversation in question.asked:
-                question.asked[conversation] = False
+    def doubt(self, conversations: Iterable[str]) -> None:
+        """These logs became doubtful: questions so far may have been answered before that."""
+        for conversation in conversations:
+            for question in self._questions.values():
+                if conversation in question.asked:
+                    question.asked[conversation] = False
 
     def answer(self, frame: Page | Rejected) -> bool:
         """False if nobody waits for it."""

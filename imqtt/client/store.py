@@ -7,14 +7,14 @@ message's event with its leaving the outbox. So the device may be killed at any 
 import sqlite3
 from asyncio import Future
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
 from imqtt.client.database import Database, SqliteDatabase
-from imqtt.client.values import LogState, Summary
+from imqtt.client.values import Summary
+from imqtt.core.changes import Changes, LogState, Memory, Place
 from imqtt.core.outbox import Entry, OutboxKey, change_of
 from imqtt.core.partitions import home_of
 from imqtt.errors import Conflict, DeviceStoreError
@@ -60,43 +60,10 @@ CREATE TABLE marks (
 CREATE TABLE consumers (name TEXT PRIMARY KEY, ordinal INTEGER NOT NULL) WITHOUT ROWID
 """
 
-Place = tuple[str, int]  # a conversation and a seq
-
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
 _event = msgspec.json.Decoder(Event, dec_hook=from_json_type).decode
 _content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
 _command = msgspec.json.Decoder(AnyLogCommand, dec_hook=from_json_type).decode
-
-
-class Memory(msgspec.Struct, frozen=True):
-    """What a client knows when it starts: everything but events and contents."""
-
-    logs: tuple[LogState, ...]
-    own_marks: tuple[Marks, ...]
-    unsent: tuple[OutboxKey, ...]  # in the order in which they were given
-    meta: dict[str, str]
-
-
-@dataclass(slots=True)
-class Changes:
-    """What one batch of frames changes, applied as one transaction in the order of the fields.
-
-    An event's ordinal numbers what is new to the device, over all conversations; history has none.
-    """
-
-    restarted: set[str] = field(default_factory=set)
-    events: dict[Place, tuple[int | None, Event]] = field(default_factory=dict)
-    logs: dict[str, LogState] = field(default_factory=dict)
-    marks: list[Marks] = field(default_factory=list)
-    sent: list[OutboxKey] = field(default_factory=list)
-    trim: list[tuple[str, int]] = field(default_factory=list)  # up to which seq
-    wanted_after: int | None = None  # an iterator has yet to read the events after this ordinal
-    meta: dict[str, str] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.restarted or self.events or self.logs or self.marks or self.sent or self.trim or self.meta
-        )
 
 
 class LocalStore:

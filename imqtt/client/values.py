@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-import msgspec
-
+from imqtt.core.changes import Restarted, Skipped
 from imqtt.core.connection import Phase
 from imqtt.core.outbox import Entry
 from imqtt.errors import WIRE_ERRORS, ImqttError, TooLarge
-from imqtt.model import Event, Id, Marks, PeerTyping, Position, Presence, Rejected, Value
+from imqtt.model import Event, Marks, PeerTyping, Position, Presence, Rejected, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +51,6 @@ class Summary(Value, frozen=True):
     read: int = 0
 
 
-class Restarted(Value, frozen=True):
-    """The device dropped its log of a conversation, because the server's log was restored from a backup.
-
-    `begins` is the seq of the first event that the device has now; 0: it has none.
-    """
-
-    conversation: str
-    begins: int
-
-
-class Skipped(Value, frozen=True):
-    """Events that the server does not provide, from seq `first` to `last`. `missing` says why: `archived` or
-    `before_joined`.
-    """
-
-    conversation: str
-    first: int
-    last: int
-    missing: str
-
-
 class Refused(Value, frozen=True):
     """The server refused a message for which no `send` waits. It stays in the outbox until it is
     discarded."""
@@ -82,22 +60,6 @@ class Refused(Value, frozen=True):
 
 
 Notice = Marks | Presence | PeerTyping | Restarted | Skipped | Refused
-
-
-class LogState(msgspec.Struct, frozen=True):
-    """How much of a conversation a device has: the events after `base` up to `cursor`, without a hole.
-
-    `missing` says why the server has nothing before `base` either; `head` is the newest event known of.
-    """
-
-    conversation: str
-    cursor: Position
-    base: int
-    head: Position
-    missing: str = ""
-
-
-NOTHING = Position(0, Id(0))
 
 
 def error_of(frame: Rejected, size: int = 0, limit: int = 0) -> ImqttError:

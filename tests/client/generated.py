@@ -33,7 +33,8 @@ SECTIONS = {
     },
     "Notices": {
         "imqtt/model.py": ["Marks", "Presence", "PeerTyping"],
-        "imqtt/client/values.py": ["Restarted", "Skipped", "Refused"],
+        "imqtt/core/changes.py": ["Restarted", "Skipped"],
+        "imqtt/client/values.py": ["Refused"],
     },
 }
 ERRORS = [

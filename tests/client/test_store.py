@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.client.store import SCHEMA, Changes, LocalStore, _apply, _summaries
-from imqtt.client.values import LogState
+from imqtt.client.store import SCHEMA, LocalStore, _apply, _summaries
+from imqtt.core.changes import Changes, LogState
 from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import Content, Device, Event, Id, JsonText, Marks, Position, Send

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from imqtt.client.store import Changes, LocalStore
-from imqtt.client.values import LogState
+from imqtt.client.store import LocalStore
+from imqtt.core.changes import Changes, LogState
 from imqtt.core.outbox import Entry
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import Content, Device, Event, Id, Marks, Position, Send
