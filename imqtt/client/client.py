@@ -1,41 +1,28 @@
 """The client: everything that a program does with imqtt, on one device of one user."""
 
-import asyncio
 import contextlib
-import logging
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 from uuid import uuid4
 
-from imqtt.client.catchup import CatchUp
-from imqtt.client.connection_tasks import ConnectionTasks
-from imqtt.client.connector import Connector
 from imqtt.client.database import Database
-from imqtt.client.feed import Broadcast, Events, Feed, Queue
-from imqtt.client.history import Reader
-from imqtt.client.inbox import Inbox
-from imqtt.client.marker import Marker
+from imqtt.client.feed import Broadcast, Events, Queue
 from imqtt.client.mqtt import Mqtt
-from imqtt.client.requests import Requests
-from imqtt.client.sender import UNBOUNDED, Sender
+from imqtt.client.parts import Parts
+from imqtt.client.sender import UNBOUNDED
 from imqtt.client.settings import ClientSettings, Timing, check_device, parse_addresses
 from imqtt.client.store import LocalStore
 from imqtt.client.tls import TlsContexts
 from imqtt.client.transport import Transport
-from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState, Notice, Summary
-from imqtt.core.changes import Memory
-from imqtt.core.connection import Phase
 from imqtt.core.conversation_view import ConversationView
 from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.partitions import home_of
-from imqtt.core.replica import Replica
-from imqtt.errors import ClientError, ImqttError, Invalid, NotConnected, SetupError
+from imqtt.errors import ClientError, Invalid, NotConnected, SetupError
 from imqtt.model import (
     Accepted,
     Content,
@@ -51,27 +38,8 @@ from imqtt.model import (
 from imqtt.protocol import Format, check
 from imqtt.protocol.topics import is_name
 
-log = logging.getLogger(__name__)
-
 MAX_NOTICES = 1_000  # that wait for one iterator; the oldest go first
 TYPING_EVERY = 3.0  # seconds; who hears of it forgets it after six
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The parts that an open client delegates to."""
-
-    store: LocalStore
-    uplink: Uplink
-    requests: Requests
-    replica: Replica
-    sender: Sender
-    catchup: CatchUp
-    feed: Feed
-    inbox: Inbox
-    connection: ConnectionTasks
-    reader: Reader
-    connector: Connector
 
 
 class Client:
@@ -142,14 +110,11 @@ class Client:
         self._given_store = Path(store) if isinstance(store, str) else store
         self._transport = transport
         self._wait = wait
-        self._state = ConnectionState()
         self._states: Broadcast[ConnectionState] = Broadcast(100)
         self._notices: Broadcast[Notice] = Broadcast(MAX_NOTICES)
-        self._failure: Exception | None = None
-        self._running: asyncio.Task[None] | None = None
         self._typed: dict[str, float] = {}
         self._entered = False
-        self._made: _Parts | None = None
+        self._made: Parts | None = None
 
     # --- beginning and end
 
@@ -159,9 +124,15 @@ class Client:
         self._entered = True
         store = await LocalStore.open(self._given_store, self.settings.device)
         try:
-            self._made = self._assemble(store, await store.load())
-            self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{self.settings.name}")
-            await self._first_contact()
+            self._made = Parts(
+                settings=self.settings,
+                store=store,
+                memory=await store.load(),
+                transport=self._transport,
+                notices=self._notices,
+                states=self._states,
+            )
+            await self._made.start(self._wait)
         except BaseException:
             try:
                 await self.close()
@@ -170,69 +141,8 @@ class Client:
             raise
         return self
 
-    def _assemble(self, store: LocalStore, memory: Memory) -> _Parts:
-        """Makes the client's parts, each of which is given what it needs."""
-        settings = self.settings
-        adopting = settings.start == "latest" and "adopted" not in memory.meta
-        uplink = Uplink(settings.device, settings.format)
-        requests = Requests(uplink, settings.timing)
-        replica = Replica(settings.device, memory, adopting=adopting, keep=settings.keep)
-        sender = Sender(uplink, store, settings.timing, memory.unsent, self._notices.tell)
-        marker = Marker(replica, uplink, settings.timing)
-        catchup = CatchUp(
-            replica=replica,
-            store=store,
-            uplink=uplink,
-            requests=requests,
-            timing=settings.timing,
-            meta=memory.meta,
-            commit=self._commit,
-        )
-        feed = Feed(store, replica.ordinal)
-        inbox = Inbox(
-            replica=replica,
-            store=store,
-            sender=sender,
-            requests=requests,
-            catchup=catchup,
-            marker=marker,
-            feed=feed,
-            notices=self._notices,
-        )
-        connection = ConnectionTasks(
-            settings=settings,
-            uplink=uplink,
-            inbox=inbox,
-            requests=requests,
-            catchup=catchup,
-            sender=sender,
-            marker=marker,
-        )
-        reader = Reader(replica, store, requests, self._commit)
-        connector = Connector(
-            settings=settings,
-            uplink=uplink,
-            connection=connection,
-            requests=requests,
-            transport=self._transport,
-            changed=self._show_state,
-        )
-        return _Parts(
-            store=store,
-            uplink=uplink,
-            requests=requests,
-            replica=replica,
-            sender=sender,
-            catchup=catchup,
-            feed=feed,
-            inbox=inbox,
-            connection=connection,
-            reader=reader,
-            connector=connector,
-        )
-
     @property
-    def _parts(self) -> _Parts:
+    def _parts(self) -> Parts:
         if self._made is None:
             raise ClientError("the client is not open: use it as `async with Client(...) as client`")
         return self._made
@@ -244,77 +154,8 @@ class Client:
 
     async def close(self) -> None:
         """Disconnects and closes the store. Unsent messages stay in it."""
-        if self._running is None:
-            return
-        running, self._running = self._running, None
-        self._parts.connector.stop()
-        try:
-            if self.state.phase is Phase.ESTABLISHED:
-                with contextlib.suppress(NotConnected, TimeoutError):
-                    async with asyncio.timeout(self.settings.timing.farewell):
-                        await self._parts.connection.farewell()
-        finally:
-            running.cancel()
-            try:
-                await asyncio.wait([running])
-            finally:
-                await self._parts.store.close()
-
-    async def _run(self) -> None:
-        """The connection's task, and the store's: whatever ends one of them ends the client."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._parts.connector.run(), name="imqtt-connector")
-                tasks.create_task(self._watch_store(), name="imqtt-store")
-        except asyncio.CancelledError:
-            self._end(None, "closed")
-            raise
-        except ExceptionGroup as group:
-            error = group.exceptions[0]
-            if isinstance(error, ImqttError):
-                self._end(error, str(error))
-            else:
-                log.exception("the client of %s ends", self.settings.name)
-                self._end(error, f"a fault of the client: {error}")
-
-    async def _watch_store(self) -> None:
-        """Raises what could not be stored. It may have come on a connection that is no more."""
-        # The inbox reads the future also after this task has been cancelled.
-        error = await asyncio.shield(self._parts.inbox.failed)
-        self._parts.connector.stop()
-        self._parts.uplink.drop()
-        raise error
-
-    def _end(self, failure: Exception | None, reason: str) -> None:
-        self._failure = failure
-        self._parts.connector.close(reason)
-        self._parts.sender.fail(failure or NotConnected("the client is closed; the message is in the outbox"))
-        self._parts.feed.signal.end(failure)
-        self._notices.signal.end(failure)
-        self._states.signal.end(failure)
-
-    async def _first_contact(self) -> None:
-        """Until the device has caught up, or a first try has failed, or the time is over."""
-        complete = asyncio.create_task(self._parts.catchup.complete.wait())
-        try:
-            async with asyncio.timeout(self._wait):
-                await self._parts.connector.tried.wait()
-                if self._parts.uplink.is_attached:
-                    assert self._running is not None  # noqa: S101 - it was made before
-                    await asyncio.wait([complete, self._running], return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            pass
-        finally:
-            complete.cancel()
-        self._check()
-        if self._wait and not self._parts.catchup.complete.is_set() and not self._states.is_heard:
-            # Such a program would wait without a word, perhaps for ever: as on another program's broker.
-            reason = self.state.reason or "a broker is connected, and no imqtt server has answered"
-            log.warning("%s is not connected yet, and goes on trying: %s", self.settings.name, reason)
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self._made is not None:
+            await self._made.close()
 
     # --- messages
 
@@ -389,7 +230,7 @@ class Client:
         return self.direct(conversation)
 
     def _message(self, conversation: str, content: Content, client_msg_id: str | None) -> Send:
-        self._check()
+        self._parts.check()
         now = time.time_ns() // 1_000_000
         return Send(self._id_of(conversation), client_msg_id or uuid4().hex, content, now)
 
@@ -506,7 +347,7 @@ class Client:
     @property
     def state(self) -> ConnectionState:
         """The present state of the connection. Also before entering."""
-        return self._state
+        return ConnectionState() if self._made is None else self._made.connector.state
 
     def states(self) -> Queue[ConnectionState]:
         """An async iterator of the connection's states, beginning with the present one.
@@ -515,36 +356,18 @@ class Client:
         """
         return self._states.iterate(self.state)
 
-    def _show_state(self, state: ConnectionState) -> None:
-        self._state = state
-        self._states.tell(state)
-
     async def caught_up(self) -> None:
         """Returns when the device is connected and has received all that it had missed.
 
         Raises what ended the client.
         """
-        while not self._parts.catchup.complete.is_set():
-            changed = self._states.signal.watch()
-            self._check()
-            if self._running is None:
-                raise ClientError("the client is closed")
-            done = asyncio.create_task(self._parts.catchup.complete.wait())
-            other = asyncio.create_task(changed.wait())
-            try:
-                await asyncio.wait([done, other], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                done.cancel()
-                other.cancel()
+        await self._parts.caught_up()
 
     @property
     def counts(self) -> dict[str, int]:
         """How many received packets and answers were unusable, by kind. Empty in normal operation."""
         odd = self._parts.replica.odd
         return dict(self._parts.inbox.counts) | ({"events": odd} if odd else {})
-
-    async def _commit(self) -> None:
-        await self._parts.inbox.commit()
 
 
 def _content(
