@@ -1,4 +1,4 @@
-"""The SDK: a device of a user, with an outbox, a log of its own, and a connection that repairs itself."""
+"""The SDK: one device of a user, with an outbox, a local log, and a connection that repairs itself."""
 
 from imqtt.client.client import Client
 from imqtt.client.settings import Timing

@@ -1,4 +1,4 @@
-"""The client: everything that a program does with imqtt, on one device of one user."""
+"""The client: the methods with which a program uses imqtt, as one device of one user."""
 
 import contextlib
 import ssl
@@ -38,22 +38,22 @@ from imqtt.model import (
 from imqtt.protocol import Format, check
 from imqtt.protocol.topics import is_name
 
-MAX_NOTICES = 1_000  # that wait for one iterator; the oldest go first
-TYPING_EVERY = 3.0  # seconds; who hears of it forgets it after six
+MAX_NOTICES = 1_000  # waiting for one iterator; the oldest are dropped
+TYPING_EVERY = 3.0  # seconds; receivers forget it after six
 
 
 class Client:
     """One device of one user. Use it as `async with Client(...) as client`; a client is entered once.
 
-    `password`: the device's, or none if the broker identifies it by a client certificate (`tls`).
+    `password`: the device's password; none if the broker identifies it by a client certificate (`tls`).
     `brokers`: `host`, `host:port` or a URL (`mqtt`, `mqtts`, `ws`, `wss`), one or several to try in turn. An
     address without a scheme uses TLS if `tls` is given or its port is 8883. Either all addresses use TLS or
     none does.
-    `store`: the file of the device's log and outbox, or an `imqtt.client.database.Database` of
-    its own; without one they end with the process.
-    `format`: of what the device sends and receives, protobuf or JSON.
-    `start`: where a new device begins. `latest`: only what is stored from then on is new, and the rest is
-    history. `beginning`: everything is new, from each conversation's first event.
+    `store`: the file of the device's log and outbox, or an `imqtt.client.database.Database`. Without one, log
+    and outbox end with the process.
+    `format`: the format of commands and frames, protobuf or JSON.
+    `start`: where a new device begins. `latest`: events that are stored from then on are new, and all others
+    are history. `beginning`: everything is new, from each conversation's first event.
     `keep`: about how many events of a conversation stay in the store; by default all of them.
     `platform`: a text for the operator's device list.
     `max_packet`: the largest MQTT packet that the device accepts, in bytes; 0: the server's bound.
@@ -61,9 +61,9 @@ class Client:
     connection, so that renewed certificates are read. By default `mqtts` and `wss` trust the system's
     authorities.
     `wait`: how many seconds entering waits for the device to catch up. Entering returns earlier if the first
-    attempt to connect fails: a client works without a connection too, and keeps trying. A warning is logged
-    then, unless the program follows `states`.
-    `timing`: how long the client waits for what.
+    attempt to connect fails: a client also works without a connection, and keeps trying. It then logs a
+    warning, unless the program follows `states`.
+    `timing`: the client's timeouts and intervals.
     `transport`: an `imqtt.client.transport.Transport` in place of aiomqtt.
 
     Constructing and entering raise `SetupError`; entering raises `DeviceStoreError` and `CredentialsRefused`.
@@ -173,13 +173,13 @@ class Client:
 
         `content` is text, or bytes with a `content_type`, or a `Content`, or any other JSON value. The
         message is in the device's outbox before it is sent and stays there until it is stored or refused: a
-        timeout, a cancellation or the end of the process does not take it back. Sending the same content
-        again with the same `client_msg_id` adds no second message.
+        timeout, a cancellation or the end of the process does not remove it. Sending the same content again
+        with the same `client_msg_id` adds no second message.
 
-        Raises the server's refusal (`Conflict`, `NotAllowed`, `Invalid`, `TooLarge`, `Unsupported`), after
-        which the message is no longer in the outbox; `Discarded` if it was taken out of the outbox;
-        `DeviceStoreError`; and, with the message still in the outbox, what ends the client: `NotConnected`
-        for `close`, and `CredentialsRefused`.
+        Raises the error with which the server refuses the message (`Conflict`, `NotAllowed`, `Invalid`,
+        `TooLarge`, `Unsupported`) and removes it from the outbox; `Discarded` if `discard` removed it;
+        `DeviceStoreError`. If the client ends first, the message stays in the outbox, and the error is
+        `NotConnected` after `close`, or `CredentialsRefused`.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
         command = self._message(conversation, made, client_msg_id)
@@ -206,13 +206,13 @@ class Client:
         return command.client_msg_id
 
     async def outbox(self) -> list[Entry]:
-        """The messages that are not stored yet and those that were refused, in the order of sending."""
+        """The commands that are not stored yet or were refused, in the order of sending."""
         return list((await self._parts.store.entries()).values())
 
     async def discard(self, conversation: str, client_msg_id: str) -> bool:
-        """Takes a message out of the outbox. False if it is not there. Its `send` raises `Discarded`.
+        """Removes a command from the outbox. False if it is not there. Its `send` raises `Discarded`.
 
-        If it was sent already, it may be stored nevertheless: do not use its client_msg_id for other content.
+        If it was already sent, it may be stored anyway: do not use its client_msg_id for other content.
         """
         return await self._parts.sender.discard(OutboxKey(self._id_of(conversation), client_msg_id))
 
@@ -222,7 +222,7 @@ class Client:
         return home_of(user) if other == user else "d:" + ":".join(sorted((user, other)))
 
     def _id_of(self, conversation: str) -> str:
-        """An id as it is, a user's name as the conversation with that user."""
+        """The id of a conversation that is given as an id or as a user's name."""
         if ":" in conversation:
             return conversation
         if not is_name(conversation):
@@ -234,7 +234,7 @@ class Client:
         now = time.time_ns() // 1_000_000
         return Send(self._id_of(conversation), client_msg_id or uuid4().hex, content, now)
 
-    # --- what comes
+    # --- events and notices
 
     def events(self, consumer: str | None = None, *, conversation: str | None = None) -> Events:
         """An async iterator of new events, each conversation's in order, including the user's own.
@@ -248,21 +248,21 @@ class Client:
         return self._parts.feed.events(consumer, one)
 
     def notices(self) -> Queue[Notice]:
-        """An async iterator of marks, presence, typing, and of what became of conversations and messages.
+        """An async iterator of marks, presence, typing, restarted or skipped logs, and refused commands.
 
-        They are not stored: if more than 1,000 wait, the oldest are dropped.
+        They are not stored. If more than 1,000 wait, the oldest are dropped.
         """
         return self._notices.iterate()
 
     async def history(self, conversation: str, before: int | None = None, limit: int = 100) -> list[Event]:
         """At most `limit` events before seq `before` (default: the newest), in order of seq.
 
-        They come from the device's store as far as it holds them, else from the server. There are fewer than
-        `limit` only at the beginning of the conversation, or without a connection. Raises `NotAllowed`,
-        `NotConnected` if the device holds none of them, and `DeviceStoreError`.
+        They are read from the device's store as far as it holds them, and else from the server. There are
+        fewer than `limit` only at the beginning of the conversation or without a connection. Raises
+        `NotAllowed`, `NotConnected` if the device holds none of them, and `DeviceStoreError`.
         """
         found = await self._parts.reader.history(self._id_of(conversation), before, limit)
-        self._parts.inbox.check()  # what it was read by
+        self._parts.inbox.check()
         return found
 
     async def view(self, conversation: str, limit: int = 1_000) -> ConversationView:
@@ -285,8 +285,8 @@ class Client:
     async def unread(self, conversation: str) -> int:
         """The exact number of unread events: those after the user's `read` mark that are not the user's own.
 
-        Asks the server for the events after `read` that the device does not hold. Raises `NotConnected` if
-        that is not possible; then `conversation` tells the bounds.
+        Requests the events after `read` that the device does not hold. Raises `NotConnected` if that is not
+        possible; `conversation` still returns the bounds.
         """
         summary = await self.conversation(conversation)
         if summary is None or summary.unread == summary.unread_at_most:
@@ -298,10 +298,9 @@ class Client:
     # --- marks, presence, typing
 
     async def mark_read(self, conversation: str, seq: int | None = None) -> None:
-        """Marks everything up to `seq` as read, by default all that has arrived. The server is told soon
-        after.
+        """Marks everything up to `seq` as read, by default everything that has arrived.
 
-        Raises `DeviceStoreError`, which ends the client.
+        The mark is sent to the server soon afterwards. Raises `DeviceStoreError`, which ends the client.
         """
         self._parts.inbox.check()
         if self._parts.replica.mark_read(self._id_of(conversation), seq):
@@ -312,15 +311,15 @@ class Client:
         return await self._parts.store.marks(self._id_of(conversation))
 
     def presence_of(self, user: str) -> Presence | None:
-        """The user's presence as the server last reported it; None if it never did, which means offline.
+        """The user's presence as the server last reported it; None, which means offline, if it never did.
 
-        On each new connection everybody counts as offline (`last_seen` 0: unknown) until the server reports
+        On each new connection all users count as offline (`last_seen` 0: unknown) until the server reports
         otherwise.
         """
         return self._parts.inbox.presences.get(user)
 
     async def typing(self, conversation: str, typing: bool = True) -> None:
-        """Tells the others that the user is typing. May be called at every key; does nothing offline."""
+        """Tells the other members that the user is typing. Call it at every key; it does nothing offline."""
         conversation = self._id_of(conversation)
         now = time.monotonic()
         if typing and now - self._typed.get(conversation, -TYPING_EVERY) < TYPING_EVERY:
@@ -346,20 +345,20 @@ class Client:
 
     @property
     def state(self) -> ConnectionState:
-        """The present state of the connection. Also before entering."""
+        """The present state of the connection. Available before entering."""
         return ConnectionState() if self._made is None else self._made.connector.state
 
     def states(self) -> Queue[ConnectionState]:
-        """An async iterator of the connection's states, beginning with the present one.
+        """An async iterator of the connection's states, from the present one on.
 
-        Also before entering.
+        Available before entering.
         """
         return self._states.iterate(self.state)
 
     async def caught_up(self) -> None:
-        """Returns when the device is connected and has received all that it had missed.
+        """Returns when the device is connected and has received everything that it missed.
 
-        Raises what ended the client.
+        Raises the error that ended the client.
         """
         await self._parts.caught_up()
 

@@ -1,4 +1,4 @@
-"""Reading back: from the device's own log where it is whole, else from the server."""
+"""Reads a conversation from the device's log, and from the server if the log is incomplete."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from imqtt.model import Event, History, Slice
 
 
 class Reader:
-    """What the server answers is put in front of the device's log where it meets it, for the next time."""
+    """Adds the server's answers to the device's log if they meet it."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Reader:
         if log is not None and log.begun:
             first, last = max(log.base, log.cursor.seq - limit) + 1, log.cursor.seq
             head = max(log.head.seq, last)
-            ahead = [] if log.order.in_doubt else log.order.kept
+            ahead = [] if log.order.in_doubt else log.order.buffered
         # Submitted at once, so that no change of the store comes between them.
         events, marks, outbox = await asyncio.gather(
             self._store.events(conversation, first, last),
@@ -73,7 +73,7 @@ class Reader:
         )
 
     async def after(self, conversation: str, seq: int, head: int) -> list[Event]:
-        """The events after `seq` up to `head`. Raises `NotConnected` unless that is all that there are."""
+        """All events after `seq` up to `head`. Raises `NotConnected` if some cannot be read."""
         events = await self.history(conversation, head + 1, head - seq)
         log = self._replica.logs.get(conversation)
         is_whole = bool(events) and (events[0].seq, events[-1].seq) == (seq + 1, head)
@@ -82,11 +82,11 @@ class Reader:
         return events
 
     async def _ask(self, conversation: str, before: int, limit: int) -> list[Event]:
-        """From the server, page by page."""
+        """Requests the events from the server, page by page."""
         events: list[Event] = []
         while len(events) < limit:
             page = await self._requests.ask(History(conversation, before, limit - len(events)), conversation)
-            part = next((it for it in page.slices if it.history), Slice(conversation))
+            part = next((part for part in page.slices if part.history), Slice(conversation))
             self._replica.extend(conversation, part)
             await self._commit()
             events[:0] = part.events

@@ -1,4 +1,4 @@
-"""What becomes of the frames that a device receives: first into its store, then told."""
+"""Receives frames: stores what they change, then reports it."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ MAX_PRESENCES = 10_000  # users whose presence is remembered
 
 
 class Inbox:
-    """Takes frames in the order in which they came. Outlives connections."""
+    """Processes frames in order of arrival. Outlives connections."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class Inbox:
         feed: Feed,
         notices: Broadcast[Notice],
     ) -> None:
-        self.counts: Counter[str] = Counter()  # what was odd, by kind
+        self.counts: Counter[str] = Counter()  # unusable packets and answers, by kind
         self.presences: OrderedDict[str, Presence] = OrderedDict()
-        self._unsure: list[str] = []  # users who were there on the last connection
+        self._unsure: list[str] = []  # users who were present on the last connection
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # see `commit`
         self._replica = replica
         self._store = store
@@ -54,13 +54,13 @@ class Inbox:
         self._settling: set[asyncio.Task[None]] = set()
 
     def connected(self) -> None:
-        """A new connection begins: all users count as offline until it tells otherwise."""
-        self._unsure = [user for user, it in self.presences.items() if it.state != "offline"]
+        """A new connection begins: all users count as offline until the server reports otherwise."""
+        self._unsure = [user for user, known in self.presences.items() if known.state != "offline"]
         for user in self._unsure:
             self.presences[user] = Presence(user, "offline")
 
     async def take(self, payloads: Iterable[bytes], welcome: Callable[[Welcome], None]) -> None:
-        """Returns when everything in these packets is stored and told."""
+        """Returns when everything in these packets is stored and reported."""
         frames: list[AnyFrame] = []
         for payload in payloads:
             try:
@@ -68,7 +68,8 @@ class Inbox:
             except Malformed as error:
                 self.counts["malformed"] += 1
                 log.warning("a packet is dropped: %s", error)
-        keys = [OutboxKey(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
+        accepted = [frame for frame in frames if isinstance(frame, Accepted)]
+        keys = [OutboxKey(frame.conversation, frame.client_msg_id) for frame in accepted]
         entries = await self._sender.entries(keys) if keys else {}
         overlaps = self._replica.overlaps(frames)
         held = await self._store.ids(overlaps) if overlaps else {}
@@ -90,15 +91,15 @@ class Inbox:
                 welcomed = True
             else:
                 self._tell(frame)
-        if welcomed:  # those who are there still came with it
+        if welcomed:  # the presence of those who are still present came with it
             self._tell_departed()
         await self.commit(answers)
 
     async def commit(self, answers: Sequence[Page | Rejected] = ()) -> None:
-        """Stores what the replica has come to, and only then tells of it.
+        """Stores what the replica has changed, and then reports it.
 
-        Where that fails, the replica is ahead of the store, and goes on from events that are nowhere. So
-        nothing is to come after it: `failed` has the error, also if nobody waits here any more.
+        If storing fails, the replica is ahead of the store and must not be used any more: `failed` gets the
+        error, even if the caller was cancelled.
         """
         step = self._replica.take()
         self._requests.doubt(step.doubted)
@@ -106,14 +107,14 @@ class Inbox:
         if step.changes:
             step.changes.wanted_after = self._feed.wanted_after
         stored = self._store.apply(step.changes) if step.changes else None
-        # Also if the connection ends now: the replica has changed, so this has to be told.
+        # Even if the connection ends now: the replica has changed, so this has to be reported.
         task = asyncio.create_task(self._settle(step, stored, answers))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         await asyncio.shield(task)
 
     def check(self) -> None:
-        """Raises what could not be stored: the replica is not to be believed any more."""
+        """Raises the error of a failed write, after which the replica is unusable."""
         if self.failed.done():
             raise self.failed.result()
 
@@ -130,13 +131,13 @@ class Inbox:
                     self._feed.restart()
                 self._feed.advance(step.ordinal)
             self.check()
-            await self._tell_of(step, answers)
+            await self._report(step, answers)
         except Exception as error:
             if not self.failed.done():
                 self.failed.set_result(error)
             raise
 
-    async def _tell_of(self, step: Step, answers: Sequence[Page | Rejected]) -> None:
+    async def _report(self, step: Step, answers: Sequence[Page | Rejected]) -> None:
         for accepted in step.accepted:
             self._sender.accepted(accepted)
         for notice in step.notices:

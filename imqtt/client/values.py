@@ -1,4 +1,4 @@
-"""What a client gives to the program that uses it, beside the frames of `imqtt.model`."""
+"""The values that a client returns, in addition to those of `imqtt.model`."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ class ConnectionState:
     """The state of a client's connection.
 
     `reason` says why the last attempt or connection ended, and `error` is the same as an exception:
-    `TlsFailed` or `TakenOver` where somebody has to do something about it, else `NotConnected`. Both are
-    empty while the connection is established, unless another process keeps taking it over.
+    `TlsFailed` or `TakenOver` if someone has to correct something, else `NotConnected`. Both are empty while
+    the connection is established, unless another process keeps taking it over.
 
-    `silent`: a broker is connected, but the server behind it was asked and has not answered for
-    `Timing.answer` seconds. A device that asks nothing does not notice: see `Timing.idle`.
+    `silent`: a broker is connected, but its server has not answered a request for `Timing.answer` seconds. A
+    device without requests does not notice: see `Timing.idle`.
     """
 
     phase: Phase = Phase.IDLE
@@ -31,15 +31,14 @@ class ConnectionState:
 
 
 class Summary(Value, frozen=True):
-    """A conversation as this device has it.
+    """A conversation as this device knows it.
 
-    `head` is its newest event as far as is known, `last` the newest that has arrived. `delivered` and `read`
-    are the user's own marks, whichever device set them.
+    `head` is the position of its newest known event, `last` the newest event that has arrived. `delivered`
+    and `read` are the user's own marks, set on any device.
 
-    Unread are the events after `read` that are not the user's own. The device knows the senders of the events
-    that it holds: at least `unread` and at most `unread_at_most` are unread. The two differ where events
-    after
-    `read` are not on the device, as on a new one; `Client.unread` asks the server for them.
+    Events after `read` that are not the user's own are unread. The device knows the senders only of the
+    events that it holds: at least `unread` and at most `unread_at_most` events are unread. The two differ if
+    the device does not hold all events after `read`; `Client.unread` requests them from the server.
     """
 
     conversation: str
@@ -52,8 +51,7 @@ class Summary(Value, frozen=True):
 
 
 class Refused(Value, frozen=True):
-    """The server refused a message for which no `send` waits. It stays in the outbox until it is
-    discarded."""
+    """The server refused a command for which no method waits. It stays in the outbox until discarded."""
 
     entry: Entry
     error: ImqttError
@@ -63,7 +61,7 @@ Notice = Marks | Presence | PeerTyping | Restarted | Skipped | Refused
 
 
 def error_of(frame: Rejected, size: int = 0, limit: int = 0) -> ImqttError:
-    """The error that a `Rejected` stands for. `size` and `limit` are those of the content, if it is known.
+    """The error of a `Rejected`. `size` and `limit` are those of the content; 0: unknown.
 
     A code of a later version becomes an `ImqttError` with that code.
     """
@@ -73,5 +71,5 @@ def error_of(frame: Rejected, size: int = 0, limit: int = 0) -> ImqttError:
     if kind is not None:
         return kind(frame.reason, retry_after=frame.retry_after)
     error = ImqttError(f"{frame.code}: {frame.reason}", retry_after=frame.retry_after)
-    error.code = frame.code  # type: ignore[misc]  # the class knows no such code
+    error.code = frame.code  # type: ignore[misc]  # a class variable
     return error

@@ -235,12 +235,12 @@ class DeviceLog:
 
     def begin_at_first_known(self, step: Step) -> None:
         """No head has shown this log: it moved to the front of the list while the device read it."""
-        first = min(seq for seq in (self.order.lowest_aside, self.head.seq, 1 << 53) if seq)
+        first = min(seq for seq in (self.order.lowest_buffered, self.head.seq, 1 << 53) if seq)
         self.begin(step, Position(first - 1, Id(0)))
 
     def _adopt(self, step: Step, head: Head, latest: Event | None) -> None:
         """Begins at the head, or before it if events arrived since the device's `Hello`."""
-        lowest = self.order.lowest_aside
+        lowest = self.order.lowest_buffered
         if 0 < lowest <= head.seq:
             self.begin(step, Position(lowest - 1, Id(0)))
         elif latest is None or latest.seq != head.seq:

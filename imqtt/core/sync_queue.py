@@ -1,6 +1,6 @@
-"""Which conversations are to be asked for, and when. No I/O.
+"""The conversations whose missing events are to be requested, and when.
 
-Times are in seconds on any clock that does not step back.
+Times are in seconds of a monotonic clock.
 """
 
 from collections.abc import Callable
@@ -11,72 +11,71 @@ from imqtt.core.backoff import backoff
 
 
 @dataclass(slots=True)
-class _Wish:
+class _Item:
     due: float
     tries: int = 0
 
 
 class SyncQueue:
-    """At most one wish per conversation. `chance` draws from 0 to 1."""
+    """Holds each conversation at most once. `chance` draws from 0 to 1."""
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
-        self._wishes: dict[str, _Wish] = {}
+        self._items: dict[str, _Item] = {}
         self._schedule: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
-        return len(self._wishes)
+        return len(self._items)
 
     def add(self, conversation: str, due: float, *, firm: bool = False) -> None:
-        """Asks not later than at `due`; one that failed before keeps its patience.
+        """Adds a conversation, due at `due` or earlier. After failed requests, its backoff stays.
 
-        `firm`: the server has said something new, so only as much patience as after a first failure.
+        `firm`: the server reported something new, so the backoff is that of a first failure.
         """
-        wish = self._wishes.get(conversation)
-        if wish is None or (due < wish.due and not wish.tries):
-            self._plan(conversation, _Wish(due))
-        elif firm and wish.tries > 1:
-            soon = due + self._patience(1)
-            self._plan(conversation, _Wish(min(soon, wish.due), 1))
+        item = self._items.get(conversation)
+        if item is None or (due < item.due and not item.tries):
+            self._plan(conversation, _Item(due))
+        elif firm and item.tries > 1:
+            soon = due + self._backoff(1)
+            self._plan(conversation, _Item(min(soon, item.due), 1))
 
     def due(self, now: float, limit: int) -> list[str]:
-        """The conversations to ask for now. Each stays until it is settled."""
+        """The conversations to request now. Each stays until `done`, `again` or `retry`."""
         found: list[str] = []
         while len(found) < limit and (at := self.next_at()) is not None and at <= now:
             found.append(heappop(self._schedule)[1])
         for conversation in found:
-            # Until it is settled, it is not due.
-            self._wishes[conversation].due = float("inf")
+            self._items[conversation].due = float("inf")
         return found
 
     def next_at(self) -> float | None:
-        """When the next is due."""
+        """When the next one is due."""
         while self._schedule:
             due, conversation = self._schedule[0]
-            wish = self._wishes.get(conversation)
-            if wish is not None and wish.due == due:
+            item = self._items.get(conversation)
+            if item is not None and item.due == due:
                 return due
             heappop(self._schedule)
         return None
 
     def done(self, conversation: str) -> None:
-        """It is up to date."""
-        self._wishes.pop(conversation, None)
+        """The conversation is up to date."""
+        self._items.pop(conversation, None)
 
     def again(self, conversation: str, now: float, *, helped: bool) -> None:
-        """There is more to come, if asking `helped`; else it is left in peace for longer each time."""
-        wish = self._wishes.get(conversation, _Wish(now))
-        tries = 0 if helped else wish.tries + 1
-        self._plan(conversation, _Wish(now + (0.0 if helped else self._patience(tries)), tries))
+        """Requests more at once if the request `helped`, else after a longer wait each time."""
+        item = self._items.get(conversation, _Item(now))
+        tries = 0 if helped else item.tries + 1
+        self._plan(conversation, _Item(now + (0.0 if helped else self._backoff(tries)), tries))
 
     def retry(self, conversations: list[str], now: float) -> None:
-        """The question itself failed: they are asked for as before."""
+        """The request itself failed: requests these again at once."""
         for conversation in conversations:
-            self._plan(conversation, _Wish(now))
+            self._plan(conversation, _Item(now))
 
-    def _patience(self, tries: int) -> float:
+    def _backoff(self, tries: int) -> float:
         return backoff(tries, self._chance(), base=0.5, cap=300.0)
 
-    def _plan(self, conversation: str, wish: _Wish) -> None:
-        self._wishes[conversation] = wish
-        heappush(self._schedule, (wish.due, conversation))
+    def _plan(self, conversation: str, item: _Item) -> None:
+        self._items[conversation] = item
+        heappush(self._schedule, (item.due, conversation))

@@ -1,4 +1,4 @@
-"""The public members of the SDK, and what they do while the client is not open."""
+"""The public members of the SDK, and their errors while the client is not open."""
 
 import contextlib
 import inspect

@@ -1,4 +1,4 @@
-"""A device's store: what belongs together is written together, in order, and outlives the process."""
+"""A device's store: related changes are written together, in order, and outlive the process."""
 
 import asyncio
 import contextlib
@@ -188,7 +188,7 @@ async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None
 
 
 async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | None) -> None:
-    """The log would have a hole, and its cursor would be behind it."""
+    """Otherwise the log would have a hole before its cursor."""
     store = await LocalStore.open(path, ALICE)
     await store.apply(changes(1))
     trigger = "BEGIN SELECT raise(ABORT, 'no room'); END"

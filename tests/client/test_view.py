@@ -58,7 +58,7 @@ async def test_events_ahead_of_a_missing_one_are_behind_a_hole(little: LittleSer
         little.silent = True  # nobody answers for the missing event
         await little.tell("alice@phone", stored[0], stored[2])
         await take(events, 1)
-        await eventually(lambda: alice._parts.replica.logs[TALK].order.aside)
+        await eventually(lambda: alice._parts.replica.logs[TALK].order.buffered)
         first, hole, third = (await alice.view(TALK)).items
         assert hole == Hole(2, 2)
         assert [it.content.text for it in messages((first, third))] == ["one", "three"]

@@ -1,4 +1,4 @@
-"""A device's copy of a log, whatever gets lost, comes twice or late, and whenever the store is restored."""
+"""A device's copy of its logs when packets are lost, repeated or late, and when the store is restored."""
 
 from typing import NamedTuple, cast
 
@@ -19,7 +19,7 @@ EMPTY = Memory((), (), (), {})
 
 
 class Question(NamedTuple):
-    """An answer on its way, and whose cursors it judges."""
+    """An answer on its way, and the conversations whose cursors it judges."""
 
     page: Page
     asked: dict[str, bool]
@@ -33,7 +33,7 @@ class Question(NamedTuple):
 
 
 class World(RuleBasedStateMachine):
-    """A server's logs, packets that are under way from it, and a device."""
+    """A server's logs, packets on their way from it, and a device."""
 
     gives_out_once = True
 
@@ -54,7 +54,7 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def kill_device(self) -> None:
-        """What was not stored is forgotten; on coming back, the device asks."""
+        """Unstored changes are lost; after the restart the device syncs."""
         logs = tuple(log.state() for log in self.replica.logs.values())
         meta = {"ordinal": str(self.replica.ordinal)}
         self.replica = Replica(ALICE, Memory(logs, (), (), meta), adopting=False)
@@ -69,7 +69,7 @@ class World(RuleBasedStateMachine):
             assert ids == sorted(set(ids))
 
     def teardown(self) -> None:
-        """After some answers, the device has what the server has, and gave each event out once."""
+        """After some answers, the device holds the server's logs, and has returned each event once."""
         self.flush()
         for _ in range(40):
             self.take(self.question())
@@ -113,7 +113,7 @@ class World(RuleBasedStateMachine):
 
 
 class AnyOrder(World):
-    """Packets get lost, overtake each other, and come twice. The server keeps what it has."""
+    """Packets are lost, reordered and repeated. The server keeps its logs."""
 
     @rule(talk=st.sampled_from(TALKS), lost=st.booleans())
     def store(self, talk: str, lost: bool) -> None:
@@ -130,9 +130,9 @@ class AnyOrder(World):
 
 
 class Restores(World):
-    """The server goes back to backups. Packets come in order, but that answers may be late, and twice.
+    """The server restores backups. Packets arrive in order, except that answers may be late or repeated.
 
-    Events do not say what they stand behind, as from a server that is too old for it, so all of them come.
+    Events do not name their predecessor, as from an older server, so none is lost.
     """
 
     @rule(talk=st.sampled_from(TALKS))
@@ -160,9 +160,9 @@ class Restores(World):
 
 
 class RestoresInAnyOrder(AnyOrder):
-    """The server goes back to backups, and what was on its way then comes still, in whatever order.
+    """The server restores backups, and packets from before that still arrive, in any order.
 
-    What was lost with a log may come a second time so, and is given out again.
+    An event that was lost with a log may thus arrive a second time, and is returned again.
     """
 
     gives_out_once = False
@@ -172,7 +172,7 @@ class RestoresInAnyOrder(AnyOrder):
         clock_was_ahead=st.booleans(),
     )  # fmt: skip
     def restore(self, talk: str, back: int, untold: int, clock_was_ahead: bool) -> None:
-        """`untold`: it goes on, and the device hears nothing, since the backup does not know it."""
+        """`untold`: further events that the device does not receive, since the backup does not know it."""
         kept = max(0, len(self.server.logs[talk]) - back)
         self.server.restore(talk, kept, clock_was_ahead=clock_was_ahead)
         for _ in range(untold):
@@ -180,7 +180,7 @@ class RestoresInAnyOrder(AnyOrder):
 
     @rule(talk=st.sampled_from(TALKS))
     def hear(self, talk: str) -> None:
-        """An event that comes at once."""
+        """An event that arrives at once."""
         self.store(talk, lost=False)
         self.take(self.packets.pop())
 
@@ -307,7 +307,7 @@ def test_events_with_numbers_that_no_server_draws_are_counted_and_dropped() -> N
 
 
 def test_a_log_of_which_only_an_accepted_tells_begins_there_when_no_head_has_told_of_it() -> None:
-    """It moved to the front of the heads while they were read, and its message was discarded meanwhile."""
+    """It moved to the front of the list while the device read it, and its message was discarded meanwhile."""
     replica = Replica(ALICE, EMPTY, adopting=True)
     replica.accepted(Accepted("d:alice:bob", "m1", 50, Id(1 << 40), 0), None, {})
     replica.end_adoption()
