@@ -102,8 +102,7 @@ class Inbox:
         error, even if the caller was cancelled.
         """
         step = self._replica.take()
-        self._requests.doubt(step.doubted)
-        self._requests.void(step.voided)
+        self._requests.revise(step.doubted, step.voided)
         if step.changes:
             step.changes.wanted_after = self._feed.wanted_after
         stored = self._store.apply(step.changes) if step.changes else None

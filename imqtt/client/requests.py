@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import random
 from typing import Never
@@ -171,18 +171,14 @@ class Requests:
         question = self._questions.get(ref)
         return {} if question is None else dict(question.asked)
 
-    def void(self, conversations: Iterable[str]) -> None:
-        """These logs were restarted: open requests have cursors that no longer exist."""
-        for conversation in conversations:
-            for question in self._questions.values():
-                question.asked.pop(conversation, None)
-
-    def doubt(self, conversations: Iterable[str]) -> None:
-        """These logs became doubtful: open requests may have been answered before that."""
-        for conversation in conversations:
-            for question in self._questions.values():
-                if conversation in question.asked:
-                    question.asked[conversation] = False
+    def revise(self, doubted: set[str], voided: set[str]) -> None:
+        """Open requests may have been answered before these logs became doubtful, or judge a cursor of a log
+        that was restarted since.
+        """
+        for question in self._questions.values():
+            question.asked.update(dict.fromkeys(doubted & question.asked.keys(), False))
+            for conversation in voided & question.asked.keys():
+                del question.asked[conversation]
 
     def answer(self, frame: Page | Rejected) -> bool:
         """False if nobody waits for it."""

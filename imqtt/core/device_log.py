@@ -59,8 +59,8 @@ class DeviceLog:
         marks = self.marks
         if marks.is_raised:
             step.changes.marks.append(Marks(self.conversation, self.device.user, marks.delivered, marks.read))
-            if marks.is_ahead:
-                step.marked.add(self.conversation)
+        if marks.is_ahead:
+            step.marked.add(self.conversation)
         if marks.is_told:
             step.changes.meta[TOLD + self.conversation] = f"{marks.told_delivered} {marks.told_read}"
         self.is_changed = marks.is_raised = marks.is_told = False
@@ -73,16 +73,14 @@ class DeviceLog:
         if not self._advance(step, self.order.offer(event, self._held(step, event.seq, held))):
             return
         self.raise_head(step, event.position)
-        if self.is_behind:
-            self.want(step, Want.HOLE)
+        self.want(step, Want.HOLE)
 
     def compare(self, step: Step, position: Position, held: Mapping[Place, Id]) -> None:
         """A position of the server's log, without its event."""
         if position.seq <= self.cursor.seq:
             self._advance(step, self.order.compare(position, self._held(step, position.seq, held)))
         self.raise_head(step, position)
-        if self.is_behind:
-            self.want(step, Want.HOLE)
+        self.want(step, Want.HOLE)
 
     def begin(self, step: Step, cursor: Position) -> None:
         """Begins the log after `cursor`, and applies the buffered events that follow."""
@@ -90,8 +88,7 @@ class DeviceLog:
         self.base = cursor.seq
         self._touch(step)
         self._advance(step, self.order.begin(cursor))
-        if self.is_behind:
-            self.want(step, Want.HOLE)
+        self.want(step, Want.HOLE)
 
     def raise_head(self, step: Step, position: Position) -> None:
         if position.seq > self.head.seq:
@@ -99,7 +96,7 @@ class DeviceLog:
             self._touch(step)
 
     def want(self, step: Step, want: Want) -> None:
-        """Requests the log's events. A hole does not replace a stronger reason."""
+        """Requests the log's events. A hole replaces no other reason, and counts only if it stays."""
         if self.begun and (want is not Want.HOLE or self.conversation not in step.wanted):
             step.wanted[self.conversation] = want
 
@@ -230,8 +227,6 @@ class DeviceLog:
         own = next((it for it in reversed(head.marks) if it.user == user), Marks(self.conversation, user))
         self.tell(step, own.delivered, own.read)
         self.marks.merge(own.delivered, own.read)
-        if self.marks.is_ahead:
-            step.marked.add(self.conversation)
 
     def begin_at_first_known(self, step: Step) -> None:
         """No head has shown this log: it moved to the front of the list while the device read it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class OwnMarks:
-    """`is_raised` and `is_told`: they changed since they were last stored."""
+    """`is_raised`: the user's rose, `is_told`: the server's changed, since they were last stored."""
 
     delivered: int = 0
     read: int = 0

@@ -58,8 +58,7 @@ class Replica:
                 told = memory.meta.get(TOLD + marks.conversation)
                 own = (marks.delivered, marks.read)
                 known.marks = OwnMarks(*own, *(map(int, told.split()) if told else own))
-                if known.marks.is_ahead:
-                    known.deliver(self._step, marks.delivered)
+                self._step.touched.add(marks.conversation)
 
     @property
     def ordinal(self) -> int:
