@@ -271,7 +271,9 @@ class Client:
         It covers the newest `limit` events that the device holds, and events that arrived ahead of missing
         ones; `events` returns those only when the hole is filled. `history` fetches older events.
         """
-        return await self._parts.reader.view(self._id_of(conversation), limit)
+        found = await self._parts.reader.view(self._id_of(conversation), limit)
+        self._parts.inbox.check()
+        return found
 
     async def conversations(self, limit: int = 1_000) -> list[Summary]:
         """The user's conversations, the one with the newest event first."""

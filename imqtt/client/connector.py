@@ -73,7 +73,7 @@ class Connector:
                 self._error = NotConnected(f"refused: {refusal}")
                 if self._machine.refused(time.monotonic()):
                     raise CredentialsRefused(
-                        f"no broker takes the password of {self._settings.name}: {refusal}"
+                        f"no broker accepts the password of {self._settings.name}: {refusal}"
                     ) from None
             except ImqttError as error:
                 self._error = error

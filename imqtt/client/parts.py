@@ -117,7 +117,7 @@ class Parts:
         if wait and not self.catchup.complete.is_set() and not self._states.is_heard:
             # The program would otherwise wait without a reason, for example on another program's broker.
             reason = self.connector.state.reason or "a broker is connected, and no imqtt server has answered"
-            log.warning("%s is not connected yet, and goes on trying: %s", self._settings.name, reason)
+            log.warning("%s is not connected yet, and keeps trying: %s", self._settings.name, reason)
 
     async def caught_up(self) -> None:
         """Returns when the device is connected and has received everything that it missed."""
@@ -172,7 +172,7 @@ class Parts:
                 self._end(error, str(error))
             else:
                 log.exception("the client of %s ends", self._settings.name)
-                self._end(error, f"a fault of the client: {error}")
+                self._end(error, f"an internal error of the client: {error}")
 
     async def _watch_store(self) -> None:
         """Raises a failed write. Its frames may be from an earlier connection."""
@@ -185,6 +185,6 @@ class Parts:
     def _end(self, failure: Exception | None, reason: str) -> None:
         self.failure = failure
         self.connector.close(reason)
-        self.sender.fail(failure or NotConnected("the client is closed; the message is in the outbox"))
+        self.sender.fail(failure or NotConnected("the client is closed; the command stays in the outbox"))
         for ended in (self.feed.signal, self._notices.signal, self._states.signal):
             ended.end(failure)

@@ -142,7 +142,7 @@ class Requests:
             silent_for = time.monotonic() - max(asked_at, self._heard_at)  # less than 0 without open requests
             if silent_for >= silence:
                 nobody = "; no imqtt server has connected to the broker yet" if self._nobody_there else ""
-                raise Lost(f"no answer to anything in {silence:.0f} s{nobody}")
+                raise Lost(f"no packet from the server in {silence:.0f} s{nobody}")
             doubtful = silent_for >= self._timing.answer
             if doubtful and not self._uplink.is_receiving:
                 self._set_silent(True)

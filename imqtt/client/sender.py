@@ -138,7 +138,7 @@ class Sender:
             self._outbox.discard(key, time.monotonic())
             self._entries.pop(key, None)
             self._changed.set()
-            _tell(waiting, Discarded("the message was discarded; if it was sent, it may be stored anyway"))
+            _tell(waiting, Discarded("the command was discarded; if it was sent, it may be stored anyway"))
 
         discarded = self._store.discard(key)
         self._leaving.add(key)

@@ -55,7 +55,7 @@ def files_context(ca: Path | None, certificate: Path | None, key: Path | None) -
     Without `ca`, the system's authorities are trusted. Without `key`, the file of `certificate` holds it.
     """
     if key is not None and certificate is None:
-        raise SetupError(f"{key} is the key of no certificate: give the certificate as well")
+        raise SetupError(f"{key} is given without a certificate: give the certificate as well")
     for path in (ca, certificate, key):
         if path is not None:
             try:

@@ -53,7 +53,7 @@ class Uplink:
     async def publish(self, command: AnyCommand, place: str, *, anywhere: bool = False) -> None:
         """Returns at the broker's PUBACK. Raises `NotConnected`, or `Untaken` if there is no subscriber."""
         if self._mqtt is None:
-            raise NotConnected("there is no connection to a broker just now")
+            raise NotConnected("there is no connection to a broker")
         at = time.monotonic()
         await self._mqtt.publish(self.topic(place, anywhere=anywhere), self.encode(command))
         self.spoke_at = at

@@ -452,13 +452,13 @@ async def test_a_program_that_follows_no_states_is_told_why_it_waits(
     async with device(brokers=nobody):
         pass
     assert caplog.messages == [
-        f"alice@phone is not connected yet, and goes on trying: mqtt://{nobody}: Connection refused"
+        f"alice@phone is not connected yet, and keeps trying: mqtt://{nobody}: Connection refused"
     ]
     caplog.clear()
     async with device(wait=0.3):  # a broker without a server
         pass
     (said,) = caplog.messages
-    assert said.startswith("alice@phone is not connected yet, and goes on trying: ")
+    assert said.startswith("alice@phone is not connected yet, and keeps trying: ")
     assert "no imqtt server has" in said
     caplog.clear()
     alice = device("alice@tablet", wait=0.3)

@@ -33,7 +33,7 @@ async def test_the_programs_print_what_the_page_says(
         async with asyncio.timeout(WITHIN):
             out, err = await process.communicate()
         reason = re.match("idle - (.*)", output)  # of the one that is not connected
-        warning = f"{user}@{device} is not connected yet, and goes on trying: {reason[1]}\n" if reason else ""
+        warning = f"{user}@{device} is not connected yet, and keeps trying: {reason[1]}\n" if reason else ""
         assert (process.returncode, err.decode()) == (0, warning)
         assert out.decode() == output
 

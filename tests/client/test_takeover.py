@@ -59,7 +59,7 @@ async def test_a_revoked_device_is_told_of_no_other_process(
         assert revoked.status == 0
         while not told or told[-1].phase is not Phase.CLOSED:
             told.append(await asyncio.wait_for(anext(states), WITHIN))
-        assert "no broker takes the password" in told[-1].reason
+        assert "no broker accepts the password" in told[-1].reason
         assert not [it for it in told if isinstance(it.error, TakenOver) or "taken over" in it.reason]
 
 

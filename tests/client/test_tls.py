@@ -194,7 +194,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
             f"{certificate}, which has to hold its key as well: no certificate, or no private key",
         ),
         ((authority.file, certificate, text), f"{certificate} and {text}"),
-        ((authority.file, None, key), f"{key} is the key of no certificate"),
+        ((authority.file, None, key), f"{key} is given without a certificate"),
     ]:
         with pytest.raises(SetupError) as caught:
             files_context(*files)
@@ -213,7 +213,7 @@ async def said(broker: str, caplog: pytest.LogCaptureFixture, **settings: Any) -
     assert state.phase is Phase.IDLE
     assert isinstance(state.error, TlsFailed)
     (warning,) = [it.getMessage() for it in caplog.records if it.levelno > logging.INFO]
-    assert warning.endswith(f" is not connected yet, and goes on trying: {state.reason}")
+    assert warning.endswith(f" is not connected yet, and keeps trying: {state.reason}")
     return state.reason
 
 
