@@ -70,7 +70,7 @@ class Client:
     Before entering, a method that needs the store or the connection raises `ClientError`.
 
     Wherever a method takes a `conversation`, the name of a user stands for the direct conversation with that
-    user, and the user's own name for notes to self. Raises `Invalid` for what is neither a name nor an id.
+    user, and the user's own name for notes to self. Any other text raises `Invalid`.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class Requests:
         self._uplink = uplink
         self._timing = timing
         self._questions: dict[str, _Question] = {}
-        self._nobody_there = False  # the last request met no subscriber
+        self._no_subscriber = False  # the last request met no subscriber
         self._heard_at = 0.0  # when the last packet arrived on this connection, or when it began
         self._changed = asyncio.Event()  # a request was made, or the server answers again
         self.is_silent = False  # see `ConnectionState`
@@ -64,12 +64,12 @@ class Requests:
                     # From the second try on to partition 0: the number of partitions may have changed.
                     await self._uplink.publish(command, place, anywhere=tries + refusals > 0)
                     tries += 1
-                    self._nobody_there = False
+                    self._no_subscriber = False
                     wait = min(self._timing.patience, self._timing.answer * 2.0 ** (tries - 1))
                     wait *= 1 + 0.2 * random()
                 except Untaken:
                     refusals += 1
-                    self._nobody_there = True
+                    self._no_subscriber = True
                     wait = untaken(refusals, random(), most=self._timing.untaken)
                 try:
                     answer = await self._answer(question, wait)
@@ -141,8 +141,8 @@ class Requests:
             asked_at = min((question.waits_since for question in self._questions.values()), default=math.inf)
             silent_for = time.monotonic() - max(asked_at, self._heard_at)  # less than 0 without open requests
             if silent_for >= silence:
-                nobody = "; no imqtt server has connected to the broker yet" if self._nobody_there else ""
-                raise Lost(f"no packet from the server in {silence:.0f} s{nobody}")
+                why = "; no imqtt server has connected to the broker yet" if self._no_subscriber else ""
+                raise Lost(f"no packet from the server in {silence:.0f} s{why}")
             doubtful = silent_for >= self._timing.answer
             if doubtful and not self._uplink.is_receiving:
                 self._set_silent(True)

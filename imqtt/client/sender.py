@@ -47,9 +47,7 @@ class Sender:
             random, answer_within=timing.answer, patience=timing.patience, untaken_within=timing.untaken
         )
         self._entries: dict[OutboxKey, Entry] = {}  # a cache of those that are in flight
-        self._unanswered: dict[
-            OutboxKey, int
-        ] = {}  # hashes of what was published, also if it was discarded since
+        self._unanswered: dict[OutboxKey, int] = {}  # hashes of published changes, even if discarded
         self._leaving: set[OutboxKey] = set()  # the store is discarding these
         self._waiting: dict[OutboxKey, list[asyncio.Future[Accepted]]] = {}
         self._failure: Exception | None = None

@@ -111,7 +111,7 @@ class DeviceLog:
         step.touched.add(self.conversation)
 
     def _advance(self, step: Step, order: InOrder) -> bool:
-        """Applies what is in order. False if the server may have another log."""
+        """Applies the events in order. False if the server may have another log."""
         self._apply(step, order.events)
         if order.diverged:
             self._doubt(step)
