@@ -318,8 +318,8 @@ class Slice(Value, frozen=True):
 
     `restart`: the device's cursor is not in this store's log, so it drops what it has of the
     conversation and begins anew with these events. `missing` says why there is nothing before the
-    first event (`start`, `archived`, `before_joined`), where that is so. `registers` are later events, outside
-    of these, that change how these are shown.
+    first event (`start`, `archived`, `before_joined`), where that is so. `registers` are later events,
+    outside of these, that change how these are shown.
     """
 
     conversation: str

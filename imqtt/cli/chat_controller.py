@@ -14,7 +14,7 @@ from imqtt.cli.screen import Screen
 from imqtt.cli.transcript import Transcript
 from imqtt.client import Client, Phase, Refused, Restarted
 from imqtt.errors import ImqttError, SetupError, TakenOver
-from imqtt.model import Content, Marks, PeerTyping, Presence
+from imqtt.model import Content, Marks, PeerTyping, Presence, Send
 from imqtt.printable import printable
 
 PAGE = 100  # messages that are fetched at once
@@ -183,7 +183,7 @@ class Chat:
         if conversation != self._conversation:
             return  # meanwhile another one was opened
         for entry in entries:
-            if entry.conversation == conversation:
+            if entry.conversation == conversation and isinstance(entry.command, Send):
                 self._transcript.wait(entry.client_msg_id, entry.content, entry.client_time)
                 if entry.refused:
                     self._transcript.refuse(entry.client_msg_id, entry.reason)

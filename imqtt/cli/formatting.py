@@ -4,7 +4,7 @@ from datetime import datetime
 
 from imqtt.core.conversations import members_of
 from imqtt.errors import Invalid
-from imqtt.model import Content, Event
+from imqtt.model import AnyLogCommand, Content, Event, Send
 from imqtt.printable import printable
 
 
@@ -35,6 +35,11 @@ def words_of(event: Event) -> str:
     if event.withheld:
         return f"[{event.withheld} bytes, more than this device takes]"
     return words_of_content(event.content)
+
+
+def words_of_command(command: AnyLogCommand) -> str:
+    """What a command in the outbox says, in text."""
+    return words_of_content(command.content) if isinstance(command, Send) else f"[{command.name}]"
 
 
 def words_of_content(content: Content) -> str:

@@ -1,4 +1,4 @@
-"""`imqtt outbox`: messages of a device that are not stored yet, or were refused."""
+"""`imqtt outbox`: messages and other commands of a device that are not stored yet, or were refused."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -67,12 +67,17 @@ def list_(
     """
     import asyncio
 
-    from imqtt.cli.formatting import local, words_of_content
+    import msgspec
+
+    from imqtt.cli.formatting import local, words_of_command
+    from imqtt.protocol import Format, encode_command
 
     entries = asyncio.run(_entries(resolve_store(data, user, device, device_store)))
     if as_json:
         for entry in entries:
-            print_json(entry)
+            command = msgspec.json.decode(encode_command(entry.command, Format.JSON))
+            refusal = {"refused": entry.refused, "reason": entry.reason} if entry.refused else {}
+            print_json({**command, **refusal})
         return
     if not entries:
         complain("the outbox is empty")
@@ -85,7 +90,7 @@ def list_(
                 entry.conversation,
                 f"{local(entry.client_time):%Y-%m-%d %H:%M:%S}",
                 f"refused: {entry.reason}" if entry.refused else "waiting",
-                _shortened(words_of_content(entry.content)),
+                _shortened(words_of_command(entry.command)),
             )
             for entry in entries
         ),

@@ -1,7 +1,7 @@
-"""How a device finds out what it misses, and gets it.
+"""Finds the events that a device misses, and requests them.
 
-The heads tell what there is, newest first; the server's list is read down to what was complete at the
-last time. Conversations that turn out to be behind are asked for, many at once, one question at a time.
+The server lists conversations by their heads, newest first. The device reads the list down to where it was
+complete last time, and requests the conversations that are behind, many in one `Sync`, one `Sync` at a time.
 """
 
 import asyncio
@@ -9,23 +9,24 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from random import random, uniform
 
-from imqtt.client.replica import Replica, Want
 from imqtt.client.requests import Requests
 from imqtt.client.settings import Timing
-from imqtt.client.store import Changes, LocalStore
-from imqtt.client.sync_queue import SyncQueue
+from imqtt.client.store import LocalStore
 from imqtt.client.uplink import Uplink
+from imqtt.core.changes import Changes, Want
 from imqtt.core.partitions import home_of
+from imqtt.core.replica import Replica
+from imqtt.core.sync_queue import SyncQueue
 from imqtt.errors import ImqttError, NotConnected
 from imqtt.model import SNOWFLAKE_TIME_SHIFT, Cursor, Id, Page, Position, Sync
 
-CURSORS = 100  # in one question: a page holds no more events, nor heads
-MARGIN = 3_600_000 << SNOWFLAKE_TIME_SHIFT  # an id's clock may be behind another's by an hour
-WHOLE_WALK_EVERY = 86_400  # seconds: however sure the device is, it looks at every head once a day
+CURSORS = 100  # in one request: a page holds no more events or heads
+MARGIN = 3_600_000 << SNOWFLAKE_TIME_SHIFT  # one worker's clock may be an hour behind another's
+WHOLE_WALK_EVERY = 86_400  # seconds: once a day the device reads the whole list
 
 
 class CatchUp:
-    """Outlives connections, and knows between them what is wanted."""
+    """Outlives connections, and keeps the wanted conversations between them."""
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class CatchUp:
         meta: Mapping[str, str],
         commit: Callable[[], Awaitable[None]],
     ) -> None:
-        self.complete = asyncio.Event()  # since the connection was made, everything missed has come
+        self.complete = asyncio.Event()  # everything missed has arrived on this connection
         self._replica = replica
         self._store = store
         self._uplink = uplink
@@ -47,13 +48,13 @@ class CatchUp:
         self._commit = commit
         self._home = home_of(uplink.device.user)
         self._wanted = SyncQueue(random)
-        self._firm: set[str] = set()  # to be asked for even if no event is known to be missing
+        self._firm: set[str] = set()  # to be requested even if no event is known to be missing
         self._changed = asyncio.Event()
-        self._complete_to = int(meta.get("complete_to", 0))  # id of the newest head at the last complete walk
+        self._complete_to = int(meta.get("complete_to", 0))  # id of the newest head of the last walk
         self._whole_walk_at = int(meta.get("whole_walk_at", 0))  # seconds since the Unix epoch
 
     def want(self, wanted: Mapping[str, Want]) -> None:
-        """Takes wishes on."""
+        """Requests these conversations soon."""
         now = time.monotonic()
         self._firm.update(name for name, want in wanted.items() if want is not Want.HOLE)
         for conversation, want in wanted.items():
@@ -65,7 +66,7 @@ class CatchUp:
     def cursors(self, before: int = 1 << 63) -> tuple[Cursor, ...]:
         """The cursors of the conversations that come first in the list of heads."""
         newest = self._replica.newest(self._at_once, before)
-        return tuple(_cursor(it.conversation, it.cursor) for it in newest)
+        return tuple(_cursor(log.conversation, log.cursor) for log in newest)
 
     @property
     def _at_once(self) -> int:
@@ -73,7 +74,7 @@ class CatchUp:
         return CURSORS if limits is None else max(1, min(CURSORS, limits.cursors))
 
     async def run(self, page: Page) -> None:
-        """Catches up after the `Hello` that `page` answers, and keeps at it until the connection ends."""
+        """Catches up from `page`, which answers `Hello`, and stays up to date until the connection ends."""
         while True:
             await self._walk(page)
             next_walk = time.monotonic() + self._timing.sync * uniform(0.75, 1.25)
@@ -101,33 +102,33 @@ class CatchUp:
             except NotConnected:
                 raise
             except ImqttError:
-                # Refused for good, by a server that is not as this device takes it to be. Another connection
-                # begins with another `Welcome`; until then, asking seldom does no harm.
+                # Not retryable: this device is mistaken about the server. The next connection begins with
+                # a new `Welcome`; until then, a rare request does no harm.
                 await asyncio.sleep(self._timing.patience)
 
     # --- heads
 
     async def _walk(self, page: Page) -> None:
-        """Reads the list of heads as far down as something may have happened since the last time."""
+        """Reads the list of heads down to where nothing can have changed since the last walk."""
         newest = page.heads[0].id if page.heads else Id(0)
         bound = self._complete_to - MARGIN
         whole = self._replica.adopting or time.time() - self._whole_walk_at > WHOLE_WALK_EVERY
         if newest < self._complete_to:
-            whole = True  # the store is older than what this device has seen: restored from a backup
+            whole = True  # the store is older than the device's events: it was restored from a backup
         listed: set[str] = set()
         while True:
             listed.update(head.conversation for head in page.heads)
-            # One log that is another one now: so are all that were younger than the backup, however new
-            # the newest head is.
+            # If one log was restored, so were all that were younger than the backup, however new the newest
+            # head is.
             whole = whole or any(part.restart for part in page.slices)
             before = page.more_heads
             if not before or not (whole or before >= bound):
                 break
             page = await self._ask(Sync(cursors=self.cursors(before), heads=True, heads_before=before))
             if page.more_heads >= before:
-                break  # a list that does not go down would have no end
+                break  # a list that does not descend would never end
         if whole and not page.more_heads:
-            # Of a conversation that the store has lost as a whole, no head tells.
+            # A conversation that the store has lost entirely has no head.
             self.want(dict.fromkeys(self._replica.known() - listed, Want.CHECK))
         self._complete_to = newest
         changes = Changes(meta={"complete_to": str(newest), "adopted": "1"})
@@ -137,39 +138,39 @@ class CatchUp:
         if self._replica.adopting:
             self._replica.end_adoption()
             await self._commit()
-        # What the heads told is stored already, so what is still behind is known after a restart as well.
+        # The heads are stored already, so the logs that are behind are known after a restart too.
         await self._store.apply(changes)
 
     # --- events
 
     async def _repair(self) -> None:
-        """One question for what is wanted now."""
+        """Sends one `Sync` for the conversations that are due."""
         names = self._wanted.due(time.monotonic(), self._at_once)
         logs = {name: self._replica.logs[name] for name in names}
         for name in names:
             if not logs[name].is_open and name not in self._firm:
-                self._wanted.done(name)  # what was missing has come by itself
+                self._wanted.done(name)  # the missing events have arrived meanwhile
                 del logs[name]
         if not logs:
             return
         self._firm.difference_update(logs)
         asked = {name: log.cursor for name, log in logs.items()}
         try:
-            page = await self._ask(Sync(cursors=tuple(_cursor(*it) for it in asked.items())))
+            page = await self._ask(Sync(cursors=tuple(_cursor(*cursor) for cursor in asked.items())))
         except BaseException:
             self._firm.update(logs)
             self._wanted.retry(list(logs), time.monotonic())
             raise
         if any(part.restart for part in page.slices):
-            self._whole_walk_at = 0  # the store was restored: the next walk looks at everything
+            self._whole_walk_at = 0  # the store was restored: the next walk reads the whole list
         now = time.monotonic()
         moved = {name for name, log in logs.items() if log.cursor != asked[name]}
         unfinished = {part.conversation for part in page.slices if part.more or part.restart}
         for name, log in logs.items():
-            its_turn_did_not_come = page.more and bool(moved) and name not in moved
-            if log.is_open or name in unfinished or its_turn_did_not_come:
+            was_not_reached = page.more and bool(moved) and name not in moved
+            if log.is_open or name in unfinished or was_not_reached:
                 self._firm.add(name)
-                self._wanted.again(name, now, helped=name in moved or its_turn_did_not_come)
+                self._wanted.again(name, now, helped=name in moved or was_not_reached)
             else:
                 self._wanted.done(name)
 

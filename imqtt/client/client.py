@@ -1,39 +1,28 @@
-"""The client: everything that a program does with imqtt, on one device of one user."""
+"""The client: the methods with which a program uses imqtt, as one device of one user."""
 
-import asyncio
 import contextlib
-import logging
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 from uuid import uuid4
 
-from imqtt.client.catchup import CatchUp
-from imqtt.client.connection_tasks import ConnectionTasks
-from imqtt.client.connector import Connector
 from imqtt.client.database import Database
-from imqtt.client.feed import Broadcast, Events, Feed, Queue
-from imqtt.client.history import Reader
-from imqtt.client.inbox import Inbox
-from imqtt.client.marker import Marker
+from imqtt.client.feed import Broadcast, Events, Queue
 from imqtt.client.mqtt import Mqtt
-from imqtt.client.replica import Replica
-from imqtt.client.requests import Requests
-from imqtt.client.sender import UNBOUNDED, Sender
+from imqtt.client.parts import Parts
+from imqtt.client.sender import UNBOUNDED
 from imqtt.client.settings import ClientSettings, Timing, check_device, parse_addresses
-from imqtt.client.store import LocalStore, Memory
+from imqtt.client.store import LocalStore
 from imqtt.client.tls import TlsContexts
 from imqtt.client.transport import Transport
-from imqtt.client.uplink import Uplink
-from imqtt.client.values import ConnectionState, Entry, Notice, Summary
-from imqtt.core.connection import Phase
-from imqtt.core.outbox import OutboxKey
+from imqtt.client.values import ConnectionState, Notice, Summary
+from imqtt.core.conversation_view import ConversationView
+from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.partitions import home_of
-from imqtt.errors import ClientError, ImqttError, Invalid, NotConnected, SetupError
+from imqtt.errors import ClientError, Invalid, NotConnected, SetupError
 from imqtt.model import (
     Accepted,
     Content,
@@ -49,41 +38,22 @@ from imqtt.model import (
 from imqtt.protocol import Format, check
 from imqtt.protocol.topics import is_name
 
-log = logging.getLogger(__name__)
-
-MAX_NOTICES = 1_000  # that wait for one iterator; the oldest go first
-TYPING_EVERY = 3.0  # seconds; who hears of it forgets it after six
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The parts that an open client delegates to."""
-
-    store: LocalStore
-    uplink: Uplink
-    requests: Requests
-    replica: Replica
-    sender: Sender
-    catchup: CatchUp
-    feed: Feed
-    inbox: Inbox
-    connection: ConnectionTasks
-    reader: Reader
-    connector: Connector
+MAX_NOTICES = 1_000  # waiting for one iterator; the oldest are dropped
+TYPING_EVERY = 3.0  # seconds; receivers forget it after six
 
 
 class Client:
     """One device of one user. Use it as `async with Client(...) as client`; a client is entered once.
 
-    `password`: the device's, or none if the broker identifies it by a client certificate (`tls`).
+    `password`: the device's password; none if the broker identifies it by a client certificate (`tls`).
     `brokers`: `host`, `host:port` or a URL (`mqtt`, `mqtts`, `ws`, `wss`), one or several to try in turn. An
     address without a scheme uses TLS if `tls` is given or its port is 8883. Either all addresses use TLS or
     none does.
-    `store`: the file of the device's log and outbox, or an `imqtt.client.database.Database` of
-    its own; without one they end with the process.
-    `format`: of what the device sends and receives, protobuf or JSON.
-    `start`: where a new device begins. `latest`: only what is stored from then on is new, and the rest is
-    history. `beginning`: everything is new, from each conversation's first event.
+    `store`: the file of the device's log and outbox, or an `imqtt.client.database.Database`. Without one, log
+    and outbox end with the process.
+    `format`: the format of commands and frames, protobuf or JSON.
+    `start`: where a new device begins. `latest`: events that are stored from then on are new, and all others
+    are history. `beginning`: everything is new, from each conversation's first event.
     `keep`: about how many events of a conversation stay in the store; by default all of them.
     `platform`: a text for the operator's device list.
     `max_packet`: the largest MQTT packet that the device accepts, in bytes; 0: the server's bound.
@@ -91,16 +61,16 @@ class Client:
     connection, so that renewed certificates are read. By default `mqtts` and `wss` trust the system's
     authorities.
     `wait`: how many seconds entering waits for the device to catch up. Entering returns earlier if the first
-    attempt to connect fails: a client works without a connection too, and keeps trying. A warning is logged
-    then, unless the program follows `states`.
-    `timing`: how long the client waits for what.
+    attempt to connect fails: a client also works without a connection, and keeps trying. It then logs a
+    warning, unless the program follows `states`.
+    `timing`: the client's timeouts and intervals.
     `transport`: an `imqtt.client.transport.Transport` in place of aiomqtt.
 
     Constructing and entering raise `SetupError`; entering raises `DeviceStoreError` and `CredentialsRefused`.
     Before entering, a method that needs the store or the connection raises `ClientError`.
 
     Wherever a method takes a `conversation`, the name of a user stands for the direct conversation with that
-    user, and the user's own name for notes to self. Raises `Invalid` for what is neither a name nor an id.
+    user, and the user's own name for notes to self. Any other text raises `Invalid`.
     """
 
     def __init__(
@@ -140,14 +110,11 @@ class Client:
         self._given_store = Path(store) if isinstance(store, str) else store
         self._transport = transport
         self._wait = wait
-        self._state = ConnectionState()
         self._states: Broadcast[ConnectionState] = Broadcast(100)
         self._notices: Broadcast[Notice] = Broadcast(MAX_NOTICES)
-        self._failure: Exception | None = None
-        self._running: asyncio.Task[None] | None = None
         self._typed: dict[str, float] = {}
         self._entered = False
-        self._made: _Parts | None = None
+        self._made: Parts | None = None
 
     # --- beginning and end
 
@@ -157,9 +124,15 @@ class Client:
         self._entered = True
         store = await LocalStore.open(self._given_store, self.settings.device)
         try:
-            self._made = self._assemble(store, await store.load())
-            self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{self.settings.name}")
-            await self._first_contact()
+            self._made = Parts(
+                settings=self.settings,
+                store=store,
+                memory=await store.load(),
+                transport=self._transport,
+                notices=self._notices,
+                states=self._states,
+            )
+            await self._made.start(self._wait)
         except BaseException:
             try:
                 await self.close()
@@ -168,69 +141,8 @@ class Client:
             raise
         return self
 
-    def _assemble(self, store: LocalStore, memory: Memory) -> _Parts:
-        """Makes the client's parts, each of which is given what it needs."""
-        settings = self.settings
-        adopting = settings.start == "latest" and "adopted" not in memory.meta
-        uplink = Uplink(settings.device, settings.format)
-        requests = Requests(uplink, settings.timing)
-        replica = Replica(settings.device, memory, adopting=adopting, questions=requests, keep=settings.keep)
-        sender = Sender(uplink, store, settings.timing, memory.unsent, self._notices.tell)
-        marker = Marker(replica, uplink, settings.timing)
-        catchup = CatchUp(
-            replica=replica,
-            store=store,
-            uplink=uplink,
-            requests=requests,
-            timing=settings.timing,
-            meta=memory.meta,
-            commit=self._commit,
-        )
-        feed = Feed(store, replica.ordinal)
-        inbox = Inbox(
-            replica=replica,
-            store=store,
-            sender=sender,
-            requests=requests,
-            catchup=catchup,
-            marker=marker,
-            feed=feed,
-            notices=self._notices,
-        )
-        connection = ConnectionTasks(
-            settings=settings,
-            uplink=uplink,
-            inbox=inbox,
-            requests=requests,
-            catchup=catchup,
-            sender=sender,
-            marker=marker,
-        )
-        reader = Reader(replica, store, requests, self._commit)
-        connector = Connector(
-            settings=settings,
-            uplink=uplink,
-            connection=connection,
-            requests=requests,
-            transport=self._transport,
-            changed=self._show_state,
-        )
-        return _Parts(
-            store=store,
-            uplink=uplink,
-            requests=requests,
-            replica=replica,
-            sender=sender,
-            catchup=catchup,
-            feed=feed,
-            inbox=inbox,
-            connection=connection,
-            reader=reader,
-            connector=connector,
-        )
-
     @property
-    def _parts(self) -> _Parts:
+    def _parts(self) -> Parts:
         if self._made is None:
             raise ClientError("the client is not open: use it as `async with Client(...) as client`")
         return self._made
@@ -242,77 +154,8 @@ class Client:
 
     async def close(self) -> None:
         """Disconnects and closes the store. Unsent messages stay in it."""
-        if self._running is None:
-            return
-        running, self._running = self._running, None
-        self._parts.connector.stop()
-        try:
-            if self.state.phase is Phase.ESTABLISHED:
-                with contextlib.suppress(NotConnected, TimeoutError):
-                    async with asyncio.timeout(self.settings.timing.farewell):
-                        await self._parts.connection.farewell()
-        finally:
-            running.cancel()
-            try:
-                await asyncio.wait([running])
-            finally:
-                await self._parts.store.close()
-
-    async def _run(self) -> None:
-        """The connection's task, and the store's: whatever ends one of them ends the client."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._parts.connector.run(), name="imqtt-connector")
-                tasks.create_task(self._watch_store(), name="imqtt-store")
-        except asyncio.CancelledError:
-            self._end(None, "closed")
-            raise
-        except ExceptionGroup as group:
-            error = group.exceptions[0]
-            if isinstance(error, ImqttError):
-                self._end(error, str(error))
-            else:
-                log.exception("the client of %s ends", self.settings.name)
-                self._end(error, f"a fault of the client: {error}")
-
-    async def _watch_store(self) -> None:
-        """Raises what could not be stored. It may have come on a connection that is no more."""
-        # The inbox reads the future also after this task has been cancelled.
-        error = await asyncio.shield(self._parts.inbox.failed)
-        self._parts.connector.stop()
-        self._parts.uplink.drop()
-        raise error
-
-    def _end(self, failure: Exception | None, reason: str) -> None:
-        self._failure = failure
-        self._parts.connector.close(reason)
-        self._parts.sender.fail(failure or NotConnected("the client is closed; the message is in the outbox"))
-        self._parts.feed.signal.end(failure)
-        self._notices.signal.end(failure)
-        self._states.signal.end(failure)
-
-    async def _first_contact(self) -> None:
-        """Until the device has caught up, or a first try has failed, or the time is over."""
-        complete = asyncio.create_task(self._parts.catchup.complete.wait())
-        try:
-            async with asyncio.timeout(self._wait):
-                await self._parts.connector.tried.wait()
-                if self._parts.uplink.is_attached:
-                    assert self._running is not None  # noqa: S101 - it was made before
-                    await asyncio.wait([complete, self._running], return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            pass
-        finally:
-            complete.cancel()
-        self._check()
-        if self._wait and not self._parts.catchup.complete.is_set() and not self._states.is_heard:
-            # Such a program would wait without a word, perhaps for ever: as on another program's broker.
-            reason = self.state.reason or "a broker is connected, and no imqtt server has answered"
-            log.warning("%s is not connected yet, and goes on trying: %s", self.settings.name, reason)
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self._made is not None:
+            await self._made.close()
 
     # --- messages
 
@@ -330,22 +173,17 @@ class Client:
 
         `content` is text, or bytes with a `content_type`, or a `Content`, or any other JSON value. The
         message is in the device's outbox before it is sent and stays there until it is stored or refused: a
-        timeout, a cancellation or the end of the process does not take it back. Sending the same content
-        again with the same `client_msg_id` adds no second message.
+        timeout, a cancellation or the end of the process does not remove it. Sending the same content again
+        with the same `client_msg_id` adds no second message.
 
-        Raises the server's refusal (`Conflict`, `NotAllowed`, `Invalid`, `TooLarge`, `Unsupported`), after
-        which the message is no longer in the outbox; `Discarded` if it was taken out of the outbox;
-        `DeviceStoreError`; and, with the message still in the outbox, what ends the client: `NotConnected`
-        for `close`, and `CredentialsRefused`.
+        Raises the error with which the server refuses the message (`Conflict`, `NotAllowed`, `Invalid`,
+        `TooLarge`, `Unsupported`) and removes it from the outbox; `Discarded` if `discard` removed it;
+        `DeviceStoreError`. If the client ends first, the message stays in the outbox, and the error is
+        `NotConnected` after `close`, or `CredentialsRefused`.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
-        entry = self._entry(self._id_of(conversation), made, client_msg_id)
-        stored = self._parts.sender.wait(entry.key)
-        try:
-            await self._parts.sender.put(entry)
-            return await stored
-        finally:
-            self._parts.sender.forget(entry.key, stored)
+        command = self._message(conversation, made, client_msg_id)
+        return await self._parts.sender.send(command)
 
     async def post(
         self,
@@ -363,18 +201,18 @@ class Client:
         and `notices` reports it.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
-        entry = self._entry(self._id_of(conversation), made, client_msg_id)
-        await self._parts.sender.put(entry)
-        return entry.client_msg_id
+        command = self._message(conversation, made, client_msg_id)
+        await self._parts.sender.put(command)
+        return command.client_msg_id
 
     async def outbox(self) -> list[Entry]:
-        """The messages that are not stored yet and those that were refused, in the order of sending."""
+        """The commands that are not stored yet or were refused, in the order of sending."""
         return list((await self._parts.store.entries()).values())
 
     async def discard(self, conversation: str, client_msg_id: str) -> bool:
-        """Takes a message out of the outbox. False if it is not there. Its `send` raises `Discarded`.
+        """Removes a command from the outbox. False if it is not there. Its `send` raises `Discarded`.
 
-        If it was sent already, it may be stored nevertheless: do not use its client_msg_id for other content.
+        If it was already sent, it may be stored anyway: do not use its client_msg_id for other content.
         """
         return await self._parts.sender.discard(OutboxKey(self._id_of(conversation), client_msg_id))
 
@@ -384,21 +222,19 @@ class Client:
         return home_of(user) if other == user else "d:" + ":".join(sorted((user, other)))
 
     def _id_of(self, conversation: str) -> str:
-        """An id as it is, a user's name as the conversation with that user."""
+        """The id of a conversation that is given as an id or as a user's name."""
         if ":" in conversation:
             return conversation
         if not is_name(conversation):
             raise Invalid(f"{conversation!r} is neither a user nor a conversation")
         return self.direct(conversation)
 
-    def _entry(self, conversation: str, content: Content, client_msg_id: str | None) -> Entry:
-        self._check()
+    def _message(self, conversation: str, content: Content, client_msg_id: str | None) -> Send:
+        self._parts.check()
         now = time.time_ns() // 1_000_000
-        entry = Entry(conversation, client_msg_id or uuid4().hex, content, now)
-        self._parts.sender.check(Send(conversation, entry.client_msg_id, content, now))
-        return entry
+        return Send(self._id_of(conversation), client_msg_id or uuid4().hex, content, now)
 
-    # --- what comes
+    # --- events and notices
 
     def events(self, consumer: str | None = None, *, conversation: str | None = None) -> Events:
         """An async iterator of new events, each conversation's in order, including the user's own.
@@ -412,21 +248,31 @@ class Client:
         return self._parts.feed.events(consumer, one)
 
     def notices(self) -> Queue[Notice]:
-        """An async iterator of marks, presence, typing, and of what became of conversations and messages.
+        """An async iterator of marks, presence, typing, restarted or skipped logs, and refused commands.
 
-        They are not stored: if more than 1,000 wait, the oldest are dropped.
+        They are not stored. If more than 1,000 wait, the oldest are dropped.
         """
         return self._notices.iterate()
 
     async def history(self, conversation: str, before: int | None = None, limit: int = 100) -> list[Event]:
         """At most `limit` events before seq `before` (default: the newest), in order of seq.
 
-        They come from the device's store as far as it holds them, else from the server. There are fewer than
-        `limit` only at the beginning of the conversation, or without a connection. Raises `NotAllowed`,
-        `NotConnected` if the device holds none of them, and `DeviceStoreError`.
+        They are read from the device's store as far as it holds them, and else from the server. There are
+        fewer than `limit` only at the beginning of the conversation or without a connection. Raises
+        `NotAllowed`, `NotConnected` if the device holds none of them, and `DeviceStoreError`.
         """
         found = await self._parts.reader.history(self._id_of(conversation), before, limit)
-        self._parts.inbox.check()  # what it was read by
+        self._parts.inbox.check()
+        return found
+
+    async def view(self, conversation: str, limit: int = 1_000) -> ConversationView:
+        """A conversation as a program displays it: messages with receipts, holes, and messages in the outbox.
+
+        It covers the newest `limit` events that the device holds, and events that arrived ahead of missing
+        ones; `events` returns those only when the hole is filled. `history` fetches older events.
+        """
+        found = await self._parts.reader.view(self._id_of(conversation), limit)
+        self._parts.inbox.check()
         return found
 
     async def conversations(self, limit: int = 1_000) -> list[Summary]:
@@ -441,8 +287,8 @@ class Client:
     async def unread(self, conversation: str) -> int:
         """The exact number of unread events: those after the user's `read` mark that are not the user's own.
 
-        Asks the server for the events after `read` that the device does not hold. Raises `NotConnected` if
-        that is not possible; then `conversation` tells the bounds.
+        Requests the events after `read` that the device does not hold. Raises `NotConnected` if that is not
+        possible; `conversation` still returns the bounds.
         """
         summary = await self.conversation(conversation)
         if summary is None or summary.unread == summary.unread_at_most:
@@ -454,10 +300,9 @@ class Client:
     # --- marks, presence, typing
 
     async def mark_read(self, conversation: str, seq: int | None = None) -> None:
-        """Marks everything up to `seq` as read, by default all that has arrived. The server is told soon
-        after.
+        """Marks everything up to `seq` as read, by default everything that has arrived.
 
-        Raises `DeviceStoreError`, which ends the client.
+        The mark is sent to the server soon afterwards. Raises `DeviceStoreError`, which ends the client.
         """
         self._parts.inbox.check()
         if self._parts.replica.mark_read(self._id_of(conversation), seq):
@@ -468,15 +313,15 @@ class Client:
         return await self._parts.store.marks(self._id_of(conversation))
 
     def presence_of(self, user: str) -> Presence | None:
-        """The user's presence as the server last reported it; None if it never did, which means offline.
+        """The user's presence as the server last reported it; None, which means offline, if it never did.
 
-        On each new connection everybody counts as offline (`last_seen` 0: unknown) until the server reports
+        On each new connection all users count as offline (`last_seen` 0: unknown) until the server reports
         otherwise.
         """
         return self._parts.inbox.presences.get(user)
 
     async def typing(self, conversation: str, typing: bool = True) -> None:
-        """Tells the others that the user is typing. May be called at every key; does nothing offline."""
+        """Tells the other members that the user is typing. Call it at every key; it does nothing offline."""
         conversation = self._id_of(conversation)
         now = time.monotonic()
         if typing and now - self._typed.get(conversation, -TYPING_EVERY) < TYPING_EVERY:
@@ -502,46 +347,28 @@ class Client:
 
     @property
     def state(self) -> ConnectionState:
-        """The present state of the connection. Also before entering."""
-        return self._state
+        """The present state of the connection. Available before entering."""
+        return ConnectionState() if self._made is None else self._made.connector.state
 
     def states(self) -> Queue[ConnectionState]:
-        """An async iterator of the connection's states, beginning with the present one.
+        """An async iterator of the connection's states, from the present one on.
 
-        Also before entering.
+        Available before entering.
         """
         return self._states.iterate(self.state)
 
-    def _show_state(self, state: ConnectionState) -> None:
-        self._state = state
-        self._states.tell(state)
-
     async def caught_up(self) -> None:
-        """Returns when the device is connected and has received all that it had missed.
+        """Returns when the device is connected and has received everything that it missed.
 
-        Raises what ended the client.
+        Raises the error that ended the client.
         """
-        while not self._parts.catchup.complete.is_set():
-            changed = self._states.signal.watch()
-            self._check()
-            if self._running is None:
-                raise ClientError("the client is closed")
-            done = asyncio.create_task(self._parts.catchup.complete.wait())
-            other = asyncio.create_task(changed.wait())
-            try:
-                await asyncio.wait([done, other], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                done.cancel()
-                other.cancel()
+        await self._parts.caught_up()
 
     @property
     def counts(self) -> dict[str, int]:
         """How many received packets and answers were unusable, by kind. Empty in normal operation."""
         odd = self._parts.replica.odd
         return dict(self._parts.inbox.counts) | ({"events": odd} if odd else {})
-
-    async def _commit(self) -> None:
-        await self._parts.inbox.commit()
 
 
 def _content(

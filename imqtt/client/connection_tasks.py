@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class ConnectionTasks:
-    """Runs what takes part in a connection, in order. It outlives connections."""
+    """Runs the tasks of each connection. Outlives connections."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ConnectionTasks:
         sender: Sender,
         marker: Marker,
     ) -> None:
-        self.status = Status("online", "")  # what the program last said of the device
+        self.status = Status("online", "")  # as the program last reported it
         self._settings = settings
         self._uplink = uplink
         self._inbox = inbox
@@ -48,18 +48,18 @@ class ConnectionTasks:
         self._catchup = catchup
         self._sender = sender
         self._marker = marker
-        self._untaken = asyncio.Event()  # the broker had no subscriber for the last status
+        self._untaken = asyncio.Event()  # the last status met no subscriber
         self._home = home_of(settings.device.user)
 
     async def run(self, mqtt: MqttConnection, nonce: str, established: Callable[[], None]) -> None:
-        """Until the connection is lost: raises `Lost`, or what else went wrong."""
+        """Runs until the connection ends. Raises `Lost`, or another error."""
         self._catchup.complete.clear()
         self._inbox.connected()
-        # As they are before anything comes on this connection: what comes may follow a cursor by its seq, but
-        # be of a restored store's log. A cursor behind it would be in that log, and nobody would notice.
+        # Before anything arrives on this connection: an event may follow a cursor by its seq, but be of a
+        # restored store's log. A cursor after it would be in that log, and the difference stay unnoticed.
         cursors = self._catchup.cursors()
         try:
-            # Before `Hello`, so that nothing is published to the device while it does not listen.
+            # Before `Hello`, so that nothing is published to the device before it is subscribed.
             await mqtt.subscribe(down(self._settings.device))
             self._uplink.attach(mqtt, nonce)
             async with asyncio.TaskGroup() as tasks:
@@ -74,13 +74,13 @@ class ConnectionTasks:
             self._catchup.complete.clear()
 
     async def set_status(self, status: Status) -> None:
-        """Tells the server the device's state: now, if it is connected, and on every later connection."""
+        """Reports the device's state, now if it is connected, and on every later connection."""
         self.status = status
         with contextlib.suppress(NotConnected):
             await self._say_status()
 
     async def farewell(self) -> None:
-        """What is to be said before a clean end, after which the broker keeps the last will to itself."""
+        """Publishes the waiting marks and `offline` before DISCONNECT, after which no will is published."""
         with contextlib.suppress(Untaken):
             await self._marker.flush()
         await self._say(Status("offline", ""))
@@ -110,7 +110,7 @@ class ConnectionTasks:
         page = await self._requests.ask(hello, self._home)
         try:
             async with asyncio.timeout(self._settings.timing.answer):
-                await welcomed.wait()  # it comes before the page, unless it got lost
+                await welcomed.wait()  # it precedes the page, unless it was lost
         except TimeoutError:
             raise Lost("the server answered without a Welcome") from None
         established()
@@ -156,7 +156,7 @@ class ConnectionTasks:
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What ended a connection: a fault, if there is one among what went down with it."""
+    """The error that ended a connection: a fault, if the group has one."""
     causes: list[BaseException] = []
     groups: list[BaseExceptionGroup[BaseException]] = [group]
     while groups:

@@ -1,4 +1,4 @@
-"""Keeps a device connected: one broker after the other, for as long as the client is open."""
+"""Keeps a device connected while the client is open, trying one broker after the other."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ ONE_PROCESS = "each process needs a device of its own (`imqtt device add`)"
 
 
 class Connector:
-    """Drives the connection's state machine. `changed` is told every state."""
+    """Drives the connection's state machine. `changed` is called with every state."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Connector:
         changed: Callable[[ConnectionState], None],
     ) -> None:
         self.state = ConnectionState()
-        self.tried = asyncio.Event()  # one address let the device in, or none did
+        self.tried = asyncio.Event()  # one address accepted the device, or all failed
         self._settings = settings
         self._uplink = uplink
         self._connection = connection
@@ -49,14 +49,14 @@ class Connector:
         self._is_open = False  # a broker is connected
         requests.silence_changed = self._show_silence
         self._stopping = False
-        self._proven: set[Address] = set()  # these have let the device in
-        self._error: ImqttError | None = None  # how the last try or connection ended
+        self._proven: set[Address] = set()  # addresses that have accepted the device
+        self._error: ImqttError | None = None  # the end of the last attempt or connection
         self._suspicion: TakenOver | None = None  # why the last connection ended, if the next one is accepted
         timing = settings.timing
         self._machine = Connection(len(settings.addresses), random, base=timing.retry, cap=timing.retry_most)
 
     async def run(self) -> None:
-        """Until cancelled. Raises `CredentialsRefused`, or `DeviceStoreError`."""
+        """Runs until cancelled. Raises `CredentialsRefused` or `DeviceStoreError`."""
         while not self._stopping:
             number, wait = self._machine.next(time.monotonic())
             address = self._settings.addresses[number]
@@ -73,7 +73,7 @@ class Connector:
                 self._error = NotConnected(f"refused: {refusal}")
                 if self._machine.refused(time.monotonic()):
                     raise CredentialsRefused(
-                        f"no broker takes the password of {self._settings.name}: {refusal}"
+                        f"no broker accepts the password of {self._settings.name}: {refusal}"
                     ) from None
             except ImqttError as error:
                 self._error = error
@@ -86,22 +86,22 @@ class Connector:
             log.info("no connection to %s: %s", address, self._error)
             if self._machine.tries >= len(self._settings.addresses):
                 self.tried.set()
-        # The cancellation met the loss of a connection, and Python 3.11's TaskGroup told of the loss alone.
+        # The cancellation met the loss of a connection, and Python 3.11's TaskGroup raised only the loss.
         raise asyncio.CancelledError
 
     def stop(self) -> None:
-        """No connection follows the present one. To be called before `run` is cancelled."""
+        """Lets no connection follow the present one. Call it before cancelling `run`."""
         self._stopping = True
 
     def close(self, reason: str) -> None:
-        """The end, for whatever reason."""
+        """Shows that the client has ended."""
         self._machine.close()
         self._error = NotConnected(reason) if reason else None
         self._show(None)
         self.tried.set()
 
     async def _connect(self, address: Address) -> None:
-        """One connection, from its first byte until it is lost."""
+        """One connection, from opening it until it is lost."""
         nonce = uuid4().hex
         login = Login(
             name=self._settings.name,
@@ -144,18 +144,18 @@ class Connector:
             mqtt.drop()
 
     def _settle(self, address: Address) -> None:
-        """The connection lasts: nobody takes it over any more."""
+        """The connection has lasted: the contest is over."""
         self._error = None
         self._show(address)
 
     async def _look_for_another(self, address: Address, lost: Lost) -> None:
-        """Whether a connection ended because another process connects as this device, and says so.
+        """Finds out whether another process connects as this device, and reports it.
 
-        The broker's word is not enough: Mosquitto 2.1 says the same to a device whose credential was revoked.
-        That one is not let in again.
+        The broker's reason code is not enough: Mosquitto 2.1 sends the same code to a revoked device, which
+        it does not accept again.
         """
         name = self._settings.name
-        # Mosquitto 2.0 closes the socket without a word. So does a broker that ends; but that one is gone.
+        # Mosquitto 2.0 closes the socket without a reason. A broker that ends does too, but does not answer.
         within = self._settings.timing.connect
         if not lost.taken_over and not (lost.hung_up and await answers(address, within)):
             return

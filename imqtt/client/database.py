@@ -1,14 +1,13 @@
-"""A SQLite file with a thread of its own, so that no write holds the event loop up.
+"""A SQLite file with its own thread, so that no write blocks the event loop.
 
-Whatever was submitted while one transaction ran goes into the next one together. Operations run in the
-order in which they were submitted.
+Operations run in the order of submission. Those submitted while one transaction runs form the next one.
 """
 
 import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from imqtt.private_files import create_private_database, make_database_private
 T = TypeVar("T")
 
 Operation = Callable[[sqlite3.Connection], T]
+Upgrades = Mapping[int, Operation[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +33,34 @@ class _Job:
 
 
 class Database(Protocol):
-    """A device's database, which `open` opens once."""
+    """A device's database. It is opened once."""
 
-    async def open(self, schema: str, version: int) -> None:
-        """Creates the tables of `schema` if there are none. Raises `DeviceStoreError`."""
+    async def open(self, schema: str, version: int, upgrades: Upgrades) -> None:
+        """Creates the tables of `schema` if there are none. Raises `DeviceStoreError`.
+
+        `upgrades[n]` changes the tables of version n to those of version n + 1. Opening an older version
+        applies them in one transaction.
+        """
 
     def submit(
         self, operation: Operation[T], *, durable: bool = False, chained: bool = False
     ) -> "asyncio.Future[T]":
-        """Runs `operation` in a transaction. It happens also if nobody waits for the future.
+        """Runs `operation` in a transaction, even if nobody awaits the future.
 
-        A committed transaction survives the end of this process in any case, and with `durable` the
-        machine's as well: for an fsync more, which only what exists nowhere else is worth. `chained`
-        operations build on each other: once one has failed, all that come after it fail with it.
+        A committed transaction survives the end of the process. With `durable` it also survives a crash of
+        the machine, at the cost of an fsync: for data that exists nowhere else. `chained` operations build on
+        each other: after one has failed, all later ones fail with it.
         """
 
     async def close(self) -> None:
-        """Finishes what was submitted, and releases the database."""
+        """Finishes the submitted operations and releases the database."""
 
 
 class SqliteDatabase:
-    """One connection, held exclusively: a second process that opens the file is told so.
+    """One exclusive connection: a second process that opens the file gets `DeviceStoreInUse`.
 
-    The file is private to its owner.
-
-    Without a path it is a temporary database, which SQLite keeps in memory and moves to a temporary file
-    as it grows.
+    The file is private to its owner. Without a path, the database is temporary: SQLite keeps it in memory and
+    moves it to a temporary file as it grows.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -67,20 +69,20 @@ class SqliteDatabase:
         self._lock = Lock()
         self._waiting: list[_Job] = []
         self._working = False
-        self._broken: Exception | None = None  # how a chained operation failed
+        self._broken: Exception | None = None  # the error of a failed chained operation
         self._connection: sqlite3.Connection | None = None
         self._closed = False
 
     def __str__(self) -> str:
         return str(self._path or "the temporary store")
 
-    async def open(self, schema: str, version: int) -> None:
-        """Raises `DeviceStoreError`."""
+    async def open(self, schema: str, version: int, upgrades: Upgrades) -> None:
+        """As `Database.open`."""
         self._loop = asyncio.get_running_loop()
         try:
-            await self._loop.run_in_executor(self._thread, self._open, schema, version)
+            await self._loop.run_in_executor(self._thread, self._open, schema, version, upgrades)
         except BaseException:
-            # A cancellation does not stop the thread: the file that it opens would stay locked.
+            # A cancellation does not stop the thread, and the file would stay locked.
             self._closed = True
             self._thread.submit(self._close)
             self._thread.shutdown(wait=False)
@@ -103,7 +105,7 @@ class SqliteDatabase:
         return done
 
     async def close(self) -> None:
-        """Finishes what was submitted, and lets go of the file."""
+        """As `Database.close`."""
         if self._closed:
             return
         self._closed = True
@@ -113,7 +115,7 @@ class SqliteDatabase:
 
     # --- in the thread
 
-    def _open(self, schema: str, version: int) -> None:
+    def _open(self, schema: str, version: int, upgrades: Upgrades) -> None:
         try:
             if self._path is not None:
                 create_private_database(self._path)
@@ -125,7 +127,7 @@ class SqliteDatabase:
                 if self._path is not None:
                     connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA cache_size = -8192")
-                self._create(connection, schema, version)
+                self._prepare(connection, schema, version, upgrades)
                 if self._path is not None:
                     make_database_private(self._path)
             except BaseException:
@@ -139,16 +141,19 @@ class SqliteDatabase:
             raise DeviceStoreError(error.reason) from error
         self._connection = connection
 
-    def _create(self, connection: sqlite3.Connection, schema: str, version: int) -> None:
+    def _prepare(self, connection: sqlite3.Connection, schema: str, version: int, upgrades: Upgrades) -> None:
         connection.execute("BEGIN EXCLUSIVE")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found > version:
+            raise DeviceStoreError(f"{self} was written by another version of imqtt ({found}, not {version})")
         if found == 0:
             for statement in filter(str.strip, schema.split(";")):
                 connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {version}")
+        else:
+            for older in range(found, version):
+                upgrades[older](connection)
+        connection.execute(f"PRAGMA user_version = {version}")
         connection.execute("COMMIT")
-        if found not in (0, version):
-            raise DeviceStoreError(f"{self} was written by another version of imqtt ({found}, not {version})")
 
     def _work(self) -> None:
         while True:
@@ -158,7 +163,7 @@ class SqliteDatabase:
                     self._working = False
                     return
             answers = self._commit(jobs)
-            # The loop may be gone already; then nobody waits either.
+            # The loop may be closed already; then nobody waits either.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_tell, jobs, answers)
 
@@ -167,12 +172,12 @@ class SqliteDatabase:
         assert connection is not None  # noqa: S101 - nothing is submitted before it is open
         try:
             connection.execute(
-                f"PRAGMA synchronous = {'FULL' if any(it.durable for it in jobs) else 'NORMAL'}"
+                f"PRAGMA synchronous = {'FULL' if any(job.durable for job in jobs) else 'NORMAL'}"
             )
             connection.execute("BEGIN IMMEDIATE")
             answers = [self._answer(job, connection) for job in jobs]
             connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - it is handed to whoever submitted the operation
+        except Exception as error:  # noqa: BLE001 - it is the result of the operation
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             if len(jobs) > 1:

@@ -1,4 +1,4 @@
-"""What comes out of a client, as async iterators: events in order, notices, the connection's states."""
+"""A client's output as async iterators: events in order, notices, and the connection's states."""
 
 import asyncio
 from collections import deque
@@ -11,11 +11,11 @@ from imqtt.model import Event
 
 T = TypeVar("T")
 
-READ_AHEAD = 100  # events that an iterator takes from the store at once
+READ_AHEAD = 100  # events that an iterator reads from the store at once
 
 
 class Signal:
-    """Wakes whoever waits, all of them, and says when there will be no more."""
+    """Wakes all waiting iterators, and tells them when the client has ended."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -27,25 +27,25 @@ class Signal:
         self._event = asyncio.Event()
 
     def end(self, failure: Exception | None) -> None:
-        """Iterators give out what they have, then stop, or raise `failure`."""
+        """Iterators return what they have, then stop or raise `failure`."""
         self.ended, self.failure = True, failure
         self.notify()
 
     def watch(self) -> asyncio.Event:
-        """Taken before looking, waited for after, so that nothing happens unseen in between."""
+        """Get the event before looking and await it afterwards, so that no change in between is missed."""
         return self._event
 
     def stop(self) -> Exception:
-        """What an iterator that has nothing more raises."""
+        """The exception with which an iterator ends."""
         return self.failure or StopAsyncIteration()
 
 
 class Feed:
-    """All that is new on a device, in order of local ordinals."""
+    """The new events of a device, in order of their ordinals."""
 
     def __init__(self, store: LocalStore, ordinal: int) -> None:
         self.signal = Signal()
-        self.ordinal = ordinal  # of the newest event that is stored
+        self.ordinal = ordinal  # of the newest stored event
         self.restarts = 0
         self._store = store
         self._iterators: WeakSet[Events] = WeakSet()
@@ -57,13 +57,13 @@ class Feed:
             self.signal.notify()
 
     def restart(self) -> None:
-        """The store has begun some logs anew: what was read before that may be of logs that are no more."""
+        """Logs were restarted in the store: events read ahead may no longer be in their logs."""
         self.restarts += 1
 
     @property
     def wanted_after(self) -> int | None:
-        """The ordinal after which some iterator has yet to read."""
-        return min((it.position for it in self._iterators), default=None)
+        """The ordinal after which some iterator has not read yet."""
+        return min((events.position for events in self._iterators), default=None)
 
     def events(self, consumer: str | None, conversation: str | None) -> "Events":
         return Events(self, self._store, consumer, conversation)
@@ -76,15 +76,15 @@ class Feed:
 
 
 class Events:
-    """An async iterator of events, each conversation's in order of seq; `client.events` makes it.
+    """An async iterator of events, each conversation's in order of seq, made by `client.events`.
 
-    It reads from the device's store, a few events at a time, so that a slow program costs neither memory nor
-    the connection. A named consumer's place is in the store: asking for the next event marks the
-    previous one as processed. If the client is closed before that, the previous one comes again.
+    It reads a few events at a time from the device's store, so a slow program costs no memory and does not
+    block the connection. The store keeps a named consumer's position: asking for the next event marks the
+    previous one as processed. If the client is closed before that, the previous one is returned again.
     """
 
     def __init__(self, feed: Feed, store: LocalStore, consumer: str | None, conversation: str | None) -> None:
-        self.position = feed.ordinal  # of the last event given out
+        self.position = feed.ordinal  # of the last event that was returned
         self._feed = feed
         self._store = store
         self._consumer = consumer
@@ -109,19 +109,19 @@ class Events:
             if not self._feed.signal.ended:
                 raise
             self.close()
-            raise self._feed.signal.stop() from None  # the store went with the client
+            raise self._feed.signal.stop() from None  # the client ended and closed the store
         self.position, event = self._ahead.popleft()
         self._unfinished = True
         return event
 
     async def finish(self) -> None:
-        """Finishes the last event, for a consumer that does not ask for another."""
+        """Marks the last event as processed, for a consumer that does not ask for another."""
         if self._unfinished and self._consumer is not None:
             await self._store.finish(self._consumer, self.position)
         self._unfinished = False
 
     def close(self) -> None:
-        """Ends the iteration: the store need not keep events for it any more."""
+        """Ends the iteration, so that the store may trim the events it has not read."""
         self._feed.leave(self)
 
     async def __aenter__(self) -> Self:
@@ -133,10 +133,10 @@ class Events:
     async def _begin(self) -> None:
         if not self._begun and self._consumer is not None:
             self.position = self._read_to = await self._store.consumer(self._consumer)
-        self._begun = True  # and not before its place is known: whoever asked may give up meanwhile
+        self._begun = True  # only now: the await above may be cancelled
 
     async def _look_ahead(self) -> None:
-        """Returns when there is something to give out. Raises what ends the iteration."""
+        """Returns when an event is available. Raises the exception that ends the iteration."""
         signal = self._feed.signal
         while not self._up_to_date():
             changed = signal.watch()
@@ -149,9 +149,9 @@ class Events:
                 await changed.wait()
 
     def _up_to_date(self) -> deque[tuple[int, Event]]:
-        """What was read ahead, and may be given out still.
+        """The events read ahead that are still valid.
 
-        Looked at here and not done by `Feed.restart`: it does not know the iterators of named consumers.
+        `Feed.restart` cannot discard the others: it does not know the iterators of named consumers.
         """
         if self._restarts != self._feed.restarts:
             self._restarts = self._feed.restarts
@@ -170,7 +170,10 @@ class Events:
 
 
 class Queue(Generic[T]):
-    """An async iterator of what is not stored. It holds a bounded number and counts what it `dropped`."""
+    """An async iterator of items that are not stored.
+
+    If more wait than it holds, the oldest are dropped; `dropped` counts them.
+    """
 
     def __init__(self, broadcast: "Broadcast[T]", size: int) -> None:
         self.dropped = 0
@@ -195,17 +198,17 @@ class Queue(Generic[T]):
         return self.waiting.popleft()
 
     def close(self) -> None:
-        """Ends the iteration: nothing more is kept for it."""
+        """Ends the iteration."""
         self._broadcast.leave(self)
 
 
 class Broadcast(Generic[T]):
-    """Tells every iterator what happens from its making on."""
+    """Passes each item to all of its iterators."""
 
     def __init__(self, size: int) -> None:
         self.signal = Signal()
         self._size = size
-        self._queues: WeakSet[Queue[T]] = WeakSet()  # one that is dropped is gone
+        self._queues: WeakSet[Queue[T]] = WeakSet()  # an iterator may be dropped without `close`
 
     @property
     def is_heard(self) -> bool:

@@ -1,17 +1,19 @@
-"""Reading back: from the device's own log where it is whole, else from the server."""
+"""Reads a conversation from the device's log, and from the server if the log is incomplete."""
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from imqtt.client.replica import Replica
 from imqtt.client.requests import Requests
 from imqtt.client.store import LocalStore
+from imqtt.core.conversation_view import ConversationView, view_of
+from imqtt.core.replica import Replica
 from imqtt.errors import NotConnected
 from imqtt.model import Event, History, Slice
 
 
 class Reader:
-    """What the server answers is put in front of the device's log where it meets it, for the next time."""
+    """Adds the server's answers to the device's log if they meet it."""
 
     def __init__(
         self,
@@ -47,8 +49,31 @@ class Reader:
             raise NotConnected(f"this device lacks {conversation} before seq {end}: {error}") from None
         return older + own
 
+    async def view(self, conversation: str, limit: int) -> ConversationView:
+        """The newest `limit` events that the device holds, folded."""
+        log = self._replica.logs.get(conversation)
+        first, last, head, ahead = 1, 0, 0, list[Event]()
+        if log is not None and log.begun:
+            first, last = max(log.base, log.cursor.seq - limit) + 1, log.cursor.seq
+            head = max(log.head.seq, last)
+            ahead = [] if log.order.in_doubt else log.order.buffered
+        # Submitted at once, so that no change of the store comes between them.
+        events, marks, outbox = await asyncio.gather(
+            self._store.events(conversation, first, last),
+            self._store.marks(conversation),
+            self._store.entries(),
+        )
+        return view_of(
+            conversation,
+            events + ahead,
+            marks=marks.values(),
+            outbox=outbox.values(),
+            first=events[0].seq if events else first,
+            head=head,
+        )
+
     async def after(self, conversation: str, seq: int, head: int) -> list[Event]:
-        """The events after `seq` up to `head`. Raises `NotConnected` unless that is all that there are."""
+        """All events after `seq` up to `head`. Raises `NotConnected` if some cannot be read."""
         events = await self.history(conversation, head + 1, head - seq)
         log = self._replica.logs.get(conversation)
         is_whole = bool(events) and (events[0].seq, events[-1].seq) == (seq + 1, head)
@@ -57,11 +82,11 @@ class Reader:
         return events
 
     async def _ask(self, conversation: str, before: int, limit: int) -> list[Event]:
-        """From the server, page by page."""
+        """Requests the events from the server, page by page."""
         events: list[Event] = []
         while len(events) < limit:
             page = await self._requests.ask(History(conversation, before, limit - len(events)), conversation)
-            part = next((it for it in page.slices if it.history), Slice(conversation))
+            part = next((part for part in page.slices if part.history), Slice(conversation))
             self._replica.extend(conversation, part)
             await self._commit()
             events[:0] = part.events

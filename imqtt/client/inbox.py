@@ -1,4 +1,4 @@
-"""What becomes of the frames that a device receives: first into its store, then told."""
+"""Receives frames: stores what they change, then reports it."""
 
 import asyncio
 import logging
@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from imqtt.client.catchup import CatchUp
 from imqtt.client.feed import Broadcast, Feed
 from imqtt.client.marker import Marker
-from imqtt.client.replica import Replica, Step
 from imqtt.client.requests import Requests
 from imqtt.client.sender import Sender
 from imqtt.client.store import LocalStore
 from imqtt.client.values import Notice
+from imqtt.core.changes import Step
 from imqtt.core.outbox import OutboxKey
+from imqtt.core.replica import Replica
 from imqtt.errors import Malformed
 from imqtt.model import Accepted, AnyFrame, Event, Marks, Page, PeerTyping, Presence, Rejected, Welcome
 from imqtt.protocol import decode_frames
@@ -24,7 +25,7 @@ MAX_PRESENCES = 10_000  # users whose presence is remembered
 
 
 class Inbox:
-    """Takes frames in the order in which they came. Outlives connections."""
+    """Processes frames in order of arrival. Outlives connections."""
 
     def __init__(
         self,
@@ -38,9 +39,9 @@ class Inbox:
         feed: Feed,
         notices: Broadcast[Notice],
     ) -> None:
-        self.counts: Counter[str] = Counter()  # what was odd, by kind
+        self.counts: Counter[str] = Counter()  # unusable packets and answers, by kind
         self.presences: OrderedDict[str, Presence] = OrderedDict()
-        self._unsure: list[str] = []  # users who were there on the last connection
+        self._unsure: list[str] = []  # users who were present on the last connection
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # see `commit`
         self._replica = replica
         self._store = store
@@ -53,13 +54,13 @@ class Inbox:
         self._settling: set[asyncio.Task[None]] = set()
 
     def connected(self) -> None:
-        """A new connection begins: all users count as offline until it tells otherwise."""
-        self._unsure = [user for user, it in self.presences.items() if it.state != "offline"]
+        """A new connection begins: all users count as offline until the server reports otherwise."""
+        self._unsure = [user for user, known in self.presences.items() if known.state != "offline"]
         for user in self._unsure:
             self.presences[user] = Presence(user, "offline")
 
     async def take(self, payloads: Iterable[bytes], welcome: Callable[[Welcome], None]) -> None:
-        """Returns when everything in these packets is stored and told."""
+        """Returns when everything in these packets is stored and reported."""
         frames: list[AnyFrame] = []
         for payload in payloads:
             try:
@@ -67,19 +68,21 @@ class Inbox:
             except Malformed as error:
                 self.counts["malformed"] += 1
                 log.warning("a packet is dropped: %s", error)
-        keys = [OutboxKey(it.conversation, it.client_msg_id) for it in frames if isinstance(it, Accepted)]
+        accepted = [frame for frame in frames if isinstance(frame, Accepted)]
+        keys = [OutboxKey(frame.conversation, frame.client_msg_id) for frame in accepted]
         entries = await self._sender.entries(keys) if keys else {}
         overlaps = self._replica.overlaps(frames)
-        self._replica.stored = await self._store.ids(overlaps) if overlaps else {}
+        held = await self._store.ids(overlaps) if overlaps else {}
         answers: list[Page | Rejected] = []
         welcomed = False
         for frame in frames:
             if isinstance(frame, Event):
-                self._replica.event(frame)
+                self._replica.event(frame, held)
             elif isinstance(frame, Accepted):
-                self._replica.accepted(frame, entries.get(OutboxKey(frame.conversation, frame.client_msg_id)))
+                entry = entries.get(OutboxKey(frame.conversation, frame.client_msg_id))
+                self._replica.accepted(frame, None if entry is None else entry.command, held)
             elif isinstance(frame, Page):
-                self._replica.page(frame, self._requests.asked(frame.ref))
+                self._replica.page(frame, self._requests.asked(frame.ref), held)
                 answers.append(frame)
             elif isinstance(frame, Rejected):
                 answers.append(frame)
@@ -88,28 +91,29 @@ class Inbox:
                 welcomed = True
             else:
                 self._tell(frame)
-        if welcomed:  # those who are there still came with it
+        if welcomed:  # the presence of those who are still present came with it
             self._tell_departed()
         await self.commit(answers)
 
     async def commit(self, answers: Sequence[Page | Rejected] = ()) -> None:
-        """Stores what the replica has come to, and only then tells of it.
+        """Stores what the replica has changed, and then reports it.
 
-        Where that fails, the replica is ahead of the store, and goes on from events that are nowhere. So
-        nothing is to come after it: `failed` has the error, also if nobody waits here any more.
+        If storing fails, the replica is ahead of the store and must not be used any more: `failed` gets the
+        error, even if the caller was cancelled.
         """
         step = self._replica.take()
+        self._requests.revise(step.doubted, step.voided)
         if step.changes:
             step.changes.wanted_after = self._feed.wanted_after
         stored = self._store.apply(step.changes) if step.changes else None
-        # Also if the connection ends now: the replica has changed, so this has to be told.
-        task = asyncio.create_task(self._settle(step, stored, self._replica.ordinal, answers))
+        # Even if the connection ends now: the replica has changed, so this has to be reported.
+        task = asyncio.create_task(self._settle(step, stored, answers))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         await asyncio.shield(task)
 
     def check(self) -> None:
-        """Raises what could not be stored: the replica is not to be believed any more."""
+        """Raises the error of a failed write, after which the replica is unusable."""
         if self.failed.done():
             raise self.failed.result()
 
@@ -117,7 +121,6 @@ class Inbox:
         self,
         step: Step,
         stored: "asyncio.Future[dict[str, int]] | None",
-        ordinal: int,
         answers: Sequence[Page | Rejected],
     ) -> None:
         try:
@@ -125,15 +128,15 @@ class Inbox:
                 self._replica.trimmed(await stored)
                 if step.changes.restarted:
                     self._feed.restart()
-                self._feed.advance(ordinal)
+                self._feed.advance(step.ordinal)
             self.check()
-            await self._tell_of(step, answers)
+            await self._report(step, answers)
         except Exception as error:
             if not self.failed.done():
                 self.failed.set_result(error)
             raise
 
-    async def _tell_of(self, step: Step, answers: Sequence[Page | Rejected]) -> None:
+    async def _report(self, step: Step, answers: Sequence[Page | Rejected]) -> None:
         for accepted in step.accepted:
             self._sender.accepted(accepted)
         for notice in step.notices:

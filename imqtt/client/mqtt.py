@@ -1,4 +1,4 @@
-"""One MQTT 5 connection of a device: the only module that knows aiomqtt and paho."""
+"""One MQTT 5 connection of a device. Only this module imports aiomqtt and paho."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from imqtt.errors import NotConnected, SetupError, TlsFailed
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 2_000  # packets received and not yet taken; one more, and the connection ends behind them
+MAX_WAITING = 2_000  # received packets that wait; one more ends the connection after them
 MAX_IN_FLIGHT = 100  # publishes without PUBACK; paho queues further ones
 TAKEN_OVER, KEEP_ALIVE_TIMEOUT, NOT_AUTHORIZED = 0x8E, 0x8D, 0x87  # MQTT 5, 2.4
 REFUSALS = (0x85, 0x86, 0x87, 0x8A, 0x8C)  # MQTT 5, 3.2.2.2: client id, password, authorization, ban, method
@@ -31,10 +31,10 @@ Answer = TypeVar("Answer")
 
 
 class _PahoLog(logging.LoggerAdapter[logging.Logger]):
-    """What paho and aiomqtt would log. They tell the cause of a lost connection here alone.
+    """The log of paho and aiomqtt, the only place where they report the cause of a lost connection.
 
-    Nothing of it is worth more than DEBUG, since the SDK reports each cause itself; and without a handler,
-    `logging` would print errors to the screen.
+    Everything is logged as DEBUG, since the SDK reports each cause itself, and without a handler `logging`
+    would print errors to the screen.
     """
 
     cause: BaseException | None = None
@@ -47,10 +47,10 @@ class _PahoLog(logging.LoggerAdapter[logging.Logger]):
 
 
 class _Incoming(asyncio.Queue[aiomqtt.Message]):
-    """What was received. Once it has been full it takes nothing more, and ends behind what it holds.
+    """The received packets. Once the queue was full, it accepts no more and ends after those that it holds.
 
-    aiomqtt would drop what finds no room, though the broker has its PUBACK: of a last message that is lost,
-    no later one tells. A new connection asks for it.
+    aiomqtt would drop a packet that does not fit although the broker has its PUBACK, and no later packet
+    would reveal the loss of a last message. A new connection requests it.
     """
 
     _has_overflowed = False
@@ -62,12 +62,12 @@ class _Incoming(asyncio.Queue[aiomqtt.Message]):
 
     async def get(self) -> aiomqtt.Message:
         if self._has_overflowed and self.empty():
-            raise Lost(f"more than {self.maxsize} packets waited to be taken")
+            raise Lost(f"more than {self.maxsize} received packets waited")
         return await super().get()
 
 
 class Mqtt:
-    """An open connection, started clean: the client asks for what it misses; the broker queues nothing."""
+    """An open connection with clean start: the client requests what it misses; the broker queues nothing."""
 
     def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
         self._log = _PahoLog(log)
@@ -91,12 +91,12 @@ class Mqtt:
             max_queued_incoming_messages=MAX_WAITING,
             max_inflight_messages=MAX_IN_FLIGHT,
             tls_context=tls,
-            # Without it a command waits for the acknowledgement of the one before: 40 ms instead of 0.4.
+            # Without it a command waits for the acknowledgement of the previous one: 40 ms instead of 0.4.
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
             logger=cast("logging.Logger", self._log),
         )
-        paho = self._paho = client._client  # noqa: SLF001 - aiomqtt hides what it has no option for
-        paho.connect_timeout = login.timeout  # paho's own five seconds may be more than was asked for
+        paho = self._paho = client._client  # noqa: SLF001 - aiomqtt has no option for this
+        paho.connect_timeout = login.timeout  # instead of paho's five seconds
         self._tell_disconnected = paho.on_disconnect
         paho.on_disconnect = self._disconnected
         paho.on_publish = self._published
@@ -113,8 +113,8 @@ class Mqtt:
         try:
             await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # aiomqtt connects in a thread, which a cancellation does not stop: without this, a connection
-            # that nobody knows of would stay open and keep the device's client id busy.
+            # aiomqtt connects in a thread, which a cancellation does not stop. Without this, an unowned
+            # connection would stay open and occupy the device's client id.
             opening.add_done_callback(lambda done: _abandon(client, done))
             raise
         except MqttConnectError as error:
@@ -123,18 +123,18 @@ class Mqtt:
                 raise LoginRefused(f"{address}: {error.rc}") from None
             if isinstance(error.rc, ReasonCode):
                 raise Lost(f"{address}: {error.rc}") from None
-            # What came is no CONNACK of MQTT 5: the number is of paho or of MQTT 3.
+            # Not a CONNACK of MQTT 5: the number is paho's or MQTT 3's.
             raise await _failure(
-                address, ConnectionError("what answers is no broker of MQTT 5"), login
+                address, ConnectionError("the listener is not an MQTT 5 broker"), login
             ) from None
-        except (aiomqtt.MqttError, ValueError) as error:  # ValueError: a name that no resolver takes
+        except (aiomqtt.MqttError, ValueError) as error:  # ValueError: an invalid host name
             _hang_up(client)
             raised = error.__context__ or mqtt._log.cause or error
             raise await _failure(address, raised, login) from None
         return mqtt
 
     async def subscribe(self, topic: str) -> None:
-        """Subscribes at QoS 1. Raises `Lost`, also where the broker grants less."""
+        """As `MqttConnection.subscribe`."""
         try:
             granted = await _cancellable(self._client.subscribe(topic, qos=1))
         except (aiomqtt.MqttError, ValueError) as error:
@@ -144,10 +144,10 @@ class Mqtt:
                 raise Lost(f"the broker does not grant {topic}: {code}")
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """Publishes at QoS 1 and returns at the PUBACK, which promises nothing, or when it is overdue.
+        """As `MqttConnection.publish`. The PUBACK does not mean that the command was processed.
 
-        Raises `Untaken` if nobody will answer, and `Lost`. aiomqtt's own `publish` ignores the PUBACK's
-        reason code, and goes on waiting when the connection is lost.
+        aiomqtt's own `publish` ignores the PUBACK's reason code, and keeps waiting after the connection is
+        lost.
         """
         try:
             info = self._paho.publish(topic, payload, qos=1)
@@ -160,7 +160,7 @@ class Mqtt:
             async with asyncio.timeout(self._client.timeout):
                 code = await answer
         except TimeoutError:
-            # Whether the connection is alive is for the keep-alive to find out.
+            # The keep-alive detects a dead connection.
             log.debug("%s: no PUBACK in %g s", topic, self._client.timeout)
             return
         finally:
@@ -174,7 +174,7 @@ class Mqtt:
             raise Untaken(topic, code)
 
     async def receive(self, limit: int = 500) -> list[bytes]:
-        """The payloads of what has arrived, at least one. Raises `Lost`."""
+        """As `MqttConnection.receive`, at most `limit` payloads."""
         messages = self._client.messages
         try:
             batch = [await anext(messages)]
@@ -182,15 +182,15 @@ class Mqtt:
                 batch.append(await anext(messages))
         except aiomqtt.MqttError as error:
             raise self._end or Lost(str(error.__cause__ or error)) from None
-        return [bytes(it.payload) for it in batch if isinstance(it.payload, bytes | bytearray)]
+        return [bytes(message.payload) for message in batch if isinstance(message.payload, bytes | bytearray)]
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a packet has arrived in part."""
-        return bool(self._paho._in_packet["command"])  # noqa: SLF001 - paho tells nobody
+        """As `MqttConnection.is_receiving`."""
+        return bool(self._paho._in_packet["command"])  # noqa: SLF001 - paho has no method for it
 
     async def close(self) -> None:
-        """Says DISCONNECT, so that the broker does not publish the will."""
+        """As `MqttConnection.close`."""
         try:
             await self._client.__aexit__(None, None, None)
         except aiomqtt.MqttError as error:
@@ -199,7 +199,7 @@ class Mqtt:
             _hang_up(self._client)
 
     def drop(self) -> None:
-        """Closes the socket without a word, so that the broker publishes the will."""
+        """As `MqttConnection.drop`."""
         _hang_up(self._client)
 
     # --- paho's callbacks
@@ -220,13 +220,13 @@ class Mqtt:
 
     def _ended(self, said_so: bool, code: ReasonCode) -> None:
         cause = self._log.cause
-        connected = self._client._connected  # noqa: SLF001 - it tells nobody else
+        connected = self._client._connected  # noqa: SLF001 - aiomqtt has no method for it
         disconnected = self._client._disconnected  # noqa: SLF001
         if disconnected.done():
-            disconnected.exception()  # or asyncio complains that nobody heard it
+            disconnected.exception()  # otherwise asyncio logs that it was never retrieved
         if said_so:
             taken_over = code.value == TAKEN_OVER
-            why = "" if taken_over else f": {code}"  # a revoked device is told so, too
+            why = "" if taken_over else f": {code}"  # a revoked device gets this code too
             self._end = Lost(f"the broker ended the connection{why}", taken_over=taken_over)
         elif code.value == 0:
             return  # `close`
@@ -239,15 +239,15 @@ class Mqtt:
         for answer in self._publishing.values():
             if not answer.done():
                 answer.set_exception(self._end)
-                answer.exception()  # perhaps nobody waits any more
+                answer.exception()  # retrieved, since nobody may wait
         # aiomqtt would wait for the CONNACK until its timeout.
         if not connected.done():
             connected.set_exception(aiomqtt.MqttError(self._end.reason))
-            connected.exception()  # perhaps nobody waits
+            connected.exception()  # retrieved, since nobody may wait
 
 
 async def _failure(address: Address, cause: BaseException, login: Login) -> NotConnected:
-    """What it means that a connection cannot be made."""
+    """The error of a connection that cannot be made."""
     certain = explain(cause)
     if certain:
         return TlsFailed(f"{address}: {certain}")
@@ -265,9 +265,9 @@ async def _failure(address: Address, cause: BaseException, login: Login) -> NotC
 
 
 async def _cancellable(call: Awaitable[Answer]) -> Answer:
-    """Awaits what aiomqtt does. Its `wait_for` loses a cancellation that comes together with the answer.
+    """Awaits a call of aiomqtt, whose `wait_for` loses a cancellation that arrives with the answer.
 
-    So it is in Python 3.11; since 3.12 there is nothing left to do here.
+    Only Python 3.11 needs this.
     """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine is awaited in one
@@ -280,10 +280,10 @@ async def _cancellable(call: Awaitable[Answer]) -> Answer:
 
 def _abandon(client: aiomqtt.Client, opening: "asyncio.Task[aiomqtt.Client]") -> None:
     if not opening.cancelled():
-        opening.exception()  # nobody is there to hear it
+        opening.exception()  # retrieved, since nobody waits
     _hang_up(client)
 
 
 def _hang_up(client: aiomqtt.Client) -> None:
-    """Closes the socket, which aiomqtt leaves open after a CONNACK that did not come in time."""
-    client._client._sock_close()  # noqa: SLF001 - paho's `disconnect` sends, and then waits to be read
+    """Closes the socket, which aiomqtt leaves open if no CONNACK came in time."""
+    client._client._sock_close()  # noqa: SLF001 - paho's `disconnect` sends, and closes later

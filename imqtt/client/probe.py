@@ -1,6 +1,6 @@
-"""Finds out which protocol a listener speaks, where a failed connection suggests that it is another one.
+"""Detects the protocol of a listener after a failed connection.
 
-It costs at most three short connections, on which nothing secret is sent.
+It takes at most three short connections, which carry no secrets.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ _CONNACK, _HTTP = 0x20, ord("H")
 
 
 async def spoken(address: Address, within: float) -> Protocol | None:
-    """The protocol of the listener there; None if it is not known within `within` seconds."""
+    """The listener's protocol; None if it is not known after `within` seconds."""
     try:
         async with asyncio.timeout(within):
             if await _speaks_tls(address):
@@ -32,9 +32,9 @@ async def spoken(address: Address, within: float) -> Protocol | None:
 
 
 async def answers(address: Address, within: float) -> bool:
-    """Whether something that speaks this address's protocol answers there within `within` seconds.
+    """Whether a listener answers in the address's protocol within `within` seconds.
 
-    A connection alone would not say so: a proxy takes it although the broker behind it is gone.
+    A connection proves nothing: a proxy accepts it even if its broker is down.
     """
     try:
         async with asyncio.timeout(within):
@@ -50,7 +50,7 @@ async def answers(address: Address, within: float) -> bool:
 
 
 def advice(address: Address, found: Protocol) -> str:
-    """What to do about a listener that speaks `found`, as the end of an error's sentence."""
+    """Advice about a listener that speaks `found`, as the end of an error's sentence."""
     place, path = address.place, address.path if address.is_websocket else ""
     if found is Protocol.TLS:
         scheme = "wss" if address.is_websocket else "mqtts"
@@ -66,7 +66,7 @@ def advice(address: Address, found: Protocol) -> str:
 
 
 def _upgrade(address: Address) -> bytes:
-    """Begins WebSockets (RFC 6455, 4.1). Mosquitto closes the connection if it is asked for anything else."""
+    """The opening request of WebSockets (RFC 6455, 4.1). Mosquitto closes the connection on any other."""
     return (
         f"GET {address.path} HTTP/1.1\r\nHost: {address.place}\r\n"
         "Upgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -77,22 +77,22 @@ def _upgrade(address: Address) -> bytes:
 
 async def _speaks_tls(address: Address) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # nothing is sent, so it does not matter who it is
+    context.check_hostname = False  # no data is sent, so the peer's identity does not matter
     context.verify_mode = ssl.CERT_NONE
     try:
         _, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
     except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")  # a refusal, in TLS
+        return "ALERT" in (error.reason or "")  # a refusal in TLS
     except ConnectionError:
         return False
     writer.transport.abort()
     return True
 
 
-async def _first_byte(address: Address, said: bytes) -> int:
+async def _first_byte(address: Address, request: bytes) -> int:
     reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
-        writer.write(said)
+        writer.write(request)
         answer = await reader.read(1)
     except ConnectionError:
         return -1

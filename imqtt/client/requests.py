@@ -1,4 +1,4 @@
-"""Questions to the server and their answers, which are matched by `ref`."""
+"""Requests to the server and their answers, matched by `ref`."""
 
 import asyncio
 import math
@@ -25,51 +25,51 @@ ARRIVING = 0.5  # seconds between two looks at whether a packet is still arrivin
 @dataclass(slots=True)
 class _Question:
     asked: dict[str, bool]
-    waits_since: float  # on `time.monotonic`; infinite while it rests, or if its silence says nothing
-    resting: bool = False  # as the server wished
-    answer: "asyncio.Future[Page | Rejected | None]" = field(default_factory=asyncio.Future)  # None: ask anew
+    waits_since: float  # on `time.monotonic`; infinite if no answer is expected
+    resting: bool = False  # the server asked for a pause
+    answer: "asyncio.Future[Page | Rejected | None]" = field(default_factory=asyncio.Future)  # None: repeat
 
 
 class Requests:
-    """Asks until there is an answer: a question may get lost, or be served by nobody for a while."""
+    """Repeats each request until it is answered: it may be lost, or its partition may have no owner."""
 
     def __init__(self, uplink: Uplink, timing: Timing) -> None:
         self._uplink = uplink
         self._timing = timing
         self._questions: dict[str, _Question] = {}
-        self._nobody_there = False  # at the last time that something was asked
-        self._heard_at = 0.0  # when anything came last on this connection, or when it began
-        self._changed = asyncio.Event()  # a question was asked, or the server has answered again
+        self._no_subscriber = False  # the last request met no subscriber
+        self._heard_at = 0.0  # when the last packet arrived on this connection, or when it began
+        self._changed = asyncio.Event()  # a request was made, or the server answers again
         self.is_silent = False  # see `ConnectionState`
         self.silence_changed: Callable[[], None] = lambda: None
 
     async def ask(self, command: Hello | Sync | History, place: str) -> Page:
-        """The page that answers. Asks again, with growing patience, while there is none or a retryable error.
+        """Returns the page that answers. Repeats the command with backoff until then.
 
-        `place` is the conversation whose partition is asked. Raises the error of a `Rejected` that is not
-        retryable, or `NotConnected`.
+        `place` is the conversation whose partition gets the command. Raises the error of a `Rejected` that is
+        not retryable, or `NotConnected`.
         """
         ref = uuid4().hex[:16]
         command = msgspec.structs.replace(command, ref=ref)
         cursors = () if isinstance(command, History) else command.cursors
-        # A conversation's partition may be without an owner for a while, and all others be well.
+        # One conversation's partition may have no owner while all others are served.
         begun = math.inf if isinstance(command, History) else time.monotonic()
-        question = _Question({it.conversation: True for it in cursors if it.seq}, begun)
+        question = _Question({cursor.conversation: True for cursor in cursors if cursor.seq}, begun)
         self._questions[ref] = question
         self._changed.set()
         tries = refusals = 0
         try:
             while True:
                 try:
-                    # From the second try on to partition 0: the number of partitions may not be what it was.
+                    # From the second try on to partition 0: the number of partitions may have changed.
                     await self._uplink.publish(command, place, anywhere=tries + refusals > 0)
                     tries += 1
-                    self._nobody_there = False
+                    self._no_subscriber = False
                     wait = min(self._timing.patience, self._timing.answer * 2.0 ** (tries - 1))
                     wait *= 1 + 0.2 * random()
                 except Untaken:
                     refusals += 1
-                    self._nobody_there = True
+                    self._no_subscriber = True
                     wait = untaken(refusals, random(), most=self._timing.untaken)
                 try:
                     answer = await self._answer(question, wait)
@@ -91,10 +91,10 @@ class Requests:
             del self._questions[ref]
 
     async def _answer(self, question: _Question, wait: float) -> Page | Rejected | None:
-        """Raises `TimeoutError` if there is no answer in `wait` seconds, and none is arriving.
+        """Raises `TimeoutError` if no answer came within `wait` seconds and none is arriving.
 
-        On a slow link, asking again while a page arrives would double the traffic and slow it further. A
-        packet that stops halfway ends with its connection, by the keep-alive at the latest.
+        On a slow link, repeating the request while a page arrives would double the traffic and slow it
+        further. A packet that stops halfway ends with its connection, by the keep-alive at the latest.
         """
         while True:
             try:
@@ -106,18 +106,18 @@ class Requests:
                 wait = ARRIVING
 
     def renew(self) -> None:
-        """The server has welcomed the device: what an earlier connection left unanswered is asked at once."""
+        """The server has welcomed the device: repeats the open requests of earlier connections at once."""
         for question in self._questions.values():
             if not question.answer.done() and not question.resting:
                 question.answer.set_result(None)
 
     def heard(self) -> None:
-        """Something has come on this connection."""
+        """A packet has arrived on this connection."""
         self._heard_at = time.monotonic()
         self._set_silent(False)
 
     async def check_idle(self, place: str) -> None:
-        """Asks a server that has sent nothing for a while, so that its silence is noticed."""
+        """Sends a request if the server was idle for a while, so that its silence is noticed."""
         while self._timing.idle:
             wait = self._heard_at + self._timing.idle - time.monotonic()
             if wait > 0:
@@ -127,22 +127,22 @@ class Requests:
                 await self.ask(Sync(), place)
             except NotConnected:
                 raise
-            except ImqttError:  # an answer, too
+            except ImqttError:  # an answer too
                 await asyncio.sleep(self._timing.idle)
 
     async def listen(self) -> Never:
-        """From a connection's beginning. Raises `Lost` when something is asked and nothing at all comes.
+        """Runs during a connection. Raises `Lost` if a request is open and nothing at all arrives.
 
-        The broker may be well and alone: no server behind it, or the subscription gone.
+        The broker may be fine but have no server, or the subscription may be lost.
         """
         self._heard_at = time.monotonic()
         silence = self._timing.silence * (1 + 0.2 * random())
         while True:
-            asked_at = min((it.waits_since for it in self._questions.values()), default=math.inf)
-            silent_for = time.monotonic() - max(asked_at, self._heard_at)  # less than 0 if nothing is asked
+            asked_at = min((question.waits_since for question in self._questions.values()), default=math.inf)
+            silent_for = time.monotonic() - max(asked_at, self._heard_at)  # less than 0 without open requests
             if silent_for >= silence:
-                nobody = "; no imqtt server has connected to the broker yet" if self._nobody_there else ""
-                raise Lost(f"no answer to anything in {silence:.0f} s{nobody}")
+                why = "; no imqtt server has connected to the broker yet" if self._no_subscriber else ""
+                raise Lost(f"no packet from the server in {silence:.0f} s{why}")
             doubtful = silent_for >= self._timing.answer
             if doubtful and not self._uplink.is_receiving:
                 self._set_silent(True)
@@ -164,23 +164,21 @@ class Requests:
             self.silence_changed()
 
     def asked(self, ref: str) -> Mapping[str, bool]:
-        """The conversations whose cursors the answer judges: true where no doubt has come since.
+        """The conversations whose cursors the answer judges; true if no doubt arose since.
 
-        Empty if nobody waits for the answer any more.
+        Empty if nobody waits for the answer.
         """
         question = self._questions.get(ref)
         return {} if question is None else dict(question.asked)
 
-    def void(self, conversation: str) -> None:
-        """The log begins anew: what has been asked so far speaks of a cursor that it does not have."""
+    def revise(self, doubted: set[str], voided: set[str]) -> None:
+        """Open requests may have been answered before these logs became doubtful, or judge a cursor of a log
+        that was restarted since.
+        """
         for question in self._questions.values():
-            question.asked.pop(conversation, None)
-
-    def doubt(self, conversation: str) -> None:
-        """What has been asked so far may have been answered before what has just made the log doubtful."""
-        for question in self._questions.values():
-            if conversation in question.asked:
-                question.asked[conversation] = False
+            question.asked.update(dict.fromkeys(doubted & question.asked.keys(), False))
+            for conversation in voided & question.asked.keys():
+                del question.asked[conversation]
 
     def answer(self, frame: Page | Rejected) -> bool:
         """False if nobody waits for it."""

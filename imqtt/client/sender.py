@@ -1,4 +1,4 @@
-"""The outbox at work: messages leave the device, and whoever waits for one is told what became of it."""
+"""Sends the commands in the outbox, and tells their waiting callers whether they were stored."""
 
 import asyncio
 import logging
@@ -11,16 +11,16 @@ from imqtt.client.settings import Timing
 from imqtt.client.store import LocalStore
 from imqtt.client.transport import Untaken
 from imqtt.client.uplink import Uplink
-from imqtt.client.values import Entry, Notice, Refused, error_of
-from imqtt.core.outbox import Fate, Outbox, OutboxKey
+from imqtt.client.values import Notice, Refused, error_of
+from imqtt.core.outbox import Entry, Fate, Outbox, OutboxKey, change_of
 from imqtt.errors import Conflict, Discarded, ImqttError, TooLarge
-from imqtt.model import Accepted, Rejected, Send
+from imqtt.model import Accepted, AnyLogCommand, Rejected
 from imqtt.protocol import Bounds, check
 
 log = logging.getLogger(__name__)
 
-MAX_ENTRIES = 256  # messages whose contents are kept in memory; others are read again when answered
-UNBOUNDED = Bounds(content=1 << 28, command=1 << 28)  # the server's bounds are not known yet
+MAX_ENTRIES = 256  # kept in memory; others are read again when they are answered
+UNBOUNDED = Bounds(content=1 << 28, command=1 << 28)  # until the server has reported its limits
 
 T = TypeVar("T")
 
@@ -28,8 +28,8 @@ T = TypeVar("T")
 class Sender:
     """Outlives connections. An entry is durable before it is sent, and stays until it is answered.
 
-    What a program puts and discards is done by the store first and followed here, in the order in which the
-    store was asked. So both have the same messages, whatever else comes while the store is at work.
+    The store puts and discards entries first, and the sender follows in the order of the store's operations.
+    So both always have the same entries, whatever happens while the store is writing.
     """
 
     def __init__(
@@ -46,11 +46,9 @@ class Sender:
         self._outbox = Outbox(
             random, answer_within=timing.answer, patience=timing.patience, untaken_within=timing.untaken
         )
-        self._entries: dict[OutboxKey, Entry] = {}  # a cache of those that are under way
-        self._unanswered: dict[
-            OutboxKey, int
-        ] = {}  # hashes of what was published, also if it was discarded since
-        self._leaving: set[OutboxKey] = set()  # what the store is discarding
+        self._entries: dict[OutboxKey, Entry] = {}  # a cache of those that are in flight
+        self._unanswered: dict[OutboxKey, int] = {}  # hashes of published changes, even if discarded
+        self._leaving: set[OutboxKey] = set()  # the store is discarding these
         self._waiting: dict[OutboxKey, list[asyncio.Future[Accepted]]] = {}
         self._failure: Exception | None = None
         self._changed = asyncio.Event()
@@ -60,28 +58,40 @@ class Sender:
     def __len__(self) -> int:
         return len(self._outbox)
 
-    def check(self, send: Send) -> None:
-        """Raises what the server would refuse it with, as far as it has told its limits.
+    def check(self, command: AnyLogCommand) -> None:
+        """Raises the error with which the server would reject the command, by the limits that it reported.
 
-        The broker hangs up on what is too large for it, and then nobody refuses the message at all. It takes
-        four times the largest command (deploy/mosquitto/mosquitto.conf), so the server's limit comes first.
+        The broker disconnects a device that publishes more than it accepts, and no rejection comes. It
+        accepts four times the largest command (deploy/mosquitto/mosquitto.conf).
         """
         limits = self._uplink.limits
         if limits is None:
-            check(send, UNBOUNDED)
+            check(command, UNBOUNDED)
             return
-        check(send, Bounds(limits.content, limits.command, limits.cursors))
-        size = len(self._uplink.encode(send))
+        check(command, Bounds(limits.content, limits.command, limits.cursors))
+        size = len(self._uplink.encode(command))
         if size > limits.command:
             raise TooLarge("a command", size, limits.command)
 
-    async def put(self, entry: Entry) -> None:
-        """Durable when it returns, and then sent by itself. Raises `Conflict`.
+    async def send(self, command: AnyLogCommand) -> Accepted:
+        """Puts the command into the outbox and returns when its event is stored."""
+        key = OutboxKey(command.conversation, command.client_msg_id)
+        stored = self.wait(key)
+        try:
+            await self.put(command)
+            return await stored
+        finally:
+            self.forget(key, stored)
 
-        A cancellation does not stop it: the message would be in the outbox, and unsent.
+    async def put(self, command: AnyLogCommand) -> None:
+        """Returns when the command is durable; it is then sent. Raises `Conflict`, and as `check`.
+
+        A cancellation does not stop it: the command would be in the outbox and not be sent.
         """
+        self.check(command)
+        entry = Entry(command)
         published = self._unanswered.get(entry.key)
-        if published is not None and published != hash(entry.content):
+        if published is not None and published != hash(change_of(command)):
             # Its answer would be taken for this one's.
             raise Conflict(f"the client_msg_id {entry.client_msg_id} was sent with other content")
 
@@ -93,7 +103,7 @@ class Sender:
         await _followed(self._store.put(entry), follow)
 
     def wait(self, key: OutboxKey) -> "asyncio.Future[Accepted]":
-        """What becomes of the message. To be called right before `put`, so that no answer is missed."""
+        """A future of the command's answer. Call it right before `put`, so that no answer is missed."""
         future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         if self._failure is None:
             self._waiting.setdefault(key, []).append(future)
@@ -102,31 +112,31 @@ class Sender:
         return future
 
     def forget(self, key: OutboxKey, future: "asyncio.Future[Accepted]") -> None:
-        """Nobody waits any more."""
+        """The caller of `wait` has stopped waiting."""
         waiting = self._waiting.get(key, [])
         if future in waiting:
             waiting.remove(future)
         if not waiting:
             self._waiting.pop(key, None)
         if future.done() and not future.cancelled():
-            future.exception()  # heard: `put` may have raised another one
+            future.exception()  # retrieved, in case `put` has raised another one
 
     def fail(self, error: Exception) -> None:
-        """Nothing will be sent any more by this client. The outbox keeps what it has, and what is put yet."""
+        """Nothing more will be sent by this client. The outbox keeps its entries."""
         self._failure = error
         for futures in self._waiting.values():
             _tell(futures, error)
         self._waiting.clear()
 
     async def discard(self, key: OutboxKey) -> bool:
-        """Takes a message out of the outbox. It may have been sent. Whoever waits is told `Discarded`."""
-        waiting = list(self._waiting.get(key, ()))  # and not who puts it again in the meantime
+        """Removes a command, which may have been sent, from the outbox. Waiting callers get `Discarded`."""
+        waiting = list(self._waiting.get(key, ()))  # without those that put it again meanwhile
 
         def follow(_: bool) -> None:
             self._outbox.discard(key, time.monotonic())
             self._entries.pop(key, None)
             self._changed.set()
-            _tell(waiting, Discarded("the message was discarded; if it was sent, it may be stored anyway"))
+            _tell(waiting, Discarded("the command was discarded; if it was sent, it may be stored anyway"))
 
         discarded = self._store.discard(key)
         self._leaving.add(key)
@@ -160,31 +170,30 @@ class Sender:
         if len(self._entries) > MAX_ENTRIES:
             self._entries.clear()
         found = await self._store.entries([key for key in keys if key not in self._entries])
-        # What has left the outbox meanwhile may come again, with other content.
+        # A key that has left the outbox meanwhile may be put again with another command.
         self._entries.update((key, entry) for key, entry in found.items() if key in self._outbox)
         entries: list[Entry] = []
         for key in keys:
             entry = self._entries.get(key)
-            if entry is None:  # answered or discarded in the meantime
+            if entry is None:  # answered or discarded meanwhile
                 self._outbox.discard(key, time.monotonic())
             elif key not in self._leaving:
                 entries.append(entry)
         return entries
 
     async def _publish(self, entry: Entry) -> None:
-        send = Send(entry.conversation, entry.client_msg_id, entry.content, entry.client_time)
         try:
-            self.check(send)
-        except ImqttError as error:  # it was put when the limits were others, or not known
+            self.check(entry.command)
+        except ImqttError as error:  # the limits were unknown or different when it was put
             self._unanswered.pop(entry.key, None)
             if self._outbox.rejected(entry.key, time.monotonic(), retryable=False) is Fate.REFUSED:
                 self._changed.set()
                 await self._refuse(entry, error)
             return
         if self._uplink.is_attached:
-            self._unanswered[entry.key] = hash(entry.content)
+            self._unanswered[entry.key] = hash(change_of(entry.command))
         try:
-            await self._uplink.publish(send, entry.conversation)
+            await self._uplink.publish(entry.command, entry.conversation)
         except Untaken as error:
             log.debug("%s", error)
             self._outbox.untaken(entry.key, time.monotonic())
@@ -193,13 +202,13 @@ class Sender:
     # --- answers
 
     async def entries(self, keys: Collection[OutboxKey]) -> dict[OutboxKey, Entry]:
-        """The messages of these keys that are in the outbox."""
+        """The entries with these keys that are in the outbox."""
         known = {key: self._entries[key] for key in keys if key in self._entries}
         unknown = [key for key in keys if key not in known and key in self._outbox]
         return known | (await self._store.entries(unknown) if unknown else {})
 
     def accepted(self, frame: Accepted) -> None:
-        """The message is in the device's log, and out of the outbox."""
+        """The command's event is in the device's log, and the command is no longer in the outbox."""
         key = OutboxKey(frame.conversation, frame.client_msg_id)
         self._outbox.accepted(key, time.monotonic())
         self._entries.pop(key, None)
@@ -210,7 +219,7 @@ class Sender:
         self._changed.set()
 
     async def rejected(self, frame: Rejected) -> None:
-        """Sends again if that may help. Else whoever waits is told; if nobody does, the outbox keeps it."""
+        """Sends again if that may help. Else waiting callers get the error, or the outbox keeps it."""
         key = OutboxKey(frame.conversation, frame.client_msg_id)
         retry_after = frame.retry_after / 1000
         entry = (await self.entries([key])).get(key)
@@ -234,20 +243,20 @@ class Sender:
 
     async def _refuse(self, entry: Entry, error: ImqttError) -> None:
         self._entries.pop(entry.key, None)
-        waiting = [it for it in self._waiting.pop(entry.key, ()) if not it.done()]
+        waiting = [future for future in self._waiting.pop(entry.key, ()) if not future.done()]
         try:
             if waiting:
                 await self._store.discard(entry.key)
             else:
                 await self._store.refuse(entry.key, error.code, error.reason)
-        finally:  # also where the store fails, or the connection ends now: nobody else will tell of it
+        finally:  # even if the store fails or the connection ends now: nothing else will report it
             if not _tell(waiting, error):
-                log.warning("a message to %s is refused: %s: %s", entry.conversation, error.code, error)
+                log.warning("a command in %s is refused: %s: %s", entry.conversation, error.code, error)
                 self._notify(Refused(entry, error))
 
 
 async def _followed(change: "asyncio.Future[T]", follow: Callable[[T], None]) -> T:
-    """Waits for a change of the store. It is followed even if whoever waits here is cancelled."""
+    """Waits for a change of the store. Follows it even if this call is cancelled."""
 
     def done(change: "asyncio.Future[T]") -> None:
         if not change.cancelled() and change.exception() is None:
@@ -258,8 +267,8 @@ async def _followed(change: "asyncio.Future[T]", follow: Callable[[T], None]) ->
 
 
 def _tell(waiting: "Collection[asyncio.Future[Accepted]]", error: Exception) -> bool:
-    """False if nobody waits any more."""
-    told = [it for it in waiting if not it.done()]
+    """False if nobody waits."""
+    told = [future for future in waiting if not future.done()]
     for future in told:
         future.set_exception(error)
     return bool(told)

@@ -1,4 +1,4 @@
-"""What a client is told once: who it is, where the brokers are, how long it waits for what."""
+"""A client's settings: its device, the brokers, and its timeouts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
 
 class Protocol(Enum):
-    """What is spoken first on a connection."""
+    """The first protocol on a connection."""
 
     MQTT = "mqtt"
-    HTTP = "http"  # WebSockets begin with it
+    HTTP = "http"  # of WebSockets
     TLS = "tls"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a broker listens. `scheme` is mqtt, mqtts (TLS), ws or wss (websockets)."""
+    """A broker's listener. `scheme` is mqtt, mqtts (TLS), ws or wss (WebSockets)."""
 
     host: str
     port: int
@@ -50,7 +50,7 @@ class Address:
 
     @property
     def place(self) -> str:
-        """Host and port, as they can be pasted back."""
+        """Host and port, in the form of a setting."""
         return host_port(self.host, self.port)
 
     def __str__(self) -> str:
@@ -60,13 +60,13 @@ class Address:
 def parse_address(text: str, *, encrypted: bool = False) -> Address:
     """`host`, `host:port` or a URL such as `mqtts://host:8883`. Raises `SetupError`.
 
-    Without a scheme it is mqtts if TLS was asked for (`encrypted`), or by the port that is registered for it.
+    Without a scheme it is mqtts if `encrypted`, or if the port is the one registered for mqtts.
     """
     has_scheme = "://" in text
     try:
         parts = urlsplit(text if has_scheme else f"mqtt://{text}")
         host, port = parts.hostname, parts.port
-    except ValueError:  # which may quote a part of a password
+    except ValueError:  # its text may quote part of a password
         raise SetupError(f"not a broker's address: {redacted(text)!r}{_hint(text)}") from None
     scheme = parts.scheme
     if not host or scheme not in DEFAULT_PORTS:
@@ -77,7 +77,7 @@ def parse_address(text: str, *, encrypted: bool = False) -> Address:
     if not has_scheme and (encrypted or port == DEFAULT_PORTS["mqtts"]):
         scheme = "mqtts"
     path = parts.path or "/"
-    # Nothing of an address is passed over: it may be meant to ask for TLS.
+    # No part of an address is ignored: it may be meant as a request for TLS.
     if parts.username is not None or parts.query or parts.fragment:
         raise SetupError(f"not a broker's address: {redacted(text)!r}; it has no account and no options")
     if path != "/" and scheme not in ("ws", "wss"):
@@ -93,23 +93,21 @@ def _hint(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a client waits for what, in seconds. Most waits are drawn at random around their value."""
+    """A client's timeouts and intervals, in seconds. Most are randomized around their value."""
 
-    connect: float = 5.0  # for TCP, and for the broker's CONNACK
+    connect: float = 5.0  # for TCP and the broker's CONNACK
     keep_alive: int = 30
-    answer: float = 5.0  # for an answer to a first try; later tries wait longer
-    patience: float = 60.0  # but no longer than this
-    untaken: float = (
-        2.0  # at most, before a command that nobody was subscribed for (PUBACK 0x10) is published again
-    )
-    idle: float = 0.0  # without anything from the server, before it is asked for a sign of life; 0: never
-    silence: float = 60.0  # in which something is asked and nothing at all comes: then another connection
-    retry: float = 0.5  # before the first reconnection at most, doubling from there
-    retry_most: float = 30.0
-    hole: float = 0.3  # at most, before a missing event is asked for: it may be on its way
-    sync: float = 240.0  # between two syncs, so that a lost last message is found too
-    marks: float = 0.3  # marks wait so long for others to come along
-    farewell: float = 2.0  # at most, for what is said on closing
+    answer: float = 5.0  # for the answer to a first try; later tries wait longer
+    patience: float = 60.0  # the longest wait for an answer
+    untaken: float = 2.0  # the longest wait before repeating a command without subscriber (PUBACK 0x10)
+    idle: float = 0.0  # without a packet from the server, after which the client sends a request; 0: never
+    silence: float = 60.0  # without a packet while a request is open, after which the client reconnects
+    retry: float = 0.5  # the longest wait before the first reconnection; it doubles with each
+    retry_most: float = 30.0  # the longest wait before any reconnection
+    hole: float = 0.3  # the longest wait before requesting a missing event, which may be on its way
+    sync: float = 240.0  # between two syncs, which also find a lost last message
+    marks: float = 0.3  # for further marks to send with the first
+    farewell: float = 2.0  # the longest time for the commands of `close`
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,30 +132,32 @@ class ClientSettings:
 
 
 def check_device(user: str, device: str) -> Device:
-    """Raises `SetupError` for names that no device can have."""
+    """Raises `SetupError` for invalid names."""
     checked = Device(user, device)
     if parse_username(str(checked)) is None:
         raise SetupError(
-            f"{checked}: user and device are of letters, digits, '.', '_' and '-', together at most "
+            f"{checked}: user and device consist of letters, digits, '.', '_' and '-', together at most "
             f"{MAX_NAME} characters"
         )
     return checked
 
 
 def parse_addresses(brokers: str | Iterable[str], *, encrypted: bool = False) -> tuple[Address, ...]:
-    """Every address once, in the order given. `encrypted`: TLS was asked for. Raises `SetupError`.
+    """Each address once, in the given order. `encrypted`: TLS is required. Raises `SetupError`.
 
-    All of them use TLS or none does: whoever keeps a device from one address would otherwise make it send its
-    password in clear to the next.
+    All of them use TLS or none does. Otherwise an attacker who blocks one address could make the device send
+    its password unencrypted to the next.
     """
     given = [brokers] if isinstance(brokers, str) else list(brokers)
     if not given:
         raise SetupError("a client needs the address of a broker")
     addresses = tuple(dict.fromkeys(parse_address(text, encrypted=encrypted) for text in given))
-    plain = [it for it in addresses if not it.is_encrypted]
+    plain = [address for address in addresses if not address.is_encrypted]
     if plain and (encrypted or len(plain) < len(addresses)):
         asked = (
-            "TLS is asked for" if encrypted else f"{next(it for it in addresses if it.is_encrypted)} uses TLS"
+            "TLS is asked for"
+            if encrypted
+            else f"{next(address for address in addresses if address.is_encrypted)} uses TLS"
         )
         instead = "wss" if plain[0].is_websocket else "mqtts"
         raise SetupError(f"{asked}, but {plain[0]} would send the password unencrypted: use {instead}://")

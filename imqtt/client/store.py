@@ -1,28 +1,47 @@
-"""What a device keeps: its log, cursors, marks and outbox, in one SQLite file.
+"""A device's log, cursors, marks and outbox, in one SQLite file.
 
-Whatever belongs together is written together: events with the cursor that counts them, and an accepted
-message's event with its leaving the outbox. So the device may be killed at any time.
+Related changes are written in one transaction: events with the cursor that covers them, and the event of an
+accepted command with its removal from the outbox. So the device may be killed at any time.
 """
 
 import sqlite3
 from asyncio import Future
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
 from imqtt.client.database import Database, SqliteDatabase
-from imqtt.client.values import Entry, LogState, Summary
-from imqtt.core.outbox import OutboxKey
+from imqtt.client.values import Summary
+from imqtt.core.changes import Changes, LogState, Memory, Place
+from imqtt.core.outbox import Entry, OutboxKey, change_of
 from imqtt.core.partitions import home_of
 from imqtt.errors import Conflict, DeviceStoreError
-from imqtt.model import Content, Device, Event, Id, Marks, Position, from_json_type, to_json_type
+from imqtt.model import (
+    AnyLogCommand,
+    Content,
+    Device,
+    Event,
+    Id,
+    Marks,
+    Position,
+    Send,
+    from_json_type,
+    to_json_type,
+)
+from imqtt.protocol import Format, encode_command
 
-VERSION = 1
+VERSION = 2
 
-SCHEMA = """
+OUTBOX = """
+CREATE TABLE outbox (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, conversation TEXT NOT NULL, client_msg_id TEXT NOT NULL,
+    command BLOB NOT NULL, refused TEXT NOT NULL, reason TEXT NOT NULL,
+    UNIQUE (conversation, client_msg_id)
+)"""
+
+SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE conversations (
     conversation TEXT PRIMARY KEY, seq INTEGER NOT NULL, id INTEGER NOT NULL, base INTEGER NOT NULL,
@@ -37,54 +56,18 @@ CREATE TABLE marks (
     conversation TEXT NOT NULL, user TEXT NOT NULL, delivered INTEGER NOT NULL, read INTEGER NOT NULL,
     PRIMARY KEY (conversation, user)
 ) WITHOUT ROWID;
-CREATE TABLE outbox (
-    position INTEGER PRIMARY KEY AUTOINCREMENT, conversation TEXT NOT NULL, client_msg_id TEXT NOT NULL,
-    client_time INTEGER NOT NULL, content BLOB NOT NULL, refused TEXT NOT NULL, reason TEXT NOT NULL,
-    UNIQUE (conversation, client_msg_id)
-);
+{OUTBOX};
 CREATE TABLE consumers (name TEXT PRIMARY KEY, ordinal INTEGER NOT NULL) WITHOUT ROWID
 """
-
-Place = tuple[str, int]  # a conversation and a seq
 
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
 _event = msgspec.json.Decoder(Event, dec_hook=from_json_type).decode
 _content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
-
-
-class Memory(msgspec.Struct, frozen=True):
-    """What a client knows when it starts: everything but events and contents."""
-
-    logs: tuple[LogState, ...]
-    own_marks: tuple[Marks, ...]
-    unsent: tuple[OutboxKey, ...]  # in the order in which they were given
-    meta: dict[str, str]
-
-
-@dataclass(slots=True)
-class Changes:
-    """What one batch of frames changes, applied as one transaction in the order of the fields.
-
-    An event's ordinal numbers what is new to the device, over all conversations; history has none.
-    """
-
-    restarted: set[str] = field(default_factory=set)
-    events: dict[Place, tuple[int | None, Event]] = field(default_factory=dict)
-    logs: dict[str, LogState] = field(default_factory=dict)
-    marks: list[Marks] = field(default_factory=list)
-    sent: list[OutboxKey] = field(default_factory=list)
-    trim: list[tuple[str, int]] = field(default_factory=list)  # up to which seq
-    wanted_after: int | None = None  # an iterator has yet to read the events after this ordinal
-    meta: dict[str, str] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.restarted or self.events or self.logs or self.marks or self.sent or self.trim or self.meta
-        )
+_command = msgspec.json.Decoder(AnyLogCommand, dec_hook=from_json_type).decode
 
 
 class LocalStore:
-    """Methods that return a future have taken effect in their order of calling, awaited or not.
+    """Methods that return a future take effect in the order of the calls, whether it is awaited or not.
 
     All of them raise `DeviceStoreError`.
     """
@@ -95,25 +78,20 @@ class LocalStore:
 
     @classmethod
     async def open(cls, store: Path | Database | None, device: Device) -> Self:
-        """Opens or creates the store of one device; None: one that ends with the process."""
+        """Opens or creates the store of one device; None: a store that ends with the process."""
         database = SqliteDatabase(store) if store is None or isinstance(store, Path) else store
-        await database.open(SCHEMA, VERSION)
+        await database.open(SCHEMA, VERSION, {1: _upgrade_to_2})
 
         def claim(connection: sqlite3.Connection) -> str:
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('device', ?)", (str(device),))
             return str(connection.execute("SELECT value FROM meta WHERE name = 'device'").fetchone()[0])
 
-        before = f"{device.user}/{device.device}"  # its name in a store of version 0.1
         try:
             owner = await database.submit(claim)
-            if owner == before:
-                await database.submit(
-                    lambda it: it.execute("UPDATE meta SET value = ? WHERE name = 'device'", (str(device),))
-                )
         except BaseException:
             await database.close()
             raise
-        if owner not in (str(device), before):
+        if owner != str(device):
             await database.close()
             raise DeviceStoreError(f"{database} belongs to {owner}, not to {device}")
         return cls(database, device)
@@ -122,15 +100,16 @@ class LocalStore:
         await self._database.close()
 
     def load(self) -> Future[Memory]:
-        return self._database.submit(lambda it: _load(it, self._device.user))
+        return self._database.submit(lambda connection: _load(connection, self._device.user))
 
     def apply(self, changes: Changes) -> Future[dict[str, int]]:
-        """One transaction. It survives a kill of the process; a crash of the machine may undo it, and all
-        that came after it, which the next sync brings again. Returns the bases of logs that were trimmed.
+        """Applies the changes in one transaction. Returns the bases of logs that were trimmed.
 
-        Once it has failed it fails for good: what comes after may stand behind events that are not stored.
+        A transaction survives a kill of the process. A crash of the machine may undo it and all later ones;
+        the next sync fetches them again. After a failure all later calls fail: their events may follow events
+        that are not stored.
         """
-        return self._database.submit(lambda it: _apply(it, changes), chained=True)
+        return self._database.submit(lambda connection: _apply(connection, changes), chained=True)
 
     # --- the log
 
@@ -148,10 +127,12 @@ class LocalStore:
         return self._database.submit(read)
 
     def events(self, conversation: str, first: int, last: int) -> Future[list[Event]]:
-        """The events with these seqs that are there, in order of seq."""
+        """The stored events with these seqs, in order of seq."""
         query = "SELECT body FROM events WHERE conversation = ? AND seq BETWEEN ? AND ? ORDER BY seq"
         return self._database.submit(
-            lambda it: [_event(body) for (body,) in it.execute(query, (conversation, first, last))]
+            lambda connection: [
+                _event(body) for (body,) in connection.execute(query, (conversation, first, last))
+            ]
         )
 
     def ids(self, places: Collection[Place]) -> Future[dict[Place, Id]]:
@@ -166,19 +147,23 @@ class LocalStore:
 
     def summaries(self, limit: int, conversation: str | None = None) -> Future[list[Summary]]:
         """Conversations, the one with the newest event first."""
-        return self._database.submit(lambda it: _summaries(it, self._device.user, limit, conversation))
+        return self._database.submit(
+            lambda connection: _summaries(connection, self._device.user, limit, conversation)
+        )
 
     def marks(self, conversation: str) -> Future[dict[str, Marks]]:
         """Each member's marks."""
         query = "SELECT user, delivered, read FROM marks WHERE conversation = ? ORDER BY user"
         return self._database.submit(
-            lambda it: {row[0]: Marks(conversation, *row) for row in it.execute(query, (conversation,))}
+            lambda connection: {
+                row[0]: Marks(conversation, *row) for row in connection.execute(query, (conversation,))
+            }
         )
 
     # --- consumers
 
     def consumer(self, name: str) -> Future[int]:
-        """The ordinal of the last event that it has finished; 0 for a new one."""
+        """The ordinal of the last event that the consumer has finished; 0 for a new one."""
 
         def read(connection: sqlite3.Connection) -> int:
             connection.execute("INSERT OR IGNORE INTO consumers VALUES (?, 0)", (name,))
@@ -189,33 +174,51 @@ class LocalStore:
 
     def finish(self, name: str, ordinal: int) -> Future[None]:
         statement = "UPDATE consumers SET ordinal = ? WHERE name = ?"
-        return self._database.submit(lambda it: _run(it, statement, (ordinal, name)))
+        return self._database.submit(lambda connection: _run(connection, statement, (ordinal, name)))
 
     # --- the outbox
 
     def put(self, entry: Entry) -> Future[bool]:
-        """Adds a message; False if this very message is there already. Raises `Conflict`.
+        """Adds a command. False if the same one is there already. Raises `Conflict`.
 
         Durable against a crash of the machine too: until it is accepted, it exists nowhere else.
         """
-        return self._database.submit(lambda it: _put(it, entry), durable=True)
+        return self._database.submit(lambda connection: _put(connection, entry), durable=True)
 
     def entries(self, keys: Collection[OutboxKey] | None = None) -> Future[dict[OutboxKey, Entry]]:
-        """Messages in the outbox, in the order in which they were given; all of them without `keys`."""
-        return self._database.submit(lambda it: _entries(it, keys))
+        """The commands in the outbox, in the order of putting; all of them without `keys`."""
+        return self._database.submit(lambda connection: _entries(connection, keys))
 
     def refuse(self, key: OutboxKey, code: str, reason: str) -> Future[None]:
-        """Keeps a message that will not be sent again, for its user to see."""
+        """Keeps a command that will not be sent again, for the user to see."""
         statement = "UPDATE outbox SET refused = ?, reason = ? WHERE conversation = ? AND client_msg_id = ?"
-        return self._database.submit(lambda it: _run(it, statement, (code, reason, *key)))
+        return self._database.submit(lambda connection: _run(connection, statement, (code, reason, *key)))
 
     def discard(self, key: OutboxKey) -> Future[bool]:
-        """Forgets a message of the outbox. False if it is not there."""
+        """Removes a command from the outbox. False if it is not there."""
         statement = "DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?"
-        return self._database.submit(lambda it: it.execute(statement, key).rowcount > 0)
+        return self._database.submit(lambda connection: connection.execute(statement, key).rowcount > 0)
 
 
 # --- the statements, run in the database's thread ------------------------------------------------------
+
+
+def _upgrade_to_2(connection: sqlite3.Connection) -> None:
+    """Version 1 kept the contents of messages, and wrote the device as `user/device`."""
+    connection.execute("UPDATE meta SET value = replace(value, '/', '@') WHERE name = 'device'")
+    connection.execute("ALTER TABLE outbox RENAME TO contents")
+    connection.execute(OUTBOX)
+    query = "SELECT conversation, client_msg_id, content, client_time, refused, reason FROM contents"
+    for conversation, name, content, time, refused, reason in connection.execute(
+        f"{query} ORDER BY position"
+    ):
+        command = encode_command(Send(conversation, name, _content(content), time), Format.JSON)
+        connection.execute(
+            "INSERT INTO outbox (conversation, client_msg_id, command, refused, reason)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (conversation, name, command, refused, reason),
+        )
+    connection.execute("DROP TABLE contents")
 
 
 def _run(connection: sqlite3.Connection, statement: str, values: Sequence[object]) -> None:
@@ -248,7 +251,7 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
         connection.execute("DELETE FROM events WHERE conversation = ?", (conversation,))
         connection.execute("DELETE FROM marks WHERE conversation = ?", (conversation,))
     connection.executemany(
-        # An event that comes again, as history, stays new to whoever has yet to read it.
+        # An event that arrives again as history stays new for consumers that have not read it.
         "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT (conversation, seq) DO UPDATE"
         " SET body = excluded.body, sender = excluded.sender, ordinal = coalesce(excluded.ordinal, ordinal)",
         (
@@ -259,14 +262,22 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
     connection.executemany(
         "INSERT OR REPLACE INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
-            (it.conversation, it.cursor.seq, it.cursor.id, it.base, it.head.seq, it.head.id, it.missing)
-            for it in changes.logs.values()
+            (
+                log.conversation,
+                log.cursor.seq,
+                log.cursor.id,
+                log.base,
+                log.head.seq,
+                log.head.id,
+                log.missing,
+            )
+            for log in changes.logs.values()
         ),
     )
     connection.executemany(
         "INSERT INTO marks VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
         " SET delivered = max(delivered, excluded.delivered), read = max(read, excluded.read)",
-        ((it.conversation, it.user, it.delivered, it.read) for it in changes.marks),
+        ((marks.conversation, marks.user, marks.delivered, marks.read) for marks in changes.marks),
     )
     connection.executemany("DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?", changes.sent)
     connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", changes.meta.items())
@@ -276,7 +287,7 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
 def _still_new(
     connection: sqlite3.Connection, conversation: str, changes: Changes
 ) -> dict[tuple[str, int], int]:
-    """Ordinals of a log's events that its new beginning has as well: a program may have yet to read them."""
+    """The ordinals of events that a restarted log still has: a program may not have read them yet."""
     query = (
         "SELECT seq, ordinal, body FROM events WHERE conversation = ? AND seq >= ? AND ordinal IS NOT NULL"
     )
@@ -290,7 +301,7 @@ def _still_new(
 
 
 def _trim(connection: sqlite3.Connection, conversation: str, seq: int, wanted_after: int | None) -> int:
-    """Removes events up to `seq`, but none that a consumer or an iterator has yet to read."""
+    """Removes events up to `seq`, except those that a consumer or an iterator has not read yet."""
     (kept,) = connection.execute(
         "SELECT min(seq) FROM events WHERE conversation = ?"
         " AND ordinal > min((SELECT coalesce(min(ordinal), 1 << 62) FROM consumers), ?)",
@@ -326,39 +337,37 @@ def _summaries(
     found: list[Summary] = []
     for name, seq, id_, delivered, read, body, held, others in rows:
         last = None if body is None else _event(body)
-        # Whether the events that this device does not hold are the user's own, only the id can tell.
+        # The senders of events that the device does not hold are known only in the user's own conversation.
         absent = 0 if name == home_of(user) else max(0, seq - read - held)
         found.append(Summary(name, Position(seq, Id(id_)), last, others, others + absent, delivered, read))
     return found
 
 
 def _put(connection: sqlite3.Connection, entry: Entry) -> bool:
-    content = _encode(entry.content)
+    command = encode_command(entry.command, Format.JSON)
     found = connection.execute(
-        "SELECT content, refused FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key
+        "SELECT command, refused FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key
     ).fetchone()
     if found is not None:
-        if found[0] != content:
+        # Both decoded: a program may give JSON that is not in its compact form.
+        if change_of(_command(found[0])) != change_of(_command(command)):
             raise Conflict(f"the client_msg_id {entry.client_msg_id} is in use for other content")
         if not found[1]:
             return False
         connection.execute("DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key)
     connection.execute(
-        "INSERT INTO outbox (conversation, client_msg_id, client_time, content, refused, reason)"
-        " VALUES (?, ?, ?, ?, '', '')",
-        (*entry.key, entry.client_time, content),
+        "INSERT INTO outbox (conversation, client_msg_id, command, refused, reason) VALUES (?, ?, ?, '', '')",
+        (*entry.key, command),
     )
     return True
 
 
 def _entries(connection: sqlite3.Connection, keys: Iterable[OutboxKey] | None) -> dict[OutboxKey, Entry]:
-    query = "SELECT conversation, client_msg_id, content, client_time, refused, reason FROM outbox"
+    query = "SELECT command, refused, reason FROM outbox"
     if keys is None:
         rows = connection.execute(f"{query} ORDER BY position").fetchall()
     else:
         one = f"{query} WHERE conversation = ? AND client_msg_id = ?"
         rows = [row for key in keys for row in connection.execute(one, key)]
-    return {
-        OutboxKey(row[0], row[1]): Entry(row[0], row[1], _content(row[2]), row[3], row[4], row[5])
-        for row in rows
-    }
+    entries = (Entry(_command(command), refused, reason) for command, refused, reason in rows)
+    return {entry.key: entry for entry in entries}

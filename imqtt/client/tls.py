@@ -1,4 +1,4 @@
-"""TLS to a broker: the contexts that connections use, and what it means when a handshake fails."""
+"""TLS to a broker: contexts for connections, and the reasons of failed handshakes."""
 
 import ssl
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from imqtt.errors import SetupError
 
 MakeContext = Callable[[], ssl.SSLContext]
 
-# OpenSSL's codes of why a certificate is not trusted (x509_vfy.h).
+# OpenSSL's codes for untrusted certificates (x509_vfy.h).
 _NOT_YET_VALID, _EXPIRED = (9,), (10,)
 _UNKNOWN_AUTHORITY = (18, 19, 20, 21)
 _OTHER_HOST = (62, 64)
 
-# What the broker says in an alert (RFC 8446, section 6), as OpenSSL names it.
+# The broker's alerts (RFC 8446, section 6), by OpenSSL's names.
 _ALERTS = {
     "CERTIFICATE_REQUIRED": "the broker asks for a client certificate: give --cert and --key, or load one"
     " into the context of tls=",
@@ -29,8 +29,7 @@ _ALERTS = {
 
 
 class TlsContexts:
-    """The context of each new connection, from what a program gave: a context, or a function that makes
-    one."""
+    """Provides each new connection with a context: the given one, or that of a given function."""
 
     def __init__(self, given: ssl.SSLContext | MakeContext | None) -> None:
         """`None`: certificates are verified by the system's authorities. Raises `SetupError`."""
@@ -43,7 +42,7 @@ class TlsContexts:
         self._context = given
 
     def context(self) -> ssl.SSLContext:
-        """For a connection that is made now. Raises `SetupError`."""
+        """The context of a new connection. Raises `SetupError`."""
         if self._make is not None:
             self._context = _made(self._make)
             _check(self._context)
@@ -53,14 +52,14 @@ class TlsContexts:
 def files_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
     """A context from PEM files. Raises `SetupError`, which names the file.
 
-    Without `ca`, the system's authorities are trusted. Without `key`, it is in the file of `certificate`.
+    Without `ca`, the system's authorities are trusted. Without `key`, the file of `certificate` holds it.
     """
     if key is not None and certificate is None:
-        raise SetupError(f"{key} is the key of no certificate: give the certificate as well")
+        raise SetupError(f"{key} is given without a certificate: give the certificate as well")
     for path in (ca, certificate, key):
         if path is not None:
             try:
-                path.open("rb").close()  # OpenSSL's error does not say which file it is about
+                path.open("rb").close()  # OpenSSL's error does not name the file
             except OSError as error:
                 raise SetupError(f"cannot read {path}: {error.strerror}") from error
     try:
@@ -77,7 +76,7 @@ def files_context(ca: Path | None, certificate: Path | None, key: Path | None) -
 
 
 def explain(error: BaseException) -> str:
-    """Why a handshake failed, where that is certain; else ""."""
+    """Why a handshake failed; "" if that is not certain."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _distrust(error)
     if isinstance(error, ssl.SSLError) and error.reason and "ALERT" in error.reason:
@@ -127,7 +126,7 @@ def _check(context: ssl.SSLContext) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if "PEM lib" in str(error):  # what OpenSSL says of a file without what is looked for
+    if "PEM lib" in str(error):  # OpenSSL's words for a file without a certificate or key
         return "no certificate, or no private key, in PEM form"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()

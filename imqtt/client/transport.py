@@ -1,4 +1,4 @@
-"""What the client needs of MQTT: one connection of a device at a time."""
+"""The interface to MQTT: one connection of a device at a time."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,14 +11,14 @@ UNTAKEN = {0x10: "nobody is subscribed", 0x97: "the broker's quota is exceeded"}
 
 
 class LoginRefused(Exception):
-    """The broker does not take the credentials."""
+    """The broker does not accept the credentials."""
 
 
 class Lost(NotConnected):
     """The connection cannot be made, or has ended.
 
-    `hung_up`: the broker closed it without a word, as Mosquitto 2.0 does when another connection has the same
-    client id. `taken_over`: the broker said that this is why.
+    `hung_up`: the broker closed it without a reason code, as Mosquitto 2.0 does when another connection has
+    the same client id. `taken_over`: the broker gave that as the reason.
     """
 
     def __init__(self, reason: str, *, hung_up: bool = False, taken_over: bool = False) -> None:
@@ -28,22 +28,22 @@ class Lost(NotConnected):
 
 
 class Untaken(NotConnected):
-    """The broker has acknowledged a publish, and says that nobody will answer it.
+    """The broker acknowledged a publish that nobody will answer.
 
-    `puback` is the reason code: 0x10 if there is no subscriber, because the server has not connected
-    since the broker lost its sessions; from 0x80 on the broker did not take it.
+    `puback` is the reason code: 0x10 if there is no subscriber, because the server has not connected since
+    the broker lost its sessions; from 0x80 on, the broker refused the publish.
     """
 
     def __init__(self, topic: str, code: int) -> None:
-        super().__init__(f"{topic}: {UNTAKEN.get(code, 'the broker does not take it')} (0x{code:02x})")
+        super().__init__(f"{topic}: {UNTAKEN.get(code, 'the broker refused it')} (0x{code:02x})")
         self.puback = code
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a connection is opened with. Times in seconds. The will is published at QoS 1.
+    """The parameters of a connection. Times are in seconds. The will is published at QoS 1.
 
-    `proven`: this address has let the device in before, so that a failure says nothing about its protocol.
+    `proven`: this address has accepted the device before, so its protocol is right.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Login:
 
 
 class MqttConnection(Protocol):
-    """An open MQTT 5 connection that was started clean: the broker queues nothing for the device."""
+    """An open MQTT 5 connection with clean start: the broker queues nothing for the device."""
 
     async def subscribe(self, topic: str) -> None:
         """Subscribes at QoS 1. Raises `Lost`, also if the broker grants less."""
@@ -66,7 +66,7 @@ class MqttConnection(Protocol):
         """Publishes at QoS 1; returns at the PUBACK or when it is overdue. Raises `Untaken` and `Lost`."""
 
     async def receive(self) -> list[bytes]:
-        """The payloads of the packets that have arrived, at least one. Raises `Lost`."""
+        """Returns the payloads of the packets that have arrived, at least one. Raises `Lost`."""
 
     @property
     def is_receiving(self) -> bool:

@@ -1,4 +1,4 @@
-"""How commands leave a device: encoded, to their conversation's partition, while there is a connection."""
+"""Publishes a device's commands, encoded, to the partition of their conversation."""
 
 import time
 
@@ -11,14 +11,14 @@ from imqtt.protocol.topics import up
 
 
 class Uplink:
-    """Outlives connections. What the server told in its last `Welcome` holds until the next one."""
+    """Outlives connections. The values of the last `Welcome` hold until the next one."""
 
     def __init__(self, device: Device, format: Format) -> None:
         self.device = device
-        self.partitions = 0  # 0: not known
+        self.partitions = 0  # 0: unknown
         self.limits: Limits | None = None
         self.nonce = ""
-        self.spoke_at = 0.0  # when the device last said something, on `time.monotonic`
+        self.spoke_at = 0.0  # when the device last published, on `time.monotonic`
         self._format = format
         self._mqtt: MqttConnection | None = None
 
@@ -28,7 +28,7 @@ class Uplink:
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a packet is on its way in: what was asked for may be in it."""
+        """Whether part of a packet has arrived; it may hold an awaited answer."""
         return self._mqtt is not None and self._mqtt.is_receiving
 
     def attach(self, mqtt: MqttConnection, nonce: str) -> None:
@@ -38,12 +38,12 @@ class Uplink:
         self._mqtt = None
 
     def drop(self) -> None:
-        """Ends the connection without a word, so that the broker publishes the will."""
+        """Ends the connection without DISCONNECT, so that the broker publishes the will."""
         if self._mqtt is not None:
             self._mqtt.drop()
 
     def topic(self, place: str, *, anywhere: bool = False) -> str:
-        """Where commands for this conversation go. `anywhere`: to partition 0, which passes them on."""
+        """The topic of commands for this conversation. `anywhere`: of partition 0, which forwards them."""
         known = self.partitions and not anywhere
         return up(self.device, partition_of(place, self.partitions) if known else 0)
 
@@ -51,10 +51,9 @@ class Uplink:
         return encode_command(command, self._format)
 
     async def publish(self, command: AnyCommand, place: str, *, anywhere: bool = False) -> None:
-        """Returns at the broker's PUBACK. Raises `NotConnected`; `Untaken` if the broker has nobody for
-        it."""
+        """Returns at the broker's PUBACK. Raises `NotConnected`, or `Untaken` if there is no subscriber."""
         if self._mqtt is None:
-            raise NotConnected("there is no connection to a broker just now")
+            raise NotConnected("there is no connection to a broker")
         at = time.monotonic()
         await self._mqtt.publish(self.topic(place, anywhere=anywhere), self.encode(command))
         self.spoke_at = at

@@ -1,13 +1,12 @@
-"""What a client gives to the program that uses it, beside the frames of `imqtt.model`."""
+"""The values that a client returns, in addition to those of `imqtt.model`."""
 
 from dataclasses import dataclass
 
-import msgspec
-
+from imqtt.core.changes import Restarted, Skipped
 from imqtt.core.connection import Phase
-from imqtt.core.outbox import OutboxKey
+from imqtt.core.outbox import Entry
 from imqtt.errors import WIRE_ERRORS, ImqttError, TooLarge
-from imqtt.model import Content, Event, Id, Marks, PeerTyping, Position, Presence, Rejected, Value
+from imqtt.model import Event, Marks, PeerTyping, Position, Presence, Rejected, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +14,11 @@ class ConnectionState:
     """The state of a client's connection.
 
     `reason` says why the last attempt or connection ended, and `error` is the same as an exception:
-    `TlsFailed` or `TakenOver` where somebody has to do something about it, else `NotConnected`. Both are
-    empty while the connection is established, unless another process keeps taking it over.
+    `TlsFailed` or `TakenOver` if someone has to correct something, else `NotConnected`. Both are empty while
+    the connection is established, unless another process keeps taking it over.
 
-    `silent`: a broker is connected, but the server behind it was asked and has not answered for
-    `Timing.answer` seconds. A device that asks nothing does not notice: see `Timing.idle`.
+    `silent`: a broker is connected, but its server has not answered a request for `Timing.answer` seconds. A
+    device without requests does not notice: see `Timing.idle`.
     """
 
     phase: Phase = Phase.IDLE
@@ -32,15 +31,14 @@ class ConnectionState:
 
 
 class Summary(Value, frozen=True):
-    """A conversation as this device has it.
+    """A conversation as this device knows it.
 
-    `head` is its newest event as far as is known, `last` the newest that has arrived. `delivered` and `read`
-    are the user's own marks, whichever device set them.
+    `head` is the position of its newest known event, `last` the newest event that has arrived. `delivered`
+    and `read` are the user's own marks, set on any device.
 
-    Unread are the events after `read` that are not the user's own. The device knows the senders of the events
-    that it holds: at least `unread` and at most `unread_at_most` are unread. The two differ where events
-    after
-    `read` are not on the device, as on a new one; `Client.unread` asks the server for them.
+    Events after `read` that are not the user's own are unread. The device knows the senders only of the
+    events that it holds: at least `unread` and at most `unread_at_most` events are unread. The two differ if
+    the device does not hold all events after `read`; `Client.unread` requests them from the server.
     """
 
     conversation: str
@@ -52,46 +50,8 @@ class Summary(Value, frozen=True):
     read: int = 0
 
 
-class Entry(Value, frozen=True):
-    """A message in the outbox. One that the server `refused`, with this code, is not sent again."""
-
-    conversation: str
-    client_msg_id: str
-    content: Content
-    client_time: int = 0
-    refused: str = ""  # the error's code
-    reason: str = ""
-
-    @property
-    def key(self) -> OutboxKey:
-        """The conversation and the client_msg_id, which together identify a message in the outbox."""
-        return OutboxKey(self.conversation, self.client_msg_id)
-
-
-class Restarted(Value, frozen=True):
-    """The device dropped its log of a conversation, because the server's log was restored from a backup.
-
-    `begins` is the seq of the first event that the device has now; 0: it has none.
-    """
-
-    conversation: str
-    begins: int
-
-
-class Skipped(Value, frozen=True):
-    """Events that the server does not provide, from seq `first` to `last`. `missing` says why: `archived` or
-    `before_joined`.
-    """
-
-    conversation: str
-    first: int
-    last: int
-    missing: str
-
-
 class Refused(Value, frozen=True):
-    """The server refused a message for which no `send` waits. It stays in the outbox until it is
-    discarded."""
+    """The server refused a command for which no method waits. It stays in the outbox until discarded."""
 
     entry: Entry
     error: ImqttError
@@ -100,24 +60,8 @@ class Refused(Value, frozen=True):
 Notice = Marks | Presence | PeerTyping | Restarted | Skipped | Refused
 
 
-class LogState(msgspec.Struct, frozen=True):
-    """How much of a conversation a device has: the events after `base` up to `cursor`, without a hole.
-
-    `missing` says why the server has nothing before `base` either; `head` is the newest event known of.
-    """
-
-    conversation: str
-    cursor: Position
-    base: int
-    head: Position
-    missing: str = ""
-
-
-NOTHING = Position(0, Id(0))
-
-
 def error_of(frame: Rejected, size: int = 0, limit: int = 0) -> ImqttError:
-    """The error that a `Rejected` stands for. `size` and `limit` are those of the content, if it is known.
+    """The error of a `Rejected`. `size` and `limit` are those of the content; 0: unknown.
 
     A code of a later version becomes an `ImqttError` with that code.
     """
@@ -127,5 +71,5 @@ def error_of(frame: Rejected, size: int = 0, limit: int = 0) -> ImqttError:
     if kind is not None:
         return kind(frame.reason, retry_after=frame.retry_after)
     error = ImqttError(f"{frame.code}: {frame.reason}", retry_after=frame.retry_after)
-    error.code = frame.code  # type: ignore[misc]  # the class knows no such code
+    error.code = frame.code  # type: ignore[misc]  # a class variable
     return error

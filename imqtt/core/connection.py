@@ -1,9 +1,9 @@
-"""How a device's connection goes: which broker is tried when, and when trying ends.
+"""The state machine of a device's connection: which broker to try when, and when to give up.
 
 idle --> connecting --> established --> idle (waiting) --> connecting ...
                                         any of them --> closed
 
-Times are in seconds on any clock that does not step back.
+Times are in seconds of a monotonic clock.
 """
 
 from collections import deque
@@ -14,24 +14,24 @@ from typing import NamedTuple
 from imqtt.core.backoff import backoff
 
 WINDOW = 300.0  # seconds for which a failure counts against an address
-STABLE = 10.0  # a connection that lasted so long was no failure
-PATIENCE = 3  # rounds of refusals until a device that was let in before gives up
-CONTESTED = 3  # takeovers within the window that mean that another process connects as this device
-UNCONTESTED = 120.0  # a connection that lasted so long ends a contest: more than the other's longest wait
-CONTEST_WAIT, CONTEST_WAIT_MOST = 5.0, 60.0  # before taking the connection back: the first time, and at most
+STABLE = 10.0  # a connection that lasts this long is not a failure
+PATIENCE = 3  # rounds of refusals before a device that was accepted once gives up
+CONTESTED = 3  # takeovers within the window that show another process connecting as this device
+UNCONTESTED = 120.0  # a connection that lasts this long, the other's longest wait and more, ends a contest
+CONTEST_WAIT, CONTEST_WAIT_MOST = 5.0, 60.0  # before retaking the connection: the first time, and at most
 
 
 class Phase(Enum):
     """The phase of a client's connection."""
 
-    IDLE = "idle"  # not begun, or waiting before the next try
-    CONNECTING = "connecting"  # to the broker, then for the server's `Welcome`
+    IDLE = "idle"  # before the first attempt, or waiting for the next
+    CONNECTING = "connecting"  # to the broker, then waiting for the server's `Welcome`
     ESTABLISHED = "established"
     CLOSED = "closed"
 
 
 class Try(NamedTuple):
-    """Connect to the address of this number, after so many seconds."""
+    """Connect to the address with this number after `wait` seconds."""
 
     address: int
     wait: float
@@ -54,9 +54,9 @@ class Failures:
 
 
 class Connection:
-    """The state machine. `chance` draws from 0 to 1.
+    """`next` returns the next attempt; `established`, `failed`, `refused` and `lost` report its outcome.
 
-    `next` says what to try; `established`, `failed`, `refused` and `lost` tell it how that went.
+    `chance` draws from 0 to 1.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Connection:
         self._base = base
         self._cap = cap
         self._failures = [Failures() for _ in range(addresses)]
-        self._last_tried = [-1] * addresses  # number of the try
+        self._last_tried = [-1] * addresses  # by address: the count of its last attempt
         self._count = 0
         self._current = 0
         self._since = 0.0
-        self._outcomes: dict[int, bool] = {}  # this round's failed addresses: did it refuse?
-        self._refusing = 0  # rounds on end in which some address refused and none let in
+        self._outcomes: dict[int, bool] = {}  # this round's failed addresses: whether it refused
+        self._refusing = 0  # consecutive rounds in which an address refused and none accepted
         self._was_let_in = False
         self._takeovers = Failures()
 
@@ -83,11 +83,11 @@ class Connection:
         """The next address: the one with the fewest recent failures, then the one tried longest ago."""
         address = min(
             range(len(self._failures)),
-            key=lambda it: (self._failures[it].count(now), self._last_tried[it], it),
+            key=lambda number: (self._failures[number].count(now), self._last_tried[number], number),
         )
         wait = 0.0
         if self.tries:
-            # One round over all addresses counts as one failure: another broker is tried soon.
+            # One round over all addresses counts as one failure, so that another broker is tried soon.
             rounds = 1 + (self.tries - 1) // len(self._failures)
             wait = backoff(rounds, self._chance(), base=self._base, cap=self._cap)
         if self.is_contested(now):
@@ -113,14 +113,14 @@ class Connection:
         self._outcomes.clear()
 
     def failed(self, now: float) -> None:
-        """The address could not be reached, hung up, or the server behind it did not answer."""
+        """The address was unreachable or closed the connection, or its server did not answer."""
         self._fail(now, refused=False)
 
     def refused(self, now: float) -> bool:
-        """The broker does not take the credentials. True if it is time to give up.
+        """The broker does not accept the credentials. True if it is time to give up.
 
-        One broker's word is not enough: every address is tried, and a device that was let in before asks
-        for some rounds, since a broker may be reading its password file just then.
+        One refusal is not enough: every address is tried, and a device that was accepted before tries for
+        some rounds, since a broker may just be reading its password file.
         """
         self._fail(now, refused=True)
         return self._refusing >= (PATIENCE if self._was_let_in else 1)

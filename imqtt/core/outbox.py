@@ -1,10 +1,10 @@
-"""What a device sends when: the decisions of its outbox.
+"""A device's outbox: log commands that are not stored yet, and when each is sent.
 
-One message of a conversation is under way at a time, so a sender's own order survives drops and
-rejections; conversations go side by side. A message is sent again, under the same client_msg_id, until it
-is accepted or refused for good: how often does not matter, since the server stores it once.
+One command per conversation is in flight at a time, so a sender's order survives losses and rejections;
+conversations are independent. A command is sent again, with the same client_msg_id, until it is accepted or
+refused for good. Sending it often is safe: the server stores it once.
 
-Times are in seconds on any clock that does not step back.
+Times are in seconds of a monotonic clock.
 """
 
 from collections import deque
@@ -14,18 +14,59 @@ from enum import Enum
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from imqtt.bodies import Change
 from imqtt.core.backoff import backoff, untaken
+from imqtt.core.rules import RULES
+from imqtt.model import NO_CONTENT, AnyLogCommand, Content, Send, Value
 
 
 class OutboxKey(NamedTuple):
-    """What makes a user's message one message."""
+    """Identifies one log command of a user."""
 
     conversation: str
     client_msg_id: str
 
 
+class Entry(Value, frozen=True):
+    """A log command in the outbox. One that the server `refused`, with this code, is not sent again."""
+
+    command: AnyLogCommand
+    refused: str = ""  # the error's code
+    reason: str = ""
+
+    @property
+    def key(self) -> OutboxKey:
+        """The conversation and the client_msg_id, which together identify a command in the outbox."""
+        return OutboxKey(self.conversation, self.client_msg_id)
+
+    @property
+    def conversation(self) -> str:
+        """The id of the conversation."""
+        return self.command.conversation
+
+    @property
+    def client_msg_id(self) -> str:
+        """The command's client_msg_id."""
+        return self.command.client_msg_id
+
+    @property
+    def client_time(self) -> int:
+        """When the program gave the command, in milliseconds since the Unix epoch."""
+        return self.command.client_time
+
+    @property
+    def content(self) -> Content:
+        """A message's content. Other commands have an empty one."""
+        return self.command.content if isinstance(self.command, Send) else NO_CONTENT
+
+
+def change_of(command: AnyLogCommand) -> Change:
+    """The change that a command asks for. Repeating a client_msg_id with another change is a conflict."""
+    return RULES[type(command)].change(command)
+
+
 class Fate(Enum):
-    """What a rejection means for a message."""
+    """What a rejection means for a command."""
 
     UNKNOWN = "unknown"  # not in the outbox: answered before
     AGAIN = "again"
@@ -34,20 +75,20 @@ class Fate(Enum):
 
 @dataclass(slots=True)
 class _Queue:
-    """A conversation's messages in the order in which they were given. Only the first is under way."""
+    """A conversation's commands in the order in which they were put. Only the first is in flight."""
 
     keys: deque[str] = field(default_factory=deque)
-    due: float = 0.0  # when the first is to be sent (again), unless it is under way
+    due: float = 0.0  # when to send the first (again), unless it is in flight
     tries: int = 0  # of the first
     refusals: int = 0  # how often in a row the first met no subscriber
 
 
 class Outbox:
-    """Knows the keys of what is unsent, not the contents.
+    """Schedules commands by their keys.
 
-    `chance` draws from 0 to 1. `answer_within` is how long an answer to the first try may take; later
-    tries wait longer, up to `patience`. At most `window` messages are under way. `untaken_within` is how soon
-    a message that met no subscriber is sent again.
+    `chance` draws from 0 to 1. `answer_within`: how long to wait for an answer to the first try; later tries
+    wait longer, up to `patience`. `window`: how many commands are in flight at most. `untaken_within`: how
+    soon to repeat a command that met no subscriber.
     """
 
     def __init__(
@@ -65,10 +106,10 @@ class Outbox:
         self._untaken_within = untaken_within
         self._window = window
         self._queues: dict[str, _Queue] = {}
-        self._under_way: dict[str, float] = {}  # conversation: until when its answer is waited for
+        self._in_flight: dict[str, float] = {}  # conversation: when the wait for its answer ends
         self._schedule: list[
             tuple[float, str]
-        ] = []  # a heap; entries that a queue's `due` contradicts are void
+        ] = []  # a heap; items that differ from a queue's `due` are void
 
     def __contains__(self, key: OutboxKey) -> bool:
         queue = self._queues.get(key.conversation)
@@ -78,7 +119,7 @@ class Outbox:
         return sum(len(queue.keys) for queue in self._queues.values())
 
     def put(self, key: OutboxKey, now: float) -> None:
-        """Adds a message behind those of its conversation."""
+        """Adds a command behind those of its conversation."""
         queue = self._queues.get(key.conversation)
         if queue is None:
             queue = self._queues[key.conversation] = _Queue()
@@ -86,40 +127,40 @@ class Outbox:
         queue.keys.append(key.client_msg_id)
 
     def take(self, now: float) -> list[OutboxKey]:
-        """What to send now. Each then counts as under way until it is answered or its time is over."""
-        for overdue in [it for it, until in self._under_way.items() if until <= now]:
-            # Unanswered: others that wait already go first, so a silent partition does not fill the window.
-            del self._under_way[overdue]
+        """The commands to send now. Each is in flight until it is answered or its time is over."""
+        for overdue in [name for name, until in self._in_flight.items() if until <= now]:
+            # Commands that are already waiting go first, so a silent partition does not fill the window.
+            del self._in_flight[overdue]
             self._plan(overdue, now)
         sent: list[OutboxKey] = []
-        while len(self._under_way) < self._window and (conversation := self._next()) is not None:
+        while len(self._in_flight) < self._window and (conversation := self._next()) is not None:
             queue = self._queues[conversation]
             if queue.due > now:
                 break
             heappop(self._schedule)
             queue.tries += 1
             wait = min(self._patience, self._answer_within * 2.0 ** min(queue.tries - 1, 30))
-            self._under_way[conversation] = now + wait * (1 + 0.2 * self._chance())
+            self._in_flight[conversation] = now + wait * (1 + 0.2 * self._chance())
             sent.append(OutboxKey(conversation, queue.keys[0]))
         return sent
 
     def next_at(self) -> float | None:
-        """When `take` may next have something; None: not before something changes."""
-        times = list(self._under_way.values())
-        if len(self._under_way) < self._window and (conversation := self._next()) is not None:
+        """When `take` may next return something; None: not before something changes."""
+        times = list(self._in_flight.values())
+        if len(self._in_flight) < self._window and (conversation := self._next()) is not None:
             times.append(self._queues[conversation].due)
         return min(times, default=None)
 
     def accepted(self, key: OutboxKey, now: float) -> bool:
-        """The message is stored. False if it is not in the outbox: it was answered before."""
+        """The command's event is stored. False if it is not in the outbox: it was answered before."""
         return self._remove(key, now)
 
     def discard(self, key: OutboxKey, now: float) -> bool:
-        """Takes a message out; one that was sent may be stored nevertheless."""
+        """Removes a command. If it was sent, its event may be stored anyway."""
         return self._remove(key, now)
 
     def rejected(self, key: OutboxKey, now: float, *, retryable: bool, retry_after: float = 0.0) -> Fate:
-        """Refused messages leave the outbox; others are sent again, not before `retry_after` seconds."""
+        """Removes a refused command, or sends it again after at least `retry_after` seconds."""
         if key not in self:
             return Fate.UNKNOWN
         if not retryable:
@@ -127,31 +168,31 @@ class Outbox:
             return Fate.REFUSED
         conversation, queue = key.conversation, self._queues[key.conversation]
         if queue.keys[0] == key.client_msg_id:
-            # Also if it is under way no more: the answer may be late, or the connection lost since.
-            self._under_way.pop(conversation, None)
+            # Even if it is no longer in flight: the answer may be late, or the connection was lost.
+            self._in_flight.pop(conversation, None)
             wait = backoff(queue.tries, self._chance(), base=0.2, cap=30.0)
-            # Many devices may have been told the same `retry_after`: they do not come back as one.
+            # Many devices may get the same `retry_after`; the backoff spreads them.
             self._plan(conversation, now + retry_after + wait)
         return Fate.AGAIN
 
     def untaken(self, key: OutboxKey, now: float) -> None:
-        """The message met no subscriber. No answer will come, so it is sent again soon."""
+        """The command met no subscriber. No answer will come, so it is sent again soon."""
         conversation, queue = key.conversation, self._queues.get(key.conversation)
-        if queue is None or queue.keys[0] != key.client_msg_id or conversation not in self._under_way:
+        if queue is None or queue.keys[0] != key.client_msg_id or conversation not in self._in_flight:
             return
-        del self._under_way[conversation]
+        del self._in_flight[conversation]
         queue.tries -= 1
         queue.refusals += 1
         wait = untaken(queue.refusals, self._chance(), most=self._untaken_within)
         self._plan(conversation, now + wait)
 
     def lost(self, now: float) -> None:
-        """The connection is gone, and whatever was under way with it: sent again on the next one."""
-        for conversation in self._under_way:
+        """The connection is lost. Commands in flight are sent again on the next one."""
+        for conversation in self._in_flight:
             tries = self._queues[conversation].tries
-            # A message on which the broker hangs up must not keep the others from being sent.
+            # A command that makes the broker disconnect must not block the others.
             self._plan(conversation, now + (0.0 if tries == 1 else backoff(tries - 1, self._chance())))
-        self._under_way.clear()
+        self._in_flight.clear()
 
     def _remove(self, key: OutboxKey, now: float) -> bool:
         conversation, name = key
@@ -161,7 +202,7 @@ class Outbox:
         first = queue.keys[0] == name
         queue.keys.remove(name)
         if first:
-            self._under_way.pop(conversation, None)
+            self._in_flight.pop(conversation, None)
             queue.tries = queue.refusals = 0
         if not queue.keys:
             del self._queues[conversation]
@@ -170,11 +211,11 @@ class Outbox:
         return True
 
     def _next(self) -> str | None:
-        """The conversation that is due first, of those with nothing under way."""
+        """The conversation that is due first, of those with nothing in flight."""
         while self._schedule:
             due, conversation = self._schedule[0]
             queue = self._queues.get(conversation)
-            if queue is not None and queue.due == due and conversation not in self._under_way:
+            if queue is not None and queue.due == due and conversation not in self._in_flight:
                 return conversation
             heappop(self._schedule)
         return None

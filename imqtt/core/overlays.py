@@ -1,8 +1,8 @@
 """Overlays: registers that change how an earlier message is shown.
 
-A page holds only a part of the log, and the event that sets a register may lie beyond it. So the server applies
-overlays to the events of a page, and adds the events that set them if the page does not hold them already: each
-part of the log shows a message as the whole log does.
+A page holds only a part of the log, and the event that sets a register may lie beyond it. So the server
+applies overlays to the events of a page, and adds the events that set them where the page does not hold them:
+each part of the log shows a message as the whole log does.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,7 @@
-"""One conversation's events, put back into their order on a device.
+"""A reorder buffer for one conversation's events on a device.
 
-The device's cursor is the last event that it has applied without a hole. Events that come early are kept
-aside, up to a bound; what was dropped for the bound stays missing and is asked for like any other hole.
+The cursor is the last event that the device has applied without a hole. Later events are buffered, up to a
+bound. An event dropped for the bound is missing, and is requested like any other.
 """
 
 from typing import NamedTuple
@@ -12,13 +12,13 @@ NOTHING = Position(0, Id(0))
 
 
 class Step(NamedTuple):
-    """What to do about an event: apply `events`, in this order.
+    """Apply `events`, in this order.
 
-    `diverged`: an event cannot belong to the log that the cursor is in, since ids grow with seq, and an
-    event may say which one it stands behind (Raft's log matching). The store was restored from a backup,
-    or the event is from before that: ask with the cursor. Until then nothing is applied, since what
-    follows the cursor by its seq may follow another event; a cursor behind it would be in the server's log
-    again, and nobody would notice what is wrong before it.
+    `diverged`: an event cannot belong to the cursor's log, since ids grow with seq and an event may name its
+    predecessor (Raft's log matching). Either the store was restored from a backup, or the event is from
+    before a restore, so the server has to be asked about the cursor. Nothing is applied until it answers: an
+    event that follows by seq may have another predecessor, and a cursor after it would be in the server's
+    log, so that the wrong events before it stay unnoticed.
     """
 
     events: tuple[Event, ...] = ()
@@ -30,33 +30,32 @@ DIVERGED = Step(diverged=True)
 
 
 class Reorder:
-    """Gives each event of a conversation out once, in order of seq, whatever order they come in."""
+    """Returns each event of a conversation once, in order of seq, in whatever order they arrive."""
 
-    __slots__ = ("_aside", "_highest", "_limit", "cursor", "in_doubt")
+    __slots__ = ("_buffer", "_limit", "cursor", "in_doubt")
 
     def __init__(self, cursor: Position = NOTHING, limit: int = 1_000) -> None:
         self.cursor = cursor
         self.in_doubt = False
         self._limit = limit
-        self._aside: dict[int, Event] = {}
-        self._highest = cursor.seq
+        self._buffer: dict[int, Event] = {}
 
     @property
-    def aside(self) -> int:
-        """How many events are kept aside."""
-        return len(self._aside)
+    def lowest_buffered(self) -> int:
+        """The seq of the first buffered event; 0: none."""
+        return min(self._buffer, default=0)
 
     @property
-    def lowest_aside(self) -> int:
-        """The seq of the first event kept aside; 0: there is none."""
-        return min(self._aside, default=0)
+    def buffered(self) -> list[Event]:
+        """The buffered events, in order of seq."""
+        return [self._buffer[seq] for seq in sorted(self._buffer)]
 
     def holds(self, seq: int) -> bool:
-        """Whether the event of this seq is kept aside."""
-        return seq in self._aside
+        """Whether the event of this seq is buffered."""
+        return seq in self._buffer
 
     def offer(self, event: Event, held: int = 0) -> Step:
-        """Takes an event that arrived. `held`: see `compare`."""
+        """An event that arrived. `held` is as in `compare`."""
         seq, cursor = event.seq, self.cursor
         if seq <= cursor.seq:
             return self.compare(event.position, held)
@@ -68,15 +67,14 @@ class Reorder:
             return self._doubt()
         if self.in_doubt:
             return self._keep(event)
-        self._highest = max(self._highest, seq)
-        self._aside.pop(seq, None)
+        self._buffer.pop(seq, None)
         self.cursor = event.position
         return self._follow(event)
 
     def compare(self, place: Position, held: int) -> Step:
-        """Compares an event at or before the cursor with the one held at that seq, whose id is `held`.
+        """Compares an event at or before the cursor with the held one at that seq, whose id is `held`.
 
-        An id that is lower than the cursor's does not show that the event is of the same log: if a clock was
+        An id lower than the cursor's does not prove that the event belongs to the same log: if a clock was
         ahead before the store was restored, all ids of the new log may be lower than those of the old one. If
         the device holds no event there (0), only the server can compare.
         """
@@ -84,47 +82,35 @@ class Reorder:
         return APPLY_NOTHING if place.id == known or not self.cursor.id else self._doubt()
 
     def trust(self) -> Step:
-        """The server knows the cursor: what made it doubtful was from another time. Tells what follows."""
+        """Ends the doubt, since the server knows the cursor. Returns the events that follow."""
         self.in_doubt = False
         return self._follow()
 
     def begin(self, cursor: Position) -> Step:
-        """Moves the cursor: a log begun at its head, or begun anew. Tells what can be applied then."""
+        """Moves the cursor to where a log begins. Returns the events that follow."""
         self.cursor = cursor
         self.in_doubt = False
-        self._aside = {seq: it for seq, it in self._aside.items() if seq > cursor.seq and it.id > cursor.id}
-        self._highest = max(self._aside, default=cursor.seq)
+        self._buffer = {
+            seq: event for seq, event in self._buffer.items() if seq > cursor.seq and event.id > cursor.id
+        }
         return self._follow()
 
-    def holes(self) -> list[range]:
-        """The seqs that are missing up to the highest one seen, as ranges, lowest first."""
-        holes: list[range] = []
-        expected = self.cursor.seq + 1
-        for seq in sorted(self._aside):
-            if seq > expected:
-                holes.append(range(expected, seq))
-            expected = seq + 1
-        if expected <= self._highest:
-            holes.append(range(expected, self._highest + 1))
-        return holes
-
     def _keep(self, event: Event) -> Step:
-        known = self._aside.get(event.seq)
+        known = self._buffer.get(event.seq)
         if known is not None:
             if known.id != event.id:
                 if self.cursor.seq:
                     return self._doubt()
-                # A cursor of seq 0 is in every log: no answer would end a doubt. The younger event stays.
-                self._aside = {event.seq: max(known, event, key=lambda it: it.id)}
+                # A cursor of seq 0 is in every log, so no answer would end the doubt. Keep the younger event.
+                self._buffer = {event.seq: max(known, event, key=lambda event: event.id)}
                 return DIVERGED
             if not known.previous:
-                self._aside[event.seq] = event  # it may say more
+                self._buffer[event.seq] = event  # it may name its predecessor
             return APPLY_NOTHING
-        self._highest = max(self._highest, event.seq)
-        self._aside[event.seq] = event
-        if len(self._aside) > self._limit:
-            # The nearest are applied first; the farthest comes again with the pages that fill the hole.
-            del self._aside[max(self._aside)]
+        self._buffer[event.seq] = event
+        if len(self._buffer) > self._limit:
+            # The nearest are applied first; the pages that fill the hole bring the farthest again.
+            del self._buffer[max(self._buffer)]
         return APPLY_NOTHING
 
     def _doubt(self) -> Step:
@@ -132,12 +118,12 @@ class Reorder:
         return DIVERGED
 
     def _follow(self, *applied: Event) -> Step:
-        """What was `applied`, and what was kept aside and comes behind it."""
+        """The `applied` events and the buffered ones that follow them."""
         events = list(applied)
-        while (event := self._aside.pop(self.cursor.seq + 1, None)) is not None:
+        while (event := self._buffer.pop(self.cursor.seq + 1, None)) is not None:
             if not _may_follow(event, self.cursor):
-                # So may be what stands behind it, one by one: that comes again with the answer to the doubt.
-                self._aside.clear()
+                # Later buffered events may belong to the other log; the re-sync returns them.
+                self._buffer.clear()
                 self.in_doubt = True
                 return Step(tuple(events), diverged=True)
             self.cursor = event.position
@@ -146,6 +132,6 @@ class Reorder:
 
 
 def _may_follow(event: Event, cursor: Position) -> bool:
-    """Whether the event of the next seq may be of the cursor's log, by what it says. 0 says nothing."""
-    said = event.previous and cursor.id
-    return event.id > cursor.id and (not said or event.previous == cursor.id)
+    """Whether the event of the next seq may belong to the cursor's log. A `previous` of 0 is unknown."""
+    is_named = event.previous and cursor.id
+    return event.id > cursor.id and (not is_named or event.previous == cursor.id)

@@ -228,7 +228,7 @@ async def test_a_revoked_device_is_told_and_ends(alice: Terminal, data: Path) ->
     await imqtt("device", "revoke", "alice@phone", "--data", data)
     async with asyncio.timeout(WITHIN):
         assert await alice.process.wait() == 1
-    await alice.shows("no broker takes the password of alice@phone")
+    await alice.shows("no broker accepts the password of alice@phone")
 
 
 async def test_a_server_that_does_not_answer_is_told_and_so_is_its_return(
@@ -362,7 +362,7 @@ async def test_what_others_write_does_not_steer_the_terminal(alice: Terminal, da
     ("arguments", "variables", "said"),
     [
         (("--device", "tablet"), {}, "no password for alice@tablet"),
-        (("--device", "phone"), {"IMQTT_PASSWORD": "wrong"}, "no broker takes the password of alice@phone"),
+        (("--device", "phone"), {"IMQTT_PASSWORD": "wrong"}, "no broker accepts the password of alice@phone"),
         ((), {"IMQTT_BROKER": "127.0.0.1:x"}, "not a broker's address"),
     ],
     ids=["no credential", "a wrong password", "a bad address"],

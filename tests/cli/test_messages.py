@@ -142,7 +142,7 @@ async def test_a_wrong_password_is_told(data: Path) -> None:
         "send", "bob", "x", "--user", "alice", "--device", "phone", "--data", data, IMQTT_PASSWORD="wrong"
     )
     assert outcome.status == 1
-    assert outcome.err.startswith("imqtt: no broker takes the password of alice@phone")
+    assert outcome.err.startswith("imqtt: no broker accepts the password of alice@phone")
 
 
 async def test_without_a_broker_a_message_waits_for_the_next_time(data: Path, broker: Mosquitto) -> None:
@@ -429,7 +429,7 @@ async def test_what_is_in_the_way_of_tls_is_one_line_at_once(tls: TlsMosquitto) 
             ("--broker", encrypted, "--ca", "missing.pem"),
             "cannot read missing.pem: No such file or directory",
         ),
-        (("--broker", encrypted, "--key", authority.file), "is the key of no certificate"),
+        (("--broker", encrypted, "--key", authority.file), "is given without a certificate"),
         (("--ca", authority.file), "ask for TLS: say with --broker where"),
     ]:
         for command in (("send", "bob", "hi"), ("history", "bob")):

@@ -1,4 +1,4 @@
-"""A broker with a server that can be told to misbehave, and devices on it."""
+"""A broker, a server that can be told to misbehave, and devices."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,10 +15,10 @@ from imqtt.mosquitto.broker import Mosquitto
 from tests.client.little_server import LittleServer
 from tests.services import WITHIN
 
-LONG = 10 * WITHIN  # a test that waits this long for something fails first
+LONG = 10 * WITHIN  # a test that waits this long fails first
 
-# Nothing is repeated because an answer is late, as on a busy machine: tests count commands. And no periodic
-# sync makes up for a command that is missing.
+# Tests count commands, so none is repeated because an answer is late on a busy machine, and no periodic sync
+# replaces a missing command.
 PATIENT = Timing(
     connect=LONG, answer=LONG, patience=LONG, silence=LONG, farewell=LONG, sync=LONG,
     untaken=0.2, retry=0.1, retry_most=0.5, hole=0.05, marks=0.05,
@@ -31,7 +31,7 @@ Devices = Callable[..., Client]
 
 @contextmanager
 def held(client: Client) -> Iterator[None]:
-    """What the client asks of its store is not done before the end of this."""
+    """Blocks the client's store until this context ends."""
     go_on = Event()
     client._parts.store._database.submit(lambda _: go_on.wait(LONG))
     try:
@@ -41,7 +41,7 @@ def held(client: Client) -> Iterator[None]:
 
 
 def after(ticks: int, do: Callable[[], object]) -> None:
-    """Does it when the event loop has turned so many times."""
+    """Calls `do` after `ticks` iterations of the event loop."""
     if ticks:
         asyncio.get_running_loop().call_soon(after, ticks - 1, do)
     else:

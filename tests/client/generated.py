@@ -13,7 +13,7 @@ from tests.generated import Section
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "sdk.md"
 
-# Which classes, in which order, and where they are. A test sees to it that this is all of `imqtt.client`.
+# The classes in order, by module. A test checks that these are all of `imqtt.client`.
 SECTIONS = {
     "The client": {"imqtt/client/client.py": ["Client"]},
     "What it is told": {
@@ -26,12 +26,15 @@ SECTIONS = {
         "imqtt/core/connection.py": ["Phase"],
     },
     "Conversations and messages": {
-        "imqtt/client/values.py": ["Summary", "Entry"],
+        "imqtt/client/values.py": ["Summary"],
+        "imqtt/core/outbox.py": ["Entry"],
+        "imqtt/core/conversation_view.py": ["ConversationView", "Message", "Hole"],
         "imqtt/model.py": ["Accepted", "Event", "Content", "Position"],
     },
     "Notices": {
         "imqtt/model.py": ["Marks", "Presence", "PeerTyping"],
-        "imqtt/client/values.py": ["Restarted", "Skipped", "Refused"],
+        "imqtt/core/changes.py": ["Restarted", "Skipped"],
+        "imqtt/client/values.py": ["Refused"],
     },
 }
 ERRORS = [
@@ -93,7 +96,7 @@ def _functions(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDe
 
 
 def _field(node: ast.AnnAssign | ast.Assign, source: list[str]) -> str:
-    """One line: its comments stand inside a default that is split over several."""
+    """The field as one line. If its default is split over several lines, their comments are joined."""
     assert node.end_lineno is not None
     lines = source[node.lineno - 1 : node.end_lineno]
     if len(lines) == 1:
@@ -103,7 +106,7 @@ def _field(node: ast.AnnAssign | ast.Assign, source: list[str]) -> str:
 
 
 def _plain(line: str) -> str:
-    """A field's line with the type that an alias of the model annotates: readers see no constraints."""
+    """The field's line with the plain type of an annotated alias, so that readers see no constraints."""
     return re.sub(r"(?<=: )\w+", lambda match: TYPES.get(match[0], match[0]), line, count=1)
 
 
@@ -124,7 +127,7 @@ def _fence(*lines: str) -> str:
 
 
 def _markdown(doc: str) -> str:
-    """Paragraphs as they are; lines that begin with a `name`: become a list."""
+    """The docstring as Markdown: lines that begin with a `name`: become a list."""
     lines: list[str] = []
     is_item = False
     for line in doc.splitlines():
@@ -141,7 +144,7 @@ def _paragraph(of: type) -> str:
 
 
 def public() -> set[str]:
-    """What the page says a word about."""
+    """The names that the page describes."""
     return {name for files in SECTIONS.values() for names in files.values() for name in names} | set(ERRORS)
 
 

@@ -1,7 +1,6 @@
-"""A server small enough to be told to misbehave: it keeps logs in memory and speaks the real protocol.
+"""A small server for tests: it keeps logs in memory, speaks the real protocol, and misbehaves on demand.
 
-What a real server will not do on demand, it does: loses answers, repeats and shuffles events, rejects,
-forgets what it stored, falls silent.
+It loses answers, repeats and shuffles events, rejects commands, forgets stored events and falls silent.
 """
 
 import asyncio
@@ -45,15 +44,15 @@ from tests.services import WITHIN
 
 CLOCK = 1 << 40  # before the first event
 PAGE = 100
-PRESENCE = 10 * int(WITHIN)  # the sign of life of a silent device is due after 0.3 to 0.5 of it
+PRESENCE = 10 * int(WITHIN)  # a silent device sends its status after 0.3 to 0.5 of it
 LIMITS = Limits(content=65_536, command=262_144, page=PAGE, cursors=1_000, rate=1_000, presence=PRESENCE)
 
 
 class LittleServer:
     """`async with LittleServer(broker) as server`.
 
-    `heard` has every command with its device and partition. `refuse(command)` may return a `Rejected`
-    instead of the command's being carried out; `lose(device, frame)` true: the frame is not sent.
+    `heard` has every command with its device and partition. If `refuse(command)` returns a `Rejected`, the
+    command is not carried out. If `lose(device, frame)` is true, the frame is not sent.
     """
 
     def __init__(self, broker: Mosquitto, *, partitions: int = 4) -> None:
@@ -66,7 +65,7 @@ class LittleServer:
         self.refuse: Callable[[AnyCommand], Rejected | None] = lambda _: None
         self.lose: Callable[[Device, AnyFrame], bool] = lambda _device, _frame: False
         self.silent = False  # receives commands without answering them; see `speak`
-        self.present: list[Presence] = []  # told after each `Hello`
+        self.present: list[Presence] = []  # sent after each `Hello`
         self.page_size = PAGE
         self.heads_size = PAGE
         self._clock = CLOCK
@@ -109,7 +108,7 @@ class LittleServer:
         return [it for who, _, it in self.heard if isinstance(it, kind) and device in ("", str(who))]
 
     def store(self, conversation: str, text: str, sender: str = "bob@phone", name: str = "") -> Event:
-        """Stores an event and tells nobody."""
+        """Stores an event without sending it."""
         user, device = sender.split("@")
         log = self.logs[conversation]
         self._clock = max(self._clock, clock_of(log)) + 1
@@ -140,14 +139,14 @@ class LittleServer:
         await self._link.publish([Message(down(Device(*device.split("@"))), payload)])
 
     def live(self, event: Event) -> Event:
-        """The event as it is told when it is news: it says which one it stands behind."""
+        """The event as it is sent live: with the id of the previous one."""
         log = self.logs[event.conversation]
         return replace(event, previous=log[event.seq - 2].id if event.seq > 1 else Id(0))
 
     def restore(self, conversation: str, seq: int, *, clock_was_ahead: bool = False) -> None:
-        """Goes back to a backup that ended at `seq`.
+        """Restores a backup that ended at `seq`.
 
-        `clock_was_ahead` after the backup: ids go on behind it, and may be lower than those that are gone.
+        `clock_was_ahead`: new ids follow those of the backup, and may be lower than those of removed events.
         """
         log = self.logs[conversation]
         del log[seq:]
@@ -156,7 +155,7 @@ class LittleServer:
             self._clock = clock_of(log)
 
     async def speak(self) -> None:
-        """Answers what came during the silence, and ends it."""
+        """Ends the silence, and answers the commands received during it."""
         while self._unanswered:
             await self._answer(*self._unanswered.pop(0))
         self.silent = False
@@ -276,5 +275,5 @@ class LittleServer:
 
 
 def clock_of(log: list[Event]) -> int:
-    """What the clock showed when the newest event was stored."""
+    """The time of the newest event."""
     return log[-1].id >> SNOWFLAKE_TIME_SHIFT if log else CLOCK

@@ -1,4 +1,4 @@
-"""A device that sends numbers for ever, in a process that a test kills.
+"""A device that sends numbers forever, in a process that a test kills.
 
 python -m tests.client.sending_process BROKER PASSWORD STORE CONVERSATION
 """
@@ -13,7 +13,7 @@ async def main(broker: str, password: str, store: str, conversation: str) -> Non
     async with Client(user="alice", device="phone", password=password, brokers=broker, store=store) as client:
         number = len(await client.history(conversation, limit=1_000_000)) + len(await client.outbox())
         while True:
-            # Printed before it is in the outbox, and after: what was told is to be found again.
+            # Printed before and after it is in the outbox, so that the test can check for it.
             print("put", number, flush=True)
             await client.post(conversation, str(number), client_msg_id=f"n{number}")
             print("posted", number, flush=True)

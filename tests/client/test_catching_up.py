@@ -1,4 +1,4 @@
-"""What a device misses it finds out and gets, whatever it had before and whatever the server does."""
+"""A device gets the events that it missed, whatever it held before and whatever the server does."""
 
 import asyncio
 import dataclasses
@@ -43,7 +43,7 @@ async def test_a_new_device_gets_heads_with_their_latest_and_the_newest_conversa
         assert len(little.commands(History)) == asked
         new = little.store(TALK, "new")
         await little.tell("alice@phone", new)
-        assert await take(events, 1) == [new]  # what was there before the device is history
+        assert await take(events, 1) == [new]  # earlier events are history
 
 
 async def test_a_new_device_that_starts_at_the_beginning_misses_nothing(
@@ -148,10 +148,10 @@ async def test_what_comes_again_is_not_asked_about(little: LittleServer, device:
 async def test_a_new_log_is_noticed_though_the_device_does_not_hold_what_is_at_its_seqs(
     little: LittleServer, device: Devices
 ) -> None:
-    """It came when they were history. A clock was ahead then, so the new log's ids are lower."""
+    """The device began after these events, and the new log's ids are lower, since a clock was ahead."""
     for number in range(5):
         little.store(TALK, str(number))
-    little.store("d:alice:carol", "newer", "carol@phone")  # so only the head of the other comes by itself
+    little.store("d:alice:carol", "newer", "carol@phone")  # so only the head of the other is sent unasked
     async with device() as alice:
         little.restore(TALK, 0, clock_was_ahead=True)
         await little.tell("alice@phone", little.live(little.store(TALK, "new")))
@@ -169,7 +169,7 @@ async def test_a_server_that_keeps_a_hole_open_is_not_asked_in_a_loop(
         began = asyncio.get_running_loop().time()
         await little.tell("alice@phone", event)
         await eventually(lambda: len(little.commands(Sync)) >= asked + 3)
-        # A loop would have asked as often within milliseconds.
+        # A busy loop would have asked that often within milliseconds.
         assert asyncio.get_running_loop().time() - began > QUICK.answer + 2 * QUICK.answer
         little.lose = lambda _, __: False
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
@@ -183,7 +183,7 @@ async def whole_is(client: object, log: list[Event]) -> bool:
 async def test_a_restored_store_is_noticed_and_the_conversation_begun_anew(
     little: LittleServer, device: Devices, after: int
 ) -> None:
-    """`after`: how many messages are stored after the restore, before the device is back."""
+    """`after`: how many messages are stored after the restore before the device reconnects."""
     for number in range(5):
         little.store(TALK, str(number))
     async with device(stored=True) as alice:
@@ -204,7 +204,7 @@ async def test_a_restored_store_is_noticed_and_the_conversation_begun_anew(
 async def test_a_restore_is_noticed_though_the_answer_is_overtaken_by_another_event_of_the_new_log(
     little: LittleServer, device: Devices, answered: str
 ) -> None:
-    """The answer to a question of before that event says nothing, or too little. The next sync is far."""
+    """The answer to an earlier request lacks the event, and the next sync is far away."""
     async with device(start="beginning") as alice:
         for number in range(5):
             await little.tell("alice@phone", little.live(little.store(TALK, f"lost {number}")))
@@ -301,7 +301,7 @@ async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
 ) -> None:
     async with device(keep=20, stored=True) as alice:
         waiting = asyncio.create_task(anext(alice.events("slow")))
-        await asyncio.sleep(0)  # it has submitted its question, so the store will know the consumer
+        await asyncio.sleep(0)  # its read is submitted, so the store will know the consumer
         waiting.cancel()
         stored = [little.store(TALK, str(number)) for number in range(200)]
         for start in range(0, 200, 10):
@@ -330,7 +330,7 @@ async def test_delivered_marks_go_out_by_themselves_and_together(
         await alice.send(TALK, "mine")
         summary = await alice.conversation(TALK)
         assert summary is not None
-        assert summary.unread == 8  # one's own messages are read
+        assert summary.unread == 8  # the user's own messages count as read
 
 
 async def test_a_new_device_has_read_its_users_own_messages(little: LittleServer, device: Devices) -> None:
@@ -352,7 +352,7 @@ async def test_unread_is_exact_once_the_server_was_asked(
 ) -> None:
     for number in range(250):
         little.store(TALK, str(number), "alice@laptop" if number % 3 else "bob@phone")
-    little.store("d:alice:carol", "newer", "carol@phone")  # so that of the other one only the head comes
+    little.store("d:alice:carol", "newer", "carol@phone")  # so that only the head of the other one is sent
     little.marks[TALK, "alice"] = Marks(TALK, "alice", 20, 20)
     async with device(keep=keep) as alice:
         summary = await alice.conversation(TALK)
@@ -371,7 +371,7 @@ async def test_unread_is_exact_once_the_server_was_asked(
 
 @pytest.fixture
 def confirm(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Until it is set, marks arrive at the broker, and are not confirmed."""
+    """Until it is set, marks reach the broker and are not acknowledged."""
     confirm = asyncio.Event()
     publish = Uplink.publish
 

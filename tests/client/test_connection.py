@@ -1,4 +1,4 @@
-"""A client keeps itself connected, and says so; what it cannot do it says too."""
+"""A client keeps itself connected, and reports its state and errors."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from tests.services import WITHIN, eventually
 
 
 def cut(client: Client) -> None:
-    """Ends the client's connection without a word, as networks do."""
+    """Cuts the client's connection, as networks do."""
     client._parts.uplink._mqtt._client._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
 
@@ -138,7 +138,7 @@ async def test_hello_is_said_again_until_there_is_an_answer(little: LittleServer
         little.silent = False
         await asyncio.wait_for(alice.caught_up(), WITHIN)
     partitions = {partition for _, partition, it in little.heard if isinstance(it, Hello)}
-    assert partitions == {0}  # until the server has told how many there are
+    assert partitions == {0}  # until the server has reported the number
     assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
@@ -177,7 +177,7 @@ async def test_a_server_that_falls_silent_is_looked_for_on_another_connection(
     little: LittleServer, device: Devices
 ) -> None:
     async with device(timing=replace(PATIENT, answer=0.2, silence=1.0, sync=0.3)) as alice:
-        little.silent = True  # as if the subscription were gone
+        little.silent = True  # as if the subscription were lost
         await eventually(lambda: len({it.nonce for it in little.commands(Hello)}) >= 2)  # type: ignore[union-attr]
         little.silent = False
         await asyncio.wait_for(alice.caught_up(), WITHIN)
@@ -225,7 +225,7 @@ async def test_without_any_server_entering_returns_and_the_state_says_why(
 ) -> None:
     little.silent = True
     alice = device(wait=0.1, timing=QUICK)
-    states = alice.states()  # before entering, so that a program can tell while it waits
+    states = alice.states()  # before entering, so that a program can show them while it waits
     async with alice, asyncio.timeout(WITHIN):
         async for state in states:
             if state.silent:
@@ -371,7 +371,7 @@ async def test_a_client_that_finds_a_damaged_store_lets_go_of_it(device: Devices
 async def test_entering_that_is_cancelled_lets_go_of_the_store(
     device: Devices, tmp_path: Path, ticks: int
 ) -> None:
-    """At whatever moment: while the file is opened in its thread, while it is read, while it connects."""
+    """At any moment: while the file is opened or read, or while the client connects."""
     entering = asyncio.create_task(device(stored=True, brokers="127.0.0.1:1").__aenter__())
     for _ in range(ticks):
         await asyncio.sleep(0.0005)
@@ -402,7 +402,7 @@ async def test_a_client_is_entered_once(device: Devices) -> None:
 
 
 async def _is_free(path: Path) -> None:
-    """Whether another client could open the store. A thread that was cancelled may need a moment."""
+    """Whether another client could open the store. A cancelled thread may take a moment."""
 
     async def opens() -> bool:
         try:
@@ -452,13 +452,13 @@ async def test_a_program_that_follows_no_states_is_told_why_it_waits(
     async with device(brokers=nobody):
         pass
     assert caplog.messages == [
-        f"alice@phone is not connected yet, and goes on trying: mqtt://{nobody}: Connection refused"
+        f"alice@phone is not connected yet, and keeps trying: mqtt://{nobody}: Connection refused"
     ]
     caplog.clear()
     async with device(wait=0.3):  # a broker without a server
         pass
     (said,) = caplog.messages
-    assert said.startswith("alice@phone is not connected yet, and goes on trying: ")
+    assert said.startswith("alice@phone is not connected yet, and keeps trying: ")
     assert "no imqtt server has" in said
     caplog.clear()
     alice = device("alice@tablet", wait=0.3)

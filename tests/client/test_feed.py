@@ -1,4 +1,4 @@
-"""What a program is shown of the log: everything, also when it gives up waiting or the client is closed."""
+"""Iterators return every event, even if a program cancels a wait or the client is closed."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ async def test_a_consumer_that_gives_up_while_its_place_is_looked_up_misses_noth
         events = alice.events("bot")
         with held(alice):
             waiting = asyncio.create_task(anext(events))
-            await asyncio.sleep(0)  # it asks the store
+            await asyncio.sleep(0)  # its read is submitted
             waiting.cancel()
             await asyncio.wait([waiting])
         assert waiting.cancelled()

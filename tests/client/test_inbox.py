@@ -1,4 +1,4 @@
-"""What becomes of what cannot be stored, and of what was told on earlier connections."""
+"""Failed writes, and frames from earlier connections."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ from tests.services import WITHIN, eventually
 
 
 async def refuse(client: Client, what: str) -> None:
-    """Has the client's store fail where it inserts `what`."""
+    """Makes the client's store fail when it inserts `what`."""
     statement = f"CREATE TEMP TRIGGER full BEFORE INSERT ON {what} BEGIN SELECT raise(ABORT, 'no room'); END"
     await client._parts.store._database.submit(lambda it: it.execute(statement))
 
@@ -40,7 +40,7 @@ async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_
             await little.tell("alice@phone", little.store(TALK, "second"))
             await eventually(lambda: alice._parts.replica.logs[TALK].cursor.seq == 2)
             little.store(TALK, "third")
-            cut(alice)  # and the next connection goes on behind the second
+            cut(alice)  # the next connection resumes after the second
             await eventually(lambda: alice._parts.replica.logs[TALK].cursor.seq == 3)
         for iterator in (events, named):
             with pytest.raises(DeviceStoreError, match="no room"):
@@ -60,12 +60,12 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
     little: LittleServer, device: Devices, ask: Callable[[Client], Awaitable[object]], what: str
 ) -> None:
     old = [little.store(TALK, str(number)) for number in range(3)]
-    little.store("d:alice:carol", "newer", "carol@phone")  # so only the head of the other comes by itself
+    little.store("d:alice:carol", "newer", "carol@phone")  # so only the head of the other is sent unasked
     async with device(stored=True) as alice:
         waiting = asyncio.create_task(anext(alice.events()))
         nonce = alice._parts.uplink.nonce
         await refuse(alice, what)
-        for _ in range(2):  # the second time too: it is as little stored as before
+        for _ in range(2):  # the second time too: it is still not stored
             with pytest.raises(DeviceStoreError, match="no room"):
                 await ask(alice)
         with pytest.raises(DeviceStoreError, match="no room"):
@@ -82,7 +82,7 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
 async def test_a_client_that_has_ended_does_not_cancel_a_program_that_asks_it_for_something(
     little: LittleServer, device: Devices, broker: Mosquitto
 ) -> None:
-    """Unless it was the store that had failed, the task that asked was told `CancelledError`."""
+    """The calling task used to get `CancelledError` unless the store had failed."""
     stored = [little.store(TALK, str(number)) for number in range(2)]
     async with device(stored=True) as alice:
         broker.passwords.remove("alice@phone")

@@ -1,4 +1,4 @@
-"""Sending and receiving, with a server that does what it is told."""
+"""Sending and receiving, with a server under the test's control."""
 
 import asyncio
 
@@ -155,7 +155,7 @@ async def test_events_in_any_order_and_twice_come_out_once_in_order(
         stored = [little.store(TALK, str(number)) for number in range(10)]
         for place in (2, 0, 0, 4, 3, 2, 1, 9, 8, 5, 1, 7):
             await little.tell("alice@phone", stored[place])
-        assert await take(events, 10) == stored  # the seventh was lost, and asked for
+        assert await take(events, 10) == stored  # the seventh was lost, and requested
 
 
 async def test_a_slow_reader_holds_nothing_up(little: LittleServer, device: Devices) -> None:
@@ -173,7 +173,7 @@ async def test_a_consumer_goes_on_where_it_had_finished(little: LittleServer, de
     async with device(stored=True) as alice:
         stored = [little.store(TALK, str(number)) for number in range(5)]
         await little.tell("alice@phone", *stored)
-        assert await take(alice.events("bot"), 3) == stored[:3]  # the third is given out, and not finished
+        assert await take(alice.events("bot"), 3) == stored[:3]  # the third is returned but not processed
     async with device(stored=True) as alice:
         events = alice.events("bot")
         assert await take(events, 2) == stored[2:4]

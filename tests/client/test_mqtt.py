@@ -1,4 +1,4 @@
-"""What aiomqtt leaves to be done: cancellations that hold, and no packet that is dropped without a word."""
+"""Work around aiomqtt: cancellations are not lost, and no packet is dropped silently."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""The public members of the SDK, and what they do while the client is not open."""
+"""The public members of the SDK, and their errors while the client is not open."""
 
 import contextlib
 import inspect
@@ -30,6 +30,7 @@ NEED_AN_OPEN_CLIENT: dict[str, Callable[[Client], object]] = {
     "send": lambda client: client.send(TALK, "hi"),
     "set_status": lambda client: client.set_status("away"),
     "typing": lambda client: client.typing(TALK),
+    "view": lambda client: client.view(TALK),
     "unread": lambda client: client.unread(TALK),
 }
 ALWAYS_THERE = {"close", "direct", "notices", "state", "states"}

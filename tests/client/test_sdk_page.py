@@ -1,4 +1,4 @@
-"""docs/sdk.md: its programs run and print what it says, and its reference is the code's."""
+"""docs/sdk.md: its programs print the output on the page, and its reference matches the code."""
 
 import asyncio
 import re
@@ -33,14 +33,14 @@ async def test_the_programs_print_what_the_page_says(
         async with asyncio.timeout(WITHIN):
             out, err = await process.communicate()
         reason = re.match("idle - (.*)", output)  # of the one that is not connected
-        warning = f"{user}@{device} is not connected yet, and goes on trying: {reason[1]}\n" if reason else ""
+        warning = f"{user}@{device} is not connected yet, and keeps trying: {reason[1]}\n" if reason else ""
         assert (process.returncode, err.decode()) == (0, warning)
         assert out.decode() == output
 
 
 def test_the_reference_is_current_and_whole() -> None:
     assert generated.SECTION.stale() == [], "run `make docs`"
-    assert generated.exported() - generated.public() == {"Notice"}  # the union of what `notices` gives
+    assert generated.exported() - generated.public() == {"Notice"}  # a union
     for name in vars(Client):
         if not name.startswith("_"):
             assert f"client.{name}" in generated.PAGE.read_text()

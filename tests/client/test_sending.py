@@ -1,4 +1,4 @@
-"""The outbox while something else happens: a message is stored, refused or kept, and who waits is told."""
+"""The outbox under concurrency: a message is stored, refused or kept, and its sender gets the result."""
 
 import asyncio
 import contextlib
@@ -6,8 +6,7 @@ import contextlib
 import pytest
 
 from imqtt.client import Client, Format, Phase, Refused
-from imqtt.client.values import Entry
-from imqtt.core.outbox import OutboxKey
+from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError, Discarded, NotAllowed, NotConnected, TooLarge
 from imqtt.model import Accepted, Hello, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
@@ -16,7 +15,7 @@ from tests.client.little_server import LittleServer
 from tests.client.test_messages import TALK
 from tests.services import WITHIN, eventually
 
-HUGE = b"x" * 2_000_000  # more than the broker takes
+HUGE = b"x" * 2_000_000  # more than the broker accepts
 PICTURE = "image/png"
 
 
@@ -25,7 +24,7 @@ def contents(little: LittleServer) -> list[str | None]:
 
 
 async def told(sending: "asyncio.Task[Accepted] | asyncio.Task[None]") -> BaseException | None:
-    """What a `send` raises. It must not wait for ever."""
+    """The error that a `send` raises. It must not wait forever."""
     async with asyncio.timeout(WITHIN):
         await asyncio.wait([sending])
     return sending.exception()
@@ -276,7 +275,7 @@ async def test_a_name_that_went_out_stands_for_its_content_until_it_is_answered(
         await alice.post(TALK, "old", client_msg_id="m1")
         await eventually(lambda: little.commands(Send))
         await alice.discard(TALK, "m1")
-        with pytest.raises(Conflict):  # or the answer to the old content would be taken for this one's
+        with pytest.raises(Conflict):  # otherwise the answer to the old content would count for this one
             await alice.post(TALK, "new", client_msg_id="m1")
         little.silent = False
         await alice.send(TALK, "old", client_msg_id="m1")

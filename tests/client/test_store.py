@@ -1,4 +1,4 @@
-"""A device's store: what belongs together is written together, in order, and outlives the process."""
+"""A device's store: related changes are written together, in order, and outlive the process."""
 
 import asyncio
 import contextlib
@@ -7,15 +7,16 @@ import sqlite3
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.client.store import SCHEMA, Changes, LocalStore, _apply, _summaries
-from imqtt.client.values import Entry, LogState
-from imqtt.core.outbox import OutboxKey
+from imqtt.client.store import SCHEMA, LocalStore, _apply, _summaries
+from imqtt.core.changes import Changes, LogState
+from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError
-from imqtt.model import Content, Device, Event, Id, Marks, Position
+from imqtt.model import Content, Device, Event, Id, JsonText, Marks, Position, Send
 
 ALICE = Device("alice", "phone")
 TALK = "d:alice:bob"
@@ -50,18 +51,79 @@ async def test_events_come_out_by_seq_and_by_ordinal(path: Path | None) -> None:
     await store.close()
 
 
-async def test_a_store_of_imqtt_0_1_is_still_its_devices(tmp_path: Path) -> None:
-    store = await LocalStore.open(tmp_path / "a.db", ALICE)
+CONTENTS = """
+CREATE TABLE outbox (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, conversation TEXT NOT NULL, client_msg_id TEXT NOT NULL,
+    client_time INTEGER NOT NULL, content BLOB NOT NULL, refused TEXT NOT NULL, reason TEXT NOT NULL,
+    UNIQUE (conversation, client_msg_id)
+);
+INSERT INTO outbox VALUES
+    (3, 'd:alice:bob', 'm1', 100, '{"text":"hi","mentions":["bob"]}', '', ''),
+    (5, 'd:alice:carol', 'm2', 200, '{"data":"AAE=","content_type":"image/png"}', 'too_large', 'too large'),
+    (8, 'd:alice:bob', 'm3', 300, '{"json":{"a":[1,2.5,null]},"reply_to":{"seq":1,"id":"10"}}', '', '');
+UPDATE meta SET value = 'alice/phone' WHERE name = 'device';
+PRAGMA user_version = 1
+"""
+KEPT = [
+    Entry(Send(TALK, "m1", Content(text="hi", mentions=("bob",)), 100)),
+    Entry(
+        Send("d:alice:carol", "m2", Content(data=b"\0\1", content_type="image/png"), 200),
+        "too_large",
+        "too large",
+    ),
+    Entry(Send(TALK, "m3", Content(json=JsonText('{"a":[1,2.5,null]}'), reply_to=Position(1, Id(10))), 300)),
+]
+
+
+async def make_version_1(path: Path) -> None:
+    """Writes a store as version 0.1 of imqtt left it."""
+    store = await LocalStore.open(path, ALICE)
     await store.apply(changes(1, 2))
     await store.close()
-    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as before, before:
-        before.execute("UPDATE meta SET value = 'alice/phone' WHERE name = 'device'")
+    with contextlib.closing(sqlite3.connect(path)) as before:
+        before.executescript(f"DROP TABLE outbox; {CONTENTS}")
+
+
+async def test_a_store_of_version_1_is_upgraded_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await make_version_1(path)
     for _ in range(2):
-        store = await LocalStore.open(tmp_path / "a.db", ALICE)
+        store = await LocalStore.open(path, ALICE)
+        assert list((await store.entries()).values()) == KEPT
+        assert (await store.load()).unsent == (KEPT[0].key, KEPT[2].key)
         assert await store.events(TALK, 0, 9) == [event(1), event(2)]
         await store.close()
+    store = await LocalStore.open(path, ALICE)
+    assert not await store.put(KEPT[0])
+    with pytest.raises(Conflict):
+        await store.put(Entry(Send(TALK, "m1", Content(text="other"))))
+    assert await store.put(Entry(Send(TALK, "m4", Content(text="new"))))
+    assert [key.client_msg_id for key in await store.entries()] == ["m1", "m2", "m3", "m4"]
+    await store.close()
+    with (
+        contextlib.closing(sqlite3.connect(path)) as upgraded,
+        contextlib.closing(sqlite3.connect(":memory:")) as new,
+    ):
+        new.executescript(SCHEMA)
+        tables = "SELECT name FROM sqlite_master ORDER BY name"
+        assert upgraded.execute(tables).fetchall() == new.execute(tables).fetchall()
     with pytest.raises(DeviceStoreError, match="belongs to alice@phone"):
-        await LocalStore.open(tmp_path / "a.db", Device("alice", "tablet"))
+        await LocalStore.open(path, Device("alice", "tablet"))
+
+
+async def test_a_failed_upgrade_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await make_version_1(path)
+    with contextlib.closing(sqlite3.connect(path)) as before, before:
+        before.execute("UPDATE outbox SET content = 'no JSON' WHERE client_msg_id = 'm3'")
+    for _ in range(2):
+        with pytest.raises(msgspec.DecodeError):
+            await LocalStore.open(path, ALICE)
+    with contextlib.closing(sqlite3.connect(path)) as before, before:
+        before.execute("DELETE FROM outbox WHERE client_msg_id = 'm3'")
+    store = await LocalStore.open(path, ALICE)
+    assert list((await store.entries()).values()) == KEPT[:2]
+    await store.close()
 
 
 @pytest.mark.parametrize("existed", [False, True])
@@ -84,8 +146,8 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     store = await LocalStore.open(tmp_path / "a.db", ALICE)
     await store.apply(changes(1, 2))
     await store.apply(Changes(marks=[Marks(TALK, "alice", 2, 1), Marks(TALK, "bob", 1, 1)]))
-    await store.put(Entry(TALK, "m1", Content(text="x")))
-    await store.put(Entry(TALK, "m2", Content(text="y")))
+    await store.put(Entry(Send(TALK, "m1", Content(text="x"))))
+    await store.put(Entry(Send(TALK, "m2", Content(text="y"))))
     await store.close()
     store = await LocalStore.open(tmp_path / "a.db", ALICE)
     memory = await store.load()
@@ -110,12 +172,12 @@ async def test_what_is_asked_for_at_once_is_done_in_order(path: Path | None) -> 
 
 async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
-    await store.put(Entry(TALK, "m1", Content(text="x")))
+    await store.put(Entry(Send(TALK, "m1", Content(text="x"))))
     outcomes = await asyncio.gather(
-        store.put(Entry(TALK, "m2", Content(text="y"))),
-        store.put(Entry(TALK, "m1", Content(text="other"))),
-        store.put(Entry(TALK, "m3", Content(text="z"))),
-        store.put(Entry(TALK, "m1", Content(text="x"))),
+        store.put(Entry(Send(TALK, "m2", Content(text="y")))),
+        store.put(Entry(Send(TALK, "m1", Content(text="other")))),
+        store.put(Entry(Send(TALK, "m3", Content(text="z")))),
+        store.put(Entry(Send(TALK, "m1", Content(text="x")))),
         return_exceptions=True,
     )
     assert outcomes[0] is True
@@ -126,7 +188,7 @@ async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None
 
 
 async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | None) -> None:
-    """The log would have a hole, and its cursor would be behind it."""
+    """Otherwise the log would have a hole before its cursor."""
     store = await LocalStore.open(path, ALICE)
     await store.apply(changes(1))
     trigger = "BEGIN SELECT raise(ABORT, 'no room'); END"
@@ -136,7 +198,7 @@ async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | No
     outcomes = await asyncio.gather(
         store.apply(changes(2, start=1)),
         store.apply(changes(3, start=2)),
-        store.put(Entry(TALK, "m1", Content(text="x"))),
+        store.put(Entry(Send(TALK, "m1", Content(text="x")))),
         return_exceptions=True,
     )
     assert [str(it) for it in outcomes] == [f"{store._database}: no room"] * 2 + ["True"]

@@ -1,4 +1,4 @@
-"""Two processes with one credential end each other's connections: both say so, and give each other time."""
+"""Two processes with one credential end each other's connections: both report it and slow down."""
 
 import asyncio
 import logging
@@ -37,12 +37,12 @@ async def test_two_processes_with_one_credential_say_so_and_slow_down(
 
         watching = [asyncio.create_task(watch(it)) for it in (first, second)]
         await eventually(lambda: knows(first) and knows(second))
-        await eventually(lambda: seen)  # it waits longer than a lost connection would make it
+        await eventually(lambda: seen)  # it waits longer than after a lost connection
         state = seen[0]
         assert state.phase is Phase.IDLE
         assert "connected as alice@phone" in state.reason
         assert "a device of its own" in state.reason
-        # Whoever has the connection meanwhile works.
+        # The process that has the connection meanwhile works.
         connected = second if first.state.phase is not Phase.ESTABLISHED else first
         await asyncio.wait_for(connected.send(TALK, "hi"), WITHIN)
         for task in watching:
@@ -59,7 +59,7 @@ async def test_a_revoked_device_is_told_of_no_other_process(
         assert revoked.status == 0
         while not told or told[-1].phase is not Phase.CLOSED:
             told.append(await asyncio.wait_for(anext(states), WITHIN))
-        assert "no broker takes the password" in told[-1].reason
+        assert "no broker accepts the password" in told[-1].reason
         assert not [it for it in told if isinstance(it.error, TakenOver) or "taken over" in it.reason]
 
 
@@ -104,11 +104,11 @@ async def test_a_network_that_fails_is_no_takeover(broker: Mosquitto, device: De
 async def test_a_connection_that_lasts_ends_the_contest(
     little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert UNCONTESTED > 60.0  # the other process may wait so long
+    assert UNCONTESTED > 60.0  # the other process may wait that long
     monkeypatch.setattr("imqtt.client.connector.UNCONTESTED", 0.3)
     async with device() as alice:
         states, told = alice.states(), []
-        await anext(states)  # as it is now
+        await anext(states)  # the present one
         for _ in range(3):
             alice._parts.connector._machine.taken_over(time.monotonic())
         cut(alice)
@@ -117,4 +117,4 @@ async def test_a_connection_that_lasts_ends_the_contest(
             told.append((state.phase, state.error))
             if state.phase is Phase.IDLE:
                 alice._parts.connector._error = error = TakenOver("another process")
-        assert (Phase.ESTABLISHED, error) in told  # it knows while it is connected, too
+        assert (Phase.ESTABLISHED, error) in told  # reported while it is connected too

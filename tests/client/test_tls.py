@@ -1,4 +1,4 @@
-"""A request for TLS is answered with TLS or an error; what is in the way of TLS is named."""
+"""A request for TLS results in TLS or in an error that names the cause."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ def trusting(authority: Authority) -> ssl.SSLContext:
 
 
 class Listener:
-    """Accepts connections and remembers whatever it is sent."""
+    """Accepts connections and records the received bytes."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -136,7 +136,7 @@ def test_of_several_brokers_all_use_tls_or_none_does(plain: str) -> None:
 def test_the_port_of_mqtt_over_tls_asks_for_tls() -> None:
     assert parse_address("broker:8883") == Address("broker", 8883, "mqtts")
     assert parse_address("broker", encrypted=True) == Address("broker", 8883, "mqtts")
-    assert parse_address("mqtt://broker:8883").is_encrypted is False  # it says so
+    assert parse_address("mqtt://broker:8883").is_encrypted is False  # explicitly
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
             f"{certificate}, which has to hold its key as well: no certificate, or no private key",
         ),
         ((authority.file, certificate, text), f"{certificate} and {text}"),
-        ((authority.file, None, key), f"{key} is the key of no certificate"),
+        ((authority.file, None, key), f"{key} is given without a certificate"),
     ]:
         with pytest.raises(SetupError) as caught:
             files_context(*files)
@@ -205,7 +205,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
 
 
 async def said(broker: str, caplog: pytest.LogCaptureFixture, **settings: Any) -> str:
-    """Why this does not connect. Nothing else may be said, and this once."""
+    """The reason why this does not connect. It must be logged once, and nothing else."""
     caplog.set_level(logging.INFO)
     caplog.clear()
     async with alice(broker, **settings) as client:
@@ -213,7 +213,7 @@ async def said(broker: str, caplog: pytest.LogCaptureFixture, **settings: Any) -
     assert state.phase is Phase.IDLE
     assert isinstance(state.error, TlsFailed)
     (warning,) = [it.getMessage() for it in caplog.records if it.levelno > logging.INFO]
-    assert warning.endswith(f" is not connected yet, and goes on trying: {state.reason}")
+    assert warning.endswith(f" is not connected yet, and keeps trying: {state.reason}")
     return state.reason
 
 

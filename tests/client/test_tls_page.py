@@ -1,4 +1,4 @@
-"""docs/tls.md, followed from its first command to its last, on free ports."""
+"""Runs the commands of docs/tls.md in order, on free ports."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ PORTS = ("8883", "8884", "8885")
 
 
 def script_of(page: str) -> str:
-    """The page's commands: what is fenced as sh, and what is indented by four columns, in lists by six."""
+    """The page's commands: blocks fenced as sh, and those indented by four columns or, in lists, six."""
     lines: list[str] = []
     width, fenced, before = 0, False, ""
     for line in page.splitlines():
@@ -51,7 +51,7 @@ async def test_every_command_of_the_page_works(tmp_path: Path) -> None:
             out, _ = await process.communicate()
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the server, if the page did not come to its end
+            os.killpg(process.pid, signal.SIGKILL)  # the server, if the page was not completed
         with contextlib.suppress(OSError):
             os.kill(int((tmp_path / "tls" / "mosquitto.pid").read_text()), signal.SIGKILL)
     said = out.decode()

@@ -1,6 +1,6 @@
-"""What the broker has nobody for (PUBACK 0x10) is published again soon: no answer will come.
+"""A command without subscriber (PUBACK 0x10) is published again soon, since no answer will come.
 
-Answers are waited for much longer here than these tests may take.
+The timeouts for answers are much longer than these tests may take.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.services import WITHIN, eventually
 
 @pytest.fixture
 async def little(broker: Mosquitto) -> AsyncIterator[LittleServer]:
-    """A server that is away."""
+    """A server that is not connected."""
     server = LittleServer(broker)
     yield server
     await server.disconnect()
@@ -99,7 +99,7 @@ async def test_a_status_is_told_when_somebody_is_there(
         await alice.caught_up()
         await little.disconnect()
         await alice.set_status("away")
-        await alice.set_status("background")  # nobody hears either
+        await alice.set_status("background")  # no subscriber for this either
         await eventually(lambda: untaken.count(Status) >= 2)
         await little.connect()
         await eventually(lambda: little.commands(Status))
@@ -161,9 +161,9 @@ async def test_whoever_waits_for_a_puback_is_told_that_the_connection_is_lost(
 async def refuse_first(
     port: int, refused: list[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Passes a device's packets on to the broker, but for the first publish of each payload.
+    """Forwards a device's packets to the broker, except the first publish of each payload.
 
-    It answers that one itself, with PUBACK 0x97, as a broker does whose quota is exceeded.
+    It answers that one with PUBACK 0x97, like a broker whose quota is exceeded.
     """
     from_broker, to_broker = await asyncio.open_connection(HOST, port)
 
@@ -178,7 +178,7 @@ async def refuse_first(
             if whole[0] & 0xF6 == 0x32 and whole[-16:] not in refused:  # QoS 1, not sent again
                 refused.append(whole[-16:])
                 at = 1 + next(place for place, byte in enumerate(whole[1:], 1) if byte < 0x80)
-                at += 2 + int.from_bytes(whole[at : at + 2])  # behind the topic
+                at += 2 + int.from_bytes(whole[at : at + 2])  # after the topic
                 writer.write(bytes((0x40, 3)) + whole[at : at + 2] + bytes((0x97,)))
             else:
                 to_broker.write(whole)

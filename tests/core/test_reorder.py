@@ -1,4 +1,4 @@
-"""Whatever order events come in, each is applied once and in order, and what is missing is known exactly."""
+"""Each event is applied once and in order, in whatever order events arrive."""
 
 from itertools import pairwise
 
@@ -15,12 +15,12 @@ def event(seq: int, id_: int = 0) -> Event:
 
 
 def behind(seq: int, id_: int, previous: int) -> Event:
-    """A live event, which says what it stands behind."""
+    """A live event, which names the previous one."""
     return msgspec.structs.replace(event(seq, id_), previous=Id(previous))
 
 
 def live(log: list[Event]) -> list[Event]:
-    """The events of a log as they are told when they are news."""
+    """The events of a log as they are sent live."""
     return [behind(it.seq, it.id, before.id) for before, it in pairwise([event(0), *log])]
 
 
@@ -44,25 +44,25 @@ def test_any_permutation_with_duplicates_is_applied_once_in_order(arrived: tuple
     applied = [it for seq in seqs for it in order.offer(event(seq), held=seq * 10).events]
     assert applied == log(length)
     assert order.cursor == Position(length, Id(length * 10))
-    assert order.holes() == []
-    assert order.aside == 0
+    assert not order.buffered
 
 
 @given(st.sets(st.integers(1, 40)), st.integers(0, 10), st.randoms())
-def test_holes_are_reported_exactly(arrived: set[int], start: int, random: object) -> None:
+def test_the_buffer_holds_the_events_after_the_first_missing_one(
+    arrived: set[int], start: int, random: object
+) -> None:
     seqs = sorted(arrived)
     random.shuffle(seqs)  # type: ignore[attr-defined]
     order = Reorder(Position(start, Id(start * 10)))
     for seq in seqs:
         order.offer(event(seq), held=seq * 10)
-    expected = set(range(start + 1, max([start, *arrived]) + 1)) - arrived
-    holes = order.holes()
-    assert {seq for hole in holes for seq in hole} == expected
-    assert all(before.stop < after.start for before, after in pairwise(holes))
+    missing = min(set(range(start + 1, 43)) - arrived)
+    assert order.cursor.seq == missing - 1
+    assert order.buffered == [event(seq) for seq in sorted(arrived) if seq > missing]
 
 
 @given(arrivals(), st.integers(1, 5))
-def test_with_little_room_asking_for_the_holes_brings_the_rest(
+def test_with_little_room_asking_after_the_cursor_brings_the_rest(
     arrived: tuple[int, list[int]], limit: int
 ) -> None:
     length, seqs = arrived
@@ -70,10 +70,9 @@ def test_with_little_room_asking_for_the_holes_brings_the_rest(
     applied: list[Event] = []
     for seq in seqs:
         applied += order.offer(event(seq), held=seq * 10).events
-        assert order.aside <= limit
-    while holes := order.holes():
-        for seq in holes[0]:
-            applied += order.offer(event(seq), held=seq * 10).events
+        assert len(order.buffered) <= limit
+    for seq in range(order.cursor.seq + 1, length + 1):
+        applied += order.offer(event(seq), held=seq * 10).events
     assert applied == log(length)
 
 
@@ -106,7 +105,7 @@ def test_a_doubtful_log_does_not_grow_until_the_server_has_been_asked() -> None:
     assert not order.in_doubt
 
 
-def test_two_logs_kept_aside_show_too() -> None:
+def test_buffered_events_of_two_logs_show_the_difference() -> None:
     order = Reorder()
     order.offer(event(3))
     assert order.offer(event(3, 35)).diverged
@@ -118,13 +117,13 @@ def test_a_cursor_without_an_id_is_not_compared() -> None:
     assert order.offer(event(6)).events == (event(6),)
 
 
-def test_a_log_begun_at_its_head_gives_out_what_had_come_after_it() -> None:
+def test_a_log_begun_at_its_head_returns_the_buffered_events_after_it() -> None:
     order = Reorder()
     for seq in (4, 7, 8, 10):
         order.offer(event(seq))
-    assert order.lowest_aside == 4
+    assert order.lowest_buffered == 4
     assert order.begin(Position(6, Id(60))) == Step((event(7), event(8)))
-    assert order.holes() == [range(9, 10)]
+    assert order.buffered == [event(10)]
 
 
 def test_an_event_that_stands_behind_another_one_than_the_cursor_is_not_applied() -> None:
@@ -143,16 +142,16 @@ def test_an_event_that_does_not_say_what_it_stands_behind_is_applied() -> None:
     assert unplaced.offer(behind(6, 60, 51)).events == (behind(6, 60, 51),)
 
 
-def test_an_event_kept_aside_is_compared_with_the_one_that_comes_before_it() -> None:
+def test_a_buffered_event_is_compared_with_its_predecessor() -> None:
     order = Reorder(Position(5, Id(50)))
     for early in (behind(8, 81, 71), behind(7, 71, 61), behind(10, 100, 91)):
         assert order.offer(early) == Step()
     assert order.offer(behind(6, 60, 50)) == Step((behind(6, 60, 50),), diverged=True)
     assert order.cursor == Position(6, Id(60))
-    assert order.holes() == [range(7, 11)]  # what stood behind it may be of that log as well
+    assert not order.buffered  # later events may belong to the other log too
 
 
-def test_an_event_kept_aside_is_compared_if_it_said_so_either_time() -> None:
+def test_a_buffered_event_is_compared_if_either_copy_names_its_predecessor() -> None:
     for twice in ([event(7), behind(7, 70, 61)], [behind(7, 70, 61), event(7)]):
         order = Reorder(Position(5, Id(50)))
         for early in twice:

@@ -1,1 +1,1 @@
-"""Small programs on the SDK. Each runs as `python -m imqtt.client.examples.<name> BROKER PASSWORD...`."""
+"""Small programs that use the SDK: `python -m imqtt.client.examples.<name> BROKER PASSWORD...`."""

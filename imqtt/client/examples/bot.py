@@ -1,4 +1,4 @@
-"""A bot that answers everybody. Killed and started again, it goes on behind the last message it answered.
+"""A bot that answers every message. After a kill it resumes after the last message that it answered.
 
 Add its device first: `imqtt device add echo@bot` shows the password. Then:
 
@@ -17,7 +17,7 @@ async def main(broker: str, password: str, store: str) -> None:
     ) as client:
         async for event in client.events("answering"):
             if event.sender != "echo" and event.content.text:
-                # Named after what it answers: answering twice, after a kill, is still one answer.
+                # The client_msg_id names the question: answering again after a kill adds no second answer.
                 answer = f"You said: {event.content.text}"
                 await client.send(event.conversation, answer, client_msg_id=f"re-{event.id}")
 

@@ -1,4 +1,4 @@
-"""Sends one message, and waits until it is stored, delivered and read.
+"""Sends one message and waits until it is stored, delivered and read.
 
 Add its device first: `imqtt device add alice@phone` shows the password. Then:
 

@@ -1,4 +1,4 @@
-"""One user with two devices: what is sent on one is on the other, and what is read on one is read on both.
+"""One user with two devices: each has the messages and the read marks of the other.
 
 Add its devices first: `imqtt device add alice@phone alice@laptop` shows the passwords. Then:
 

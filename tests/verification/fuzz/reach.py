@@ -17,7 +17,7 @@ FILES = (
     "protocol/__init__.py", "protocol/check.py", "protocol/json_format.py", "protocol/command_info.py",
     "protocol/protobuf_format.py", "protocol/topics.py", "model.py", "core/conversations.py",
     "core/sequencing.py", "server/router.py", "broker/packets.py", "broker/session.py", "broker/receipts.py",
-    "broker/publications.py", "client/replica.py",
+    "broker/publications.py", "core/replica.py", "core/device_log.py",
 )  # fmt: skip
 
 

@@ -14,13 +14,10 @@ import msgspec
 
 from imqtt.broker import Received
 from imqtt.client import store as device_store
-from imqtt.client.replica import Replica
-from imqtt.client.requests import Requests
-from imqtt.client.settings import Timing
-from imqtt.client.store import Memory
-from imqtt.client.uplink import Uplink
+from imqtt.core.changes import Memory
 from imqtt.core.conversations import members_from_ids, members_of
 from imqtt.core.partitions import home_of, partition_of
+from imqtt.core.replica import Replica
 from imqtt.core.sequencing import Append, decide, receive
 from imqtt.core.view import View
 from imqtt.errors import ImqttError, Invalid, Malformed, NotAllowed, TooLarge, Unsupported
@@ -66,7 +63,6 @@ BOUNDS: Final = Bounds(content=200, command=4_000, cursors=3)  # a short input m
 WIDE: Final = Bounds(content=200, command=100_000, cursors=3)  # one form of a command is longer than another
 PARTITIONS: Final = 16
 PHONE: Final = Device("alice", "phone")
-NOTHING_ASKED: Final = Requests(Uplink(PHONE, Format.JSON), Timing())
 ESCAPED: Final = 6  # bytes that JSON may make of one: \u0001
 
 _content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode  # as the stores do
@@ -245,15 +241,15 @@ def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
         _is_contiguous(part) for frame in packet if isinstance(frame, Page) for part in frame.slices
     )
     for adopting in (False, True):
-        replica = Replica(PHONE, Memory((), (), (), {}), adopting=adopting, questions=NOTHING_ASKED)
+        replica = Replica(PHONE, Memory((), (), (), {}), adopting=adopting)
         applied: dict[str, list[int]] = {}
         for frame in packet * 2:
             if isinstance(frame, Event):
-                replica.event(frame)
+                replica.event(frame, {})
             elif isinstance(frame, Accepted):
-                replica.accepted(frame, None)
+                replica.accepted(frame, None, {})
             elif isinstance(frame, Page):
-                replica.page(frame, {part.conversation: True for part in frame.slices})
+                replica.page(frame, {part.conversation: True for part in frame.slices}, {})
             elif isinstance(frame, Marks):
                 replica.marks(frame)
             changes = replica.take().changes
@@ -265,7 +261,7 @@ def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
             for kept in (*changes.logs.values(), *changes.marks):
                 _fit(kept)
         for log in replica.logs.values():
-            assert log.order.aside <= 1_000
+            assert len(log.order.buffered) <= 1_000
         for seqs in applied.values():
             assert not in_order or len(seqs) == len(set(seqs)), "an event is applied once"
 

@@ -6,7 +6,7 @@ that has it open: what was committed is there for the next one, and what was not
 
 import sqlite3
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -74,7 +74,7 @@ class SimDatabase:
     def __str__(self) -> str:
         return self._name
 
-    async def open(self, schema: str, version: int) -> None:
+    async def open(self, schema: str, version: int, upgrades: Mapping[int, Operation[object]]) -> None:
         """As `Database.open`. Raises `DeviceStoreError` while a process that lives has the file open."""
         name, file = self._name, self._file
         party = current()
@@ -84,10 +84,13 @@ class SimDatabase:
             raise DeviceStoreError(f"{name} is in use by another process")
         if not file.version:
             file.create(schema, version)
-        elif file.version != version:
+        elif file.version > version:
             raise DeviceStoreError(
                 f"{name} was written by another version of imqtt ({file.version}, not {version})"
             )
+        while file.version < version:
+            upgrades[file.version](file.connection)
+            file.version += 1
         file.holder = party
 
     def submit(self, operation: Operation[T], *, durable: bool = False, chained: bool = False) -> "Future[T]":

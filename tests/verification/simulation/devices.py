@@ -152,7 +152,7 @@ class SdkDevice:
     def own_marks(self) -> list[tuple[str, int, int]]:
         """The user's marks as this device would have them."""
         logs = self.client._parts.replica.logs.values() if self.client is not None else ()
-        return [(log.conversation, log.delivered, log.read) for log in logs]
+        return [(log.conversation, log.marks.delivered, log.marks.read) for log in logs]
 
     def speak(self, conversations: Sequence[str]) -> None:
         """It sends one message more to each of these."""

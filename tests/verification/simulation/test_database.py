@@ -5,18 +5,19 @@ The SDK's own store runs on it, as on the real one in `tests/client/test_store.p
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imqtt.client.store import SCHEMA, VERSION, Changes, LocalStore
-from imqtt.client.values import Entry, LogState
+from imqtt.client.store import LocalStore
+from imqtt.core.changes import Changes, LogState
+from imqtt.core.outbox import Entry
 from imqtt.errors import Conflict, DeviceStoreError
-from imqtt.model import Content, Device, Event, Id, Marks, Position
-from tests.verification.simulation.database import DELAY, Disk, SimDatabase
+from imqtt.model import Content, Device, Event, Id, Marks, Position, Send
+from tests.verification.simulation.database import DELAY, Disk, Operation, SimDatabase
 from tests.verification.simulation.loop import Loop, Party, simulated
 
 ALICE = Device("alice", "phone")
@@ -43,11 +44,12 @@ class World:
     async def open(
         self,
         path: Path | None = PATH,
-        schema: str = "CREATE TABLE t (x INTEGER PRIMARY KEY)",
+        *,
         version: int = 1,
+        upgrades: Mapping[int, Operation[object]] = {},
     ) -> SimDatabase:
         database = SimDatabase(self.disk, path)
-        await database.open(schema, version)
+        await database.open("CREATE TABLE t (x INTEGER PRIMARY KEY)", version, upgrades)
         return database
 
     async def rows(self) -> list[int]:
@@ -275,15 +277,21 @@ def test_files_are_separate_and_a_store_without_a_path_starts_empty() -> None:
     play(course)
 
 
-def test_a_file_of_another_version_is_refused() -> None:
+def test_a_file_of_an_older_version_is_upgraded_and_one_of_a_newer_version_is_refused() -> None:
     async def course(world: World) -> None:
         async def newer() -> None:
-            with pytest.raises(DeviceStoreError, match="another version"):
-                await world.open(PATH, SCHEMA, VERSION + 1)
+            database = await world.open(version=3, upgrades={1: _put(1), 2: _put(2)})
+            await database.close()
 
-        await world.rows()
-        await world.run(newer)
+        async def older() -> None:
+            with pytest.raises(DeviceStoreError, match="another version"):
+                await world.open()
+            database = await world.open(version=3)
+            assert await database.submit(_rows) == [1, 2]
+
         assert await world.rows() == []
+        await world.run(newer)
+        await world.run(older)
 
     play(course)
 
@@ -305,7 +313,7 @@ def test_the_store_of_a_device_survives_a_kill() -> None:
         async def first() -> None:
             store = await LocalStore.open(SimDatabase(world.disk, PATH), ALICE)
             await store.apply(changes)
-            await store.put(Entry(TALK, "m2", Content(text="mine")))
+            await store.put(Entry(Send(TALK, "m2", Content(text="mine"))))
             await asyncio.sleep(3_600.0)
 
         async def second() -> None:
@@ -315,7 +323,7 @@ def test_the_store_of_a_device_survives_a_kill() -> None:
             assert [message.client_msg_id for message in memory.unsent] == ["m2"]
             assert await store.events(TALK, 1, 9) == [event]
             with pytest.raises(Conflict):
-                await store.put(Entry(TALK, "m2", Content(text="other")))
+                await store.put(Entry(Send(TALK, "m2", Content(text="other"))))
             with pytest.raises(DeviceStoreError, match="in use"):
                 await LocalStore.open(SimDatabase(world.disk, PATH), ALICE)
             await store.close()

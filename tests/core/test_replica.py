@@ -1,4 +1,4 @@
-"""A device's copy of a log, whatever gets lost, comes twice or late, and whenever the store is restored."""
+"""A device's copy of its logs when packets are lost, repeated or late, and when the store is restored."""
 
 from typing import NamedTuple, cast
 
@@ -6,34 +6,34 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from imqtt.client.replica import Log, Replica, Want
-from imqtt.client.requests import Requests
-from imqtt.client.settings import Timing
-from imqtt.client.store import Memory
-from imqtt.client.sync_queue import SyncQueue
-from imqtt.client.uplink import Uplink
-from imqtt.client.values import Entry
-from imqtt.core.reorder import Reorder
-from imqtt.model import Accepted, Cursor, Device, Event, Head, Id, Marks, Page, Sync
+from imqtt.core.changes import Memory, Step, Want
+from imqtt.core.device_log import DeviceLog
+from imqtt.core.replica import Replica
+from imqtt.model import Accepted, Cursor, Device, Event, Head, Id, Marks, Page, Send, Sync
 from imqtt.mosquitto.broker import Mosquitto
-from imqtt.protocol import Format
 from tests.client.little_server import LittleServer
 
 ALICE = Device("alice", "phone")
 TALKS = ("d:alice:bob", "d:alice:carol", "u:alice")
 EMPTY = Memory((), (), (), {})
-NOTHING_ASKED = Requests(Uplink(ALICE, Format.JSON), Timing())
 
 
 class Question(NamedTuple):
-    """An answer on its way, and whose cursors it judges."""
+    """An answer on its way, and the conversations whose cursors it judges."""
 
     page: Page
     asked: dict[str, bool]
 
+    def judge(self, step: Step) -> None:
+        """As `Requests` does."""
+        for talk in step.doubted & self.asked.keys():
+            self.asked[talk] = False
+        for talk in step.voided & self.asked.keys():
+            del self.asked[talk]
+
 
 class World(RuleBasedStateMachine):
-    """A server's logs, packets that are under way from it, and a device."""
+    """A server's logs, packets on their way from it, and a device."""
 
     gives_out_once = True
 
@@ -42,7 +42,7 @@ class World(RuleBasedStateMachine):
         self.server = LittleServer(cast("Mosquitto", None))
         self.server.page_size = 5
         self.server.heads_size = 2
-        self.replica = Replica(ALICE, EMPTY, adopting=False, questions=self)
+        self.replica = Replica(ALICE, EMPTY, adopting=False)
         self.packets: list[Event | Question] = []
         self.kept: dict[tuple[str, int], Event] = {}
         self.given_out: list[Event] = []
@@ -54,10 +54,10 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def kill_device(self) -> None:
-        """What was not stored is forgotten; on coming back, the device asks."""
+        """Unstored changes are lost; after the restart the device syncs."""
         logs = tuple(log.state() for log in self.replica.logs.values())
         meta = {"ordinal": str(self.replica.ordinal)}
-        self.replica = Replica(ALICE, Memory(logs, (), (), meta), adopting=False, questions=self)
+        self.replica = Replica(ALICE, Memory(logs, (), (), meta), adopting=False)
         self.packets = [self.question()]
 
     @invariant()
@@ -69,12 +69,12 @@ class World(RuleBasedStateMachine):
             assert ids == sorted(set(ids))
 
     def teardown(self) -> None:
-        """After some answers, the device has what the server has, and gave each event out once."""
+        """After some answers, the device holds the server's logs, and has returned each event once."""
         self.flush()
         for _ in range(40):
             self.take(self.question())
         for talk, stored in self.server.logs.items():
-            log = self.replica.logs.get(talk, Log(talk, Reorder()))
+            log = self.replica.logs.get(talk, DeviceLog(talk, ALICE))
             kept = [self.kept[talk, seq] for seq in range(log.base + 1, log.cursor.seq + 1)]
             assert kept == stored[log.base :]
             assert {it.id for it in kept} <= {it.id for it in self.given_out}
@@ -94,24 +94,17 @@ class World(RuleBasedStateMachine):
         page = Page("", heads.heads, heads.more_heads, page.slices, page.more)
         return Question(page, {it.conversation: True for it in known if it.seq})
 
-    def void(self, talk: str) -> None:
-        for packet in self.packets:
-            if isinstance(packet, Question):
-                packet.asked.pop(talk, None)
-
-    def doubt(self, talk: str) -> None:
-        for packet in self.packets:
-            if isinstance(packet, Question) and talk in packet.asked:
-                packet.asked[talk] = False
-
     def take(self, packet: Event | Question) -> None:
         frame = packet if isinstance(packet, Event) else packet.page
-        self.replica.stored = {it: self.kept[it].id for it in self.replica.overlaps([frame])}
+        held = {it: self.kept[it].id for it in self.replica.overlaps([frame])}
         if isinstance(packet, Event):
-            self.replica.event(packet)
+            self.replica.event(packet, held)
         else:
-            self.replica.page(packet.page, packet.asked)
+            self.replica.page(packet.page, packet.asked, held)
         step = self.replica.take()
+        for later in self.packets:
+            if isinstance(later, Question):
+                later.judge(step)
         self.kept = {key: it for key, it in self.kept.items() if key[0] not in step.changes.restarted}
         for key, (ordinal, event) in step.changes.events.items():
             self.kept[key] = event
@@ -120,7 +113,7 @@ class World(RuleBasedStateMachine):
 
 
 class AnyOrder(World):
-    """Packets get lost, overtake each other, and come twice. The server keeps what it has."""
+    """Packets are lost, reordered and repeated. The server keeps its logs."""
 
     @rule(talk=st.sampled_from(TALKS), lost=st.booleans())
     def store(self, talk: str, lost: bool) -> None:
@@ -137,9 +130,9 @@ class AnyOrder(World):
 
 
 class Restores(World):
-    """The server goes back to backups. Packets come in order, but that answers may be late, and twice.
+    """The server restores backups. Packets arrive in order, except that answers may be late or repeated.
 
-    Events do not say what they stand behind, as from a server that is too old for it, so all of them come.
+    Events do not name their predecessor, as from an older server, so none is lost.
     """
 
     @rule(talk=st.sampled_from(TALKS))
@@ -167,9 +160,9 @@ class Restores(World):
 
 
 class RestoresInAnyOrder(AnyOrder):
-    """The server goes back to backups, and what was on its way then comes still, in whatever order.
+    """The server restores backups, and packets from before that still arrive, in any order.
 
-    What was lost with a log may come a second time so, and is given out again.
+    An event that was lost with a log may thus arrive a second time, and is returned again.
     """
 
     gives_out_once = False
@@ -179,7 +172,7 @@ class RestoresInAnyOrder(AnyOrder):
         clock_was_ahead=st.booleans(),
     )  # fmt: skip
     def restore(self, talk: str, back: int, untold: int, clock_was_ahead: bool) -> None:
-        """`untold`: it goes on, and the device hears nothing, since the backup does not know it."""
+        """`untold`: further events that the device does not receive, since the backup does not know it."""
         kept = max(0, len(self.server.logs[talk]) - back)
         self.server.restore(talk, kept, clock_was_ahead=clock_was_ahead)
         for _ in range(untold):
@@ -187,7 +180,7 @@ class RestoresInAnyOrder(AnyOrder):
 
     @rule(talk=st.sampled_from(TALKS))
     def hear(self, talk: str) -> None:
-        """An event that comes at once."""
+        """An event that arrives at once."""
         self.store(talk, lost=False)
         self.take(self.packets.pop())
 
@@ -211,27 +204,27 @@ def event(seq: int) -> Event:
 def test_a_hole_is_wanted_soon_and_what_the_server_told_of_at_once() -> None:
     server = LittleServer(cast("Mosquitto", None))
     stored = [server.store("d:alice:bob", "hi") for _ in range(3)]
-    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
-    replica.event(stored[2])
+    replica = Replica(ALICE, EMPTY, adopting=False)
+    replica.event(stored[2], {})
     assert replica.take().wanted == {"d:alice:bob": Want.HOLE}
     heads = server._page("alice", Sync(heads=True), (), 0)
-    replica.page(heads, {})
+    replica.page(heads, {}, {})
     assert replica.take().wanted == {"d:alice:bob": Want.BEHIND}
 
 
 def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() -> None:
     server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
-    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
+    replica = Replica(ALICE, EMPTY, adopting=False)
     for _ in range(3):
-        replica.event(server.store(talk, "old"))
+        replica.event(server.store(talk, "old"), {})
     replica.take()
     cursor = replica.logs[talk].cursor
     server.restore(talk, 2)
     server.store(talk, "another third")
     fourth = server.store(talk, "behind the cursor")
-    replica.event(fourth)
+    replica.event(fourth, {})
     asked = server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None)
-    replica.page(asked, {talk: True})
+    replica.page(asked, {talk: True}, {})
     changes = replica.take().changes
     assert changes.restarted == {talk}
     assert changes.events[talk, 4] == (4, fourth)
@@ -241,30 +234,32 @@ def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() 
 def test_what_is_kept_does_not_depend_on_whether_it_came_live_or_in_a_page() -> None:
     server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
     stored = [server.store(talk, text) for text in ("first", "second")]
-    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
+    replica = Replica(ALICE, EMPTY, adopting=False)
     for it in stored:
-        replica.event(server.live(it))
+        replica.event(server.live(it), {})
     assert [it for _, it in replica.take().changes.events.values()] == stored
 
 
 def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_the_answer() -> None:
     server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
-    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
+    replica = Replica(ALICE, EMPTY, adopting=False)
     for text in ("kept", "lost"):
-        replica.event(server.live(server.store(talk, text)))
+        replica.event(server.live(server.store(talk, text)), {})
     replica.take()
     server.restore(talk, 1)
     server.store(talk, "told to nobody")
     mine = server.store(talk, "hi", "alice@phone", "m1")
     accepted = Accepted(talk, "m1", mine.seq, mine.id, mine.time, server.live(mine).previous)
-    replica.accepted(accepted, Entry(talk, "m1", mine.content, 0))
+    replica.accepted(accepted, Send(talk, "m1", mine.content, 0), {})
     step = replica.take()
     assert step.wanted == {talk: Want.CHECK}
     assert not step.changes.events
     assert step.accepted == [accepted]
     assert step.changes.sent == [(talk, "m1")]
     cursor = replica.logs[talk].cursor
-    replica.page(server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None), {talk: True})
+    replica.page(
+        server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None), {talk: True}, {}
+    )
     assert [it for _, it in replica.take().changes.events.values()] == server.logs[talk]
 
 
@@ -273,69 +268,48 @@ def test_a_program_is_told_what_its_message_stands_behind_whichever_answer_arriv
     first = server.store(talk, "first")
     mine = server.live(server.store(talk, "hi", "alice@phone", "m1"))
     accepted = Accepted(talk, "m1", mine.seq, mine.id, mine.time, first.id)
-    entry = Entry(talk, "m1", mine.content, 0)
+    command = Send(talk, "m1", mine.content, 0)
     for answer in ("accepted", "event"):
-        replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
-        replica.event(first)
+        replica = Replica(ALICE, EMPTY, adopting=False)
+        replica.event(first, {})
         if answer == "accepted":
-            replica.accepted(accepted, entry)
+            replica.accepted(accepted, command, {})
         else:
-            replica.event(mine)
+            replica.event(mine, {})
         assert replica.take().accepted == [accepted]
 
 
 def test_marks_that_were_not_told_are_told_after_a_restart_though_no_head_speaks_of_them() -> None:
     server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
-    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
+    replica = Replica(ALICE, EMPTY, adopting=False)
     for _ in range(5):
-        replica.event(server.store(talk, "hi"))
+        replica.event(server.store(talk, "hi"), {})
     replica.take()
     replica.told(talk, 5, 0)
     assert replica.mark_read(talk, 3)
     changes = replica.take().changes
     states, own = tuple(changes.logs.values()), tuple(changes.marks)
     restarted = Memory((replica.logs[talk].state(), *states), own, (), changes.meta)
-    again = Replica(ALICE, restarted, adopting=False, questions=NOTHING_ASKED)
+    again = Replica(ALICE, restarted, adopting=False)
     assert again.take().marked == {talk}
     again.told(talk, 5, 3)
     told = Memory(restarted.logs, own, (), again.take().changes.meta)
-    assert not Replica(ALICE, told, adopting=False, questions=NOTHING_ASKED).take().marked
+    assert not Replica(ALICE, told, adopting=False).take().marked
 
 
 def test_events_with_numbers_that_no_server_draws_are_counted_and_dropped() -> None:
-    replica = Replica(ALICE, EMPTY, adopting=False, questions=NOTHING_ASKED)
+    replica = Replica(ALICE, EMPTY, adopting=False)
     for seq, id_ in ((0, 1), (1 << 60, 1), (1, 0), (1, 1 << 63), (-1, 5)):
         good = event(1)
-        replica.event(Event(good.conversation, seq, Id(id_), 0, "bob", "phone", "m", good.content))
+        replica.event(Event(good.conversation, seq, Id(id_), 0, "bob", "phone", "m", good.content), {})
     assert replica.odd == 5
     assert not replica.take().changes
 
 
-def test_what_asking_does_not_bring_is_asked_for_less_and_less() -> None:
-    wanted = SyncQueue(lambda: 1.0)
-    wanted.add("a", 0.0)
-    waits, now = [], 0.0
-    for _ in range(12):
-        due = wanted.next_at()
-        assert due is not None
-        waits.append(due - now)
-        now = due
-        assert wanted.due(now, 10) == ["a"]
-        assert wanted.next_at() is None
-        wanted.again("a", now, helped=False)
-        wanted.add("a", now)  # a wish that did not help does not become more urgent by being repeated
-    assert waits == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0]
-    wanted.add("a", now, firm=True)  # the server has said something of it
-    assert wanted.next_at() == now + 0.5
-    wanted.done("a")
-    assert wanted.next_at() is None
-    assert len(wanted) == 0
-
-
 def test_a_log_of_which_only_an_accepted_tells_begins_there_when_no_head_has_told_of_it() -> None:
-    """It moved to the front of the heads while they were read, and its message was discarded meanwhile."""
-    replica = Replica(ALICE, EMPTY, adopting=True, questions=NOTHING_ASKED)
-    replica.accepted(Accepted("d:alice:bob", "m1", 50, Id(1 << 40), 0), None)
+    """It moved to the front of the list while the device read it, and its message was discarded meanwhile."""
+    replica = Replica(ALICE, EMPTY, adopting=True)
+    replica.accepted(Accepted("d:alice:bob", "m1", 50, Id(1 << 40), 0), None, {})
     replica.end_adoption()
     step = replica.take()
     assert step.changes.logs["d:alice:bob"].base == 49
@@ -345,8 +319,10 @@ def test_a_log_of_which_only_an_accepted_tells_begins_there_when_no_head_has_tol
 
 def test_own_marks_that_come_before_the_page_of_their_conversation_are_kept() -> None:
     """Another device raised them after the page was read and before it arrived."""
-    replica = Replica(ALICE, EMPTY, adopting=True, questions=NOTHING_ASKED)
+    replica = Replica(ALICE, EMPTY, adopting=True)
     replica.marks(Marks("u:alice", "alice", 3, 2))
-    replica.page(Page(heads=(Head("u:alice", 3, Id(1 << 40), marks=(Marks("u:alice", "alice", 1, 1),)),)), {})
+    replica.page(
+        Page(heads=(Head("u:alice", 3, Id(1 << 40), marks=(Marks("u:alice", "alice", 1, 1),)),)), {}, {}
+    )
     log = replica.logs["u:alice"]
-    assert (log.delivered, log.read) == (3, 2)
+    assert (log.marks.delivered, log.marks.read) == (3, 2)

@@ -1,0 +1,190 @@
+"""The parts of an open client, and the tasks that run them."""
+
+import asyncio
+import contextlib
+import logging
+
+from imqtt.client.catchup import CatchUp
+from imqtt.client.connection_tasks import ConnectionTasks
+from imqtt.client.connector import Connector
+from imqtt.client.feed import Broadcast, Feed
+from imqtt.client.history import Reader
+from imqtt.client.inbox import Inbox
+from imqtt.client.marker import Marker
+from imqtt.client.requests import Requests
+from imqtt.client.sender import Sender
+from imqtt.client.settings import ClientSettings
+from imqtt.client.store import LocalStore
+from imqtt.client.transport import Transport
+from imqtt.client.uplink import Uplink
+from imqtt.client.values import ConnectionState, Notice
+from imqtt.core.changes import Memory
+from imqtt.core.connection import Phase
+from imqtt.core.replica import Replica
+from imqtt.errors import ClientError, ImqttError, NotConnected
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """Made when a client is entered. `failure` is the error that ended it."""
+
+    def __init__(
+        self,
+        *,
+        settings: ClientSettings,
+        store: LocalStore,
+        memory: Memory,
+        transport: Transport,
+        notices: Broadcast[Notice],
+        states: Broadcast[ConnectionState],
+    ) -> None:
+        async def commit() -> None:
+            await self.inbox.commit()
+
+        adopting = settings.start == "latest" and "adopted" not in memory.meta
+        uplink = Uplink(settings.device, settings.format)
+        requests = Requests(uplink, settings.timing)
+        replica = Replica(settings.device, memory, adopting=adopting, keep=settings.keep)
+        sender = Sender(uplink, store, settings.timing, memory.unsent, notices.tell)
+        marker = Marker(replica, uplink, settings.timing)
+        catchup = CatchUp(
+            replica=replica,
+            store=store,
+            uplink=uplink,
+            requests=requests,
+            timing=settings.timing,
+            meta=memory.meta,
+            commit=commit,
+        )
+        feed = Feed(store, replica.ordinal)
+        self.inbox = Inbox(
+            replica=replica,
+            store=store,
+            sender=sender,
+            requests=requests,
+            catchup=catchup,
+            marker=marker,
+            feed=feed,
+            notices=notices,
+        )
+        self.connection = ConnectionTasks(
+            settings=settings,
+            uplink=uplink,
+            inbox=self.inbox,
+            requests=requests,
+            catchup=catchup,
+            sender=sender,
+            marker=marker,
+        )
+        self.connector = Connector(
+            settings=settings,
+            uplink=uplink,
+            connection=self.connection,
+            requests=requests,
+            transport=transport,
+            changed=states.tell,
+        )
+        self.reader = Reader(replica, store, requests, commit)
+        self.store = store
+        self.uplink = uplink
+        self.requests = requests
+        self.replica = replica
+        self.sender = sender
+        self.catchup = catchup
+        self.feed = feed
+        self.failure: Exception | None = None
+        self._settings = settings
+        self._notices = notices
+        self._states = states
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self, wait: float) -> None:
+        """Returns when the device has caught up, or a first try has failed, or after `wait` seconds."""
+        running = asyncio.create_task(self._run(), name=f"imqtt-client-{self._settings.name}")
+        self._running = running
+        complete = asyncio.create_task(self.catchup.complete.wait())
+        try:
+            async with asyncio.timeout(wait):
+                await self.connector.tried.wait()
+                if self.uplink.is_attached:
+                    await asyncio.wait([complete, running], return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass
+        finally:
+            complete.cancel()
+        self.check()
+        if wait and not self.catchup.complete.is_set() and not self._states.is_heard:
+            # The program would otherwise wait without a reason, for example on another program's broker.
+            reason = self.connector.state.reason or "a broker is connected, and no imqtt server has answered"
+            log.warning("%s is not connected yet, and keeps trying: %s", self._settings.name, reason)
+
+    async def caught_up(self) -> None:
+        """Returns when the device is connected and has received everything that it missed."""
+        while not self.catchup.complete.is_set():
+            changed = self._states.signal.watch()
+            self.check()
+            if self._running is None:
+                raise ClientError("the client is closed")
+            done = asyncio.create_task(self.catchup.complete.wait())
+            other = asyncio.create_task(changed.wait())
+            try:
+                await asyncio.wait([done, other], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                done.cancel()
+                other.cancel()
+
+    def check(self) -> None:
+        """Raises the error that ended the client."""
+        if self.failure is not None:
+            raise self.failure
+
+    async def close(self) -> None:
+        """Disconnects and closes the store."""
+        if self._running is None:
+            return
+        running, self._running = self._running, None
+        self.connector.stop()
+        try:
+            if self.connector.state.phase is Phase.ESTABLISHED:
+                with contextlib.suppress(NotConnected, TimeoutError):
+                    async with asyncio.timeout(self._settings.timing.farewell):
+                        await self.connection.farewell()
+        finally:
+            running.cancel()
+            try:
+                await asyncio.wait([running])
+            finally:
+                await self.store.close()
+
+    async def _run(self) -> None:
+        """Runs until the connection or the store fails for good."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.connector.run(), name="imqtt-connector")
+                tasks.create_task(self._watch_store(), name="imqtt-store")
+        except asyncio.CancelledError:
+            self._end(None, "closed")
+            raise
+        except ExceptionGroup as group:
+            error = group.exceptions[0]
+            if isinstance(error, ImqttError):
+                self._end(error, str(error))
+            else:
+                log.exception("the client of %s ends", self._settings.name)
+                self._end(error, f"an internal error of the client: {error}")
+
+    async def _watch_store(self) -> None:
+        """Raises a failed write. Its frames may be from an earlier connection."""
+        # The inbox sets the future even after this task was cancelled.
+        error = await asyncio.shield(self.inbox.failed)
+        self.connector.stop()
+        self.uplink.drop()
+        raise error
+
+    def _end(self, failure: Exception | None, reason: str) -> None:
+        self.failure = failure
+        self.connector.close(reason)
+        self.sender.fail(failure or NotConnected("the client is closed; the command stays in the outbox"))
+        for ended in (self.feed.signal, self._notices.signal, self._states.signal):
+            ended.end(failure)

@@ -1,0 +1,120 @@
+"""A conversation as a program displays it: its events folded, with receipts, holes and the outbox.
+
+`KINDS` is the only place that knows what an event of each kind changes. An event of another kind has a place
+in the log and is not displayed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from msgspec.structs import replace
+
+from imqtt.core.outbox import Entry
+from imqtt.model import Content, Event, Marks, Position, Send, Value
+
+
+class Message(Value, frozen=True):
+    """A message of a conversation.
+
+    `delivered` and `read` name the members, other than the sender, whose marks have reached it. `recalled` is
+    always false in this version. `withheld` is as in `Event`.
+    """
+
+    position: Position
+    time: int  # milliseconds since the Unix epoch
+    sender: str
+    device: str
+    client_msg_id: str
+    content: Content
+    withheld: int = 0
+    recalled: bool = False
+    delivered: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
+
+
+class Hole(Value, frozen=True):
+    """Events that the device does not hold yet, from seq `first` to `last`."""
+
+    first: int
+    last: int
+
+
+class ConversationView(Value, frozen=True):
+    """A conversation as the device holds it, from seq `first` on.
+
+    `items` are its messages in order, with a `Hole` where events are missing. `pending` are its messages in
+    the outbox, in the order of sending; an entry is waiting unless it is `refused`.
+    """
+
+    conversation: str
+    first: int
+    items: tuple[Message | Hole, ...] = ()
+    pending: tuple[Entry, ...] = ()
+
+
+Places = Mapping[int, Message | None]
+"""What is displayed for each event, by seq. None: nothing."""
+
+
+def view_of(
+    conversation: str,
+    events: Iterable[Event],
+    *,
+    marks: Iterable[Marks] = (),
+    outbox: Iterable[Entry] = (),
+    first: int = 1,
+    head: int = 0,
+) -> ConversationView:
+    """The view of a conversation from seq `first` on. `head` is the seq of its newest known event.
+
+    `events` are in order of seq. `outbox` may have entries of other conversations.
+    """
+    places = fold(events)
+    members = tuple(marks)
+    items: list[Message | Hole] = []
+    expected = first
+    for seq in sorted(places):
+        if seq > expected:
+            items.append(Hole(expected, seq - 1))
+        if (message := places[seq]) is not None:
+            items.append(_with_receipts(message, members))
+        expected = seq + 1
+    if head >= expected:
+        items.append(Hole(expected, head))
+    pending = (it for it in outbox if it.conversation == conversation and isinstance(it.command, Send))
+    return ConversationView(conversation, first, tuple(items), tuple(pending))
+
+
+def fold(events: Iterable[Event], onto: Places | None = None) -> Places:
+    """Folds events, in order of seq, onto the result of folding earlier ones."""
+    places = dict(onto or {})
+    for event in events:
+        places.setdefault(event.seq, None)
+        if (apply := KINDS.get(event.kind)) is not None:
+            apply(places, event)
+    return places
+
+
+def _message(places: dict[int, Message | None], event: Event) -> None:
+    places[event.seq] = Message(
+        event.position,
+        event.time,
+        event.sender,
+        event.device,
+        event.client_msg_id,
+        event.content,
+        event.withheld,
+    )
+
+
+KINDS: Mapping[str, Callable[[dict[int, Message | None], Event], None]] = {"message": _message}
+"""What an event of each kind changes. It may change its own place and earlier ones."""
+
+
+def _with_receipts(message: Message, members: tuple[Marks, ...]) -> Message:
+    seq = message.position.seq
+    others = [marks for marks in members if marks.user != message.sender]
+    return replace(
+        message,
+        delivered=tuple(marks.user for marks in others if max(marks.delivered, marks.read) >= seq),
+        read=tuple(marks.user for marks in others if marks.read >= seq),
+    )

@@ -1,0 +1,13 @@
+"""Model values as text."""
+
+from imqtt.cli.formatting import words_of_command
+from imqtt.model import Content, LogCommand, Send
+
+
+class Pin(LogCommand, frozen=True):
+    """A command that is not a message."""
+
+
+def test_an_outbox_entry_shows_its_text_or_the_name_of_its_command() -> None:
+    assert words_of_command(Send("d:alice:bob", "m1", Content(text="hi"))) == "hi"
+    assert words_of_command(Pin("d:alice:bob", "m2")) == "[pin]"
