@@ -9,9 +9,9 @@ from typing import Any
 from imqtt.core.partitions import partition_of
 from imqtt.model import Accepted, Content, Send
 from imqtt.mosquitto.broker import Mosquitto
+from tests.cluster import Cluster
 from tests.device import RawDevice
 from tests.mongodb import MongoServer
-from tests.overseer import Overseer
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
 
@@ -48,7 +48,7 @@ async def takeovers(broker: Mosquitto, directory: Path, kills: int) -> list[floa
         probes = _one_conversation_in_each_partition()
         for kill in range(kills):
             victim = servers[kill % 2]
-            owners = await Overseer(mongo.url, redis.url).owners()
+            owners = await Cluster(mongo.url, redis.url).owners()
             lost = [number for number, pid in owners.items() if pid == victim.pid]
             await victim.kill()
             killed = asyncio.get_running_loop().time()
@@ -87,7 +87,7 @@ def _one_conversation_in_each_partition() -> list[str]:
 
 
 async def _shared(mongo: MongoServer, redis: RedisServer, servers: list[ServerProcess]) -> bool:
-    owners = await Overseer(mongo.url, redis.url).owners()
+    owners = await Cluster(mongo.url, redis.url).owners()
     return len(owners) == PARTITIONS and set(owners.values()) == {server.pid for server in servers}
 
 

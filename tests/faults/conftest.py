@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from imqtt.mosquitto.broker import Mosquitto
+from tests.cluster import Cluster as Cluster
 from tests.mongodb import MongoServer
-from tests.overseer import Overseer as Overseer
 from tests.redis_server import RedisServer
 from tests.server.conftest import device as device
 from tests.server.conftest import running as running
@@ -59,5 +59,5 @@ async def two(start_worker: StartWorker, **settings: object) -> list[ServerProce
 
 
 @pytest.fixture
-def overseer(mongo: MongoServer, redis: RedisServer) -> Overseer:
-    return Overseer(mongo.url, redis.url, trip_seconds=WITHIN)
+def cluster(mongo: MongoServer, redis: RedisServer) -> Cluster:
+    return Cluster(mongo.url, redis.url, trip_seconds=WITHIN)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.device import RawDevice
-from tests.faults.conftest import OUTAGES, Overseer, StartWorker, two
+from tests.faults.conftest import OUTAGES, Cluster, StartWorker, two
 from tests.faults.senders import all_sent, audit_pairs, pairs
 from tests.faults.test_workers import answered, shared_by
 from tests.mongodb import MongoServer
@@ -19,10 +19,10 @@ Make = Callable[..., Awaitable[RawDevice]]
 @pytest.mark.parametrize("seconds", OUTAGES)
 @pytest.mark.parametrize("how", ["stopped", "paused"])
 async def test_senders_wait_while_mongodb_is_away(
-    start_worker: StartWorker, overseer: Overseer, mongo: MongoServer, device: Make, how: str, seconds: float
+    start_worker: StartWorker, cluster: Cluster, mongo: MongoServer, device: Make, how: str, seconds: float
 ) -> None:
     workers = await two(start_worker)
-    await eventually(lambda: shared_by(overseer, *workers))
+    await eventually(lambda: shared_by(cluster, *workers))
     senders = await pairs(device, 4, 100, patience=60.0, pause=0.02)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 100)
@@ -46,10 +46,10 @@ async def test_senders_wait_while_mongodb_is_away(
 @pytest.mark.parametrize("seconds", OUTAGES)
 @pytest.mark.parametrize("how", ["stopped", "paused"])
 async def test_messages_are_delivered_while_redis_is_away(
-    start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make, how: str, seconds: float
+    start_worker: StartWorker, cluster: Cluster, redis: RedisServer, device: Make, how: str, seconds: float
 ) -> None:
     workers = await two(start_worker)
-    await eventually(lambda: shared_by(overseer, *workers))
+    await eventually(lambda: shared_by(cluster, *workers))
     senders = await pairs(device, 4, 40 + int(seconds / 0.08), patience=60.0, pause=0.08)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 100)
@@ -68,15 +68,15 @@ async def test_messages_are_delivered_while_redis_is_away(
     await sending
     assert not any(sender.rejected for sender in senders)
     await audit_pairs(device, senders)
-    await eventually(lambda: shared_by(overseer, *workers))
+    await eventually(lambda: shared_by(cluster, *workers))
 
 
 async def test_messages_are_delivered_while_redis_is_wiped_repeatedly(
-    start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make
+    start_worker: StartWorker, cluster: Cluster, redis: RedisServer, device: Make
 ) -> None:
     workers = await two(start_worker)
-    await eventually(lambda: shared_by(overseer, *workers))
-    owners = await overseer.owners()
+    await eventually(lambda: shared_by(cluster, *workers))
+    owners = await cluster.owners()
     senders = await pairs(device, 4, 200)
     sending = asyncio.create_task(all_sent(senders))
     for goal in range(100, 1_500, 200):
@@ -85,17 +85,17 @@ async def test_messages_are_delivered_while_redis_is_wiped_repeatedly(
     await sending
     assert not any(sender.rejected for sender in senders)
     await audit_pairs(device, senders)
-    await eventually(lambda: shared_by(overseer, *workers))
-    assert await overseer.owners() == owners, "a wiped Redis moved partitions"
+    await eventually(lambda: shared_by(cluster, *workers))
+    assert await cluster.owners() == owners, "a wiped Redis moved partitions"
 
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
 async def test_a_worker_that_leaves_while_redis_is_away_is_replaced(
-    start_worker: StartWorker, overseer: Overseer, redis: RedisServer, device: Make, how: str
+    start_worker: StartWorker, cluster: Cluster, redis: RedisServer, device: Make, how: str
 ) -> None:
     """Its last will, or its farewell on an orderly end, arrives through the broker."""
     first, second = await two(start_worker)
-    await eventually(lambda: shared_by(overseer, first, second))
+    await eventually(lambda: shared_by(cluster, first, second))
     senders = await pairs(device, 4, 100, pause=0.02)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 50)
@@ -104,4 +104,4 @@ async def test_a_worker_that_leaves_while_redis_is_away_is_replaced(
     await sending
     await redis.start()
     await audit_pairs(device, senders)
-    await eventually(lambda: shared_by(overseer, second))
+    await eventually(lambda: shared_by(cluster, second))

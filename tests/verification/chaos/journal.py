@@ -1,4 +1,4 @@
-"""One device's history: what it writes, and what it finds there when it is started again."""
+"""One device's history: lines that it writes, and the lines of its earlier runs."""
 
 import random
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 from tests.verification.chaos.console import Plan, Progress
 from tests.verification.checker.history import (
-    Begun,
     Fail,
     Held,
     History,
     Info,
     Invoke,
     Line,
+    LogRestarted,
     Marked,
     Ok,
+    Queued,
     Row,
     Seen,
     Start,
-    Taken,
     now,
     read,
 )
@@ -34,28 +34,29 @@ class Message(NamedTuple):
 
 
 class Journal:
-    """Every line that is written is known here, whichever life of the device wrote it.
+    """Knows every written line, including those of earlier runs of the device.
 
-    `messages`: by name, in the order in which they were first invoked. `seen`: the newest event of each
-    conversation, since it was last begun.
+    `messages`: by name, in the order of their first invocation. `seen`: the newest event of each conversation
+    since its log last restarted. `seen_ids`: the ids of all events that were ever seen.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.process = plan.process
         self.messages: dict[str, Message] = {}
-        self.taken: set[str] = set()
+        self.queued: set[str] = set()
         self.accepted: set[str] = set()
         self.failed: set[str] = set()
         self.seen: dict[str, Row] = {}
+        self.seen_ids: set[int] = set()
         self.marks: dict[tuple[str, str], tuple[int, int]] = {}
         self._newest = 0.0
-        lives = 0
+        starts = 0
         path = Path(plan.history)
         if path.exists():
             for line in read(path):
-                lives += isinstance(line, Start)
+                starts += isinstance(line, Start)
                 self._note(line)
-        self.random = random.Random(f"{plan.seed} {plan.process} {lives}")
+        self.random = random.Random(f"{plan.seed} {plan.process} {starts}")
         self._number = 1 + max((int(name.rpartition(":")[2]) for name in self.messages), default=0)
         self._history = History(path)
 
@@ -64,7 +65,7 @@ class Journal:
         return Progress(len(self.accepted), self._newest)
 
     def compose(self, conversation: str) -> Message:
-        """A new message, of a name and value that no other has."""
+        """A new message with a unique name and value."""
         name = f"{self.process}:{self._number}"
         self._number += 1
         value = f"{name} {self.random.randbytes(self.random.choice((4, 16, 64))).hex()}"
@@ -72,14 +73,14 @@ class Journal:
 
     # --- lines
 
-    def start(self, *, ordered: bool, keeps: bool) -> None:
-        self._write(Start(self.process, now(), ordered, keeps))
+    def start(self, *, ordered: bool, durable: bool) -> None:
+        self._write(Start(self.process, now(), ordered, durable))
 
     def invoke(self, message: Message) -> None:
         self._write(Invoke(self.process, now(), message.conversation, message.name, message.value))
 
-    def take(self, message: Message) -> None:
-        self._write(Taken(self.process, now(), message.conversation, message.name))
+    def queue(self, message: Message) -> None:
+        self._write(Queued(self.process, now(), message.conversation, message.name))
 
     def ok(self, conversation: str, name: str, seq: int, id: int) -> None:
         self._write(Ok(self.process, now(), conversation, name, seq, int(id)))
@@ -93,11 +94,11 @@ class Journal:
     def see(self, conversation: str, row: Row) -> None:
         self._write(Seen(self.process, now(), conversation, row))
 
-    def begin(self, conversation: str) -> None:
-        self._write(Begun(self.process, now(), conversation))
+    def restart_log(self, conversation: str) -> None:
+        self._write(LogRestarted(self.process, now(), conversation))
 
     def mark(self, conversation: str, user: str, delivered: int, read: int) -> None:
-        """Written if it is news."""
+        """Written only if the marks have changed."""
         if self.marks.get((conversation, user)) != (delivered, read):
             self._write(Marked(self.process, now(), conversation, user, delivered, read))
 
@@ -111,18 +112,19 @@ class Journal:
     def _note(self, line: Line) -> None:
         if isinstance(line, Seen):
             self.seen[line.conversation] = line.row
+            self.seen_ids.add(line.row.id)
         elif isinstance(line, Invoke):
             message = Message(line.conversation, line.name, line.value, line.at)
             self.messages.setdefault(line.name, message)
-        elif isinstance(line, Taken):
-            self.taken.add(line.name)
+        elif isinstance(line, Queued):
+            self.queued.add(line.name)
         elif isinstance(line, Ok):
             self.accepted.add(line.name)
             if line.name in self.messages:
                 self._newest = max(self._newest, self.messages[line.name].at)
         elif isinstance(line, Fail):
             self.failed.add(line.name)
-        elif isinstance(line, Begun):
+        elif isinstance(line, LogRestarted):
             self.seen.pop(line.conversation, None)
             for key in [key for key in self.marks if key[0] == line.conversation]:
                 del self.marks[key]

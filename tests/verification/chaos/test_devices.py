@@ -10,23 +10,30 @@ import pytest
 from imqtt.mosquitto.broker import Mosquitto
 from tests.server.conftest import stack as stack
 from tests.services import WITHIN, ServerProcess, eventually
-from tests.verification.chaos.devices import DeviceEnded, DeviceProcess, Plan, fresh, fresh_history, settle
-from tests.verification.chaos.truth import stored
+from tests.verification.chaos.devices import (
+    DeviceEnded,
+    DeviceProcess,
+    Plan,
+    fresh_device_history,
+    settle,
+    sync_fresh_device,
+)
+from tests.verification.chaos.store_reader import read_store
 from tests.verification.checker.check import check
 from tests.verification.checker.history import (
-    Begun,
     Held,
     Info,
     Invoke,
     Line,
+    LogRestarted,
     Marked,
     Ok,
+    Queued,
     Restored,
     Row,
     Seen,
     Start,
     Stored,
-    Taken,
     merge,
     now,
     read,
@@ -38,7 +45,7 @@ Make = Callable[..., DeviceProcess]
 
 @pytest.fixture
 async def device(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Make]:
-    """`device("alice@phone")`: not started yet. Its process ends with the test."""
+    """`device("alice@phone")`: a device that is not started. Its process ends with the test."""
     made: list[DeviceProcess] = []
 
     def make(name: str, **fields: object) -> DeviceProcess:
@@ -53,8 +60,8 @@ async def device(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Make]:
         return made[-1]
 
     yield make
-    for each in made:
-        await each.kill()
+    for device in made:
+        await device.kill()
 
 
 def lines_of(device: DeviceProcess) -> list[Line]:
@@ -80,17 +87,17 @@ async def test_the_histories_of_devices_match_the_store(
     before = phone.progress.accepted
     await phone.start()
     await all_accepted(phone, 20)
-    assert phone.progress.accepted >= before + 20  # it goes on counting where it was
+    assert phone.progress.accepted >= before + 20  # the count continues after the restart
     assert await other.replay(10) == 10
     lines = await ended(devices, broker, server)
     verdict = check(lines)
     assert verdict.findings == []
     assert not verdict.unseen
-    # Of the last message before a kill, it may be that nobody but the device has ever heard.
+    # The last message before a kill may never have left the device.
     assert verdict.sent - 1 <= verdict.stored <= verdict.sent
     assert verdict.accepted > verdict.stored - 5
     assert verdict.stored >= 100
-    # There was something to be judged.
+    # The histories contain something to check.
     assert {line.conversation for line in lines if isinstance(line, Stored)} == {TALK, "u:alice", "u:bob"}
     assert len([line for line in lines_of(phone) if isinstance(line, Start)]) == 2
     assert {line.process for line in lines if isinstance(line, Seen)} == {"alice@phone", "alice@laptop"}
@@ -102,22 +109,22 @@ async def test_the_histories_of_devices_match_the_store(
 async def ended(
     devices: list[DeviceProcess], broker: Mosquitto, server: ServerProcess, epoch: int = 0
 ) -> list[Line]:
-    """All that was written, by the devices and at the end."""
+    """All lines of the devices, and of the store at the end."""
     for device in devices:
         await device.command("pause", WITHIN)
     await settle(devices, WITHIN)
     assert all([(await device.finish(WITHIN)).count == 2 for device in devices])
     for device in devices:
         await device.kill()
-        assert await fresh(device.plan, broker=f"{broker.host}:{broker.port}") == 2
+        assert await sync_fresh_device(device.plan, broker=f"{broker.host}:{broker.port}") == 2
     histories = [
-        path for device in devices for path in (Path(device.plan.history), fresh_history(device.plan))
+        path for device in devices for path in (Path(device.plan.history), fresh_device_history(device.plan))
     ]
-    return [*merge(histories), *await stored(f"sqlite:///{server.store}", epoch)]
+    return [*merge(histories), *await read_store(f"sqlite:///{server.store}", epoch)]
 
 
-def repeated_in_one_life(lines: list[Line]) -> list[Row]:
-    """What was seen again, but for the one event that a kill leaves unfinished."""
+def seen_again_without_a_restart(lines: list[Line]) -> list[Row]:
+    """Events seen more than once, except for the one that a kill left unfinished."""
     seen: list[Row] = []
     repeated: list[Row] = []
     begins = False
@@ -141,7 +148,7 @@ async def test_messages_in_the_outbox_at_a_kill_are_accepted_after_the_restart(
     invoked = len(phone_lines := lines_of(phone))
     await eventually(lambda: len(lines_of(phone)) > invoked + 40)
     await phone.kill()
-    taken = {line.name for line in lines_of(phone) if isinstance(line, Taken)}
+    taken = {line.name for line in lines_of(phone) if isinstance(line, Queued)}
     assert len(taken) > len([line for line in phone_lines if isinstance(line, Ok)])
     await server.start()
     await phone.start()
@@ -150,10 +157,10 @@ async def test_messages_in_the_outbox_at_a_kill_are_accepted_after_the_restart(
     await phone.finish(WITHIN)
     oks = [line.name for line in lines_of(phone) if isinstance(line, Ok)]
     seen = [line.row.name for line in lines_of(phone) if isinstance(line, Seen)]
-    # Of a message whose answer came as it was killed, only the log tells.
+    # A message that was answered just before the kill has no `Ok`, only its place in the log.
     assert taken <= set(seen)
     assert len(taken - set(oks)) <= 2
-    assert repeated_in_one_life(lines_of(phone)) == []
+    assert seen_again_without_a_restart(lines_of(phone)) == []
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.verify)])
@@ -166,16 +173,16 @@ async def test_a_device_that_is_killed_repeatedly_sees_each_event_once(
         await all_accepted(laptop, 20 + number)
         await phone.kill()
         await phone.start()
-    for each in (phone, laptop):
-        await each.command("pause", WITHIN)
+    for device in (phone, laptop):
+        await device.command("pause", WITHIN)
     await settle([phone, laptop], WITHIN)
-    for each in (phone, laptop):
-        await each.finish(WITHIN)
+    for device in (phone, laptop):
+        await device.finish(WITHIN)
     seen = {
         device.name: [line.row for line in lines_of(device) if isinstance(line, Seen)]
         for device in (phone, laptop)
     }
-    assert repeated_in_one_life(lines_of(phone)) == []
+    assert seen_again_without_a_restart(lines_of(phone)) == []
     assert set(seen["alice@phone"]) == set(seen["alice@laptop"])
     names = [line.name for line in lines_of(phone) if isinstance(line, Invoke)]
     assert len(names) == len(set(names))
@@ -218,7 +225,7 @@ async def test_a_plain_device_that_never_resends_gives_up_unanswered_messages(
     await once.kill()
     lines = lines_of(once)
     given_up = {line.name for line in lines if isinstance(line, Info)}
-    assert given_up & {line.name for line in lines if isinstance(line, Taken)}  # the broker had it
+    assert given_up & {line.name for line in lines if isinstance(line, Queued)}  # the broker had acked it
     assert not given_up & {line.name for line in lines if isinstance(line, Ok)}
 
 
@@ -239,9 +246,9 @@ async def test_devices_record_that_they_restarted_a_log_after_a_restore(
     await asyncio.gather(*(all_accepted(device, 20) for device in devices))
     await server.stop()
     await laptop.kill()
-    between: list[Line] = [*await stored(url, 0)]
+    between: list[Line] = [*await read_store(url, 0)]
     shutil.copy(backup, server.store)
-    heads = {log.conversation: len(log.rows) for log in await stored(url, 1)}
+    heads = {log.conversation: len(log.rows) for log in await read_store(url, 1)}
     between.append(Restored("harness", now(), 0, heads))
     await server.start()
     await laptop.start()
@@ -251,7 +258,7 @@ async def test_devices_record_that_they_restarted_a_log_after_a_restore(
     lines = sorted([*await ended(devices, broker, server, 1), *between], key=lambda line: line.at)
     verdict = check(lines)
     assert verdict.findings == []
-    begun = {(line.process, line.conversation) for line in lines if isinstance(line, Begun)}
+    begun = {(line.process, line.conversation) for line in lines if isinstance(line, LogRestarted)}
     assert begun == {
         (device, talk) for device in ("alice@phone", "alice@laptop") for talk in (TALK, "u:alice")
     }

@@ -58,7 +58,7 @@ State = tuple[Saved, ...]
 
 
 class Session:
-    """What the broker keeps for a client id."""
+    """What the broker durable for a client id."""
 
     __slots__ = (
         "clean_start",

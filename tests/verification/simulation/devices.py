@@ -1,7 +1,7 @@
 """The devices of the simulation: the SDK with a program on it, and a plain client that speaks JSON.
 
 Each runs as a party of its own, writes its history as it goes, and may be killed between any two callbacks.
-What outlives it is what a real device keeps: its disk, and how far its program had counted.
+What outlives it is what a real device durable: its disk, and how far its program had counted.
 """
 
 import asyncio
@@ -35,19 +35,19 @@ from imqtt.model import (
 from imqtt.protocol import Format, decode_frames, encode_command
 from imqtt.protocol.topics import down, up
 from tests.verification.checker.history import (
-    Begun,
     Fail,
     Held,
     Info,
     Invoke,
     Line,
+    LogRestarted,
     Marked,
     Ok,
-    Row,
+    Queued,
     Seen,
     Start,
-    Taken,
 )
+from tests.verification.events import row_of
 from tests.verification.simulation.database import Disk, SimDatabase
 from tests.verification.simulation.link import SimLink
 from tests.verification.simulation.loop import Loop, Party
@@ -56,10 +56,6 @@ from tests.verification.simulation.loop import Loop, Party
 TIMING = Timing(keep_alive=10, retry_most=8.0, patience=20.0)
 PASSWORD = "secret"
 PATIENCE = 3.0  # seconds after which a plain device sends again what is not answered
-
-
-def row(event: Event) -> Row:
-    return Row(event.seq, int(event.id), event.sender, event.client_msg_id, event.content.text)
 
 
 class Sending:
@@ -127,7 +123,7 @@ class SdkDevice:
         self._awake = False
         self._more = asyncio.Event()
         self.client = None
-        self._write(Start(self.name, self._loop.time(), ordered=True, keeps=True))
+        self._write(Start(self.name, self._loop.time(), ordered=True, durable=True))
         self.party.spawn(self._run(), self.name)
 
     @property
@@ -203,7 +199,7 @@ class SdkDevice:
             self.pending.add(name)
             self._write(Invoke(self.name, self._loop.time(), conversation, name, value))
             await client.post(conversation, value, client_msg_id=name)
-            self._write(Taken(self.name, self._loop.time(), conversation, name))
+            self._write(Queued(self.name, self._loop.time(), conversation, name))
             self._await(client, tasks, conversation, name, value)
 
     def _await(
@@ -230,7 +226,7 @@ class SdkDevice:
     async def _consume(self, client: Client) -> None:
         async for event in client.events("history"):
             self._begin_anew(event.conversation)
-            self._write(Seen(self.name, self._loop.time(), event.conversation, row(event)))
+            self._write(Seen(self.name, self._loop.time(), event.conversation, row_of(event)))
             self.seen[event.conversation] = int(event.id)
             self._shown.add(event.id)
             if self._loop.random.random() < 0.1:
@@ -263,7 +259,7 @@ class SdkDevice:
             self._restarted[conversation] = None
         if conversation in self._restarted:
             del self._restarted[conversation]
-            self._write(Begun(self.name, self._loop.time(), conversation))
+            self._write(LogRestarted(self.name, self._loop.time(), conversation))
             self.seen.pop(conversation, None)
 
     async def hold(self, conversations: Sequence[str]) -> None:
@@ -282,7 +278,7 @@ class SdkDevice:
             log = client._parts.replica.logs.get(conversation)
             base = log.base if log is not None else 0
             events = await client._parts.store.events(conversation, base + 1, 1 << 53)
-            rows = tuple(row(event) for event in events)
+            rows = tuple(row_of(event) for event in events)
             self._write(Held(self.name, self._loop.time(), conversation, base, rows, fresh))
 
 
@@ -410,7 +406,7 @@ class PlainDevice:
 
     async def _offer(self, send: Send) -> None:
         if await self._publish(send, send.conversation):
-            self._write(Taken(self.name, self._loop.time(), send.conversation, send.client_msg_id))
+            self._write(Queued(self.name, self._loop.time(), send.conversation, send.client_msg_id))
 
     async def _publish(self, command: AnyCommand, place: str) -> bool:
         """Whether the broker has taken it."""

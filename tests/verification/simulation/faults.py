@@ -164,7 +164,7 @@ class Faults:
         if not self._world.broker.running:
             return
         self._world.broker.crash()
-        self._world.fault(kind, "broker", forgets=True)
+        self._world.fault(kind, "broker", loses_state=True)
         await asyncio.sleep(self._some_time(0.05, 3.0))
         self._world.broker.start(state)
         self._world.fault(kind, "broker", phase="healed")
@@ -277,7 +277,7 @@ class Faults:
         party = self._loop.party("rival")
         with suppress(OSError, LinkError, TimeoutError):
             link = await party.spawn(self._world.connect(settings))
-            self._world.fault("rival", settings.client_id, forgets=clean)
+            self._world.fault("rival", settings.client_id, loses_state=clean)
             await asyncio.sleep(self._some_time(0.01, 2.0))
             await party.spawn(link.close())
 
@@ -292,7 +292,7 @@ class Faults:
         await asyncio.sleep(self._some_time(0.0, 1.0))
         broker.max_queued = MAX_QUEUED
         if broker.dropped > dropped:
-            self._world.fault("queue limited", f"{broker.dropped - dropped} dropped", forgets=True)
+            self._world.fault("queue limited", f"{broker.dropped - dropped} dropped", loses_state=True)
 
     async def _old_replayed(self) -> None:
         for device in self._world.plain_devices:

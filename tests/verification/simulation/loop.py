@@ -41,7 +41,7 @@ def current() -> "Party | None":
 
 
 class Handle:
-    """A scheduled callback, as asyncio's. A party's own keeps to what becomes of the party."""
+    """A scheduled callback, as asyncio's. A party's own durable to what becomes of the party."""
 
     __slots__ = ("_args", "_callback", "_context", "_when", "party")
 

@@ -1,6 +1,6 @@
 """What lies between a client and the broker: two pipes for each connection, with delays, cuts and stalls.
 
-A pipe is one direction of a TCP connection. It keeps the order, takes its time, and breaks what was sent
+A pipe is one direction of a TCP connection. It durable the order, takes its time, and breaks what was sent
 together into pieces now and then: Mosquitto reads one packet of a connection at a time, so a takeover may
 come between any two. `None` in a pipe is the end of the stream.
 """
@@ -188,7 +188,7 @@ class Connection:
     # --- what is done to it
 
     def cut(self, *, client: bool = True, broker: bool = True) -> None:
-        """Ends it, with all that is in flight. Who does not notice keeps it until keep-alive finds out."""
+        """Ends it, with all that is in flight. Who does not notice durable it until keep-alive finds out."""
         for pipe, notices in ((self.down, client), (self.up, broker)):
             if pipe.broken:
                 continue

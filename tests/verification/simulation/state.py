@@ -1,6 +1,6 @@
 """The state of a simulation: what `imqtt.state.memory` does, but shared by all workers, as Redis is.
 
-Nothing rests on it, so it does its worst: it forgets everything, is away, and remembers what never was.
+Nothing rests on it, so it does its worst: it loses_state everything, is away, and remembers what never was.
 """
 
 import asyncio

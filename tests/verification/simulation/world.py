@@ -157,11 +157,11 @@ class World:
         if self.trace is not None:
             self.trace.append(f"{self.loop.time():9.4f}  {text}")
 
-    def fault(self, kind: str, target: str, *, phase: str = "fired", forgets: bool = False) -> None:
+    def fault(self, kind: str, target: str, *, phase: str = "fired", loses_state: bool = False) -> None:
         """Something was really done to somebody."""
         if phase == "fired":
             self.fired[kind] = self.fired.get(kind, 0) + 1
-        self.write(Fault("world", self.loop.time(), kind, target, phase, "", forgets))
+        self.write(Fault("world", self.loop.time(), kind, target, phase, "", loses_state))
 
     # --- parties
 

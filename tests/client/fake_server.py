@@ -49,8 +49,8 @@ PRESENCE = 10 * int(WITHIN)  # the sign of life of a silent device is due after 
 LIMITS = Limits(content=65_536, command=262_144, page=PAGE, cursors=1_000, rate=1_000, presence=PRESENCE)
 
 
-class LittleServer:
-    """`async with LittleServer(broker) as server`.
+class FakeServer:
+    """`async with FakeServer(broker) as server`.
 
     `heard` has every command with its device and partition. `refuse(command)` may return a `Rejected`
     instead of the command's being carried out; `lose(device, frame)` true: the frame is not sent.
