@@ -1,4 +1,6 @@
-"""The benchmark on MongoDB and Redis: CPU per message with one worker and two, and the time of a takeover."""
+"""The benchmark on MongoDB and Redis: CPU per message with one and two workers, and the time of a
+takeover.
+"""
 
 import asyncio
 import contextlib
@@ -23,22 +25,22 @@ PROBER = "prober"
 async def workers(
     broker: Mosquitto, directory: Path, count: int
 ) -> AsyncIterator[tuple[list[ServerProcess], MongoServer, RedisServer]]:
-    """So many `imqtt serve` on a MongoDB (or what speaks its protocol) and a Redis of their own."""
+    """This many `imqtt serve`, on their own MongoDB (or a server of its protocol) and Redis."""
     async with contextlib.AsyncExitStack() as stack:
         mongo = await stack.enter_async_context(MongoServer(directory / "mongodb"))
         redis = await stack.enter_async_context(RedisServer(directory / "redis"))
         servers: list[ServerProcess] = []
         for number in range(count):
-            place = directory / f"worker-{number}"
-            place.mkdir()
-            server = ServerProcess(broker, place, store=mongo.url, state=redis.url, partitions=PARTITIONS)
+            folder = directory / f"worker-{number}"
+            folder.mkdir()
+            server = ServerProcess(broker, folder, store=mongo.url, state=redis.url, partitions=PARTITIONS)
             servers.append(await stack.enter_async_context(server))
         await eventually(lambda: _shared(mongo, redis, servers))
         yield servers, mongo, redis
 
 
 async def takeovers(broker: Mosquitto, directory: Path, kills: int) -> list[float]:
-    """Seconds from a worker's `kill -9` to the first `Accepted` on each partition that it had."""
+    """Seconds from the `kill -9` of a worker to the first `Accepted` on each of its partitions."""
     seconds: list[float] = []
     async with (
         workers(broker, directory, 2) as (servers, mongo, redis),
@@ -92,7 +94,7 @@ async def _shared(mongo: MongoServer, redis: RedisServer, servers: list[ServerPr
 
 
 def figures(phases: dict[str, dict[str, Any]], seconds: list[float]) -> dict[str, float]:
-    """What is kept for the record."""
+    """The figures to record."""
     one, two, paced = phases["1 worker"], phases["2 workers"], phases["1 worker, half load"]
     ordered = sorted(seconds)
     return {

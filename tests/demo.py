@@ -1,7 +1,7 @@
 """`make demo`: three users on a real broker, the server killed in mid-stream, and an audit at the end.
 
-Everything is real: a Mosquitto, the server as a process of its own, devices on the SDK with local stores
-on disk. The audit trusts none of them: it reads the server's database and every device's, and compares.
+All parts are real: Mosquitto, the server in its own process, and devices on the SDK with stores on disk. The
+audit reads the server's database and those of all devices, and compares them.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from tests.given_mosquitto import use_given
 from tests.services import ServerProcess
 
 CONVERSATIONS = ("d:alice:bob", "d:alice:carol", "d:bob:carol", "u:alice", "u:bob", "u:carol")
-ROUND = 60  # messages by each device in each of its conversations, each time they talk
+ROUND = 60  # messages of each device in each of its conversations per round
 console = Console(highlight=False)
 
 Place = tuple[str, int, int, str, str]  # conversation, seq, id, sender, client_msg_id
@@ -34,7 +34,7 @@ Place = tuple[str, int, int, str, str]  # conversation, seq, id, sender, client_
 
 @dataclass
 class Actor:
-    """A device and what came of it."""
+    """A device and its messages."""
 
     user: str
     device: str
@@ -57,10 +57,10 @@ class Actor:
 
     @property
     def conversations(self) -> list[str]:
-        return [it for it in CONVERSATIONS if self.user in it.split(":")[1:]]
+        return [talk for talk in CONVERSATIONS if self.user in talk.split(":")[1:]]
 
     async def come(self) -> None:
-        """Connects, with whatever its store has, and shows what arrives from where it left off."""
+        """Connect with the existing store and show what arrives."""
         self.client = Client(
             user=self.user,
             device=self.device,
@@ -73,7 +73,7 @@ class Actor:
         self._showing = asyncio.create_task(self._show(self.client))
 
     async def go(self) -> None:
-        """Disconnects; the process of this device has ended, its store stays."""
+        """Disconnect; the device's store stays."""
         assert self.client is not None
         assert self._showing is not None
         self._showing.cancel()
@@ -82,7 +82,7 @@ class Actor:
         self.client = None
 
     async def talk(self, count: int) -> None:
-        """Sends messages in all of its conversations at once, each conversation's in order."""
+        """Send messages in all conversations at once, in order within each."""
         async with asyncio.TaskGroup() as tasks:
             for conversation in self.conversations:
                 tasks.create_task(self._say(conversation, count))
@@ -100,7 +100,7 @@ class Actor:
             self.shown.append(event)
 
     def log(self) -> list[Place]:
-        """What the device's store holds, read without the SDK's help."""
+        """The contents of the device's store, read without the SDK."""
         query = """SELECT conversation, seq, json_extract(body, '$.id'), sender,
                           json_extract(body, '$.client_msg_id') FROM events ORDER BY conversation, seq"""
         return _read(self.file, query)
@@ -112,7 +112,7 @@ def _read(file: Path, query: str) -> list[Place]:
 
 
 async def main() -> int:
-    """The demo. Returns the exit status."""
+    """Run the demo. Returns the exit status."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="imqtt-demo-") as folder:
         broker = Mosquitto(Path(folder) / "broker")
@@ -136,7 +136,7 @@ async def main() -> int:
 
 
 async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[Actor]:
-    """Everything that happens. Returns the devices, all of them gone again."""
+    """Run all events. Returns the devices, all disconnected."""
     names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet", "carol@phone")
     actors = [
         Actor(*name.split("@"), folder, broker.passwords.add(name), f"{broker.host}:{broker.port}")
@@ -181,15 +181,15 @@ async def all_talk(actors: Iterable[Actor]) -> None:
 
 
 async def settled(actor: Actor, actors: Iterable[Actor], within: float = 60.0) -> None:
-    """Waits until a device has been shown everything; what never comes is the audit's to find."""
-    expected = sum(c in actor.conversations for it in actors for c, _ in it.accepted)
+    """Wait until a device was shown everything; the audit finds what never arrives."""
+    expected = sum(c in actor.conversations for sender in actors for c, _ in sender.accepted)
     deadline = time.monotonic() + within
     while len(actor.shown) < expected and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
 
 
 def audit(actors: list[Actor], database: Path) -> int:
-    """Reads every store, prints the table, and returns the number of faults."""
+    """Read every store, print the table, and return the number of faults."""
     query = """SELECT name, seq, id, sender, client_msg_id
                FROM events JOIN conversations ON conversation = number ORDER BY name, seq"""
     stored = _read(database, query)
@@ -234,7 +234,7 @@ def _twice(places: list[Place]) -> int:
 
 
 def _disorder(places: list[Place]) -> int:
-    """Events that do not follow the one before: a hole or a step back; and each sender's own order."""
+    """Events out of order: holes, steps back, and violations of each sender's order."""
     faults = 0
     last: dict[str, int] = defaultdict(int)
     own: dict[tuple[str, str], int] = defaultdict(int)

@@ -1,4 +1,4 @@
-"""Naming another Mosquitto for everything here to run, and what is said of one that cannot be used."""
+"""Choosing another Mosquitto for all tests, and the errors for one that cannot be used."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Whoever finds a file locked is told which process has it."""
+"""Errors about a locked file name the process that holds the lock."""
 
 import asyncio
 import shutil
@@ -31,7 +31,7 @@ sys.stdin.read()
 
 @pytest.fixture
 async def other(tmp_path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that has the store `alice.db` open as a client does."""
+    """A process that has the store `alice.db` open, as a client does."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", HOLD, str(tmp_path / "alice.db"),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,

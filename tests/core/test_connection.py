@@ -50,11 +50,11 @@ def test_an_address_that_failed_often_lately_is_tried_later() -> None:
     machine.failed(0.0)
     assert attempt(machine, 1.0) == 1
     machine.established(1.0)
-    machine.lost(60.0)  # it lasted: no failure of that address
+    machine.lost(60.0)  # it lasted, so the address did not fail
     assert attempt(machine, 60.0) == 1
     machine.established(60.0)
     machine.lost(400.0)
-    assert attempt(machine, 400.0) == 0  # the window has slid past its failures; 1 was tried last
+    assert attempt(machine, 400.0) == 0  # its failures are older than the window; 1 was tried last
 
 
 def test_a_connection_that_lasted_begins_a_new_count() -> None:

@@ -1,4 +1,4 @@
-"""A view of who is alive is acted upon when it has stood for a period."""
+"""A worker acts on a view of the alive workers only after the view was stable for a period."""
 
 from imqtt.core.membership import Membership, contention
 
@@ -35,7 +35,7 @@ def test_the_last_view_holds_while_nothing_is_known() -> None:
 
 
 def test_the_first_view_after_an_outage_has_to_stand_anew() -> None:
-    """A Redis that comes back empty shows each worker itself alone."""
+    """A Redis that restarts empty shows each worker only itself."""
     membership = Membership(1.0)
     membership.see(0.0, AB)
     membership.see(1.0, AB)

@@ -10,7 +10,7 @@ workers = st.lists(names, min_size=1, max_size=8, unique=True)
 
 
 def test_worked_examples_hold_for_ever() -> None:
-    # A client in another language computes these; a change would send its messages astray.
+    # Clients in other languages compute the same partitions: a change would misroute their messages.
     assert partition_of("d:alice:bob", 16) == 12
     assert partition_of("u:alice", 16) == 3
     assert partition_of("d:alice:bob", 1) == 0
@@ -26,7 +26,7 @@ def test_conversations_spread_evenly() -> None:
     assert max(counts.values()) < 1.2 * min(counts.values())
 
 
-# --- which worker
+# --- assignment to workers
 
 
 def test_nobody_owns_anything_where_nobody_is() -> None:
@@ -55,7 +55,7 @@ def test_of_who_leaves_nothing_moves_but_what_was_his(
 ) -> None:
     leaves = data.draw(st.sampled_from(them))
     before = assign(partitions, them)
-    after = assign(partitions, [it for it in them if it != leaves])
+    after = assign(partitions, [worker for worker in them if worker != leaves])
     assert all(now == then for then, now in zip(before, after, strict=True) if then != leaves)
 
 

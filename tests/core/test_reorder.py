@@ -1,4 +1,4 @@
-"""Whatever order events come in, each is applied once and in order, and what is missing is known exactly."""
+"""In whatever order events arrive, each is applied once and in order, and missing ones are known exactly."""
 
 from itertools import pairwise
 
@@ -15,13 +15,13 @@ def event(seq: int, id_: int = 0) -> Event:
 
 
 def behind(seq: int, id_: int, previous: int) -> Event:
-    """A live event, which says what it stands behind."""
+    """A live event, which names its previous event."""
     return msgspec.structs.replace(event(seq, id_), previous=Id(previous))
 
 
 def live(log: list[Event]) -> list[Event]:
-    """The events of a log as they are told when they are news."""
-    return [behind(it.seq, it.id, before.id) for before, it in pairwise([event(0), *log])]
+    """The events of a log as they are published when new."""
+    return [behind(new.seq, new.id, before.id) for before, new in pairwise([event(0), *log])]
 
 
 def log(length: int) -> list[Event]:
@@ -30,7 +30,7 @@ def log(length: int) -> list[Event]:
 
 @st.composite
 def arrivals(draw: st.DrawFn) -> tuple[int, list[int]]:
-    """A log's length, and its seqs in any order, some of them several times."""
+    """The length of a log, and its seqs in any order, with repetitions."""
     length = draw(st.integers(1, 30))
     seqs = list(range(1, length + 1))
     repeated = draw(st.lists(st.sampled_from(seqs), max_size=30))
@@ -41,7 +41,9 @@ def arrivals(draw: st.DrawFn) -> tuple[int, list[int]]:
 def test_any_permutation_with_duplicates_is_applied_once_in_order(arrived: tuple[int, list[int]]) -> None:
     length, seqs = arrived
     order = Reorder()
-    applied = [it for seq in seqs for it in order.offer(event(seq), held=seq * 10).events]
+    applied = [
+        applied_event for seq in seqs for applied_event in order.offer(event(seq), held=seq * 10).events
+    ]
     assert applied == log(length)
     assert order.cursor == Position(length, Id(length * 10))
     assert order.holes() == []
@@ -82,9 +84,9 @@ def test_an_event_with_another_id_at_a_known_seq_shows_another_log() -> None:
     assert not order.offer(event(5)).diverged
     assert not order.offer(event(3), held=30).diverged
     assert order.offer(event(5, 51)).diverged
-    assert order.offer(event(3, 60), held=30).diverged  # younger than our last, yet earlier in its log
-    assert order.offer(event(3, 29), held=30).diverged  # and older, from a log whose ids are all lower
-    assert order.offer(event(6, 40)).diverged  # older than our last, yet later in its log
+    assert order.offer(event(3, 60), held=30).diverged  # newer than our last, but earlier in its log
+    assert order.offer(event(3, 29), held=30).diverged  # older, from a log whose ids are all lower
+    assert order.offer(event(6, 40)).diverged  # older than our last, but later in its log
     assert order.cursor == Position(5, Id(50))
 
 
@@ -132,7 +134,7 @@ def test_an_event_that_stands_behind_another_one_than_the_cursor_is_not_applied(
     assert order.offer(behind(6, 61, 51)) == DIVERGED
     assert order.in_doubt
     assert order.cursor == Position(5, Id(50))
-    assert order.trust() == Step()  # nor later, should the server know the cursor
+    assert order.trust() == Step()  # also not later, if the server knows the cursor
     assert order.offer(behind(6, 60, 50)).events == (behind(6, 60, 50),)
 
 
@@ -149,7 +151,7 @@ def test_an_event_kept_aside_is_compared_with_the_one_that_comes_before_it() -> 
         assert order.offer(early) == Step()
     assert order.offer(behind(6, 60, 50)) == Step((behind(6, 60, 50),), diverged=True)
     assert order.cursor == Position(6, Id(60))
-    assert order.holes() == [range(7, 11)]  # what stood behind it may be of that log as well
+    assert order.holes() == [range(7, 11)]  # events after it may belong to that log as well
 
 
 def test_an_event_kept_aside_is_compared_if_it_said_so_either_time() -> None:
@@ -162,9 +164,9 @@ def test_an_event_kept_aside_is_compared_if_it_said_so_either_time() -> None:
 
 @st.composite
 def two_logs(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
-    """A log, and what became of it after a restore. Ids alone never tell one from the other.
+    """A log, and another that replaced it after a restore. Ids alone cannot distinguish them.
 
-    Where a clock was ahead in the first, they are lower in the second.
+    If a clock was ahead in the first, the ids of the second are lower.
     """
     kept, later = draw(st.integers(0, 6)), draw(st.sampled_from([5, -5]))
     lengths = st.integers(kept, 12)
@@ -177,22 +179,22 @@ def two_logs(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
 def test_no_mix_of_two_logs_is_ever_taken_for_one(
     logs: tuple[list[Event], list[Event]], data: st.DataObject
 ) -> None:
-    """Whatever comes of either log, early, late, twice or never. None: the server is asked, and answers."""
+    """Events of either log arrive early, late, twice or never. None: the server is asked and answers."""
     first, restored = logs
     mine = first[: data.draw(st.integers(0, len(first)), "the device's cursor")]
     order = Reorder(end_of(mine))
     arriving = st.sampled_from([None, *live(first), *live(restored)])
-    for it in data.draw(st.lists(arriving, max_size=40), "what arrives"):
-        if it is not None:
-            held = mine[it.seq - 1].id if it.seq <= len(mine) else 0
-            step = order.offer(it, held)
-            assert step.diverged or held in (0, it.id), "two events at one seq are of two logs"
+    for arrived in data.draw(st.lists(arriving, max_size=40), "what arrives"):
+        if arrived is not None:
+            held = mine[arrived.seq - 1].id if arrived.seq <= len(mine) else 0
+            step = order.offer(arrived, held)
+            assert step.diverged or held in (0, arrived.id), "two events at one seq are of two logs"
         elif mine == restored[: len(mine)]:
             step = order.trust()
         else:
             mine, step = list(restored), Step()
             order = Reorder(end_of(mine))
-        mine += [msgspec.structs.replace(one, previous=Id(0)) for one in step.events]
+        mine += [msgspec.structs.replace(applied, previous=Id(0)) for applied in step.events]
         assert mine in (first[: len(mine)], restored[: len(mine)])
         assert order.cursor == end_of(mine)
 

@@ -13,14 +13,14 @@ MINUTE = 60_000
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
-# Where a clock may be, in milliseconds from NOW: mostly right, often back at an earlier value.
+# Clock readings in milliseconds from NOW: mostly correct, often back at an earlier value.
 CLOCKS = st.one_of(
     st.integers(-59_000, 59_000), st.sampled_from([-DAY, -HOUR, 0, HOUR, DAY]), st.integers(-2 * DAY, 2 * DAY)
 )
 
 
 class Conversations:
-    """Logs of one partition, whose events get their ids from owners that come one after the other."""
+    """Logs of one partition, whose successive owners assign the ids of events."""
 
     def __init__(self, tolerance: int = MINUTE) -> None:
         self._tolerance = tolerance
@@ -54,7 +54,7 @@ def test_ids_and_times_grow_in_every_conversation_whatever_the_clock_does(
         conversations.write(name, NOW + offset)
     for ids in conversations.ids.values():
         assert ids == sorted(set(ids))
-        assert [it.time for it in ids] == sorted(it.time for it in ids)
+        assert [id.time for id in ids] == sorted(id.time for id in ids)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), CLOCKS), max_size=200))
@@ -62,7 +62,7 @@ def test_one_owner_draws_no_id_twice_whatever_the_clock_does(steps: Sequence[tup
     conversations = Conversations()
     for name, offset in steps:
         conversations.write(name, NOW + offset)
-    drawn = [it for ids in conversations.ids.values() for it in ids]
+    drawn = [id for ids in conversations.ids.values() for id in ids]
     assert len(drawn) == len(set(drawn))
 
 

@@ -1,4 +1,4 @@
-"""Servers on the test's own MongoDB and Redis, which it may stop, pause and kill."""
+"""Servers on a MongoDB and a Redis of the test's own, which it may stop, pause and kill."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,7 +54,7 @@ def start_worker(
 
 
 async def two(start_worker: StartWorker, **settings: object) -> list[ServerProcess]:
-    """Two workers, started at the same time."""
+    """Two workers that start at the same time."""
     return await asyncio.gather(start_worker(**settings), start_worker(**settings))
 
 

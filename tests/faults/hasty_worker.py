@@ -1,6 +1,6 @@
 """`python -m tests.faults.hasty_worker`: `imqtt serve` with shorter timeouts.
 
-A real worker waits for half a minute, this one for seconds, so that tests of its timeouts are short.
+Tests of these timeouts take seconds instead of half a minute.
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""MongoDB or Redis unavailable under load, and Redis wiped: senders wait; no message is lost or rejected."""
+"""MongoDB or Redis is unavailable under load, or Redis is wiped: senders wait; no message is lost or
+rejected.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -58,7 +60,7 @@ async def test_messages_are_delivered_while_redis_is_away(
     else:
         redis.pause()
     away = answered(senders)
-    # More messages than were in flight are answered during the outage, so none waits for Redis.
+    # More messages are answered during the outage than were in flight, so none waits for Redis.
     await eventually(lambda: answered(senders) > away + 100, what="messages being accepted without Redis")
     await asyncio.sleep(seconds)  # the test is about this duration
     if how == "stopped":
@@ -93,7 +95,7 @@ async def test_messages_are_delivered_while_redis_is_wiped_repeatedly(
 async def test_a_worker_that_leaves_while_redis_is_away_is_replaced(
     start_worker: StartWorker, cluster: Cluster, redis: RedisServer, device: Make, how: str
 ) -> None:
-    """Its last will, or its farewell on an orderly end, arrives through the broker."""
+    """Its last will, or its farewell on an orderly stop, arrives through the broker."""
     first, second = await two(start_worker)
     await eventually(lambda: shared_by(cluster, first, second))
     senders = await pairs(device, 4, 100, pause=0.02)

@@ -31,7 +31,7 @@ def answered(senders: list[Sender]) -> int:
 
 
 def talked_in(owners: Mapping[int, int], pid: int | None) -> list[int]:
-    """The numbers of pairs whose conversations are in the partitions of a worker."""
+    """The numbers of pairs whose conversations are in a worker's partitions."""
     return [
         number for number in range(100) if owners[partition_of(conversation_of(number), PARTITIONS)] == pid
     ]
@@ -115,7 +115,7 @@ async def test_no_message_is_lost_when_every_worker_and_the_broker_are_killed_at
     await asyncio.gather(*(worker.start() for worker in workers), broker.start())
     await eventually(lambda: shared_by(cluster, *workers))
     await sending
-    await audit_pairs(device, senders, live=False)  # a device that was cut off syncs
+    await audit_pairs(device, senders, live=False)  # a device that was disconnected syncs
 
 
 async def test_a_broker_restart_is_not_mistaken_for_a_rival(
@@ -163,7 +163,7 @@ async def test_a_second_process_without_redis_is_refused(start_worker: StartWork
     with pytest.raises(AssertionError, match="Redis"):
         await start_worker(state="memory:")
     with pytest.raises(AssertionError, match="Redis"):
-        await start_worker()  # one with Redis beside one without
+        await start_worker()  # one with Redis and one without
 
 
 async def test_a_database_with_another_number_of_partitions_is_refused(start_worker: StartWorker) -> None:
@@ -186,7 +186,7 @@ async def test_a_worker_that_alone_loses_mongodb_releases_its_partitions_to_othe
         await start_worker(command=command, store=proxied_url),
     )
     await eventually(lambda: shared_by(cluster, first, second))
-    # Only a worker that is to store something finds out that it cannot: both have conversations.
+    # A worker notices that it cannot store only when it has to: both own conversations.
     owners = await cluster.owners()
     busy, cut_off = (talked_in(owners, server.pid)[:2] for server in (first, second))
     senders = await pairs(device, [*busy, *cut_off], 150, pause=0.02)

@@ -1,4 +1,4 @@
-"""Whatever a device publishes is a command that every later stage can take, or an error that says why."""
+"""Every payload is either a command that all later stages accept, or an error that states the reason."""
 
 import contextlib
 import json
@@ -26,12 +26,12 @@ def sending(content: object, **changed: object) -> bytes:
 
 
 def sending_json(text: str) -> bytes:
-    """A `send` whose JSON content is this text, whatever it is."""
+    """A `send` with this text as its JSON content, valid or not."""
     return sending({"json": "?"}).replace(b'"?"', text.encode())
 
 
 def refusal(payload: bytes, bounds: Bounds = BOUNDS) -> ImqttError:
-    """The error with which `payload` is refused."""
+    """The error that decoding `payload` raises."""
     with pytest.raises(ImqttError) as caught:
         decode_command(payload, bounds)
     return caught.value
@@ -45,7 +45,7 @@ def both(command: AnyCommand) -> list[bytes]:
 
 
 def accepted_or_refused(payload: bytes) -> None:
-    """Decodes, or raises an error that may go over the wire; and either way its command can be identified."""
+    """Decode, or raise an error that may be sent; in both cases the command can be identified."""
     refused: ImqttError | None = None
     try:
         decode_command(payload, BOUNDS)
@@ -366,14 +366,14 @@ def test_a_conversation_outside_the_alphabet_is_invalid(conversation: str) -> No
         {"type": "typing", "conversation": conversation},
     ):
         assert isinstance(refusal(json.dumps(command).encode()), Invalid)
-    # The server skips such a cursor: `topics.md`, Cursors.
+    # The server skips such a cursor: see `topics.md`, Cursors.
     cursors = [{"conversation": conversation, "seq": 1}, {"conversation": "d:alice:bob"}]
     for payload in (
         {"type": "sync", "cursors": cursors},
         {"type": "hello", "nonce": "n", "cursors": cursors},
     ):
         command = decode_command(json.dumps(payload).encode(), BOUNDS)
-        assert [it.conversation for it in command.cursors] == [conversation, "d:alice:bob"]  # type: ignore[union-attr]
+        assert [cursor.conversation for cursor in command.cursors] == [conversation, "d:alice:bob"]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("token", ["", " ", "a b", "é", "\x7f", "x" * 65, "a\n"])

@@ -1,4 +1,4 @@
-"""Both forms carry the same values, and nothing gets lost on the way."""
+"""Both formats carry the same values without loss."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What topics.md says agrees with the code, as far as no server is needed to see it."""
+"""topics.md agrees with the code, as far as that can be checked without a server."""
 
 import re
 import typing
@@ -26,7 +26,7 @@ PAGE = topics_page.PAGE.read_text()
 EXAMPLES = topics_page.examples(PAGE)
 TABLES = list(topics_page.tables(PAGE))
 
-# The section of each table of fields, and what it describes.
+# The section of each table of fields, and the class that it describes.
 DESCRIBED: dict[tuple[str, str], tuple[type[msgspec.Struct], type[Message]]] = {
     ("Commands", "hello"): (model.Hello, pb.Hello),
     ("Commands", "send"): (model.Send, pb.Send),
@@ -109,7 +109,7 @@ def test_a_table_has_the_fields_numbers_types_and_defaults_of_the_code(section: 
 
 
 def default_in(row: dict[str, str]) -> object:
-    """The default that a row tells: as JSON, or as a word."""
+    """The default in a row, as JSON or as a word."""
     return code(row["default"]).strip('"')
 
 
@@ -189,7 +189,11 @@ def test_every_link_within_the_page_leads_somewhere() -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [it for it in EXAMPLES if it.protobuf_text is not None or it.protobuf_hex is not None],
+    [
+        example
+        for example in EXAMPLES
+        if example.protobuf_text is not None or example.protobuf_hex is not None
+    ],
     ids=place,
 )
 def test_the_protobuf_beside_an_example_says_the_same(example: topics_page.Example) -> None:

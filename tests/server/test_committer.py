@@ -1,6 +1,6 @@
-"""The committer against a store that does what real ones do at their worst, one thing at a time.
+"""The committer against a store with the worst behaviour of real ones, one at a time.
 
-The store is SQLite's own; what a test injects is an outcome of `append` at a moment that it chooses.
+The store is SQLite's own; a test injects an outcome of `append` at a chosen moment.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -26,7 +26,7 @@ Fault = Callable[[Sequence[Record]], ImqttError | None]
 
 
 class FaultyStore(SqliteStore):
-    """Raises what `before` says instead of appending, and what `after` says once it has."""
+    """Raises `before` instead of appending, and `after` once it has appended."""
 
     before: Fault | None = None
     after: Fault | None = None
@@ -98,7 +98,7 @@ async def test_an_append_that_may_have_failed_is_sent_again(store: FaultyStore) 
 async def test_an_append_that_had_succeeded_after_all_is_recognised(store: FaultyStore) -> None:
     store.after = once(OutcomeUnknown("no answer"))
     decisions = await committer(store).commit(messages("1", "2"))
-    assert [type(it) for it in decisions] == [Append, Append]  # so everybody is told of the events
+    assert [type(it) for it in decisions] == [Append, Append]  # so the events are published
     stored = await store.events_after("u:alice", 0, 10)
     assert [it.event.id for it in decisions if isinstance(it, Append)] == [event.id for event in stored]
 
@@ -107,7 +107,9 @@ async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
     one, other = committer(store), committer(store)
     await one.commit(messages("1"))
     await other.commit(messages("2", "3"))
-    decisions = await one.commit(messages("3", "4", "2", "5"))  # its head is old, and two are known
+    decisions = await one.commit(
+        messages("3", "4", "2", "5")
+    )  # its head is outdated, and two messages are known
     assert [type(it) for it in decisions] == [Known, Append, Known, Append]
     assert seqs(decisions) == [3, 4, 2, 5]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3"), (4, "4"), (5, "5")]
@@ -168,7 +170,7 @@ async def test_an_outcome_that_is_unknown_stays_so_until_the_store_answers(store
 
     store.before, store.after = before, after
     (decision,) = await committer(store).commit(messages("1"))
-    assert isinstance(decision, Append)  # stored by the first try, though the second met a full disk
+    assert isinstance(decision, Append)  # stored by the first try, although the disk was full at the second
     assert not answers
     assert await log(store) == [(1, "1")]
 
@@ -193,7 +195,7 @@ async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_for
 async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_well(
     store: FaultyStore,
 ) -> None:
-    """A command that timed out may go on in the store: its rows turn up under ids that were given up."""
+    """A command that timed out may continue in the store: its rows appear later, under abandoned ids."""
     late: list[Record] = []
 
     def times_out(records: Sequence[Record]) -> ImqttError | None:
@@ -205,7 +207,7 @@ async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_w
     real = store.append
 
     async def append(records: Sequence[Record]) -> None:
-        if late and records[0].event.id == late[0].event.id:  # the same again: only a prefix can be seen yet
+        if late and records[0].event.id == late[0].event.id:  # again, but only a prefix is visible yet
             await SqliteStore.append(store, late[:1])
             raise AppendConflict(0)
         if late and len(late) > 1:

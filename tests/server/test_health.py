@@ -1,4 +1,4 @@
-"""The health page: 200 while the worker serves, and what is wrong in words."""
+"""The health page: 200 while the worker serves, otherwise the problem in words."""
 
 import asyncio
 import json
@@ -78,7 +78,7 @@ async def test_an_address_that_cannot_be_listened_on_is_an_error(
 
 
 async def done(server: Server, device: RawDevice, command: AnyCommand) -> None:
-    """Returns when the server has finished a command that gets no answer."""
+    """Return when the server has finished a command that gets no answer."""
     received = server.counters.received
     await device.command(command)
     await eventually(lambda: server.counters.received > received and not server.health().unfinished)
@@ -93,11 +93,11 @@ async def test_a_store_that_is_gone_is_told_though_nothing_is_written(
     server = await stack.enter_async_context(serving(config_for(broker, tmp_path, store=store)))
     alice = await device("alice@phone")
     await alice.hello()
-    await done(server, alice, Typing("u:alice"))  # from now on the devices of this user are remembered
+    await done(server, alice, Typing("u:alice"))  # from now on this user's devices are cached
     proxy.cut()
     await eventually(lambda: server.health().store.startswith("the store does not answer since"))
     assert server.health().status == "degraded"
-    # A command for which nothing is asked of the store says nothing of it.
+    # A command that needs no read of the store shows nothing about it.
     await done(server, alice, Typing("u:alice"))
     assert server.health().status == "degraded"
     proxy.repair()

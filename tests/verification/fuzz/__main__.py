@@ -1,9 +1,9 @@
-"""Fuzzes each target for its share of the time, guided by coverage, beginning with the kept corpus.
+"""Fuzzes each target for its share of the time, guided by coverage, starting from the corpus.
 
     python -m tests.verification.fuzz [--seconds 600] [--target NAME ...] [--keep]
 
-Ends with status 1 if a law was broken: the input is in `findings/` then, and printed. Mend the fault, and
-move the input to `corpus/NAME/mended-…`, where every test run replays it.
+Exits with status 1 if a property was violated: the input is then printed and kept in `findings/`. Fix the
+fault and move the input to `corpus/NAME/fixed-…`, where every test run replays it.
 """
 
 import argparse
@@ -18,13 +18,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.verification.fuzz.corpus import CORPUS, FINDINGS, MENDED, kept
+from tests.verification.fuzz.corpus import CORPUS, FINDINGS, FIXED, kept
 from tests.verification.fuzz.seeds import seeds
 from tests.verification.fuzz.targets import TARGETS
 
-SHARES: Final = {"commands": 3, "frames": 3, "link": 3, "content": 1, "names": 1}  # of the time
+SHARES: Final = {"commands": 3, "frames": 3, "link": 3, "content": 1, "names": 1}  # share of the time
 LONGEST: Final = 1_500  # bytes of an input
-LIMITS: Final = ("-timeout=10", "-rss_limit_mb=1024")  # seconds for one input, and memory: laws as well
+LIMITS: Final = (
+    "-timeout=10",
+    "-rss_limit_mb=1024",
+)  # seconds per input, and memory in megabytes: exceeding them is a violation
 FOUND: Final = ("crash-*", "timeout-*", "oom-*", "leak-*")
 
 
@@ -32,7 +35,7 @@ HEAD: Final = "target     seconds        runs  a second  edges  features   new  
 
 
 class Outcome(NamedTuple):
-    """What libFuzzer said. `features`: edges, and how often each; `before`: of the kept corpus."""
+    """What libFuzzer reported. `features`: edges and their counts; `before`: those of the corpus."""
 
     runs: int
     a_second: int
@@ -105,7 +108,7 @@ def _fuzz(name: str, seconds: int, work: Path) -> Outcome:
 
 
 def _merge(name: str, work: Path) -> None:
-    """The fewest and smallest inputs that reach what the kept and the new ones reach together."""
+    """The fewest and smallest inputs that reach everything that the old and new ones reach together."""
     merged = work / "merged"
     merged.mkdir()
     log = _child(
@@ -116,12 +119,12 @@ def _merge(name: str, work: Path) -> None:
     for path in merged.iterdir():
         shutil.copy(path, CORPUS / name / path.name)
     for path in kept(name):
-        if not (merged / path.name).exists() and not path.name.startswith(MENDED):
+        if not (merged / path.name).exists() and not path.name.startswith(FIXED):
             path.unlink()
 
 
 def _child(*arguments: str) -> str:
-    """What it printed. libFuzzer ends the process that it runs in, and says by files what it found."""
+    """The output of libFuzzer, which ends its process and reports findings as files."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.verification.fuzz.child", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
@@ -133,7 +136,7 @@ def _child(*arguments: str) -> str:
 
 
 def _collect(name: str, work: Path) -> list[Path]:
-    """Moves what was found to where it stays, made smaller."""
+    """Minimize the findings and move them to their directory."""
     paths: list[Path] = []
     for pattern in FOUND:
         for path in (work / "found").glob(pattern):
@@ -146,7 +149,7 @@ def _collect(name: str, work: Path) -> list[Path]:
 
 
 def smaller(name: str, data: bytes) -> bytes:
-    """The same fault by fewer bytes: pieces are taken out as long as the same line raises the same."""
+    """The same fault with fewer bytes: pieces are removed while the same line raises the same error."""
     wanted = _fault(name, data)
     size = len(data) // 2
     while wanted is not None and size:

@@ -1,7 +1,7 @@
-"""Changes that know the form of what they change, so that an input gets past the parsers' first bytes.
+"""Mutations that know the format of their input, so that the result gets past a parser's first bytes.
 
-The parsers of JSON and protobuf are C, of which a fuzzer guided by Python's coverage sees nothing: changing
-single bytes it would hardly ever write a command that parses.
+The parsers of JSON and protobuf are C code, which Python's coverage does not see: mutating single bytes would
+hardly ever produce a command that parses.
 """
 
 import re
@@ -34,7 +34,7 @@ Mutation = Callable[[bytes, Random], bytes]
 
 
 def mutate(target: str, data: bytes, random: Random, bytewise: Bytewise, most: int) -> bytes:
-    """A changed `data`, of at most `most` bytes. The same `random` gives the same change."""
+    """A mutation of `data` with at most `most` bytes. The same `random` gives the same result."""
     for _ in range(random.choice((1, 1, 2, 4))):
         if random.random() < 0.2:
             data = bytewise(data, most)
@@ -66,7 +66,7 @@ def _frames_in_the_other_form(data: bytes, random: Random) -> bytes:
 
 
 def _two_packets_of_frames(data: bytes, random: Random) -> bytes:
-    """The frames of two packets in one."""
+    """Join the frames of two packets."""
     other = random.choice(_seeds("frames"))
     if format_of(data) is Format.JSON:
         if format_of(other) is Format.JSON and data.endswith(b"]}") and len(data) > 13 and len(other) > 13:
@@ -93,7 +93,7 @@ _SEEDS: dict[str, list[bytes]] = {}
 
 
 def _name_parts(data: bytes, random: Random) -> bytes:
-    """The parts between `/`, `@` or `:`, changed, doubled, taken out, changed places; marks stay in place."""
+    """Parts between `/`, `@` or `:` are changed, doubled, removed or swapped; the separators stay."""
     parts = re.split(b"([/@:])", data)
     parts, marks = parts[::2], parts[1::2]
     at = random.randrange(len(parts))

@@ -1,7 +1,7 @@
-"""The laws of what comes in from outside: each target takes any bytes, and raises if a law does not hold.
+"""Properties of decoding: each target takes any bytes and raises if a property is violated.
 
-Both fuzzers and the replay of the corpus call these. An `AssertionError` is a law that was broken; any
-other exception is one that the code let out.
+Both fuzzers and the replay of the corpus call them. An `AssertionError` is a violated property; any other
+exception escaped from the code under test.
 """
 
 import json
@@ -60,21 +60,23 @@ from imqtt.protocol.topics import MAX_NAME, down, is_name, parse_up, up
 from imqtt.server.intake import PASSED_ON, Delivery, Intake, rejected
 from tests.verification.fuzz import stream
 
-BOUNDS: Final = Bounds(content=200, command=4_000, cursors=3)  # a short input may go beyond them
-WIDE: Final = Bounds(content=200, command=100_000, cursors=3)  # one form of a command is longer than another
+BOUNDS: Final = Bounds(content=200, command=4_000, cursors=3)  # small, so that a short input may exceed them
+WIDE: Final = Bounds(
+    content=200, command=100_000, cursors=3
+)  # one format of a command is longer than the other
 PARTITIONS: Final = 16
 PHONE: Final = Device("alice", "phone")
 NOTHING_ASKED: Final = Requests(Uplink(PHONE, Format.JSON), Timing())
-ESCAPED: Final = 6  # bytes that JSON may make of one: \u0001
+ESCAPED: Final = 6  # bytes in JSON of one byte: \u0001
 
 _content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode  # as the stores do
 
 
-# --- what any later stage can take --------------------------------------------------------------------
+# --- requirements of later stages ---------------------------------------------------------------------
 
 
 def _fit(value: object) -> None:
-    """No store, no broker and no other client's parser chokes on it."""
+    """Every store, broker and client parser accepts it."""
     if isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             _fit(getattr(value, name))
@@ -86,7 +88,7 @@ def _fit(value: object) -> None:
     elif isinstance(value, str):
         value.encode()
     elif isinstance(value, int):
-        # What is no id is a number in JSON too, and JavaScript counts to 2**53.
+        # Integers other than ids are JSON numbers, which JavaScript reads up to 2**53.
         assert 0 <= value < (1 << 63 if isinstance(value, Id) else 1 << 53), value
     else:
         assert value is None or isinstance(value, bytes), type(value)
@@ -109,7 +111,7 @@ def _fit_json(value: object, depth: int) -> None:
 
 
 def _telling(error: ImqttError, named: CommandInfo) -> None:
-    """It may be told to the sender, in one packet that any device takes."""
+    """The error can be sent to the sender in one packet that any device accepts."""
     assert type(error) in (Malformed, Invalid, TooLarge, Unsupported, NotAllowed), type(error)
     assert not error.retryable
     assert 0 < len(error.reason.encode()) <= 250
@@ -124,7 +126,7 @@ def _telling(error: ImqttError, named: CommandInfo) -> None:
 
 
 def commands(payload: bytes) -> None:
-    """A command is refused by an error that its sender may be told, or every later stage can take it."""
+    """A command is refused with an error that can be sent, or every later stage accepts it."""
     named = identify(payload)
     for name in named:
         assert name.isascii()
@@ -156,7 +158,7 @@ def _go_further(command: AnyCommand) -> None:
 
 
 def _be_stored(sends: list[Send]) -> None:
-    """Whichever form a message came in, the same bytes are stored, and they say what it said."""
+    """Both formats of a message are stored as the same bytes, with the same meaning."""
     messages = [receive(PHONE, send) for send in sends]
     (body,) = {message.body for message in messages}
     assert len({message.digest for message in messages}) == 1
@@ -177,7 +179,7 @@ def _is_in(user: str, conversation: str) -> bool:
 
 
 def _sort(payload: bytes) -> None:
-    """The server's intake finds one thing to do about it, wherever it comes in."""
+    """The server's intake has exactly one action for it, wherever it arrives."""
     for partition, properties in ((0, ()), (partition_of("u:alice", PARTITIONS), (PASSED_ON,))):
         received = Received(up(PHONE, partition), payload, 1, False, properties, 1, 0)
         delivery = Delivery(partition, received, cast("Any", None), again=True)
@@ -191,7 +193,7 @@ def _sort(payload: bytes) -> None:
 
 
 def frames(payload: bytes) -> None:
-    """A packet down is malformed, or a device can keep what it says."""
+    """A packet to a device is malformed, or a device can store its contents."""
     try:
         packet = decode_frames(payload)
     except Malformed as error:
@@ -204,7 +206,7 @@ def frames(payload: bytes) -> None:
 def _be_carried(packet: tuple[AnyFrame, ...]) -> None:
     for frame in packet:
         _fit(frame)
-    # What no command may have, one of the forms has no place for.
+    # One of the formats cannot express some values that no command may have.
     common = all(map(_is_common, (event for frame in packet for event in _events(frame))))
     for format in Format if common else ():
         encoded = [encode_frame(frame, format) for frame in packet]
@@ -216,7 +218,7 @@ def _be_carried(packet: tuple[AnyFrame, ...]) -> None:
 
 
 def _is_common(event: Event) -> bool:
-    """protobuf has no two bodies, and reads "" as the kind `message`; JSON has no null that is content."""
+    """protobuf has no two bodies and reads "" as the kind `message`; JSON has no null content."""
     content = event.content
     bodies = 3 - [content.text, content.data, content.json].count(None)
     return bodies <= 1 and content.json != "null" and event.kind != ""
@@ -232,7 +234,7 @@ def _events(frame: AnyFrame) -> list[Event]:
 
 
 def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
-    """A device that knows nothing takes it, and what comes of it fits into its store."""
+    """A new device accepts it, and the result fits into its store."""
     in_order = all(
         _is_contiguous(part) for frame in packet if isinstance(frame, Page) for part in frame.slices
     )
@@ -263,7 +265,7 @@ def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
 
 
 def _is_contiguous(part: Slice) -> bool:
-    """As every server's slices are: a device believes it."""
+    """As in every server's slices, which a device relies on."""
     return all(after.seq == before.seq + 1 for before, after in pairwise(part.events))
 
 
@@ -271,14 +273,14 @@ def _is_contiguous(part: Slice) -> bool:
 
 
 def content(text: bytes) -> None:
-    """JSON content is refused, or kept as one text that says the same to everybody."""
+    """JSON content is refused, or stored as one text that means the same to every reader."""
     try:
         canonical = canonical_json(msgspec.json.decode(text))
     except (ValueError, RecursionError):
         return
     _fit(canonical)
     assert canonical_json(msgspec.json.decode(canonical.encode())) == canonical
-    # Python's own parser is the oracle. `repr`, since 1 == 1.0 == True.
+    # Python's own parser is the oracle. Compared by `repr`, because 1 == 1.0 == True.
     assert repr(json.loads(canonical)) == repr(json.loads(text))
     for payload in _sends(text):
         try:
@@ -302,7 +304,7 @@ def _sends(text: bytes) -> tuple[bytes, bytes]:
 
 
 def names(data: bytes) -> None:
-    """Topics and conversation ids name whom they say, or nobody."""
+    """Topics and conversation ids name the users that they contain, or are refused."""
     text = data.decode(errors="surrogateescape")
     device = parse_up(text)
     if device is not None:

@@ -1,4 +1,4 @@
-"""Every kept input is replayed. A failure names the property and the file."""
+"""Replays the corpus. A failure names the property and the file."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.verification.fuzz.corpus import CORPUS, kept
 from tests.verification.fuzz.seeds import seeds
 from tests.verification.fuzz.targets import TARGETS
 
-KIBIBYTES = 500  # the whole corpus: a repository keeps what it ever had
+KIBIBYTES = 500  # for the whole corpus: a repository keeps deleted files
 
 
 @pytest.mark.parametrize("target", TARGETS)

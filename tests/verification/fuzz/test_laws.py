@@ -1,7 +1,7 @@
-"""The laws, for values that Hypothesis makes from the schemas, and for changed inputs of the corpus.
+"""The properties, for values that Hypothesis makes from the schemas, and for mutations of the corpus.
 
-The same examples every time: a change is tested by its own test run, and one that fails for somebody else's
-example teaches nobody. What is not yet known is looked for by `make fuzz`, whose corpus is what is kept.
+The examples are the same every time, so a change is tested only by its own test run. `make fuzz` searches for
+new ones and keeps them in its corpus.
 """
 
 from random import Random

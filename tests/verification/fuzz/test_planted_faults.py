@@ -1,4 +1,4 @@
-"""The corpus finds faults: with each planted mistake, a replay violates a property."""
+"""The corpus finds faults: with each planted fault, a replay violates a property."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,12 +16,12 @@ from tests.verification.fuzz.corpus import kept
 from tests.verification.fuzz.seeds import seeds
 from tests.verification.fuzz.targets import TARGETS
 
-CHECK = import_module("imqtt.protocol.check")  # the package has a function of this name
+CHECK = import_module("imqtt.protocol.check")  # the package exports a function of this name
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def nothing(*_: object) -> None:
-    """In place of a check."""
+    """Replaces a check."""
 
 
 def unchecked(module: str, name: str) -> Plant:
