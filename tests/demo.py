@@ -120,7 +120,7 @@ async def main() -> int:
         server = ServerProcess(broker, Path(folder))
         try:
             await server.start()
-            say(f"Mosquitto on port {broker.port}, the server beside it as process {server.pid}.")
+            say(f"Mosquitto on port {broker.port}, the server is process {server.pid}.")
             actors = await play(broker, server, Path(folder))
             await server.stop()
             faults = audit(actors, Path(folder) / "imqtt.db")
@@ -145,11 +145,11 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     tablet = actors[3]
     for actor in actors:
         await actor.come()
-    say(f"{len(actors)} devices of three users are online, and talk.")
+    say(f"{len(actors)} devices of three users are online and exchange messages.")
     await all_talk(actors)
 
     await tablet.go()
-    say("bob@tablet went offline. The others go on talking.")
+    say("bob@tablet went offline. The others continue.")
     others = [actor for actor in actors if actor is not tablet]
     await all_talk(others)
 
@@ -160,13 +160,13 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     await server.kill()
     stored = sum(len(actor.accepted) for actor in actors)
     unsent = sum(actor.sent - len(actor.accepted) for actor in actors)
-    say(f"[bold]kill -9[/] of the server, {stored} messages accepted, {unsent} on their way.")
+    say(f"[bold]kill -9[/] of the server, {stored} messages accepted, {unsent} in flight.")
     await server.start()
     say(f"The server is back as process {server.pid}, and is answered by the messages that waited.")
     await talking
 
     await tablet.come()
-    say("bob@tablet is back, and says what it has to say.")
+    say("bob@tablet is online again and sends its messages.")
     await tablet.talk(ROUND)
     for actor in actors:
         await settled(actor, actors)
@@ -198,7 +198,7 @@ def audit(actors: list[Actor], database: Path) -> int:
         for actor in actors
         for (c, name), answer in actor.accepted.items()
     }
-    table = Table(title="What the stores say", title_justify="left")
+    table = Table(title="Contents of the stores", title_justify="left")
     for column in ("", "sent", "accepted", "holds", "shown", "lost", "twice", "out of order"):
         table.add_column(column, justify="left" if not column else "right")
     faults = 0
@@ -223,7 +223,7 @@ def audit(actors: list[Actor], database: Path) -> int:
         table.add_row(actor.name, *map(str, numbers))
     console.print(table)
     if sent != len(accepted) or not stored:
-        console.print(f"{sent} sent, {len(accepted)} accepted: not everything was answered.")
+        console.print(f"{sent} sent, {len(accepted)} accepted: some messages were not answered.")
         faults += 1
     return faults
 

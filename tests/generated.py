@@ -16,7 +16,7 @@ def write_or_check(
     if "--write" in sys.argv:
         write()
     elif names := stale():
-        sys.exit(f"not current: {', '.join(names)}; run `{command}` and commit")
+        sys.exit(f"outdated:  {', '.join(names)}; run `{command}` and commit")
     else:
         print(f"{what} is current")
 

@@ -238,5 +238,5 @@ def _wait_until_writable(url: str, member: str) -> None:
                     members = [{"_id": 0, "host": member}]
                     client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
             if time.monotonic() > deadline:
-                raise AssertionError(f"MongoDB at {url} takes no writes after {WITHIN:g} s")
+                raise AssertionError(f"MongoDB at {url} accepts no writes after {WITHIN:g} s")
             time.sleep(0.05)

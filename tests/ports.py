@@ -37,7 +37,7 @@ def free_port() -> int:
             with contextlib.suppress(OSError), socket.socket() as probe:
                 probe.bind(("", port))
                 return port
-    raise AssertionError(f"hardly any port from {PORTS.start} to {PORTS.stop - 1} is free")
+    raise AssertionError(f"no free port found from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def listeners() -> Listeners:

@@ -6,7 +6,7 @@ import sys
 from imqtt.processes import command_line
 
 
-def test_the_command_line_of_a_process_is_its_words() -> None:
+def test_the_command_line_of_a_process_is_split_into_words() -> None:
     program = [sys.executable, "-c", "print(); input()", "two words"]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -64,7 +64,7 @@ def test_holes_are_reported_exactly(arrived: set[int], start: int, random: objec
 
 
 @given(arrivals(), st.integers(1, 5))
-def test_with_little_room_asking_for_the_holes_brings_the_rest(
+def test_with_a_small_buffer_requests_for_the_holes_return_the_rest(
     arrived: tuple[int, list[int]], limit: int
 ) -> None:
     length, seqs = arrived
@@ -79,7 +79,7 @@ def test_with_little_room_asking_for_the_holes_brings_the_rest(
     assert applied == log(length)
 
 
-def test_an_event_with_another_id_at_a_known_seq_shows_another_log() -> None:
+def test_another_id_at_a_known_seq_reveals_another_log() -> None:
     order = Reorder(Position(5, Id(50)))
     assert not order.offer(event(5)).diverged
     assert not order.offer(event(3), held=30).diverged
@@ -90,13 +90,13 @@ def test_an_event_with_another_id_at_a_known_seq_shows_another_log() -> None:
     assert order.cursor == Position(5, Id(50))
 
 
-def test_an_event_before_all_that_the_device_holds_is_for_the_server_to_compare() -> None:
+def test_an_event_before_the_devices_base_is_left_to_the_server_to_compare() -> None:
     order = Reorder(Position(5, Id(50)))
     assert order.offer(event(3)) == DIVERGED
     assert order.trust() == Step()
 
 
-def test_a_doubtful_log_does_not_grow_until_the_server_has_been_asked() -> None:
+def test_a_doubtful_log_does_not_grow_before_the_server_was_asked() -> None:
     order = Reorder(Position(5, Id(50)))
     order.offer(event(5, 51))
     assert order.in_doubt
@@ -108,7 +108,7 @@ def test_a_doubtful_log_does_not_grow_until_the_server_has_been_asked() -> None:
     assert not order.in_doubt
 
 
-def test_two_logs_kept_aside_show_too() -> None:
+def test_two_logs_in_the_buffer_are_detected() -> None:
     order = Reorder()
     order.offer(event(3))
     assert order.offer(event(3, 35)).diverged
@@ -120,7 +120,7 @@ def test_a_cursor_without_an_id_is_not_compared() -> None:
     assert order.offer(event(6)).events == (event(6),)
 
 
-def test_a_log_begun_at_its_head_gives_out_what_had_come_after_it() -> None:
+def test_a_log_that_starts_at_its_head_applies_buffered_events_after_it() -> None:
     order = Reorder()
     for seq in (4, 7, 8, 10):
         order.offer(event(seq))
@@ -129,7 +129,7 @@ def test_a_log_begun_at_its_head_gives_out_what_had_come_after_it() -> None:
     assert order.holes() == [range(9, 10)]
 
 
-def test_an_event_that_stands_behind_another_one_than_the_cursor_is_not_applied() -> None:
+def test_an_event_whose_previous_is_not_the_cursor_is_not_applied() -> None:
     order = Reorder(Position(5, Id(50)))
     assert order.offer(behind(6, 61, 51)) == DIVERGED
     assert order.in_doubt
@@ -138,14 +138,14 @@ def test_an_event_that_stands_behind_another_one_than_the_cursor_is_not_applied(
     assert order.offer(behind(6, 60, 50)).events == (behind(6, 60, 50),)
 
 
-def test_an_event_that_does_not_say_what_it_stands_behind_is_applied() -> None:
+def test_an_event_without_previous_is_applied() -> None:
     order = Reorder(Position(5, Id(50)))
     assert order.offer(event(6)).events == (event(6),)
     unplaced = Reorder(Position(5, Id(0)))
     assert unplaced.offer(behind(6, 60, 51)).events == (behind(6, 60, 51),)
 
 
-def test_an_event_kept_aside_is_compared_with_the_one_that_comes_before_it() -> None:
+def test_a_buffered_event_is_compared_with_its_predecessor() -> None:
     order = Reorder(Position(5, Id(50)))
     for early in (behind(8, 81, 71), behind(7, 71, 61), behind(10, 100, 91)):
         assert order.offer(early) == Step()
@@ -154,7 +154,7 @@ def test_an_event_kept_aside_is_compared_with_the_one_that_comes_before_it() -> 
     assert order.holes() == [range(7, 11)]  # events after it may belong to that log as well
 
 
-def test_an_event_kept_aside_is_compared_if_it_said_so_either_time() -> None:
+def test_a_buffered_event_is_compared_if_either_copy_named_its_previous() -> None:
     for twice in ([event(7), behind(7, 70, 61)], [behind(7, 70, 61), event(7)]):
         order = Reorder(Position(5, Id(50)))
         for early in twice:
@@ -176,7 +176,7 @@ def two_logs(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
 
 
 @given(two_logs(), st.data())
-def test_no_mix_of_two_logs_is_ever_taken_for_one(
+def test_events_of_two_logs_are_never_combined(
     logs: tuple[list[Event], list[Event]], data: st.DataObject
 ) -> None:
     """Events of either log arrive early, late, twice or never. None: the server is asked and answers."""
@@ -188,7 +188,9 @@ def test_no_mix_of_two_logs_is_ever_taken_for_one(
         if arrived is not None:
             held = mine[arrived.seq - 1].id if arrived.seq <= len(mine) else 0
             step = order.offer(arrived, held)
-            assert step.diverged or held in (0, arrived.id), "two events at one seq are of two logs"
+            assert step.diverged or held in (0, arrived.id), (
+                "different events at one seq belong to different logs"
+            )
         elif mine == restored[: len(mine)]:
             step = order.trust()
         else:

@@ -23,7 +23,7 @@ async def whole(client: Client, conversation: str = TALK) -> list[Event]:
     return await client.history(conversation, limit=100_000)
 
 
-async def test_everybodys_devices_agree(server: ServerProcess, device: Devices) -> None:
+async def test_all_devices_agree(server: ServerProcess, device: Devices) -> None:
     names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet")
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(device(name, start="beginning")) for name in names]
@@ -80,7 +80,7 @@ async def test_a_new_device_reads_back_to_the_start(server: ServerProcess, devic
             assert await whole(bob) == await whole(alice)
 
 
-async def test_what_the_server_refuses(server: ServerProcess, device: Devices) -> None:
+async def test_refusals_of_the_server_are_raised(server: ServerProcess, device: Devices) -> None:
     async with device("alice@phone") as alice:
         for conversation, error in (
             ("d:bob:carol", NotAllowed), ("d:bob:alice", Invalid), ("g:team", Unsupported), ("x:y", Invalid),
@@ -159,7 +159,7 @@ async def nothing_unsent(client: Client) -> bool:
     return not await client.outbox()
 
 
-async def test_broker_and_server_killed_and_started_again_while_everybody_sends(
+async def test_broker_and_server_are_killed_and_restarted_while_all_devices_send(
     server: ServerProcess, device: Devices, broker: Mosquitto
 ) -> None:
     async with device("alice@phone") as alice, device("bob@phone") as bob:
@@ -233,7 +233,7 @@ async def test_an_example_without_arguments_prints_its_usage(name: str) -> None:
     assert said.count(b"\n") == 1
 
 
-async def test_the_bot_answers_and_goes_on_after_a_kill(
+async def test_the_bot_answers_and_continues_after_a_kill(
     server: ServerProcess, device: Devices, broker: Mosquitto, program: object, tmp_path: Path
 ) -> None:
     password, store = broker.passwords.add("echo@bot"), str(tmp_path / "echo.db")

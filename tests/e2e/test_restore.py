@@ -69,7 +69,7 @@ async def copied(source: str, target: str, *options: str) -> str:
 # --- moving
 
 
-async def test_devices_go_on_on_another_store_as_if_nothing_had_happened(
+async def test_devices_notice_nothing_when_the_store_is_moved(
     broker: Mosquitto, device: Devices, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     first = f"sqlite:///{tmp_path / 'imqtt.db'}"
@@ -332,7 +332,7 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
         await eventually(lambda talk=talk: agrees(alice, place.url, talk), what=talk)
 
 
-async def test_a_program_gets_what_it_has_yet_to_read_though_its_device_begins_anew(
+async def test_a_program_gets_unread_events_although_its_device_restarts_the_log(
     broker: Mosquitto, device: Devices, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))

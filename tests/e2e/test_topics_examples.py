@@ -288,7 +288,7 @@ async def running(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Server]:
     [(Format.JSON, aiomqtt.ProtocolVersion.V311), (Format.PROTOBUF, aiomqtt.ProtocolVersion.V5)],
     ids=["JSON over MQTT 3.1.1", "protobuf over MQTT 5"],
 )
-async def test_the_page_tells_what_happens(
+async def test_every_example_of_the_page_is_correct(
     broker: Mosquitto, format: Format, version: aiomqtt.ProtocolVersion
 ) -> None:
     page = topics_page.examples(topics_page.PAGE.read_text())
@@ -298,7 +298,7 @@ async def test_the_page_tells_what_happens(
     await reader.close()
 
 
-def test_the_comparison_notices_what_differs() -> None:
+def test_the_comparison_detects_differences() -> None:
     """The test above depends on this."""
     stand = Placeholders()
     page = {"type": "accepted", "seq": 1, "id": "11", "reason": "…"}

@@ -3,7 +3,8 @@ rejected.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -18,6 +19,20 @@ from tests.services import eventually
 Make = Callable[..., Awaitable[RawDevice]]
 
 
+@contextlib.asynccontextmanager
+async def unavailable(server: MongoServer | RedisServer, how: str) -> AsyncIterator[None]:
+    """`how`: stopped or paused."""
+    if how == "stopped":
+        await server.stop()
+    else:
+        server.pause()
+    yield
+    if how == "stopped":
+        await server.start()
+    else:
+        server.resume()
+
+
 @pytest.mark.parametrize("seconds", OUTAGES)
 @pytest.mark.parametrize("how", ["stopped", "paused"])
 async def test_senders_wait_while_mongodb_is_away(
@@ -28,17 +43,10 @@ async def test_senders_wait_while_mongodb_is_away(
     senders = await pairs(device, 4, 100, patience=60.0, pause=0.02)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 100)
-    if how == "stopped":
-        await mongo.stop()
-    else:
-        mongo.pause()
-    await asyncio.sleep(seconds)  # the test is about this duration
-    waiting = answered(senders)
-    assert not sending.done(), "nobody waited for MongoDB"
-    if how == "stopped":
-        await mongo.start()
-    else:
-        mongo.resume()
+    async with unavailable(mongo, how):
+        await asyncio.sleep(seconds)  # the test is about this duration
+        waiting = answered(senders)
+        assert not sending.done(), "no sender waited for MongoDB"
     await sending
     assert answered(senders) > waiting
     assert not any(sender.rejected for sender in senders)
@@ -55,18 +63,11 @@ async def test_messages_are_delivered_while_redis_is_away(
     senders = await pairs(device, 4, 40 + int(seconds / 0.08), patience=60.0, pause=0.08)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 100)
-    if how == "stopped":
-        await redis.stop()
-    else:
-        redis.pause()
-    away = answered(senders)
-    # More messages are answered during the outage than were in flight, so none waits for Redis.
-    await eventually(lambda: answered(senders) > away + 100, what="messages being accepted without Redis")
-    await asyncio.sleep(seconds)  # the test is about this duration
-    if how == "stopped":
-        await redis.start()
-    else:
-        redis.resume()
+    async with unavailable(redis, how):
+        away = answered(senders)
+        # More messages are answered during the outage than were in flight, so none waits for Redis.
+        await eventually(lambda: answered(senders) > away + 100, what="messages being accepted without Redis")
+        await asyncio.sleep(seconds)  # the test is about this duration
     await sending
     assert not any(sender.rejected for sender in senders)
     await audit_pairs(device, senders)

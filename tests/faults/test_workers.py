@@ -95,7 +95,7 @@ async def test_a_worker_that_was_asleep_gives_up_its_partitions_when_it_wakes(
     try:
         await eventually(lambda: shared_by(cluster, second))
         before = answered(senders)
-        await eventually(lambda: answered(senders) > before + 100, what="the other one going on")
+        await eventually(lambda: answered(senders) > before + 100, what="the other worker continuing")
         await asyncio.sleep(seconds)  # the test is about this duration
     finally:
         os.kill(first.pid, signal.SIGCONT)
@@ -152,8 +152,8 @@ async def test_workers_that_do_not_see_each_other_stop_taking_over_sessions(
     async def told() -> bool:
         return any("taken from this worker" in worker.trouble for worker in await cluster.workers())
 
-    await eventually(told, what="the fight being told of")
-    await eventually(rested, what="an end to the fight")
+    await eventually(told, what="a report of the takeovers")
+    await eventually(rested, what="an end of the takeovers")
     assert b"does another imqtt serve this broker" in first.log.read_bytes() + second.log.read_bytes()
     assert await told()
 

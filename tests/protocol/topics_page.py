@@ -89,7 +89,7 @@ def examples(page: str) -> list[Example]:
         elif language == "json" and words[:1] == ["down"] and len(words) == 2:
             found.append(Example(line, "down", words[1], text=text))
         else:
-            raise ValueError(f"topics.md:{line}: no kind of example: {match['info']}")
+            raise ValueError(f"topics.md:{line}: unknown kind of example: {match['info']}")
     return found
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     if "--write" in sys.argv:
         PAGE.write_text(filled)
     elif filled != page:
-        sys.exit("topics.md: the protobuf examples are not current; run with --write")
+        sys.exit("topics.md: the protobuf examples are outdated; run with --write")
 
 
 if __name__ == "__main__":

@@ -394,7 +394,7 @@ def main() -> None:
         if "--write" in sys.argv:
             (HERE / name).write_text(text)
         elif (HERE / name).read_text() != text:
-            sys.exit(f"{name} is not current: a change of the protocol, or run with --write")
+            sys.exit(f"{name} is outdated: if the protocol was meant to change, run with --write")
 
 
 if __name__ == "__main__":

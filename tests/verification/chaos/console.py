@@ -1,10 +1,12 @@
 """Commands to a device's process on stdin and its reports on stdout, as lines of JSON."""
 
 import asyncio
+import contextlib
+import logging
 import resource
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import msgspec
 
@@ -151,6 +153,21 @@ class Console:
     def done(self, do: str, count: int = 0) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self.say(Done(do, count, usage.ru_utime + usage.ru_stime))
+
+
+class Device(Protocol):
+    async def run(self) -> None: ...
+
+
+def run_device(make: Callable[[Console], Device]) -> None:
+    """The main program of a device's process."""
+
+    async def main() -> None:
+        await make(await Console.open()).run()
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())
 
 
 async def until_one_ends(*tasks_of_device: Callable[[], Coroutine[Any, Any, None]]) -> None:

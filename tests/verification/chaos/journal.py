@@ -5,23 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.verification.chaos.console import Plan, Progress
-from tests.verification.checker.history import (
-    Fail,
-    Held,
-    History,
-    Info,
-    Invoke,
-    Line,
-    LogRestarted,
-    Marked,
-    Ok,
-    Queued,
-    Row,
-    Seen,
-    Start,
-    now,
-    read,
-)
+from tests.verification.checker import history
+from tests.verification.checker.history import History, Line, Row, now, read
 
 
 class Message(NamedTuple):
@@ -54,7 +39,7 @@ class Journal:
         path = Path(plan.history)
         if path.exists():
             for line in read(path):
-                starts += isinstance(line, Start)
+                starts += isinstance(line, history.Start)
                 self._note(line)
         self.random = random.Random(f"{plan.seed} {plan.process} {starts}")
         self._number = 1 + max((int(name.rpartition(":")[2]) for name in self.messages), default=0)
@@ -74,59 +59,59 @@ class Journal:
     # --- lines
 
     def start(self, *, ordered: bool, durable: bool) -> None:
-        self._write(Start(self.process, now(), ordered, durable))
+        self._write(history.Start(self.process, now(), ordered, durable))
 
     def invoke(self, message: Message) -> None:
-        self._write(Invoke(self.process, now(), message.conversation, message.name, message.value))
+        self._write(history.Invoke(self.process, now(), message.conversation, message.name, message.value))
 
     def queue(self, message: Message) -> None:
-        self._write(Queued(self.process, now(), message.conversation, message.name))
+        self._write(history.Queued(self.process, now(), message.conversation, message.name))
 
     def ok(self, conversation: str, name: str, seq: int, id: int) -> None:
-        self._write(Ok(self.process, now(), conversation, name, seq, int(id)))
+        self._write(history.Ok(self.process, now(), conversation, name, seq, int(id)))
 
     def fail(self, conversation: str, name: str, code: str) -> None:
-        self._write(Fail(self.process, now(), conversation, name, code))
+        self._write(history.Fail(self.process, now(), conversation, name, code))
 
     def info(self, message: Message, why: str, *, answered: bool = False) -> None:
-        self._write(Info(self.process, now(), message.conversation, message.name, why, answered))
+        self._write(history.Info(self.process, now(), message.conversation, message.name, why, answered))
 
     def see(self, conversation: str, row: Row) -> None:
-        self._write(Seen(self.process, now(), conversation, row))
+        self._write(history.Seen(self.process, now(), conversation, row))
 
     def restart_log(self, conversation: str) -> None:
-        self._write(LogRestarted(self.process, now(), conversation))
+        self._write(history.LogRestarted(self.process, now(), conversation))
 
     def mark(self, conversation: str, user: str, delivered: int, read: int) -> None:
         """Written only if the marks have changed."""
         if self.marks.get((conversation, user)) != (delivered, read):
-            self._write(Marked(self.process, now(), conversation, user, delivered, read))
+            self._write(history.Marked(self.process, now(), conversation, user, delivered, read))
 
     def hold(self, conversation: str, base: int, rows: tuple[Row, ...]) -> None:
-        self._write(Held(self.process, now(), conversation, base, rows))
+        self._write(history.Held(self.process, now(), conversation, base, rows))
 
     def _write(self, line: Line) -> None:
         self._history.write(line)
         self._note(line)
 
     def _note(self, line: Line) -> None:
-        if isinstance(line, Seen):
+        if isinstance(line, history.Seen):
             self.seen[line.conversation] = line.row
             self.seen_ids.add(line.row.id)
-        elif isinstance(line, Invoke):
+        elif isinstance(line, history.Invoke):
             message = Message(line.conversation, line.name, line.value, line.at)
             self.messages.setdefault(line.name, message)
-        elif isinstance(line, Queued):
+        elif isinstance(line, history.Queued):
             self.queued.add(line.name)
-        elif isinstance(line, Ok):
+        elif isinstance(line, history.Ok):
             self.accepted.add(line.name)
             if line.name in self.messages:
                 self._newest = max(self._newest, self.messages[line.name].at)
-        elif isinstance(line, Fail):
+        elif isinstance(line, history.Fail):
             self.failed.add(line.name)
-        elif isinstance(line, LogRestarted):
+        elif isinstance(line, history.LogRestarted):
             self.seen.pop(line.conversation, None)
             for key in [key for key in self.marks if key[0] == line.conversation]:
                 del self.marks[key]
-        elif isinstance(line, Marked):
+        elif isinstance(line, history.Marked):
             self.marks[line.conversation, line.user] = (line.delivered, line.read)

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, LinkSettings, Message, Will, connect
-from tests.verification.chaos.console import Console, Started, until_one_ends
+from tests.verification.chaos.console import Console, Started, run_device, until_one_ends
 from tests.verification.chaos.journal import Journal
 from tests.verification.chaos.journal import Message as Sent
 from tests.verification.checker.history import Row, now
@@ -328,12 +328,5 @@ def _row(event: Frame) -> Row:
     return Row(event["seq"], int(event["id"]), event["sender"], event["client_msg_id"], text)
 
 
-async def main() -> None:
-    console = await Console.open()
-    await PlainDevice(console).run()
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main())
+    run_device(PlainDevice)

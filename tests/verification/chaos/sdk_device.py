@@ -5,8 +5,6 @@ restarted with the same plan: its messages are in the SDK's outbox, and its reco
 """
 
 import asyncio
-import contextlib
-import logging
 from pathlib import Path
 
 from imqtt.client import Client, Format, Notice, Refused, Restarted, Timing
@@ -15,7 +13,7 @@ from imqtt.client.feed import Events, Queue
 from imqtt.client.store import LocalStore
 from imqtt.errors import ClientError, ImqttError
 from imqtt.model import Device, Marks, Page, Sync
-from tests.verification.chaos.console import Console, Plan, Started, until_one_ends
+from tests.verification.chaos.console import Console, Plan, Started, run_device, until_one_ends
 from tests.verification.chaos.journal import Journal, Message
 from tests.verification.checker.history import Row, now
 from tests.verification.events import row_of
@@ -282,12 +280,5 @@ class SdkDevice:
         )
 
 
-async def main() -> None:
-    console = await Console.open()
-    await SdkDevice(console).run()
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main())
+    run_device(SdkDevice)

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,25 +20,9 @@ from tests.verification.chaos.devices import (
     sync_fresh_device,
 )
 from tests.verification.chaos.store_reader import read_store
+from tests.verification.checker import history
 from tests.verification.checker.check import check
-from tests.verification.checker.history import (
-    Held,
-    Info,
-    Invoke,
-    Line,
-    LogRestarted,
-    Marked,
-    Ok,
-    Queued,
-    Restored,
-    Row,
-    Seen,
-    Start,
-    Stored,
-    merge,
-    now,
-    read,
-)
+from tests.verification.checker.history import Line, Row, merge, now, read
 
 TALK = "d:alice:bob"
 Make = Callable[..., DeviceProcess]
@@ -66,6 +51,10 @@ async def device(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Make]:
 
 def lines_of(device: DeviceProcess) -> list[Line]:
     return list(read(Path(device.plan.history)))
+
+
+def of_type(lines: list[Line], kind: type[Any]) -> list[Any]:
+    return [line for line in lines if isinstance(line, kind)]
 
 
 async def all_accepted(device: DeviceProcess, more: int) -> None:
@@ -98,12 +87,12 @@ async def test_the_histories_of_devices_match_the_store(
     assert verdict.accepted > verdict.stored - 5
     assert verdict.stored >= 100
     # The histories contain something to check.
-    assert {line.conversation for line in lines if isinstance(line, Stored)} == {TALK, "u:alice", "u:bob"}
-    assert len([line for line in lines_of(phone) if isinstance(line, Start)]) == 2
-    assert {line.process for line in lines if isinstance(line, Seen)} == {"alice@phone", "alice@laptop"}
-    marked = {(line.conversation, line.user) for line in lines if isinstance(line, Marked) and line.read}
+    assert {line.conversation for line in of_type(lines, history.Stored)} == {TALK, "u:alice", "u:bob"}
+    assert len(of_type(lines_of(phone), history.Start)) == 2
+    assert {line.process for line in of_type(lines, history.Seen)} == {"alice@phone", "alice@laptop"}
+    marked = {(line.conversation, line.user) for line in of_type(lines, history.Marked) if line.read}
     assert marked >= {(TALK, "alice"), (TALK, "bob"), ("u:alice", "alice")}
-    assert len([line for line in lines if isinstance(line, Held) and line.fresh]) == 6
+    assert len([line for line in of_type(lines, history.Held) if line.fresh]) == 6
 
 
 async def ended(
@@ -129,8 +118,8 @@ def seen_again_without_a_restart(lines: list[Line]) -> list[Row]:
     repeated: list[Row] = []
     begins = False
     for line in lines:
-        begins = begins or isinstance(line, Start)
-        if isinstance(line, Seen):
+        begins = begins or isinstance(line, history.Start)
+        if isinstance(line, history.Seen):
             if line.row in seen and not (begins and line.row == seen[-1]):
                 repeated.append(line.row)
             seen.append(line.row)
@@ -148,15 +137,15 @@ async def test_messages_in_the_outbox_at_a_kill_are_accepted_after_the_restart(
     invoked = len(phone_lines := lines_of(phone))
     await eventually(lambda: len(lines_of(phone)) > invoked + 40)
     await phone.kill()
-    taken = {line.name for line in lines_of(phone) if isinstance(line, Queued)}
-    assert len(taken) > len([line for line in phone_lines if isinstance(line, Ok)])
+    taken = {line.name for line in of_type(lines_of(phone), history.Queued)}
+    assert len(taken) > len(of_type(phone_lines, history.Ok))
     await server.start()
     await phone.start()
     await phone.command("pause", WITHIN)
     await phone.settle(WITHIN)
     await phone.finish(WITHIN)
-    oks = [line.name for line in lines_of(phone) if isinstance(line, Ok)]
-    seen = [line.row.name for line in lines_of(phone) if isinstance(line, Seen)]
+    oks = [line.name for line in of_type(lines_of(phone), history.Ok)]
+    seen = [line.row.name for line in of_type(lines_of(phone), history.Seen)]
     # A message that was answered just before the kill has no `Ok`, only its place in the log.
     assert taken <= set(seen)
     assert len(taken - set(oks)) <= 2
@@ -179,12 +168,12 @@ async def test_a_device_that_is_killed_repeatedly_sees_each_event_once(
     for device in (phone, laptop):
         await device.finish(WITHIN)
     seen = {
-        device.name: [line.row for line in lines_of(device) if isinstance(line, Seen)]
+        device.name: [line.row for line in of_type(lines_of(device), history.Seen)]
         for device in (phone, laptop)
     }
     assert seen_again_without_a_restart(lines_of(phone)) == []
     assert set(seen["alice@phone"]) == set(seen["alice@laptop"])
-    names = [line.name for line in lines_of(phone) if isinstance(line, Invoke)]
+    names = [line.name for line in of_type(lines_of(phone), history.Invoke)]
     assert len(names) == len(set(names))
 
 
@@ -221,12 +210,12 @@ async def test_a_plain_device_that_never_resends_gives_up_unanswered_messages(
     await once.start()
     await all_accepted(once, 5)
     await server.kill()
-    await eventually(lambda: any(isinstance(line, Info) for line in lines_of(once)))
+    await eventually(lambda: any(isinstance(line, history.Info) for line in lines_of(once)))
     await once.kill()
     lines = lines_of(once)
-    given_up = {line.name for line in lines if isinstance(line, Info)}
-    assert given_up & {line.name for line in lines if isinstance(line, Queued)}  # the broker had acked it
-    assert not given_up & {line.name for line in lines if isinstance(line, Ok)}
+    given_up = {line.name for line in of_type(lines, history.Info)}
+    assert given_up & {line.name for line in of_type(lines, history.Queued)}  # the broker had acked it
+    assert not given_up & {line.name for line in of_type(lines, history.Ok)}
 
 
 @pytest.mark.verify
@@ -249,7 +238,7 @@ async def test_devices_record_that_they_restarted_a_log_after_a_restore(
     between: list[Line] = [*await read_store(url, 0)]
     shutil.copy(backup, server.store)
     heads = {log.conversation: len(log.rows) for log in await read_store(url, 1)}
-    between.append(Restored("harness", now(), 0, heads))
+    between.append(history.Restored("harness", now(), 0, heads))
     await server.start()
     await laptop.start()
     await asyncio.gather(*(all_accepted(device, 20) for device in devices))
@@ -258,7 +247,7 @@ async def test_devices_record_that_they_restarted_a_log_after_a_restore(
     lines = sorted([*await ended(devices, broker, server, 1), *between], key=lambda line: line.at)
     verdict = check(lines)
     assert verdict.findings == []
-    begun = {(line.process, line.conversation) for line in lines if isinstance(line, LogRestarted)}
+    begun = {(line.process, line.conversation) for line in of_type(lines, history.LogRestarted)}
     assert begun == {
         (device, talk) for device in ("alice@phone", "alice@laptop") for talk in (TALK, "u:alice")
     }

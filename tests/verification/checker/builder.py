@@ -3,25 +3,9 @@
 from collections.abc import Iterable
 from itertools import count
 
+from tests.verification.checker import history
 from tests.verification.checker.check import Verdict, check
-from tests.verification.checker.history import (
-    Entry,
-    Fail,
-    Fault,
-    Held,
-    Info,
-    Invoke,
-    Line,
-    LogRestarted,
-    Marked,
-    Ok,
-    Queued,
-    Restored,
-    Row,
-    Seen,
-    Start,
-    Stored,
-)
+from tests.verification.checker.history import Entry, Line, Row
 
 TALK = "d:alice:bob"
 HARNESS = "harness"
@@ -51,23 +35,23 @@ class HistoryBuilder:
     # --- a device sends
 
     def start(self, process: str, *, ordered: bool = False, durable: bool = False) -> None:
-        self._add(Start, process, ordered=ordered, durable=durable)
+        self._add(history.Start, process, ordered=ordered, durable=durable)
 
     def invoke(self, process: str, name: str, conversation: str = TALK, value: str = "") -> None:
         value = value or value_of(process, name, conversation)
-        self._add(Invoke, process, conversation=conversation, name=name, value=value)
+        self._add(history.Invoke, process, conversation=conversation, name=name, value=value)
 
     def queue(self, process: str, name: str, conversation: str = TALK) -> None:
-        self._add(Queued, process, conversation=conversation, name=name)
+        self._add(history.Queued, process, conversation=conversation, name=name)
 
     def ok(self, process: str, row: Row, conversation: str = TALK) -> None:
-        self._add(Ok, process, conversation=conversation, name=row.name, seq=row.seq, id=row.id)
+        self._add(history.Ok, process, conversation=conversation, name=row.name, seq=row.seq, id=row.id)
 
     def fail(self, process: str, name: str, code: str = "not_allowed", conversation: str = TALK) -> None:
-        self._add(Fail, process, conversation=conversation, name=name, code=code)
+        self._add(history.Fail, process, conversation=conversation, name=name, code=code)
 
     def info(self, process: str, name: str, conversation: str = TALK) -> None:
-        self._add(Info, process, conversation=conversation, name=name, why="timeout")
+        self._add(history.Info, process, conversation=conversation, name=name, why="timeout")
 
     def send(self, process: str, name: str, conversation: str = TALK) -> Row:
         """A message that is invoked, queued, stored and accepted."""
@@ -92,7 +76,7 @@ class HistoryBuilder:
     def restore(self, heads: dict[str, int], backup_epoch: int | None = None) -> None:
         """End the epoch and truncate each log of the store to these seqs."""
         self.read_store()
-        self._add(Restored, HARNESS, epoch=self.epoch, heads=heads, backup_epoch=backup_epoch)
+        self._add(history.Restored, HARNESS, epoch=self.epoch, heads=heads, backup_epoch=backup_epoch)
         self.epoch += 1
         self.logs = {name: log[: heads.get(name, 0)] for name, log in self.logs.items()}
         for name, marks in self.marks.items():
@@ -104,19 +88,23 @@ class HistoryBuilder:
     def read_store(self) -> None:
         for name, log in self.logs.items():
             marks = tuple((user, *its) for user, its in self.marks.get(name, {}).items())
-            self._add(Stored, HARNESS, epoch=self.epoch, conversation=name, rows=tuple(log), marks=marks)
+            self._add(
+                history.Stored, HARNESS, epoch=self.epoch, conversation=name, rows=tuple(log), marks=marks
+            )
 
     # --- a device receives
 
     def see(self, process: str, *rows: Row, conversation: str = TALK) -> None:
         for row in rows:
-            self._add(Seen, process, conversation=conversation, row=row)
+            self._add(history.Seen, process, conversation=conversation, row=row)
 
     def restart_log(self, process: str, conversation: str = TALK) -> None:
-        self._add(LogRestarted, process, conversation=conversation)
+        self._add(history.LogRestarted, process, conversation=conversation)
 
     def mark(self, process: str, user: str, delivered: int, read: int, conversation: str = TALK) -> None:
-        self._add(Marked, process, conversation=conversation, user=user, delivered=delivered, read=read)
+        self._add(
+            history.Marked, process, conversation=conversation, user=user, delivered=delivered, read=read
+        )
 
     def hold(
         self,
@@ -127,12 +115,12 @@ class HistoryBuilder:
         fresh: bool = False,
         conversation: str = TALK,
     ) -> None:
-        self._add(Held, process, conversation=conversation, base=base, rows=tuple(rows), fresh=fresh)
+        self._add(history.Held, process, conversation=conversation, base=base, rows=tuple(rows), fresh=fresh)
 
     # --- the rest
 
     def fault(self, kind: str, *, loses_state: bool = False) -> None:
-        self._add(Fault, HARNESS, kind=kind, target="broker", loses_state=loses_state)
+        self._add(history.Fault, HARNESS, kind=kind, target="broker", loses_state=loses_state)
 
     def end(self) -> Verdict:
         """Sync a fresh device of every member, read the store, and check."""

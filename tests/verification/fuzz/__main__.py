@@ -74,9 +74,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.verification.fuzz", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--seconds", type=int, default=600, help="for all targets together")
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="these alone")
-    parser.add_argument("--keep", action="store_true", help="adds to the corpus what reached something new")
+    parser.add_argument("--seconds", type=int, default=600, help="seconds for all targets together")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="fuzz only these targets")
+    parser.add_argument("--keep", action="store_true", help="add inputs that reached new code to the corpus")
     return parser.parse_args(arguments)
 
 
@@ -167,7 +167,7 @@ def smaller(name: str, data: bytes) -> bytes:
 def _fault(name: str, data: bytes) -> tuple[str, int | None] | None:
     try:
         TARGETS[name](data)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what was found
+    except Exception as error:  # noqa: BLE001 - any error is the finding
         return type(error).__name__, traceback.extract_tb(error.__traceback__)[-1].lineno
     return None
 
@@ -182,7 +182,7 @@ def _show(path: Path) -> None:
     except Exception:  # noqa: BLE001 - as above
         print(traceback.format_exc())
     else:
-        print("(does not happen again: is something kept from one input to the next?)")
+        print("(not reproducible: does state persist between inputs?)")
 
 
 if __name__ == "__main__":

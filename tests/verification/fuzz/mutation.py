@@ -28,7 +28,7 @@ from tests.verification.fuzz.seeds import seeds
 from tests.verification.fuzz.values import TEXTS, some_bytes
 
 Bytewise = Callable[[bytes, int], bytes]
-"""Changes some bytes, giving at most so many: what the fuzzer itself does."""
+"""Mutates bytes, up to a size: the fuzzer's own mutation."""
 
 Mutation = Callable[[bytes, Random], bytes]
 

@@ -94,7 +94,7 @@ def _hear(scenario: Scenario, pieces: list[bytes]) -> list[object]:
     for piece in pieces:
         ended = session.state is State.ENDED
         news = session.receive(piece, 1.0)
-        assert not (ended and news), "nothing comes behind the end"
+        assert not (ended and news), "no event may follow the end"
         events += news
         fresh = [event for event in news if isinstance(event, Received) and event.qos]
         received += fresh
@@ -246,7 +246,7 @@ def _mqtt5(raw: bytes) -> Any:
     """
     try:
         packet, size = mqtt5.read(memoryview(raw))
-    except Exception:  # noqa: BLE001 - it has no error of its own
+    except Exception:  # noqa: BLE001 - it has no error class
         return None
     except BaseException as panic:
         if type(panic).__name__ != "PanicException":

@@ -136,7 +136,7 @@ def commands(payload: bytes) -> None:
     except ImqttError as error:
         _telling(error, named)
     else:
-        assert named.type == command.name, "what is refused later on is named as what it is"
+        assert named.type == command.name, "a later rejection must name the command's type"
         for name in CommandInfo._fields[1:]:
             assert getattr(named, name) == getattr(command, name, getattr(named, name))
         _go_further(command)

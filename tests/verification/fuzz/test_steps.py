@@ -119,7 +119,7 @@ FAMILIES: dict[str, Callable[[int], Callable[[], object]]] = {
     ),
     "JSON nested without end": lambda size: sending('{"json":' + "[" * size),
     "quotes without end": lambda size: sending('{"text":"' + '\\"' * size),
-    "fields that nobody knows": lambda size: sending('{"text":"x"' + ',"y":[1]' * size + "}"),
+    "unknown fields": lambda size: sending('{"text":"x"' + ',"y":[1]' * size + "}"),
     "keys twice": lambda size: sending('{"text":"x"' + ',"text":"x"' * size + "}"),
     "a content put together from many": lambda size: command(
         encode_command(Send("u:alice", "m", Content(text="x")), Format.PROTOBUF) * size

@@ -40,7 +40,7 @@ RESET = 0.5  # probability that an end with unread or unsent packets loses some 
 NEVER = float("inf")
 
 Entry = tuple[int, Message]
-"""A packet id, and the message under way with it."""
+"""A packet id and its message."""
 
 
 class Saved(NamedTuple):
@@ -118,7 +118,7 @@ class Broker:
     def start(self, state: State | None) -> None:
         """Start with the result of `snapshot`, or with no state."""
         if self.running:
-            raise RuntimeError("it runs already")
+            raise RuntimeError("it is already running")
         self.running = True
         self.process = self.loop.new_process("broker")
         for saved in state or ():

@@ -124,8 +124,8 @@ class SimState:
         return await self._ask_or(otherwise=True, call=lambda memory: memory.update(presence))
 
     async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
-        nobody: dict[Device, str] = {}
-        return await self._ask_or(nobody, lambda memory: memory.refresh(devices, now, expires))
+        no_devices: dict[Device, str] = {}
+        return await self._ask_or(no_devices, lambda memory: memory.refresh(devices, now, expires))
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         return await self._ask(lambda memory: memory.presence(users))

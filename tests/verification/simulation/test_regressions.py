@@ -164,7 +164,7 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
         bob, alice = phone(world, "bob"), phone(world, "alice", 1)
         bob.start()
         alice.start()
-        assert await world.until(lambda: CONVERSATION in bob.seen, 30.0), "nobody has bob's devices listed"
+        assert await world.until(lambda: CONVERSATION in bob.seen, 30.0), "bob's device was not in the list"
         world.state.away = True
         await asyncio.sleep(3.0)
         tablet = world.sdk_device("bob@tablet", MessagePlan(world.loop, [], 0, 0), Format.JSON)
@@ -182,7 +182,9 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
         )
         laptop.start()
         assert await world.until(lambda: laptop.settled, 30.0)
-        assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), "it was not told"
+        assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), (
+            "the tablet did not get it"
+        )
 
     run_world(scenario)
 
@@ -200,7 +202,7 @@ def test_a_peer_that_disconnects_after_the_state_was_lost_is_shown_as_offline(sp
             presence = bob.client.presence_of("alice") if bob.client is not None else None
             return presence is not None and presence.state == state
 
-        assert await world.until(lambda: is_told("online"), 10.0), "they have begun to talk"
+        assert await world.until(lambda: is_told("online"), 10.0), "alice is not shown as online"
         world.state.flush()
         if speaks:
             assert alice.process is not None
@@ -213,6 +215,6 @@ def test_a_peer_that_disconnects_after_the_state_was_lost_is_shown_as_offline(sp
         world.kill(alice.process)
         # If neither has sent anything since, bob's device is told when it next sends something, within half
         # of `presence_ttl`.
-        assert await world.until(lambda: is_told("offline"), 160.0), "bob sees a ghost"
+        assert await world.until(lambda: is_told("offline"), 160.0), "bob sees an offline user as online"
 
     run_world(scenario)

@@ -35,7 +35,7 @@ def test_no_interleaving_loses_doubles_or_reorders_anything(seeds: int) -> None:
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     fired = dict(re.findall(r"([a-z][a-z ]*) (\d+)", done.stdout.split("faults fired: ")[1]))
     seldom = {fault for fault in FAULTS if int(fired.get(fault, 0)) <= seeds // 200}
-    assert not seldom, "a fault that hardly ever fires proves little"
+    assert not seldom, "a fault that rarely fires proves little"
 
 
 @pytest.mark.parametrize("seeds", [SEEDS, pytest.param(MANY_SEEDS, marks=pytest.mark.verify)])
@@ -66,7 +66,7 @@ def test_a_planted_mistake_is_found_and_named(number: int) -> None:
     found = json.loads(done.stdout)
     again = simulation("--mistake", str(number), "--seed", str(found["seed"]))
     assert again.returncode == 1
-    assert found["first"] in again.stdout, "a seed is the same in every process"
+    assert found["first"] in again.stdout, "a seed must give the same run in every process"
 
 
 def test_the_same_worlds_without_planted_mistakes_have_no_findings() -> None:

@@ -60,7 +60,7 @@ def main() -> int:
 def _kinds(only: Collection[str]) -> tuple[str, ...]:
     for kind in only:
         if kind not in SOAK_KINDS:
-            sys.exit(f"no such fault: {kind}; choose from  {', '.join(sorted(SOAK_KINDS))}")
+            sys.exit(f"no such fault: {kind}; choose from {', '.join(sorted(SOAK_KINDS))}")
     return tuple(only)
 
 
