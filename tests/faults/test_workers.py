@@ -13,7 +13,7 @@ from imqtt.core.partitions import assign, partition_of
 from imqtt.mosquitto.broker import Mosquitto
 from tests.device import RawDevice
 from tests.faults.conftest import OUTAGES, Cluster, StartWorker, two
-from tests.faults.hasty_worker import COMMAND as HASTY
+from tests.faults.impatient_worker import COMMAND as HASTY
 from tests.faults.senders import Sender, all_sent, audit_pairs, conversation_of, pairs
 from tests.mongodb import MongoServer
 from tests.redis_server import RedisServer

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.verification.fuzz.corpus import CORPUS, FINDINGS, FIXED, kept
+from tests.verification.fuzz.corpus import CORPUS, FINDINGS, FIXED, corpus_files
 from tests.verification.fuzz.seeds import seeds
 from tests.verification.fuzz.targets import TARGETS
 
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     """What libFuzzer reported. `features`: edges and their counts; `before`: those of the corpus."""
 
     runs: int
-    a_second: int
+    per_second: int
     edges: int
     features: int
     before: int
@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _merge(name, work)
         findings += found
         print(
-            f"{name:<10}{seconds:>8}{outcome.runs:>12,}{outcome.a_second:>10,}{outcome.edges:>7}"
-            f"{outcome.features:>10}{outcome.features - outcome.before:>6}{len(kept(name)):>6}  {len(found)}",
+            f"{name:<10}{seconds:>8}{outcome.runs:>12,}{outcome.per_second:>10,}{outcome.edges:>7}"
+            f"{outcome.features:>10}{outcome.features - outcome.before:>6}"
+            f"{len(corpus_files(name)):>6}  {len(found)}",
             flush=True,
         )
     for path in findings:
@@ -93,14 +94,14 @@ def _fuzz(name: str, seconds: int, work: Path) -> Outcome:
     )  # fmt: skip
     reached = [tuple(map(int, pair)) for pair in re.findall(r"cov: (\d+) ft: (\d+)", log)]
     runs = re.findall(r"stat::number_of_executed_units:\s*(\d+)", log)
-    a_second = re.findall(r"stat::average_exec_per_sec:\s*(\d+)", log)
+    per_second = re.findall(r"stat::average_exec_per_sec:\s*(\d+)", log)
     if not any(found.iterdir()) and not (reached and runs):
         raise SystemExit(f"the fuzzer of {name} failed:\n{log[-2_000:]}")
     begun_with = re.search(r"INITED cov: \d+ ft: (\d+)", log)
     edges, features = reached[-1] if reached else (0, 0)
     return Outcome(
         int(runs[0]) if runs else 0,
-        int(a_second[0]) if a_second else 0,
+        int(per_second[0]) if per_second else 0,
         edges,
         features,
         int(begun_with[1]) if begun_with else 0,
@@ -118,7 +119,7 @@ def _merge(name: str, work: Path) -> None:
         raise SystemExit(f"merging the corpus of {name} failed:\n{log[-2_000:]}")
     for path in merged.iterdir():
         shutil.copy(path, CORPUS / name / path.name)
-    for path in kept(name):
+    for path in corpus_files(name):
         if not (merged / path.name).exists() and not path.name.startswith(FIXED):
             path.unlink()
 

@@ -9,6 +9,6 @@ FINDINGS: Final = HERE / "findings"  # temporary: inputs of fixed faults move to
 FIXED: Final = "fixed-"  # inputs that once violated a property stay, even if others reach the same lines
 
 
-def kept(target: str) -> list[Path]:
+def corpus_files(target: str) -> list[Path]:
     """The files of this target's corpus, by name."""
     return sorted(path for path in (CORPUS / target).iterdir() if path.is_file())

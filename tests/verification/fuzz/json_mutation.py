@@ -5,7 +5,7 @@ import re
 from random import Random
 from typing import Any, Final
 
-from tests.verification.fuzz.values import NUMBERS, TEXTS, TYPES
+from tests.verification.fuzz.boundary_values import NUMBERS, TEXTS, TYPES
 
 FIELDS: Final = (
     "type", "conversation", "client_msg_id", "content", "client_time", "text", "data", "json", "content_type",

@@ -3,10 +3,10 @@
 from random import Random
 from typing import Final
 
+from tests.verification.fuzz.boundary_values import some_bytes
 from tests.verification.fuzz.protobuf_mutation import varint
 from tests.verification.fuzz.seeds import packets
 from tests.verification.fuzz.stream import HEAD, whole_packets
-from tests.verification.fuzz.values import some_bytes
 
 
 def mqtt_packets(data: bytes, random: Random) -> bytes:

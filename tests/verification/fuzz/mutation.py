@@ -21,11 +21,11 @@ from imqtt.protocol import (
     format_of,
     join,
 )
+from tests.verification.fuzz.boundary_values import TEXTS, some_bytes
 from tests.verification.fuzz.json_mutation import json_tokens, json_value
 from tests.verification.fuzz.mqtt_mutation import mqtt_packets
 from tests.verification.fuzz.protobuf_mutation import protobuf_fields
 from tests.verification.fuzz.seeds import seeds
-from tests.verification.fuzz.values import TEXTS, some_bytes
 
 Bytewise = Callable[[bytes, int], bytes]
 """Mutates bytes, up to a size: the fuzzer's own mutation."""
@@ -43,23 +43,23 @@ def mutate(target: str, data: bytes, random: Random, bytewise: Bytewise, most: i
     return data[:most]
 
 
-def _by_form(data: bytes, random: Random) -> bytes:
+def _by_format(data: bytes, random: Random) -> bytes:
     if format_of(data) is Format.JSON:
         return random.choice((json_value, json_value, json_tokens))(data, random)
     return protobuf_fields(data, random)
 
 
-def _command_in_the_other_form(data: bytes, random: Random) -> bytes:
+def _command_in_the_other_format(data: bytes, random: Random) -> bytes:
     try:
-        return encode_command(decode_command(data, Bounds()), _other_form(data))
+        return encode_command(decode_command(data, Bounds()), _other_format(data))
     except (ImqttError, ValueError):
         return random.choice(_seeds("commands"))
 
 
-def _frames_in_the_other_form(data: bytes, random: Random) -> bytes:
+def _frames_in_the_other_format(data: bytes, random: Random) -> bytes:
     try:
         frames = decode_frames(data)
-        form = _other_form(data)
+        form = _other_format(data)
         return join([encode_frame(frame, form) for frame in frames], form)
     except (ImqttError, ValueError):
         return random.choice(_seeds("frames"))
@@ -75,7 +75,7 @@ def _two_packets_of_frames(data: bytes, random: Random) -> bytes:
     return data + other if format_of(other) is Format.PROTOBUF else protobuf_fields(data, random)
 
 
-def _other_form(data: bytes) -> Format:
+def _other_format(data: bytes) -> Format:
     return Format.PROTOBUF if format_of(data) is Format.JSON else Format.JSON
 
 
@@ -113,9 +113,16 @@ def _name_parts(data: bytes, random: Random) -> bytes:
 
 
 _MUTATIONS: Final[dict[str, tuple[Mutation, ...]]] = {
-    "commands": (_by_form, _by_form, _by_form, _by_form, _command_in_the_other_form, _seed("commands")),
+    "commands": (
+        _by_format,
+        _by_format,
+        _by_format,
+        _by_format,
+        _command_in_the_other_format,
+        _seed("commands"),
+    ),
     "content": (json_value, json_value, json_tokens, json_tokens, some_bytes),
-    "frames": (_by_form, _by_form, _by_form, _frames_in_the_other_form, _two_packets_of_frames),
+    "frames": (_by_format, _by_format, _by_format, _frames_in_the_other_format, _two_packets_of_frames),
     "link": (mqtt_packets,) * 5 + (some_bytes,),
     "names": (_name_parts, _name_parts, some_bytes),
 }

@@ -3,7 +3,7 @@
 from random import Random
 from typing import Any
 
-from tests.verification.fuzz.values import NUMBERS, TEXTS, TYPES, some_bytes
+from tests.verification.fuzz.boundary_values import NUMBERS, TEXTS, TYPES, some_bytes
 
 Field = tuple[int, int, Any]
 """Its number, its wire type, and an int, bytes, or the fields of a message."""

@@ -72,15 +72,15 @@ class Scenario(NamedTuple):
 def link(data: bytes) -> None:
     """However it is split: the same events, none after the end, PUBACKs in order, bounded memory."""
     scenario = Scenario.of(data)
-    whole = _hear(scenario, [scenario.stream])
+    whole = _events_of(scenario, [scenario.stream])
     cut = scenario.cut()
-    assert _hear(scenario, cut) == whole
-    _copies_little(scenario, cut)
+    assert _events_of(scenario, cut) == whole
+    _check_copying(scenario, cut)
     if scenario.opened:
-        _agrees_with_mqtt5(scenario)
+        _compare_with_mqtt5(scenario)
 
 
-def _hear(scenario: Scenario, pieces: list[bytes]) -> list[object]:
+def _events_of(scenario: Scenario, pieces: list[bytes]) -> list[object]:
     """The events of a session that receives these pieces, in a form independent of the splitting."""
     session = Session(scenario.settings, 0.0)
     session.subscribe(["t/#"])
@@ -101,16 +101,16 @@ def _hear(scenario: Scenario, pieces: list[bytes]) -> list[object]:
         if scenario.at_once:
             for message in reversed(fresh) if scenario.backwards else fresh:
                 session.ack(message)
-        _keeps_little(session, scenario)
-    _ends_once(session, events)
-    _answers_once(publications, events)
+        _check_memory(session, scenario)
+    _check_end(session, events)
+    _check_answers(publications, events)
     for message in reversed(received) if scenario.backwards else received:
         session.ack(message)
-    _acks_in_order(session, received)
+    _check_acks(session, received)
     return [_outcome(event) for event in events]
 
 
-def _keeps_little(session: Session, scenario: Scenario) -> None:
+def _check_memory(session: Session, scenario: Scenario) -> None:
     """It buffers less than the packet that it waits for, and that is bounded."""
     cutter = session._cutter
     if session.state is not State.ENDED:
@@ -118,7 +118,7 @@ def _keeps_little(session: Session, scenario: Scenario) -> None:
         assert cutter._needed <= (scenario.max_packet or packets.LARGEST)
 
 
-def _ends_once(session: Session, events: list[Event]) -> None:
+def _check_end(session: Session, events: list[Event]) -> None:
     ends = [event for event in events if isinstance(event, Ended)]
     assert ends == (events[-1:] if session.state is State.ENDED else [])
     if ends:
@@ -127,7 +127,7 @@ def _ends_once(session: Session, events: list[Event]) -> None:
         assert session.deadline is None
 
 
-def _answers_once(publications: list[Publication], events: list[Event]) -> None:
+def _check_answers(publications: list[Publication], events: list[Event]) -> None:
     answered = [event for event in events if isinstance(event, Publication)]
     assert len(answered) == len(set(map(id, answered)))
     for publication in answered:
@@ -136,7 +136,7 @@ def _answers_once(publications: list[Publication], events: list[Event]) -> None:
     assert all(0 <= publication.unanswered <= 2 for publication in publications)
 
 
-def _acks_in_order(session: Session, received: list[Received]) -> None:
+def _check_acks(session: Session, received: list[Received]) -> None:
     """When everything is acked, PUBACKs leave in the order of receipt, unless the connection has ended."""
     receipts = [message.receipt for message in received]
     assert receipts == sorted(set(receipts))
@@ -171,7 +171,7 @@ def _outcome(event: Event) -> object:
     return event
 
 
-def _copies_little(scenario: Scenario, pieces: list[bytes]) -> None:
+def _check_copying(scenario: Scenario, pieces: list[bytes]) -> None:
     """A packet is joined once, not once per piece: copied bytes grow linearly with the stream."""
     cutter = Cutter(scenario.max_packet)
     copied = 0
@@ -205,7 +205,7 @@ def whole_packets(stream: bytes) -> list[bytes]:
     return found
 
 
-def _agrees_with_mqtt5(scenario: Scenario) -> None:
+def _compare_with_mqtt5(scenario: Scenario) -> None:
     """Packets that both parsers read are equal, and valid packets are not refused."""
     for raw in whole_packets(scenario.stream):
         ours = _read(raw)
@@ -213,7 +213,7 @@ def _agrees_with_mqtt5(scenario: Scenario) -> None:
         if raw[1:].isascii() or (ours is not None and raw[0] & 0xF0 in _READ_IN_FULL):
             packet = _mqtt5(raw)
             if packet is not None and ours is not None:
-                assert ours == _told(packet), (ours, packet)
+                assert ours == _reported(packet), (ours, packet)
             elif packet is not None and raw[0] & 0xF0 in _READ:
                 assert not _is_valid(packet, raw), packet
 
@@ -263,7 +263,7 @@ def _is_valid(packet: Any, raw: bytes) -> bool:
     return packet.write() == raw
 
 
-def _told(packet: Any) -> object:
+def _reported(packet: Any) -> object:
     """What the link's readers report."""
     if isinstance(packet, mqtt5.PublishPacket):
         return (

@@ -75,16 +75,16 @@ _content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode  # as t
 # --- requirements of later stages ---------------------------------------------------------------------
 
 
-def _fit(value: object) -> None:
+def _check_value(value: object) -> None:
     """Every store, broker and client parser accepts it."""
     if isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
-            _fit(getattr(value, name))
+            _check_value(getattr(value, name))
     elif isinstance(value, tuple):
         for item in value:
-            _fit(item)
+            _check_value(item)
     elif isinstance(value, JsonText):
-        _fit_json(json.loads(value.encode().decode()), 0)
+        _check_json(json.loads(value.encode().decode()), 0)
     elif isinstance(value, str):
         value.encode()
     elif isinstance(value, int):
@@ -94,14 +94,14 @@ def _fit(value: object) -> None:
         assert value is None or isinstance(value, bytes), type(value)
 
 
-def _fit_json(value: object, depth: int) -> None:
+def _check_json(value: object, depth: int) -> None:
     if isinstance(value, dict | list):
         assert depth < MAX_JSON_DEPTH
         for item in value:
-            _fit_json(item, depth + 1)
+            _check_json(item, depth + 1)
         if isinstance(value, dict):
             for item in value.values():
-                _fit_json(item, depth + 1)
+                _check_json(item, depth + 1)
     elif isinstance(value, str):
         value.encode()
     elif isinstance(value, float):
@@ -110,7 +110,7 @@ def _fit_json(value: object, depth: int) -> None:
         assert -(1 << 63) <= value < 1 << 63
 
 
-def _telling(error: ImqttError, named: CommandInfo) -> None:
+def _check_error(error: ImqttError, named: CommandInfo) -> None:
     """The error can be sent to the sender in one packet that any device accepts."""
     assert type(error) in (Malformed, Invalid, TooLarge, Unsupported, NotAllowed), type(error)
     assert not error.retryable
@@ -134,17 +134,17 @@ def commands(payload: bytes) -> None:
     try:
         command = decode_command(payload, BOUNDS)
     except ImqttError as error:
-        _telling(error, named)
+        _check_error(error, named)
     else:
         assert named.type == command.name, "a later rejection must name the command's type"
         for name in CommandInfo._fields[1:]:
             assert getattr(named, name) == getattr(command, name, getattr(named, name))
-        _go_further(command)
-    _sort(payload)
+        _check_later_stages(command)
+    _check_intake(payload)
 
 
-def _go_further(command: AnyCommand) -> None:
-    _fit(command)
+def _check_later_stages(command: AnyCommand) -> None:
+    _check_value(command)
     forms: list[AnyCommand] = []
     for format in Format:
         payload = encode_command(command, format)
@@ -154,10 +154,10 @@ def _go_further(command: AnyCommand) -> None:
         assert encode_command(again, format) == payload
         forms.append(again)
     if isinstance(command, Send):
-        _be_stored([command, *(form for form in forms if isinstance(form, Send))])
+        _check_stored_form([command, *(form for form in forms if isinstance(form, Send))])
 
 
-def _be_stored(sends: list[Send]) -> None:
+def _check_stored_form(sends: list[Send]) -> None:
     """Both formats of a message are stored as the same bytes, with the same meaning."""
     messages = [receive(PHONE, send) for send in sends]
     (body,) = {message.body for message in messages}
@@ -168,7 +168,7 @@ def _be_stored(sends: list[Send]) -> None:
     appended = [each.event for each in decisions if isinstance(each, Append)]
     assert len(appended) == _is_in("alice", sends[0].conversation)
     for event in appended:
-        _be_carried((event,))
+        _check_encodings((event,))
 
 
 def _is_in(user: str, conversation: str) -> bool:
@@ -178,7 +178,7 @@ def _is_in(user: str, conversation: str) -> bool:
         return False
 
 
-def _sort(payload: bytes) -> None:
+def _check_intake(payload: bytes) -> None:
     """The server's intake has exactly one action for it, wherever it arrives."""
     for partition, properties in ((0, ()), (partition_of("u:alice", PARTITIONS), (PASSED_ON,))):
         received = Received(up(PHONE, partition), payload, 1, False, properties, 1, 0)
@@ -197,15 +197,15 @@ def frames(payload: bytes) -> None:
     try:
         packet = decode_frames(payload)
     except Malformed as error:
-        _telling(error, CommandInfo())
+        _check_error(error, CommandInfo())
         return
-    _be_carried(packet)
-    _be_taken(packet)
+    _check_encodings(packet)
+    _check_device(packet)
 
 
-def _be_carried(packet: tuple[AnyFrame, ...]) -> None:
+def _check_encodings(packet: tuple[AnyFrame, ...]) -> None:
     for frame in packet:
-        _fit(frame)
+        _check_value(frame)
     # One of the formats cannot express some values that no command may have.
     common = all(map(_is_common, (event for frame in packet for event in _events(frame))))
     for format in Format if common else ():
@@ -233,7 +233,7 @@ def _events(frame: AnyFrame) -> list[Event]:
     return latest + [event for part in frame.slices for event in part.events]
 
 
-def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
+def _check_device(packet: tuple[AnyFrame, ...]) -> None:
     """A new device accepts it, and the result fits into its store."""
     in_order = all(
         _is_contiguous(part) for frame in packet if isinstance(frame, Page) for part in frame.slices
@@ -257,7 +257,7 @@ def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
                 assert device_store._event(device_store._encode(event)) == event
                 applied.setdefault(conversation, []).append(seq)
             for kept in (*changes.logs.values(), *changes.marks):
-                _fit(kept)
+                _check_value(kept)
         for log in replica.logs.values():
             assert log.order.aside <= 1_000
         for seqs in applied.values():
@@ -278,7 +278,7 @@ def content(text: bytes) -> None:
         canonical = canonical_json(msgspec.json.decode(text))
     except (ValueError, RecursionError):
         return
-    _fit(canonical)
+    _check_value(canonical)
     assert canonical_json(msgspec.json.decode(canonical.encode())) == canonical
     # Python's own parser is the oracle. Compared by `repr`, because 1 == 1.0 == True.
     assert repr(json.loads(canonical)) == repr(json.loads(text))
@@ -318,13 +318,13 @@ def names(data: bytes) -> None:
     try:
         check(Typing(text), BOUNDS)
     except ImqttError as error:
-        _telling(error, CommandInfo())
+        _check_error(error, CommandInfo())
         return
     assert 0 <= partition_of(text, PARTITIONS) < PARTITIONS
     try:
         members = check_member(text, "alice")
     except ImqttError as error:
-        _telling(error, CommandInfo())
+        _check_error(error, CommandInfo())
         return
     assert "alice" in members
     assert all(map(is_name, members))

@@ -6,7 +6,7 @@ from random import Random
 from tests.verification.chaos.fault_kinds import KINDS
 from tests.verification.chaos.faults import Fault, NotFired, Shape, wait_for_effect
 from tests.verification.chaos.network_faults import CONNECTIONS, NETWORK_FAULTS, NetworkFault
-from tests.verification.soak.parts import LoadProcess, SoakStack
+from tests.verification.soak.stack import LoadProcess, SoakStack
 
 SILENT_DEVICES = 10
 

@@ -14,7 +14,7 @@ import msgspec
 
 from bench.processes import resident_bytes
 from tests.verification.checker.history import now
-from tests.verification.soak.parts import SoakStack
+from tests.verification.soak.stack import SoakStack
 
 KB, MB = 1_000, 1_000_000
 EARLY, HALF, ALL, REST, READ = "20 %", "50 %", "100 %", "at rest", "all read"

@@ -20,11 +20,11 @@ from tests.verification.checker import history
 from tests.verification.checker.check import check
 from tests.verification.checker.history import History, Line, now
 from tests.verification.soak.faults import SOAK_KINDS, faults
+from tests.verification.soak.fresh_reader import read_all
 from tests.verification.soak.load import LoadPlan, conversations, devices
 from tests.verification.soak.measures import READ, REST, Watch, judge
-from tests.verification.soak.parts import LoadEnded, LoadProcess, SoakStack
-from tests.verification.soak.reading import read_all
 from tests.verification.soak.report import Fresh, SoakOutcome
+from tests.verification.soak.stack import LoadEnded, LoadProcess, SoakStack
 
 log = logging.getLogger("soak")
 

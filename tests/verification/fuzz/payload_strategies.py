@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imqtt.model import AnyCommand, AnyFrame, Id, JsonText
 from imqtt.protocol.generated import imqtt_pb2 as pb
-from tests.verification.fuzz.values import NUMBERS, TEXTS
+from tests.verification.fuzz.boundary_values import NUMBERS, TEXTS
 
 DEPTH = 5  # depth of nested messages
 _UTF8 = tuple(text for text in TEXTS if "\ud800" not in text and "\udfff" not in text)
