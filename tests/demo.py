@@ -59,7 +59,7 @@ class Actor:
     def conversations(self) -> list[str]:
         return [talk for talk in CONVERSATIONS if self.user in talk.split(":")[1:]]
 
-    async def come(self) -> None:
+    async def connect(self) -> None:
         """Connect with the existing store and show what arrives."""
         self.client = Client(
             user=self.user,
@@ -72,7 +72,7 @@ class Actor:
         await self.client.__aenter__()
         self._showing = asyncio.create_task(self._show(self.client))
 
-    async def go(self) -> None:
+    async def disconnect(self) -> None:
         """Disconnect; the device's store stays."""
         assert self.client is not None
         assert self._showing is not None
@@ -81,7 +81,7 @@ class Actor:
         await self.client.close()
         self.client = None
 
-    async def talk(self, count: int) -> None:
+    async def send_messages(self, count: int) -> None:
         """Send messages in all conversations at once, in order within each."""
         async with asyncio.TaskGroup() as tasks:
             for conversation in self.conversations:
@@ -144,11 +144,11 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     ]
     tablet = actors[3]
     for actor in actors:
-        await actor.come()
+        await actor.connect()
     say(f"{len(actors)} devices of three users are online and exchange messages.")
     await all_talk(actors)
 
-    await tablet.go()
+    await tablet.disconnect()
     say("bob@tablet went offline. The others continue.")
     others = [actor for actor in actors if actor is not tablet]
     await all_talk(others)
@@ -165,19 +165,19 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     say(f"The server is back as process {server.pid}, and is answered by the messages that waited.")
     await talking
 
-    await tablet.come()
+    await tablet.connect()
     say("bob@tablet is online again and sends its messages.")
-    await tablet.talk(ROUND)
+    await tablet.send_messages(ROUND)
     for actor in actors:
         await settled(actor, actors)
-        await actor.go()
+        await actor.disconnect()
     return actors
 
 
 async def all_talk(actors: Iterable[Actor]) -> None:
     async with asyncio.TaskGroup() as tasks:
         for actor in actors:
-            tasks.create_task(actor.talk(ROUND))
+            tasks.create_task(actor.send_messages(ROUND))
 
 
 async def settled(actor: Actor, actors: Iterable[Actor], within: float = 60.0) -> None:

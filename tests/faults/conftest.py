@@ -53,7 +53,7 @@ def start_worker(
     return start
 
 
-async def two(start_worker: StartWorker, **settings: object) -> list[ServerProcess]:
+async def start_two(start_worker: StartWorker, **settings: object) -> list[ServerProcess]:
     """Two workers that start at the same time."""
     return await asyncio.gather(start_worker(**settings), start_worker(**settings))
 

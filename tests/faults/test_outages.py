@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from tests.device import RawDevice
-from tests.faults.conftest import OUTAGES, Cluster, StartWorker, two
+from tests.faults.conftest import OUTAGES, Cluster, StartWorker, start_two
 from tests.faults.senders import all_sent, audit_pairs, pairs
 from tests.faults.test_workers import answered, shared_by
 from tests.mongodb import MongoServer
@@ -38,7 +38,7 @@ async def unavailable(server: MongoServer | RedisServer, how: str) -> AsyncItera
 async def test_senders_wait_while_mongodb_is_away(
     start_worker: StartWorker, cluster: Cluster, mongo: MongoServer, device: Make, how: str, seconds: float
 ) -> None:
-    workers = await two(start_worker)
+    workers = await start_two(start_worker)
     await eventually(lambda: shared_by(cluster, *workers))
     senders = await pairs(device, 4, 100, patience=60.0, pause=0.02)
     sending = asyncio.create_task(all_sent(senders))
@@ -58,7 +58,7 @@ async def test_senders_wait_while_mongodb_is_away(
 async def test_messages_are_delivered_while_redis_is_away(
     start_worker: StartWorker, cluster: Cluster, redis: RedisServer, device: Make, how: str, seconds: float
 ) -> None:
-    workers = await two(start_worker)
+    workers = await start_two(start_worker)
     await eventually(lambda: shared_by(cluster, *workers))
     senders = await pairs(device, 4, 40 + int(seconds / 0.08), patience=60.0, pause=0.08)
     sending = asyncio.create_task(all_sent(senders))
@@ -77,7 +77,7 @@ async def test_messages_are_delivered_while_redis_is_away(
 async def test_messages_are_delivered_while_redis_is_wiped_repeatedly(
     start_worker: StartWorker, cluster: Cluster, redis: RedisServer, device: Make
 ) -> None:
-    workers = await two(start_worker)
+    workers = await start_two(start_worker)
     await eventually(lambda: shared_by(cluster, *workers))
     owners = await cluster.owners()
     senders = await pairs(device, 4, 200)
@@ -97,7 +97,7 @@ async def test_a_worker_that_leaves_while_redis_is_away_is_replaced(
     start_worker: StartWorker, cluster: Cluster, redis: RedisServer, device: Make, how: str
 ) -> None:
     """Its last will, or its farewell on an orderly stop, arrives through the broker."""
-    first, second = await two(start_worker)
+    first, second = await start_two(start_worker)
     await eventually(lambda: shared_by(cluster, first, second))
     senders = await pairs(device, 4, 100, pause=0.02)
     sending = asyncio.create_task(all_sent(senders))

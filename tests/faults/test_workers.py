@@ -12,7 +12,7 @@ import pytest
 from imqtt.core.partitions import assign, partition_of
 from imqtt.mosquitto.broker import Mosquitto
 from tests.device import RawDevice
-from tests.faults.conftest import OUTAGES, Cluster, StartWorker, two
+from tests.faults.conftest import OUTAGES, Cluster, StartWorker, start_two
 from tests.faults.impatient_worker import COMMAND as HASTY
 from tests.faults.senders import Sender, all_sent, audit_pairs, conversation_of, pairs
 from tests.mongodb import MongoServer
@@ -30,7 +30,7 @@ def answered(senders: list[Sender]) -> int:
     return sum(len(sender.accepted) for sender in senders)
 
 
-def talked_in(owners: Mapping[int, int], pid: int | None) -> list[int]:
+def pairs_in_partitions_of(owners: Mapping[int, int], pid: int | None) -> list[int]:
     """The numbers of pairs whose conversations are in a worker's partitions."""
     return [
         number for number in range(100) if owners[partition_of(conversation_of(number), PARTITIONS)] == pid
@@ -70,7 +70,7 @@ async def test_a_joining_worker_takes_its_share_and_returns_it_when_it_leaves(
 async def test_the_partitions_of_a_killed_worker_are_taken_over(
     start_worker: StartWorker, cluster: Cluster, device: Make
 ) -> None:
-    first, second = await two(start_worker)
+    first, second = await start_two(start_worker)
     await eventually(lambda: shared_by(cluster, first, second))
     senders = await pairs(device, 4, 250)
     sending = asyncio.create_task(all_sent(senders))
@@ -85,7 +85,7 @@ async def test_the_partitions_of_a_killed_worker_are_taken_over(
 async def test_a_worker_that_was_asleep_gives_up_its_partitions_when_it_wakes(
     start_worker: StartWorker, cluster: Cluster, device: Make, seconds: float
 ) -> None:
-    first, second = await two(start_worker)
+    first, second = await start_two(start_worker)
     await eventually(lambda: shared_by(cluster, first, second))
     senders = await pairs(device, 4, 60 + int(seconds / 0.1), pause=0.1)
     sending = asyncio.create_task(all_sent(senders))
@@ -107,7 +107,7 @@ async def test_a_worker_that_was_asleep_gives_up_its_partitions_when_it_wakes(
 async def test_no_message_is_lost_when_every_worker_and_the_broker_are_killed_at_once(
     broker: Mosquitto, start_worker: StartWorker, cluster: Cluster, device: Make
 ) -> None:
-    workers = await two(start_worker)
+    workers = await start_two(start_worker)
     senders = await pairs(device, 4, 200)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 200)
@@ -121,7 +121,7 @@ async def test_no_message_is_lost_when_every_worker_and_the_broker_are_killed_at
 async def test_a_broker_restart_is_not_mistaken_for_a_rival(
     broker: Mosquitto, start_worker: StartWorker, cluster: Cluster
 ) -> None:
-    workers = await two(start_worker)
+    workers = await start_two(start_worker)
     await eventually(lambda: shared_by(cluster, *workers))
     for _ in range(2):
         await broker.kill()
@@ -188,7 +188,7 @@ async def test_a_worker_that_alone_loses_mongodb_releases_its_partitions_to_othe
     await eventually(lambda: shared_by(cluster, first, second))
     # A worker notices that it cannot store only when it has to: both own conversations.
     owners = await cluster.owners()
-    busy, cut_off = (talked_in(owners, server.pid)[:2] for server in (first, second))
+    busy, cut_off = (pairs_in_partitions_of(owners, server.pid)[:2] for server in (first, second))
     senders = await pairs(device, [*busy, *cut_off], 150, pause=0.02)
     sending = asyncio.create_task(all_sent(senders))
     await eventually(lambda: answered(senders) > 100)
