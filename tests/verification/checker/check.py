@@ -100,12 +100,11 @@ def check(lines: Iterable[Line]) -> Verdict:
 
 @dataclass(slots=True)
 class _Sent:
-    """A message as one process sent it. `first`, `ordered_from` and `answered` are line numbers; 0 means
-    never.
+    """A message as one process sent it.
 
-    `ordered_from`: messages that the process sends after this line must be stored later. It is the first
-    `Invoke`, or a later one if the process was killed before the message was in an outbox and then sent it
-    again.
+    `first`, `ordered_from` and `answered` are line numbers; 0 means never. Messages that the process sends
+    after `ordered_from` must be stored later. It is the first `Invoke`, or a later one if the process was
+    killed before the message was in an outbox and then sent it again.
     """
 
     values: tuple[str, ...]
@@ -156,8 +155,9 @@ class _HighestMarks(NamedTuple):
 
 
 class _StoredLog(NamedTuple):
-    """The store's contents of a conversation at the end of an epoch. `reported`: by user, marks sent before
-    it was read.
+    """The store's contents of a conversation at the end of an epoch.
+
+    `reported`: by user, the marks that devices got before the store was read.
     """
 
     rows: tuple[Row, ...] = ()
@@ -307,8 +307,8 @@ class _HistoryReader:
         """The message that the line answers; None and a finding if its process never sent it."""
         sent = self._conversation(line.conversation).sent.get(line.process, {}).get(line.name)
         if sent is None:
-            said = type(line).__name__.lower()
-            what = f"{line.process} was told {said} of {line.name!r}, which it never sent"
+            answer = type(line).__name__.lower()
+            what = f"{line.process} got {answer} for {line.name!r}, which it never sent"
             self._find(Kind.PHANTOM, line.conversation, what)
         return sent
 
