@@ -80,7 +80,7 @@ async def main() -> None:
 
 
 def write(found: dict[str, Any]) -> None:
-    """Merge the results with those of earlier runs."""
+    """Merges the results with those of earlier runs."""
     try:
         latest = json.loads(LATEST.read_text())
     except (OSError, ValueError):
@@ -179,7 +179,7 @@ async def measure_memory(options: Options, messages: int) -> list[dict[str, Any]
 
 
 async def load(plan: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """Run the load generator; yields its lines."""
+    """Runs the load generator; yields its lines."""
     async for line in lines(sys.executable, "-m", "bench.load", stdin=json.dumps(plan).encode()):
         yield json.loads(line)
 

@@ -70,7 +70,7 @@ class Load:
     # --- the devices
 
     async def connect(self) -> None:
-        """Connect, subscribe and send `Hello`; return when every device is welcomed."""
+        """Connects, subscribes and sends `Hello`; returns when every device is welcomed."""
         for who in devices():
             username = str(who)
             link = await connect(
@@ -93,7 +93,7 @@ class Load:
                 await asyncio.sleep(0.01)
 
     async def close(self) -> None:
-        """Close all links."""
+        """Closes all links."""
         for task in self._tasks:
             task.remove_done_callback(self._ended)
             task.cancel()
@@ -163,7 +163,7 @@ class Load:
         return measured
 
     async def pace(self, name: str, *, rate: float, warmup: float, seconds: float) -> Measured:
-        """Send on schedule, regardless of the answers.
+        """Sends on schedule, regardless of the answers.
 
         Latency counts from the scheduled time, so a stall is charged to every message that it delays.
         """
@@ -195,7 +195,7 @@ class Load:
     async def count(
         self, name: str, *, messages: int, window: int, steps: int, step: Callable[[dict[str, int]], None]
     ) -> Measured:
-        """Send `messages`, and report the memory of the processes at each step."""
+        """Sends `messages`, and reports the memory of the processes at each step."""
         edge = self._begin()
         self._window = window
         for device in range(DEVICES):
@@ -264,7 +264,7 @@ def _percentile(ordered: list[float], part: float) -> float:
 
 
 async def run(plan: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-    """Connect and run the plan's phases. Raises `Broken` or the error that ended a link."""
+    """Connects and runs the plan's phases. Raises `Broken` or the error that ended a link."""
     packets = traffic(plan["through"], plan["partitions"], plan["size"])
     load = Load(packets, plan)
     await load.connect()

@@ -33,7 +33,7 @@ class Failed(Exception):
 async def running(
     *command: str, ready: str, log: Path, stdin: bytes = b"", environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[int]:
-    """Start a process and wait for `ready` in its output; yields its pid, and ends it with SIGTERM.
+    """Starts a process and waits for `ready` in its output; yields its pid, and ends it with SIGTERM.
 
     Raises `Failed` with the end of its output.
     """

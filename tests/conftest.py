@@ -38,7 +38,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Report where a failed test's files are kept, and the ends of its logs."""
+    """Reports where a failed test's files are kept, and the ends of its logs."""
     report = yield
     directory = item.stash.get(DIRECTORY, None)
     if report.failed and directory is not None:

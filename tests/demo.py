@@ -60,7 +60,7 @@ class Actor:
         return [talk for talk in CONVERSATIONS if self.user in talk.split(":")[1:]]
 
     async def connect(self) -> None:
-        """Connect with the existing store and show what arrives."""
+        """Connects with the existing store and shows what arrives."""
         self.client = Client(
             user=self.user,
             device=self.device,
@@ -73,7 +73,7 @@ class Actor:
         self._showing = asyncio.create_task(self._show(self.client))
 
     async def disconnect(self) -> None:
-        """Disconnect; the device's store stays."""
+        """Disconnects; the device's store stays."""
         assert self.client is not None
         assert self._showing is not None
         self._showing.cancel()
@@ -82,7 +82,7 @@ class Actor:
         self.client = None
 
     async def send_messages(self, count: int) -> None:
-        """Send messages in all conversations at once, in order within each."""
+        """Sends messages in all conversations at once, in order within each."""
         async with asyncio.TaskGroup() as tasks:
             for conversation in self.conversations:
                 tasks.create_task(self._say(conversation, count))
@@ -112,7 +112,7 @@ def _read(file: Path, query: str) -> list[Place]:
 
 
 async def main() -> int:
-    """Run the demo. Returns the exit status."""
+    """Runs the demo. Returns the exit status."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="imqtt-demo-") as folder:
         broker = Mosquitto(Path(folder) / "broker")
@@ -136,7 +136,7 @@ async def main() -> int:
 
 
 async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[Actor]:
-    """Run all events. Returns the devices, all disconnected."""
+    """Runs all events. Returns the devices, all disconnected."""
     names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet", "carol@phone")
     actors = [
         Actor(*name.split("@"), folder, broker.passwords.add(name), f"{broker.host}:{broker.port}")
@@ -181,7 +181,7 @@ async def all_talk(actors: Iterable[Actor]) -> None:
 
 
 async def settled(actor: Actor, actors: Iterable[Actor], within: float = 60.0) -> None:
-    """Wait until a device was shown everything; the audit finds what never arrives."""
+    """Waits until a device was shown everything; the audit finds what never arrives."""
     expected = sum(c in actor.conversations for sender in actors for c, _ in sender.accepted)
     deadline = time.monotonic() + within
     while len(actor.shown) < expected and time.monotonic() < deadline:
@@ -189,7 +189,7 @@ async def settled(actor: Actor, actors: Iterable[Actor], within: float = 60.0) -
 
 
 def audit(actors: list[Actor], database: Path) -> int:
-    """Read every store, print the table, and return the number of faults."""
+    """Reads every store, prints the table, and returns the number of faults."""
     query = """SELECT name, seq, id, sender, client_msg_id
                FROM events JOIN conversations ON conversation = number ORDER BY name, seq"""
     stored = _read(database, query)

@@ -69,13 +69,13 @@ class RawDevice:
             await self._link.close()
 
     async def stop_reading(self) -> None:
-        """Stay connected and read nothing: PUBACKs stop, and then the socket fills."""
+        """Stays connected and reads nothing: PUBACKs stop, and then the socket fills."""
         assert self._reader is not None
         self._reader.cancel()
         await asyncio.wait([self._reader])
 
     async def command(self, command: AnyCommand, *, to: int | None = None) -> None:
-        """Publish, to the right partition unless `to` is given, and wait for the PUBACK."""
+        """Publishes, to the right partition unless `to` is given, and waits for the PUBACK."""
         key = getattr(command, "conversation", home_of(self.device.user))
         partition = partition_of(key, self.partitions) if to is None else to
         await self.raw(encode_command(command, self.format), to=partition)
@@ -86,7 +86,7 @@ class RawDevice:
         return await self._link.publish([message])
 
     async def hello(self, *cursors: Cursor, nonce: str = "n1", **fields: object) -> tuple[Welcome, Page]:
-        """Send a `Hello`; return the answer."""
+        """Sends a `Hello`; returns the answer."""
         start = len(self.frames)
         await self.command(Hello(nonce, cursors=cursors, **fields))  # type: ignore[arg-type]
         welcome = await self.frame(Welcome, since=start)
@@ -95,7 +95,7 @@ class RawDevice:
     async def send(
         self, conversation: str, name: str, text: str = "hi", **fields: object
     ) -> Accepted | Rejected:
-        """Send a message; return the answer."""
+        """Sends a message; returns the answer."""
         start = len(self.frames)
         await self.command(Send(conversation, name, Content(text=text), **fields))  # type: ignore[arg-type]
         return await self.answer(name, since=start)
@@ -119,7 +119,7 @@ class RawDevice:
     async def until(
         self, matches: Callable[[AnyFrame], bool], since: int = 0, within: float = WITHIN
     ) -> AnyFrame:
-        """Wait for the first matching frame from number `since` on."""
+        """Waits for the first matching frame from number `since` on."""
         at = since
         try:
             async with asyncio.timeout(within):

@@ -23,7 +23,7 @@ OLDEST = (2, 0)
 
 
 def use_given() -> None:
-    """Put the Mosquitto of `IMQTT_TEST_MOSQUITTO` first on PATH, if the variable is set.
+    """Puts the Mosquitto of `IMQTT_TEST_MOSQUITTO` first on PATH, if the variable is set.
 
     Ends the program with the reason if imqtt cannot run on it; otherwise each test would fail in its own way.
     """
@@ -80,7 +80,7 @@ def _links(program: Path) -> Path:
 
 
 def _try(given: str) -> None:
-    """Start it once with the configuration of `imqtt up`."""
+    """Starts it once with the configuration of `imqtt up`."""
 
     async def start(directory: str) -> None:
         async with Mosquitto(Path(directory)):

@@ -149,7 +149,7 @@ class MongoServer:
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Return when it accepts writes; at once if it is running."""
+        """Returns when it accepts writes; at once if it is running."""
         if self.running:
             return
         self.launch()
@@ -206,7 +206,7 @@ class MongoServer:
             raise AssertionError(f"{error}: {said[-2_000:]}") from None
 
     def end(self, number: signal.Signals) -> None:
-        """Send the signal and wait for the end; a paused process is resumed first."""
+        """Sends the signal and waits for the end; a paused process is resumed first."""
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -226,7 +226,7 @@ def _direct(host: str, port: int) -> str:
 
 
 def _wait_until_writable(url: str, member: str) -> None:
-    """Initiate a replica set of `member`, if given, and wait until it is primary."""
+    """Initiates a replica set of `member`, if given, and waits until it is primary."""
     deadline = time.monotonic() + WITHIN
     with MongoClient[dict[str, object]](url, serverSelectionTimeoutMS=500) as client:
         while True:

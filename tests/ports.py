@@ -48,7 +48,7 @@ _given: set[int] = set()
 
 
 def _lock(port: int) -> bool:
-    """Lock a byte of a file for this port; whether that succeeded. The end of the process releases it."""
+    """Locks a byte of a file for this port; whether that succeeded. The end of the process releases it."""
     global _locks  # noqa: PLW0603
     if port in _given:
         return False

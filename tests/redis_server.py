@@ -42,7 +42,7 @@ def program() -> str | None:
 
 
 def missing(why: str) -> None:
-    """Skip the test, or fail on CI."""
+    """Skips the test, or fails on CI."""
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)
@@ -71,7 +71,7 @@ class RedisServer:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Return when it answers."""
+        """Returns when it answers."""
         self.launch()
         while not self.answers():
             await asyncio.sleep(0.01)
@@ -126,7 +126,7 @@ class RedisServer:
         self._signal(signal.SIGCONT)
 
     def command(self, *words: str | int) -> bytes:
-        """Send one command over its own connection and return the raw answer."""
+        """Sends one command over its own connection and returns the raw answer."""
         with socket.create_connection(("127.0.0.1", self.port), WITHIN) as connection:
             commands = [["AUTH", self.password]] if self.password else []
             commands.append([str(word) for word in words])

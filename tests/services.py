@@ -21,7 +21,7 @@ WITHIN = 120.0
 async def eventually(
     condition: Callable[[], Awaitable[object] | object], *, within: float = WITHIN, what: str = ""
 ) -> None:
-    """Return when `condition` holds; fail after `within` seconds and name `what` was awaited."""
+    """Returns when `condition` holds; fails after `within` seconds and names `what` was awaited."""
     deadline = asyncio.get_running_loop().time() + within
     pause = 0.001
     while True:
@@ -65,7 +65,7 @@ class ServerProcess:
         return self._process.pid
 
     async def start(self, within: float = WITHIN) -> None:
-        """Return when the server is subscribed to all partitions; fail with its log if it ends first."""
+        """Returns when the server is subscribed to all partitions; fails with its log if it ends first."""
         settings: Mapping[str, object] = {
             "broker_host": INTERNAL_HOST,
             "broker_port": self.broker.internal_port,

@@ -204,7 +204,7 @@ async def test_revoked_credentials_end_a_client_at_its_next_connection(
 
 @pytest.fixture
 async def program(broker: Mosquitto) -> AsyncIterator[object]:
-    """Start an example; stop it at the end."""
+    """Starts an example; stops it at the end."""
     running: list[asyncio.subprocess.Process] = []
 
     async def start(name: str, *arguments: str) -> asyncio.subprocess.Process:

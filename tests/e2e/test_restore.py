@@ -169,7 +169,7 @@ class Installation:
             await self._redis.kill()
 
     async def back_up(self) -> None:
-        """Back up while the server runs."""
+        """Backs up while the server runs."""
         path, backup = self._directory / "imqtt.db", self._directory / "backup.db"
         if self._kind == ".backup":
             with closing(sqlite3.connect(path)) as served, closing(sqlite3.connect(backup)) as into:
@@ -181,7 +181,7 @@ class Installation:
             await copied(self.url, f"sqlite:///{backup}", "--live")
 
     async def restore(self) -> None:
-        """Stop everything and restore the store; the server is not running afterwards."""
+        """Stops everything and restores the store; the server is not running afterwards."""
         await self.server.stop()
         backup = self._directory / "backup.db"
         if self._kind == "mongodb":

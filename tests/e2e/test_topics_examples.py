@@ -77,7 +77,7 @@ class Phone:
         self._reader = asyncio.create_task(self._read())
 
     async def expect(self, wanted: list[dict[str, Json]], stand: Placeholders, place: str) -> None:
-        """Take the next frames, which must be the expected ones; skip other presence."""
+        """Takes the next frames, which must be the expected ones; skips other presence."""
         for frame in wanted:
             difference = "nothing came"
             try:
@@ -98,7 +98,7 @@ class Phone:
         return [frame for frame in frames if frame["type"] != "presence"]
 
     def drop_out(self) -> None:
-        """Break the connection without a DISCONNECT."""
+        """Breaks the connection without a DISCONNECT."""
         connection = self.client._client.socket()
         assert isinstance(connection, socket.socket)
         connection.shutdown(socket.SHUT_RDWR)
@@ -167,7 +167,7 @@ class Reader:
         self.stand = Placeholders()
 
     async def follow(self, example: Example) -> None:
-        """Execute the example and compare what arrives."""
+        """Executes the example and compares what arrives."""
         if example.what == "up":
             phone = await self._phone(example.device)
             topic = f"imqtt/{example.device}/up/{example.partition}"
@@ -181,7 +181,7 @@ class Reader:
             await self._console(example)
 
     async def close(self) -> None:
-        """Check that nothing else arrived."""
+        """Checks that nothing else arrived."""
         unread = {name: rest for name, phone in self._phones.items() if (rest := phone.rest())}
         with contextlib.suppress(aiomqtt.MqttError):
             await self._stack.aclose()
@@ -219,7 +219,7 @@ class Reader:
         return phone
 
     async def _console(self, example: Example) -> None:
-        """Run the commands; their output, in the order in which they end, must be the page's."""
+        """Runs the commands; their output, in the order in which they end, must be the page's."""
         lines = example.text.splitlines()
         shown = [frames_of(line.encode()) for line in lines if not line.startswith("$ ")]
         background: list[Subscriber] = []

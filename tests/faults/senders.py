@@ -114,7 +114,7 @@ async def pairs(
 
 
 async def all_sent(senders: Sequence[Sender], within: float = 5 * WITHIN) -> None:
-    """Run all senders; fail after `within` seconds with the names of those that still wait."""
+    """Runs all senders; fails after `within` seconds with the names of those that still wait."""
     try:
         async with asyncio.timeout(within), asyncio.TaskGroup() as tasks:
             for sender in senders:

@@ -123,7 +123,7 @@ async def test_reads_are_answered_while_thousands_of_writes_wait(
 
 
 def fail_writes(mongo: MongoServer, times: int) -> None:
-    """Let the next `times` writes fail without a majority."""
+    """Lets the next `times` writes fail without a majority."""
     with MongoClient[dict[str, Any]](mongo.url) as client:
         concern = {"code": 64, "errmsg": "waiting for replication timed out"}
         data = {"failCommands": ["insert", "update"], "writeConcernError": concern}

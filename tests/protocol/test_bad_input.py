@@ -45,7 +45,7 @@ def both(command: AnyCommand) -> list[bytes]:
 
 
 def accepted_or_refused(payload: bytes) -> None:
-    """Decode, or raise an error that may be sent; in both cases the command can be identified."""
+    """Decodes, or raises an error that may be sent; in both cases the command can be identified."""
     refused: ImqttError | None = None
     try:
         decode_command(payload, BOUNDS)

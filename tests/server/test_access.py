@@ -30,7 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def grant(broker: Mosquitto) -> Grant:
-    """Change the permissions of the server's account while the broker runs."""
+    """Changes the permissions of the server's account while the broker runs."""
     acl = broker.files.acl
     before = acl.read_text()
     assert GRANT in before

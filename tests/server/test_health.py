@@ -78,7 +78,7 @@ async def test_an_address_that_cannot_be_listened_on_is_an_error(
 
 
 async def done(server: Server, device: RawDevice, command: AnyCommand) -> None:
-    """Return when the server has finished a command that gets no answer."""
+    """Returns when the server has finished a command that gets no answer."""
     received = server.counters.received
     await device.command(command)
     await eventually(lambda: server.counters.received > received and not server.health().unfinished)

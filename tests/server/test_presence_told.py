@@ -110,7 +110,7 @@ async def room(redis: RedisServer, tmp_path: Path) -> AsyncIterator[Room]:
 
 
 def follow(monkeypatch: pytest.MonkeyPatch, state: RedisState, what: str, then: Callable[[], object]) -> None:
-    """Call `then` whenever the state has answered a call of `what`."""
+    """Calls `then` whenever the state has answered a call of `what`."""
     call: Callable[..., Awaitable[object]] = getattr(state, what)
 
     async def followed(*given: object) -> object:
@@ -122,7 +122,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, state: RedisState, what: str, then: 
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, store: SqliteStore, *, times: float = inf) -> list[str]:
-    """Let the next `times` reads of users' conversations fail. Returns the growing list of their users."""
+    """Lets the next `times` reads of users' conversations fail. Returns the growing list of their users."""
     read, failed = store.conversations_of, list[str]()
 
     async def conversations_of(user: str, after: str, limit: int) -> list[str]:
@@ -316,7 +316,7 @@ async def lose_memory(room: Room) -> None:
 
 
 async def look(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the check for silent devices."""
+    """Runs the check for silent devices."""
     monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
     looked = asyncio.Event()
     with monkeypatch.context() as patch:

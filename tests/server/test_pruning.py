@@ -61,7 +61,7 @@ class Place:
         return [str(it.device) for it in await self.store.registrations(Device("", ""), 10_000)]
 
     async def prune(self) -> None:
-        """Run one sweep and remove what it found."""
+        """Runs one sweep and removes what it found."""
         await self.pruning.sweep()
         task = asyncio.create_task(self.pruning._crowded.run())
         await eventually(lambda: self.pruning._crowded.idle)

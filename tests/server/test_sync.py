@@ -42,7 +42,7 @@ async def page_of(device: RawDevice, command: Sync | History) -> Page:
 
 
 async def sync_all(device: RawDevice, cursor: Cursor) -> list[Slice]:
-    """Ask until there is no more."""
+    """Asks until there is no more."""
     slices: list[Slice] = []
     while True:
         page = await page_of(device, Sync((cursor,)))

@@ -74,7 +74,7 @@ def _how_to_repeat(plan: Plan, directory: Path) -> str:
 
 
 def _judge(directory: Path) -> Outcome:
-    """Check the histories of a kept run again."""
+    """Checks the histories of a kept run again."""
     outcome = msgspec.json.decode((directory / "outcome.json").read_bytes(), type=Outcome)
     return with_verdict(outcome, check_histories(directory / "histories"))
 

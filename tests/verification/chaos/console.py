@@ -101,7 +101,7 @@ class Console:
 
     @classmethod
     async def open(cls) -> Self:
-        """Read the plan."""
+        """Reads the plan."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(LONGEST_LINE)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -118,7 +118,7 @@ class Console:
         settle: Callable[[], Coroutine[Any, Any, None]],
         replay: Callable[[int], Awaitable[int]] | None = None,
     ) -> None:
-        """Execute orders until `finish`. The device sends nothing while `may_send` is not set.
+        """Executes orders until `finish`. The device sends nothing while `may_send` is not set.
 
         `settle` and `finish` report their own completion. A later `settle` or `finish` cancels a `settle`.
         """
@@ -171,7 +171,7 @@ def run_device(make: Callable[[Console], Device]) -> None:
 
 
 async def until_one_ends(*tasks_of_device: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run all tasks of a device until the first one ends, and raise its error if it failed."""
+    """Runs all tasks of a device until the first one ends, and raises its error if it failed."""
     tasks = [asyncio.create_task(work(), name=f"device{work.__name__}") for work in tasks_of_device]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

@@ -67,7 +67,7 @@ class DeviceProcess:
         return None if self._process is None else self._process.returncode
 
     async def start(self, within: float = START_SECONDS) -> None:
-        """Return when the process has read its history; it then connects and sends on its own.
+        """Returns when the process has read its history; it then connects and sends on its own.
 
         Raises `DeviceEnded` or `TimeoutError`.
         """
@@ -108,7 +108,7 @@ class DeviceProcess:
         self._signal(signal.SIGCONT)
 
     async def command(self, do: str, within: float, count: int = 0) -> Done:
-        """Send an order and wait for its completion: see `console.Order`. Raises `TimeoutError` or
+        """Sends an order and waits for its completion: see `console.Order`. Raises `TimeoutError` or
         `DeviceEnded`.
         """
         if self.pid is None:
@@ -120,18 +120,18 @@ class DeviceProcess:
             return await answer
 
     async def settle(self, within: float) -> None:
-        """Return when all messages are answered and the device has everything that existed by then.
+        """Returns when all messages are answered and the device has everything that existed by then.
 
         The function `settle` also covers messages that other devices were still sending.
         """
         await self.command("settle", within)
 
     async def replay(self, count: int, within: float = 60.0) -> int:
-        """Publish old commands of a plain device again; return how many the broker acked."""
+        """Publishes old commands of a plain device again; returns how many the broker acked."""
         return (await self.command("replay", within, count)).count
 
     async def finish(self, within: float) -> Done:
-        """Have the device record everything that it holds, and exit."""
+        """Makes the device record everything that it holds, and exit."""
         done = await self.command("finish", within)
         async with asyncio.timeout(END_SECONDS):
             await self._gone()
@@ -180,7 +180,7 @@ class DeviceProcess:
 
 
 async def settle(devices: list[DeviceProcess], within: float) -> None:
-    """Return when every device has everything, provided that none is sending (`pause`).
+    """Returns when every device has everything, provided that none is sending (`pause`).
 
     All devices are asked twice: the first to settle may lack messages that others sent afterwards. Raises as
     `DeviceProcess.settle`, within about twice the time.
@@ -198,7 +198,7 @@ def fresh_device_history(plan: Plan) -> Path:
 
 
 async def sync_fresh_device(plan: Plan, *, broker: str, within: float = 120.0) -> int:
-    """Sync everything into an empty store under this device's account and record it as held.
+    """Syncs everything into an empty store under this device's account and records it as held.
 
     Runs in this process; the device itself must have ended. Returns the number of conversations. Raises
     `TimeoutError`.

@@ -39,7 +39,7 @@ class Disk:
             kept.rename(self.directory)
 
     def fill(self) -> None:
-        """Use up all free space."""
+        """Uses up all free space."""
         file = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             for size in (1 << 20, 4_096, 512):

@@ -107,18 +107,18 @@ class Fault:
         raise NotImplementedError
 
     async def fire(self) -> str:
-        """Inject the fault and describe its observed effect. Raises `NotFired`, or `Failed` if something is
+        """Injects the fault and describes its observed effect. Raises `NotFired`, or `Failed` if something is
         wrong.
         """
         raise NotImplementedError
 
     async def repair(self) -> str:
-        """End the fault and describe anything worth recording."""
+        """Ends the fault and describes anything worth recording."""
         raise NotImplementedError
 
 
 async def fire(fault: Fault) -> str:
-    """Call `fault.fire`; an effect that is not seen in time raises `NotFired`."""
+    """Calls `fault.fire`; an effect that is not seen in time raises `NotFired`."""
     try:
         return await fault.fire()
     except AssertionError as error:
@@ -155,7 +155,7 @@ def is_paused(pid: int) -> bool:
 
 
 async def unpaused(part: Process) -> None:
-    """Resume a part and wait until its process runs."""
+    """Resumes a part and waits until its process runs."""
     pid = part.pid
     part.resume()
     assert pid is not None
@@ -163,7 +163,7 @@ async def unpaused(part: Process) -> None:
 
 
 async def gather(*waits: object) -> None:
-    """Wait for all, then raise the first error."""
+    """Waits for all, then raises the first error."""
     done = await asyncio.gather(*waits, return_exceptions=True)  # type: ignore[call-overload]
     for result in done:
         if isinstance(result, BaseException):

@@ -64,7 +64,7 @@ class PlainDevice:
         self._reported: object = None
 
     async def run(self) -> None:
-        """Run until told to finish, or until stdin is closed."""
+        """Runs until told to finish, or until stdin is closed."""
         self._journal.start(ordered=False, durable=False)
         self._console.say(Started())
         await until_one_ends(self._stay_connected, self._send, self._tick, self._execute_orders)
@@ -153,7 +153,7 @@ class PlainDevice:
                 self._send_out(sent)
 
     def _send_out(self, sent: Sent) -> "asyncio.Future[list[int]] | None":
-        """Send for the first time or again, always the same bytes."""
+        """Sends for the first time or again, always the same bytes."""
         self._journal.invoke(sent)
         command = {
             "type": "send", "conversation": sent.conversation, "client_msg_id": sent.name,
@@ -169,7 +169,7 @@ class PlainDevice:
             self._journal.queue(sent)
 
     async def _replay(self, count: int) -> int:
-        """Publish old messages again once connected; return how many the broker acked."""
+        """Publishes old messages again once connected; returns how many the broker acked."""
         try:
             async with asyncio.timeout(CONNECTED_WITHIN):
                 await self._connected.wait()
@@ -251,7 +251,7 @@ class PlainDevice:
                 del self._open[name]
 
     async def _ask(self, command: Frame) -> Frame:
-        """Ask until a page answers."""
+        """Asks until a page answers."""
         ref = uuid4().hex
         self._pages[ref] = asyncio.get_running_loop().create_future()
         try:
@@ -267,14 +267,14 @@ class PlainDevice:
     # --- the end
 
     async def _settle(self) -> None:
-        """Report when all messages are answered or given up, and there is a connection."""
+        """Reports when all messages are answered or given up, and there is a connection."""
         while self._open:
             await asyncio.sleep(TICK)
         await self._welcomed.wait()
         self._console.done("settle")
 
     async def _finish(self) -> int:
-        """Fetch all conversations from the first event on, and record them."""
+        """Fetches all conversations from the first event on, and records them."""
         self._may_send.clear()
         for open in self._open.values():
             self._journal.info(open.sent, "the device ends")

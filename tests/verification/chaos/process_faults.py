@@ -180,7 +180,7 @@ class WorkerJoin(Fault):
 
 
 async def stop_worker(stack: Stack, target: str) -> None:
-    """Stop a worker with SIGTERM. Raises `Failed` unless it exits in time with status 0."""
+    """Stops a worker with SIGTERM. Raises `Failed` unless it exits in time with status 0."""
     worker = stack.workers[target]
     if worker.pid is None:
         raise NotFired(f"{target} is not running")

@@ -42,7 +42,7 @@ class Effect:
         return self.connections > 0
 
     def count(self, connection: int, size: int = 0) -> None:
-        """Record an effect on this connection and on `size` of its bytes."""
+        """Records an effect on this connection and on `size` of its bytes."""
         self._connections.add(connection)
         self.connections = len(self._connections)
         self.bytes += size
@@ -101,20 +101,20 @@ class Proxy:
     # --- faults: each returns its `Effect`, which counts until the next fault or `repair`
 
     def cut(self) -> Effect:
-        """Reset every connection, and each new one until `repair`."""
+        """Resets every connection, and each new one until `repair`."""
         effect = self._begin("cut")
         self._is_cut = True
         self._reset_all(effect)
         return effect
 
     def drop(self) -> Effect:
-        """Reset all present connections."""
+        """Resets all present connections."""
         effect = self._begin("drop")
         self._reset_all(effect)
         return effect
 
     def slow(self, delay: float, rate: float = 0.0) -> Effect:
-        """Delay every byte by `delay` seconds and limit each direction to `rate` bytes per second (0:
+        """Delays every byte by `delay` seconds and limits each direction to `rate` bytes per second (0:
         unlimited).
         """
         self.repair()
@@ -123,14 +123,14 @@ class Proxy:
         return effect
 
     def stall(self) -> Effect:
-        """Pass nothing, not even the end of a connection; connections stay open and new ones are accepted."""
+        """Passes nothing, not even the end of a connection; connections stay open, new ones are accepted."""
         self.repair()
         effect = self._begin("stall")
         self.pace = _Pace(inf, 0.0)
         return effect
 
     def swallow(self) -> Effect:
-        """Pass requests on present connections, and drop the answers.
+        """Passes requests on present connections, and drops the answers.
 
         Each connection is reset shortly after its first dropped answer: the request was carried out, and the
         client does not know. Connections without an answer until `repair` and new connections are unaffected;
@@ -143,7 +143,7 @@ class Proxy:
         return effect
 
     def repair(self) -> Effect | None:
-        """End the fault and release bytes that are held back. Returns the effect of the fault."""
+        """Ends the fault and releases bytes that are held back. Returns the effect of the fault."""
         effect, self.effect = self.effect, None
         self.pace = None
         self._is_cut = False
@@ -277,7 +277,7 @@ class _Side(asyncio.Protocol):
             self._transport.write(data)
 
     def finish(self, *, failure: bool) -> None:
-        """End this end in the same way as the other one."""
+        """Ends this end in the same way as the other one."""
         if failure:
             self.reset()
         elif not self.lost:
@@ -285,7 +285,7 @@ class _Side(asyncio.Protocol):
             self._transport.close()
 
     def reset(self) -> None:
-        """End the connection with an RST, so that the peer's next call fails."""
+        """Ends the connection with an RST, so that the peer's next call fails."""
         self.discard_held()
         if self.lost:
             self.proxy.remove(self)
@@ -304,7 +304,7 @@ class _Side(asyncio.Protocol):
         self._release(inf)
 
     def regulate(self) -> None:
-        """Read the socket only while there is room for more bytes."""
+        """Reads the socket only while there is room for more bytes."""
         if self._transport is None or self.lost or self.other is None:
             return
         if self._congested or self._held_bytes > MAX_HELD_BYTES:
@@ -313,7 +313,7 @@ class _Side(asyncio.Protocol):
             self._transport.resume_reading()
 
     def discard_held(self) -> None:
-        """Drop the bytes that are held back."""
+        """Drops the bytes that are held back."""
         self._held.clear()
         self._held_bytes = 0
         self._stop_timer()
@@ -321,7 +321,7 @@ class _Side(asyncio.Protocol):
     # --- faults
 
     def _apply_fault(self, data: bytes) -> bool:
-        """Apply the fault to these bytes; whether they are consumed."""
+        """Applies the fault to these bytes; whether they are consumed."""
         proxy = self.proxy
         assert proxy.effect is not None
         if self.swallows:

@@ -67,7 +67,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def with_verdict(outcome: Outcome, verdict: Verdict) -> Outcome:
-    """Add the results of the history to an outcome."""
+    """Adds the results of the history to an outcome."""
     return msgspec.structs.replace(
         outcome,
         sent=verdict.sent,
@@ -80,7 +80,7 @@ def with_verdict(outcome: Outcome, verdict: Verdict) -> Outcome:
 
 
 def show(outcomes: Sequence[Outcome], console: Console) -> None:
-    """Print the table of runs, the table of faults, and everything that is wrong."""
+    """Prints the table of runs, the table of faults, and everything that is wrong."""
     console.print(_verdicts(outcomes))
     console.print(_faults(outcomes))
     for outcome in outcomes:

@@ -98,7 +98,7 @@ class FullDeviceDisk(Fault):
 
 
 async def filled(disk: Disk, files: Mapping[Path, int | None]) -> str:
-    """Fill the disk until one of the files reports it.
+    """Fills the disk until one of the files reports it.
 
     `files`: the offset from which each file is searched; None: from its present end.
     """

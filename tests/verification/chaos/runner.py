@@ -71,7 +71,7 @@ def conversations(users: Sequence[str]) -> list[str]:
 
 
 async def run(plan: Plan, directory: Path) -> Outcome:
-    """Execute the plan. All files are written to the directory."""
+    """Executes the plan. All files are written to the directory."""
     histories = directory / "histories"
     histories.mkdir(parents=True, exist_ok=True)
     (directory / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
@@ -86,7 +86,7 @@ async def run(plan: Plan, directory: Path) -> Outcome:
 
 
 def check_histories(histories: Path) -> Verdict:
-    """Check all histories in the directory."""
+    """Checks all histories in the directory."""
     return check(history.merge(sorted(histories.glob("*.jsonl"))))
 
 
@@ -220,7 +220,7 @@ class Run:
             )
 
     async def _recover(self, number: int, round_: Round, since: float) -> None:
-        """Wait until each device has had a message accepted that it began to send after the repair.
+        """Waits until each device has had a message accepted that it began to send after the repair.
 
         The recovery time counts from `since`, when the repairs began, so it includes the start of processes.
         """
@@ -262,7 +262,7 @@ class Run:
     # --- the end
 
     async def _end(self) -> Verdict:
-        """Let every device settle and record what it holds, read the store, and check the histories."""
+        """Lets every device settle and record what it holds, reads the store, and checks the histories."""
         stack = self._stack
         # Settled twice: the first device to settle may lack messages that another sent afterwards.
         rested = (
@@ -285,7 +285,7 @@ class Run:
         return await asyncio.to_thread(check_histories, self._histories)
 
     async def _each(self, what: str, ask: Callable[[DeviceProcess], Awaitable[object]]) -> bool:
-        """Call `ask` for every device; whether all succeeded."""
+        """Calls `ask` for every device; whether all succeeded."""
         devices = list(self._stack.devices.values())
         done = await asyncio.gather(*map(ask, devices), return_exceptions=True)
         for device, result in zip(devices, done, strict=True):

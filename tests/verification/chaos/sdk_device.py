@@ -103,7 +103,7 @@ class SdkDevice:
         self._events: Events
 
     async def run(self) -> None:
-        """Run until told to finish, or until stdin is closed."""
+        """Runs until told to finish, or until stdin is closed."""
         self._journal.start(ordered=True, durable=True)
         self._notices = self._client.notices()
         async with self._client as client:
@@ -148,7 +148,7 @@ class SdkDevice:
             self._queued.put_nowait(message)
 
     async def _resume_outbox(self) -> None:
-        """Await the answers to messages of earlier runs."""
+        """Awaits the answers to messages of earlier runs."""
         journal = self._journal
         for entry in await self._client.outbox():
             name = entry.client_msg_id
@@ -201,7 +201,7 @@ class SdkDevice:
             self._take_notice(notice)
 
     def _take_notices(self) -> None:
-        """Take the notices that were given before an event or a mark which is about to be recorded."""
+        """Takes the notices that were given before an event or a mark which is about to be recorded."""
         while self._notices.waiting:
             self._take_notice(self._notices.waiting.popleft())
 
@@ -260,7 +260,7 @@ class SdkDevice:
     # --- the end
 
     async def _settle(self) -> None:
-        """Report when all messages are answered and everything that existed by then is recorded."""
+        """Reports when all messages are answered and everything that existed by then is recorded."""
         while self._open:
             await asyncio.sleep(TICK)
         since = now()

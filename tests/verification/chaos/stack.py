@@ -83,7 +83,7 @@ class Broker(Mosquitto):
         return told is not None and told[1] not in before
 
     async def save(self) -> int:
-        """Make it save its state now. Returns the size in bytes."""
+        """Makes it save its state now. Returns the size in bytes."""
         assert self.pid is not None
         before = self.state.stat().st_mtime_ns if self.state.exists() else 0
         os.kill(self.pid, signal.SIGUSR1)
@@ -142,7 +142,7 @@ class Worker:
         return self.directory / "server.log"
 
     async def start(self) -> None:
-        """Return when it is ready."""
+        """Returns when it is ready."""
         stack = self._stack
         settings: dict[str, object] = {
             "broker_port": stack.proxies[f"{self.name}>broker"].port,
@@ -280,7 +280,7 @@ class Stack:
         return f"sqlite:///{self.backup}"
 
     async def back_up(self) -> None:
-        """Back up the store while its servers run, and copy the broker's state."""
+        """Backs up the store while its servers run, and copies the broker's state."""
         self._copies += 1
         backup = self.directory / f"backup-{self._copies}.db"
         await self._copy(self.store, f"sqlite:///{backup}", "--live")
@@ -290,7 +290,7 @@ class Stack:
         shutil.copyfile(self.broker.state, self.broker_copy)
 
     async def restore(self) -> None:
-        """Restore the backup as docs/backup.md describes; no server may be running."""
+        """Restores the backup as docs/backup.md describes; no server may be running."""
         assert self.backup is not None
         if self.mongo is not None:
             self._copies += 1

@@ -32,7 +32,7 @@ class Clock:
         return int(_NUMBER.unpack_from(self._map, 0)[0])
 
     def step(self, offset: int) -> None:
-        """Set the offset of the worker's clock. Called by the harness."""
+        """Sets the offset of the worker's clock. Called by the harness."""
         _NUMBER.pack_into(self._map, 0, offset)
 
     @property

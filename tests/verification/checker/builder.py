@@ -74,7 +74,7 @@ class HistoryBuilder:
         return log[-1]
 
     def restore(self, heads: dict[str, int], backup_epoch: int | None = None) -> None:
-        """End the epoch and truncate each log of the store to these seqs."""
+        """Ends the epoch and truncates each log of the store to these seqs."""
         self.read_store()
         self._add(history.Restored, HARNESS, epoch=self.epoch, heads=heads, backup_epoch=backup_epoch)
         self.epoch += 1
@@ -123,7 +123,7 @@ class HistoryBuilder:
         self._add(history.Fault, HARNESS, kind=kind, target="broker", loses_state=loses_state)
 
     def end(self) -> Verdict:
-        """Sync a fresh device of every member, read the store, and check."""
+        """Syncs a fresh device of every member, reads the store, and checks."""
         for name, log in self.logs.items():
             for user in name.split(":")[1:]:
                 self.hold(f"{user}@fresh", log, fresh=True, conversation=name)

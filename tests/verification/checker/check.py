@@ -84,7 +84,7 @@ class Verdict:
 
 
 def check(lines: Iterable[Line]) -> Verdict:
-    """Check a run's lines, merged and in order of time.
+    """Checks a run's lines, merged and in order of time.
 
     Raises `ValueError` for lines that cannot be a history: an epoch that ends without its `Restored`, or a
     conversation that is recorded twice for one epoch.

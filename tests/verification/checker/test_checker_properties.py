@@ -73,7 +73,7 @@ class World(HistoryBuilder):
             self._unanswered.append((device, talk, self.store(device, name, talk)))
 
     def answer(self, which: int, again: int) -> None:
-        """Answer a stored message, possibly late, and possibly again later."""
+        """Answers a stored message, possibly late, and possibly again later."""
         if self._unanswered:
             number = which % len(self._unanswered)
             device, talk, row = self._unanswered[number] if again % 2 else self._unanswered.pop(number)
@@ -111,7 +111,7 @@ class World(HistoryBuilder):
             self.fail(f"{user}@other", name, "conflict", talk)
 
     def show(self, place: int, count: int) -> None:
-        """Show a device the next events, restarting its log if the store's was replaced."""
+        """Shows a device the next events, restarting its log if the store's was replaced."""
         device, talk = self._place(place)
         log = self.logs.get(talk, [])
         copy = self._copies.setdefault((device, talk), [])
@@ -126,7 +126,7 @@ class World(HistoryBuilder):
             self._last[device] = talk, row
 
     def converse(self, place: int, who: int) -> None:
-        """Send, store and answer a message and show it to a device."""
+        """Sends, stores and answers a message, and shows it to a device."""
         self.post(place, 0)
         self.commit(place, 0)
         self.answer(0, 0)
@@ -168,7 +168,7 @@ class World(HistoryBuilder):
     # --- the beginning and the end
 
     def begin_well(self) -> None:
-        """Create a few messages in each conversation, which every backup contains."""
+        """Creates a few messages in each conversation, which every backup contains."""
         for number, (device, talk) in enumerate(self.places()):
             for _ in range(3 if device in PHONES else 1):
                 self.post(number, 0)
@@ -226,7 +226,7 @@ def last_stored(lines: list[Line]) -> dict[str, int]:
 
 
 def with_rows(lines: list[Line], talk: str, change: Callable[[tuple[Row, ...]], tuple[Row, ...]]) -> None:
-    """Change the final rows of a conversation in the store."""
+    """Changes the final rows of a conversation in the store."""
     at = last_stored(lines)[talk]
     line = lines[at]
     assert isinstance(line, Stored)
@@ -294,7 +294,7 @@ def draw_ids_badly(lines: list[Line], talk: str) -> None:
 
 
 def overtake(lines: list[Line], talk: str) -> None:
-    """Swap the first two messages, which a phone sent and every backup has."""
+    """Swaps the first two messages, which a phone sent and every backup has."""
 
     def change(rows: tuple[Row, ...]) -> tuple[Row, ...]:
         one, other = rows[:2]
@@ -330,7 +330,7 @@ def hold_another(lines: list[Line], talk: str) -> None:
 
 
 def invent(lines: list[Line], talk: str) -> None:
-    """Remove all invocations of the last message."""
+    """Removes all invocations of the last message."""
     line = lines[last_stored(lines)[talk]]
     assert isinstance(line, Stored)
     row = line.rows[-1]

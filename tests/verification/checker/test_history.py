@@ -58,7 +58,7 @@ def write(path: Path, *lines: Line) -> Path:
 
 
 def broken(path: Path, line: Line, size: int) -> Path:
-    """Truncate the last line after `size` bytes, as a kill does."""
+    """Truncates the last line after `size` bytes, as a kill does."""
     before = path.read_bytes() if path.exists() else b""
     write(path, line)
     path.write_bytes(path.read_bytes()[: len(before) + size])

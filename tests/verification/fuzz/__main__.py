@@ -137,7 +137,7 @@ def _child(*arguments: str) -> str:
 
 
 def _collect(name: str, work: Path) -> list[Path]:
-    """Minimize the findings and move them to their directory."""
+    """Minimizes the findings and moves them to their directory."""
     paths: list[Path] = []
     for pattern in FOUND:
         for path in (work / "found").glob(pattern):

@@ -21,7 +21,7 @@ TYPES: Final = (
 
 
 def some_bytes(data: bytes, random: Random) -> bytes:
-    """Change, insert or remove a few bytes."""
+    """Changes, inserts or removes a few bytes."""
     out = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 5))):
         at = random.randint(0, len(out))

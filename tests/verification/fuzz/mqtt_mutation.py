@@ -32,7 +32,7 @@ def mqtt_packets(data: bytes, random: Random) -> bytes:
 
 
 def _packet(raw: bytes, random: Random) -> bytes:
-    """Change the body and correct the length, or change the header."""
+    """Changes the body and corrects the length, or changes the header."""
     start = next(at for at in range(1, len(raw)) if raw[at] < 0x80) + 1
     first, body = raw[0], raw[start:]
     match random.randrange(5):

@@ -66,7 +66,7 @@ def _frames_in_the_other_format(data: bytes, random: Random) -> bytes:
 
 
 def _two_packets_of_frames(data: bytes, random: Random) -> bytes:
-    """Join the frames of two packets."""
+    """Joins the frames of two packets."""
     other = random.choice(_seeds("frames"))
     if format_of(data) is Format.JSON:
         if format_of(other) is Format.JSON and data.endswith(b"]}") and len(data) > 13 and len(other) > 13:

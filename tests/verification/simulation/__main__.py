@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def run(seeds: Sequence[int], faults: Sequence[str], processes: int) -> int:
-    """Run all seeds and print a summary and the first failure. Returns the exit status."""
+    """Runs all seeds and prints a summary and the first failure. Returns the exit status."""
     started = time.perf_counter()
     fired: Counter[str] = Counter()
     sent = accepted = 0
@@ -91,7 +91,7 @@ def run(seeds: Sequence[int], faults: Sequence[str], processes: int) -> int:
 
 
 def show(seed: int, mistake: Mistake | None, faults: Sequence[str], *, full: bool = False) -> int:
-    """Run one seed and print its trace. Returns the exit status."""
+    """Runs one seed and prints its trace. Returns the exit status."""
     with mistake.make() if mistake else nullcontext():
         outcome = run_seed(seed, shape=mistake.shape() if mistake else draw_shape(seed, faults), trace=True)
     print(f"seed {seed}: {outcome.shape}")
@@ -115,7 +115,7 @@ def _relevant(outcome: Outcome) -> Iterable[str]:
 
 
 def find_mistake(mistake: Mistake, seeds: Iterable[int]) -> int:
-    """Print as JSON in which seed the mistake is found, and its findings. Returns the exit status."""
+    """Prints as JSON in which seed the mistake is found, and its findings. Returns the exit status."""
     with mistake.make():
         for tried, seed in enumerate(seeds, 1):
             outcome = run_seed(seed, shape=mistake.shape())
@@ -131,7 +131,7 @@ def find_mistake(mistake: Mistake, seeds: Iterable[int]) -> int:
 
 
 def innocent(seeds: Sequence[int]) -> int:
-    """Run the worlds of all mistakes without the mistakes: nothing may be found. Returns the exit status."""
+    """Runs the worlds of all mistakes without the mistakes: nothing may be found. Returns the exit status."""
     failed = 0
     for mistake in MISTAKES:
         shape = replace(mistake.shape(), without=())

@@ -116,7 +116,7 @@ class Broker:
     # --- its process
 
     def start(self, state: State | None) -> None:
-        """Start with the result of `snapshot`, or with no state."""
+        """Starts with the result of `snapshot`, or with no state."""
         if self.running:
             raise RuntimeError("it is already running")
         self.running = True

@@ -77,7 +77,7 @@ class MessagePlan:
         return number, self.conversations[number]
 
     def add(self, conversations: Sequence[str], now: float) -> None:
-        """Add one message to each of these."""
+        """Adds one message to each of these."""
         self.times += [now] * len(conversations)
         self.conversations += conversations
 
@@ -116,7 +116,7 @@ class SdkDevice:
         self._restarted: dict[str, None] = {}  # conversations whose restart is not recorded yet
 
     def start(self) -> None:
-        """Start a process on the disk of the previous one."""
+        """Starts a process on the disk of the previous one."""
         self.process = self._loop.new_process(self.name)
         self.disk_failed = False
         self.pending.clear()
@@ -151,7 +151,7 @@ class SdkDevice:
         return [(log.conversation, log.delivered, log.read) for log in logs]
 
     def send_more(self, conversations: Sequence[str]) -> None:
-        """Send one more message to each of these."""
+        """Sends one more message to each of these."""
         self._plan.add(conversations, self._loop.time())
         if self.process is not None and self.process.alive:
             self.process.call_soon(self._more.set)
@@ -265,7 +265,7 @@ class SdkDevice:
             self.seen.pop(conversation, None)
 
     async def record_held(self, conversations: Sequence[str]) -> None:
-        """Record what the device holds of its conversations."""
+        """Records what the device holds of its conversations."""
         assert self.client is not None, "the device was never started"
         await self._hold(self.client, conversations, fresh=False)
 
@@ -334,7 +334,7 @@ class PlainDevice:
         return not unsent and not (self._resends and self.pending)
 
     def replay(self, count: int) -> int:
-        """Publish old commands again; return how many."""
+        """Publishes old commands again; returns how many."""
         if self._link is None or self._link.closed is not None or self.process is None:
             return 0
         again = [self._loop.random.choice(self._sent) for _ in range(count)] if self._sent else []

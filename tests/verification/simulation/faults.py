@@ -27,12 +27,12 @@ class Faults:
         self._snapshots: list[State] = []
 
     async def inject(self, name: str, after: float) -> None:
-        """Inject a fault and repair it; does nothing if the chosen target is down."""
+        """Injects a fault and repairs it; does nothing if the chosen target is down."""
         await asyncio.sleep(after)
         await FAULTS[name](self)
 
     async def keep_copies(self, faults: Collection[str], within: float) -> None:
-        """Take backups of the store and snapshots of the broker, for faults that restore them."""
+        """Takes backups of the store and snapshots of the broker, for faults that restore them."""
         for _ in range(COPIES):
             await asyncio.sleep(within / COPIES)
             if "store restored" in faults:
@@ -47,7 +47,7 @@ class Faults:
         return least + (most - least) * self._loop.random.random()
 
     async def _at_random_point(self, process: Process) -> None:
-        """Wait until a process is at a random point of its work."""
+        """Waits until a process is at a random point of its work."""
         reached = asyncio.Event()
         process.call_after(int(self._loop.random.random() * RANDOM_POINT_CALLBACKS), reached.set)
         with suppress(TimeoutError):

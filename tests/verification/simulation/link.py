@@ -207,7 +207,7 @@ class _Session:
         events.append(Connected(present, client_id, MAX_PACKET))
 
     def tick(self, now: float) -> list[Event]:
-        """End the connection if the broker was silent for 1.5 keep-alive intervals, as the real session
+        """Ends the connection if the broker was silent for 1.5 keep-alive intervals, as the real session
         does.
         """
         if self.state is not State.OPEN:

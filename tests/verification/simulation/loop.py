@@ -104,7 +104,7 @@ class Process:
         self._context.run(_process.set, self)
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Handle:
-        """Schedule a callback in this process: dropped if the process is killed, delayed while it is
+        """Schedules a callback in this process: dropped if the process is killed, delayed while it is
         paused.
         """
         return self._loop.call_soon(callback, *args, context=self._context)
@@ -114,11 +114,11 @@ class Process:
         return self._loop.call_later(delay, callback, *args, context=self._context)
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str = "") -> "asyncio.Task[T]":
-        """Create a task of this process."""
+        """Creates a task of this process."""
         return self._loop.create_task(work, name=name or self.name, context=self._context.copy())
 
     def call_after(self, callbacks: int, countdown_callback: Callable[[], None]) -> None:
-        """Call `countdown_callback`, as the world, when this process has run this many more callbacks."""
+        """Calls `countdown_callback`, as the world, when this process has run this many more callbacks."""
         self.callbacks_left, self.countdown_callback = callbacks, countdown_callback
 
     def __repr__(self) -> str:
@@ -235,7 +235,7 @@ class Loop(asyncio.AbstractEventLoop):
         return task
 
     def run_until_complete(self, future: Any) -> Any:
-        """Run the world until `future` is done. Raises `Deadlock` if nothing is left to run."""
+        """Runs the world until `future` is done. Raises `Deadlock` if nothing is left to run."""
         task = asyncio.ensure_future(future, loop=self)
         asyncio.events._set_running_loop(self)
         try:
@@ -246,7 +246,7 @@ class Loop(asyncio.AbstractEventLoop):
         return task.result()
 
     def _run_once(self) -> None:
-        """Run a few callbacks of one process, or advance to the next timer."""
+        """Runs a few callbacks of one process, or advances to the next timer."""
         runnable = [process for process in self._alive if process.ready and not process.paused]
         if not runnable:
             self._advance()
@@ -285,7 +285,7 @@ class Loop(asyncio.AbstractEventLoop):
         self._schedule_due_timers()
 
     def _schedule_due_timers(self) -> None:
-        """Hand due timers to their processes, in order."""
+        """Hands due timers to their processes, in order."""
         timers, now = self._timers, self._now
         while timers and timers[0][0] <= now:
             handle = heapq.heappop(timers)[2]
@@ -304,7 +304,7 @@ class Loop(asyncio.AbstractEventLoop):
         return self._closed
 
     def close(self) -> None:
-        """Stop running and discard everything that is left."""
+        """Stops running and discards everything that is left."""
         self._closed = True
         for process in self._processes:
             for task in process.tasks:
@@ -324,7 +324,7 @@ class Loop(asyncio.AbstractEventLoop):
 
 
 def _end(work: Any) -> None:
-    """Close a coroutine now, so that its `finally` blocks have no effect.
+    """Closes a coroutine now, so that its `finally` blocks have no effect.
 
     The garbage collector would do the same at any time and draw from the randomness of a later world.
     """

@@ -50,7 +50,7 @@ class SimMqtt:
 
     @classmethod
     async def open(cls, broker: Broker, address: Address, login: Login) -> Self:
-        """Connect to `broker`, whatever the address. Raises `LoginRefused` or `Lost`."""
+        """Connects to `broker`, whatever the address. Raises `LoginRefused` or `Lost`."""
         self = cls(broker, address, login)
         try:
             await self._open()
@@ -95,7 +95,7 @@ class SimMqtt:
             raise Lost(f"the broker does not grant {topic}: {answer.result()!r}")
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """Return at the PUBACK, or after `login.timeout` without one. Raises `Lost` and `Untaken`."""
+        """Returns at the PUBACK, or after `login.timeout` without one. Raises `Lost` and `Untaken`."""
         answer: asyncio.Future[int] = self._loop.create_future()
         self._send((PUBLISH, Message(topic, payload), answer))
         self._publishing.add(answer)
@@ -123,14 +123,14 @@ class SimMqtt:
         return batch
 
     async def close(self) -> None:
-        """Send DISCONNECT and close the socket: paho waits for no answer."""
+        """Sends DISCONNECT and closes the socket: paho waits for no answer."""
         if self._connection is not None:
             self._send((DISCONNECT, SUCCESS))
             self._close_socket(0.0)
             self._end(Lost("Disconnected during message iteration"))
 
     def drop(self) -> None:
-        """Close the socket without notifying callers that wait here."""
+        """Closes the socket without notifying callers that wait here."""
         self._close_socket(RESET)
 
     # --- inside
@@ -141,7 +141,7 @@ class SimMqtt:
         self._connection.up.send(packets)
 
     async def _answered(self, answer: "asyncio.Future[Any]") -> bool:
-        """Wait for the answer, at most `login.timeout`."""
+        """Waits for the answer, at most `login.timeout`."""
         timer = self._loop.call_later(self._login.timeout, answer.cancel)
         try:
             await asyncio.wait((answer,))
@@ -184,7 +184,7 @@ class SimMqtt:
             self._timer = self._loop.call_later(self._login.keep_alive / 2, self._tick)
 
     def _tick(self) -> None:
-        """End the connection if the broker is silent. Pings are looked up, as in `link`."""
+        """Ends the connection if the broker is silent. Pings are looked up, as in `link`."""
         connection = self._connection
         if connection is None:
             return

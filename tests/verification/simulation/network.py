@@ -99,7 +99,7 @@ class Pipe:
         self._take(batch)
 
     def stall(self, stalled: bool) -> None:
-        """Hold up the packets in flight, or release them."""
+        """Holds up the packets in flight, or releases them."""
         self.stalled = stalled
         self._continue()
 
@@ -124,12 +124,12 @@ class Pipe:
                 keep -= len(batch)
 
     def cut(self) -> None:
-        """Lose everything in flight and everything sent later."""
+        """Loses everything in flight and everything sent later."""
         self._batches.clear()
         self.broken = True
 
     def end(self) -> None:
-        """Let the receiver see the end of the stream after the packets in flight; nothing can be sent any
+        """Lets the receiver see the end of the stream after the packets in flight; nothing can be sent any
         more.
         """
         self.send((None,))
@@ -189,7 +189,7 @@ class Connection:
     # --- faults
 
     def cut(self, *, client: bool = True, broker: bool = True) -> None:
-        """End the connection and lose everything in flight. An end that does not notice keeps it until
+        """Ends the connection and loses everything in flight. An end that does not notice keeps it until
         keep-alive.
         """
         for pipe, notices in ((self.down, client), (self.up, broker)):
@@ -202,7 +202,7 @@ class Connection:
             pipe.broken = True
 
     def stall(self, seconds: float | None = None) -> None:
-        """Hold up both directions, for this long or until `resume`."""
+        """Holds up both directions, for this long or until `resume`."""
         self.up.stall(True)
         self.down.stall(True)
         if seconds is not None:
@@ -215,7 +215,7 @@ class Connection:
     # --- closing
 
     def close_client_end(self, losing: float) -> None:
-        """Close the client's end. Packets in flight towards it are lost.
+        """Closes the client's end. Packets in flight towards it are lost.
 
         If the broker answers something that it reads after that, it gets a reset and reads no further:
         `losing` is the probability.
@@ -226,7 +226,7 @@ class Connection:
             self.up.end()
 
     def close_broker_end(self, losing: float) -> None:
-        """Close the broker's end."""
+        """Closes the broker's end."""
         self.up.cut()
         if not self.down.broken:
             self.down.lose(losing)

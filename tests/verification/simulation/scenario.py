@@ -75,7 +75,7 @@ class Scenario:
         self._faults = Faults(world)
 
     async def run(self) -> None:
-        """Run from the start of the first process to the sync of the last fresh device."""
+        """Runs from the start of the first process to the sync of the last fresh device."""
         world, shape = self.world, self.shape
         self._create_devices()
         world.workers = [Worker(world, number) for number in range(shape.workers)]
@@ -161,7 +161,7 @@ class Scenario:
         )
 
     async def _record_contents(self) -> None:
-        """Record what devices hold and what the store contains, for the checker."""
+        """Records what devices hold and what the store contains, for the checker."""
         world = self.world
         heads = list(world.tables.dump())
         for device in world.sdk_devices:
@@ -185,7 +185,7 @@ class Scenario:
 
 
 def run_seed(seed: int, *, shape: Shape | None = None, trace: bool = False) -> Outcome:
-    """Run one seed's world and check its history."""
+    """Runs one seed's world and checks its history."""
     with simulated(seed) as loop:
         return _run_world(loop, seed, shape or draw_shape(seed), trace=trace)
 

@@ -166,7 +166,7 @@ class SimState:
             self._loop.call_later(self._delay(), self._execute)
 
     def _execute(self) -> None:
-        """Execute all pending calls at the state."""
+        """Executes all pending calls at the state."""
         asked, self._asked = self._asked, []
         if self._unreachable:
             self._lose(asked)

@@ -46,7 +46,7 @@ class Side(Protocol):
     async def device(self, name: str, **login: Any) -> Mqtt | SimMqtt: ...
 
     async def save(self) -> None:
-        """Make the broker save its state, as it does once a minute."""
+        """Makes the broker save its state, as it does once a minute."""
 
     async def keep(self) -> object:
         """A copy of the last saved state."""
@@ -55,7 +55,7 @@ class Side(Protocol):
         """SIGKILL."""
 
     async def start(self, *, wiped: bool = False, kept: object = None) -> None:
-        """Start with the last saved state, with none, or with a copy."""
+        """Starts with the last saved state, with none, or with a copy."""
 
     async def pause(self) -> None: ...
 
@@ -190,7 +190,7 @@ def _login(name: str, password: str) -> dict[str, Any]:
 
 
 def on_both(body: Callable[[Side], Awaitable[None]]) -> Callable[..., None]:
-    """Turn a body into tests: on Mosquitto, and on each simulated release in several worlds."""
+    """Turns a body into tests: on Mosquitto, and on each simulated release in several worlds."""
 
     @pytest.mark.parametrize(
         "simulated", [None, *RELEASES], ids=lambda release: f"simulated {release}" if release else "mosquitto"
@@ -232,7 +232,7 @@ def numbered(*numbers: int, qos: int = 1, topic: str = TOPIC) -> list[Message]:
 
 
 async def take(link: Link, count: int) -> list[Received]:
-    """Receive `count` messages without acking them."""
+    """Receives `count` messages without acking them."""
     received: list[Received] = []
     async with asyncio.timeout(WITHIN):
         while len(received) < count:
@@ -992,7 +992,7 @@ async def test_a_second_process_with_the_same_client_id_takes_over_the_connectio
 
 
 def in_worlds(body: Callable[[SimSide], Awaitable[None]]) -> Callable[[], None]:
-    """Turn a body into a test in several simulated worlds."""
+    """Turns a body into a test in several simulated worlds."""
 
     def test() -> None:
         on_simulated(body)

@@ -23,7 +23,7 @@ PARTITIONS = 16
 
 
 def run_world(scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
-    """Run `scenario` in a world with one worker, which owns all partitions."""
+    """Runs `scenario` in a world with one worker, which owns all partitions."""
     with simulated(7) as loop:
         world = World(loop, partitions=PARTITIONS, prefix=True, max_batch=500)
 

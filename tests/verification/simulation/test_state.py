@@ -33,7 +33,7 @@ class World:
 
 
 def play(course: Callable[[World], Coroutine[Any, Any, None]], *, times: int = 1) -> None:
-    """Run `course` several times, each time in a new world."""
+    """Runs `course` several times, each time in a new world."""
     with simulated(1) as loop:
 
         async def run() -> None:

@@ -129,7 +129,7 @@ class World:
 
     @contextlib.contextmanager
     def patched(self) -> Iterator[None]:
-        """Connect servers to the simulated broker."""
+        """Connects servers to the simulated broker."""
         with mock.patch("imqtt.server.app.connect", self.connect):
             yield
 
@@ -168,12 +168,12 @@ class World:
     # --- processes
 
     def kill(self, process: Process) -> None:
-        """Kill the process; its kernel closes the connections."""
+        """Kills the process; its kernel closes the connections."""
         self.loop.kill(process)
         self.broker.close_connections_of(process)
 
     async def until(self, condition: Callable[[], bool], within: float, pause: float = 0.2) -> bool:
-        """Wait in virtual time; False if the condition does not hold in time."""
+        """Waits in virtual time; False if the condition does not hold in time."""
         deadline = self.loop.time() + within
         while not condition():
             if self.loop.time() > deadline:
@@ -184,13 +184,13 @@ class World:
     # --- the store
 
     def record_store(self) -> None:
-        """Record the store's contents at the end of an epoch."""
+        """Records the store's contents at the end of an epoch."""
         now = self.loop.time()
         for conversation, (rows, marks) in self.tables.dump().items():
             self.write(Stored("store", now, self.epoch, conversation, rows, marks))
 
     def restore(self, backup: "Tables.Copy") -> None:
-        """Restore a backup. Every worker must be down."""
+        """Restores a backup. Every worker must be down."""
         self.record_store()
         self.tables.restore(backup)
         heads = {conversation: len(rows) for conversation, (rows, _) in self.tables.dump().items()}

@@ -201,7 +201,7 @@ class SoakDevice:
         return max(0, self._window - len(self.open)) if self._welcomed else 0
 
     def send(self, count: int) -> None:
-        """Send new messages."""
+        """Sends new messages."""
         at = now()
         messages = []
         for _ in range(count):
@@ -218,7 +218,7 @@ class SoakDevice:
         self._link.publish(messages)
 
     def tick(self) -> None:
-        """Do what is due. Called a few times per second."""
+        """Does what is due. Called a few times per second."""
         if self._link is None or self._link.closed is not None:
             return
         at = now()

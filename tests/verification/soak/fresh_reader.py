@@ -11,7 +11,7 @@ PAGE_SECONDS = 20.0
 
 
 async def read_all(broker: Broker, user: str, history: History) -> int:
-    """Record all conversations of a user; return the number of events. Raises `AssertionError`."""
+    """Records all conversations of a user; returns the number of events. Raises `AssertionError`."""
     name = f"{user}@fresh"
     count = 0
     async with RawDevice(broker, name, Format.PROTOBUF) as device:

@@ -113,7 +113,7 @@ class Load:
         }
 
     async def run(self, reader: asyncio.StreamReader) -> None:
-        """Run until told to stop and all messages are answered, or until stdin is closed."""
+        """Runs until told to stop and all messages are answered, or until stdin is closed."""
         running = [asyncio.create_task(device.run(), name=device.name) for device in self.devices.values()]
         working = [asyncio.create_task(loop(), name=loop.__name__) for loop in (self._pace, self._tick)]
         executing = asyncio.create_task(self._execute_orders(reader), name="execute_orders")

@@ -119,7 +119,7 @@ async def measure(stack: SoakStack) -> dict[str, int]:
 
 
 def judge(measures: Sequence[Measure], *, faults: int) -> list[Judged]:
-    """Compare every figure with its limit, which depends on the number of faults."""
+    """Compares every figure with its limit, which depends on the number of faults."""
     names = dict.fromkeys(name for measure in measures for name in measure.figures)
     return [_judged(name, measures, faults) for name in names]
 

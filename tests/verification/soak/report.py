@@ -64,7 +64,7 @@ class SoakOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def show(outcome: SoakOutcome, console: Console) -> None:
-    """Print the tables and everything that is wrong."""
+    """Prints the tables and everything that is wrong."""
     console.print(_verdict(outcome))
     console.print(_faults(outcome))
     console.print(_figures(outcome))

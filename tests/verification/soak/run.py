@@ -63,7 +63,7 @@ class Soak(msgspec.Struct, frozen=True):
 
 
 async def soak(plan: Soak, directory: Path) -> SoakOutcome:
-    """Execute the plan. All files are written to the directory."""
+    """Executes the plan. All files are written to the directory."""
     histories = directory / "histories"
     histories.mkdir(parents=True, exist_ok=True)
     harness = History(histories / "harness.jsonl")
@@ -208,7 +208,7 @@ class Run:
     # --- the end
 
     async def _end(self) -> None:
-        """Read the store even after failures: its contents are the reference."""
+        """Reads the store even after failures: its contents are the reference."""
         stack = self._stack
         for what, step in (
             ("reading everything", self._rest),
@@ -235,7 +235,7 @@ class Run:
             self._stack.history.write(line)
 
     async def _read(self) -> Fresh:
-        """Let fresh devices of some users read everything, and record it."""
+        """Lets fresh devices of some users read everything, and records the events."""
         began = now()
         users = sorted({device.partition("@")[0] for device in devices()})
         sample = sorted(self._rng.sample(users, min(self._plan.sample, len(users))))
@@ -247,7 +247,7 @@ class Run:
     # --- the check
 
     def judge(self) -> SoakOutcome:
-        """Check the histories, which takes time. All processes have ended."""
+        """Checks the histories, which takes time. All processes have ended."""
         began = time.monotonic()
         lines = LineCounter(history.merge(sorted(self._histories.glob("*.jsonl"))))
         verdict = check(lines)

@@ -63,7 +63,7 @@ class LoadProcess:
         self._write(_encode(LoadOrder(do, device=device)))
 
     async def stop(self, within: float) -> None:
-        """Stop sending; return when all messages are answered and the process has ended.
+        """Stops sending; returns when all messages are answered and the process has ended.
 
         Raises `TimeoutError` or `LoadEnded`.
         """
@@ -75,7 +75,7 @@ class LoadProcess:
             raise self.end_error()
 
     async def end(self) -> None:
-        """End the process without waiting for answers; its history is complete."""
+        """Ends the process without waiting for answers; its history is complete."""
         if self.pid is not None and self._process is not None and self._listening is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -142,7 +142,7 @@ class SoakStack(Stack):
         return self.load
 
     async def back_up_broker(self) -> None:
-        """Copy the broker's state, for a fault that restores it."""
+        """Copies the broker's state, for a fault that restores it."""
         await self.broker.save()
         self.broker_copy = self.directory / "mosquitto-old.db"
         shutil.copyfile(self.broker.state, self.broker_copy)
