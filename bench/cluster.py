@@ -1,6 +1,4 @@
-"""The benchmark on MongoDB and Redis: CPU per message with one and two workers, and the time of a
-takeover.
-"""
+"""The benchmark on MongoDB and Redis: CPU per message with one and two workers, and takeover times."""
 
 import asyncio
 import contextlib

@@ -56,9 +56,7 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
         self._topics = [traffic.topic(device) for device in range(DEVICES)]
         self._sent = [0] * DEVICES  # messages sent by each device
-        self._in_flight: dict[
-            int, tuple[float, bool]
-        ] = {}  # by number: when sent, and whether one of the two packets has arrived
+        self._in_flight: dict[int, tuple[float, bool]] = {}  # when sent, and whether one packet has arrived
         self._window = 0  # unanswered messages per device; 0: sending is scheduled
         self._delivered: list[float] = []  # latencies
         self._taken: list[float] = []

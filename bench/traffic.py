@@ -89,12 +89,8 @@ class ThroughServer:
         self._text = text_of(size)
         self._templates = [_Template(conversation_of(number), self._text) for number in range(DEVICES)]
         self._last = array("q", [0] * DEVICES)  # by device: every seq up to this one was received
-        self._ahead: list[set[int]] = [
-            set() for _ in range(DEVICES)
-        ]  # by device: later seqs that were received
-        self._numbers: list[dict[int, int]] = [
-            {} for _ in range(PAIRS)
-        ]  # by pair: seq to number, until both have received it
+        self._ahead: list[set[int]] = [set() for _ in range(DEVICES)]  # later seqs that were received
+        self._numbers: list[dict[int, int]] = [{} for _ in range(PAIRS)]  # seq to number, until both have it
         self._welcomed = 0
 
     def topic(self, device: int) -> str:

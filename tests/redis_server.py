@@ -113,9 +113,7 @@ class RedisServer:
         self._end(signal.SIGKILL)
 
     def pause(self, *states: RedisState) -> None:
-        """Connections stay open without answers. These states of `open_state` soon treat it as
-        unreachable.
-        """
+        """Connections stay open without answers. These states soon treat it as unreachable."""
         self._signal(signal.SIGSTOP)
         for state in states:
             state._link.trip_seconds = TRIP_SECONDS

@@ -41,9 +41,7 @@ def arrivals(draw: st.DrawFn) -> tuple[int, list[int]]:
 def test_any_permutation_with_duplicates_is_applied_once_in_order(arrived: tuple[int, list[int]]) -> None:
     length, seqs = arrived
     order = Reorder()
-    applied = [
-        applied_event for seq in seqs for applied_event in order.offer(event(seq), held=seq * 10).events
-    ]
+    applied = [new for seq in seqs for new in order.offer(event(seq), held=seq * 10).events]
     assert applied == log(length)
     assert order.cursor == Position(length, Id(length * 10))
     assert order.holes() == []
@@ -188,9 +186,7 @@ def test_events_of_two_logs_are_never_combined(
         if arrived is not None:
             held = mine[arrived.seq - 1].id if arrived.seq <= len(mine) else 0
             step = order.offer(arrived, held)
-            assert step.diverged or held in (0, arrived.id), (
-                "different events at one seq belong to different logs"
-            )
+            assert step.diverged or held in (0, arrived.id), "events at one seq are of different logs"
         elif mine == restored[: len(mine)]:
             step = order.trust()
         else:

@@ -119,11 +119,8 @@ async def test_devices_notice_nothing_when_the_store_is_moved(
     assert not any(isinstance(notice, Restarted) for notice in notices.waiting)
     log = [event for event in await take(everything, 47) if event.conversation == TALK]
     assert [event.seq for event in log] == list(range(1, 45))
-    assert [event.client_msg_id for event in await stored(url, TO_CAROL)] == [
-        "m1",
-        "unanswered-1",
-        "unanswered-2",
-    ]
+    names = [event.client_msg_id for event in await stored(url, TO_CAROL)]
+    assert names == ["m1", "unanswered-1", "unanswered-2"]
 
 
 async def marked(client: Client, read: int) -> bool:
@@ -312,9 +309,7 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
         start = len(raw.frames)
         for talk in talks:
             await raw.command(Send(talk, name, Content(text=name)))
-        await eventually(
-            lambda: sum(isinstance(frame, Accepted) for frame in raw.frames[start:]) == len(talks)
-        )
+        await eventually(lambda: sum(isinstance(f, Accepted) for f in raw.frames[start:]) == len(talks))
 
     await raw.send("d:alice:zoe", "z", "kept")
     if kept:

@@ -145,9 +145,7 @@ class Subscriber:
         packet = await self.line("{")
         await self._process.wait()
         self._transport.close()
-        os.close(
-            self._end
-        )  # only now: a terminal that no process has open gives an error instead of the remaining text
+        os.close(self._end)  # only now: reading a terminal that no process has open fails
         return packet
 
 

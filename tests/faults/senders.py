@@ -94,9 +94,7 @@ def conversation_of(pair: int) -> str:
 async def pairs(
     device: Callable[..., Awaitable[RawDevice]], which: int | Iterable[int], count: int, **options: float
 ) -> list[Sender]:
-    """Pairs of users: this many, or those with these numbers. Each user sends `count` messages to the
-    other.
-    """
+    """Pairs of users: this many, or those with these numbers. Each user sends `count` messages."""
 
     async def coming(name: str, conversation: str) -> Sender:
         sender = Sender(await device(f"{name}@phone"), count, conversation, **options)

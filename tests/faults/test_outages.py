@@ -1,6 +1,4 @@
-"""MongoDB or Redis is unavailable under load, or Redis is wiped: senders wait; no message is lost or
-rejected.
-"""
+"""MongoDB or Redis is unavailable or wiped under load: senders wait; no message is lost or rejected."""
 
 import asyncio
 import contextlib

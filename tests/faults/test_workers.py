@@ -181,10 +181,8 @@ async def test_a_worker_that_alone_loses_mongodb_releases_its_partitions_to_othe
 ) -> None:  # fmt: skip
     proxy = await stack.enter_async_context(Proxy(mongo.port))
     proxied_url = mongo.url.replace(str(mongo.port), str(proxy.port))
-    first, second = (
-        await start_worker(command=command),
-        await start_worker(command=command, store=proxied_url),
-    )
+    first = await start_worker(command=command)
+    second = await start_worker(command=command, store=proxied_url)
     await eventually(lambda: shared_by(cluster, first, second))
     # A worker notices that it cannot store only when it has to: both own conversations.
     owners = await cluster.owners()

@@ -189,11 +189,7 @@ def test_every_link_within_the_page_has_a_target() -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [
-        example
-        for example in EXAMPLES
-        if example.protobuf_text is not None or example.protobuf_hex is not None
-    ],
+    [each for each in EXAMPLES if each.protobuf_text is not None or each.protobuf_hex is not None],
     ids=place,
 )
 def test_the_protobuf_of_an_example_has_the_same_meaning(example: topics_page.Example) -> None:

@@ -1,6 +1,4 @@
-"""The broker goes down and comes back: the log has one line for each, and the server reconnects before
-devices.
-"""
+"""The broker goes down and comes back: one log line for each, and the server reconnects before devices."""
 
 import asyncio
 import logging

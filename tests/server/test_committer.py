@@ -107,9 +107,7 @@ async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
     one, other = committer(store), committer(store)
     await one.commit(messages("1"))
     await other.commit(messages("2", "3"))
-    decisions = await one.commit(
-        messages("3", "4", "2", "5")
-    )  # its head is outdated, and two messages are known
+    decisions = await one.commit(messages("3", "4", "2", "5"))  # its head is old, and two are known
     assert [type(it) for it in decisions] == [Known, Append, Known, Append]
     assert seqs(decisions) == [3, 4, 2, 5]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3"), (4, "4"), (5, "5")]

@@ -1,5 +1,4 @@
-"""`python -m tests.verification.chaos`: real devices and servers under injected faults, and a table of the
-results.
+"""`python -m tests.verification.chaos`: real devices and servers under injected faults, and the results.
 
 Exit status: 0 if there are no findings and every planned fault fired; 1 otherwise.
 """
@@ -52,16 +51,10 @@ def _runs(arguments: argparse.Namespace) -> Iterator[Outcome]:
             try:
                 outcome = asyncio.run(run(planned, run_directory))
             except BaseException:
-                print(
-                    f"ended early; {_how_to_repeat(planned, run_directory)}",
-                    flush=True,
-                )
+                print(f"ended early; {_how_to_repeat(planned, run_directory)}", flush=True)
                 raise
             if not outcome.ok:
-                print(
-                    f"failed; {_how_to_repeat(planned, run_directory)}",
-                    flush=True,
-                )
+                print(f"failed; {_how_to_repeat(planned, run_directory)}", flush=True)
             elif not arguments.keep:
                 shutil.rmtree(run_directory)
             yield outcome
@@ -91,12 +84,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.verification.chaos", description=__doc__)
     parser.add_argument("--stack", choices=(*STACKS, "both"), default="both")
     parser.add_argument("--seed", type=int, help="of the first run; each further run adds 1. Default: random")
-    parser.add_argument(
-        "--rounds", type=int, default=0, help="minimum; more are added until every kind of fault fires"
-    )
+    parser.add_argument("--rounds", type=int, default=0, help="minimum; more until every kind of fault fires")
     parser.add_argument("--runs", type=int, default=1, help="number of runs on each stack")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="KIND", help="inject only this kind; may be repeated"
+        "--only", action="append", default=[], metavar="KIND", help="inject only this kind (repeatable)"
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all files in DIR, also after success")
     parser.add_argument("--judge", type=Path, metavar="DIR", help="check the histories of a kept run again")

@@ -6,7 +6,7 @@ import logging
 import resource
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -155,11 +155,7 @@ class Console:
         self.say(Done(do, count, usage.ru_utime + usage.ru_stime))
 
 
-class Device(Protocol):
-    async def run(self) -> None: ...
-
-
-def run_device(make: Callable[[Console], Device]) -> None:
+def run_device(make: Callable[[Console], Any]) -> None:
     """The main program of a device's process."""
 
     async def main() -> None:

@@ -13,17 +13,6 @@ from imqtt.mosquitto.process import end_with_parent
 from tests.verification.chaos.console import Done, Order, Plan, Progress, Said, Started
 from tests.verification.checker.history import Held, History, Start, now
 
-__all__ = [
-    "DeviceEnded",
-    "DeviceProcess",
-    "Done",
-    "Plan",
-    "Progress",
-    "fresh_device_history",
-    "settle",
-    "sync_fresh_device",
-]
-
 START_SECONDS = 120.0
 END_SECONDS = 60.0  # from the last report of a device until its exit
 
@@ -108,9 +97,7 @@ class DeviceProcess:
         self._signal(signal.SIGCONT)
 
     async def command(self, do: str, within: float, count: int = 0) -> Done:
-        """Sends an order and waits for its completion: see `console.Order`. Raises `TimeoutError` or
-        `DeviceEnded`.
-        """
+        """Sends an order and waits for its completion. Raises `TimeoutError` or `DeviceEnded`."""
         if self.pid is None:
             raise self._end_error()
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()

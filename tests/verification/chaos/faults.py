@@ -107,8 +107,8 @@ class Fault:
         raise NotImplementedError
 
     async def fire(self) -> str:
-        """Injects the fault and describes its observed effect. Raises `NotFired`, or `Failed` if something is
-        wrong.
+        """Injects the fault and describes its observed effect. Raises `NotFired`, or `Failed` for an
+        error.
         """
         raise NotImplementedError
 

@@ -313,9 +313,7 @@ class PlainDevice:
 
 
 def _is_success(puback: "asyncio.Future[list[int]]") -> bool:
-    """Whether the code is Success. 0x10 means that there was no subscriber and the broker dropped the
-    message.
-    """
+    """Whether the code is Success. 0x10: there was no subscriber, and the broker dropped the message."""
     return not puback.cancelled() and puback.exception() is None and puback.result()[0] == 0
 
 

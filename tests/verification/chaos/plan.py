@@ -35,8 +35,8 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Everything in a run that the seed decides. `asked`: the requested number of rounds; `only`: the
-    requested kinds.
+    """Everything in a run that the seed decides. `asked`: the requested rounds; `only`: the requested
+    kinds.
     """
 
     seed: int

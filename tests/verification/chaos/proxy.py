@@ -114,8 +114,8 @@ class Proxy:
         return effect
 
     def slow(self, delay: float, rate: float = 0.0) -> Effect:
-        """Delays every byte by `delay` seconds and limits each direction to `rate` bytes per second (0:
-        unlimited).
+        """Delays every byte by `delay` seconds; limits each direction to `rate` bytes per second, if not
+        0.
         """
         self.repair()
         effect = self._begin("slow")

@@ -48,7 +48,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def valid(self) -> bool:
-        """Whether the run proves anything: every planned fault fired and a fresh device of every user was
+        """Whether it proves anything: every planned fault fired, and a fresh device of every user was
         read.
         """
         return bool(self.fired) and not self.not_fired and not self.unseen and self.accepted > 0

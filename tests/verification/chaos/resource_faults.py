@@ -165,9 +165,7 @@ class FullQueues(Fault):
 
 
 class FullReads(Fault):
-    """One device sends so many reads that others' reads are rejected as busy. Repaired by disconnecting
-    it.
-    """
+    """One device sends so many reads that others' are rejected as busy. Repaired by disconnecting it."""
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:

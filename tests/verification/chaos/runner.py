@@ -1,6 +1,4 @@
-"""One run: real devices exchange messages while faults are fired and repaired; then their histories are
-checked.
-"""
+"""One run: real devices exchange messages under faults; then their histories are checked."""
 
 import asyncio
 import logging

@@ -160,12 +160,10 @@ async def test_a_rival_takes_a_session_and_the_server_takes_it_back(stack: Stack
         await fire(rival)
         await rival.repair()
         # The server may have reconnected before the rival ended: then it does not connect again.
-        await faults.wait_for_effect(
-            partial(server_is_connected, stack, client, rival), "the server's connection"
-        )
+        await faults.wait_for_effect(partial(is_back, stack, client, rival), "the server's connection")
 
 
-def server_is_connected(stack: Stack, client: str, rival: Rival) -> bool:
+def is_back(stack: Stack, client: str, rival: Rival) -> bool:
     """Whether the client's latest connection is the server's."""
     return stack.broker.last_port(client) not in rival.ports
 

@@ -248,11 +248,8 @@ class _HistoryReader:
         unseen: set[str] = set()
         for name in sorted(self._conversations):
             log = self._conversations.pop(name)
-            checker = _ConversationCheck(
-                log,
-                [_Rollback.by(restore, name) for restore in self._restores],
-                state_lost_at=self._state_lost_at,
-            )
+            rollbacks = [_Rollback.by(restore, name) for restore in self._restores]
+            checker = _ConversationCheck(log, rollbacks, self._state_lost_at)
             checker.check([reporter for user in log.members for reporter in reporters.get(user, ())])
             self._findings |= checker.findings
             if checker.differs:
@@ -380,9 +377,8 @@ class _HistoryReader:
                 f" and then at {line.delivered}, {line.read}",
             )
         log.marked[key] = self._epoch, line
-        if (
-            line.user != self._process(line.process).user
-        ):  # a device may have its own user's marks before the store
+        # A device may have its own user's marks before the store.
+        if line.user != self._process(line.process).user:
             log.reported[line.user] = log.reported.get(line.user, _HighestMarks()).raised(line)
 
     def _held(self, line: Held) -> None:
@@ -418,7 +414,7 @@ class _HistoryReader:
 class _ConversationCheck:
     """One conversation. Each of `rollbacks` is the effect of one restore, which ended an epoch."""
 
-    def __init__(self, log: _Conversation, rollbacks: Sequence[_Rollback], *, state_lost_at: int) -> None:
+    def __init__(self, log: _Conversation, rollbacks: Sequence[_Rollback], state_lost_at: int) -> None:
         self.findings: dict[Finding, None] = {}
         self.differs = False
         self._log = log
@@ -461,10 +457,7 @@ class _ConversationCheck:
             if (process, fresh) not in self._log.held and self.end:
                 self.differs = True
                 whose = _device(process, fresh=fresh)
-                self._find(
-                    Kind.LOST,
-                    f"{whose} does not know the conversation, which has {len(self.end)} rows in the store",
-                )
+                self._find(Kind.LOST, f"{whose} does not know the conversation of {len(self.end)} rows")
         for (process, fresh), (base, rows) in self._log.held.items():
             self._check_held(process, fresh, base, rows)
         self._check_marks()
@@ -629,9 +622,8 @@ class _ConversationCheck:
         if any(place.value in sent.values for place in places):
             return  # it was stored; a restore may have removed it
         if sent.durable:
-            self._find(
-                Kind.FORGOTTEN, f"{name!r} was in the outbox of {process} and was neither stored nor rejected"
-            )
+            what = f"{name!r} was in the outbox of {process} and was neither stored nor rejected"
+            self._find(Kind.FORGOTTEN, what)
         elif sent.queued > self._state_lost_at and not (sent.told_to_retry or places):
             what = f"the broker acked {name!r} of {process}, and it was neither stored nor rejected"
             self._find(Kind.FORGOTTEN, what)

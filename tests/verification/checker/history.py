@@ -29,9 +29,7 @@ class Row(NamedTuple):
 
 
 class Entry(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
-    """One line. `process` is the device as `user@device`; `at` is in seconds on the machine's monotonic
-    clock.
-    """
+    """One line. `process` is the device, as `user@device`; `at`: seconds of the machine's monotonic clock."""
 
     process: str
     at: float

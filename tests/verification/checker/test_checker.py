@@ -109,9 +109,7 @@ def test_an_unanswered_message_that_was_in_the_backup_and_is_missing_is_lost() -
 
 
 def restored_to_a_younger_backup_of_an_older_epoch() -> tuple[HistoryBuilder, list[Row]]:
-    """Two backups of one epoch; the older one is restored first, so the younger one belongs to an earlier
-    log.
-    """
+    """Two backups of one epoch; the older is restored first, so the younger belongs to an earlier log."""
     history, rows = accepted_messages(4)
     history.restore({TALK: 1})
     history.send(ALICE, "m5")

@@ -24,10 +24,7 @@ from tests.verification.fuzz.targets import TARGETS
 
 SHARES: Final = {"commands": 3, "frames": 3, "link": 3, "content": 1, "names": 1}  # share of the time
 LONGEST: Final = 1_500  # bytes of an input
-LIMITS: Final = (
-    "-timeout=10",
-    "-rss_limit_mb=1024",
-)  # seconds per input, and memory in megabytes: exceeding them is a violation
+LIMITS: Final = ("-timeout=10", "-rss_limit_mb=1024")  # per input; exceeding them is a violation
 FOUND: Final = ("crash-*", "timeout-*", "oom-*", "leak-*")
 
 

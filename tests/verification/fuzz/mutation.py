@@ -113,16 +113,9 @@ def _name_parts(data: bytes, random: Random) -> bytes:
 
 
 _MUTATIONS: Final[dict[str, tuple[Mutation, ...]]] = {
-    "commands": (
-        _by_format,
-        _by_format,
-        _by_format,
-        _by_format,
-        _command_in_the_other_format,
-        _seed("commands"),
-    ),
+    "commands": (*[_by_format] * 4, _command_in_the_other_format, _seed("commands")),
     "content": (json_value, json_value, json_tokens, json_tokens, some_bytes),
-    "frames": (_by_format, _by_format, _by_format, _frames_in_the_other_format, _two_packets_of_frames),
+    "frames": (*[_by_format] * 3, _frames_in_the_other_format, _two_packets_of_frames),
     "link": (mqtt_packets,) * 5 + (some_bytes,),
     "names": (_name_parts, _name_parts, some_bytes),
 }

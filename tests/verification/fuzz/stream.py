@@ -241,9 +241,7 @@ def _read(raw: bytes) -> object:
 
 
 def _mqtt5(raw: bytes) -> Any:
-    """mqtt5's packet, or None if it refuses something that the link may accept, such as future reason
-    codes.
-    """
+    """mqtt5's packet, or None if it refuses what the link may accept, such as future reason codes."""
     try:
         packet, size = mqtt5.read(memoryview(raw))
     except Exception:  # noqa: BLE001 - it has no error class

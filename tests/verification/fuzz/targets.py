@@ -61,9 +61,7 @@ from imqtt.server.intake import PASSED_ON, Delivery, Intake, rejected
 from tests.verification.fuzz import stream
 
 BOUNDS: Final = Bounds(content=200, command=4_000, cursors=3)  # small, so that a short input may exceed them
-WIDE: Final = Bounds(
-    content=200, command=100_000, cursors=3
-)  # one format of a command is longer than the other
+WIDE: Final = Bounds(content=200, command=100_000, cursors=3)  # formats differ in length
 PARTITIONS: Final = 16
 PHONE: Final = Device("alice", "phone")
 NOTHING_ASKED: Final = Requests(Uplink(PHONE, Format.JSON), Timing())

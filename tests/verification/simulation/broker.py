@@ -327,9 +327,7 @@ class Broker:
             connection.down.send(((PUBACK, token, SUCCESS if heard else NO_MATCHING_SUBSCRIBERS),))
 
     def _route(self, message: Message) -> bool:
-        """Whether there is a matching subscription, even of a client that is offline or whose queue is
-        full.
-        """
+        """Whether there is a matching subscription, also of an offline client or with a full queue."""
         if self.loop.time() > self._next_expiry:
             self._expire()
         topic = message.topic
@@ -389,9 +387,7 @@ class Broker:
             self._route(Message(will.topic, will.payload, will.qos, will.properties))
 
     def _discard(self, session: Session, clean_start: bool) -> None:
-        """Another connection starts this client id with a new session. The will is published even for a
-        persistent one.
-        """
+        """Another connection starts a new session. The will is published, even for a persistent one."""
         connection = session.connection
         if clean_start:
             session.filters.clear()

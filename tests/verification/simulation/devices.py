@@ -34,19 +34,8 @@ from imqtt.model import (
 )
 from imqtt.protocol import Format, decode_frames, encode_command
 from imqtt.protocol.topics import down, up
-from tests.verification.checker.history import (
-    Fail,
-    Held,
-    Info,
-    Invoke,
-    Line,
-    LogRestarted,
-    Marked,
-    Ok,
-    Queued,
-    Seen,
-    Start,
-)
+from tests.verification.checker import history
+from tests.verification.checker.history import Line
 from tests.verification.events import row_of
 from tests.verification.simulation.database import Disk, SimDatabase
 from tests.verification.simulation.link import SimLink
@@ -123,7 +112,7 @@ class SdkDevice:
         self._outbox_is_read = False
         self._more = asyncio.Event()
         self.client = None
-        self._write(Start(self.name, self._loop.time(), ordered=True, durable=True))
+        self._write(history.Start(self.name, self._loop.time(), ordered=True, durable=True))
         self.process.spawn(self._run(), self.name)
 
     @property
@@ -197,9 +186,9 @@ class SdkDevice:
             number, conversation = message
             name, value = f"{self.device}-{number}", f"{self.name}:{number}"
             self.pending.add(name)
-            self._write(Invoke(self.name, self._loop.time(), conversation, name, value))
+            self._write(history.Invoke(self.name, self._loop.time(), conversation, name, value))
             await client.post(conversation, value, client_msg_id=name)
-            self._write(Queued(self.name, self._loop.time(), conversation, name))
+            self._write(history.Queued(self.name, self._loop.time(), conversation, name))
             self._await(client, tasks, conversation, name, value)
 
     def _await(
@@ -215,18 +204,20 @@ class SdkDevice:
                     answer = await client.send(conversation, value, client_msg_id=name)
                     break
                 except (DeviceStoreError, NotConnected) as error:  # the message may be in the outbox
-                    self._write(Info(self.name, self._loop.time(), conversation, name, error.code))
+                    self._write(history.Info(self.name, self._loop.time(), conversation, name, error.code))
                     await asyncio.sleep(1.0)
         except ImqttError as error:
-            self._write(Fail(self.name, self._loop.time(), conversation, name, error.code))
+            self._write(history.Fail(self.name, self._loop.time(), conversation, name, error.code))
         else:
-            self._write(Ok(self.name, self._loop.time(), conversation, name, answer.seq, int(answer.id)))
+            self._write(
+                history.Ok(self.name, self._loop.time(), conversation, name, answer.seq, int(answer.id))
+            )
         self.pending.discard(name)
 
     async def _consume(self, client: Client) -> None:
         async for event in client.events("history"):
             self._note_restart(event.conversation)
-            self._write(Seen(self.name, self._loop.time(), event.conversation, row_of(event)))
+            self._write(history.Seen(self.name, self._loop.time(), event.conversation, row_of(event)))
             self.seen[event.conversation] = int(event.id)
             self._shown.add(event.id)
             if self._loop.random.random() < 0.1:
@@ -234,13 +225,12 @@ class SdkDevice:
 
     async def _hear(self, client: Client) -> None:
         async for notice in self._notices:
-            if (
-                isinstance(notice, Marks) and notice.user != self.user
-            ):  # the user's own may be ahead of the store's
+            # The user's own marks may be ahead of the store's.
+            if isinstance(notice, Marks) and notice.user != self.user:
                 found = (await client.marks(notice.conversation)).get(notice.user)
                 if found is not None:
                     self._write(
-                        Marked(
+                        history.Marked(
                             self.name, self._loop.time(), notice.conversation, notice.user, found.delivered,
                             found.read,
                         )
@@ -261,7 +251,7 @@ class SdkDevice:
             self._restarted[conversation] = None
         if conversation in self._restarted:
             del self._restarted[conversation]
-            self._write(LogRestarted(self.name, self._loop.time(), conversation))
+            self._write(history.LogRestarted(self.name, self._loop.time(), conversation))
             self.seen.pop(conversation, None)
 
     async def record_held(self, conversations: Sequence[str]) -> None:
@@ -281,7 +271,7 @@ class SdkDevice:
             base = log.base if log is not None else 0
             events = await client._parts.store.events(conversation, base + 1, 1 << 53)
             rows = tuple(row_of(event) for event in events)
-            self._write(Held(self.name, self._loop.time(), conversation, base, rows, fresh))
+            self._write(history.Held(self.name, self._loop.time(), conversation, base, rows, fresh))
 
 
 class PlainDevice:
@@ -319,10 +309,12 @@ class PlainDevice:
         self.process = self._loop.new_process(self.name)
         self._link = None
         self.publishing = 0
-        self._write(Start(self.name, self._loop.time()))
+        self._write(history.Start(self.name, self._loop.time()))
         for send in self.pending.values():
             self._write(
-                Info(self.name, self._loop.time(), send.conversation, send.client_msg_id, "its process ended")
+                history.Info(
+                    self.name, self._loop.time(), send.conversation, send.client_msg_id, "its process ended"
+                )
             )
         if not self._resends:
             self.pending.clear()
@@ -376,14 +368,18 @@ class PlainDevice:
         now = self._loop.time()
         if isinstance(frame, Accepted):
             self.pending.pop(frame.client_msg_id, None)
-            self._write(Ok(self.name, now, frame.conversation, frame.client_msg_id, frame.seq, int(frame.id)))
+            self._write(
+                history.Ok(self.name, now, frame.conversation, frame.client_msg_id, frame.seq, int(frame.id))
+            )
         elif isinstance(frame, Rejected) and frame.client_msg_id and frame.retryable:
             self._write(
-                Info(self.name, now, frame.conversation, frame.client_msg_id, frame.code, answered=True)
+                history.Info(
+                    self.name, now, frame.conversation, frame.client_msg_id, frame.code, answered=True
+                )
             )
         elif isinstance(frame, Rejected) and frame.client_msg_id:
             self.pending.pop(frame.client_msg_id, None)
-            self._write(Fail(self.name, now, frame.conversation, frame.client_msg_id, frame.code))
+            self._write(history.Fail(self.name, now, frame.conversation, frame.client_msg_id, frame.code))
         elif isinstance(frame, Event | Page) and self._loop.random.random() < 0.05:
             for event in [frame] if isinstance(frame, Event) else []:
                 assert self.process is not None
@@ -397,7 +393,7 @@ class PlainDevice:
             send = Send(conversation, name, Content(text=f"{self.name}:{number}"))
             self.pending[name] = send
             self._sent.append(send)
-            self._write(Invoke(self.name, self._loop.time(), conversation, name, send.content.text))
+            self._write(history.Invoke(self.name, self._loop.time(), conversation, name, send.content.text))
             await self._publish_send(send)
 
     async def _resend(self) -> None:
@@ -408,7 +404,7 @@ class PlainDevice:
 
     async def _publish_send(self, send: Send) -> None:
         if await self._publish(send, send.conversation):
-            self._write(Queued(self.name, self._loop.time(), send.conversation, send.client_msg_id))
+            self._write(history.Queued(self.name, self._loop.time(), send.conversation, send.client_msg_id))
 
     async def _publish(self, command: AnyCommand, place: str) -> bool:
         """Whether the broker acked it."""

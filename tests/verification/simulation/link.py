@@ -207,9 +207,7 @@ class _Session:
         events.append(Connected(present, client_id, MAX_PACKET))
 
     def tick(self, now: float) -> list[Event]:
-        """Ends the connection if the broker was silent for 1.5 keep-alive intervals, as the real session
-        does.
-        """
+        """Ends the connection after 1.5 silent keep-alive intervals, as the real session does."""
         if self.state is not State.OPEN:
             return []
         if not (self._reading and self._wire.silent):

@@ -77,36 +77,22 @@ class Handle:
 class Process:
     """A process of the simulated world, made by `Loop.new_process`."""
 
-    __slots__ = (
-        "_context",
-        "_loop",
-        "alive",
-        "callbacks_left",
-        "countdown_callback",
-        "name",
-        "paused",
-        "ready",
-        "tasks",
-    )
+    __slots__ = ("_context", "_loop", "alive", "at_zero", "countdown", "name", "paused", "ready", "tasks")
 
     def __init__(self, loop: "Loop", name: str) -> None:
         self.name = name
         self.alive = True
         self.paused = False
         self.ready: deque[Handle] = deque()
-        self.tasks: list[
-            asyncio.Task[Any]
-        ] = []  # keeps the garbage collector from closing the tasks of a killed process
-        self.callbacks_left = -1  # callbacks until `countdown_callback` is called; negative: no countdown
-        self.countdown_callback: Callable[[], None] | None = None
+        self.tasks: list[asyncio.Task[Any]] = []  # referenced, so that those of a killed process stay open
+        self.countdown = -1  # callbacks until `at_zero` is called; negative: no countdown
+        self.at_zero: Callable[[], None] | None = None
         self._loop = loop
         self._context = contextvars.copy_context()
         self._context.run(_process.set, self)
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Handle:
-        """Schedules a callback in this process: dropped if the process is killed, delayed while it is
-        paused.
-        """
+        """Schedules a callback: dropped if the process is killed, delayed while it is paused."""
         return self._loop.call_soon(callback, *args, context=self._context)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Handle:
@@ -117,9 +103,9 @@ class Process:
         """Creates a task of this process."""
         return self._loop.create_task(work, name=name or self.name, context=self._context.copy())
 
-    def call_after(self, callbacks: int, countdown_callback: Callable[[], None]) -> None:
-        """Calls `countdown_callback`, as the world, when this process has run this many more callbacks."""
-        self.callbacks_left, self.countdown_callback = callbacks, countdown_callback
+    def call_after(self, callbacks: int, at_zero: Callable[[], None]) -> None:
+        """Calls `at_zero`, as the world, when this process has run this many more callbacks."""
+        self.countdown, self.at_zero = callbacks, at_zero
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -162,7 +148,7 @@ class Loop(asyncio.AbstractEventLoop):
         if process.alive:
             self._alive.remove(process)
         process.alive = False
-        process.callbacks_left = -1
+        process.countdown = -1
         process.ready.clear()
 
     def pause(self, process: Process) -> None:
@@ -268,13 +254,13 @@ class Loop(asyncio.AbstractEventLoop):
                 self.errors.append({"message": "a callback failed", "exception": error})
             if timers and timers[0][0] <= now:
                 self._schedule_due_timers()
-            if chosen.callbacks_left >= 0:
+            if chosen.countdown >= 0:
                 self._count_down(chosen)
 
     def _count_down(self, process: Process) -> None:
-        process.callbacks_left -= 1
-        if process.callbacks_left < 0 and process.countdown_callback is not None:
-            process.countdown_callback()
+        process.countdown -= 1
+        if process.countdown < 0 and process.at_zero is not None:
+            process.at_zero()
 
     def _advance(self) -> None:
         while self._timers and (self._timers[0][2].cancelled() or not self._timers[0][2].process.alive):

@@ -36,9 +36,7 @@ class SimMqtt:
         self._login = login
         self._loop = broker.loop
         self._connection: Connection | None = None  # None once the socket is closed
-        self._ended: Lost | None = (
-            None  # the reason; None before the end, and after `drop`, which reports nothing
-        )
+        self._ended: Lost | None = None  # the reason; None before the end, and after `drop`
         self._opening: asyncio.Future[int] = self._loop.create_future()
         self._inbox: list[bytes] = []
         self._publishing: set[asyncio.Future[int]] = set()

@@ -129,8 +129,8 @@ class Pipe:
         self.broken = True
 
     def end(self) -> None:
-        """Lets the receiver see the end of the stream after the packets in flight; nothing can be sent any
-        more.
+        """Lets the receiver see the end of the stream after the packets in flight. Nothing more can be
+        sent.
         """
         self.send((None,))
         self.broken = True
@@ -189,7 +189,7 @@ class Connection:
     # --- faults
 
     def cut(self, *, client: bool = True, broker: bool = True) -> None:
-        """Ends the connection and loses everything in flight. An end that does not notice keeps it until
+        """Ends the connection and loses everything in flight. An end that does not notice waits for
         keep-alive.
         """
         for pipe, notices in ((self.down, client), (self.up, broker)):

@@ -753,9 +753,7 @@ async def test_saved_state_is_restored_after_a_kill(side: Side) -> None:
 
     publisher = await side.connect("publisher")
     assert publisher.session_present
-    assert await publisher.publish(numbered(6)) == [
-        0x00
-    ]  # the subscription exists before its client connects
+    assert await publisher.publish(numbered(6)) == [0x00]  # the subscription was restored
     receiver = await side.connect("receiver")
 
     assert receiver.session_present

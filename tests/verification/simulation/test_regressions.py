@@ -177,14 +177,11 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
         assert await world.until(lambda: world.workers[0].server is not None, 60.0)
         await asyncio.sleep(10.0)
         before = tablet.seen.get(CONVERSATION)
-        laptop = world.sdk_device(
-            "alice@laptop", MessagePlan(world.loop, [CONVERSATION], 1, 0.1), Format.JSON
-        )
+        plan = MessagePlan(world.loop, [CONVERSATION], 1, 0.1)
+        laptop = world.sdk_device("alice@laptop", plan, Format.JSON)
         laptop.start()
         assert await world.until(lambda: laptop.settled, 30.0)
-        assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), (
-            "the tablet did not get it"
-        )
+        assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), "it was not published"
 
     run_world(scenario)
 

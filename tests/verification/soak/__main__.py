@@ -1,5 +1,4 @@
-"""`python -m tests.verification.soak`: a million messages with a fault every ten seconds, and limits on
-growth.
+"""`python -m tests.verification.soak`: a million messages, a fault every ten seconds, and limits on growth.
 
 Exit status: 0 if there are no findings, every fault fired and every figure is within its limit; 1 otherwise.
 """
@@ -67,16 +66,14 @@ def _kinds(only: Collection[str]) -> tuple[str, ...]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.verification.soak", description=__doc__)
     parser.add_argument(
-        "--messages", type=int, default=0, help="minimum; more are sent until the last fault is repaired"
+        "--messages", type=int, default=0, help="minimum; more until the last fault is repaired"
     )
     parser.add_argument("--stack", choices=STACKS, default="sqlite")
     parser.add_argument("--rate", type=float, default=0, help="messages per second of all devices together")
-    parser.add_argument(
-        "--every", type=float, default=10.0, help="seconds between faults and between measurements"
-    )
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between faults, and measurements")
     parser.add_argument("--seed", type=int, help="of faults and messages. Default: random")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="KIND", help="inject only this kind; may be repeated"
+        "--only", action="append", default=[], metavar="KIND", help="inject only this kind (repeatable)"
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all files in DIR, also after success")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome to FILE")

@@ -30,9 +30,7 @@ _ROOM = 1 << 20
 
 
 class LoadPlan(msgspec.Struct, frozen=True):
-    """`ports`: of the proxies to the broker, used in turn. `rate`: messages per second of all devices
-    together.
-    """
+    """`ports`: of the proxies to the broker, used in turn. `rate`: messages per second of all devices."""
 
     history: str
     ports: tuple[int, ...]

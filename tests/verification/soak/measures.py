@@ -125,9 +125,7 @@ def judge(measures: Sequence[Measure], *, faults: int) -> list[Judged]:
 
 
 def slope(measures: Sequence[Measure], name: str) -> float:
-    """A figure's growth in bytes per message from early on to rest, by least squares; 0 with too few
-    points.
-    """
+    """A figure's growth in bytes per message from early on to rest, by least squares; 0 of too few points."""
     since = next((measure.at for measure in measures if measure.mark == EARLY), None)
     points = [
         (measure.accepted, measure.figures[name])
