@@ -1,1 +1,1 @@
-"""Measurements. `python -m bench` runs them; nothing of this is installed."""
+"""The benchmark, run by `python -m bench`. Not installed with imqtt."""

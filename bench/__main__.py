@@ -1,4 +1,4 @@
-"""`python -m bench`: direct messages between 20 pairs of devices, beside the bare broker; and the codecs.
+"""`python -m bench`: direct messages between 20 pairs of devices, compared with a bare relay; and the codecs.
 
 Prints tables and writes `bench/latest.json`.
 """
@@ -25,8 +25,8 @@ from tests.given_mosquitto import use_given
 
 LATEST = Path(__file__).parent / "latest.json"
 PARTITIONS = 16
-# `--sweep` shows that throughput goes on growing with the window, by larger batches and at latencies that
-# grow with them: 10,200 a second at 15 ms (p50) with 4, 13,200 at 24 with 8, 17,200 at 75 with 32.
+# As `--sweep` shows, throughput and latency grow with the window through larger batches: 10,200 messages per
+# second at 15 ms (p50) with 4, 13,200 at 24 with 8, 17,200 at 75 with 32.
 WINDOW = 8
 SERVER_READY = "imqtt is ready"
 RELAY_READY = "relay is ready"
@@ -34,7 +34,7 @@ RELAY_READY = "relay is ready"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to run. Times in seconds, size in bytes of text."""
+    """What to run. Times are in seconds, the size in bytes of text."""
 
     seconds: float
     warmup: float
@@ -80,7 +80,7 @@ async def main() -> None:
 
 
 def write(found: dict[str, Any]) -> None:
-    """Adds the results to those of earlier runs."""
+    """Merges the results with those of earlier runs."""
     try:
         latest = json.loads(LATEST.read_text())
     except (OSError, ValueError):
@@ -93,7 +93,7 @@ def write(found: dict[str, Any]) -> None:
 
 
 async def measure_direct(options: Options) -> dict[str, float]:
-    """Through the server, then through the bare relay, each on a broker of its own."""
+    """Through the server, then through the bare relay, each with its own broker."""
     steady = {"warmup": options.warmup, "seconds": options.seconds}
     phases = [
         {"kind": "saturate", "name": "saturated", "window": options.window, **steady},
@@ -130,7 +130,7 @@ async def measure_direct(options: Options) -> dict[str, float]:
 
 
 async def measure_cluster(options: Options) -> dict[str, float]:
-    """On MongoDB and Redis: with one worker, with two, and the time that a takeover takes."""
+    """On MongoDB and Redis: one worker, two workers, and the time of a takeover."""
     steady = {"warmup": options.warmup, "seconds": options.seconds}
     phases: dict[str, dict[str, Any]] = {}
     for count in (1, 2):
@@ -149,7 +149,7 @@ async def measure_cluster(options: Options) -> dict[str, float]:
 
 
 async def sweep(options: Options) -> list[dict[str, Any]]:
-    """Throughput against latency for windows of different sizes, through the server."""
+    """Throughput and latency through the server for different windows."""
     steady = {"warmup": options.warmup, "seconds": options.seconds}
     phases = [
         {"kind": "saturate", "name": f"window {window}", "window": window, **steady}
@@ -162,7 +162,7 @@ async def sweep(options: Options) -> list[dict[str, Any]]:
 
 
 async def measure_memory(options: Options, messages: int) -> list[dict[str, Any]]:
-    """The server's memory in steps, while it stores so many messages."""
+    """The server's memory at steps while it stores this many messages."""
     phase = {
         "kind": "count", "name": "memory", "messages": messages, "window": options.window, "steps": 20,
     }  # fmt: skip
@@ -179,14 +179,14 @@ async def measure_memory(options: Options, messages: int) -> list[dict[str, Any]
 
 
 async def load(plan: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """Runs the load generator; yields what it prints."""
+    """Runs the load generator; yields its lines."""
     async for line in lines(sys.executable, "-m", "bench.load", stdin=json.dumps(plan).encode()):
         yield json.loads(line)
 
 
 @contextlib.asynccontextmanager
 async def through_server(options: Options) -> AsyncIterator[dict[str, Any]]:
-    """A broker and an imqtt server; yields how to reach them."""
+    """A broker and an imqtt server; yields a plan for the load generator."""
     async with _broker(options) as (broker, directory, plan):
         settings = {
             "BROKER_HOST": INTERNAL_HOST,
@@ -207,7 +207,7 @@ async def through_server(options: Options) -> AsyncIterator[dict[str, Any]]:
 
 @contextlib.asynccontextmanager
 async def through_workers(options: Options, count: int) -> AsyncIterator[dict[str, Any]]:
-    """A broker, MongoDB, Redis, and so many workers; yields how to reach them."""
+    """A broker, MongoDB, Redis and this many workers; yields a plan for the load generator."""
     async with (
         _broker(options) as (broker, directory, plan),
         cluster.workers(broker, directory, count) as (servers, mongo, redis),
@@ -218,7 +218,7 @@ async def through_workers(options: Options, count: int) -> AsyncIterator[dict[st
 
 @contextlib.asynccontextmanager
 async def through_relay(options: Options) -> AsyncIterator[dict[str, Any]]:
-    """A broker and the bare relay; yields how to reach them."""
+    """A broker and the bare relay; yields a plan for the load generator."""
     async with _broker(options) as (broker, directory, plan):
         account = {
             "host": INTERNAL_HOST, "port": broker.internal_port, "username": SERVER_ACCOUNT,
@@ -253,18 +253,16 @@ async def _broker(options: Options) -> AsyncIterator[tuple[Mosquitto, Path, dict
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke test; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="a short smoke test; writes no file")
     parser.add_argument(
-        "--memory", type=int, metavar="N", help="send N messages, and print the server's memory"
+        "--memory", type=int, metavar="N", help="send N messages and print the server's memory"
     )
-    parser.add_argument("--cluster", action="store_true", help="only what runs on MongoDB and Redis")
-    parser.add_argument("--sweep", action="store_true", help="try windows of different sizes")
-    parser.add_argument(
-        "--window", type=int, default=WINDOW, help="messages that each device keeps unanswered"
-    )
-    parser.add_argument("--seconds", type=float, default=10.0, help="measured part of a phase")
+    parser.add_argument("--cluster", action="store_true", help="only the measurements on MongoDB and Redis")
+    parser.add_argument("--sweep", action="store_true", help="measure different window sizes")
+    parser.add_argument("--window", type=int, default=WINDOW, help="unanswered messages of each device")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds measured in each phase")
     parser.add_argument("--size", type=int, default=200, help="bytes of text in a message")
-    parser.add_argument("--directory", type=Path, help="where the store and the broker keep their files")
+    parser.add_argument("--directory", type=Path, help="directory of the store's and the broker's files")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark on MongoDB and Redis: CPU per message with one worker and two, and the time of a takeover."""
+"""The benchmark on MongoDB and Redis: CPU per message with one and two workers, and takeover times."""
 
 import asyncio
 import contextlib
@@ -9,9 +9,9 @@ from typing import Any
 from imqtt.core.partitions import partition_of
 from imqtt.model import Accepted, Content, Send
 from imqtt.mosquitto.broker import Mosquitto
+from tests.cluster import Cluster
 from tests.device import RawDevice
 from tests.mongodb import MongoServer
-from tests.overseer import Overseer
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
 
@@ -23,22 +23,22 @@ PROBER = "prober"
 async def workers(
     broker: Mosquitto, directory: Path, count: int
 ) -> AsyncIterator[tuple[list[ServerProcess], MongoServer, RedisServer]]:
-    """So many `imqtt serve` on a MongoDB (or what speaks its protocol) and a Redis of their own."""
+    """This many `imqtt serve`, on their own MongoDB (or a server of its protocol) and Redis."""
     async with contextlib.AsyncExitStack() as stack:
         mongo = await stack.enter_async_context(MongoServer(directory / "mongodb"))
         redis = await stack.enter_async_context(RedisServer(directory / "redis"))
         servers: list[ServerProcess] = []
         for number in range(count):
-            place = directory / f"worker-{number}"
-            place.mkdir()
-            server = ServerProcess(broker, place, store=mongo.url, state=redis.url, partitions=PARTITIONS)
+            folder = directory / f"worker-{number}"
+            folder.mkdir()
+            server = ServerProcess(broker, folder, store=mongo.url, state=redis.url, partitions=PARTITIONS)
             servers.append(await stack.enter_async_context(server))
         await eventually(lambda: _shared(mongo, redis, servers))
         yield servers, mongo, redis
 
 
 async def takeovers(broker: Mosquitto, directory: Path, kills: int) -> list[float]:
-    """Seconds from a worker's `kill -9` to the first `Accepted` on each partition that it had."""
+    """Seconds from the `kill -9` of a worker to the first `Accepted` on each of its partitions."""
     seconds: list[float] = []
     async with (
         workers(broker, directory, 2) as (servers, mongo, redis),
@@ -48,7 +48,7 @@ async def takeovers(broker: Mosquitto, directory: Path, kills: int) -> list[floa
         probes = _one_conversation_in_each_partition()
         for kill in range(kills):
             victim = servers[kill % 2]
-            owners = await Overseer(mongo.url, redis.url).owners()
+            owners = await Cluster(mongo.url, redis.url).owners()
             lost = [number for number, pid in owners.items() if pid == victim.pid]
             await victim.kill()
             killed = asyncio.get_running_loop().time()
@@ -87,12 +87,12 @@ def _one_conversation_in_each_partition() -> list[str]:
 
 
 async def _shared(mongo: MongoServer, redis: RedisServer, servers: list[ServerProcess]) -> bool:
-    owners = await Overseer(mongo.url, redis.url).owners()
+    owners = await Cluster(mongo.url, redis.url).owners()
     return len(owners) == PARTITIONS and set(owners.values()) == {server.pid for server in servers}
 
 
 def figures(phases: dict[str, dict[str, Any]], seconds: list[float]) -> dict[str, float]:
-    """What is kept for the record."""
+    """The figures to record."""
     one, two, paced = phases["1 worker"], phases["2 workers"], phases["1 worker, half load"]
     ordered = sorted(seconds)
     return {

@@ -1,4 +1,4 @@
-"""Size and time of our own messages as JSON, XML and Protobuf."""
+"""Size and time of imqtt's messages as JSON, XML and protobuf."""
 
 import timeit
 import xml.etree.ElementTree as ET
@@ -63,10 +63,10 @@ def measure(seconds: float) -> list[Row]:
     return rows
 
 
-Way = tuple[str, Callable[[], bytes], Callable[[bytes], Any]]
+Codec = tuple[str, Callable[[], bytes], Callable[[bytes], Any]]
 
 
-def _formats(message: Send | Event) -> list[Way]:
+def _formats(message: Send | Event) -> list[Codec]:
     decode = _decoder(message)
     return [
         ("json", lambda: _encode(message, Format.JSON), decode),
@@ -76,7 +76,7 @@ def _formats(message: Send | Event) -> list[Way]:
 
 
 def _encode(message: AnyCommand | AnyFrame, format: Format) -> bytes:
-    """As it goes over the wire: an event in a packet of frames."""
+    """As sent: an event is in a packet of frames."""
     if isinstance(message, Event):
         return join([encode_frame(message, format)], format)
     assert isinstance(message, Send)
@@ -118,7 +118,7 @@ def _from_xml(raw: bytes, wanted: type[Send] | type[Event]) -> Send | Event:
 
 
 def _time(work: Callable[[], object], seconds: float) -> float:
-    """Microseconds a call: the best of several rounds, since what disturbs a round only ever adds to it."""
+    """Microseconds per call: the best of several rounds, because disturbances only add time."""
     timer = timeit.Timer(work)
     warm = min(timer.repeat(3, 20)) / 20
     rounds = max(1, int(seconds / REPEATS / warm))

@@ -1,7 +1,7 @@
-"""The load generator: one process with all devices, each with a connection of its own.
+"""The load generator: one process with all devices, each with its own connection.
 
-Reads a plan (JSON) from stdin and prints one line of JSON for each of its phases. A message is done when its
-sender has its answer and the other device has the message.
+Reads a plan (JSON) from stdin and prints one line of JSON per phase. A message is done when its sender has
+the answer and the other device has the message.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from bench.traffic import DEVICES, Broken, Traffic, devices, traffic
 from imqtt.broker import Link, LinkSettings, Message, connect
 from imqtt.protocol.topics import down
 
-GRACE_SECONDS = 30.0  # for what is in flight at the end of a phase
+GRACE_SECONDS = 30.0  # for messages in flight at the end of a phase
 LONE_GAP_SECONDS = 0.002
-TICK_SECONDS = 0.001  # of the schedule: a message leaves late by half of it on average
+TICK_SECONDS = 0.001  # of the schedule: messages are sent half of it late on average
 FAILURE = 0x80  # reason codes from here on are failures
 
 clock = time.perf_counter
@@ -29,46 +29,46 @@ clock = time.perf_counter
 
 @dataclass(slots=True)
 class Measured:
-    """One phase, within its measured part. Latencies in milliseconds, CPU in microseconds a message."""
+    """The measured part of one phase. Latencies in milliseconds, CPU in microseconds per message."""
 
     phase: str
     seconds: float
     messages: int  # done
     per_second: float
-    offered: float  # a second; 0: as many as the windows let through
+    offered: float  # messages per second; 0: limited only by the windows
     window: int
-    p50_ms: float  # from send to the other device; from the scheduled time, where there was one
+    p50_ms: float  # from sending (or the scheduled time) to the other device
     p99_ms: float
     max_ms: float
-    accepted_p50_ms: float  # from send to the sender's answer
+    accepted_p50_ms: float  # from sending to the answer
     accepted_p99_ms: float
     cpu_us: dict[str, float] = field(default_factory=dict)
 
 
 class Load:
-    """All devices, their links, and the messages that are on their way."""
+    """All devices, their links, and the messages in flight."""
 
     def __init__(self, traffic: Traffic, plan: dict[str, Any]) -> None:
         self._traffic = traffic
-        self._pids: dict[str, list[int]] = plan["pids"]  # of each part, which may be several processes
+        self._pids: dict[str, list[int]] = plan["pids"]  # by part, which may have several processes
         self._plan = plan
         self._links: list[Link] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._topics = [traffic.topic(device) for device in range(DEVICES)]
-        self._sent = [0] * DEVICES  # messages that each device has sent, ever
-        self._on_way: dict[int, tuple[float, bool]] = {}  # number: when sent, and whether one half is there
-        self._window = 0  # messages that each device keeps unanswered; 0: none are sent on their own
+        self._sent = [0] * DEVICES  # messages sent by each device
+        self._in_flight: dict[int, tuple[float, bool]] = {}  # when sent, and whether one packet has arrived
+        self._window = 0  # unanswered messages per device; 0: sending is scheduled
         self._delivered: list[float] = []  # latencies
         self._taken: list[float] = []
         self._done = 0
-        self._since = 0.0  # messages sent before do not count for latency
+        self._since = 0.0  # latencies of earlier messages are not counted
         self._idle = asyncio.Event()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # --- the devices
 
     async def connect(self) -> None:
-        """Connects, subscribes and greets; returns when every device is greeted back."""
+        """Connects, subscribes and sends `Hello`; returns when every device is welcomed."""
         for who in devices():
             username = str(who)
             link = await connect(
@@ -91,7 +91,7 @@ class Load:
                 await asyncio.sleep(0.01)
 
     async def close(self) -> None:
-        """Ends all links."""
+        """Closes all links."""
         for task in self._tasks:
             task.remove_done_callback(self._ended)
             task.cancel()
@@ -114,16 +114,16 @@ class Load:
                 link.ack(received)
             if free and self._window:
                 self._send(device, free, now)
-            if not self._on_way:
+            if not self._in_flight:
                 self._idle.set()
 
     def _half(self, number: int, now: float) -> float:
-        sent, other_half = self._on_way[number]
+        sent, other_half = self._in_flight[number]
         if other_half:
-            del self._on_way[number]
+            del self._in_flight[number]
             self._done += 1
         else:
-            self._on_way[number] = sent, True
+            self._in_flight[number] = sent, True
         return (now - sent) * 1e3 if sent >= self._since else -1.0
 
     def _send(self, device: int, count: int, when: float) -> None:
@@ -132,7 +132,7 @@ class Load:
         messages = []
         for place in range(first, first + count):
             number = place * DEVICES + device
-            self._on_way[number] = when, False
+            self._in_flight[number] = when, False
             messages.append(Message(self._topics[device], self._traffic.message(number)))
         self._links[device].publish(messages).add_done_callback(self._published)
         self._idle.clear()
@@ -161,9 +161,9 @@ class Load:
         return measured
 
     async def pace(self, name: str, *, rate: float, warmup: float, seconds: float) -> Measured:
-        """Sends when the schedule says so, however long the answers take.
+        """Sends on schedule, regardless of the answers.
 
-        Latency counts from the scheduled time, so a stall is charged to every message that it held up.
+        Latency counts from the scheduled time, so a stall is charged to every message that it delays.
         """
         start = clock()
         edge = None
@@ -175,14 +175,14 @@ class Load:
             for place in range(sent, due):
                 self._send(place % DEVICES, 1, start + place / rate)
             sent = due
-            await asyncio.sleep(TICK_SECONDS)  # a shorter sleep would spin, and use the CPU that is measured
+            await asyncio.sleep(TICK_SECONDS)  # a shorter sleep would use CPU that is measured
         assert edge is not None
         measured = self._measure(name, edge, offered=rate)
         await self._drain()
-        return self._latencies(measured)  # those of the slowest are in by now
+        return self._latencies(measured)  # includes the slowest messages
 
     async def lone(self, name: str, *, count: int) -> Measured:
-        """One message at a time, in an otherwise idle system."""
+        """One message at a time in an otherwise idle system."""
         edge = self._begin()
         for place in range(count):
             self._send(place % DEVICES, 1, clock())
@@ -193,7 +193,7 @@ class Load:
     async def count(
         self, name: str, *, messages: int, window: int, steps: int, step: Callable[[dict[str, int]], None]
     ) -> Measured:
-        """Sends `messages`, and tells at each step how much memory the processes hold."""
+        """Sends `messages`, and reports the memory of the processes at each step."""
         edge = self._begin()
         self._window = window
         for device in range(DEVICES):
@@ -215,11 +215,11 @@ class Load:
         self._window = 0
         try:
             async with asyncio.timeout(GRACE_SECONDS):
-                if self._on_way:
+                if self._in_flight:
                     self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
-            raise Broken(f"{len(self._on_way)} messages never arrived") from None
+            raise Broken(f"{len(self._in_flight)} messages never arrived") from None
 
     def _begin(self) -> dict[str, float]:
         self._taken.clear()
@@ -262,9 +262,9 @@ def _percentile(ordered: list[float], part: float) -> float:
 
 
 async def run(plan: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-    """Connects, and goes through the plan's phases. Raises `Broken` or what ended a link."""
-    way = traffic(plan["through"], plan["partitions"], plan["size"])
-    load = Load(way, plan)
+    """Connects and runs the plan's phases. Raises `Broken` or the error that ended a link."""
+    packets = traffic(plan["through"], plan["partitions"], plan["size"])
+    load = Load(packets, plan)
     await load.connect()
     saturated = 0.0
     for phase in plan["phases"]:
@@ -283,7 +283,7 @@ async def run(plan: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> N
         if kind == "saturate":
             saturated = measured.per_second
         tell(asdict(measured))
-    way.finish()
+    packets.finish()
     await load.close()
 
 

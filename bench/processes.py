@@ -1,4 +1,4 @@
-"""The processes of a benchmark, and the kernel's figures about them."""
+"""Processes of the benchmark, and the kernel's figures about them."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process with all its threads, in steps of 10 ms."""
     stat = Path(f"/proc/{pid}/stat").read_text()
-    fields = stat.rpartition(")")[2].split()  # the command's name may hold anything
+    fields = stat.rpartition(")")[2].split()  # the command's name may contain spaces and parentheses
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
@@ -33,9 +33,9 @@ class Failed(Exception):
 async def running(
     *command: str, ready: str, log: Path, stdin: bytes = b"", environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[int]:
-    """A process that has printed `ready`; yields its pid, and ends it with SIGTERM.
+    """Starts a process and waits for `ready` in its output; yields its pid, and ends it with SIGTERM.
 
-    Raises `Failed`, with the end of what it said.
+    Raises `Failed` with the end of its output.
     """
     with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
@@ -66,7 +66,7 @@ async def running(
 
 
 async def lines(*command: str, stdin: bytes) -> AsyncIterator[str]:
-    """What a process prints, line by line. Raises `Failed` if it ends with another status than 0."""
+    """The lines that a process prints. Raises `Failed` if its exit status is not 0."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

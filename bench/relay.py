@@ -1,7 +1,7 @@
-"""The bare relay: what the broker and one process can carry when nothing is decoded, ordered or stored.
+"""The bare relay: the capacity of the broker and one process without decoding, ordering or storing.
 
-Each packet goes to its sender's and to the other device's topic, in the server's place, and is PUBACKed when
-the broker has confirmed both. One connection in and one out: it is faster so than with the server's eighteen.
+In the server's place, it publishes each packet to its sender's and the other device's topic, and acks it when
+the broker has acked both. One connection in and one out, which is faster than the server's eighteen.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ BATCH = 500
 READY = "relay is ready"
 
 
-async def relay(source: Link, out: Link, ways: dict[str, tuple[str, str]]) -> None:
-    """Until the link ends."""
+async def relay(source: Link, out: Link, targets: dict[str, tuple[str, str]]) -> None:
+    """Runs until the link ends."""
     while True:
         batch = await source.receive(BATCH)
         messages = []
         for received in batch:
             sender, _, _ = received.topic.rpartition("/up/")
             payload = received.payload
-            messages += [Message(topic, payload) for topic in ways[sender]]
+            messages += [Message(topic, payload) for topic in targets[sender]]
         out.publish(messages).add_done_callback(partial(ack, source, batch))
 
 
@@ -47,12 +47,12 @@ async def run(plan: dict[str, Any]) -> None:
         )  # fmt: skip
 
     who = devices()
-    ways = {f"imqtt/{who[at]}": (down(who[at]), down(who[at ^ 1])) for at in range(DEVICES)}
+    targets = {f"imqtt/{who[at]}": (down(who[at]), down(who[at ^ 1])) for at in range(DEVICES)}
     out = await connect(settings("relay-out"))
     source = await connect(settings("relay-in"))
     await source.subscribe("imqtt/+/up/+")
     print(READY, flush=True)
-    await relay(source, out, ways)
+    await relay(source, out, targets)
 
 
 def main() -> None:

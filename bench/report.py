@@ -1,4 +1,4 @@
-"""The tables, and their headers: machine, versions and parameters of the measurement."""
+"""The tables, and the description of the measurement: machine, versions and parameters."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from bench.codec import Row
 from bench.traffic import DEVICES, PAIRS
 from imqtt.mosquitto.broker import executable
 
-GOALS = {  # by key: the figure that `direct` should reach, and whether more is better
+GOALS = {  # by key of `direct`: the goal, and whether more is better
     "stored_per_second": (10_000, True),
     "p99_half_load_ms": (20, False),
     "p99_5000_ms": (20, False),
@@ -82,7 +82,7 @@ def print_phases(phases: list[dict[str, Any]], title: str = "Direct messages") -
 
 
 def print_direct(direct: dict[str, float]) -> None:
-    """The figures to keep, beside their goals."""
+    """The recorded figures and their goals."""
     table = Table("figure", title="\nFor the record", title_justify="left")
     table.add_column("found", justify="right")
     table.add_column("goal", justify="right")
@@ -99,7 +99,7 @@ def print_direct(direct: dict[str, float]) -> None:
 
 
 def print_cluster(found: dict[str, float]) -> None:
-    """The figures on MongoDB and Redis, beside their goals."""
+    """The recorded figures on MongoDB and Redis, and their goals."""
     table = Table("figure", title="\nFor the record", title_justify="left")
     table.add_column("found", justify="right")
     table.add_column("goal", justify="right")

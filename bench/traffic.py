@@ -19,7 +19,7 @@ _WORDS = "the broker carries what the store knows and a device that asks is told
 
 
 class Broken(Exception):
-    """A promise was broken during the measurement, which is therefore invalid."""
+    """A promise was broken, so the measurement is invalid."""
 
 
 def text_of(size: int) -> str:
@@ -33,43 +33,43 @@ def devices() -> list[Device]:
 
 
 def conversation_of(number: int) -> str:
-    """Between device `number` and the other of its pair."""
+    """The conversation of device `number` and its partner."""
     first = number - number % 2
     return f"d:user{first:02}:user{first + 1:02}"
 
 
 @dataclass(slots=True)
 class Heard:
-    """Numbers of messages: taken (the sender has its answer), and delivered (to the other device)."""
+    """Numbers of messages: taken (the sender has its answer) and delivered (to the other device)."""
 
     taken: list[int] = field(default_factory=list)
     delivered: list[int] = field(default_factory=list)
 
 
 class Traffic(Protocol):
-    """One way for messages to go. Devices are counted from 0; message n is sent by device n % DEVICES."""
+    """The packets of one route. Devices are counted from 0; message n is sent by device n % DEVICES."""
 
     def topic(self, device: int) -> str:
-        """Where the device publishes its messages."""
+        """The topic to which the device publishes messages."""
 
     def message(self, number: int) -> bytes:
         """The payload of a message."""
 
     def hello(self, device: int) -> tuple[str, bytes] | None:
-        """Topic and payload of what the device says first, if it says anything."""
+        """Topic and payload of the device's first packet, if any."""
 
     def hear(self, device: int, payload: bytes) -> Heard:
-        """What a packet to the device says. Raises `Broken`."""
+        """The messages in a packet to the device. Raises `Broken`."""
 
     def ready(self) -> bool:
-        """Whether every device has been greeted."""
+        """Whether every device has been welcomed."""
 
     def finish(self) -> None:
-        """Once everything is answered: raises `Broken` if something does not add up."""
+        """Called when everything is answered. Raises `Broken` if messages are missing."""
 
 
 class _Template:
-    """A message's payload, encoded once with a placeholder: the load generator shares the processors."""
+    """A message's payload, encoded once with a placeholder to save CPU, which the load generator shares."""
 
     def __init__(self, conversation: str, text: str) -> None:
         placeholder = "x" * DIGITS
@@ -81,16 +81,16 @@ class _Template:
 
 
 class ThroughServer:
-    """Messages that are ordered, stored and answered. Checks every seq that a device gets to see."""
+    """Messages that are ordered, stored and answered. Checks every seq that a device receives."""
 
     def __init__(self, partitions: int, size: int) -> None:
         self._partitions = partitions
         self._devices = devices()
         self._text = text_of(size)
         self._templates = [_Template(conversation_of(number), self._text) for number in range(DEVICES)]
-        self._last = array("q", [0] * DEVICES)  # each device has seen every seq up to this one
-        self._ahead: list[set[int]] = [set() for _ in range(DEVICES)]  # and these
-        self._numbers: list[dict[int, int]] = [{} for _ in range(PAIRS)]  # seq to number, until both saw it
+        self._last = array("q", [0] * DEVICES)  # by device: every seq up to this one was received
+        self._ahead: list[set[int]] = [set() for _ in range(DEVICES)]  # later seqs that were received
+        self._numbers: list[dict[int, int]] = [{} for _ in range(PAIRS)]  # seq to number, until both have it
         self._welcomed = 0
 
     def topic(self, device: int) -> str:
@@ -130,8 +130,8 @@ class ThroughServer:
     def _at(self, device: int, seq: int, number: int) -> None:
         """The device has learned that message `number` is at `seq`.
 
-        No order is promised between its own answers and the other's messages: only that there is no hole
-        in the end, and nothing twice.
+        Answers and the other device's messages may interleave in any order, but without duplicates and, in
+        the end, without holes.
         """
         last, ahead = self._last[device], self._ahead[device]
         if seq <= last or seq in ahead:
@@ -161,13 +161,13 @@ class ThroughServer:
 
 
 class ThroughRelay:
-    """The same packets, relayed as they are: to the other device, and to the sender as its answer."""
+    """The same packets, relayed unchanged to the other device, and to the sender as its answer."""
 
     def __init__(self, partitions: int, size: int) -> None:
         self._server = ThroughServer(partitions, size)
         template = _Template(conversation_of(0), text_of(size))
         self._place = slice(len(template.before), len(template.before) + DIGITS)
-        self._last = [[-1, -1] for _ in range(DEVICES)]  # by device: the last number of each of the pair
+        self._last = [[-1, -1] for _ in range(DEVICES)]  # by device: the last number from each of the pair
         self.topic = self._server.topic
         self.message = self._server.message
 
@@ -186,9 +186,9 @@ class ThroughRelay:
         return True
 
     def finish(self) -> None:
-        """Whatever was lost was missed before."""
+        """Lost messages are detected as unfinished ones before."""
 
 
 def traffic(through: str, partitions: int, size: int) -> Traffic:
-    """`server` or `relay`; `size` is that of the text, in bytes."""
+    """`server` or `relay`; `size` is that of the text in bytes."""
     return ThroughServer(partitions, size) if through == "server" else ThroughRelay(partitions, size)

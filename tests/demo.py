@@ -1,7 +1,7 @@
 """`make demo`: three users on a real broker, the server killed in mid-stream, and an audit at the end.
 
-Everything is real: a Mosquitto, the server as a process of its own, devices on the SDK with local stores
-on disk. The audit trusts none of them: it reads the server's database and every device's, and compares.
+All parts are real: Mosquitto, the server in its own process, and devices on the SDK with stores on disk. The
+audit reads the server's database and those of all devices, and compares them.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from tests.given_mosquitto import use_given
 from tests.services import ServerProcess
 
 CONVERSATIONS = ("d:alice:bob", "d:alice:carol", "d:bob:carol", "u:alice", "u:bob", "u:carol")
-ROUND = 60  # messages by each device in each of its conversations, each time they talk
+ROUND = 60  # messages of each device in each of its conversations per round
 console = Console(highlight=False)
 
 Place = tuple[str, int, int, str, str]  # conversation, seq, id, sender, client_msg_id
@@ -34,7 +34,7 @@ Place = tuple[str, int, int, str, str]  # conversation, seq, id, sender, client_
 
 @dataclass
 class Actor:
-    """A device and what came of it."""
+    """A device and its messages."""
 
     user: str
     device: str
@@ -57,10 +57,10 @@ class Actor:
 
     @property
     def conversations(self) -> list[str]:
-        return [it for it in CONVERSATIONS if self.user in it.split(":")[1:]]
+        return [talk for talk in CONVERSATIONS if self.user in talk.split(":")[1:]]
 
-    async def come(self) -> None:
-        """Connects, with whatever its store has, and shows what arrives from where it left off."""
+    async def connect(self) -> None:
+        """Connects with the existing store and shows what arrives."""
         self.client = Client(
             user=self.user,
             device=self.device,
@@ -72,8 +72,8 @@ class Actor:
         await self.client.__aenter__()
         self._showing = asyncio.create_task(self._show(self.client))
 
-    async def go(self) -> None:
-        """Disconnects; the process of this device has ended, its store stays."""
+    async def disconnect(self) -> None:
+        """Disconnects; the device's store stays."""
         assert self.client is not None
         assert self._showing is not None
         self._showing.cancel()
@@ -81,8 +81,8 @@ class Actor:
         await self.client.close()
         self.client = None
 
-    async def talk(self, count: int) -> None:
-        """Sends messages in all of its conversations at once, each conversation's in order."""
+    async def send_messages(self, count: int) -> None:
+        """Sends messages in all conversations at once, in order within each."""
         async with asyncio.TaskGroup() as tasks:
             for conversation in self.conversations:
                 tasks.create_task(self._say(conversation, count))
@@ -100,7 +100,7 @@ class Actor:
             self.shown.append(event)
 
     def log(self) -> list[Place]:
-        """What the device's store holds, read without the SDK's help."""
+        """The contents of the device's store, read without the SDK."""
         query = """SELECT conversation, seq, json_extract(body, '$.id'), sender,
                           json_extract(body, '$.client_msg_id') FROM events ORDER BY conversation, seq"""
         return _read(self.file, query)
@@ -112,7 +112,7 @@ def _read(file: Path, query: str) -> list[Place]:
 
 
 async def main() -> int:
-    """The demo. Returns the exit status."""
+    """Runs the demo. Returns the exit status."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="imqtt-demo-") as folder:
         broker = Mosquitto(Path(folder) / "broker")
@@ -120,7 +120,7 @@ async def main() -> int:
         server = ServerProcess(broker, Path(folder))
         try:
             await server.start()
-            say(f"Mosquitto on port {broker.port}, the server beside it as process {server.pid}.")
+            say(f"Mosquitto on port {broker.port}, the server is process {server.pid}.")
             actors = await play(broker, server, Path(folder))
             await server.stop()
             faults = audit(actors, Path(folder) / "imqtt.db")
@@ -136,7 +136,7 @@ async def main() -> int:
 
 
 async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[Actor]:
-    """Everything that happens. Returns the devices, all of them gone again."""
+    """Runs all events. Returns the devices, all disconnected."""
     names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet", "carol@phone")
     actors = [
         Actor(*name.split("@"), folder, broker.passwords.add(name), f"{broker.host}:{broker.port}")
@@ -144,12 +144,12 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     ]
     tablet = actors[3]
     for actor in actors:
-        await actor.come()
-    say(f"{len(actors)} devices of three users are online, and talk.")
+        await actor.connect()
+    say(f"{len(actors)} devices of three users are online and exchange messages.")
     await all_talk(actors)
 
-    await tablet.go()
-    say("bob@tablet went offline. The others go on talking.")
+    await tablet.disconnect()
+    say("bob@tablet went offline. The others continue.")
     others = [actor for actor in actors if actor is not tablet]
     await all_talk(others)
 
@@ -160,29 +160,29 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     await server.kill()
     stored = sum(len(actor.accepted) for actor in actors)
     unsent = sum(actor.sent - len(actor.accepted) for actor in actors)
-    say(f"[bold]kill -9[/] of the server, {stored} messages accepted, {unsent} on their way.")
+    say(f"[bold]kill -9[/] of the server, {stored} messages accepted, {unsent} in flight.")
     await server.start()
     say(f"The server is back as process {server.pid}, and is answered by the messages that waited.")
     await talking
 
-    await tablet.come()
-    say("bob@tablet is back, and says what it has to say.")
-    await tablet.talk(ROUND)
+    await tablet.connect()
+    say("bob@tablet is online again and sends its messages.")
+    await tablet.send_messages(ROUND)
     for actor in actors:
         await settled(actor, actors)
-        await actor.go()
+        await actor.disconnect()
     return actors
 
 
 async def all_talk(actors: Iterable[Actor]) -> None:
     async with asyncio.TaskGroup() as tasks:
         for actor in actors:
-            tasks.create_task(actor.talk(ROUND))
+            tasks.create_task(actor.send_messages(ROUND))
 
 
 async def settled(actor: Actor, actors: Iterable[Actor], within: float = 60.0) -> None:
-    """Waits until a device has been shown everything; what never comes is the audit's to find."""
-    expected = sum(c in actor.conversations for it in actors for c, _ in it.accepted)
+    """Waits until a device was shown everything; the audit finds what never arrives."""
+    expected = sum(c in actor.conversations for sender in actors for c, _ in sender.accepted)
     deadline = time.monotonic() + within
     while len(actor.shown) < expected and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
@@ -198,7 +198,7 @@ def audit(actors: list[Actor], database: Path) -> int:
         for actor in actors
         for (c, name), answer in actor.accepted.items()
     }
-    table = Table(title="What the stores say", title_justify="left")
+    table = Table(title="Contents of the stores", title_justify="left")
     for column in ("", "sent", "accepted", "holds", "shown", "lost", "twice", "out of order"):
         table.add_column(column, justify="left" if not column else "right")
     faults = 0
@@ -223,7 +223,7 @@ def audit(actors: list[Actor], database: Path) -> int:
         table.add_row(actor.name, *map(str, numbers))
     console.print(table)
     if sent != len(accepted) or not stored:
-        console.print(f"{sent} sent, {len(accepted)} accepted: not everything was answered.")
+        console.print(f"{sent} sent, {len(accepted)} accepted: some messages were not answered.")
         faults += 1
     return faults
 
@@ -234,7 +234,7 @@ def _twice(places: list[Place]) -> int:
 
 
 def _disorder(places: list[Place]) -> int:
-    """Events that do not follow the one before: a hole or a step back; and each sender's own order."""
+    """Events out of order: holes, steps back, and violations of each sender's order."""
     faults = 0
     last: dict[str, int] = defaultdict(int)
     own: dict[tuple[str, str], int] = defaultdict(int)

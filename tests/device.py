@@ -29,7 +29,7 @@ F = TypeVar("F")
 
 
 class RawDevice:
-    """`async with RawDevice(broker, "alice@phone") as phone`: connected and subscribed, nothing said yet."""
+    """`async with RawDevice(broker, "alice@phone") as phone`: connected and subscribed, without a `Hello`."""
 
     def __init__(
         self, broker: Mosquitto, name: str, format: Format = Format.JSON, *, partitions: int = 16
@@ -69,13 +69,13 @@ class RawDevice:
             await self._link.close()
 
     async def stop_reading(self) -> None:
-        """Stays connected and takes nothing any more: its PUBACKs stop, and then its socket fills."""
+        """Stays connected and reads nothing: PUBACKs stop, and then the socket fills."""
         assert self._reader is not None
         self._reader.cancel()
         await asyncio.wait([self._reader])
 
     async def command(self, command: AnyCommand, *, to: int | None = None) -> None:
-        """Publishes, to the right partition unless told otherwise, and waits for the broker's PUBACK."""
+        """Publishes, to the right partition unless `to` is given, and waits for the PUBACK."""
         key = getattr(command, "conversation", home_of(self.device.user))
         partition = partition_of(key, self.partitions) if to is None else to
         await self.raw(encode_command(command, self.format), to=partition)
@@ -86,7 +86,7 @@ class RawDevice:
         return await self._link.publish([message])
 
     async def hello(self, *cursors: Cursor, nonce: str = "n1", **fields: object) -> tuple[Welcome, Page]:
-        """Says hello; returns the answer."""
+        """Sends a `Hello`; returns the answer."""
         start = len(self.frames)
         await self.command(Hello(nonce, cursors=cursors, **fields))  # type: ignore[arg-type]
         welcome = await self.frame(Welcome, since=start)
@@ -119,7 +119,7 @@ class RawDevice:
     async def until(
         self, matches: Callable[[AnyFrame], bool], since: int = 0, within: float = WITHIN
     ) -> AnyFrame:
-        """The first frame from number `since` on that matches; waits for it."""
+        """Waits for the first matching frame from number `since` on."""
         at = since
         try:
             async with asyncio.timeout(within):
@@ -137,7 +137,9 @@ class RawDevice:
 
     def events(self, conversation: str) -> list[Event]:
         """The events received of a conversation, in order of arrival."""
-        return [it for it in self.frames if isinstance(it, Event) and it.conversation == conversation]
+        return [
+            frame for frame in self.frames if isinstance(frame, Event) and frame.conversation == conversation
+        ]
 
     async def _read(self, link: Link) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Generated text that is committed: written with `--write`, and otherwise checked to be current."""
+"""Generated text that is committed: `--write` writes it; without, it is checked to be current."""
 
 import sys
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from pathlib import Path
 def write_or_check(
     what: str, command: str, *, write: Callable[[], None], stale: Callable[[], list[str]]
 ) -> None:
-    """The `main` of a module that generates `what`. `command` is what a person runs to write it.
+    """The `main` of a module that generates `what`. `command` is the command that writes it.
 
-    `stale` returns the names of the files that are not what `write` would write.
+    `stale` returns the names of the files that differ from what `write` would write.
     """
     if "--write" in sys.argv:
         write()
     elif names := stale():
-        sys.exit(f"not current: {', '.join(names)}; run `{command}` and commit")
+        sys.exit(f"outdated:  {', '.join(names)}; run `{command}` and commit")
     else:
         print(f"{what} is current")
 

@@ -1,8 +1,8 @@
-"""MongoDB for tests: one server for all that only need a database, and servers of their own for faults.
+"""MongoDB for tests: one shared server for tests that only need a database, and servers that a test may stop.
 
-The one is at `IMQTT_TEST_MONGODB`, if that is set (an address without a database; of a replica set of several
-nodes, name them all). Else it is a container, where a Docker daemon answers; else a process: `mongod` if
-there is one, or SecantusDB, which speaks MongoDB's protocol.
+The shared server is the one at `IMQTT_TEST_MONGODB` (an address without a database; for a replica set, list
+all nodes), else a container if a Docker daemon answers, else a process: `mongod` if installed, or SecantusDB,
+which implements MongoDB's protocol.
 """
 
 import asyncio
@@ -34,25 +34,25 @@ _WAITS = ("connectTimeoutMS", "serverSelectionTimeoutMS", "socketTimeoutMS", "wa
 
 
 def database_url() -> str:
-    """The address of a new, empty database on the one server. It is dropped when the tests end."""
+    """The address of a new, empty database on the shared server. It is dropped when the tests end."""
     name = f"imqtt_test_{secrets.token_hex(6)}"
     address, _, options = _server().partition("?")
     url = f"{address.rstrip('/')}/{name}?{options}"
-    if _ADDRESS in os.environ:  # the others end, and their data with them
+    if _ADDRESS in os.environ:  # containers and processes end together with their data
         atexit.register(_drop, url, name)
     return patient(url)
 
 
 def patient(url: str, seconds: float = WITHIN) -> str:
-    """One of this module's addresses, with timeouts of `seconds`, which a busy server keeps."""
+    """One of this module's addresses with timeouts of `seconds`, which a busy server keeps."""
     waits = "&".join([f"{name}={seconds * 1_000:.0f}" for name in _WAITS])
     return f"{url}{'' if url.endswith('?') else '&'}{waits}"
 
 
 async def faulty_server() -> "MongoServer":
-    """A server that lets a test have its commands fail, running, with a new and empty database.
+    """A running server whose commands can be made to fail, with a new, empty database.
 
-    It is one for all tests of this process, one at a time: each may stop, pause and kill it.
+    All tests of this process share it, one at a time: each may stop, pause and kill it.
     """
     server = _faulty()
     server.database = f"imqtt_test_{secrets.token_hex(6)}"
@@ -108,21 +108,21 @@ def _process() -> str:
 
 
 def _directory() -> Path:
-    """Removed when the tests end, after the servers in it."""
+    """Removed when the tests end, after its servers."""
     directory = Path(tempfile.mkdtemp(prefix="imqtt-mongodb-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
 
 
 def is_secantus() -> bool:
-    """Whether SecantusDB is what runs, since there is no `mongod`."""
+    """Whether SecantusDB is used because `mongod` is missing."""
     return shutil.which("mongod") is None
 
 
 class MongoServer:
-    """A process of its own, which can be stopped, paused and started again on its port and data.
+    """A server process that can be stopped, paused and restarted on the same port and data.
 
-    `mongod`, or else SecantusDB. `options` are added to its command line; `url` is of `database`.
+    `mongod`, or else SecantusDB. `options` are added to its command line; `url` is the address of `database`.
     """
 
     def __init__(self, directory: Path, *options: str) -> None:
@@ -135,7 +135,7 @@ class MongoServer:
 
     @property
     def url(self) -> str:
-        """Of a database in it."""
+        """The address of a database."""
         address, _, options = _direct("127.0.0.1", self.port).partition("?")
         return f"{address}{self.database}?{options}"
 
@@ -149,7 +149,7 @@ class MongoServer:
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Returns when it takes writes; at once, if it runs."""
+        """Returns when it accepts writes; at once if it is running."""
         if self.running:
             return
         self.launch()
@@ -164,7 +164,7 @@ class MongoServer:
         await asyncio.to_thread(self.end, signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay, and nothing is answered."""
+        """SIGSTOP: connections stay open without answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -206,7 +206,7 @@ class MongoServer:
             raise AssertionError(f"{error}: {said[-2_000:]}") from None
 
     def end(self, number: signal.Signals) -> None:
-        """Sends the signal and waits for the end; a process that is paused goes on for it."""
+        """Sends the signal and waits for the end; a paused process is resumed first."""
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -220,12 +220,13 @@ class MongoServer:
 
 
 def _direct(host: str, port: int) -> str:
-    # Directly: a container's replica set knows itself by an address that is not the one outside.
+    # A direct connection: the replica set of a container announces an address that is unreachable from
+    # outside.
     return f"mongodb://{host}:{port}/?directConnection=true"
 
 
 def _wait_until_writable(url: str, member: str) -> None:
-    """Initiates a replica set of the one `member`, if any is named, and waits for it to be primary."""
+    """Initiates a replica set of `member`, if given, and waits until it is primary."""
     deadline = time.monotonic() + WITHIN
     with MongoClient[dict[str, object]](url, serverSelectionTimeoutMS=500) as client:
         while True:
@@ -237,5 +238,5 @@ def _wait_until_writable(url: str, member: str) -> None:
                     members = [{"_id": 0, "host": member}]
                     client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
             if time.monotonic() > deadline:
-                raise AssertionError(f"MongoDB at {url} takes no writes after {WITHIN:g} s")
+                raise AssertionError(f"MongoDB at {url} accepts no writes after {WITHIN:g} s")
             time.sleep(0.05)

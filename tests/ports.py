@@ -1,8 +1,8 @@
 """Free ports for processes that tests start.
 
-A port is found free some time before the process that is to listen there binds it, and it is free again
-while that process is restarted. So that no other test gets it meanwhile, here or in a run beside this one,
-this process keeps a lock on each port that it was given until it ends.
+A port is found free before its process binds it, and is free again while the process restarts. This process
+holds a lock on each port it returns until it ends, so no other test, in this run or another, gets the port
+meanwhile.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ import tempfile
 from pathlib import Path
 from typing import TypedDict
 
-# Not among those that the system gives to outgoing connections: a client that tries a stopped server's port
-# might be given that very port. And not among those from which imqtt itself chooses.
+# Outside the range of outgoing connections, which a client might be given when it connects to a stopped
+# server's port, and outside the range from which imqtt chooses.
 PORTS = range(10_000, 20_000)
 
 _locks = -1
 
 
 class Listeners(TypedDict):
-    """Ports of a `Mosquitto`, by the names of its arguments."""
+    """The ports of a `Mosquitto`, by argument name."""
 
     port: int
     websocket_port: int
@@ -30,14 +30,14 @@ class Listeners(TypedDict):
 
 
 def free_port() -> int:
-    """A port on which nobody listens, and which is given to nobody else while this process runs."""
+    """A port without a listener, reserved while this process runs."""
     for _ in PORTS:
         port = random.choice(PORTS)
         if _lock(port):
             with contextlib.suppress(OSError), socket.socket() as probe:
                 probe.bind(("", port))
                 return port
-    raise AssertionError(f"hardly any port from {PORTS.start} to {PORTS.stop - 1} is free")
+    raise AssertionError(f"no free port found from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def listeners() -> Listeners:
@@ -48,7 +48,7 @@ _given: set[int] = set()
 
 
 def _lock(port: int) -> bool:
-    """Whether it is this process's own from now on: a lock on a byte of a file, which its end releases."""
+    """Locks a byte of a file for this port; whether that succeeded. The end of the process releases it."""
     global _locks  # noqa: PLW0603
     if port in _given:
         return False

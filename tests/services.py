@@ -1,4 +1,4 @@
-"""Real processes for tests: a Mosquitto, and an imqtt server, on free ports in directories of their own."""
+"""Real processes for tests: Mosquitto and an imqtt server on free ports, with their own directories."""
 
 import asyncio
 import contextlib
@@ -14,14 +14,14 @@ from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.mosquitto.process import end_with_parent
 
 READY = "imqtt is ready"  # how `imqtt serve` begins its ready line
-# An upper bound for a machine that does much else. Nothing is measured by it: it only ends a test that hangs.
+# A generous upper bound for busy machines. It measures nothing; it only ends a test that hangs.
 WITHIN = 120.0
 
 
 async def eventually(
     condition: Callable[[], Awaitable[object] | object], *, within: float = WITHIN, what: str = ""
 ) -> None:
-    """Returns when `condition` holds; fails after `within` seconds, saying `what` was waited for."""
+    """Returns when `condition` holds; fails after `within` seconds and names `what` was awaited."""
     deadline = asyncio.get_running_loop().time() + within
     pause = 0.001
     while True:
@@ -37,10 +37,10 @@ async def eventually(
 
 
 class ServerProcess:
-    """`imqtt serve` as a process of its own, on a broker and a store in `directory`.
+    """`imqtt serve` as a process on a broker, with a store in `directory`.
 
-    `settings` are those of `ServerConfig`, in place of what it would get here. `command` is the Python module
-    that serves, and its arguments.
+    `settings` are those of `ServerConfig` and replace the defaults here. `command` is the Python module to
+    run, and its arguments.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ServerProcess:
         return self._process.pid
 
     async def start(self, within: float = WITHIN) -> None:
-        """Returns when the server is subscribed to all partitions; fails with its log if it ends before."""
+        """Returns when the server is subscribed to all partitions; fails with its log if it ends first."""
         settings: Mapping[str, object] = {
             "broker_host": INTERNAL_HOST,
             "broker_port": self.broker.internal_port,
@@ -97,11 +97,11 @@ class ServerProcess:
             raise
 
     async def stop(self) -> int:
-        """SIGTERM, and its exit status."""
+        """SIGTERM; returns the exit status."""
         return await self._end(lambda process: process.terminate())
 
     async def kill(self) -> int:
-        """SIGKILL: whatever it was doing is left as it is."""
+        """SIGKILL."""
         return await self._end(lambda process: process.kill())
 
     async def _end(self, how: Callable[[asyncio.subprocess.Process], None]) -> int:

@@ -1,4 +1,4 @@
-"""Naming another Mosquitto for everything here to run, and what is said of one that cannot be used."""
+"""Choosing another Mosquitto for all tests, and the errors for one that cannot be used."""
 
 import os
 import subprocess
@@ -51,14 +51,14 @@ def programs() -> Iterator[Path]:
         yield path
 
 
-def test_the_named_one_is_run_and_its_tools_with_it(programs: Path) -> None:
+def test_the_given_mosquitto_is_run_with_its_tools(programs: Path) -> None:
     program = script(programs / "sbin" / "mosquitto-9", f'exec "{executable()}" "$@"')
     tool = script(programs / "bin" / "mosquitto_pub", "exit 0")
     done = named(program)
     assert done.returncode == 0, done.stderr
     found, found_tool = (Path(line) for line in done.stdout.splitlines())
     assert found.name == "mosquitto"
-    assert not found.exists(), "links are left behind"
+    assert not found.exists(), "links remain"
     assert found_tool.parent == found.parent, f"{tool} is not used"
 
 
@@ -71,9 +71,7 @@ def test_the_named_one_is_run_and_its_tools_with_it(programs: Path) -> None:
         (NO_WEBSOCKETS, "built with websockets"),
     ],
 )  # fmt: skip
-def test_one_that_cannot_be_used_is_refused_with_the_reason(
-    programs: Path, text: str | None, why: str
-) -> None:
+def test_an_unusable_mosquitto_is_refused_with_the_reason(programs: Path, text: str | None, why: str) -> None:
     program = programs / "mosquitto"
     if text is not None:
         script(program, text)

@@ -1,4 +1,4 @@
-"""Whoever finds a file locked is told which process has it."""
+"""Errors about a locked file name the process that holds the lock."""
 
 import asyncio
 import shutil
@@ -31,7 +31,7 @@ sys.stdin.read()
 
 @pytest.fixture
 async def other(tmp_path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that has the store `alice.db` open as a client does."""
+    """A process that has the store `alice.db` open, as a client does."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", HOLD, str(tmp_path / "alice.db"),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -54,7 +54,7 @@ async def test_the_error_names_the_process_and_its_command(
     assert "\n" not in caught.value.reason  # though the program that it names has lines
 
 
-async def test_another_client_of_this_process_is_told_as_such_and_keeps_its_lock(tmp_path: Path) -> None:
+async def test_the_error_names_another_client_of_this_process_which_keeps_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "alice.db"
     store = await LocalStore.open(path, ALICE)
     for _ in range(2):
@@ -74,14 +74,14 @@ except sqlite3.OperationalError:
 """
 
 
-def test_a_file_that_nobody_holds_has_no_holder(tmp_path: Path) -> None:
+def test_an_unlocked_file_has_no_holder(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "alice.db").close()
     assert holder_of(tmp_path / "alice.db") is None
     assert holder_of(tmp_path / "missing.db") is None
 
 
-@pytest.mark.skipif(shutil.which("lsof") is None, reason="no lsof here")
-def test_lsof_tells_where_there_is_no_proc(
+@pytest.mark.skipif(shutil.which("lsof") is None, reason="lsof is not installed")
+def test_without_proc_lsof_finds_the_holder(
     other: asyncio.subprocess.Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock_holder, "LOCKS", tmp_path / "none")

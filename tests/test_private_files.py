@@ -1,4 +1,4 @@
-"""Files that only their owner reads, whatever the umask is and whatever there was before."""
+"""Files that only their owner can read, whatever the umask and the earlier state."""
 
 import os
 import stat
@@ -22,7 +22,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_what_is_created_is_private(tmp_path: Path) -> None:
+def test_created_files_are_private(tmp_path: Path) -> None:
     create_private_file(tmp_path / "file")
     create_private_directory(tmp_path / "parent" / "directory")
     assert mode(tmp_path / "file") == 0o600
@@ -33,7 +33,7 @@ def test_what_is_created_is_private(tmp_path: Path) -> None:
     ("before", "after"),
     [(0o644, 0o600), (0o666, 0o600), (0o604, 0o600), (0o444, 0o400), (0o600, 0o600), (0o640, 0o640)],
 )
-def test_a_file_is_taken_from_others_and_left_to_a_group_that_alone_has_it(
+def test_permissions_of_others_are_removed_but_not_those_of_a_group(
     tmp_path: Path, before: int, after: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "file"
@@ -55,7 +55,7 @@ def test_a_directory_is_closed_to_others(tmp_path: Path, before: int, after: int
     assert mode(path) == after
 
 
-def test_nothing_is_no_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_no_error(tmp_path: Path) -> None:
     make_private(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 

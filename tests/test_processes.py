@@ -1,4 +1,4 @@
-"""What other processes run."""
+"""The command lines of other processes."""
 
 import subprocess
 import sys
@@ -6,11 +6,11 @@ import sys
 from imqtt.processes import command_line
 
 
-def test_the_command_line_of_a_process_is_its_words() -> None:
+def test_the_command_line_of_a_process_is_split_into_words() -> None:
     program = [sys.executable, "-c", "print(); input()", "two words"]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.read(1)  # it runs: before that it is still a copy of this process
+        process.stdout.read(1)  # it is running: before that it is a copy of this process
         assert command_line(process.pid) == f"{sys.executable} -c print(); input() two words"
         process.communicate(b"\n")
     assert command_line(process.pid) == ""

@@ -20,7 +20,7 @@ from tests.cli.commands import environment, imqtt, imqtt_process
 from tests.contract.stores import log, record
 from tests.mongodb import database_url
 from tests.services import WITHIN
-from tests.verification.chaos.way import Way
+from tests.verification.chaos.proxy import Proxy
 
 D = "d:alice:bob"
 IDENTITY = Identity(7, "0123456789abcdef")
@@ -182,19 +182,19 @@ async def test_a_copy_that_a_signal_ends_says_how_to_go_on(tmp_path: Path, numbe
     source, target = await made(tmp_path / "a.db", 1_500), database_url()
     at = urlsplit(target)
     assert at.port is not None
-    async with Way(at.port) as way:
-        way.slow(0.0, 30_000.0)  # bytes a second: the copy would take a quarter of a minute
+    async with Proxy(at.port) as proxy:
+        proxy.slow(0.0, 30_000.0)  # bytes a second: the copy would take a quarter of a minute
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "imqtt", "store", "copy",
-            source, target.replace(at.netloc, f"127.0.0.1:{way.port}"),
+            source, target.replace(at.netloc, f"127.0.0.1:{proxy.port}"),
             env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stderr is not None
         await heard(process.stderr, b"copying")
-        way.slow(0.0, 2_000.0)  # however late the signal comes, the copy is not finished
+        proxy.slow(0.0, 2_000.0)  # however late the signal comes, the copy is not finished
         process.send_signal(number)
         await heard(process.stderr, b"is not finished; run the same `imqtt store copy` again")
-        way.mend()
+        proxy.repair()
         out, _ = await process.communicate()
     assert process.returncode == 128 + number
     assert out == b""

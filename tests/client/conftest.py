@@ -12,7 +12,7 @@ import pytest
 
 from imqtt.client import Client, Timing
 from imqtt.mosquitto.broker import Mosquitto
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.services import WITHIN
 
 LONG = 10 * WITHIN  # a test that waits this long fails first
@@ -49,8 +49,8 @@ def after(ticks: int, do: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-async def little(broker: Mosquitto) -> AsyncIterator[LittleServer]:
-    async with LittleServer(broker) as server:
+async def little(broker: Mosquitto) -> AsyncIterator[FakeServer]:
+    async with FakeServer(broker) as server:
         yield server
 
 

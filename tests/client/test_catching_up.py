@@ -13,10 +13,10 @@ from imqtt.client.uplink import Uplink
 from imqtt.errors import NotConnected
 from imqtt.model import AnyCommand, AnyFrame, Event, History, Id, Mark, Marks, Page, Sync
 from tests.client.conftest import PATIENT, QUICK, Devices
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_messages import TALK, take, texts
 from tests.services import WITHIN, eventually
-from tests.verification.chaos.way import Way
+from tests.verification.chaos.proxy import Proxy
 
 
 async def whole(client: object, conversation: str = TALK, limit: int = 10_000) -> list[Event]:
@@ -24,7 +24,7 @@ async def whole(client: object, conversation: str = TALK, limit: int = 10_000) -
 
 
 async def test_a_new_device_gets_heads_with_their_latest_and_the_newest_conversation(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     for number in range(5):
         little.store("d:alice:carol", f"c{number}", "carol@phone")
@@ -47,7 +47,7 @@ async def test_a_new_device_gets_heads_with_their_latest_and_the_newest_conversa
 
 
 async def test_a_new_device_that_starts_at_the_beginning_misses_nothing(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.page_size = 7
     for number in range(40):
@@ -59,7 +59,7 @@ async def test_a_new_device_that_starts_at_the_beginning_misses_nothing(
 
 
 async def test_a_device_that_was_away_gets_what_it_missed_in_order(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.store(TALK, "before")
     async with device(stored=True):
@@ -74,7 +74,7 @@ async def test_a_device_that_was_away_gets_what_it_missed_in_order(
 
 
 async def test_many_conversations_are_read_from_several_pages_of_heads(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.heads_size = 10
     for number in range(45):
@@ -89,7 +89,7 @@ async def test_many_conversations_are_read_from_several_pages_of_heads(
 
 
 async def test_an_event_during_the_first_heads_is_new_and_what_was_before_it_is_history(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.heads_size = 1
     little.store("d:alice:carol", "old", "carol@phone")
@@ -113,7 +113,7 @@ async def test_an_event_during_the_first_heads_is_new_and_what_was_before_it_is_
         assert await whole(alice) == [old, live]
 
 
-async def test_a_lost_last_message_is_found_by_the_next_sync(little: LittleServer, device: Devices) -> None:
+async def test_a_lost_last_message_is_found_by_the_next_sync(little: FakeServer, device: Devices) -> None:
     async with device(timing=dataclasses.replace(PATIENT, sync=0.3)) as alice:
         events = alice.events()
         lost = little.store(TALK, "lost")
@@ -121,7 +121,7 @@ async def test_a_lost_last_message_is_found_by_the_next_sync(little: LittleServe
 
 
 async def test_a_hole_is_asked_for_once_though_many_events_come_after_it(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         events = alice.events()
@@ -133,7 +133,7 @@ async def test_a_hole_is_asked_for_once_though_many_events_come_after_it(
         assert len(little.commands(Sync)) - asked <= 2
 
 
-async def test_what_comes_again_is_not_asked_about(little: LittleServer, device: Devices) -> None:
+async def test_what_comes_again_is_not_asked_about(little: FakeServer, device: Devices) -> None:
     async with device(start="beginning") as alice:
         stored = [little.live(little.store(TALK, str(number))) for number in range(3)]
         await little.tell("alice@phone", *stored)
@@ -146,7 +146,7 @@ async def test_what_comes_again_is_not_asked_about(little: LittleServer, device:
 
 
 async def test_a_new_log_is_noticed_though_the_device_does_not_hold_what_is_at_its_seqs(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     """The device began after these events, and the new log's ids are lower, since a clock was ahead."""
     for number in range(5):
@@ -159,7 +159,7 @@ async def test_a_new_log_is_noticed_though_the_device_does_not_hold_what_is_at_i
 
 
 async def test_a_server_that_keeps_a_hole_open_is_not_asked_in_a_loop(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(timing=QUICK) as alice:
         little.store(TALK, "never given out")
@@ -181,7 +181,7 @@ async def whole_is(client: object, log: list[Event]) -> bool:
 
 @pytest.mark.parametrize("after", [0, 3, 10])
 async def test_a_restored_store_is_noticed_and_the_conversation_begun_anew(
-    little: LittleServer, device: Devices, after: int
+    little: FakeServer, device: Devices, after: int
 ) -> None:
     """`after`: how many messages are stored after the restore before the device reconnects."""
     for number in range(5):
@@ -202,7 +202,7 @@ async def test_a_restored_store_is_noticed_and_the_conversation_begun_anew(
 
 @pytest.mark.parametrize("answered", ["before the restore", "after it"])
 async def test_a_restore_is_noticed_though_the_answer_is_overtaken_by_another_event_of_the_new_log(
-    little: LittleServer, device: Devices, answered: str
+    little: FakeServer, device: Devices, answered: str
 ) -> None:
     """The answer to an earlier request lacks the event, and the next sync is far away."""
     async with device(start="beginning") as alice:
@@ -225,7 +225,7 @@ async def test_a_restore_is_noticed_though_the_answer_is_overtaken_by_another_ev
         await eventually(lambda: whole_is(alice, little.logs[TALK]))
 
 
-async def test_a_store_that_lost_everything_is_noticed(little: LittleServer, device: Devices) -> None:
+async def test_a_store_that_lost_everything_is_noticed(little: FakeServer, device: Devices) -> None:
     for number in range(5):
         little.store(TALK, str(number))
     async with device(stored=True) as alice:
@@ -238,9 +238,7 @@ async def test_a_store_that_lost_everything_is_noticed(little: LittleServer, dev
         assert texts(await whole(alice)) == ["first"]
 
 
-async def test_an_answer_that_comes_twice_and_late_does_no_harm(
-    little: LittleServer, device: Devices
-) -> None:
+async def test_an_answer_that_comes_twice_and_late_does_no_harm(little: FakeServer, device: Devices) -> None:
     async with device(stored=True) as alice:
         for number in range(3):
             await alice.send(TALK, str(number))
@@ -261,7 +259,7 @@ async def test_an_answer_that_comes_twice_and_late_does_no_harm(
 
 
 async def test_history_comes_from_the_server_once_and_then_from_the_device(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.page_size = 30
     stored = [little.store(TALK, str(number)) for number in range(250)]
@@ -281,7 +279,7 @@ async def test_history_comes_from_the_server_once_and_then_from_the_device(
 
 
 async def test_history_is_what_there_is_where_the_connection_ends_while_the_server_is_asked(
-    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+    little: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def lose(*_: object, **__: object) -> None:
         raise Lost("the connection has ended")
@@ -297,7 +295,7 @@ async def test_history_is_what_there_is_where_the_connection_ends_while_the_serv
 
 
 async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(keep=20, stored=True) as alice:
         waiting = asyncio.create_task(anext(alice.events("slow")))
@@ -313,9 +311,7 @@ async def test_a_kept_part_of_the_log_is_bounded_but_for_what_nobody_has_read(
         assert await alice.history(TALK, limit=60) == stored[140:]
 
 
-async def test_delivered_marks_go_out_by_themselves_and_together(
-    little: LittleServer, device: Devices
-) -> None:
+async def test_delivered_marks_go_out_by_themselves_and_together(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         stored = [little.store(TALK, str(number)) for number in range(20)]
         await little.tell("alice@phone", *stored)
@@ -333,7 +329,7 @@ async def test_delivered_marks_go_out_by_themselves_and_together(
         assert summary.unread == 8  # the user's own messages count as read
 
 
-async def test_a_new_device_has_read_its_users_own_messages(little: LittleServer, device: Devices) -> None:
+async def test_a_new_device_has_read_its_users_own_messages(little: FakeServer, device: Devices) -> None:
     for number in range(30):
         little.store("u:alice", f"note {number}", "alice@laptop")
         little.store(TALK, f"mine {number}", "alice@laptop")
@@ -348,7 +344,7 @@ async def test_a_new_device_has_read_its_users_own_messages(little: LittleServer
 
 @pytest.mark.parametrize("keep", [None, 10])
 async def test_unread_is_exact_once_the_server_was_asked(
-    little: LittleServer, device: Devices, keep: int | None
+    little: FakeServer, device: Devices, keep: int | None
 ) -> None:
     for number in range(250):
         little.store(TALK, str(number), "alice@laptop" if number % 3 else "bob@phone")
@@ -385,7 +381,7 @@ def confirm(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones_are_sent_too(
-    little: LittleServer, device: Devices, confirm: asyncio.Event
+    little: FakeServer, device: Devices, confirm: asyncio.Event
 ) -> None:
     async with device() as alice:
         await little.tell("alice@phone", little.store(TALK, "first"))
@@ -397,7 +393,7 @@ async def test_marks_that_rise_while_the_broker_has_yet_to_confirm_the_last_ones
 
 
 async def test_marks_of_a_log_that_is_no_more_are_not_taken_for_those_of_the_new_one(
-    little: LittleServer, device: Devices, confirm: asyncio.Event
+    little: FakeServer, device: Devices, confirm: asyncio.Event
 ) -> None:
     async with device() as alice:
         await little.tell("alice@phone", *[little.store(TALK, f"old {number}") for number in range(5)])
@@ -410,7 +406,7 @@ async def test_marks_of_a_log_that_is_no_more_are_not_taken_for_those_of_the_new
 
 
 async def test_marks_that_the_server_does_not_have_are_sent_again(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(stored=True) as alice:
         await little.tell("alice@phone", *[little.store(TALK, str(number)) for number in range(5)])
@@ -422,7 +418,7 @@ async def test_marks_that_the_server_does_not_have_are_sent_again(
         await eventually(lambda: little.marks.get((TALK, "alice")) == Marks(TALK, "alice", 5, 5))
 
 
-async def test_a_peers_marks_and_typing_are_told(little: LittleServer, device: Devices) -> None:
+async def test_a_peers_marks_and_typing_are_told(little: FakeServer, device: Devices) -> None:
     async with device("alice@phone") as alice, device("bob@phone") as bob:
         notices = alice.notices()
         await alice.send(TALK, "hi")
@@ -451,7 +447,7 @@ def marks_are(client: object, delivered: int, read: int) -> Awaitable[bool]:
 
 @pytest.mark.parametrize("scheme", ["mqtt", "ws"])
 async def test_what_is_arriving_is_not_asked_for_again(
-    little: LittleServer, device: Devices, scheme: str, monkeypatch: pytest.MonkeyPatch
+    little: FakeServer, device: Devices, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[AnyCommand] = []
     confirmed = asyncio.Event()  # by the broker: from then on the device waits for the answer
@@ -465,28 +461,28 @@ async def test_what_is_arriving_is_not_asked_for_again(
     broker, timing = little.broker, dataclasses.replace(PATIENT, answer=0.5, patience=0.5)
     old = little.store("d:alice:carol", "old")
     async with (
-        Way(broker.websocket_port if scheme == "ws" else broker.port) as way,
-        device(brokers=f"{scheme}://127.0.0.1:{way.port}", timing=timing) as alice,
+        Proxy(broker.websocket_port if scheme == "ws" else broker.port) as proxy,
+        device(brokers=f"{scheme}://127.0.0.1:{proxy.port}", timing=timing) as alice,
     ):
         events = alice.events()
         monkeypatch.setattr(Uplink, "publish", publish_and_count)
         little.silent = True
         asking = asyncio.create_task(alice._parts.requests.ask(History("d:alice:carol", 2), TALK))
         await asyncio.wait_for(confirmed.wait(), WITHIN)
-        way.slow(0.0, 20_000)
+        proxy.slow(0.0, 20_000)
         told = [little.store(TALK, f"{number} " + "x" * 1_000) for number in range(100)]
         await little.tell("alice@phone", *told)  # the answer may be behind these
         await eventually(lambda: alice._parts.uplink.is_receiving)
         before = len(asked)
         await asyncio.sleep(2 * timing.answer)
         assert len(asked) == before
-        way.mend()
+        proxy.repair()
         await little.speak()
         assert (await asking).slices[0].events == (old,)
         assert await take(events, 100) == told
 
 
-async def test_what_is_not_arriving_is_asked_for_again(little: LittleServer, device: Devices) -> None:
+async def test_what_is_not_arriving_is_asked_for_again(little: FakeServer, device: Devices) -> None:
     lost: list[Page] = []
 
     def lose(_: object, frame: AnyFrame) -> bool:

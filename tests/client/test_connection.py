@@ -16,7 +16,7 @@ from imqtt.errors import ClientError, CredentialsRefused, DeviceStoreError, Setu
 from imqtt.model import Device, Hello, History, Page, Rejected, Status, Sync
 from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import LONG, PATIENT, QUICK, Devices, after
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_messages import TALK, take
 from tests.ports import free_port
 from tests.services import WITHIN, eventually
@@ -28,7 +28,7 @@ def cut(client: Client) -> None:
 
 
 async def test_states_are_told_as_they_follow_each_other(
-    little: LittleServer, device: Devices, broker: Mosquitto
+    little: FakeServer, device: Devices, broker: Mosquitto
 ) -> None:
     alice = device()
     phases = []
@@ -52,9 +52,7 @@ async def test_states_are_told_as_they_follow_each_other(
     assert Phase.CONNECTING in phases
 
 
-async def test_a_message_survives_the_broker(
-    little: LittleServer, device: Devices, broker: Mosquitto
-) -> None:
+async def test_a_message_survives_the_broker(little: FakeServer, device: Devices, broker: Mosquitto) -> None:
     async with device() as alice:
         await little.disconnect()
         await broker.kill()
@@ -65,14 +63,14 @@ async def test_a_message_survives_the_broker(
         assert (await asyncio.wait_for(sending, WITHIN)).seq == 1
 
 
-async def test_a_wrong_password_is_said_on_entering(device: Devices, little: LittleServer) -> None:
+async def test_a_wrong_password_is_said_on_entering(device: Devices, little: FakeServer) -> None:
     with pytest.raises(CredentialsRefused, match="alice@phone"):
         async with device(password="wrong"):
             pass
 
 
 async def test_revoked_credentials_end_the_client_and_whoever_waits_is_told(
-    little: LittleServer, device: Devices, broker: Mosquitto
+    little: FakeServer, device: Devices, broker: Mosquitto
 ) -> None:
     async with device(stored=True) as alice:
         waiting = asyncio.create_task(anext(alice.events()))
@@ -93,7 +91,7 @@ async def test_revoked_credentials_end_the_client_and_whoever_waits_is_told(
 
 
 async def test_another_broker_is_tried_when_one_is_away(
-    little: LittleServer, device: Devices, broker: Mosquitto
+    little: FakeServer, device: Devices, broker: Mosquitto
 ) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -103,7 +101,7 @@ async def test_another_broker_is_tried_when_one_is_away(
             assert alice.state.address == f"mqtt://{broker.host}:{broker.port}"
 
 
-async def test_websockets_work_too(little: LittleServer, device: Devices, broker: Mosquitto) -> None:
+async def test_websockets_work_too(little: FakeServer, device: Devices, broker: Mosquitto) -> None:
     async with device(brokers=f"ws://{broker.host}:{broker.websocket_port}") as alice:
         assert (await alice.send(TALK, "hi")).seq == 1
 
@@ -130,7 +128,7 @@ async def test_a_broker_that_accepts_and_says_nothing_is_given_up(device: Device
     server.close()
 
 
-async def test_hello_is_said_again_until_there_is_an_answer(little: LittleServer, device: Devices) -> None:
+async def test_hello_is_said_again_until_there_is_an_answer(little: FakeServer, device: Devices) -> None:
     little.silent = True
     async with device(wait=0, timing=QUICK) as alice:
         await eventually(lambda: len(little.commands(Hello)) >= 2)
@@ -143,7 +141,7 @@ async def test_hello_is_said_again_until_there_is_an_answer(little: LittleServer
 
 
 async def test_a_hello_that_is_refused_for_good_is_tried_on_another_connection(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     refused = [1]
 
@@ -160,7 +158,7 @@ async def test_a_hello_that_is_refused_for_good_is_tried_on_another_connection(
 
 
 async def test_a_broker_that_nobody_answers_behind_is_left_for_another(
-    little: LittleServer, device: Devices, broker: Mosquitto, tmp_path: Path
+    little: FakeServer, device: Devices, broker: Mosquitto, tmp_path: Path
 ) -> None:
     async with Mosquitto(tmp_path / "lonely") as lonely:
         for it in (lonely, broker):
@@ -174,7 +172,7 @@ async def test_a_broker_that_nobody_answers_behind_is_left_for_another(
 
 
 async def test_a_server_that_falls_silent_is_looked_for_on_another_connection(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(timing=replace(PATIENT, answer=0.2, silence=1.0, sync=0.3)) as alice:
         little.silent = True  # as if the subscription were lost
@@ -183,7 +181,7 @@ async def test_a_server_that_falls_silent_is_looked_for_on_another_connection(
         await asyncio.wait_for(alice.caught_up(), WITHIN)
 
 
-async def test_a_server_that_asks_for_time_is_not_silent(little: LittleServer, device: Devices) -> None:
+async def test_a_server_that_asks_for_time_is_not_silent(little: FakeServer, device: Devices) -> None:
     def refuse(command: object) -> Rejected | None:
         if isinstance(command, Sync):
             return Rejected("unavailable", "not now", True, "sync", ref=command.ref, retry_after=6_500)
@@ -197,7 +195,7 @@ async def test_a_server_that_asks_for_time_is_not_silent(little: LittleServer, d
 
 
 async def test_a_server_behind_the_broker_that_does_not_answer_is_told_and_so_is_its_return(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(timing=replace(QUICK, idle=0.2)) as alice:
         assert alice.state.phase is Phase.ESTABLISHED
@@ -211,7 +209,7 @@ async def test_a_server_behind_the_broker_that_does_not_answer_is_told_and_so_is
 
 
 async def test_a_device_that_asks_for_no_sign_of_life_costs_the_server_nothing(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(timing=replace(PATIENT, idle=0.1)), device("bob@phone") as bob:
         await bob.caught_up()
@@ -221,7 +219,7 @@ async def test_a_device_that_asks_for_no_sign_of_life_costs_the_server_nothing(
 
 
 async def test_without_any_server_entering_returns_and_the_state_says_why(
-    broker: Mosquitto, device: Devices, little: LittleServer
+    broker: Mosquitto, device: Devices, little: FakeServer
 ) -> None:
     little.silent = True
     alice = device(wait=0.1, timing=QUICK)
@@ -239,7 +237,7 @@ async def test_without_any_server_entering_returns_and_the_state_says_why(
 
 
 async def test_what_was_asked_on_a_lost_connection_is_asked_at_once_on_the_next(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         event = little.store(TALK, "hi")
@@ -253,7 +251,7 @@ async def test_what_was_asked_on_a_lost_connection_is_asked_at_once_on_the_next(
 
 @pytest.mark.parametrize("ticks", range(10))
 async def test_closing_ends_whatever_is_lost_just_then(
-    little: LittleServer, device: Devices, ticks: int
+    little: FakeServer, device: Devices, ticks: int
 ) -> None:
     alice = device()
     await alice.__aenter__()
@@ -274,7 +272,7 @@ async def test_closing_ends_whatever_is_lost_just_then(
 
 
 async def test_a_clean_end_says_offline_and_the_will_says_it_otherwise(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device():
         pass
@@ -287,7 +285,7 @@ async def test_a_clean_end_says_offline_and_the_will_says_it_otherwise(
         await eventually(lambda: len(little.commands(Hello)) == 3)
 
 
-async def test_a_status_holds_over_connections(little: LittleServer, device: Devices) -> None:
+async def test_a_status_holds_over_connections(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         await alice.set_status("background", network="wifi", battery=80)
         cut(alice)
@@ -297,25 +295,25 @@ async def test_a_status_holds_over_connections(little: LittleServer, device: Dev
 
 
 async def test_a_device_that_only_listens_says_that_it_is_there(
-    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+    little: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import msgspec
 
-    from tests.client import little_server
+    from tests.client import fake_server
 
-    monkeypatch.setattr(little_server, "LIMITS", msgspec.structs.replace(little_server.LIMITS, presence=1))
+    monkeypatch.setattr(fake_server, "LIMITS", msgspec.structs.replace(fake_server.LIMITS, presence=1))
     async with device():
         await eventually(lambda: len(little.commands(Status)) >= 3)
 
 
-async def test_two_clients_cannot_have_one_store(little: LittleServer, device: Devices) -> None:
+async def test_two_clients_cannot_have_one_store(little: FakeServer, device: Devices) -> None:
     async with device(stored=True):
         with pytest.raises(DeviceStoreError, match="in use"):
             async with device(stored=True):
                 pass
 
 
-async def test_iterators_stop_when_the_client_is_closed(little: LittleServer, device: Devices) -> None:
+async def test_iterators_stop_when_the_client_is_closed(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         events, notices = alice.events(), alice.notices()
         waiting = [asyncio.create_task(take(it, 1)) for it in (events, notices)]
@@ -344,7 +342,7 @@ def test_a_password_does_not_show() -> None:
 
 
 async def test_a_client_that_cannot_be_entered_lets_go_of_its_store(
-    device: Devices, little: LittleServer, tmp_path: Path
+    device: Devices, little: FakeServer, tmp_path: Path
 ) -> None:
     with pytest.raises(CredentialsRefused):
         async with device(stored=True, password="wrong"):
@@ -382,7 +380,7 @@ async def test_entering_that_is_cancelled_lets_go_of_the_store(
 
 
 async def test_closing_that_is_cancelled_lets_go_of_the_store(
-    little: LittleServer, device: Devices, tmp_path: Path
+    little: FakeServer, device: Devices, tmp_path: Path
 ) -> None:
     alice = device(stored=True)
     await alice.__aenter__()

@@ -5,14 +5,14 @@ import asyncio
 import pytest
 
 from tests.client.conftest import Devices, held
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_catching_up import whole_is
 from tests.client.test_messages import TALK, take
 from tests.services import eventually
 
 
 async def test_a_consumer_that_gives_up_while_its_place_is_looked_up_misses_nothing(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         await little.tell("alice@phone", *[little.store(TALK, str(number)) for number in range(5)])
@@ -28,7 +28,7 @@ async def test_a_consumer_that_gives_up_while_its_place_is_looked_up_misses_noth
 
 
 async def test_who_is_busy_while_the_client_is_closed_is_told_of_the_end_and_gets_the_rest_next_time(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(stored=True) as alice:
         unnamed, idle, busy = alice.events(), alice.events("idle"), alice.events("busy")

@@ -10,9 +10,9 @@ from imqtt.client import Client, Phase
 from imqtt.errors import DeviceStoreError
 from imqtt.model import Hello, Presence, Status
 from imqtt.mosquitto.broker import Mosquitto
-from tests.client import little_server
+from tests.client import fake_server
 from tests.client.conftest import Devices, held
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_catching_up import whole, whole_is
 from tests.client.test_connection import cut
 from tests.client.test_messages import TALK, take
@@ -26,11 +26,11 @@ async def refuse(client: Client, what: str) -> None:
 
 
 async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_is_lost_meanwhile(
-    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+    little: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Receiving waits for the store, so the device notices the end of the connection only when it sends. With
     # this setting, it keeps sending its status.
-    monkeypatch.setattr(little_server, "LIMITS", replace(little_server.LIMITS, presence=1))
+    monkeypatch.setattr(fake_server, "LIMITS", replace(fake_server.LIMITS, presence=1))
     async with device(stored=True) as alice:
         events, named = alice.events(), alice.events("bot")
         await little.tell("alice@phone", little.store(TALK, "first"))
@@ -57,7 +57,7 @@ async def test_an_event_that_is_not_stored_is_not_skipped_though_its_connection_
     ("ask", "what"), [(lambda it: it.mark_read(TALK, 2), "marks"), (lambda it: it.history(TALK), "events")]
 )
 async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
-    little: LittleServer, device: Devices, ask: Callable[[Client], Awaitable[object]], what: str
+    little: FakeServer, device: Devices, ask: Callable[[Client], Awaitable[object]], what: str
 ) -> None:
     old = [little.store(TALK, str(number)) for number in range(3)]
     little.store("d:alice:carol", "newer", "carol@phone")  # so only the head of the other is sent unasked
@@ -80,7 +80,7 @@ async def test_what_a_program_asks_for_and_cannot_be_stored_ends_the_client(
 
 
 async def test_a_client_that_has_ended_does_not_cancel_a_program_that_asks_it_for_something(
-    little: LittleServer, device: Devices, broker: Mosquitto
+    little: FakeServer, device: Devices, broker: Mosquitto
 ) -> None:
     """The calling task used to get `CancelledError` unless the store had failed."""
     stored = [little.store(TALK, str(number)) for number in range(2)]
@@ -101,7 +101,7 @@ async def test_a_client_that_has_ended_does_not_cancel_a_program_that_asks_it_fo
 
 
 async def test_a_peer_who_left_while_the_device_was_away_does_not_seem_to_be_there(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         notices = alice.notices()

@@ -8,7 +8,7 @@ from imqtt.client import Client, Format
 from imqtt.errors import Conflict, Invalid, NotAllowed
 from imqtt.model import Accepted, Event, Rejected, Send
 from tests.client.conftest import QUICK, Devices
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.services import WITHIN, eventually
 
 TALK = "d:alice:bob"
@@ -31,7 +31,7 @@ def texts(events: list[Event]) -> list[str | None]:
 
 @pytest.mark.parametrize("format", list(Format))
 async def test_a_sent_message_is_stored_and_is_in_the_senders_own_log(
-    little: LittleServer, device: Devices, format: Format
+    little: FakeServer, device: Devices, format: Format
 ) -> None:
     async with device(format=format) as alice:
         events = alice.events()
@@ -41,7 +41,7 @@ async def test_a_sent_message_is_stored_and_is_in_the_senders_own_log(
         assert await alice.outbox() == []
 
 
-async def test_both_sides_see_one_order(little: LittleServer, device: Devices) -> None:
+async def test_both_sides_see_one_order(little: FakeServer, device: Devices) -> None:
     async with device("alice@phone") as alice, device("bob@phone") as bob:
         hers, his = alice.events(), bob.events()
         await asyncio.gather(
@@ -53,7 +53,7 @@ async def test_both_sides_see_one_order(little: LittleServer, device: Devices) -
         assert [it for it in texts(seen) if it and it[0] == "a"] == [f"a{number}" for number in range(20)]
 
 
-async def test_a_lost_answer_is_asked_for_with_the_same_name(little: LittleServer, device: Devices) -> None:
+async def test_a_lost_answer_is_asked_for_with_the_same_name(little: FakeServer, device: Devices) -> None:
     lost: list[Accepted] = []
 
     def lose(_: object, frame: object) -> bool:
@@ -71,7 +71,7 @@ async def test_a_lost_answer_is_asked_for_with_the_same_name(little: LittleServe
 
 
 async def test_a_retryable_rejection_does_not_change_the_senders_order(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     busy = [3]
 
@@ -90,7 +90,7 @@ async def test_a_retryable_rejection_does_not_change_the_senders_order(
 
 
 async def test_what_the_server_refuses_is_raised_and_leaves_the_outbox(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.refuse = lambda it: (
         Rejected("not_allowed", "not yours", False, "send", it.conversation, it.client_msg_id)
@@ -104,7 +104,7 @@ async def test_what_the_server_refuses_is_raised_and_leaves_the_outbox(
 
 
 async def test_a_refused_post_stays_in_the_outbox_and_a_notice_tells(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.refuse = lambda it: (
         Rejected("code_of_tomorrow", "no", False, "send", it.conversation, it.client_msg_id)
@@ -123,7 +123,7 @@ async def test_a_refused_post_stays_in_the_outbox_and_a_notice_tells(
         assert await alice.outbox() == []
 
 
-async def test_one_client_msg_id_is_one_message(little: LittleServer, device: Devices) -> None:
+async def test_one_client_msg_id_is_one_message(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         first, second = await asyncio.gather(
             alice.send(TALK, "hi", client_msg_id="m1"), alice.send(TALK, "hi", client_msg_id="m1")
@@ -136,7 +136,7 @@ async def test_one_client_msg_id_is_one_message(little: LittleServer, device: De
             await alice.post(TALK, "other", client_msg_id="m2")
 
 
-async def test_giving_up_waiting_does_not_take_a_message_back(little: LittleServer, device: Devices) -> None:
+async def test_giving_up_waiting_does_not_take_a_message_back(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         little.silent = True
         with pytest.raises(TimeoutError):
@@ -148,7 +148,7 @@ async def test_giving_up_waiting_does_not_take_a_message_back(little: LittleServ
 
 
 async def test_events_in_any_order_and_twice_come_out_once_in_order(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         events = alice.events()
@@ -158,7 +158,7 @@ async def test_events_in_any_order_and_twice_come_out_once_in_order(
         assert await take(events, 10) == stored  # the seventh was lost, and requested
 
 
-async def test_a_slow_reader_holds_nothing_up(little: LittleServer, device: Devices) -> None:
+async def test_a_slow_reader_holds_nothing_up(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         slow, quick = alice.events(), alice.events()
         stored = [little.store(TALK, str(number)) for number in range(300)]
@@ -169,7 +169,7 @@ async def test_a_slow_reader_holds_nothing_up(little: LittleServer, device: Devi
         assert texts(await take(slow, 300))[-1] == "still here"
 
 
-async def test_a_consumer_goes_on_where_it_had_finished(little: LittleServer, device: Devices) -> None:
+async def test_a_consumer_goes_on_where_it_had_finished(little: FakeServer, device: Devices) -> None:
     async with device(stored=True) as alice:
         stored = [little.store(TALK, str(number)) for number in range(5)]
         await little.tell("alice@phone", *stored)
@@ -182,7 +182,7 @@ async def test_a_consumer_goes_on_where_it_had_finished(little: LittleServer, de
         assert await take(alice.events("bot"), 1) == stored[4:]
 
 
-async def test_packets_that_are_not_frames_do_no_harm(little: LittleServer, device: Devices) -> None:
+async def test_packets_that_are_not_frames_do_no_harm(little: FakeServer, device: Devices) -> None:
     async with device(format=Format.JSON) as alice:
         events = alice.events()
         for rubbish in (b"", b"\xff\xff", b"{", b'{"frames":[{"type":"of_tomorrow"}]}', b'{"frames":{}}'):
@@ -193,7 +193,7 @@ async def test_packets_that_are_not_frames_do_no_harm(little: LittleServer, devi
         assert alice.counts["malformed"] >= 2
 
 
-async def test_what_cannot_be_sent_is_refused_at_once(little: LittleServer, device: Devices) -> None:
+async def test_what_cannot_be_sent_is_refused_at_once(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         for content in ("", b"bytes without a type", "x" * 70_000):
             with pytest.raises(Exception, match="content") as caught:
@@ -211,7 +211,7 @@ async def test_the_first_device_of_a_conversation_is_known_by_name(device: Devic
 
 
 async def test_a_users_name_stands_for_the_conversation_with_that_user(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device("alice@phone") as alice, device("bob@phone") as bob:
         events = alice.events(conversation="bob")

@@ -13,7 +13,7 @@ from imqtt.model import Device
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol.topics import down, up
 from tests.client.conftest import Devices, after
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_messages import TALK, take
 from tests.services import WITHIN
 
@@ -68,7 +68,7 @@ async def test_a_cancellation_that_comes_with_the_answer_holds(
 
 
 async def test_a_connection_ends_behind_the_first_packet_that_finds_no_room(
-    little: LittleServer, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, device: Devices
+    little: FakeServer, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, device: Devices
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 10)
     may_take = asyncio.Event()

@@ -10,7 +10,7 @@ import imqtt.client
 from imqtt.client import Client, Format, Notice, Phase
 from imqtt.errors import ClientError
 from tests.client.conftest import Devices
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 
 TALK = "d:alice:bob"
 
@@ -62,9 +62,7 @@ async def test_a_client_that_was_not_entered_has_a_state_and_may_be_closed() -> 
     await client.close()
 
 
-async def test_a_closed_client_raises_nothing_but_client_errors(
-    little: LittleServer, device: Devices
-) -> None:
+async def test_a_closed_client_raises_nothing_but_client_errors(little: FakeServer, device: Devices) -> None:
     async with device() as client:
         pass
     for member in NEED_AN_OPEN_CLIENT:

@@ -11,7 +11,7 @@ from imqtt.errors import Conflict, DeviceStoreError, Discarded, NotAllowed, NotC
 from imqtt.model import Accepted, Hello, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import Devices, held
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_messages import TALK
 from tests.services import WITHIN, eventually
 
@@ -19,7 +19,7 @@ HUGE = b"x" * 2_000_000  # more than the broker accepts
 PICTURE = "image/png"
 
 
-def contents(little: LittleServer) -> list[str | None]:
+def contents(little: FakeServer) -> list[str | None]:
     return [it.content.text for it in little.commands(Send)]  # type: ignore[union-attr]
 
 
@@ -34,7 +34,7 @@ async def told(sending: "asyncio.Task[Accepted] | asyncio.Task[None]") -> BaseEx
 
 
 async def test_what_was_put_before_the_limits_were_known_is_refused_and_not_published(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.silent = True
     async with device(wait=0) as alice:
@@ -56,7 +56,7 @@ async def test_what_was_put_before_the_limits_were_known_is_refused_and_not_publ
         assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
-async def test_what_an_earlier_process_left_is_refused_too(little: LittleServer, device: Devices) -> None:
+async def test_what_an_earlier_process_left_is_refused_too(little: FakeServer, device: Devices) -> None:
     async with device(stored=True, brokers="127.0.0.1:1") as alice:
         await alice.post(TALK, HUGE, content_type=PICTURE)
     async with device(stored=True) as alice:
@@ -68,7 +68,7 @@ async def test_what_an_earlier_process_left_is_refused_too(little: LittleServer,
 
 
 async def test_a_command_may_be_too_large_though_its_content_is_not(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(format=Format.JSON) as alice:
         with pytest.raises(TooLarge, match="command") as caught:
@@ -81,7 +81,7 @@ async def test_a_command_may_be_too_large_though_its_content_is_not(
 
 
 async def test_who_waits_for_a_message_is_told_that_it_was_discarded(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         little.silent = True
@@ -94,7 +94,7 @@ async def test_who_waits_for_a_message_is_told_that_it_was_discarded(
 
 
 async def test_a_message_is_discarded_while_it_is_on_its_way_into_the_outbox(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         with held(alice):
@@ -111,7 +111,7 @@ async def test_a_message_is_discarded_while_it_is_on_its_way_into_the_outbox(
         assert len(alice._parts.sender) == 0
 
 
-async def test_a_discard_is_whole_though_nobody_waits_for_it(little: LittleServer, device: Devices) -> None:
+async def test_a_discard_is_whole_though_nobody_waits_for_it(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         little.silent = True
         sending = asyncio.create_task(alice.send(TALK, "hi", client_msg_id="m1"))
@@ -126,7 +126,7 @@ async def test_a_discard_is_whole_though_nobody_waits_for_it(little: LittleServe
 
 
 async def test_a_discard_that_fails_changes_nothing(
-    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+    little: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with device() as alice:
         little.silent = True
@@ -140,7 +140,7 @@ async def test_a_discard_that_fails_changes_nothing(
 
 
 async def test_a_send_after_the_end_is_told_of_it_and_waits_in_the_outbox(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async def send_at_the_end(alice: Client) -> None:
         async for _ in alice.states():
@@ -170,7 +170,7 @@ async def test_a_send_after_the_end_is_told_of_it_and_waits_in_the_outbox(
 
 
 async def test_who_waits_is_told_of_a_refusal_though_the_store_fails(
-    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+    little: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     little.refuse = refuse
     async with device() as alice:
@@ -182,7 +182,7 @@ async def test_who_waits_is_told_of_a_refusal_though_the_store_fails(
 
 
 async def test_a_refusal_is_told_though_the_connection_ends_in_its_midst(
-    little: LittleServer, device: Devices, broker: Mosquitto
+    little: FakeServer, device: Devices, broker: Mosquitto
 ) -> None:
     little.silent = True
     async with device(wait=0) as alice:
@@ -211,7 +211,7 @@ async def test_a_refusal_is_told_though_the_connection_ends_in_its_midst(
 
 
 async def test_a_refusal_that_nobody_waits_for_any_more_is_a_notice(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         notices = alice.notices()
@@ -239,7 +239,7 @@ async def test_a_refusal_that_nobody_waits_for_any_more_is_a_notice(
 
 
 async def test_a_content_that_was_discarded_while_it_was_read_is_not_published(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     little.silent = True
     async with device(wait=0) as alice:
@@ -268,7 +268,7 @@ async def test_a_content_that_was_discarded_while_it_was_read_is_not_published(
 
 
 async def test_a_name_that_went_out_stands_for_its_content_until_it_is_answered(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         little.silent = True

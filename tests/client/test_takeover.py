@@ -12,11 +12,11 @@ from imqtt.errors import TakenOver
 from imqtt.mosquitto.broker import Mosquitto
 from tests.cli.commands import imqtt
 from tests.client.conftest import Devices
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_connection import cut
 from tests.client.test_messages import TALK
 from tests.services import WITHIN, eventually
-from tests.verification.chaos.way import Way
+from tests.verification.chaos.proxy import Proxy
 
 
 def knows(client: Client) -> bool:
@@ -24,7 +24,7 @@ def knows(client: Client) -> bool:
 
 
 async def test_two_processes_with_one_credential_say_so_and_slow_down(
-    little: LittleServer, device: Devices, caplog: pytest.LogCaptureFixture
+    little: FakeServer, device: Devices, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     async with device() as first, device(wait=0) as second:
@@ -51,7 +51,7 @@ async def test_two_processes_with_one_credential_say_so_and_slow_down(
 
 
 async def test_a_revoked_device_is_told_of_no_other_process(
-    broker: Mosquitto, little: LittleServer, device: Devices
+    broker: Mosquitto, little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         states, told = alice.states(), []
@@ -64,7 +64,7 @@ async def test_a_revoked_device_is_told_of_no_other_process(
 
 
 async def test_a_broker_that_tells_of_a_takeover_is_believed_when_it_lets_the_device_in_again(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         states, told = alice.states(), []
@@ -81,8 +81,8 @@ async def test_a_broker_that_tells_of_a_takeover_is_believed_when_it_lets_the_de
 async def test_a_broker_that_is_killed_again_and_again_is_no_takeover(
     broker: Mosquitto, device: Devices, behind_a_proxy: bool
 ) -> None:
-    async with Way(broker.port) as way:
-        address = f"127.0.0.1:{way.port if behind_a_proxy else broker.port}"
+    async with Proxy(broker.port) as proxy:
+        address = f"127.0.0.1:{proxy.port if behind_a_proxy else broker.port}"
         async with device(brokers=address, wait=0) as alice:
             for _ in range(4):
                 await eventually(lambda: alice._parts.uplink.is_attached)
@@ -93,16 +93,16 @@ async def test_a_broker_that_is_killed_again_and_again_is_no_takeover(
 
 
 async def test_a_network_that_fails_is_no_takeover(broker: Mosquitto, device: Devices) -> None:
-    async with Way(broker.port) as way, device(brokers=f"127.0.0.1:{way.port}", wait=0) as alice:
+    async with Proxy(broker.port) as proxy, device(brokers=f"127.0.0.1:{proxy.port}", wait=0) as alice:
         for number in (1, 2, 3, 4):
             await eventually(lambda: alice._parts.uplink.is_attached)
-            way.drop()
+            proxy.drop()
             await eventually(lambda number=number: alice.state.tries >= number)
             assert not knows(alice), alice.state
 
 
 async def test_a_connection_that_lasts_ends_the_contest(
-    little: LittleServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+    little: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert UNCONTESTED > 60.0  # the other process may wait that long
     monkeypatch.setattr("imqtt.client.connector.UNCONTESTED", 0.3)

@@ -15,7 +15,7 @@ from imqtt.client.tls import files_context
 from imqtt.errors import CredentialsRefused, SetupError, TlsFailed
 from tests.certificates import Authority, TlsMosquitto
 from tests.client.conftest import PATIENT
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_messages import TALK
 from tests.services import WITHIN, eventually
 
@@ -66,7 +66,7 @@ class Listener:
 
 
 async def test_messages_over_tls(tls: TlsMosquitto, authority: Authority) -> None:
-    async with LittleServer(tls):
+    async with FakeServer(tls):
         for address in (
             f"127.0.0.1:{tls.tls_port}",
             f"mqtts://127.0.0.1:{tls.tls_port}",
@@ -79,7 +79,7 @@ async def test_messages_over_tls(tls: TlsMosquitto, authority: Authority) -> Non
 
 async def test_a_client_certificate_stands_for_the_password(tls: TlsMosquitto, authority: Authority) -> None:
     files = authority.issue("alice@phone")
-    async with LittleServer(tls) as little:
+    async with FakeServer(tls) as little:
         address = f"mqtts://127.0.0.1:{tls.certified_port}"
         async with alice(address, password="", tls=lambda: files_context(authority.file, *files)) as client:
             assert (await client.send(TALK, "hi")).seq == 1
@@ -90,7 +90,7 @@ async def test_a_certificate_of_another_device_is_named_as_the_cause(
     tls: TlsMosquitto, authority: Authority
 ) -> None:
     files = authority.issue("bob@phone")
-    async with LittleServer(tls):
+    async with FakeServer(tls):
         context = files_context(authority.file, *files)
         async with alice(f"mqtts://127.0.0.1:{tls.certified_port}", tls=context) as client:
             assert "0x87, not authorized" in client.state.reason
@@ -294,7 +294,7 @@ async def test_renewed_files_are_read_for_the_next_connection(
     trusted = tmp_path / "trusted.pem"
     trusted.write_bytes(Authority(tmp_path / "old", "old").file.read_bytes())
     address = f"127.0.0.1:{tls.tls_port}"
-    async with LittleServer(tls), alice(address, tls=lambda: files_context(trusted, None, None)) as client:
+    async with FakeServer(tls), alice(address, tls=lambda: files_context(trusted, None, None)) as client:
         assert isinstance(client.state.error, TlsFailed)
         trusted.write_bytes(trusted.read_bytes() + authority.file.read_bytes())
         await asyncio.wait_for(client.caught_up(), WITHIN)

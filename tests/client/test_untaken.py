@@ -20,15 +20,15 @@ from imqtt.model import AnyCommand, Hello, History, Mark, Send, Status, Sync
 from imqtt.mosquitto.broker import Mosquitto
 from tests.broker.peers import HOST, packet
 from tests.client.conftest import PATIENT, Devices
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_messages import TALK
 from tests.services import WITHIN, eventually
 
 
 @pytest.fixture
-async def little(broker: Mosquitto) -> AsyncIterator[LittleServer]:
+async def little(broker: Mosquitto) -> AsyncIterator[FakeServer]:
     """A server that is not connected."""
-    server = LittleServer(broker)
+    server = FakeServer(broker)
     yield server
     await server.disconnect()
 
@@ -51,7 +51,7 @@ def untaken(monkeypatch: pytest.MonkeyPatch) -> list[type[AnyCommand]]:
 
 
 async def test_hello_is_said_again_soon_after_the_server_is_there(
-    little: LittleServer, device: Devices, untaken: list[type[AnyCommand]]
+    little: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
 ) -> None:
     async with device(wait=0) as alice:
         await eventually(lambda: untaken.count(Hello) >= 2)
@@ -62,7 +62,7 @@ async def test_hello_is_said_again_soon_after_the_server_is_there(
 
 
 async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
-    little: LittleServer, device: Devices, untaken: list[type[AnyCommand]]
+    little: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
 ) -> None:
     await little.connect()
     older = little.store(TALK, "older")
@@ -92,7 +92,7 @@ async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
 
 
 async def test_a_status_is_told_when_somebody_is_there(
-    little: LittleServer, device: Devices, untaken: list[type[AnyCommand]]
+    little: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
 ) -> None:
     await little.connect()
     async with device() as alice:
@@ -106,9 +106,7 @@ async def test_a_status_is_told_when_somebody_is_there(
         assert little.commands(Status)[0].state == "background"  # type: ignore[union-attr]
 
 
-async def test_a_status_of_online_is_told_when_somebody_is_there(
-    little: LittleServer, device: Devices
-) -> None:
+async def test_a_status_of_online_is_told_when_somebody_is_there(little: FakeServer, device: Devices) -> None:
     await little.connect()
     async with device() as alice:
         await alice.caught_up()
@@ -121,7 +119,7 @@ async def test_a_status_of_online_is_told_when_somebody_is_there(
         assert little.commands(Status)[1].state == "online"  # type: ignore[union-attr]
 
 
-async def test_a_broker_without_a_server_is_named(little: LittleServer, device: Devices) -> None:
+async def test_a_broker_without_a_server_is_named(little: FakeServer, device: Devices) -> None:
     async with device(timing=replace(PATIENT, silence=0.5), wait=0) as alice:
         told = "no imqtt server has connected to the broker yet"
         await eventually(lambda: told in alice.state.reason)
@@ -188,7 +186,7 @@ async def refuse_first(
 
 
 async def test_what_exceeds_the_brokers_quota_is_published_again_soon(
-    broker: Mosquitto, little: LittleServer, device: Devices
+    broker: Mosquitto, little: FakeServer, device: Devices
 ) -> None:
     await little.connect()
     refused: list[bytes] = []

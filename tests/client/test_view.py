@@ -3,13 +3,13 @@
 from imqtt.client import Hole, Message, Refused
 from imqtt.model import Marks, Rejected, Send
 from tests.client.conftest import Devices
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 from tests.client.test_messages import TALK, take
 from tests.services import eventually
 
 
 async def test_a_view_has_messages_receipts_and_what_is_not_stored_yet(
-    little: LittleServer, device: Devices
+    little: FakeServer, device: Devices
 ) -> None:
     async with device(stored=True) as alice:
         await alice.send(TALK, "one")
@@ -35,7 +35,7 @@ async def test_a_view_has_messages_receipts_and_what_is_not_stored_yet(
         assert (await offline.view(TALK, 1)).first == 2
 
 
-async def test_a_refused_message_stays_in_the_view(little: LittleServer, device: Devices) -> None:
+async def test_a_refused_message_stays_in_the_view(little: FakeServer, device: Devices) -> None:
     def refuse(command: object) -> Rejected | None:
         if not isinstance(command, Send):
             return None
@@ -51,7 +51,7 @@ async def test_a_refused_message_stays_in_the_view(little: LittleServer, device:
         assert [(it.content.text, it.refused) for it in view.pending] == [("hi", "not_allowed")]
 
 
-async def test_events_ahead_of_a_missing_one_are_behind_a_hole(little: LittleServer, device: Devices) -> None:
+async def test_events_ahead_of_a_missing_one_are_behind_a_hole(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         events = alice.events()
         stored = [little.store(TALK, text) for text in ("one", "two", "three")]
@@ -67,7 +67,7 @@ async def test_events_ahead_of_a_missing_one_are_behind_a_hole(little: LittleSer
         assert [it.content.text for it in messages((await alice.view(TALK)).items)] == ["one", "two", "three"]
 
 
-async def test_a_conversation_without_events_has_an_empty_view(little: LittleServer, device: Devices) -> None:
+async def test_a_conversation_without_events_has_an_empty_view(little: FakeServer, device: Devices) -> None:
     async with device() as alice:
         view = await alice.view("carol")
         assert (view.conversation, view.first, view.items, view.pending) == ("d:alice:carol", 1, (), ())

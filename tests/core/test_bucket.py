@@ -11,7 +11,7 @@ asks = st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 50)), max_size=4
 rates = st.builds(Rate, st.integers(1, 1_000), st.integers(1, 1_000))
 
 
-def test_a_fresh_bucket_gives_its_burst_at_once_and_then_nothing() -> None:
+def test_a_new_bucket_grants_its_burst_at_once_and_then_nothing() -> None:
     bucket, taken = RATE.take(RATE.fresh(0), 25, 0)
     assert taken == 20
     assert RATE.take(bucket, 1, 0) == (bucket, 0)
@@ -24,7 +24,7 @@ def test_an_empty_bucket_gives_a_token_each_tenth_of_a_second() -> None:
     assert RATE.take(empty, 9, 250)[1] == 2
 
 
-def test_fractions_of_a_token_are_not_lost_by_asking_often() -> None:
+def test_frequent_requests_lose_no_fractions_of_a_token() -> None:
     bucket, total = Bucket(0, 0), 0
     for now in range(1, 1_001):
         bucket, taken = RATE.take(bucket, 1, now)
@@ -32,7 +32,7 @@ def test_fractions_of_a_token_are_not_lost_by_asking_often() -> None:
     assert total == 10
 
 
-def test_a_clock_that_steps_back_adds_nothing_and_counts_on_from_there() -> None:
+def test_a_clock_that_steps_back_adds_no_tokens() -> None:
     bucket, taken = RATE.take(Bucket(0, 3_600_000), 5, 0)
     assert taken == 0
     assert RATE.take(bucket, 5, 300)[1] == 3
@@ -55,7 +55,7 @@ def test_never_more_than_rate_times_time_plus_burst(rate: Rate, asks: list[tuple
 
 
 @given(rates, asks)
-def test_whoever_stays_within_the_rate_is_never_refused(rate: Rate, asks: list[tuple[int, int]]) -> None:
+def test_a_device_within_the_rate_is_never_refused(rate: Rate, asks: list[tuple[int, int]]) -> None:
     bucket, now = rate.fresh(0), 0
     for since, _ in asks:
         now += since

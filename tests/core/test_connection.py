@@ -16,7 +16,7 @@ def attempt(machine: Connection, now: float) -> int:
     return address
 
 
-def test_the_first_try_does_not_wait_and_states_follow_each_other() -> None:
+def test_the_first_try_does_not_wait_and_states_are_in_order() -> None:
     machine = connection()
     assert machine.phase is Phase.IDLE
     assert machine.next(0.0) == (0, 0.0)
@@ -41,7 +41,7 @@ def test_addresses_take_turns_and_each_round_waits_longer() -> None:
     assert seen == [(0, 0.0), (1, 0.5), (0, 0.5), (1, 1.0), (0, 1.0), (1, 2.0), (0, 2.0), (1, 4.0)]
 
 
-def test_an_address_that_failed_often_lately_is_tried_later() -> None:
+def test_an_address_with_recent_failures_is_tried_later() -> None:
     machine = connection()
     for _ in range(2):
         attempt(machine, 0.0)
@@ -50,14 +50,14 @@ def test_an_address_that_failed_often_lately_is_tried_later() -> None:
     machine.failed(0.0)
     assert attempt(machine, 1.0) == 1
     machine.established(1.0)
-    machine.lost(60.0)  # it lasted: no failure of that address
+    machine.lost(60.0)  # it lasted, so the address did not fail
     assert attempt(machine, 60.0) == 1
     machine.established(60.0)
     machine.lost(400.0)
-    assert attempt(machine, 400.0) == 0  # the window has slid past its failures; 1 was tried last
+    assert attempt(machine, 400.0) == 0  # its failures are older than the window; 1 was tried last
 
 
-def test_a_connection_that_lasted_begins_a_new_count() -> None:
+def test_a_connection_that_lasted_resets_the_count_of_failures() -> None:
     machine = connection(1)
     for _ in range(5):
         attempt(machine, 0.0)
@@ -72,7 +72,7 @@ def test_a_connection_that_lasted_begins_a_new_count() -> None:
     assert machine.next(40.0).wait == 0.5
 
 
-def test_refused_by_every_broker_is_the_end_for_a_device_that_never_got_in() -> None:
+def test_refusals_by_every_broker_end_a_device_that_was_never_accepted() -> None:
     machine = connection()
     attempt(machine, 0.0)
     assert not machine.refused(0.0)
@@ -80,7 +80,7 @@ def test_refused_by_every_broker_is_the_end_for_a_device_that_never_got_in() -> 
     assert machine.refused(1.0)
 
 
-def test_one_broker_that_cannot_be_reached_does_not_make_a_wrong_password_right() -> None:
+def test_an_unreachable_broker_does_not_hide_a_wrong_password() -> None:
     machine = connection()
     attempt(machine, 0.0)
     machine.failed(0.0)
@@ -88,7 +88,7 @@ def test_one_broker_that_cannot_be_reached_does_not_make_a_wrong_password_right(
     assert machine.refused(1.0)
 
 
-def test_a_device_that_was_let_in_before_asks_some_rounds() -> None:
+def test_a_device_that_was_accepted_before_retries_for_some_rounds() -> None:
     machine = connection(1)
     attempt(machine, 0.0)
     machine.established(0.0)

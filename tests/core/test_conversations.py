@@ -4,7 +4,7 @@ from imqtt.core.conversations import members_from_ids, members_of
 from imqtt.errors import Invalid, NotAllowed, Unsupported
 
 
-def test_a_direct_conversation_has_the_two_users_in_its_name() -> None:
+def test_the_id_of_a_direct_conversation_names_its_two_users() -> None:
     assert members_of("d:alice:bob") == ("alice", "bob")
     assert members_of("d:a.b-c_d:z") == ("a.b-c_d", "z")
 
@@ -13,17 +13,17 @@ def test_a_users_own_conversation_has_one_member() -> None:
     assert members_of("u:alice") == ("alice",)
 
 
-def test_unsorted_users_are_told_the_right_name() -> None:
+def test_unsorted_users_are_rejected_with_the_correct_id() -> None:
     with pytest.raises(Invalid, match="d:alice:bob"):
         members_of("d:bob:alice")
 
 
-def test_nobody_talks_directly_to_himself() -> None:
+def test_a_direct_conversation_needs_two_different_users() -> None:
     with pytest.raises(Invalid, match="u:alice"):
         members_of("d:alice:alice")
 
 
-def test_groups_are_told_apart_from_nonsense() -> None:
+def test_groups_are_distinguished_from_malformed_ids() -> None:
     with pytest.raises(Unsupported):
         members_of("g:abc")
 
@@ -44,12 +44,12 @@ def test_groups_are_told_apart_from_nonsense() -> None:
         "u:a/b",
     ],
 )
-def test_what_is_no_conversation_is_invalid(conversation: str) -> None:
+def test_a_malformed_conversation_id_is_invalid(conversation: str) -> None:
     with pytest.raises(Invalid):
         members_of(conversation)
 
 
-def test_only_members_are_let_in() -> None:
+def test_only_members_are_accepted() -> None:
     assert members_from_ids(["d:alice:bob"]).check("d:alice:bob", "bob") == ("alice", "bob")
     with pytest.raises(NotAllowed):
         members_from_ids(["d:alice:bob"]).check("d:alice:bob", "mallory")

@@ -22,7 +22,7 @@ def test_order_and_repetition_do_not_matter(given_marks: list[Marks], random: ob
 
 
 @given(st.lists(marks))
-def test_nobody_has_read_what_is_not_delivered_nor_what_does_not_exist(given_marks: list[Marks]) -> None:
+def test_read_marks_do_not_pass_delivered_marks_or_the_head(given_marks: list[Marks]) -> None:
     for merged in merge(given_marks, HEADS):
         assert 0 <= merged.read <= merged.delivered <= HEADS[merged.conversation].seq
         assert merged.delivered > 0

@@ -1,11 +1,11 @@
-"""A view of who is alive is acted upon when it has stood for a period."""
+"""A worker acts on a view of the alive workers only after the view was stable for a period."""
 
 from imqtt.core.membership import Membership, contention
 
 A, AB, ABC = frozenset("a"), frozenset("ab"), frozenset("abc")
 
 
-def test_a_view_is_acted_upon_once_it_has_stood_for_a_period() -> None:
+def test_a_view_takes_effect_after_it_was_stable_for_a_period() -> None:
     membership = Membership(1.0)
     assert not membership.see(0.0, AB)
     assert membership.acted is None
@@ -14,7 +14,7 @@ def test_a_view_is_acted_upon_once_it_has_stood_for_a_period() -> None:
     assert membership.acted == AB
 
 
-def test_who_goes_and_comes_back_within_a_period_has_not_gone() -> None:
+def test_a_worker_that_returns_within_a_period_never_left() -> None:
     membership = Membership(1.0)
     membership.see(0.0, AB)
     membership.see(1.0, AB)
@@ -26,7 +26,7 @@ def test_who_goes_and_comes_back_within_a_period_has_not_gone() -> None:
     assert membership.acted == ABC
 
 
-def test_the_last_view_holds_while_nothing_is_known() -> None:
+def test_the_last_view_holds_while_the_state_is_unreachable() -> None:
     membership = Membership(1.0)
     membership.see(0.0, AB)
     membership.see(1.0, AB)
@@ -34,8 +34,8 @@ def test_the_last_view_holds_while_nothing_is_known() -> None:
     assert membership.acted == AB
 
 
-def test_the_first_view_after_an_outage_has_to_stand_anew() -> None:
-    """A Redis that comes back empty shows each worker itself alone."""
+def test_the_first_view_after_an_outage_must_be_stable_for_a_period() -> None:
+    """A Redis that restarts empty shows each worker only itself."""
     membership = Membership(1.0)
     membership.see(0.0, AB)
     membership.see(1.0, AB)
@@ -47,11 +47,11 @@ def test_the_first_view_after_an_outage_has_to_stand_anew() -> None:
     assert membership.see(31.2, AB)
 
 
-def test_alone_there_is_nothing_to_wait_for() -> None:
+def test_a_period_of_zero_takes_effect_at_once() -> None:
     assert Membership(0.0).see(5.0, A)
 
 
-def test_waits_double_with_each_cut_up_to_a_bound() -> None:
+def test_waits_double_with_each_takeover_up_to_a_bound() -> None:
     waits = [contention(cuts, 1.0) for cuts in range(1, 20)]
     assert waits[:4] == [0.2, 0.4, 0.8, 1.6]
     assert waits == sorted(waits)

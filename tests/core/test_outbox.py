@@ -1,4 +1,4 @@
-"""What the outbox sends when, whatever becomes of it."""
+"""What the outbox sends and when, whatever happens to its messages."""
 
 import random
 from itertools import pairwise
@@ -53,8 +53,8 @@ def test_what_the_broker_had_nobody_for_is_sent_again_soon() -> None:
         now = due
     assert waits == [1.5, 1.5, 1.5, 1.5, 3.0, 6.0, 11.25]
     box.take(now)
-    assert box.next_at() == now + 11.0  # the answer is waited for as at the first try
-    box.untaken(A2, now)  # it is not under way
+    assert box.next_at() == now + 11.0  # waits for the answer as at the first try
+    box.untaken(A2, now)  # it is not in flight
     box.untaken(B1, now)
     assert box.next_at() == now + 11.0
     box.accepted(A1, now)
@@ -145,7 +145,7 @@ def test_a_discarded_message_is_not_sent() -> None:
 
 
 class World(RuleBasedStateMachine):
-    """A server that stores what reaches it, or loses it, or says later; and connections that come and go."""
+    """A server that stores messages, loses them or asks to retry; and connections that come and go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class World(RuleBasedStateMachine):
             assert log == self.put[conversation][: len(log)]
 
     def teardown(self) -> None:
-        """With a connection that works, everything arrives."""
+        """With a working connection, everything arrives."""
         self.lose_connection()
         for _ in range(10 * self.count + 10):
             for key in self.box.take(self.now):

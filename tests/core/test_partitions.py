@@ -9,14 +9,14 @@ names = st.text("abcdef0123456789", min_size=1, max_size=8)
 workers = st.lists(names, min_size=1, max_size=8, unique=True)
 
 
-def test_worked_examples_hold_for_ever() -> None:
-    # A client in another language computes these; a change would send its messages astray.
+def test_worked_examples_never_change() -> None:
+    # Clients in other languages compute the same partitions: a change would misroute their messages.
     assert partition_of("d:alice:bob", 16) == 12
     assert partition_of("u:alice", 16) == 3
     assert partition_of("d:alice:bob", 1) == 0
 
 
-def test_a_users_home_is_his_own_conversation() -> None:
+def test_a_users_home_is_the_users_own_conversation() -> None:
     assert home_of("alice") == "u:alice"
 
 
@@ -26,10 +26,10 @@ def test_conversations_spread_evenly() -> None:
     assert max(counts.values()) < 1.2 * min(counts.values())
 
 
-# --- which worker
+# --- assignment to workers
 
 
-def test_nobody_owns_anything_where_nobody_is() -> None:
+def test_without_workers_no_partition_is_owned() -> None:
     assert assign(3, []) == ["", "", ""]
 
 
@@ -38,24 +38,26 @@ def test_one_worker_owns_everything() -> None:
 
 
 @given(workers, st.integers(1, 64))
-def test_the_order_in_which_workers_are_named_does_not_matter(names: list[str], partitions: int) -> None:
+def test_the_order_of_workers_does_not_matter(names: list[str], partitions: int) -> None:
     assert assign(partitions, names) == assign(partitions, sorted(names, reverse=True))
 
 
 @given(workers, names, st.integers(1, 64))
-def test_who_joins_takes_only_what_becomes_his_own(them: list[str], joins: str, partitions: int) -> None:
+def test_a_joining_worker_only_moves_partitions_to_itself(
+    them: list[str], joins: str, partitions: int
+) -> None:
     before = assign(partitions, them)
     after = assign(partitions, [*them, joins])
     assert all(now in (then, joins) for then, now in zip(before, after, strict=True))
 
 
 @given(workers, st.integers(1, 64), st.data())
-def test_of_who_leaves_nothing_moves_but_what_was_his(
+def test_a_leaving_worker_only_moves_its_own_partitions(
     them: list[str], partitions: int, data: st.DataObject
 ) -> None:
     leaves = data.draw(st.sampled_from(them))
     before = assign(partitions, them)
-    after = assign(partitions, [it for it in them if it != leaves])
+    after = assign(partitions, [worker for worker in them if worker != leaves])
     assert all(now == then for then, now in zip(before, after, strict=True) if then != leaves)
 
 

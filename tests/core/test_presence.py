@@ -2,11 +2,11 @@ from imqtt.core.presence import of_user
 from imqtt.model import Presence
 
 
-def test_a_user_is_as_present_as_his_liveliest_device() -> None:
+def test_a_user_has_the_state_of_the_most_active_device() -> None:
     assert of_user("a", [("offline", 5), ("background", 3), ("away", 4)]) == Presence("a", "away", 5)
 
 
-def test_a_state_that_only_a_newer_version_knows_counts_as_online() -> None:
+def test_an_unknown_state_of_a_newer_version_counts_as_online() -> None:
     assert of_user("a", [("away", 4), ("invisible", 5)]) == Presence("a", "online", 5)
     assert of_user("a", [("invisible", 5)]) == Presence("a", "online", 5)
 

@@ -30,7 +30,7 @@ def log(length: int) -> list[Event]:
 
 @st.composite
 def arrivals(draw: st.DrawFn) -> tuple[int, list[int]]:
-    """A log's length, and its seqs in any order, some of them several times."""
+    """The length of a log, and its seqs in any order, with repetitions."""
     length = draw(st.integers(1, 30))
     seqs = list(range(1, length + 1))
     repeated = draw(st.lists(st.sampled_from(seqs), max_size=30))
@@ -41,7 +41,7 @@ def arrivals(draw: st.DrawFn) -> tuple[int, list[int]]:
 def test_any_permutation_with_duplicates_is_applied_once_in_order(arrived: tuple[int, list[int]]) -> None:
     length, seqs = arrived
     order = Reorder()
-    applied = [it for seq in seqs for it in order.offer(event(seq), held=seq * 10).events]
+    applied = [new for seq in seqs for new in order.offer(event(seq), held=seq * 10).events]
     assert applied == log(length)
     assert order.cursor == Position(length, Id(length * 10))
     assert not order.buffered
@@ -76,24 +76,24 @@ def test_with_little_room_asking_after_the_cursor_brings_the_rest(
     assert applied == log(length)
 
 
-def test_an_event_with_another_id_at_a_known_seq_shows_another_log() -> None:
+def test_another_id_at_a_known_seq_reveals_another_log() -> None:
     order = Reorder(Position(5, Id(50)))
     assert not order.offer(event(5)).diverged
     assert not order.offer(event(3), held=30).diverged
     assert order.offer(event(5, 51)).diverged
-    assert order.offer(event(3, 60), held=30).diverged  # younger than our last, yet earlier in its log
-    assert order.offer(event(3, 29), held=30).diverged  # and older, from a log whose ids are all lower
-    assert order.offer(event(6, 40)).diverged  # older than our last, yet later in its log
+    assert order.offer(event(3, 60), held=30).diverged  # newer than our last, but earlier in its log
+    assert order.offer(event(3, 29), held=30).diverged  # older, from a log whose ids are all lower
+    assert order.offer(event(6, 40)).diverged  # older than our last, but later in its log
     assert order.cursor == Position(5, Id(50))
 
 
-def test_an_event_before_all_that_the_device_holds_is_for_the_server_to_compare() -> None:
+def test_an_event_before_the_devices_base_is_left_to_the_server_to_compare() -> None:
     order = Reorder(Position(5, Id(50)))
     assert order.offer(event(3)) == DIVERGED
     assert order.trust() == Step()
 
 
-def test_a_doubtful_log_does_not_grow_until_the_server_has_been_asked() -> None:
+def test_a_doubtful_log_does_not_grow_before_the_server_was_asked() -> None:
     order = Reorder(Position(5, Id(50)))
     order.offer(event(5, 51))
     assert order.in_doubt
@@ -126,16 +126,16 @@ def test_a_log_begun_at_its_head_returns_the_buffered_events_after_it() -> None:
     assert order.buffered == [event(10)]
 
 
-def test_an_event_that_stands_behind_another_one_than_the_cursor_is_not_applied() -> None:
+def test_an_event_whose_previous_is_not_the_cursor_is_not_applied() -> None:
     order = Reorder(Position(5, Id(50)))
     assert order.offer(behind(6, 61, 51)) == DIVERGED
     assert order.in_doubt
     assert order.cursor == Position(5, Id(50))
-    assert order.trust() == Step()  # nor later, should the server know the cursor
+    assert order.trust() == Step()  # also not later, if the server knows the cursor
     assert order.offer(behind(6, 60, 50)).events == (behind(6, 60, 50),)
 
 
-def test_an_event_that_does_not_say_what_it_stands_behind_is_applied() -> None:
+def test_an_event_without_previous_is_applied() -> None:
     order = Reorder(Position(5, Id(50)))
     assert order.offer(event(6)).events == (event(6),)
     unplaced = Reorder(Position(5, Id(0)))
@@ -161,9 +161,9 @@ def test_a_buffered_event_is_compared_if_either_copy_names_its_predecessor() -> 
 
 @st.composite
 def two_logs(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
-    """A log, and what became of it after a restore. Ids alone never tell one from the other.
+    """A log, and another that replaced it after a restore. Ids alone cannot distinguish them.
 
-    Where a clock was ahead in the first, they are lower in the second.
+    If a clock was ahead in the first, the ids of the second are lower.
     """
     kept, later = draw(st.integers(0, 6)), draw(st.sampled_from([5, -5]))
     lengths = st.integers(kept, 12)
@@ -173,25 +173,25 @@ def two_logs(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
 
 
 @given(two_logs(), st.data())
-def test_no_mix_of_two_logs_is_ever_taken_for_one(
+def test_events_of_two_logs_are_never_combined(
     logs: tuple[list[Event], list[Event]], data: st.DataObject
 ) -> None:
-    """Whatever comes of either log, early, late, twice or never. None: the server is asked, and answers."""
+    """Events of either log arrive early, late, twice or never. None: the server is asked and answers."""
     first, restored = logs
     mine = first[: data.draw(st.integers(0, len(first)), "the device's cursor")]
     order = Reorder(end_of(mine))
     arriving = st.sampled_from([None, *live(first), *live(restored)])
-    for it in data.draw(st.lists(arriving, max_size=40), "what arrives"):
-        if it is not None:
-            held = mine[it.seq - 1].id if it.seq <= len(mine) else 0
-            step = order.offer(it, held)
-            assert step.diverged or held in (0, it.id), "two events at one seq are of two logs"
+    for arrived in data.draw(st.lists(arriving, max_size=40), "what arrives"):
+        if arrived is not None:
+            held = mine[arrived.seq - 1].id if arrived.seq <= len(mine) else 0
+            step = order.offer(arrived, held)
+            assert step.diverged or held in (0, arrived.id), "events at one seq are of different logs"
         elif mine == restored[: len(mine)]:
             step = order.trust()
         else:
             mine, step = list(restored), Step()
             order = Reorder(end_of(mine))
-        mine += [msgspec.structs.replace(one, previous=Id(0)) for one in step.events]
+        mine += [msgspec.structs.replace(applied, previous=Id(0)) for applied in step.events]
         assert mine in (first[: len(mine)], restored[: len(mine)])
         assert order.cursor == end_of(mine)
 

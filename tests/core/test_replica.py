@@ -11,7 +11,7 @@ from imqtt.core.device_log import DeviceLog
 from imqtt.core.replica import Replica
 from imqtt.model import Accepted, Cursor, Device, Event, Head, Id, Marks, Page, Send, Sync
 from imqtt.mosquitto.broker import Mosquitto
-from tests.client.little_server import LittleServer
+from tests.client.fake_server import FakeServer
 
 ALICE = Device("alice", "phone")
 TALKS = ("d:alice:bob", "d:alice:carol", "u:alice")
@@ -39,7 +39,7 @@ class World(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.server = LittleServer(cast("Mosquitto", None))
+        self.server = FakeServer(cast("Mosquitto", None))
         self.server.page_size = 5
         self.server.heads_size = 2
         self.replica = Replica(ALICE, EMPTY, adopting=False)
@@ -198,11 +198,11 @@ TestAnyOrder.settings = TestRestores.settings = TestRestoresInAnyOrder.settings 
 
 
 def event(seq: int) -> Event:
-    return LittleServer(cast("Mosquitto", None)).store("d:alice:bob", str(seq))
+    return FakeServer(cast("Mosquitto", None)).store("d:alice:bob", str(seq))
 
 
 def test_a_hole_is_wanted_soon_and_what_the_server_told_of_at_once() -> None:
-    server = LittleServer(cast("Mosquitto", None))
+    server = FakeServer(cast("Mosquitto", None))
     stored = [server.store("d:alice:bob", "hi") for _ in range(3)]
     replica = Replica(ALICE, EMPTY, adopting=False)
     replica.event(stored[2], {})
@@ -213,7 +213,7 @@ def test_a_hole_is_wanted_soon_and_what_the_server_told_of_at_once() -> None:
 
 
 def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() -> None:
-    server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
+    server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     replica = Replica(ALICE, EMPTY, adopting=False)
     for _ in range(3):
         replica.event(server.store(talk, "old"), {})
@@ -232,7 +232,7 @@ def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() 
 
 
 def test_what_is_kept_does_not_depend_on_whether_it_came_live_or_in_a_page() -> None:
-    server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
+    server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     stored = [server.store(talk, text) for text in ("first", "second")]
     replica = Replica(ALICE, EMPTY, adopting=False)
     for it in stored:
@@ -241,7 +241,7 @@ def test_what_is_kept_does_not_depend_on_whether_it_came_live_or_in_a_page() -> 
 
 
 def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_the_answer() -> None:
-    server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
+    server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     replica = Replica(ALICE, EMPTY, adopting=False)
     for text in ("kept", "lost"):
         replica.event(server.live(server.store(talk, text)), {})
@@ -264,7 +264,7 @@ def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_
 
 
 def test_a_program_is_told_what_its_message_stands_behind_whichever_answer_arrives() -> None:
-    server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
+    server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     first = server.store(talk, "first")
     mine = server.live(server.store(talk, "hi", "alice@phone", "m1"))
     accepted = Accepted(talk, "m1", mine.seq, mine.id, mine.time, first.id)
@@ -280,7 +280,7 @@ def test_a_program_is_told_what_its_message_stands_behind_whichever_answer_arriv
 
 
 def test_marks_that_were_not_told_are_told_after_a_restart_though_no_head_speaks_of_them() -> None:
-    server, talk = LittleServer(cast("Mosquitto", None)), "d:alice:bob"
+    server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     replica = Replica(ALICE, EMPTY, adopting=False)
     for _ in range(5):
         replica.event(server.store(talk, "hi"), {})

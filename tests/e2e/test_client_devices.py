@@ -1,4 +1,4 @@
-"""The SDK on the real server: several devices of two users, away and back."""
+"""The SDK on the real server: several devices of two users, offline and online again."""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ async def whole(client: Client, conversation: str = TALK) -> list[Event]:
     return await client.history(conversation, limit=100_000)
 
 
-async def test_everybodys_devices_agree(server: ServerProcess, device: Devices) -> None:
+async def test_all_devices_agree(server: ServerProcess, device: Devices) -> None:
     names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet")
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(device(name, start="beginning")) for name in names]
@@ -35,18 +35,18 @@ async def test_everybodys_devices_agree(server: ServerProcess, device: Devices) 
                 for number in range(25)
             )
         )
-        logs = [await take(it, 100) for it in iterators]
-        assert [it.seq for it in logs[0]] == list(range(1, 101))
+        logs = [await take(iterator, 100) for iterator in iterators]
+        assert [event.seq for event in logs[0]] == list(range(1, 101))
         assert logs[0] == logs[1] == logs[2] == logs[3]
         for place in range(4):
-            own = [it for it in texts(logs[0]) if it and it.endswith(f"of {place}")]
+            own = [text for text in texts(logs[0]) if text and text.endswith(f"of {place}")]
             assert own == [f"{number} of {place}" for number in range(25)]
         await clients[3].mark_read(TALK)
         for client in clients[:3]:
             await eventually(lambda client=client: marked(client, "bob", 100))
         summary = await clients[2].conversation(TALK)
         assert summary is not None
-        assert summary.unread == 0  # read on the other device
+        assert summary.unread == 0  # read on another device
 
 
 async def marked(client: Client, user: str, read: int) -> bool:
@@ -62,7 +62,7 @@ async def test_a_device_that_comes_back_gets_everything_once(server: ServerProce
             await asyncio.gather(*(alice.send(conversation, str(number)) for number in range(230)))
         async with device("bob@phone", stored=True) as bob:
             assert texts(await take(bob.events("reader"), 230)) == [str(number) for number in range(230)]
-            assert [it.conversation for it in await bob.conversations()] == [TALK]
+            assert [summary.conversation for summary in await bob.conversations()] == [TALK]
             await alice.send(TALK, "last")
             assert texts(await take(bob.events("reader"), 2))[-1] == "last"
             assert await whole(bob) == await whole(alice)
@@ -80,7 +80,7 @@ async def test_a_new_device_reads_back_to_the_start(server: ServerProcess, devic
             assert await whole(bob) == await whole(alice)
 
 
-async def test_what_the_server_refuses(server: ServerProcess, device: Devices) -> None:
+async def test_refusals_of_the_server_are_raised(server: ServerProcess, device: Devices) -> None:
     async with device("alice@phone") as alice:
         for conversation, error in (
             ("d:bob:carol", NotAllowed), ("d:bob:alice", Invalid), ("g:team", Unsupported), ("x:y", Invalid),
@@ -98,7 +98,7 @@ async def test_what_the_server_refuses(server: ServerProcess, device: Devices) -
 async def test_presence_and_typing_reach_the_other(
     broker: Mosquitto, device: Devices, tmp_path: Path
 ) -> None:
-    # With a long time, so that no device repeats its status within the test.
+    # A long interval, so that no device repeats its status within the test.
     server = ServerProcess(broker, tmp_path, presence_ttl=10 * int(WITHIN))
     async with server, device("alice@phone") as alice:
         await alice.send(TALK, "hi")
@@ -147,10 +147,10 @@ async def test_a_device_killed_in_mid_send_loses_nothing_that_it_posted(
     async with device("alice@phone", password=password, store=store) as alice:
         await eventually(lambda: nothing_unsent(alice))
         log = await whole(alice)
-        numbers = [int(it) for it in texts(log) if it is not None]
+        numbers = [int(text) for text in texts(log) if text is not None]
         assert numbers == list(range(len(numbers)))
         assert len(numbers) > posted
-        assert [it.seq for it in log] == list(range(1, len(log) + 1))
+        assert [event.seq for event in log] == list(range(1, len(log) + 1))
     async with device("bob@phone", start="beginning") as bob:
         assert await take(bob.events("all"), len(log)) == log
 
@@ -159,7 +159,7 @@ async def nothing_unsent(client: Client) -> bool:
     return not await client.outbox()
 
 
-async def test_broker_and_server_killed_and_started_again_while_everybody_sends(
+async def test_broker_and_server_are_killed_and_restarted_while_all_devices_send(
     server: ServerProcess, device: Devices, broker: Mosquitto
 ) -> None:
     async with device("alice@phone") as alice, device("bob@phone") as bob:
@@ -180,7 +180,7 @@ async def test_broker_and_server_killed_and_started_again_while_everybody_sends(
         log = await take(hers, 240)
         assert log == await take(his, 240)
         for name in "ab":
-            assert [it for it in texts(log) if it and it[0] == name] == [
+            assert [text for text in texts(log) if text and text[0] == name] == [
                 f"{name}{number}" for number in range(120)
             ]
 
@@ -204,7 +204,7 @@ async def test_revoked_credentials_end_a_client_at_its_next_connection(
 
 @pytest.fixture
 async def program(broker: Mosquitto) -> AsyncIterator[object]:
-    """Starts an example; ends what still runs."""
+    """Starts an example; stops it at the end."""
     running: list[asyncio.subprocess.Process] = []
 
     async def start(name: str, *arguments: str) -> asyncio.subprocess.Process:
@@ -233,7 +233,7 @@ async def test_an_example_without_arguments_prints_its_usage(name: str) -> None:
     assert said.count(b"\n") == 1
 
 
-async def test_the_bot_answers_and_goes_on_after_a_kill(
+async def test_the_bot_answers_and_continues_after_a_kill(
     server: ServerProcess, device: Devices, broker: Mosquitto, program: object, tmp_path: Path
 ) -> None:
     password, store = broker.passwords.add("echo@bot"), str(tmp_path / "echo.db")
@@ -248,7 +248,7 @@ async def test_the_bot_answers_and_goes_on_after_a_kill(
         await alice.send(talk, "while you were away")
         await program("bot", password, store)  # type: ignore[operator]
         assert texts(await take(events, 2)) == ["while you were away", "You said: while you were away"]
-        assert [it.seq for it in await whole(alice, talk)] == [1, 2, 3, 4]
+        assert [event.seq for event in await whole(alice, talk)] == [1, 2, 3, 4]
 
 
 async def test_send_and_wait_tells_when_it_is_read(
@@ -264,7 +264,7 @@ async def test_send_and_wait_tells_when_it_is_read(
 
 
 async def test_two_devices_of_one_user(server: ServerProcess, broker: Mosquitto, program: object) -> None:
-    passwords = [broker.passwords.add(f"alice@{it}") for it in ("phone", "laptop")]
+    passwords = [broker.passwords.add(f"alice@{name}") for name in ("phone", "laptop")]
     process = await program("two_devices", *passwords)  # type: ignore[operator]
     said, _ = await asyncio.wait_for(process.communicate(), WITHIN)
     assert said.decode().splitlines() == ["on the laptop: buy milk", "unread on the phone: 0"]

@@ -1,4 +1,4 @@
-"""A store that is moved, and a store that is restored from a backup: what devices notice of it."""
+"""A store that is moved, and a store that is restored from a backup: what devices notice."""
 
 import dataclasses
 import sqlite3
@@ -24,7 +24,7 @@ from tests.services import ServerProcess, eventually
 
 __all__ = ["device"]  # the fixture
 
-OFTEN = dataclasses.replace(QUICK, sync=0.5)  # a device that is never cut off finds out by its next sync
+OFTEN = dataclasses.replace(QUICK, sync=0.5)  # a device that stays connected notices at its next sync
 TO_CAROL = "d:alice:carol"
 LOST = "d:alice:lost"
 
@@ -36,21 +36,21 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 
 async def stored(url: str, conversation: str) -> list[Event]:
-    """What the store itself has of a conversation."""
+    """The store's contents of a conversation."""
     store = await attach_store(url)
     try:
-        return [it.event for it in await store.records_after(conversation, 0, 100_000)]
+        return [record.event for record in await store.records_after(conversation, 0, 100_000)]
     finally:
         await store.close()
 
 
 async def local(client: Client, conversation: str) -> list[Event]:
-    """What the device itself has of it, without asking anybody."""
+    """The device's stored events of a conversation."""
     return await client._parts.store.events(conversation, 1, 1 << 53)
 
 
 async def agrees(client: Client, url: str, conversation: str = TALK) -> bool:
-    """Whether the device has the end of the log that the store has, and all of it on asking."""
+    """Whether the device holds the end of the store's log, and gets all of it on request."""
     whole, own = await stored(url, conversation), await local(client, conversation)
     return (
         own == whole[len(whole) - len(own) :]
@@ -69,7 +69,7 @@ async def copied(source: str, target: str, *options: str) -> str:
 # --- moving
 
 
-async def test_devices_go_on_on_another_store_as_if_nothing_had_happened(
+async def test_devices_notice_nothing_when_the_store_is_moved(
     broker: Mosquitto, device: Devices, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     first = f"sqlite:///{tmp_path / 'imqtt.db'}"
@@ -94,12 +94,12 @@ async def test_devices_go_on_on_another_store_as_if_nothing_had_happened(
         await carol.command(Send(TO_CAROL, f"unanswered-{number}", Content(text="hi")))
         url = await copied(url, target)
         server = await stack.enter_async_context(ServerProcess(broker, tmp_path, store=url))
-        # What was not answered is answered once, and what was answered is answered the same.
+        # Unanswered messages are answered once, and answered ones get the same answer again.
         accepted = await carol.answer(f"unanswered-{number}", since=start)
         assert isinstance(accepted, Accepted)
         assert accepted.seq == number + 1
         assert await carol.send(TO_CAROL, "m1", "one") == answered
-        # Which event it stands behind is said once only.
+        # Only the first answer to a message has `previous`.
         assert accepted.previous
         again = await carol.send(TO_CAROL, f"unanswered-{number}")
         assert again == msgspec.structs.replace(accepted, previous=Id(0))
@@ -113,13 +113,14 @@ async def test_devices_go_on_on_another_store_as_if_nothing_had_happened(
             await eventually(lambda seq=seq, bob=bob: reached(bob, seq))
             assert await agrees(bob, url)
             assert (await bob.marks(TALK))["bob"].read == 31
-            assert not any(isinstance(it, Restarted) for it in bobs.waiting)
+            assert not any(isinstance(notice, Restarted) for notice in bobs.waiting)
             del events
         assert await agrees(alice, url)
-    assert not any(isinstance(it, Restarted) for it in notices.waiting)
-    log = [it for it in await take(everything, 47) if it.conversation == TALK]
-    assert [it.seq for it in log] == list(range(1, 45))
-    assert [it.client_msg_id for it in await stored(url, TO_CAROL)] == ["m1", "unanswered-1", "unanswered-2"]
+    assert not any(isinstance(notice, Restarted) for notice in notices.waiting)
+    log = [event for event in await take(everything, 47) if event.conversation == TALK]
+    assert [event.seq for event in log] == list(range(1, 45))
+    names = [event.client_msg_id for event in await stored(url, TO_CAROL)]
+    assert names == ["m1", "unanswered-1", "unanswered-2"]
 
 
 async def marked(client: Client, read: int) -> bool:
@@ -136,7 +137,7 @@ async def reached(client: Client, seq: int) -> bool:
 
 
 class Installation:
-    """A server whose store can be backed up and put back. `state` is what becomes of Redis meanwhile."""
+    """A server whose store can be backed up and restored. `state`: what happens to Redis meanwhile."""
 
     def __init__(self, broker: Mosquitto, directory: Path, kind: str, state: str) -> None:
         self._broker = broker
@@ -165,7 +166,7 @@ class Installation:
             await self._redis.kill()
 
     async def back_up(self) -> None:
-        """While the server runs."""
+        """Backs up while the server runs."""
         path, backup = self._directory / "imqtt.db", self._directory / "backup.db"
         if self._kind == ".backup":
             with closing(sqlite3.connect(path)) as served, closing(sqlite3.connect(backup)) as into:
@@ -177,7 +178,7 @@ class Installation:
             await copied(self.url, f"sqlite:///{backup}", "--live")
 
     async def restore(self) -> None:
-        """Everything is stopped, and the store is what it was; returns with the server not running."""
+        """Stops everything and restores the store; the server is not running afterwards."""
         await self.server.stop()
         backup = self._directory / "backup.db"
         if self._kind == "mongodb":
@@ -229,25 +230,25 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
         newcomer = await stack.enter_async_context(device("bob@newcomer", timing=OFTEN, start="beginning"))
         for client in (online, newcomer):
             await eventually(lambda client=client: reached(client, 22))
-    (before,) = [it for it in await stored(place.url, TALK) if it.seq == 22]
+    (before,) = [event for event in await stored(place.url, TALK) if event.seq == 22]
     restarts = {client: client.notices() for client in (online, bob)}
     await place.restore()
-    assert [it.seq for it in await stored(place.url, TALK)] == list(range(1, 12))
+    assert [event.seq for event in await stored(place.url, TALK)] == list(range(1, 12))
     await online.post(TALK, "posted while nobody served")
     await place.server.start()
     url = place.url
 
-    # A device that comes back before anything new is stored: its cursor is past the end.
+    # A device that reconnects before anything new is stored: its cursor is past the end.
     await eventually(lambda: nothing_unsent(online))
     early = await stack.enter_async_context(device("alice@early", stored=True))
     _, page = await raw.hello(Cursor(TALK, 22, before.id), Cursor("d:bob:zoe", 1, Id(1 << 60)), nonce="n2")
-    slices = {it.conversation: it for it in page.slices}
+    slices = {part.conversation: part for part in page.slices}
     assert slices[TALK].restart
     assert slices[TALK].events == tuple(await stored(url, TALK))
     assert slices["d:bob:zoe"].restart
     assert slices["d:bob:zoe"].events == ()
 
-    # What was accepted and is not stored any more is stored anew; what is stored stays what it is.
+    # Accepted messages that the backup lacks are stored again; stored ones stay as they are.
     known = await raw.send(TALK, "kept", "kept by name")
     assert isinstance(kept, Accepted)
     assert isinstance(known, Accepted)
@@ -256,15 +257,15 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
     again = await raw.send(TALK, "lost", "lost by name")
     assert isinstance(again, Accepted)
     assert (again.seq, again.id) != (lost.seq, lost.id)
-    found = {it.client_msg_id: it for it in await stored(url, TALK)}
+    found = {event.client_msg_id: event for event in await stored(url, TALK)}
     assert (found["lost"].seq, found["lost"].id) == (again.seq, again.id)
 
-    # The log grows past the old end: a cursor's seq is in it now, under another id.
+    # The log grows past the old end: the cursor's seq exists again, with another id.
     for number in range(15):
         await bob.send(TALK, f"new {number}")
     late = await stack.enter_async_context(device("alice@late", stored=True))
     _, page = await raw.hello(Cursor(TALK, 22, before.id), nonce="n3")
-    assert [it.restart for it in page.slices] == [True]
+    assert [part.restart for part in page.slices] == [True]
     assert page.slices[0].events == tuple(await stored(url, TALK))
 
     for client in (online, bob, newcomer, early, late):
@@ -273,7 +274,7 @@ async def test_devices_recover_from_a_restored_backup_by_themselves(
         await eventually(lambda client=client: agrees(client, url, LOST))
     assert (await online.conversations())[0].head.seq == 28
     for queue in restarts.values():
-        assert TALK in [it.conversation for it in queue.waiting if isinstance(it, Restarted)]
+        assert TALK in [notice.conversation for notice in queue.waiting if isinstance(notice, Restarted)]
     await bob.mark_read(TALK)
     await eventually(lambda: marked(online, 28))
 
@@ -295,11 +296,11 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
     monkeypatch: pytest.MonkeyPatch,
     kept: int,
 ) -> None:
-    """More than a `Hello` has cursors, or a page of heads has heads; and others have written since.
+    """More than fit into the cursors of a `Hello` or the heads of a page; and others have written since.
 
-    `kept`: how many events of each are in the backup. Of none, no head tells of the conversation.
+    `kept`: how many events of each are in the backup. With none, no head names the conversation.
     """
-    monkeypatch.setattr(catchup, "MARGIN", 0)  # as if the backup were older than that
+    monkeypatch.setattr(catchup, "MARGIN", 0)  # as if the backup were older
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))
     talks = [f"d:alice:user{number:03}" for number in range(230)]
     raw = await stack.enter_async_context(RawDevice(broker, "alice@raw"))
@@ -308,7 +309,7 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
         start = len(raw.frames)
         for talk in talks:
             await raw.command(Send(talk, name, Content(text=name)))
-        await eventually(lambda: sum(isinstance(it, Accepted) for it in raw.frames[start:]) == len(talks))
+        await eventually(lambda: sum(isinstance(f, Accepted) for f in raw.frames[start:]) == len(talks))
 
     await raw.send("d:alice:zoe", "z", "kept")
     if kept:
@@ -326,7 +327,7 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
         await eventually(lambda talk=talk: agrees(alice, place.url, talk), what=talk)
 
 
-async def test_a_program_gets_what_it_has_yet_to_read_though_its_device_begins_anew(
+async def test_a_program_gets_unread_events_although_its_device_restarts_the_log(
     broker: Mosquitto, device: Devices, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))
@@ -360,10 +361,11 @@ async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the
     format: Format,
     first: str,
 ) -> None:
-    """Nothing is published to it until it speaks, and then the log has gone on right behind its cursor.
+    """Nothing is published to it until it sends something, and by then the log continues right after its
+    cursor.
 
-    Where the broker stops, it compares its cursors on connecting. Where its connection outlives the restore,
-    the first event that it is told of says that it stands behind another one; a sync is minutes away.
+    If the broker stops, it compares its cursors on connecting. If its connection survives the restore, the
+    first event that it gets names another previous event; a sync is minutes away.
     """
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))
     alice = await stack.enter_async_context(device("alice@phone"))
@@ -373,7 +375,7 @@ async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the
     newcomer = await stack.enter_async_context(device("bob@newcomer", start="beginning", format=format))
     for number in range(5):
         await alice.send(TALK, f"lost {number}")
-    await eventually(lambda: delivered(alice, 10))  # from here on it says nothing
+    await eventually(lambda: delivered(alice, 10))  # it sends nothing from now on
     await place.server.stop()
     if broker_stops:
         await broker.stop()
@@ -388,7 +390,7 @@ async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the
     if first == "it sends":
         await newcomer.send(TALK, "the event behind its cursor")
     else:
-        await newcomer.typing(TALK)  # now it is known
+        await newcomer.typing(TALK)  # now it is registered
         await eventually(lambda: registered(place.url, newcomer))
         await alice.send(TALK, "the event behind its cursor")
     for client in (alice, newcomer):
@@ -396,10 +398,10 @@ async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the
 
 
 async def registered(url: str, client: Client) -> bool:
-    """Whether the store knows the device, so that it is told of events."""
+    """Whether the store knows the device, so that events are published to it."""
     store = await attach_store(url)
     try:
         user, own = client.settings.device
-        return own in [it.device.device for it in (await store.devices([user]))[user]]
+        return own in [entry.device.device for entry in (await store.devices([user]))[user]]
     finally:
         await store.close()

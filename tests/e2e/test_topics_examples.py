@@ -1,7 +1,7 @@
 """Every example of topics.md, in the order of the page, against a real broker and server.
 
-Ids and the server's times stand for those that are seen: each for one value throughout. Presence may come
-at any time, so only that which the page shows is waited for.
+The page's ids and times stand for the observed ones, each for one value throughout. Presence may arrive at
+any time, so only the presence that the page shows is expected.
 """
 
 import asyncio
@@ -33,22 +33,22 @@ STANDS_FOR = {"id", "previous", "more_heads", "heads_before", "time", "last_seen
 Json = object
 
 
-class Stand:
-    """What the page's ids and times stand for, learned as they come."""
+class Placeholders:
+    """The observed ids and times that the page's ones stand for, learned as they arrive."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, Json], Json] = {}
 
-    def in_place(self, text: str) -> str:
-        """The example with the ids that were seen in place of the page's."""
+    def filled_in(self, text: str) -> str:
+        """The example with observed ids in place of the page's."""
         ids = {page: seen for (name, page), seen in self._seen.items() if name == "id"}
         return re.sub(r'(?<="id":")\d+(?=")', lambda match: str(ids.get(match[0], match[0])), text)
 
     def difference(self, page: Json, seen: Json, at: str = "") -> str:
-        """Where what was seen is not what the page says; an empty text if nowhere."""
+        """The first difference between what was observed and the page; "" if there is none."""
         name = at.rpartition(".")[2]
         if name in STANDS_FOR and page not in ("0", 0) and type(page) is type(seen):
-            # What an event stands behind is an event that was seen, or will be.
+            # `previous` names an event that was or will be observed.
             known = self._seen.setdefault(("id" if name == "previous" else name, page), seen)
             return "" if known == seen else f"{at}: {page} stood for {known}, and now for {seen}"
         if name == "reason" and page == "…":
@@ -68,7 +68,7 @@ class Stand:
 
 
 class Phone:
-    """One device of the page: a stock MQTT client, and the frames that it has not been asked for yet."""
+    """One device of the page: a stock MQTT client and its frames that are not compared yet."""
 
     def __init__(self, client: aiomqtt.Client, format: Format) -> None:
         self.client = client
@@ -76,8 +76,8 @@ class Phone:
         self._format = format
         self._reader = asyncio.create_task(self._read())
 
-    async def expect(self, wanted: list[dict[str, Json]], stand: Stand, place: str) -> None:
-        """Takes the next frames, which are the wanted ones; passes over presence that is not wanted."""
+    async def expect(self, wanted: list[dict[str, Json]], stand: Placeholders, place: str) -> None:
+        """Takes the next frames, which must be the expected ones; skips other presence."""
         for frame in wanted:
             difference = "nothing came"
             try:
@@ -93,7 +93,7 @@ class Phone:
                 pytest.fail(f"{place}: {difference} instead of {frame}")
 
     def rest(self) -> list[dict[str, Json]]:
-        """What came and was not asked for."""
+        """Frames that were not expected."""
         frames = [self.frames.get_nowait() for _ in range(self.frames.qsize())]
         return [frame for frame in frames if frame["type"] != "presence"]
 
@@ -118,14 +118,14 @@ class Phone:
 
 
 class Subscriber:
-    """A `mosquitto_sub -C 1 &`: subscribed once it is started, ended by what it receives."""
+    """A `mosquitto_sub -C 1 &`: subscribed when started, ends after one message."""
 
     def __init__(self, words: list[str]) -> None:
         self._words = [*words, "-d"]
         self._lines = asyncio.StreamReader()
 
     async def start(self) -> None:
-        # It writes to a terminal, since on a pipe its lines would be seen when it ends.
+        # It writes to a terminal: on a pipe, its lines would appear only when it ends.
         terminal, self._end = os.openpty()
         self._process = await _run(self._words, stdout=self._end)
         self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -134,7 +134,7 @@ class Subscriber:
         await self.line("Subscribed")
 
     async def line(self, beginning: str) -> str:
-        """The next line that begins so."""
+        """The next line with this prefix."""
         async with asyncio.timeout(WITHIN):
             while True:
                 line = (await self._lines.readline()).decode()
@@ -145,12 +145,12 @@ class Subscriber:
         packet = await self.line("{")
         await self._process.wait()
         self._transport.close()
-        os.close(self._end)  # only now: a terminal that nobody has open gives an error, not what is left
+        os.close(self._end)  # only now: reading a terminal that no process has open fails
         return packet
 
 
 class Reader:
-    """Somebody who follows the page with a broker at hand."""
+    """Follows the page with a broker at hand."""
 
     def __init__(
         self, broker: Mosquitto, page: list[Example], format: Format, version: aiomqtt.ProtocolVersion
@@ -162,10 +162,10 @@ class Reader:
         self._phones: dict[str, Phone] = {}
         self._variables: dict[str, str] = {}  # of the console
         self._stack = AsyncExitStack()
-        self.stand = Stand()
+        self.stand = Placeholders()
 
     async def follow(self, example: Example) -> None:
-        """Does what the example shows, and compares what comes."""
+        """Executes the example and compares what arrives."""
         if example.what == "up":
             phone = await self._phone(example.device)
             topic = f"imqtt/{example.device}/up/{example.partition}"
@@ -179,7 +179,7 @@ class Reader:
             await self._console(example)
 
     async def close(self) -> None:
-        """Nothing came that the page does not show."""
+        """Checks that nothing else arrived."""
         unread = {name: rest for name, phone in self._phones.items() if (rest := phone.rest())}
         with contextlib.suppress(aiomqtt.MqttError):
             await self._stack.aclose()
@@ -188,12 +188,12 @@ class Reader:
     def _payload(self, example: Example) -> bytes:
         if example.raw:
             return example.payload
-        text = self.stand.in_place(example.text).rstrip("\n")
+        text = self.stand.filled_in(example.text).rstrip("\n")
         if self._format is Format.JSON:
             return text.encode()
         try:
             return as_protobuf(Example(example.line, example.what, text=text))
-        except ImqttError:  # an example of what is refused
+        except ImqttError:  # an example of a rejection
             return text.encode()
 
     async def _phone(self, name: str) -> Phone:
@@ -217,7 +217,7 @@ class Reader:
         return phone
 
     async def _console(self, example: Example) -> None:
-        """Runs the commands; what they print, in the order in which they end, is what the page shows."""
+        """Runs the commands; their output, in the order in which they end, must be the page's."""
         lines = example.text.splitlines()
         shown = [frames_of(line.encode()) for line in lines if not line.startswith("$ ")]
         background: list[Subscriber] = []
@@ -238,7 +238,7 @@ class Reader:
                 pytest.fail(f"{example.place}: {difference}\n  seen: {seen}")
 
     def _filled(self, line: str) -> str:
-        """The line with this broker's address and the variables in it; its account is made."""
+        """The line with this broker's address and variables; creates its account."""
         line = line.replace("-h localhost -p 1883", f"-h {self._broker.host} -p {self._broker.port}")
         line = re.sub(r"\$([A-Z]+)", lambda match: self._variables[match[1]], line)
         for name, password in re.findall(r"-u (\S+) -P (\S+)", line):
@@ -248,7 +248,7 @@ class Reader:
 
 
 async def _output(process: asyncio.subprocess.Process, example: Example) -> list[str]:
-    """The packets that it printed."""
+    """The packets that the command printed."""
     async with asyncio.timeout(WITHIN):
         out, _ = await process.communicate()
     assert process.returncode == 0, f"{example.place}: {out.decode()}"
@@ -256,14 +256,14 @@ async def _output(process: asyncio.subprocess.Process, example: Example) -> list
 
 
 async def _run(words: list[str], stdout: int = asyncio.subprocess.PIPE) -> asyncio.subprocess.Process:
-    environment = os.environ | {"HOME": "/nonexistent"}  # no options of somebody's own
+    environment = os.environ | {"HOME": "/nonexistent"}  # no options from the user's configuration
     return await asyncio.create_subprocess_exec(
         *words, stdout=stdout, stderr=asyncio.subprocess.STDOUT, env=environment
     )
 
 
 def as_json(payload: bytes) -> bytes:
-    """A packet in the JSON form."""
+    """A packet in JSON form."""
     if format_of(payload) is Format.JSON:
         return payload
     return join([encode_frame(frame, Format.JSON) for frame in decode_frames(payload)], Format.JSON)
@@ -286,7 +286,7 @@ async def running(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Server]:
     [(Format.JSON, aiomqtt.ProtocolVersion.V311), (Format.PROTOBUF, aiomqtt.ProtocolVersion.V5)],
     ids=["JSON over MQTT 3.1.1", "protobuf over MQTT 5"],
 )
-async def test_the_page_tells_what_happens(
+async def test_every_example_of_the_page_is_correct(
     broker: Mosquitto, format: Format, version: aiomqtt.ProtocolVersion
 ) -> None:
     page = topics_page.examples(topics_page.PAGE.read_text())
@@ -296,9 +296,9 @@ async def test_the_page_tells_what_happens(
     await reader.close()
 
 
-def test_the_comparison_notices_what_differs() -> None:
-    """The test above is worth what this is."""
-    stand = Stand()
+def test_the_comparison_detects_differences() -> None:
+    """The test above depends on this."""
+    stand = Placeholders()
     page = {"type": "accepted", "seq": 1, "id": "11", "reason": "…"}
     assert stand.difference(page, {"type": "accepted", "seq": 1, "id": "99", "reason": "because"}) == ""
     assert stand.difference(page, {"type": "accepted", "seq": 1, "id": "98", "reason": "because"})
@@ -308,4 +308,4 @@ def test_the_comparison_notices_what_differs() -> None:
     assert stand.difference({"previous": "11"}, {"previous": "99"}) == ""
     assert stand.difference({"previous": "11"}, {"previous": "98"})
     assert stand.difference([page], [])
-    assert json.loads(stand.in_place('{"id":"11"}')) == {"id": "99"}
+    assert json.loads(stand.filled_in('{"id":"11"}')) == {"id": "99"}

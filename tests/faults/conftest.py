@@ -1,4 +1,4 @@
-"""Servers on the test's own MongoDB and Redis, which it may stop, pause and kill."""
+"""Servers on a MongoDB and a Redis of the test's own, which it may stop, pause and kill."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from imqtt.mosquitto.broker import Mosquitto
+from tests.cluster import Cluster as Cluster
 from tests.mongodb import MongoServer
-from tests.overseer import Overseer as Overseer
 from tests.redis_server import RedisServer
 from tests.server.conftest import device as device
 from tests.server.conftest import running as running
@@ -53,11 +53,11 @@ def start_worker(
     return start
 
 
-async def two(start_worker: StartWorker, **settings: object) -> list[ServerProcess]:
-    """Two workers, started at the same time."""
+async def start_two(start_worker: StartWorker, **settings: object) -> list[ServerProcess]:
+    """Two workers that start at the same time."""
     return await asyncio.gather(start_worker(**settings), start_worker(**settings))
 
 
 @pytest.fixture
-def overseer(mongo: MongoServer, redis: RedisServer) -> Overseer:
-    return Overseer(mongo.url, redis.url, trip_seconds=WITHIN)
+def cluster(mongo: MongoServer, redis: RedisServer) -> Cluster:
+    return Cluster(mongo.url, redis.url, trip_seconds=WITHIN)

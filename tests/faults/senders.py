@@ -14,11 +14,10 @@ MOST_PATIENT = 20.0
 
 
 class Sender:
-    """Sends numbered messages, and sends unaccepted ones again, as every client must.
+    """Sends numbered messages and resends unaccepted ones, as every client must.
 
-    `patience`: seconds until what is unanswered is sent again, twice as long each time that nothing at all is
-    answered: resends at a fixed rate bury a server that a busy machine makes slow.
-    `pause`: seconds between messages.
+    `patience`: seconds until unanswered messages are resent, doubled after each period without any answer:
+    resends at a fixed rate overload a slow server. `pause`: seconds between messages.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ def conversation_of(pair: int) -> str:
 async def pairs(
     device: Callable[..., Awaitable[RawDevice]], which: int | Iterable[int], count: int, **options: float
 ) -> list[Sender]:
-    """So many pairs of users, or those of these numbers. Each user sends `count` messages to the other."""
+    """Pairs of users: this many, or those with these numbers. Each user sends `count` messages."""
 
     async def coming(name: str, conversation: str) -> Sender:
         sender = Sender(await device(f"{name}@phone"), count, conversation, **options)
@@ -113,7 +112,7 @@ async def pairs(
 
 
 async def all_sent(senders: Sequence[Sender], within: float = 5 * WITHIN) -> None:
-    """Runs all senders; after `within` seconds, fails with the names of those that still wait."""
+    """Runs all senders; fails after `within` seconds with the names of those that still wait."""
     try:
         async with asyncio.timeout(within), asyncio.TaskGroup() as tasks:
             for sender in senders:
@@ -124,11 +123,11 @@ async def all_sent(senders: Sequence[Sender], within: float = 5 * WITHIN) -> Non
 
 
 async def log_of(device: RawDevice, conversation: str = CONVERSATION) -> list[Event]:
-    """The whole conversation, read anew from the server."""
+    """The whole conversation, read from the server."""
     events: list[Event] = []
     cursor = Cursor(conversation)
     while True:
-        ref = f"after-{cursor.seq}"  # a command may be answered twice, and late
+        ref = f"after-{cursor.seq}"  # a command may be answered twice and late
         await device.command(Sync((cursor,), ref=ref))
         page = await device.until(lambda frame, ref=ref: isinstance(frame, Page) and frame.ref == ref)
         assert isinstance(page, Page)
@@ -141,7 +140,7 @@ async def log_of(device: RawDevice, conversation: str = CONVERSATION) -> list[Ev
 async def audit(
     senders: Sequence[Sender], reader: RawDevice, conversation: str = CONVERSATION
 ) -> list[Event]:
-    """Every accepted message is in the log once, where it was said to be, and the log has no hole."""
+    """Every accepted message is in the log once, at the acknowledged place, and the log has no hole."""
     events = await log_of(reader, conversation)
     assert [event.seq for event in events] == list(range(1, len(events) + 1)), "a hole"
     names = [event.client_msg_id for event in events]
@@ -158,7 +157,7 @@ async def audit(
 async def audit_pairs(
     device: Callable[..., Awaitable[RawDevice]], senders: Sequence[Sender], *, live: bool = True
 ) -> None:
-    """As `audit`, of every pair; `live`: and each device was sent every event of the other, in order."""
+    """`audit` for every pair; with `live`, each device was also sent every event of the other, in order."""
     for one, two in zip(senders[::2], senders[1::2], strict=True):
         reader = await device(f"{one.device.device.user}@auditor")
         events = await audit([one, two], reader, one.conversation)

@@ -1,4 +1,4 @@
-"""Devices that never read, and devices that send too fast: others are unaffected, and no message is lost."""
+"""Devices that never read and devices that send too fast: others are unaffected, and no message is lost."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,7 @@ async def test_a_device_that_never_reads_does_not_affect_others(
         await alice.command(Send("d:alice:bob", f"m{number}", Content(text="x" * 2_000)))
     await tablet.until(lambda frame: isinstance(frame, Event) and frame.seq == count)
     assert [event.seq for event in tablet.events("d:alice:bob")] == list(range(1, count + 1))
-    # When it reads again, a sync returns the events that the broker dropped.
+    # A sync then returns the events that the broker dropped.
     await deaf.disconnect()
     await deaf.connect()
     start = len(deaf.frames)
@@ -59,4 +59,4 @@ async def test_a_device_that_sends_faster_than_the_server_stores_is_fully_served
     )
     assert isinstance(last, Accepted)
     assert last.seq == count
-    assert between.id < last.id  # by the server's clock: the flood did not come first
+    assert between.id < last.id  # by the server's clock: it did not wait for the flood

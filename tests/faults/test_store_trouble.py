@@ -71,7 +71,7 @@ async def asked(device: RawDevice, command: Sync | History) -> Page:
 
 
 async def reads_are_answered(bob: RawDevice) -> None:
-    """`hello`, `sync` and `history` of a device that is registered."""
+    """`hello`, `sync` and `history` of a registered device."""
     welcome, page = await bob.hello(Cursor(D), nonce="again")
     assert welcome.nonce == "again"
     assert [event.seq for event in page.slices[0].events] == [1]
@@ -89,7 +89,7 @@ async def test_reads_are_answered_while_another_program_holds_the_stores_write_l
     with closing(sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)) as rival:
         rival.execute("BEGIN IMMEDIATE")
         await alice.command(Send(D, "2", Content(text="hi")))
-        await carol.command(Hello("new"))  # a device that has to be registered first, which is a write
+        await carol.command(Hello("new"))  # a new device has to be registered first, which is a write
         await reads_are_answered(bob)
         await reads_are_answered(bob)
         assert not carol.frames
@@ -99,7 +99,7 @@ async def test_reads_are_answered_while_another_program_holds_the_stores_write_l
     assert isinstance(await alice.answer("2"), Accepted)
     await carol.frame(Page)
     await bob.until(lambda frame: isinstance(frame, Event) and frame.seq == 2)
-    assert isinstance(await bob.send(D, "3"), Accepted)  # behind whatever the batches had yet to say
+    assert isinstance(await bob.send(D, "3"), Accepted)  # after the earlier batches
     assert [type(frame) for frame in bob.frames].count(Page) == answers.count(Page)  # each read, once
 
 
@@ -113,7 +113,7 @@ async def test_reads_are_answered_while_thousands_of_writes_wait(
     assert isinstance(await alice.send(D, "1"), Accepted)
     with closing(sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)) as rival:
         rival.execute("BEGIN IMMEDIATE")
-        for number in range(1_500):  # more than 8 batches, in partitions of their own
+        for number in range(1_500):  # more than 8 batches, each in its own partition
             await alice.command(Send(f"d:alice:friend{number}", "1", Content(text="hi")))
         await reads_are_answered(bob)
         rival.execute("COMMIT")
@@ -123,7 +123,7 @@ async def test_reads_are_answered_while_thousands_of_writes_wait(
 
 
 def fail_writes(mongo: MongoServer, times: int) -> None:
-    """Has the next `times` writes be told that no majority has them."""
+    """Lets the next `times` writes fail without a majority."""
     with MongoClient[dict[str, Any]](mongo.url) as client:
         concern = {"code": 64, "errmsg": "waiting for replication timed out"}
         data = {"failCommands": ["insert", "update"], "writeConcernError": concern}

@@ -1,4 +1,4 @@
-"""Regenerates the protobuf code, or (without --write) checks that what is committed is current."""
+"""Regenerates the protobuf code; without --write, checks that the committed code is current."""
 
 import sys
 import tempfile

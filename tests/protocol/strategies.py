@@ -1,4 +1,4 @@
-"""Hypothesis strategies for commands and frames as they may stand on the wire."""
+"""Hypothesis strategies for valid commands and frames."""
 
 import json
 import string

@@ -1,4 +1,4 @@
-"""Whatever a device publishes is a command that every later stage can take, or an error that says why."""
+"""Every payload is either a command that all later stages accept, or an error that states the reason."""
 
 import contextlib
 import json
@@ -26,12 +26,12 @@ def sending(content: object, **changed: object) -> bytes:
 
 
 def sending_json(text: str) -> bytes:
-    """A `send` whose JSON content is this text, whatever it is."""
+    """A `send` with this text as its JSON content, valid or not."""
     return sending({"json": "?"}).replace(b'"?"', text.encode())
 
 
 def refusal(payload: bytes, bounds: Bounds = BOUNDS) -> ImqttError:
-    """The error with which `payload` is refused."""
+    """The error that decoding `payload` raises."""
     with pytest.raises(ImqttError) as caught:
         decode_command(payload, bounds)
     return caught.value
@@ -45,7 +45,7 @@ def both(command: AnyCommand) -> list[bytes]:
 
 
 def accepted_or_refused(payload: bytes) -> None:
-    """Decodes, or raises an error that may go over the wire; and either way its command can be identified."""
+    """Decodes, or raises an error that may be sent; in both cases the command can be identified."""
     refused: ImqttError | None = None
     try:
         decode_command(payload, BOUNDS)
@@ -63,14 +63,14 @@ def accepted_or_refused(payload: bytes) -> None:
 @example(b"")
 @example(b"\x7a\x00")
 @example(b"{")
-def test_rubbish_is_refused_and_nothing_else_happens(payload: bytes) -> None:
+def test_random_bytes_are_refused_with_an_error(payload: bytes) -> None:
     accepted_or_refused(payload)
     accepted_or_refused(b"{" + payload)
 
 
 @given(command=commands, format=st.sampled_from(Format), data=st.data())
 @settings(max_examples=300)
-def test_a_command_with_bytes_changed_is_refused_and_nothing_else_happens(
+def test_a_command_with_changed_bytes_is_accepted_or_refused_with_an_error(
     command: AnyCommand, format: Format, data: st.DataObject
 ) -> None:
     payload = bytearray(encode_command(command, format))
@@ -81,7 +81,7 @@ def test_a_command_with_bytes_changed_is_refused_and_nothing_else_happens(
 
 
 @given(command=commands, format=st.sampled_from(Format), data=st.data())
-def test_a_truncated_command_is_refused_and_nothing_else_happens(
+def test_a_truncated_command_is_accepted_or_refused_with_an_error(
     command: AnyCommand, format: Format, data: st.DataObject
 ) -> None:
     payload = encode_command(command, format)
@@ -89,7 +89,7 @@ def test_a_truncated_command_is_refused_and_nothing_else_happens(
 
 
 @given(payload=st.binary())
-def test_rubbish_on_the_way_down_is_malformed(payload: bytes) -> None:
+def test_random_bytes_as_frames_are_malformed(payload: bytes) -> None:
     for rubbish in (payload, b"{" + payload):
         with contextlib.suppress(Malformed):
             decode_frames(rubbish)
@@ -103,7 +103,7 @@ json_things = st.recursive(
 
 
 @given(command=commands, data=st.data())
-def test_a_field_of_any_other_shape_is_refused_and_nothing_else_happens(
+def test_a_field_of_any_other_shape_is_accepted_or_refused_with_an_error(
     command: AnyCommand, data: st.DataObject
 ) -> None:
     value = json.loads(encode_command(command, Format.JSON))
@@ -122,7 +122,7 @@ def test_a_field_of_any_other_shape_is_refused_and_nothing_else_happens(
         b'{"type":"mark","conversation":"d:a:b"', b"\x00\x00", b"\x0a\x7fabc",
     ],
 )  # fmt: skip
-def test_what_has_no_commands_shape_is_malformed(payload: bytes) -> None:
+def test_a_payload_without_the_shape_of_a_command_is_malformed(payload: bytes) -> None:
     assert isinstance(refusal(payload), Malformed)
 
 
@@ -157,7 +157,7 @@ def test_a_command_of_a_later_version_is_unsupported(payload: bytes) -> None:
     assert isinstance(refusal(payload), Unsupported)
 
 
-def test_fields_of_a_later_version_are_passed_over() -> None:
+def test_fields_of_a_later_version_are_ignored() -> None:
     plain = Send("d:alice:bob", "m1", Content(text="hi"))
     later = sending({"text": "hi", "font": {"size": 3}}, mood=["good", None, 1e300])
     assert decode_command(later, BOUNDS) == plain
@@ -166,7 +166,7 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
     assert decode_command(b"\x0a" + bytes([len(send)]) + send + b"\xa0\x06\x01", BOUNDS) == plain
 
 
-def test_frames_of_a_later_version_are_passed_over() -> None:
+def test_frames_of_a_later_version_are_ignored() -> None:
     as_json = b'{"frames":[{"type":"dance"},{"type":"typing","conversation":"u:a","user":"a"}],"more":1}'
     as_protobuf = (
         b"\x0a\x03\xa2\x06\x00"
@@ -186,7 +186,7 @@ def test_frames_of_a_later_version_are_passed_over() -> None:
         {"text": "a", "mentions": ["not a user"]}, {"text": "a", "mentions": [""]},
     ],
 )  # fmt: skip
-def test_content_that_cannot_be_is_invalid(content: dict[str, object]) -> None:
+def test_contradictory_content_is_invalid(content: dict[str, object]) -> None:
     assert isinstance(refusal(sending(content)), Invalid)
 
 
@@ -210,7 +210,7 @@ def test_oversized_content_is_refused_with_its_size_and_the_limit(content: Conte
         assert error.size in (101, 102)
 
 
-def test_too_many_of_anything_is_too_large_with_its_number_and_the_limit() -> None:
+def test_too_many_items_are_refused_with_their_number_and_the_limit() -> None:
     many = {"text": "a", "mentions": ["a"] * (MAX_MENTIONS + 1)}
     cursors = [{"conversation": "d:alice:bob"}] * 4
     for payload, limit, unit in (
@@ -224,13 +224,13 @@ def test_too_many_of_anything_is_too_large_with_its_number_and_the_limit() -> No
         assert unit in error.reason
 
 
-def test_any_limit_of_history_is_taken() -> None:
+def test_any_limit_of_history_is_accepted() -> None:
     payload = b'{"type":"history","conversation":"d:alice:bob","limit":4294967295}'
     assert decode_command(payload, BOUNDS) == History("d:alice:bob", limit=4_294_967_295)
     assert isinstance(refusal(payload.replace(b"4294967295", b"4294967296")), Malformed)
 
 
-def test_content_at_the_limit_is_taken() -> None:
+def test_content_at_the_limit_is_accepted() -> None:
     for payload in both(Send("d:alice:bob", "m1", Content(text="é" * 50))):
         decode_command(payload, BOUNDS)
     decode_command(sending_json('"' + "x" * 98 + '"' + " " * 500), BOUNDS)
@@ -261,7 +261,7 @@ def test_a_lone_surrogate_is_malformed_wherever_it_stands(surrogate: str) -> Non
     assert isinstance(refusal(pb.Command(send=send).SerializeToString()), Malformed)
 
 
-def test_what_is_not_utf8_is_malformed() -> None:
+def test_invalid_utf8_is_malformed() -> None:
     for bad in (b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80"):
         assert isinstance(refusal(sending({"text": "?"}).replace(b"?", bad)), Malformed)
         assert isinstance(refusal(b"\x0a\x05\x0a" + bytes([len(bad)]) + bad), Malformed)
@@ -279,7 +279,7 @@ def test_an_integer_past_64_bits_in_json_content_is_malformed(number: int) -> No
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "-Infinity"])
-def test_a_number_that_is_none_is_malformed(number: str) -> None:
+def test_a_malformed_number_is_malformed(number: str) -> None:
     assert isinstance(refusal(sending_json(number)), Malformed)
 
 
@@ -340,7 +340,7 @@ def test_json_content_may_be_nested_32_deep_and_no_deeper() -> None:
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
-def test_nesting_without_end_is_malformed(opening: str) -> None:
+def test_unbounded_nesting_is_malformed(opening: str) -> None:
     wide = Bounds(command=1 << 20)
     deep = opening * 100_000
     for payload in (
@@ -366,14 +366,14 @@ def test_a_conversation_outside_the_alphabet_is_invalid(conversation: str) -> No
         {"type": "typing", "conversation": conversation},
     ):
         assert isinstance(refusal(json.dumps(command).encode()), Invalid)
-    # The server skips such a cursor: `topics.md`, Cursors.
+    # The server skips such a cursor: see `topics.md`, Cursors.
     cursors = [{"conversation": conversation, "seq": 1}, {"conversation": "d:alice:bob"}]
     for payload in (
         {"type": "sync", "cursors": cursors},
         {"type": "hello", "nonce": "n", "cursors": cursors},
     ):
         command = decode_command(json.dumps(payload).encode(), BOUNDS)
-        assert [it.conversation for it in command.cursors] == [conversation, "d:alice:bob"]  # type: ignore[union-attr]
+        assert [cursor.conversation for cursor in command.cursors] == [conversation, "d:alice:bob"]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("token", ["", " ", "a b", "é", "\x7f", "x" * 65, "a\n"])
@@ -399,7 +399,7 @@ def test_a_token_outside_the_alphabet_is_invalid(token: str) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_is_invalid(command: dict[str, object]) -> None:
+def test_an_impossible_command_is_invalid(command: dict[str, object]) -> None:
     assert isinstance(refusal(json.dumps(command).encode()), Invalid)
 
 
@@ -425,29 +425,29 @@ def test_what_cannot_be_is_invalid(command: dict[str, object]) -> None:
     ],
     ids=lambda payload: repr(payload[60:100]),
 )
-def test_a_refused_message_is_named_by_all_that_can_be_read_of_it(payload: bytes) -> None:
+def test_an_error_names_everything_readable_of_the_refused_message(payload: bytes) -> None:
     refusal(payload, Bounds(content=100, command=1 << 20))
     assert identify(payload) == ("send", "d:alice:bob", "m1", "")
 
 
-def test_a_value_that_is_no_text_does_not_hide_the_other_names() -> None:
+def test_a_value_of_another_type_does_not_hide_the_other_names() -> None:
     assert identify(b'{"type":"sync","conversation":5,"ref":"r1"}') == ("sync", "", "", "r1")
 
 
-def test_names_within_the_content_are_not_taken_for_the_commands_own() -> None:
+def test_names_inside_the_content_are_not_the_commands_names() -> None:
     inner = '{"client_msg_id":"inner","type":"mark","ref":"inner"}'
     payload = sending_json(f'[{inner},"\\ud800"]')
     assert identify(payload) == ("send", "d:alice:bob", "m1", "")
 
 
 @pytest.mark.parametrize("name", ["x" * 132, "a b", "a\\u0000b", "é", ""])
-def test_a_name_that_is_none_is_not_echoed(name: str) -> None:
+def test_a_malformed_name_is_not_echoed(name: str) -> None:
     for broken in ("", "]"):
         payload = f'{{"type":"mark","conversation":"{name}","ref":"r1"}}{broken}'.encode()
         assert identify(payload) == ("mark", "", "", "r1")
 
 
-def test_rubbish_has_no_name() -> None:
+def test_random_bytes_have_no_names() -> None:
     for payload in (b"", b"{", b"hello", b"\x7a\x00", b'{"', b'{"type"', b'{"type":', b"{\\", b'{"a\\'):
         assert identify(payload) == ("", "", "", "")
 
@@ -502,7 +502,7 @@ def test_a_frame_with_a_number_that_a_device_could_not_keep_is_malformed_in_prot
 
 
 @pytest.mark.parametrize("text", [rb"\ud800", rb"\ud800x", rb"\udc00", rb"\ud800\ud800"])
-def test_a_lone_surrogate_is_called_by_its_name(text: bytes) -> None:
+def test_the_error_for_a_lone_surrogate_names_it(text: bytes) -> None:
     with pytest.raises(Malformed, match="not valid Unicode \\(lone surrogate\\)"):
         decode_command(b'{"type":"send","content":{"text":"' + text + b'"}}', BOUNDS)
     with pytest.raises(Malformed, match="truncated"):

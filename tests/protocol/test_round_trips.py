@@ -1,4 +1,4 @@
-"""Both forms carry the same values, and nothing gets lost on the way."""
+"""Both formats carry the same values without loss."""
 
 import json
 
@@ -27,7 +27,7 @@ BOTH = pytest.mark.parametrize("format", Format, ids=[each.value for each in For
 
 @BOTH
 @given(command=commands)
-def test_a_command_comes_out_as_it_went_in(format: Format, command: AnyCommand) -> None:
+def test_a_decoded_command_equals_the_encoded_one(format: Format, command: AnyCommand) -> None:
     payload = encode_command(command, format)
     assert format_of(payload) is format
     assert decode_command(payload, WIDE) == command
@@ -35,20 +35,20 @@ def test_a_command_comes_out_as_it_went_in(format: Format, command: AnyCommand) 
 
 @BOTH
 @given(packet=st.lists(frames, max_size=4))
-def test_a_packet_of_frames_comes_out_as_it_went_in(format: Format, packet: list[AnyFrame]) -> None:
+def test_decoded_frames_equal_the_encoded_ones(format: Format, packet: list[AnyFrame]) -> None:
     payload = join([encode_frame(frame, format) for frame in packet], format)
     assert decode_frames(payload) == tuple(packet)
 
 
 @given(command=commands)
-def test_what_json_says_protobuf_says_too(command: AnyCommand) -> None:
+def test_json_and_protobuf_carry_the_same_command(command: AnyCommand) -> None:
     from_json = decode_command(encode_command(command, Format.JSON), WIDE)
     from_protobuf = decode_command(encode_command(from_json, Format.PROTOBUF), WIDE)
     assert encode_command(from_protobuf, Format.JSON) == encode_command(command, Format.JSON)
 
 
 @given(frame=frames)
-def test_what_a_protobuf_frame_says_json_says_too(frame: AnyFrame) -> None:
+def test_protobuf_and_json_carry_the_same_frame(frame: AnyFrame) -> None:
     (from_protobuf,) = decode_frames(join([encode_frame(frame, Format.PROTOBUF)], Format.PROTOBUF))
     assert encode_frame(from_protobuf, Format.JSON) == encode_frame(frame, Format.JSON)
 

@@ -1,4 +1,4 @@
-"""What topics.md says agrees with the code, as far as no server is needed to see it."""
+"""topics.md agrees with the code, as far as that can be checked without a server."""
 
 import re
 import typing
@@ -26,7 +26,7 @@ PAGE = topics_page.PAGE.read_text()
 EXAMPLES = topics_page.examples(PAGE)
 TABLES = list(topics_page.tables(PAGE))
 
-# The section of each table of fields, and what it describes.
+# The section of each table of fields, and the class that it describes.
 DESCRIBED: dict[tuple[str, str], tuple[type[msgspec.Struct], type[Message]]] = {
     ("Commands", "hello"): (model.Hello, pb.Hello),
     ("Commands", "send"): (model.Send, pb.Send),
@@ -109,7 +109,7 @@ def test_a_table_has_the_fields_numbers_types_and_defaults_of_the_code(section: 
 
 
 def default_in(row: dict[str, str]) -> object:
-    """The default that a row tells: as JSON, or as a word."""
+    """The default in a row, as JSON or as a word."""
     return code(row["default"]).strip('"')
 
 
@@ -168,7 +168,7 @@ def test_the_errors_are_those_of_the_wire() -> None:
     assert told == {"error": True} | {error.code: error.retryable for error in sent}
 
 
-def test_the_worked_partitions_are_right() -> None:
+def test_the_worked_partitions_are_correct() -> None:
     rows = table_with("conversation", "CRC-32", "of 16", "of 64")
     for row in rows:
         conversation = code(row["conversation"])
@@ -177,22 +177,22 @@ def test_the_worked_partitions_are_right() -> None:
         assert int(row["CRC-32"]) == partition_of(conversation, 1 << 32)
 
 
-def test_what_it_says_of_the_broker_is_in_the_brokers_configuration() -> None:
+def test_its_statements_about_the_broker_match_the_brokers_configuration() -> None:
     configured = (configuration() / "mosquitto.conf").read_text()
     for line in ("max_packet_size 1048576", "max_keepalive 300", "retain_available false"):
         assert line in configured
 
 
-def test_every_link_within_the_page_leads_somewhere() -> None:
+def test_every_link_within_the_page_has_a_target() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= topics_page.anchors(PAGE)
 
 
 @pytest.mark.parametrize(
     "example",
-    [it for it in EXAMPLES if it.protobuf_text is not None or it.protobuf_hex is not None],
+    [each for each in EXAMPLES if each.protobuf_text is not None or each.protobuf_hex is not None],
     ids=place,
 )
-def test_the_protobuf_beside_an_example_says_the_same(example: topics_page.Example) -> None:
+def test_the_protobuf_of_an_example_has_the_same_meaning(example: topics_page.Example) -> None:
     assert example.protobuf_text is not None
     assert example.protobuf_hex is not None
     payload = topics_page.as_protobuf(example)
@@ -213,7 +213,7 @@ def test_every_command_and_every_frame_is_shown_in_both_forms() -> None:
     assert set(shown) == set(typing.get_args(model.AnyCommand)) | set(typing.get_args(model.AnyFrame))
 
 
-def test_commands_that_go_to_their_partition_go_to_the_right_one() -> None:
+def test_commands_for_a_partition_go_to_the_correct_one() -> None:
     for example in EXAMPLES:
         if example.what == "up" and example.partition:
             command = decode_command(example.payload)

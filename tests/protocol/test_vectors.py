@@ -1,4 +1,4 @@
-"""The golden vectors are what this version speaks, and what it reads."""
+"""This version writes the golden vectors and reads all their alternatives."""
 
 import json
 from typing import Any
@@ -32,7 +32,7 @@ def name_of(entry: Entry) -> str:
 
 
 def payloads(entry: Entry) -> list[bytes]:
-    """Every payload that says the same."""
+    """All payloads with the same meaning."""
     texts = [entry["json"], *entry.get("also_json", [])]
     binaries = [entry["protobuf"], *entry.get("also_protobuf", [])]
     return [text.encode() for text in texts] + [bytes.fromhex(binary) for binary in binaries]

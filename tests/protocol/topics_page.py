@@ -1,13 +1,13 @@
 """topics.md as data: its examples, tables and links.
 
-A fenced block is an example by what stands behind its language:
+A fenced block is an example according to the text after its language:
 
     ```json up alice@phone 12     published by alice@phone to its up/12
     ```json down alice@phone      the next frames that alice@phone receives
     ```json will bob@phone 0      the last will with which bob@phone connects
-    ```raw up alice@phone 0       published as it stands
+    ```raw up alice@phone 0       published unchanged
     ```console                    `$ ` before each command, then the lines that they print
-    ```textproto                  the example above it, as protobuf in text form
+    ```textproto                  the previous example as protobuf in text form
     ```hex                        and as bytes
     <!-- bob@phone drops out -->  its connection breaks
 
@@ -50,7 +50,7 @@ class Example:
 
     @property
     def payload(self) -> bytes:
-        """What is published, or received: the text without the end of its last line."""
+        """The published or received text, without the newline of its last line."""
         return self.text.rstrip("\n").encode()
 
     @property
@@ -60,14 +60,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Table:
-    """A table and the headings that it stands under, outermost first. A row maps column to cell."""
+    """A table and its headings, outermost first. A row maps column to cell."""
 
     headings: tuple[str, ...]
     rows: list[dict[str, str]]
 
 
 def examples(page: str) -> list[Example]:
-    """The examples in order. Raises `ValueError` for a block that is no kind of example."""
+    """The examples in order. Raises `ValueError` for an unknown kind of example."""
     found: list[Example] = []
     for match in sorted([*_BLOCK.finditer(page), *_DROPS_OUT.finditer(page)], key=re.Match.start):
         line = page.count("\n", 0, match.start()) + 1
@@ -89,7 +89,7 @@ def examples(page: str) -> list[Example]:
         elif language == "json" and words[:1] == ["down"] and len(words) == 2:
             found.append(Example(line, "down", words[1], text=text))
         else:
-            raise ValueError(f"topics.md:{line}: no kind of example: {match['info']}")
+            raise ValueError(f"topics.md:{line}: unknown kind of example: {match['info']}")
     return found
 
 
@@ -120,7 +120,7 @@ def anchors(page: str) -> set[str]:
 
 
 def as_protobuf(example: Example) -> bytes:
-    """The bytes that say in protobuf what the example says in JSON."""
+    """The example's JSON as protobuf."""
     if example.what == "down":
         frames = [encode_frame(frame, Format.PROTOBUF) for frame in decode_frames(example.payload)]
         return join(frames, Format.PROTOBUF)
@@ -169,7 +169,7 @@ def main() -> None:
     if "--write" in sys.argv:
         PAGE.write_text(filled)
     elif filled != page:
-        sys.exit("topics.md: the protobuf examples are not current; run with --write")
+        sys.exit("topics.md: the protobuf examples are outdated; run with --write")
 
 
 if __name__ == "__main__":

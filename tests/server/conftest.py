@@ -14,7 +14,7 @@ Device = Callable[..., RawDevice]
 
 
 def config_for(broker: Mosquitto, folder: Path, **settings: object) -> ServerConfig:
-    """A server's settings on this broker, with its store in `folder`."""
+    """Settings of a server on this broker, with its store in `folder`."""
     given = {
         "broker_port": broker.internal_port,
         "broker_password": broker.server_password,
@@ -26,7 +26,7 @@ def config_for(broker: Mosquitto, folder: Path, **settings: object) -> ServerCon
 
 @pytest.fixture
 async def stack() -> AsyncIterator[AsyncExitStack]:
-    """What is entered here ends with the test, last in first out."""
+    """Contexts entered here are exited in reverse order when the test ends."""
     async with AsyncExitStack() as stack:
         yield stack
 
@@ -39,7 +39,7 @@ async def running(broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack) -> S
 
 @pytest.fixture
 def device(broker: Mosquitto, stack: AsyncExitStack) -> Callable[..., object]:
-    """`await device("alice@phone")`: a connected device, which ends with the test."""
+    """`await device("alice@phone")`: a connected device, disconnected when the test ends."""
 
     async def make(name: str, **options: object) -> RawDevice:
         return await stack.enter_async_context(RawDevice(broker, name, **options))  # type: ignore[arg-type]

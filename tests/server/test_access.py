@@ -1,4 +1,4 @@
-"""A server that the broker's access rules keep from its work says so instead of serving nobody."""
+"""A server whose work the broker's access rules prevent reports that instead of serving no device."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def grant(broker: Mosquitto) -> Grant:
-    """Gives the server's account other rights, while the broker runs."""
+    """Changes the permissions of the server's account while the broker runs."""
     acl = broker.files.acl
     before = acl.read_text()
     assert GRANT in before
@@ -106,4 +106,4 @@ async def test_rights_that_are_taken_away_later_are_told_and_harm_no_device(
         await grant("topic readwrite imqtt/#")
         await eventually(lambda: server.health().status == "ok")
         assert isinstance(await alice.send("u:alice", "2"), Accepted)
-        assert server.counters.received == 2  # no session got any of what the server sends itself
+        assert server.counters.received == 2  # no session got any of the server's own messages

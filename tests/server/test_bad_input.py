@@ -1,4 +1,4 @@
-"""The sender gets an error that says what to do; others notice nothing."""
+"""Senders get an error that says what to do; other devices are unaffected."""
 
 import asyncio
 import sqlite3
@@ -147,7 +147,7 @@ async def test_a_flood_is_not_answered_with_a_flood(running: Server, device: Mak
     assert running.counters.by_code["malformed"] == 5_000
     assert running.counters.rejected == 5_000
 
-    # What was left out is announced: the answers tell of each command.
+    # Omitted answers are counted: every command is accounted for.
     def told() -> list[Rejected]:
         return [it for it in alice.frames if isinstance(it, Rejected)]
 
@@ -177,7 +177,7 @@ async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
 async def test_a_burst_far_above_the_rate_is_told_of_each_message(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
-    """The first refusals name their messages, the last of them says how many more there are."""
+    """The first rejections name their messages; the last one counts the rest."""
     settings = config_for(broker, tmp_path, device_rate=200, device_burst=20)
     server = await stack.enter_async_context(serving(settings))
     alice = await device("alice@phone")
@@ -185,11 +185,11 @@ async def test_a_burst_far_above_the_rate_is_told_of_each_message(
     with closing(sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)) as rival:
         rival.execute("BEGIN IMMEDIATE")
         await alice.command(Send("d:alice:bob", "second", Content(text="hi")))
-        await page_of(alice, "1")  # a batch has been begun, which waits for the store
+        await page_of(alice, "1")  # a batch has started and waits for the store
         names = [f"m{number}" for number in range(300)]
         for name in names:
             await alice.command(Send("d:alice:bob", name, Content(text="hi")))
-        await page_of(alice, "2")  # the server has received them all, for its next batch
+        await page_of(alice, "2")  # the server has received all of them for its next batch
         start = len(alice.frames)
         rival.execute("COMMIT")
     await alice.until(lambda frame: isinstance(frame, Rejected) and frame.omitted > 0, since=start)
@@ -203,7 +203,7 @@ async def test_a_burst_far_above_the_rate_is_told_of_each_message(
     assert server.counters.by_code["rate_limited"] == 280
     assert server.counters.unanswered == 230
 
-    # What is repeated as if the answer were lost, is stored once.
+    # A message that is repeated as if its answer were lost is stored once.
     for name in names[20:]:
         await eventually(partial(is_accepted, alice, name))
     _, page = await alice.hello(Cursor("d:alice:bob"))

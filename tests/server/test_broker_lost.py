@@ -1,4 +1,4 @@
-"""The broker goes and comes back: the log has one line for each, and the server is there before devices."""
+"""The broker goes down and comes back: one log line for each, and the server reconnects before devices."""
 
 import asyncio
 import logging
@@ -36,7 +36,7 @@ async def test_a_broker_that_goes_and_comes_back_is_logged_once_each(
     first, *changed, last = warnings(caplog)
     assert first.startswith(f"no connection to the broker at {address}")
     assert all("Connection refused" in it for it in changed)
-    assert len(changed) == 1  # first it was lost, then it was not there
+    assert len(changed) == 1  # first the connection was lost, then refused
     assert last.startswith(f"every connection to the broker at {address} works again, after")
     assert last.endswith("19 were affected")
     assert running.health().broker == "ok"
@@ -64,7 +64,7 @@ async def test_all_sessions_are_back_as_soon_as_one_connection_finds_the_broker(
 
 
 class Authority:
-    """A certificate authority, and the files that a broker and a server take from it."""
+    """A certificate authority and the files that a broker and a server use."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -88,7 +88,7 @@ class Authority:
             "x509", "-req", "-in", f"{at}/request.pem", "-CA", f"{at}/ca.pem", "-CAkey", f"{at}/ca.key",
             "-CAcreateserial", "-days", "2", "-copy_extensions", "copy", "-out", f"{at}/certificate.pem",
         )  # fmt: skip
-        (at / "key.pem").chmod(0o644)  # Mosquitto started as root reads it as somebody else
+        (at / "key.pem").chmod(0o644)  # Mosquitto started as root reads it as another user
 
     def use(self, place: Path) -> None:
         for name in ("certificate.pem", "key.pem"):
@@ -129,7 +129,7 @@ async def test_new_authorities_are_taken_from_their_file_without_a_restart(
     ca.write_bytes(old.ca)
     server = await stack.enter_async_context(serving(config(tls_broker, tmp_path, broker_ca=ca)))
 
-    ca.write_bytes(b"not yet written")  # costs nothing while it is connected
+    ca.write_bytes(b"not yet written")  # does not matter while it is connected
     await tls_broker.kill()
     await eventually(lambda: "no certificates in PEM form" in server.health().broker)
     assert str(ca) in server.health().broker
@@ -148,7 +148,7 @@ async def test_new_authorities_are_taken_from_their_file_without_a_restart(
 async def test_a_certificate_of_its_own_is_read_again_too(
     authorities: list[Authority], tmp_path: Path, stack: AsyncExitStack
 ) -> None:
-    """The broker begins to ask for one that a new authority has signed."""
+    """The broker begins to require one that a new authority has signed."""
     old, new = authorities
     place = tmp_path / "broker-tls"
     place.mkdir()

@@ -1,4 +1,4 @@
-"""A server whose clock was wrong: dates may be wrong for a while, and nothing waits for that."""
+"""A server with a wrong clock: dates may be wrong for a while, but nothing waits."""
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -17,7 +17,7 @@ DAY = 86_400_000
 
 
 class Clock:
-    """A server's clock, which is `ahead` by so many milliseconds."""
+    """A server's clock, `ahead` by this many milliseconds."""
 
     def __init__(self) -> None:
         self.ahead = 0

@@ -1,6 +1,6 @@
-"""The committer against a store that does what real ones do at their worst, one thing at a time.
+"""The committer against a store with the worst behaviour of real ones, one at a time.
 
-The store is SQLite's own; what a test injects is an outcome of `append` at a moment that it chooses.
+The store is SQLite's own; a test injects an outcome of `append` at a chosen moment.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,7 +27,7 @@ Fault = Callable[[Sequence[Record]], ImqttError | None]
 
 
 class FaultyStore(SqliteStore):
-    """Raises what `before` says instead of appending, and what `after` says once it has."""
+    """Raises `before` instead of appending, and `after` once it has appended."""
 
     before: Fault | None = None
     after: Fault | None = None
@@ -194,7 +194,7 @@ async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_for
 async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_well(
     store: FaultyStore,
 ) -> None:
-    """A command that timed out may go on in the store: its rows turn up under ids that were given up."""
+    """A command that timed out may continue in the store: its rows appear later, under abandoned ids."""
     late: list[Record] = []
 
     def times_out(records: Sequence[Record]) -> ImqttError | None:
@@ -206,7 +206,7 @@ async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_w
     real = store.append
 
     async def append(records: Sequence[Record]) -> None:
-        if late and records[0].event.id == late[0].event.id:  # the same again: only a prefix can be seen yet
+        if late and records[0].event.id == late[0].event.id:  # again, but only a prefix is visible yet
             await SqliteStore.append(store, late[:1])
             raise AppendConflict(0)
         if late and len(late) > 1:

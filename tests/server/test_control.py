@@ -1,4 +1,4 @@
-"""Orders of the operator's commands: carried out as far as can be, and never in anybody's way."""
+"""Orders of the operator's commands: executed as far as possible, without blocking anything."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def test_what_another_version_asks_is_passed_over(payload: bytes) -> None:
 
 async def test_a_revoked_device_is_offline_and_not_registered(place: Place) -> None:
     orders = [Revoke(("alice@phone", "nobody", "alice@phone")), Revoke(("bob@tv",))]
-    for _ in range(2):  # it may come twice
+    for _ in range(2):  # it may arrive twice
         await Answers(place).control.carry_out(orders)
         assert await place.names() == ["alice@tablet"]
         assert [it.state for it in await place.presences.of_devices("alice")] == ["offline"]
@@ -102,7 +102,7 @@ async def test_while_the_state_is_away_that_is_the_answer(
 
 
 async def test_a_hello_that_waited_with_its_revocation_makes_nobody_present(running: Server) -> None:
-    """Both are in one batch, as after a stall, and the device has left no last will."""
+    """Both are in one batch, as after a stall, and the device had no last will."""
     home = partition_of(home_of("alice"), running.partitions)
     hello = json.dumps({"type": "hello", "nonce": "n"}).encode()
     pipeline = running._assignment._partitions[0]._pipeline  # type: ignore[union-attr]

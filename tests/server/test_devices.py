@@ -1,6 +1,6 @@
-"""Two workers register one device: of what either has heard, nothing is lost.
+"""Two workers register one device: neither loses the other's information.
 
-The store is SQLite's own; what a test injects is what the other worker does between a read and the write.
+The store is SQLite's own; a test injects the other worker's actions between a read and the write.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,7 +23,7 @@ WHOLE = Registration(PHONE, "json", "android", 4_096, NOW)
 
 
 class InterleavedStore(SqliteStore):
-    """Does what `meanwhile` says before the next registration is written."""
+    """Calls `meanwhile` before the next registration is written."""
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
@@ -44,7 +44,7 @@ async def store(tmp_path: Path) -> AsyncIterator[InterleavedStore]:
 
 @pytest.fixture
 def workers(store: InterleavedStore) -> tuple[Devices, Devices]:
-    """Two of them, over one store and one state."""
+    """Two workers on one store and one state."""
     state = MemoryState(rate=10_000, burst=10_000)
     return Devices(store, state, Problems(), lambda: NOW), Devices(store, state, Problems(), lambda: NOW)
 
@@ -60,7 +60,7 @@ async def test_a_hello_that_another_worker_has_heard_stands(
     store.meanwhile = lambda: first.register({PHONE: (Format.JSON, HELLO)})
     registered = await second.register({PHONE: (Format.JSON, None)})
     assert await store.devices(["alice"]) == {"alice": (WHOLE,)}
-    assert registered.current == {PHONE: WHOLE}  # so what this batch tells it fits, too
+    assert registered.current == {PHONE: WHOLE}  # so this batch's events are in its format, too
     assert await first.of(["alice"]) == {"alice": (WHOLE,)}
 
 

@@ -1,4 +1,4 @@
-"""Packets to devices, each in its device's own format."""
+"""Packets to devices, each in the device's own format."""
 
 from imqtt.model import Device, Marks, Registration
 from imqtt.protocol import decode_frames

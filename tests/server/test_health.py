@@ -1,4 +1,4 @@
-"""The health page: 200 while the worker serves, and what is wrong in words."""
+"""The health page: 200 while the worker serves, otherwise the problem in words."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from tests.mongodb import MongoServer
 from tests.ports import free_port
 from tests.server.conftest import config_for
 from tests.services import WITHIN, eventually
-from tests.verification.chaos.way import Way
+from tests.verification.chaos.proxy import Proxy
 
 Make = Callable[..., Awaitable[RawDevice]]
 
@@ -88,17 +88,17 @@ async def test_a_store_that_is_gone_is_told_though_nothing_is_written(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     mongo = await stack.enter_async_context(MongoServer(tmp_path / "mongodb"))
-    way = await stack.enter_async_context(Way(mongo.port))
-    store = mongo.url.replace(str(mongo.port), str(way.port))
+    proxy = await stack.enter_async_context(Proxy(mongo.port))
+    store = mongo.url.replace(str(mongo.port), str(proxy.port))
     server = await stack.enter_async_context(serving(config_for(broker, tmp_path, store=store)))
     alice = await device("alice@phone")
     await alice.hello()
-    await done(server, alice, Typing("u:alice"))  # from now on the devices of this user are remembered
-    way.cut()
+    await done(server, alice, Typing("u:alice"))  # from now on this user's devices are cached
+    proxy.cut()
     await eventually(lambda: server.health().store.startswith("the store does not answer since"))
     assert server.health().status == "degraded"
-    # A command for which nothing is asked of the store says nothing of it.
+    # A command that needs no read of the store shows nothing about it.
     await done(server, alice, Typing("u:alice"))
     assert server.health().status == "degraded"
-    way.mend()
+    proxy.repair()
     await eventually(lambda: server.health().status == "ok")

@@ -57,7 +57,8 @@ async def test_marks_only_grow_and_never_past_the_head(running: Server, device: 
     for mark in (Mark("d:alice:bob", read=1), Mark("d:alice:bob", delivered=1), Mark("d:alice:bob", read=99)):
         await bob.command(mark)
     await alice.until(lambda frame: frame == Marks("d:alice:bob", "bob", 2, 2))
-    # Together or one by one; and a server that has just begun tells some again, as its predecessor's.
+    # Together or one by one; a server that has just started repeats some, which its predecessor may have
+    # sent.
     told = [(it.delivered, it.read) for it in alice.frames if isinstance(it, Marks)]
     assert told == sorted(told)
     assert {(2, 2)} <= set(told) <= {(1, 1), (2, 2)}
@@ -91,7 +92,7 @@ async def test_typing_is_told_to_the_other_and_kept_nowhere(running: Server, dev
 
 
 async def together(alice: RawDevice, bob: RawDevice) -> None:
-    """The two know each other: they share a conversation."""
+    """The two have a common conversation."""
     await alice.send("d:alice:bob", "hello")
     await bob.hello(Cursor("d:alice:bob"))
 
@@ -203,7 +204,7 @@ async def test_a_will_is_told_by_a_server_that_has_not_heard_of_its_device(
 
 
 async def test_a_will_at_partition_0_is_passed_on(running: Server, device: Make) -> None:
-    """Where a client publishes its will that does not know the number of partitions yet."""
+    """A client that does not know the number of partitions yet publishes its will there."""
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     await together(alice, bob)
     await alice.hello(nonce="a")
@@ -251,7 +252,7 @@ async def test_commands_that_are_late_do_not_bring_back_who_has_gone(running: Se
     start = len(bob.frames)
     await alice.command(Status("offline", "a"))
     await is_told(bob, "alice", "offline", since=start)
-    await alice.command(Mark("d:alice:bob", read=1))  # it was to come before the last word
+    await alice.command(Mark("d:alice:bob", read=1))  # it would have come before the final status
     await bob.frame(Marks, since=start)
     await alice.hello(nonce="b")
     await is_told(bob, "alice", "online", since=start)

@@ -1,4 +1,4 @@
-"""One message, end to end, between devices that know nothing but the wire."""
+"""One message, end to end, between devices that know only the wire format."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""A server beside one of another version, on the same Redis and the same store."""
+"""Servers of different versions on the same Redis and the same store."""
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack

@@ -1,4 +1,4 @@
-"""A fault of the server's own code in one command: told to its sender, and no end to the partition."""
+"""A fault in the server's own code affects one command: its sender is told, and the partition continues."""
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
@@ -74,7 +74,7 @@ async def test_more_partitions_than_ids_have_room_for(broker: Mosquitto, tmp_pat
     async with serving(config_for(broker, tmp_path, partitions=3)) as server:
         assert server.partitions == 3
     async with serving(config_for(broker, tmp_path)) as server:
-        assert server.partitions == 3  # fixed when the store was created
+        assert server.partitions == 3  # fixed at the creation of the store
     with pytest.raises(SetupError, match=r"5 is asked for.*created with 3, which is for good"):
         async with serving(config_for(broker, tmp_path, partitions=5)):
             pass
@@ -109,7 +109,7 @@ async def test_marks_that_an_owner_raised_and_told_nobody_are_told_by_the_next(
         await alice.hello()
         await alice.send("d:alice:bob", "1")
         await server._store.raise_marks([Marks("d:alice:bob", "bob", 1, 1)])
-    # The command that did it comes again, to an owner who has only just taken over.
+    # The command that caused the fault comes again, to an owner that has just taken over.
     await bob.command(Mark("d:alice:bob", read=1))
     async with serving(config_for(broker, tmp_path)):
         assert await alice.frame(Marks) == Marks("d:alice:bob", "bob", 1, 1)

@@ -1,4 +1,4 @@
-"""Two deployments on one broker by mistake: the one that came later ends, and says why."""
+"""Two deployments on one broker by mistake: the one that started later ends and reports why."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ def peer(cluster: str, standing: float, worker: str = "w") -> Peer:
 
 @pytest.fixture(autouse=True)
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No periodic look at the access rules, which also announces a server to the others, within a test."""
+    """Disables the periodic check of the access rules, which also announces a server to others."""
     monkeypatch.setattr(peer_discovery, "CHECK_SECONDS", 10 * WITHIN)
 
 
@@ -69,7 +69,7 @@ async def test_a_server_of_another_store_is_refused_and_the_first_goes_on(
     (tmp_path / "other").mkdir()
     with pytest.raises(SetupError, match=r"served already.*cluster [0-9a-f]{16}.*cluster [0-9a-f]{16}"):
         async with serving(config_for(broker, tmp_path / "other"), clock=lambda: wall_clock() - 3_600_000):
-            pass  # its clock is an hour behind, which makes it no older
+            pass  # its clock is an hour behind, which does not make it older
     assert "another imqtt is on this broker" in caplog.text
     alice = await device("alice@phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)

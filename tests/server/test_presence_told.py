@@ -1,4 +1,4 @@
-"""What peers are told of a user's presence is true when it is told, whatever is away meanwhile."""
+"""Presence that peers are told is correct when they are told, whatever part is unavailable meanwhile."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
 
 
 class Room:
-    """Presences on a real store and a real Redis. Bob has a conversation with everybody, and is there."""
+    """Presences on a real store and a real Redis. Bob has a conversation with every user and is online."""
 
     def __init__(self, redis: RedisServer, store: SqliteStore, state: RedisState) -> None:
         self.redis = redis
@@ -90,7 +90,7 @@ class Room:
         return all(queue.idle for queue in queues)
 
     async def hears(self, *told: tuple[str, str]) -> None:
-        """Bob is told of these users that they are in these states, and of nothing else."""
+        """Bob is told exactly these states of users."""
         async with self.telling():
             await eventually(lambda: self.idle, what="nothing left to tell")
         assert [(it.user, it.state) for it in self.told] == list(told)
@@ -117,7 +117,7 @@ async def room(redis: RedisServer, tmp_path: Path) -> AsyncIterator[Room]:
 
 
 def follow(monkeypatch: pytest.MonkeyPatch, state: RedisState, what: str, then: Callable[[], object]) -> None:
-    """Has `then` happen whenever the state has answered a call of `what`."""
+    """Calls `then` whenever the state has answered a call of `what`."""
     call: Callable[..., Awaitable[object]] = getattr(state, what)
 
     async def followed(*given: object) -> object:
@@ -129,7 +129,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, state: RedisState, what: str, then: 
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, store: SqliteStore, *, times: float = inf) -> list[str]:
-    """The next `times` reads of users' conversations fail. Returns of whom they were; it grows."""
+    """Lets the next `times` reads of users' conversations fail. Returns the growing list of their users."""
     read, failed = store.conversations_of, list[str]()
 
     async def conversations_of(user: str, after: str, limit: int) -> list[str]:
@@ -193,7 +193,7 @@ async def test_who_fell_silent_as_redis_dropped_is_told_of(
     room.now += 299_999
     await room.presences.refresh([BOB])
     room.now += 1
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
+    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
     with monkeypatch.context() as patch:
         follow(patch, room.state, "expired", lambda: room.redis.command("CLIENT", "KILL", "TYPE", "normal"))
         async with room.telling():
@@ -212,7 +212,7 @@ async def test_what_a_wiped_redis_has_forgotten_is_not_told(
         await room.hear(ALICE, Hello("new"))
     await room.hear(BOB, Status("online", "b"))
     await room.hear(Device("carol", "phone"), Hello("c"))
-    await room.hears(("carol", "online"), ("carol", "online"))  # as a change, and as Bob is back
+    await room.hears(("carol", "online"), ("carol", "online"))  # as a change, and because Bob is back
 
 
 async def test_a_user_of_whom_redis_refuses_to_tell_holds_up_nobody(room: Room) -> None:
@@ -272,7 +272,7 @@ async def test_whoever_speaks_to_a_wiped_redis_is_told_of(room: Room) -> None:
     await room.presences.refresh([ALICE, BOB])
     await room.hears(("alice", "online"))
     await room.hear(BOB, Status("online", "b"))
-    await room.hears(("alice", "online"))  # as Bob is back, and may have missed something
+    await room.hears(("alice", "online"))  # because Bob is back and may have missed something
     await room.hear(ALICE, Status("offline", "a"))
     await room.hears(("alice", "offline"))
 
@@ -302,15 +302,15 @@ async def test_who_falls_silent_as_the_state_is_lost_is_told_as_gone_once_that_i
     await room.presences.refresh([BOB, CAROL])
     await room.hears(("carol", "online"))
     room.now += 1_000
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
+    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
     async with room.telling():
         await eventually(lambda: len(room.told) == 2)
-    assert Presence("alice", "offline") in room.told  # what is stored of when she was seen is a day old
-    await room.hears(("alice", "offline"), ("carol", "online"))  # Dave was not there lately
+    assert Presence("alice", "offline") in room.told  # the stored time when she was last seen is a day old
+    await room.hears(("alice", "offline"), ("carol", "online"))  # Dave was not online lately
 
 
 async def lose_memory(room: Room) -> None:
-    """The state forgets that Alice and Carol are there, and then Bob speaks."""
+    """The state loses the presence of Alice and Carol, and then Bob sends something."""
     room.now = 400 * 86_400_000
     await room.know("carol")
     await room.store.put_devices([Registration(it, "json", seen=room.now) for it in (ALICE, CAROL)])
@@ -323,8 +323,8 @@ async def lose_memory(room: Room) -> None:
 
 
 async def look(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the look for silent devices happen."""
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
+    """Runs the check for silent devices."""
+    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
     looked = asyncio.Event()
     with monkeypatch.context() as patch:
         follow(patch, room.state, "expired", looked.set)
@@ -344,14 +344,14 @@ async def test_the_wait_begins_anew_if_the_state_is_lost_again(
     await room.presences.refresh([BOB])
     room.now += 1_000
     await look(room, monkeypatch)
-    await room.hears()  # neither Alice nor Carol is known to have gone
+    await room.hears()  # neither Alice nor Carol is known to be offline
     assert room.presences._unknown
 
 
 async def test_a_device_that_has_gone_itself_is_told_of_nobody_later(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that connects for a single command each time, without a `Hello`."""
+    """For example one that connects for a single command each time, without a `Hello`."""
     await lose_memory(room)
     room.now += 300_000
     await look(room, monkeypatch)
@@ -452,7 +452,7 @@ async def test_silence_is_found_however_long_telling_takes(
     await room.hear(ALICE, Hello("a"))
     room.now += 300_000
     await room.presences.refresh([BOB])
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # looks every half a second
+    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
 
     async def found() -> bool:
         return (await room.state.presence(["alice"]))["alice"][0].state == "offline"

@@ -1,4 +1,4 @@
-"""A problem is logged when it starts, when its cause changes, and when it is over; and by nobody twice."""
+"""A problem is logged when it starts, when its cause changes, and when it is over; and only once."""
 
 import asyncio
 import errno

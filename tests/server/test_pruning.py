@@ -1,4 +1,4 @@
-"""Devices that nobody uses any more are removed, and those that somebody uses are not."""
+"""Devices that are no longer used are removed, and used ones are not."""
 
 import asyncio
 import logging
@@ -34,13 +34,13 @@ def published(_: Sequence[Message]) -> asyncio.Future[list[int]]:
 
 
 class Place:
-    """A worker's devices, presences and pruning on a real store: 90 days, three devices a user."""
+    """A worker's devices, presences and pruning on a real store: 90 days, three devices per user."""
 
     def __init__(self, store: SqliteStore) -> None:
         self.store = store
         self.state = MemoryState(rate=10, burst=10)
         self.now = NOW
-        self.ahead = 0  # what the clock is wrong by
+        self.ahead = 0  # error of the clock
         self.counters = Counters()
         self.devices = Devices(store, self.state, Problems(), lambda: self.now)
         self.presences = Presences(
@@ -54,7 +54,7 @@ class Place:
         )  # fmt: skip
 
     async def put(self, *names: str, days: float = 0.0, seen: int | None = None) -> None:
-        """Devices that were last seen so many days ago."""
+        """Devices that were last seen this many days ago."""
         seen = self.now - int(days * DAY) if seen is None else seen
         await self.store.put_devices([Registration(device(it), "json", seen=seen) for it in names])
 
@@ -62,7 +62,7 @@ class Place:
         return [str(it.device) for it in await self.store.registrations(Device("", ""), 10_000)]
 
     async def prune(self) -> None:
-        """Sweeps, and finishes what that has found."""
+        """Runs one sweep and removes what it found."""
         await self.pruning.sweep()
         task = asyncio.create_task(self.pruning._crowded.run())
         await eventually(lambda: self.pruning._crowded.idle)
@@ -81,7 +81,7 @@ def device(name: str) -> Device:
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     place = Place(store)
-    await place.pruning.sweep()  # at its first one it removes nothing
+    await place.pruning.sweep()  # the first sweep removes nothing
     yield place
     await store.close()
 
@@ -242,7 +242,7 @@ async def test_a_clock_that_jumps_ahead_removes_no_device_for_however_long_it_is
     await place.prune()
     place.now += DAY
     await place.prune()
-    assert await place.names() == ["alice@phone"]  # and yet the time that has passed counts
+    assert await place.names() == ["alice@phone"]  # but the elapsed time counts
     said = (
         "the clock has jumped ahead, and no device is removed for what it says: it is 400 days further than"
     )

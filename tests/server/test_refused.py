@@ -1,4 +1,4 @@
-"""A broker that refuses the server: a mistake to be told at the start, and later a trouble that passes."""
+"""A broker that refuses the server: an error at the start, and later a temporary problem."""
 
 import asyncio
 import logging
@@ -69,7 +69,7 @@ async def test_a_worker_that_serves_goes_on_though_a_partition_that_comes_to_it_
 
 
 class Shared(MemoryState):
-    """As a worker sees it that joins another one, which lets go of its partitions after a while."""
+    """The state as a joining worker sees it: the other worker releases its partitions after a while."""
 
     shared = True
 
@@ -94,7 +94,7 @@ async def test_a_worker_that_joins_and_gets_nothing_of_what_is_to_be_its_own_end
     assignment = assignment_of_a_joining_worker()
     with pytest.raises(SetupError, match="not authorized"):
         await asyncio.wait_for(assignment.run(ready), WITHIN)
-    assert ready.is_set()  # while the other one held everything, there was nothing to wait for
+    assert ready.is_set()  # the other worker held all partitions, so there was nothing to wait for
 
 
 async def test_a_worker_that_is_long_refused_a_session_leaves_it_to_others_for_a_while() -> None:

@@ -16,7 +16,7 @@ class Worker:
         self.queue = SlicedQueue[str]("testing", self._do)
         self.done: list[str] = []
         self.fail = 0
-        self.put: dict[str, str] = {}  # keys that are put while this slice is done
+        self.put: dict[str, str] = {}  # keys that are added during this slice
 
     async def _do(self, key: str, after: str) -> str:
         number = int(after or "0") + 1
@@ -91,7 +91,7 @@ async def test_what_is_put_again_before_a_mistake_is_begun_again() -> None:
     async def do(key: str, after: str) -> str:
         done.append(key + after)
         if done == ["a"]:
-            queue.put("b")  # takes its turn between the slices of `a`
+            queue.put("b")  # is served between the slices of `a`
         elif key == "b":
             queue.put("a")
         elif done == ["a", "b", "a1"]:

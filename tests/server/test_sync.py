@@ -75,7 +75,7 @@ async def test_a_new_device_gets_heads_and_the_latest_of_the_newest(running: Ser
     (part,) = page.slices
     assert (part.conversation, part.missing) == ("u:alice", "")
     assert part.events[-1].id == newest[-1].id
-    # The heads' latest events count among the page's hundred.
+    # The heads' latest events count towards the page's hundred.
     assert [event.seq for event in part.events] == list(range(121 - len(part.events), 121))
     assert len(part.events) >= 98
 

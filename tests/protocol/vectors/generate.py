@@ -1,4 +1,4 @@
-"""Writes the golden vectors, or (without --write) proves that what is committed is current."""
+"""Writes the golden vectors; without --write, checks that the committed ones are current."""
 
 import json
 import sys
@@ -101,7 +101,7 @@ CONVERSATION, NAME, CONTENT = (
     "0a0b643a616c6963653a626f62", "12026d31", "1a0d0a0b48656c6c6f2c20426f6221",
 )  # fmt: skip
 
-# Other payloads that say the same: order, spacing, escapes, defaults, and fields of a later version.
+# Other payloads with the same meaning: order, spacing, escapes, defaults, and fields of a later version.
 ALSO: dict[str, Entry] = {
     "send text": {
         "also_json": [
@@ -368,7 +368,7 @@ def _packet(frames: tuple[AnyFrame, ...], format: Format) -> bytes:
 
 
 def payload_of(entry: Entry) -> bytes:
-    """What is published: `json` as UTF-8, or `hex`."""
+    """The published bytes: `json` as UTF-8, or `hex`."""
     if "json" in entry:
         return str(entry["json"]).encode()
     return bytes.fromhex(str(entry["hex"]))
@@ -394,7 +394,7 @@ def main() -> None:
         if "--write" in sys.argv:
             (HERE / name).write_text(text)
         elif (HERE / name).read_text() != text:
-            sys.exit(f"{name} is not current: a change of the protocol, or run with --write")
+            sys.exit(f"{name} is outdated: if the protocol was meant to change, run with --write")
 
 
 if __name__ == "__main__":

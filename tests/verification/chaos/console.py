@@ -1,6 +1,8 @@
-"""The commands to a device's process on stdin and its reports on stdout, as lines of JSON."""
+"""Commands to a device's process on stdin and its reports on stdout, as lines of JSON."""
 
 import asyncio
+import contextlib
+import logging
 import resource
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -12,20 +14,21 @@ LONGEST_LINE = 1 << 20
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line: who the device is, and what it does from its start on.
+    """The first line: the device's account and what it does from its start.
 
-    `brokers`: `host:port` of one or several. `history`: the file to which it appends. `store`: the file of
-    an SDK device's log and outbox. `conversations`: those to which it sends, at random. `rate`: messages a
-    second, 0 for none, and none while `most_open` are unanswered. `marks`: how often a second it marks
-    something as read. `seed`: of its choices, together with how often it was started.
+    `brokers`: one or several `host:port`. `history`: the file that it appends to. `store`: the file of an SDK
+    device's log and outbox. `conversations`: where it sends, at random. `rate`: messages per second; 0 sends
+    none. `max_unanswered`: it stops sending at this number of unanswered messages. `marks`: how often per
+    second it marks something as read. `seed`: seeds its random choices, together with the number of earlier
+    starts.
 
-    `patience`: seconds without an answer, after which the history says `Info`. A message that is sent again
-    all the same may be answered later.
+    `patience`: seconds without an answer before the history records `Info`. A message that is resent may
+    still be answered later.
 
-    `timing`: what `imqtt.client.Timing` is to have in place of `QUICK`.
+    `timing`: values of `imqtt.client.Timing` that replace those of `QUICK`.
 
-    Of plain devices: `resend` is the share of messages that it sends again until they are answered, and
-    `detour` has it publish everything to partition 0.
+    Plain devices only: `resend` is the share of messages that are resent until answered; `detour` publishes
+    everything to partition 0.
     """
 
     user: str
@@ -36,7 +39,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     store: str = ""
     conversations: tuple[str, ...] = ()
     rate: float = 10.0
-    most_open: int = 500
+    max_unanswered: int = 500
     marks: float = 1.0
     seed: int = 0
     kind: Literal["sdk", "plain"] = "sdk"
@@ -48,25 +51,25 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def process(self) -> str:
-        """Its name in histories, and its MQTT username."""
+        """The device's name in histories, which is also its MQTT username."""
         return f"{self.user}@{self.device}"
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A further line. `do`: pause, go, settle, finish, and of plain devices replay, of `count` messages."""
+    """Any later line. `do`: pause, go, settle, finish or (plain devices only) replay, of `count` messages."""
 
     do: str
     count: int = 0
 
 
 class Started(msgspec.Struct, frozen=True, tag_field="said", tag="started"):
-    """It has read its own history, and says so in it."""
+    """The device has read its own history and recorded its start."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag_field="said", tag="progress"):
-    """Messages that were accepted, of all the device's lives; and of these, when the latest one was invoked.
+    """Messages accepted in all runs of the device, and when the latest accepted one was invoked.
 
-    `newest` is on the clock of `history.now`; 0: none.
+    `newest` is on the clock of `history.now`; 0 if there is none.
     """
 
     accepted: int = 0
@@ -74,7 +77,7 @@ class Progress(msgspec.Struct, frozen=True, tag_field="said", tag="progress"):
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="said", tag="done"):
-    """An order is carried out. `count`: PUBACKs of a replay, conversations of a finish. `cpu`: seconds."""
+    """An order is complete. `count`: PUBACKs of a replay, conversations of a finish. `cpu`: seconds."""
 
     do: str
     count: int = 0
@@ -89,10 +92,11 @@ _order = msgspec.json.Decoder(Order).decode
 
 
 class Console:
-    """The process's side."""
+    """The device's side."""
 
     def __init__(self, plan: Plan, reader: asyncio.StreamReader) -> None:
         self.plan = plan
+        self.is_finished = False  # told to record what the device holds, and to end
         self._reader = reader
 
     @classmethod
@@ -104,20 +108,19 @@ class Console:
         return cls(_plan(await reader.readline()), reader)
 
     async def orders(self) -> AsyncIterator[Order]:
-        """Ends when nobody is there any more to give one."""
+        """Ends when stdin is closed."""
         while line := await self._reader.readline():
             yield _order(line)
 
-    async def obey(
+    async def execute_orders(
         self,
-        going: asyncio.Event,
+        may_send: asyncio.Event,
         settle: Callable[[], Coroutine[Any, Any, None]],
-        finish: Callable[[], Awaitable[int]],
         replay: Callable[[int], Awaitable[int]] | None = None,
     ) -> None:
-        """Carries orders out until it is told to finish. While `going` is not set, the device sends nothing.
+        """Executes orders until `finish`. The device sends nothing while `may_send` is not set.
 
-        `settle` says itself when it is done; the next one takes its place.
+        `settle` and `finish` report their own completion. A later `settle` or `finish` cancels a `settle`.
         """
         async with asyncio.TaskGroup() as tasks:
             settling: asyncio.Task[None] | None = None
@@ -129,16 +132,16 @@ class Console:
                     settling = tasks.create_task(settle(), name="device-settle")
                     continue
                 if order.do == "pause":
-                    going.clear()
+                    may_send.clear()
                 elif order.do == "go":
-                    going.set()
+                    may_send.set()
                 elif order.do == "replay" and replay is not None:
                     count = await replay(order.count)
                 elif order.do == "finish":
-                    self.done("finish", await finish())
+                    self.is_finished = True
                     return
                 else:
-                    raise ValueError(f"this device cannot {order.do}")
+                    raise ValueError(f"unknown order: {order.do}")
                 self.done(order.do, count)
             if settling is not None:
                 settling.cancel()
@@ -152,9 +155,20 @@ class Console:
         self.say(Done(do, count, usage.ru_utime + usage.ru_stime))
 
 
-async def until_one_ends(*works: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs all that a device does. Ends with the first of them, and raises what that has raised."""
-    tasks = [asyncio.create_task(work(), name=f"device{work.__name__}") for work in works]
+def run_device(make: Callable[[Console], Any]) -> None:
+    """The main program of a device's process."""
+
+    async def main() -> None:
+        await make(await Console.open()).run()
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())
+
+
+async def until_one_ends(*tasks_of_device: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs all tasks of a device until the first one ends, and raises its error if it failed."""
+    tasks = [asyncio.create_task(work(), name=f"device{work.__name__}") for work in tasks_of_device]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()

@@ -1,4 +1,4 @@
-"""Devices as a harness has them: processes of their own, which it may kill, pause and ask."""
+"""Devices as processes that a harness may start, kill, pause and command."""
 
 import asyncio
 import contextlib
@@ -13,23 +13,21 @@ from imqtt.mosquitto.process import end_with_parent
 from tests.verification.chaos.console import Done, Order, Plan, Progress, Said, Started
 from tests.verification.checker.history import Held, History, Start, now
 
-__all__ = ["DeviceEnded", "DeviceProcess", "Done", "Plan", "Progress", "fresh", "fresh_history", "settle"]
-
 START_SECONDS = 120.0
-END_SECONDS = 60.0  # between the last word of a device and its end
+END_SECONDS = 60.0  # from the last report of a device until its exit
 
 _encode = msgspec.json.Encoder().encode
 _said = msgspec.json.Decoder(Said).decode
 
 
 class DeviceEnded(Exception):
-    """The process was asked something and has ended instead."""
+    """The process ended instead of answering."""
 
 
 class DeviceProcess:
-    """A device of which there is at most one process at a time.
+    """One device, with at most one process at a time.
 
-    What it logs goes to a file beside its history.
+    Its log goes to a file beside its history.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -47,29 +45,29 @@ class DeviceProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process, while it runs or is paused."""
+        """The running or paused process; None otherwise."""
         if self._process is None or self._process.returncode is not None:
             return None
         return self._process.pid
 
     @property
     def ended(self) -> int | None:
-        """How the last process ended: its exit status, or a signal's negative number."""
+        """How the last process ended: its exit status, or a signal as a negative number."""
         return None if self._process is None else self._process.returncode
 
     async def start(self, within: float = START_SECONDS) -> None:
-        """Returns once it has read its history; it connects and sends from then on by itself.
+        """Returns when the process has read its history; it then connects and sends on its own.
 
-        Raises `DeviceEnded`, or `TimeoutError`.
+        Raises `DeviceEnded` or `TimeoutError`.
         """
-        assert self.pid is None, f"{self.name} runs already"
+        assert self.pid is None, f"{self.name} is already running"
         self._started = asyncio.Event()
         module = f"tests.verification.chaos.{self.plan.kind}_device"
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", module,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                start_new_session=True,  # a Ctrl-C is for the harness, which ends its devices itself
+                start_new_session=True,  # the harness handles Ctrl-C and ends its devices
                 preexec_fn=end_with_parent(signal.SIGKILL),
             )  # fmt: skip
         self._listening = asyncio.create_task(self._listen(self._process), name=f"listen-to-{self.name}")
@@ -81,10 +79,10 @@ class DeviceProcess:
         finally:
             started.cancel()
         if not self._started.is_set():
-            raise self._its_end()
+            raise self._end_error()
 
     async def kill(self) -> None:
-        """SIGKILL, also to one that is paused. Returns when the process is gone."""
+        """SIGKILL, also for a paused process. Returns when the process has exited."""
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -99,9 +97,9 @@ class DeviceProcess:
         self._signal(signal.SIGCONT)
 
     async def command(self, do: str, within: float, count: int = 0) -> Done:
-        """Has it do something: see `console.Order`. Raises `TimeoutError` or `DeviceEnded`."""
+        """Sends an order and waits for its completion. Raises `TimeoutError` or `DeviceEnded`."""
         if self.pid is None:
-            raise self._its_end()
+            raise self._end_error()
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._asked[do] = answer
         self._tell(Order(do, count))
@@ -109,30 +107,30 @@ class DeviceProcess:
             return await answer
 
     async def settle(self, within: float) -> None:
-        """Returns when all that it sends is answered and it has all that there was by then.
+        """Returns when all messages are answered and the device has everything that existed by then.
 
-        For what others are still sending, see the function of this name.
+        The function `settle` also covers messages that other devices were still sending.
         """
         await self.command("settle", within)
 
     async def replay(self, count: int, within: float = 60.0) -> int:
-        """Has a plain device publish old commands again; how many of them the broker took."""
+        """Publishes old commands of a plain device again; returns how many the broker acked."""
         return (await self.command("replay", within, count)).count
 
     async def finish(self, within: float) -> Done:
-        """Has it write down all that it holds, and end by itself."""
+        """Makes the device record everything that it holds, and exit."""
         done = await self.command("finish", within)
         async with asyncio.timeout(END_SECONDS):
             await self._gone()
         if self.ended:
-            raise self._its_end()
+            raise self._end_error()
         return done
 
     # --- inside
 
     def _signal(self, number: signal.Signals) -> None:
         if self.pid is None:
-            raise self._its_end()
+            raise self._end_error()
         os.kill(self.pid, number)
 
     def _tell(self, line: Plan | Order) -> None:
@@ -142,7 +140,7 @@ class DeviceProcess:
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        # What a killed process was about to say ends without a line's end.
+        # A killed process may leave a truncated last line.
         while (line := await process.stdout.readline()).endswith(b"\n"):
             said = _said(line)
             if isinstance(said, Started):
@@ -156,22 +154,22 @@ class DeviceProcess:
         await process.wait()
         for answer in self._asked.values():
             if not answer.done():
-                answer.set_exception(self._its_end())
+                answer.set_exception(self._end_error())
         self._asked.clear()
 
     async def _gone(self) -> None:
         if self._listening is not None:
             await self._listening
 
-    def _its_end(self) -> DeviceEnded:
+    def _end_error(self) -> DeviceEnded:
         said = self.log.read_text(errors="replace")[-2_000:] if self.log.exists() else ""
         return DeviceEnded(f"{self.name} ended with {self.ended}: {said}")
 
 
 async def settle(devices: list[DeviceProcess], within: float) -> None:
-    """Returns when everybody has everything, given that none sends any more (`pause`).
+    """Returns when every device has everything, provided that none is sending (`pause`).
 
-    Everybody is asked twice: who had settled first may lack what another sent thereafter. Raises as
+    All devices are asked twice: the first to settle may lack messages that others sent afterwards. Raises as
     `DeviceProcess.settle`, within about twice the time.
     """
     for _ in range(2):
@@ -180,27 +178,29 @@ async def settle(devices: list[DeviceProcess], within: float) -> None:
                 tasks.create_task(device.settle(within))
 
 
-def fresh_history(plan: Plan) -> Path:
-    """Where `fresh` writes, beside the device's own history."""
+def fresh_device_history(plan: Plan) -> Path:
+    """The file that `sync_fresh_device` writes, beside the device's own history."""
     own = Path(plan.history)
     return own.with_stem(f"{own.stem}@fresh")
 
 
-async def fresh(plan: Plan, *, broker: str, within: float = 120.0) -> int:
-    """The device, which does not run any more, once more with nothing: it asks for all there is, and says it.
+async def sync_fresh_device(plan: Plan, *, broker: str, within: float = 120.0) -> int:
+    """Syncs everything into an empty store under this device's account and records it as held.
 
-    In this process. Returns how many conversations there are. Raises `TimeoutError`.
+    Runs in this process; the device itself must have ended. Returns the number of conversations. Raises
+    `TimeoutError`.
     """
-    from tests.verification.chaos.sdk_device import client_of, held_by  # its imports are for who needs them
+    from tests.verification.chaos.sdk_device import client_of, held_by  # imports the SDK
 
-    plan = msgspec.structs.replace(plan, brokers=(broker,), store="")
-    lines = History(fresh_history(plan))
+    path = fresh_device_history(plan)
+    plan = msgspec.structs.replace(plan, brokers=(broker,), store=str(path.with_suffix(".db")))
+    lines = History(path)
     try:
-        lines.write(Start(plan.process, now(), ordered=True, keeps=False))
+        lines.write(Start(plan.process, now(), ordered=True, durable=False))
         async with client_of(plan) as client:
             async with asyncio.timeout(within):
                 await client.caught_up()
-            held = await held_by(client)
+        held = await held_by(plan)
         for conversation, (base, rows) in held.items():
             lines.write(Held(plan.process, now(), conversation, base, rows, fresh=True))
         return len(held)

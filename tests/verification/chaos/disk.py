@@ -1,4 +1,4 @@
-"""A small disk of the harness's own, which it can fill to the last byte."""
+"""A small disk that a harness can fill to the last byte."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ MEGABYTES = 96
 
 
 class Disk:
-    """`with Disk(directory) as disk`: a small tmpfs is mounted there; where that is not allowed, nothing is.
+    """`with Disk(directory) as disk`: mounts a small tmpfs there, or nothing if mounting is not permitted.
 
-    A limit on the size of files would be no such thing: it makes a write fail with another error. What was
-    on it stays behind in the directory when it is unmounted.
+    A limit on file sizes is no substitute: writes then fail with another error. On unmounting, the files are
+    copied into the directory.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -39,7 +39,7 @@ class Disk:
             kept.rename(self.directory)
 
     def fill(self) -> None:
-        """Takes all the room that there is."""
+        """Uses up all free space."""
         file = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             for size in (1 << 20, 4_096, 512):
@@ -54,7 +54,7 @@ class Disk:
 
     @property
     def ballast(self) -> int:
-        """How many bytes are taken."""
+        """Bytes used by `fill`."""
         return self._ballast.stat().st_size if self._ballast.exists() else 0
 
     @property

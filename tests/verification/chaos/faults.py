@@ -1,10 +1,10 @@
-"""What a fault is: it fires, which it has to prove, and it is healed.
+"""The interface of faults: a fault fires, proves its effect, and is repaired.
 
-    fault = FAULTS[kind](stack, kind, target, chance)
-    seen = await fire(fault)           raises NotFired; `seen` says what was seen to happen
-    await fault.heal()
+    fault = KINDS[kind](stack, kind, target, rng)
+    seen = await fire(fault)           raises NotFired; `seen` describes the observed effect
+    await fault.repair()
 
-A kind is named by what is done to what: `kill worker`, `slow worker-store`.
+A kind is named by its effect and its target: `kill worker`, `slow worker-store`.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from typing import ClassVar, Protocol
 import msgspec
 
 from tests.services import eventually
-from tests.verification.chaos.parts import Stack
+from tests.verification.chaos.stack import Stack
 
-SHOWS_SECONDS = 30.0  # for what a fault does to show
+EFFECT_SECONDS = 30.0  # until the effect of a fault must be seen
 RANKS = {
     "broker": 1,
     "redis": 1,
@@ -29,16 +29,16 @@ RANKS = {
     "device": 3,
     "full device disk": 3,
 }
-# In what a fault breaks or needs: all of them, and all ways from them.
-WORKERS, DEVICES, WORKERS_WAYS = "workers", "devices", "workers>"
+# Names in `breaks` and `needs` that stand for all workers, all devices and all connections of workers.
+WORKERS, DEVICES, WORKER_CONNECTIONS = "workers", "devices", "workers>"
 
 
 class NotFired(Exception):
-    """It did not happen. A run in which it should have is invalid."""
+    """The fault had no effect. A run in which this happens is invalid."""
 
 
 class Failed(Exception):
-    """Something did happen that must not."""
+    """Something happened that must never happen."""
 
 
 class Process(Protocol):
@@ -57,9 +57,9 @@ class Process(Protocol):
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What there is to be hit. `sessions`: the partitions of the conversations that are talked in.
+    """The parts of a run that faults may target. `sessions`: the partitions of the conversations in use.
 
-    `disks`: disks can be mounted, on which the SQLite store is, and that of the first device.
+    `disks`: disks can be mounted for the SQLite store and for the first device.
     """
 
     stack: str
@@ -71,63 +71,66 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class Fault:
-    """One fault on one target. `forgets`: a broker may lose by it what it has taken.
+    """One fault on one target. `loses_state`: kinds after which a broker may have lost messages that it
+    acked.
 
-    `hold`: it is of no use unless it lasts so many seconds.
+    `hold`: the shortest time in seconds for which the fault is useful.
     """
 
-    forgets: ClassVar[Collection[str]] = ()  # of its kinds, those that do
+    loses_state: ClassVar[Collection[str]] = ()
     hold: ClassVar[float] = 0.0
 
-    def __init__(self, stack: Stack, kind: str, target: str, chance: Random) -> None:
+    def __init__(self, stack: Stack, kind: str, target: str, rng: Random) -> None:
         self.stack = stack
         self.kind = kind
         self.target = target
-        self.chance = chance
+        self.rng = rng
 
     @property
     def rank(self) -> int:
-        """Of several faults, those of a lower rank are healed first: parts of a higher one need them."""
+        """Faults of a lower rank are repaired first, because parts of a higher rank need them."""
         return RANKS.get(self.kind) or RANKS.get(self.kind.rsplit(maxsplit=1)[-1], 0)
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
-        """What it may be done to; nothing, if there is no such thing on this stack."""
+        """Possible targets; empty if this stack has none."""
         raise NotImplementedError
 
     @classmethod
     def breaks(cls, kind: str, target: str) -> set[str]:
-        """What does not work meanwhile, or not as it should: no other fault may be at that."""
+        """Parts that fail or misbehave during the fault: no other fault may affect them."""
         raise NotImplementedError
 
     @classmethod
     def needs(cls, kind: str, target: str) -> set[str]:
-        """What has to work for it to show that it has fired."""
+        """Parts that must work for the effect to be visible."""
         raise NotImplementedError
 
     async def fire(self) -> str:
-        """Does it, and returns what was seen of it. Raises `NotFired`, and `Failed` where all is not well."""
+        """Injects the fault and describes its observed effect. Raises `NotFired`, or `Failed` for an
+        error.
+        """
         raise NotImplementedError
 
-    async def heal(self) -> str:
-        """Ends it; what is to be said of it, beside that."""
+    async def repair(self) -> str:
+        """Ends the fault and describes anything worth recording."""
         raise NotImplementedError
 
 
 async def fire(fault: Fault) -> str:
-    """As `fault.fire`, and what does not show within its time has not fired."""
+    """Calls `fault.fire`; an effect that is not seen in time raises `NotFired`."""
     try:
         return await fault.fire()
     except AssertionError as error:
         raise NotFired(str(error)) from error
 
 
-async def shows(condition: object, what: str) -> None:
-    await eventually(condition, within=SHOWS_SECONDS, what=what)  # type: ignore[arg-type]
+async def wait_for_effect(condition: object, what: str) -> None:
+    await eventually(condition, within=EFFECT_SECONDS, what=what)  # type: ignore[arg-type]
 
 
 def process(stack: Stack, target: str) -> Process:
-    """The part of this name."""
+    """The part with this name."""
     parts: Mapping[str, Process | None] = {
         "broker": stack.broker, "redis": stack.redis, "store": stack.mongo,
         **stack.workers, **stack.devices,
@@ -138,29 +141,29 @@ def process(stack: Stack, target: str) -> Process:
 
 
 def processes(kind: str, shape: Shape) -> Collection[str]:
-    """The names of the parts of this sort: `worker`, `broker`, `redis`, `store` or `device`."""
+    """The names of all parts of the kind's target: `worker`, `broker`, `redis`, `store` or `device`."""
     sort = kind.rsplit(maxsplit=1)[-1]
     if sort in ("redis", "store") and shape.stack != "scale":
-        return ()  # of SQLite and of the state in memory, the process is the worker's
+        return ()  # SQLite and the state in memory run in the worker's process
     return {"worker": shape.workers, "device": shape.devices}.get(sort, (sort,))
 
 
 def is_paused(pid: int) -> bool:
-    """Whether the system says that the process is stopped."""
+    """Whether the kernel reports the process as stopped."""
     status = Path(f"/proc/{pid}/stat").read_text()
     return status.rpartition(")")[2].split()[0] == "T"
 
 
 async def unpaused(part: Process) -> None:
-    """Goes on, and is seen to."""
+    """Resumes a part and waits until its process runs."""
     pid = part.pid
     part.resume()
     assert pid is not None
-    await eventually(lambda: not is_paused(pid), within=SHOWS_SECONDS, what=f"process {pid} going on")
+    await eventually(lambda: not is_paused(pid), within=EFFECT_SECONDS, what=f"process {pid} running again")
 
 
 async def gather(*waits: object) -> None:
-    """All of them, to their ends; then raises what one has raised."""
+    """Waits for all, then raises the first error."""
     done = await asyncio.gather(*waits, return_exceptions=True)  # type: ignore[call-overload]
     for result in done:
         if isinstance(result, BaseException):

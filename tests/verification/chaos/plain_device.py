@@ -1,9 +1,8 @@
-"""A device without the SDK, as a process that writes down what it did: any MQTT client and a JSON text.
+"""A device without the SDK: a process that records what it did, with any MQTT client and JSON text.
 
-`python -m tests.verification.chaos.plain_device`, with a `Plan` on stdin. It does what
-topics.md asks for, and no more; it uses
-nothing of imqtt but an MQTT link, so that it is a second opinion on the wire. What it had in mind ends
-with the process.
+`python -m tests.verification.chaos.plain_device`, with a `Plan` on stdin. It does what topics.md requires and
+no more. Of imqtt it uses only an MQTT link, as an independent implementation of the protocol. Unanswered
+messages are lost with the process.
 """
 
 import asyncio
@@ -18,14 +17,14 @@ from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, LinkSettings, Message, Will, connect
-from tests.verification.chaos.console import Console, Started, until_one_ends
+from tests.verification.chaos.console import Console, Started, run_device, until_one_ends
 from tests.verification.chaos.journal import Journal
 from tests.verification.chaos.journal import Message as Sent
 from tests.verification.checker.history import Row, now
 
 TICK = 0.1
-ANSWER_WITHIN = 3.0  # seconds, of a first try; topics.md suggests 10, and a run is short
-PATIENCE = 12.0  # of later ones at most
+ANSWER_WITHIN = 3.0  # seconds for the first try; topics.md suggests 10, but a run is short
+PATIENCE = 12.0  # upper bound for later tries
 CONNECTED_WITHIN = 5.0
 PUBACK_WITHIN = 8.0
 
@@ -36,7 +35,7 @@ Frame = dict[str, Any]
 
 @dataclass(slots=True)
 class Open:
-    """A message without an answer. `due`: when it is sent again, or given up."""
+    """An unanswered message. `due`: when it is sent again or given up."""
 
     sent: Sent
     again: bool
@@ -45,7 +44,7 @@ class Open:
 
 
 class PlainDevice:
-    """One life of the device."""
+    """One run of the device's process."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -55,23 +54,25 @@ class PlainDevice:
         self._connected = asyncio.Event()
         self._welcomed = asyncio.Event()  # on the present connection
         self._nonce = ""
-        self._hello_due = 0.0  # when it is said again, unless it was answered
+        self._hello_due = 0.0  # when it is sent again unless answered
         self._partitions = 0
-        self._going = asyncio.Event()
-        self._going.set()
+        self._may_send = asyncio.Event()
+        self._may_send.set()
         self._open: dict[str, Open] = {}  # by name
-        self._heads: dict[str, int] = {}  # seqs heard of
+        self._heads: dict[str, int] = {}  # the newest known seq by conversation
         self._pages: dict[str, asyncio.Future[Frame]] = {}  # by ref
-        self._told: object = None
+        self._reported: object = None
 
     async def run(self) -> None:
-        """Until it is told to finish, or nobody is there any more."""
-        self._journal.start(ordered=False, keeps=False)
+        """Runs until told to finish, or until stdin is closed."""
+        self._journal.start(ordered=False, durable=False)
         self._console.say(Started())
-        await until_one_ends(self._stay_connected, self._send, self._tick, self._obey)
+        await until_one_ends(self._stay_connected, self._send, self._tick, self._execute_orders)
 
-    async def _obey(self) -> None:
-        await self._console.obey(self._going, self._settle, self._finish, self._replay)
+    async def _execute_orders(self) -> None:
+        await self._console.execute_orders(self._may_send, self._settle, self._replay)
+        if self._console.is_finished:
+            self._console.done("finish", await self._finish())
 
     # --- the connection
 
@@ -109,7 +110,7 @@ class PlainDevice:
         self._connected.set()
 
     def _say_hello(self) -> None:
-        """Again if nobody answers: a broker that has lost its state has no subscriber for a while."""
+        """Repeated until answered: a broker that lost its state has no subscribers for a while."""
         hello = {"type": "hello", "nonce": self._nonce, "platform": "plain"}
         self._hello_due = now() + ANSWER_WITHIN
         self._publish(hello, f"u:{self._plan.user}")
@@ -129,7 +130,7 @@ class PlainDevice:
         return f"imqtt/{self._plan.process}/up/{partition}"
 
     def _publish(self, command: Frame, place: str) -> "asyncio.Future[list[int]] | None":
-        """What will be the reason code in its PUBACK; None: there is no connection to publish on."""
+        """The future of its PUBACK's reason code; None without a connection."""
         if self._link is None or self._link.closed is not None:
             return None
         return self._link.publish([Message(self._topic(place), _text(command))])
@@ -142,9 +143,9 @@ class PlainDevice:
             await asyncio.Event().wait()
         while True:
             await asyncio.sleep(journal.random.uniform(0.5, 1.5) / plan.rate)
-            await self._going.wait()
-            await self._connected.wait()  # a server that is away finds it in its queue
-            if len(self._open) < plan.most_open:
+            await self._may_send.wait()
+            await self._connected.wait()  # the broker queues it for a server that is down
+            if len(self._open) < plan.max_unanswered:
                 sent = journal.compose(journal.random.choice(plan.conversations))
                 again = journal.random.random() < plan.resend
                 wait = ANSWER_WITHIN if again else plan.patience
@@ -152,7 +153,7 @@ class PlainDevice:
                 self._send_out(sent)
 
     def _send_out(self, sent: Sent) -> "asyncio.Future[list[int]] | None":
-        """For the first time or again: always the same bytes."""
+        """Sends for the first time or again, always the same bytes."""
         self._journal.invoke(sent)
         command = {
             "type": "send", "conversation": sent.conversation, "client_msg_id": sent.name,
@@ -164,11 +165,11 @@ class PlainDevice:
         return puback
 
     def _acked(self, sent: Sent, puback: "asyncio.Future[list[int]]") -> None:
-        if _has_taken(puback):
-            self._journal.take(sent)
+        if _is_success(puback):
+            self._journal.queue(sent)
 
     async def _replay(self, count: int) -> int:
-        """Publishes messages of long ago again, once it is connected; returns how many the broker took."""
+        """Publishes old messages again once connected; returns how many the broker acked."""
         try:
             async with asyncio.timeout(CONNECTED_WITHIN):
                 await self._connected.wait()
@@ -183,27 +184,26 @@ class PlainDevice:
         if not pubacks:
             return 0
         done, _ = await asyncio.wait(pubacks, timeout=PUBACK_WITHIN)
-        return sum(map(_has_taken, done))
+        return sum(map(_is_success, done))
 
     async def _tick(self) -> None:
         journal = self._journal
         while True:
             await asyncio.sleep(TICK)
-            if journal.progress != self._told:
-                self._told = journal.progress
+            if journal.progress != self._reported:
+                self._reported = journal.progress
                 self._console.say(journal.progress)
             if self._connected.is_set() and not self._welcomed.is_set() and self._hello_due <= now():
                 self._say_hello()
             for open in list(self._open.values()):
                 if open.due <= now():
-                    self._be_due(open)
-            if self._heads and journal.random.random() < TICK * self._plan.marks and self._going.is_set():
+                    self._answer_overdue(open)
+            if self._heads and journal.random.random() < TICK * self._plan.marks and self._may_send.is_set():
                 conversation = journal.random.choice(list(self._heads))
                 mark = {"type": "mark", "conversation": conversation, "read": self._heads[conversation]}
                 self._publish(mark, conversation)
 
-    def _be_due(self, open: Open) -> None:
-        """No answer came in time."""
+    def _answer_overdue(self, open: Open) -> None:
         if not open.again:
             del self._open[open.sent.name]
             self._journal.info(open.sent, "no answer")
@@ -212,7 +212,7 @@ class PlainDevice:
             open.tries += 1
             self._send_out(open.sent)
 
-    # --- what comes
+    # --- receiving
 
     def _take(self, frame: Frame) -> None:
         kind = frame["type"]
@@ -232,9 +232,9 @@ class PlainDevice:
             if page is not None and not page.done():
                 page.set_result(frame)
         elif kind == "rejected":
-            self._be_rejected(frame)
+            self._take_rejection(frame)
 
-    def _be_rejected(self, frame: Frame) -> None:
+    def _take_rejection(self, frame: Frame) -> None:
         name = frame.get("client_msg_id", "")
         open = self._open.get(name)
         if not name:
@@ -243,7 +243,7 @@ class PlainDevice:
             self._journal.fail(frame["conversation"], name, frame["code"])
             self._open.pop(name, None)
         elif open is not None:
-            # The server has done with it: what became of it is this device's affair again.
+            # The server is done with it, so the device decides what happens next.
             self._journal.info(open.sent, frame["code"], answered=True)
             if open.again:
                 open.due = now() + frame.get("retry_after", 0) / 1000 + uniform(0.2, 1.0)
@@ -251,7 +251,7 @@ class PlainDevice:
                 del self._open[name]
 
     async def _ask(self, command: Frame) -> Frame:
-        """The page that answers; asks until there is one."""
+        """Asks until a page answers."""
         ref = uuid4().hex
         self._pages[ref] = asyncio.get_running_loop().create_future()
         try:
@@ -267,15 +267,15 @@ class PlainDevice:
     # --- the end
 
     async def _settle(self) -> None:
-        """Says so when everything is answered or given up, and there is a connection."""
+        """Reports when all messages are answered or given up, and there is a connection."""
         while self._open:
             await asyncio.sleep(TICK)
         await self._welcomed.wait()
         self._console.done("settle")
 
     async def _finish(self) -> int:
-        """Asks for everything from the first event on."""
-        self._going.clear()
+        """Fetches all conversations from the first event on, and records them."""
+        self._may_send.clear()
         for open in self._open.values():
             self._journal.info(open.sent, "the device ends")
         self._open.clear()
@@ -312,8 +312,8 @@ class PlainDevice:
                 return tuple(rows)
 
 
-def _has_taken(puback: "asyncio.Future[list[int]]") -> bool:
-    """Whether the broker says Success. At 0x10, nobody has subscribed, and it has dropped the message."""
+def _is_success(puback: "asyncio.Future[list[int]]") -> bool:
+    """Whether the code is Success. 0x10: there was no subscriber, and the broker dropped the message."""
     return not puback.cancelled() and puback.exception() is None and puback.result()[0] == 0
 
 
@@ -326,12 +326,5 @@ def _row(event: Frame) -> Row:
     return Row(event["seq"], int(event["id"]), event["sender"], event["client_msg_id"], text)
 
 
-async def main() -> None:
-    console = await Console.open()
-    await PlainDevice(console).run()
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main())
+    run_device(PlainDevice)

@@ -1,4 +1,4 @@
-"""The plan of a run: when each fault is injected, and with which others. The seed alone decides it."""
+"""The plan of a run: when each fault is injected and together with which others. Depends only on the seed."""
 
 from collections.abc import Collection, Sequence
 from itertools import combinations
@@ -6,17 +6,17 @@ from random import Random
 
 import msgspec
 
-from tests.verification.chaos.faults import DEVICES, WORKERS, WORKERS_WAYS, Shape
-from tests.verification.chaos.kinds import KINDS
+from tests.verification.chaos.fault_kinds import KINDS
+from tests.verification.chaos.faults import DEVICES, WORKER_CONNECTIONS, WORKERS, Shape
 
 AT_ONCE = 3  # faults in a round, at most
-STAGGER = 0.7  # seconds: within so many, the faults of a round are fired
-HOLD = (0.5, 4.0)  # seconds for which they last, least and most
-KEEP_EVERY = 4  # rounds: how often what a later round may put back is copied
+STAGGER = 0.7  # seconds within which the faults of a round are fired
+HOLD = (0.5, 4.0)  # shortest and longest duration in seconds
+BACKUP_EVERY = 4  # rounds between backups
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """One fault. `after`: seconds from the beginning of its round."""
+    """One fault. `after`: seconds from the start of its round."""
 
     kind: str
     target: str
@@ -24,28 +24,30 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class Round(msgspec.Struct, frozen=True):
-    """Faults that are fired together, last for `hold` seconds, and are then all healed.
+    """Faults that are fired together, last for `hold` seconds, and are then all repaired.
 
-    `keep`: before them, a backup is taken of what they, or later ones, may put back.
+    `backup`: back up the store and the broker's state first, for faults that restore them.
     """
 
     faults: tuple[Planned, ...]
     hold: float
-    keep: bool = False
+    backup: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """All of a run that the seed decides. `asked` and `only`: what else was asked for."""
+    """Everything in a run that the seed decides. `asked`: the requested rounds; `only`: the requested
+    kinds.
+    """
 
     seed: int
     shape: Shape
     rounds: tuple[Round, ...]
     asked: int = 0
     only: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()  # kinds that could be tried on this stack, but not on this machine
+    left_out: tuple[str, ...] = ()  # kinds that need disks, which this machine cannot mount
 
     @property
-    def again(self) -> str:
+    def command(self) -> str:
         """The command that makes the same plan."""
         only = "".join(f" --only '{kind}'" for kind in self.only)
         given = f"--stack {self.shape.stack} --seed {self.seed} --rounds {self.asked}"
@@ -57,24 +59,24 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan(seed: int, shape: Shape, rounds: int, kinds: Collection[str] = ()) -> Plan:
-    """At least so many rounds: as many as it takes for every kind (or of those given, each) to fire once."""
-    chance = Random(f"{seed} {shape.stack}")
+    """At least `rounds` rounds; more if that is needed to fire every kind (or each of `kinds`) once."""
+    rng = Random(f"{seed} {shape.stack}")
     possible = [kind for kind in KINDS if KINDS[kind].targets(kind, shape) and (not kinds or kind in kinds)]
     faults: list[list[tuple[str, str]]] = [[] for _ in range(rounds)]
-    for kind in chance.sample(possible, len(possible)):
-        target = chance.choice(list(KINDS[kind].targets(kind, shape)))
+    for kind in rng.sample(possible, len(possible)):
+        target = rng.choice(list(KINDS[kind].targets(kind, shape)))
         fitting = [fault for fault in faults if fits(fault, kind, target, shape)]
         if not fitting:
             faults.append([])
             fitting = [faults[-1]]
         fewest = min(map(len, fitting))
-        chance.choice([group for group in fitting if len(group) == fewest]).append((kind, target))
-    for _ in range(rounds):  # and some more, so that rounds differ in how much goes wrong
-        kind = chance.choice(possible)
-        target = chance.choice(list(KINDS[kind].targets(kind, shape)))
+        rng.choice([group for group in fitting if len(group) == fewest]).append((kind, target))
+    for _ in range(rounds):  # further faults, so that rounds differ in size
+        kind = rng.choice(possible)
+        target = rng.choice(list(KINDS[kind].targets(kind, shape)))
         if fitting := [fault for fault in faults if fits(fault, kind, target, shape)]:
-            chance.choice(fitting).append((kind, target))
-    chance.shuffle(faults)
+            rng.choice(fitting).append((kind, target))
+    rng.shuffle(faults)
     disks = msgspec.structs.replace(shape, disks=True)
     left_out = [
         kind for kind in KINDS if KINDS[kind].targets(kind, disks) and not KINDS[kind].targets(kind, shape)
@@ -83,8 +85,8 @@ def plan(seed: int, shape: Shape, rounds: int, kinds: Collection[str] = ()) -> P
         seed,
         shape,
         tuple(
-            _round(them, chance, keep=number % KEEP_EVERY == 0)
-            for number, them in enumerate(fault for fault in faults if fault)
+            _round(group, rng, backup=number % BACKUP_EVERY == 0)
+            for number, group in enumerate(fault for fault in faults if fault)
         ),
         rounds,
         tuple(kinds),
@@ -93,7 +95,7 @@ def plan(seed: int, shape: Shape, rounds: int, kinds: Collection[str] = ()) -> P
 
 
 def fits(faults: Sequence[tuple[str, str]], kind: str, target: str, shape: Shape) -> bool:
-    """Whether the fault can be fired together with these, and each still show that it has."""
+    """Whether the fault can be combined with these so that each still shows its effect."""
     together = [*faults, (kind, target)]
     if len(together) > AT_ONCE:
         return False
@@ -109,12 +111,12 @@ def _all(names: Collection[str], shape: Shape) -> set[str]:
     every = {
         WORKERS: shape.workers,
         DEVICES: shape.devices,
-        WORKERS_WAYS: tuple(f"{worker}>" for worker in shape.workers),
+        WORKER_CONNECTIONS: tuple(f"{worker}>" for worker in shape.workers),
     }
     return {part for name in names for part in every.get(name, (name,))}
 
 
-def _round(faults: Sequence[tuple[str, str]], chance: Random, *, keep: bool) -> Round:
-    planned = tuple(Planned(*fault, round(chance.uniform(0, STAGGER), 2)) for fault in faults)
+def _round(faults: Sequence[tuple[str, str]], rng: Random, *, backup: bool) -> Round:
+    planned = tuple(Planned(*fault, round(rng.uniform(0, STAGGER), 2)) for fault in faults)
     least = max(KINDS[fault.kind].hold for fault in planned)
-    return Round(planned, round(max(least, chance.uniform(*HOLD)), 2), keep)
+    return Round(planned, round(max(least, rng.uniform(*HOLD)), 2), backup)

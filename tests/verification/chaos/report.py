@@ -1,4 +1,4 @@
-"""The outcome of a run, and its table."""
+"""The outcome of a run, and its tables."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ SHOWN = 20  # findings of a run, at most
 
 
 class Recovery(msgspec.Struct, frozen=True):
-    """Seconds from when healing began until every device was answered, after faults of these kinds."""
+    """Seconds from the start of the repairs until every device was answered, after faults of these kinds."""
 
     kinds: list[str]
     seconds: float
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. `fired` and `not_fired`: one for each fault, in the order in which they were fired.
+    """One run. `fired` and `not_fired`: one entry per fault, in the order of firing.
 
-    `again` is the command that repeats the run. `failures`: problems beside the history, such as a worker
-    that ended by itself.
+    `again` is the command that repeats the run. `failures`: problems outside the history, such as a worker
+    that exited.
     """
 
     stack: str
@@ -48,7 +48,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def valid(self) -> bool:
-        """Whether it proves anything: all that was planned has happened, and everybody was asked."""
+        """Whether it proves anything: every planned fault fired, and a fresh device of every user was
+        read.
+        """
         return bool(self.fired) and not self.not_fired and not self.unseen and self.accepted > 0
 
     @property
@@ -60,12 +62,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def others(self) -> int:
-        """Findings that have no column of their own."""
+        """Findings that have no column."""
         return len(self.findings) - sum(map(self.count, COLUMNS))
 
 
-def judged(outcome: Outcome, verdict: Verdict) -> Outcome:
-    """The run, with what its history says."""
+def with_verdict(outcome: Outcome, verdict: Verdict) -> Outcome:
+    """Adds the results of the history to an outcome."""
     return msgspec.structs.replace(
         outcome,
         sent=verdict.sent,
@@ -78,7 +80,7 @@ def judged(outcome: Outcome, verdict: Verdict) -> Outcome:
 
 
 def show(outcomes: Sequence[Outcome], console: Console) -> None:
-    """Prints the table of all runs, of faults by kind, and whatever is wrong."""
+    """Prints the table of runs, the table of faults, and everything that is wrong."""
     console.print(_verdicts(outcomes))
     console.print(_faults(outcomes))
     for outcome in outcomes:
@@ -86,7 +88,7 @@ def show(outcomes: Sequence[Outcome], console: Console) -> None:
 
 
 def _verdicts(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(title="Chaos: what the recorded histories say")
+    table = Table(title="Chaos: results of the recorded histories")
     for name in ("stack", "runs", "seconds", "faults fired", "sent", "accepted", *COLUMNS.values()):
         table.add_column(name, justify="left" if name == "stack" else "right")
     for name in ("differ", "other findings", "recovery p50", "max", "verdict"):
@@ -96,7 +98,7 @@ def _verdicts(outcomes: Sequence[Outcome]) -> Table:
         _add_row(table, stack, [outcome for outcome in outcomes if outcome.stack == stack])
     if len(stacks) > 1:
         table.add_section()
-        _add_row(table, "in all", outcomes)
+        _add_row(table, "total", outcomes)
     return table
 
 
@@ -118,7 +120,7 @@ def _add_row(table: Table, name: str, runs: Sequence[Outcome]) -> None:
 
 
 def verdict(runs: Sequence[Outcome]) -> str:
-    """In a word, with its colour."""
+    """A coloured word."""
     if all(run.ok for run in runs):
         return "[green]ok[/]"
     if all(run.ok or not run.valid for run in runs) and not any(run.findings or run.failures for run in runs):
@@ -127,7 +129,7 @@ def verdict(runs: Sequence[Outcome]) -> str:
 
 
 def _faults(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(title="Faults, and seconds until every device was answered again")
+    table = Table(title="Faults, and seconds until every device was answered")
     stacks = list(dict.fromkeys(outcome.stack for outcome in outcomes))
     for name in ("fault", *(f"fired on {stack}" for stack in stacks), "recovery p50", "max"):
         table.add_column(name, justify="left" if name == "fault" else "right")
@@ -154,15 +156,15 @@ def _count(number: int) -> str:
 def _show_trouble(outcome: Outcome, console: Console) -> None:
     def say(what: str, style: str = "") -> None:
         text = f"{outcome.stack}, seed {outcome.seed}: {what}"
-        # What processes have said may look like markup.
+        # Output of processes may look like markup.
         console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
 
     for kind in outcome.left_out:
-        say(f"{kind} is left out: nothing may be mounted here")
+        say(f"{kind} is left out: this machine cannot mount disks")
     for why in outcome.not_fired:
         say(f"INVALID, a planned fault did not fire: {why}", "yellow")
     if outcome.unseen:
-        say(f"INVALID, no fresh device of {', '.join(outcome.unseen)} was heard", "yellow")
+        say(f"INVALID, no fresh device of {', '.join(outcome.unseen)} was read", "yellow")
     for failure in outcome.failures:
         say(failure, "red")
     for kind, conversation, what in outcome.findings[:SHOWN]:
@@ -170,4 +172,4 @@ def _show_trouble(outcome: Outcome, console: Console) -> None:
     if len(outcome.findings) > SHOWN:
         say(f"and {len(outcome.findings) - SHOWN} more findings", "red")
     if not outcome.ok:
-        say(f"everything is in {outcome.directory}; again: {outcome.again}")
+        say(f"all files are in {outcome.directory}; repeat with: {outcome.again}")

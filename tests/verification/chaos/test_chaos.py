@@ -12,12 +12,12 @@ from rich.console import Console
 
 from tests.verification.chaos import runner
 from tests.verification.chaos.plan import Plan, Planned, Round
-from tests.verification.chaos.report import Outcome, Recovery, judged, show
-from tests.verification.chaos.runner import judge, run, shape
+from tests.verification.chaos.report import Outcome, Recovery, show, with_verdict
+from tests.verification.chaos.runner import check_histories, run, shape
 
 SDK, PLAIN = ("alice@phone", "bob@laptop"), ("dave@plain",)
 
-# Cheap ones: what has devices wait for long is for `make chaos`.
+# Quick faults only: those with long waits run in `make chaos`.
 Faults = tuple[tuple[str, str], ...]
 ROUNDS: dict[str, tuple[Faults, ...]] = {
     "sqlite": (
@@ -35,18 +35,18 @@ ROUNDS: dict[str, tuple[Faults, ...]] = {
 }
 
 
-def planned(stack: str, *rounds: Faults, keep: bool = True) -> Plan:
-    there = shape(stack, disks=False, sdk=SDK, plain=PLAIN, workers=2 if stack == "scale" else 1)
+def plan_of(stack: str, *rounds: Faults, backup: bool = True) -> Plan:
+    available = shape(stack, disks=False, sdk=SDK, plain=PLAIN, workers=2 if stack == "scale" else 1)
     return Plan(
         7,
-        there,
+        available,
         tuple(
             Round(
-                tuple(Planned(*fault, 0.1 * place) for place, fault in enumerate(them)),
+                tuple(Planned(*fault, 0.1 * place) for place, fault in enumerate(faults)),
                 0.7,
-                keep and not number,
+                backup and not number,
             )
-            for number, them in enumerate(rounds)
+            for number, faults in enumerate(rounds)
         ),
     )
 
@@ -59,19 +59,19 @@ def printed(*outcomes: Outcome) -> str:
 
 
 def row(text: str, name: str) -> list[str]:
-    """The cells of a table's row."""
+    """The cells of the row of this name."""
     line = next(line for line in text.splitlines() if line.startswith(f"│ {name} "))
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
 @pytest.fixture(autouse=True)
-def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Devices that say much in a short time."""
+def frequent_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More messages per second than in a long run."""
     monkeypatch.setattr(runner, "RATE", 12.0)
 
 
 def rounds(stack: str, few: Sequence[int]) -> list[ParameterSet]:
-    """Some of a stack's rounds, and for `make verify` all of them."""
+    """Some of a stack's rounds; all of them in `make verify`."""
     return [
         pytest.param([ROUNDS[stack][number] for number in few], id=f"{len(few)} rounds"),
         pytest.param(ROUNDS[stack], id="all rounds", marks=pytest.mark.verify),
@@ -82,7 +82,7 @@ def rounds(stack: str, few: Sequence[int]) -> list[ParameterSet]:
 async def test_nothing_is_lost_on_sqlite_and_a_planted_loss_is_found(
     tmp_path: Path, rounds: Sequence[Faults]
 ) -> None:
-    plan = planned("sqlite", *rounds)
+    plan = plan_of("sqlite", *rounds)
     outcome = await run(plan, tmp_path)
     assert outcome.ok, printed(outcome)
     assert set(outcome.fired) == plan.kinds
@@ -91,13 +91,13 @@ async def test_nothing_is_lost_on_sqlite_and_a_planted_loss_is_found(
     assert row(printed(outcome), "sqlite")[6:12] == ["0"] * 6
     assert row(printed(outcome), "sqlite")[-1] == "ok"
 
-    # As if the store had lost its last event of a conversation.
+    # Remove the last event of a conversation from the record of the store.
     harness = tmp_path / "histories" / "harness.jsonl"
     lines = [json.loads(line) for line in harness.read_text().splitlines()]
     victim = next(line for line in reversed(lines) if line["type"] == "stored" and line["rows"])
     victim["rows"].pop()
     harness.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = judged(outcome, judge(tmp_path / "histories"))
+    found = with_verdict(outcome, check_histories(tmp_path / "histories"))
     assert not found.ok
     said = printed(found)
     assert int(row(said, "sqlite")[6]) > 0  # lost
@@ -110,7 +110,7 @@ async def test_nothing_is_lost_on_sqlite_and_a_planted_loss_is_found(
 async def test_nothing_is_lost_on_mongodb_redis_and_several_workers(
     tmp_path: Path, rounds: Sequence[Faults]
 ) -> None:
-    plan = planned("scale", *rounds)
+    plan = plan_of("scale", *rounds)
     outcome = await run(plan, tmp_path)
     assert outcome.ok, printed(outcome)
     assert set(outcome.fired) == plan.kinds
@@ -119,15 +119,15 @@ async def test_nothing_is_lost_on_mongodb_redis_and_several_workers(
 
 @pytest.mark.verify
 async def test_a_run_with_a_fault_that_had_no_effect_is_invalid(tmp_path: Path) -> None:
-    # There is no old state that the broker could come back with.
-    outcome = await run(planned("sqlite", (("old broker", "broker"),), keep=False), tmp_path)
+    # The broker's state was never saved, so none can be restored.
+    outcome = await run(plan_of("sqlite", (("old broker", "broker"),), backup=False), tmp_path)
     assert not outcome.findings
     assert not outcome.failures
     assert not outcome.valid
     assert not outcome.ok
     said = printed(outcome)
     assert row(said, "sqlite")[-1] == "invalid"
-    assert "did not fire: old broker (broker): there is no old state" in said
+    assert "did not fire: old broker (broker): no old state was saved" in said
 
 
 # --- the table
@@ -155,8 +155,8 @@ def test_the_table_counts_each_kind_of_finding_and_adds_up_the_stacks() -> None:
     said = printed(GOOD, bad)
     assert row(said, "sqlite")[3:] == ["1", "9", "8", "0", "0", "0", "0", "0", "0", "1.5", "1.5", "ok"]
     assert row(said, "scale")[6:12] == ["1", "2", "1", "3", "4", "2"]
-    assert row(said, "in all")[3:12] == ["2", "18", "16", "1", "2", "1", "3", "4", "2"]
-    assert row(said, "in all")[-1] == "failed"
+    assert row(said, "total")[3:12] == ["2", "18", "16", "1", "2", "1", "3", "4", "2"]
+    assert row(said, "total")[-1] == "failed"
     assert row(said, "kill worker") == ["kill worker", "1", "1", "1.5", "1.5"]
 
 
@@ -174,8 +174,8 @@ def test_a_run_that_proves_nothing_is_invalid(missing: Outcome) -> None:
     assert row(printed(missing), "sqlite")[-1] == "invalid"
 
 
-def test_a_part_that_ended_by_itself_fails_a_run_with_a_clean_history() -> None:
-    ended = replace(GOOD, failures=["worker-1 ended by itself"])
+def test_a_part_that_ended_on_its_own_fails_a_run_with_a_clean_history() -> None:
+    ended = replace(GOOD, failures=["worker-1 ended on its own"])
     assert not ended.ok
-    assert "worker-1 ended by itself" in printed(ended)
+    assert "worker-1 ended on its own" in printed(ended)
     assert row(printed(ended), "sqlite")[-1] == "failed"

@@ -4,33 +4,25 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imqtt.mosquitto.broker import Mosquitto
 from tests.server.conftest import stack as stack
 from tests.services import WITHIN, ServerProcess, eventually
-from tests.verification.chaos.devices import DeviceEnded, DeviceProcess, Plan, fresh, fresh_history, settle
-from tests.verification.chaos.truth import stored
-from tests.verification.checker.check import check
-from tests.verification.checker.history import (
-    Begun,
-    Held,
-    Info,
-    Invoke,
-    Line,
-    Marked,
-    Ok,
-    Restored,
-    Row,
-    Seen,
-    Start,
-    Stored,
-    Taken,
-    merge,
-    now,
-    read,
+from tests.verification.chaos.devices import (
+    DeviceEnded,
+    DeviceProcess,
+    Plan,
+    fresh_device_history,
+    settle,
+    sync_fresh_device,
 )
+from tests.verification.chaos.store_reader import read_store
+from tests.verification.checker import history
+from tests.verification.checker.check import check
+from tests.verification.checker.history import Line, Row, merge, now, read
 
 TALK = "d:alice:bob"
 Make = Callable[..., DeviceProcess]
@@ -38,7 +30,7 @@ Make = Callable[..., DeviceProcess]
 
 @pytest.fixture
 async def device(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Make]:
-    """`device("alice@phone")`: not started yet. Its process ends with the test."""
+    """`device("alice@phone")`: a device that is not started. Its process ends with the test."""
     made: list[DeviceProcess] = []
 
     def make(name: str, **fields: object) -> DeviceProcess:
@@ -53,12 +45,16 @@ async def device(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Make]:
         return made[-1]
 
     yield make
-    for each in made:
-        await each.kill()
+    for device in made:
+        await device.kill()
 
 
 def lines_of(device: DeviceProcess) -> list[Line]:
     return list(read(Path(device.plan.history)))
+
+
+def of_type(lines: list[Line], kind: type[Any]) -> list[Any]:
+    return [line for line in lines if isinstance(line, kind)]
 
 
 async def all_accepted(device: DeviceProcess, more: int) -> None:
@@ -80,50 +76,50 @@ async def test_the_histories_of_devices_match_the_store(
     before = phone.progress.accepted
     await phone.start()
     await all_accepted(phone, 20)
-    assert phone.progress.accepted >= before + 20  # it goes on counting where it was
+    assert phone.progress.accepted >= before + 20  # the count continues after the restart
     assert await other.replay(10) == 10
     lines = await ended(devices, broker, server)
     verdict = check(lines)
     assert verdict.findings == []
     assert not verdict.unseen
-    # Of the last message before a kill, it may be that nobody but the device has ever heard.
+    # The last message before a kill may never have left the device.
     assert verdict.sent - 1 <= verdict.stored <= verdict.sent
     assert verdict.accepted > verdict.stored - 5
     assert verdict.stored >= 100
-    # There was something to be judged.
-    assert {line.conversation for line in lines if isinstance(line, Stored)} == {TALK, "u:alice", "u:bob"}
-    assert len([line for line in lines_of(phone) if isinstance(line, Start)]) == 2
-    assert {line.process for line in lines if isinstance(line, Seen)} == {"alice@phone", "alice@laptop"}
-    marked = {(line.conversation, line.user) for line in lines if isinstance(line, Marked) and line.read}
+    # The histories contain something to check.
+    assert {line.conversation for line in of_type(lines, history.Stored)} == {TALK, "u:alice", "u:bob"}
+    assert len(of_type(lines_of(phone), history.Start)) == 2
+    assert {line.process for line in of_type(lines, history.Seen)} == {"alice@phone", "alice@laptop"}
+    marked = {(line.conversation, line.user) for line in of_type(lines, history.Marked) if line.read}
     assert marked >= {(TALK, "alice"), (TALK, "bob"), ("u:alice", "alice")}
-    assert len([line for line in lines if isinstance(line, Held) and line.fresh]) == 6
+    assert len([line for line in of_type(lines, history.Held) if line.fresh]) == 6
 
 
 async def ended(
     devices: list[DeviceProcess], broker: Mosquitto, server: ServerProcess, epoch: int = 0
 ) -> list[Line]:
-    """All that was written, by the devices and at the end."""
+    """All lines of the devices, and of the store at the end."""
     for device in devices:
         await device.command("pause", WITHIN)
     await settle(devices, WITHIN)
     assert all([(await device.finish(WITHIN)).count == 2 for device in devices])
     for device in devices:
         await device.kill()
-        assert await fresh(device.plan, broker=f"{broker.host}:{broker.port}") == 2
+        assert await sync_fresh_device(device.plan, broker=f"{broker.host}:{broker.port}") == 2
     histories = [
-        path for device in devices for path in (Path(device.plan.history), fresh_history(device.plan))
+        path for device in devices for path in (Path(device.plan.history), fresh_device_history(device.plan))
     ]
-    return [*merge(histories), *await stored(f"sqlite:///{server.store}", epoch)]
+    return [*merge(histories), *await read_store(f"sqlite:///{server.store}", epoch)]
 
 
-def repeated_in_one_life(lines: list[Line]) -> list[Row]:
-    """What was seen again, but for the one event that a kill leaves unfinished."""
+def seen_again_without_a_restart(lines: list[Line]) -> list[Row]:
+    """Events seen more than once, except for the one that a kill left unfinished."""
     seen: list[Row] = []
     repeated: list[Row] = []
     begins = False
     for line in lines:
-        begins = begins or isinstance(line, Start)
-        if isinstance(line, Seen):
+        begins = begins or isinstance(line, history.Start)
+        if isinstance(line, history.Seen):
             if line.row in seen and not (begins and line.row == seen[-1]):
                 repeated.append(line.row)
             seen.append(line.row)
@@ -141,19 +137,19 @@ async def test_messages_in_the_outbox_at_a_kill_are_accepted_after_the_restart(
     invoked = len(phone_lines := lines_of(phone))
     await eventually(lambda: len(lines_of(phone)) > invoked + 40)
     await phone.kill()
-    taken = {line.name for line in lines_of(phone) if isinstance(line, Taken)}
-    assert len(taken) > len([line for line in phone_lines if isinstance(line, Ok)])
+    taken = {line.name for line in of_type(lines_of(phone), history.Queued)}
+    assert len(taken) > len(of_type(phone_lines, history.Ok))
     await server.start()
     await phone.start()
     await phone.command("pause", WITHIN)
     await phone.settle(WITHIN)
     await phone.finish(WITHIN)
-    oks = [line.name for line in lines_of(phone) if isinstance(line, Ok)]
-    seen = [line.row.name for line in lines_of(phone) if isinstance(line, Seen)]
-    # Of a message whose answer came as it was killed, only the log tells.
+    oks = [line.name for line in of_type(lines_of(phone), history.Ok)]
+    seen = [line.row.name for line in of_type(lines_of(phone), history.Seen)]
+    # A message that was answered just before the kill has no `Ok`, only its place in the log.
     assert taken <= set(seen)
     assert len(taken - set(oks)) <= 2
-    assert repeated_in_one_life(lines_of(phone)) == []
+    assert seen_again_without_a_restart(lines_of(phone)) == []
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.verify)])
@@ -166,18 +162,18 @@ async def test_a_device_that_is_killed_repeatedly_sees_each_event_once(
         await all_accepted(laptop, 20 + number)
         await phone.kill()
         await phone.start()
-    for each in (phone, laptop):
-        await each.command("pause", WITHIN)
+    for device in (phone, laptop):
+        await device.command("pause", WITHIN)
     await settle([phone, laptop], WITHIN)
-    for each in (phone, laptop):
-        await each.finish(WITHIN)
+    for device in (phone, laptop):
+        await device.finish(WITHIN)
     seen = {
-        device.name: [line.row for line in lines_of(device) if isinstance(line, Seen)]
+        device.name: [line.row for line in of_type(lines_of(device), history.Seen)]
         for device in (phone, laptop)
     }
-    assert repeated_in_one_life(lines_of(phone)) == []
+    assert seen_again_without_a_restart(lines_of(phone)) == []
     assert set(seen["alice@phone"]) == set(seen["alice@laptop"])
-    names = [line.name for line in lines_of(phone) if isinstance(line, Invoke)]
+    names = [line.name for line in of_type(lines_of(phone), history.Invoke)]
     assert len(names) == len(set(names))
 
 
@@ -214,12 +210,12 @@ async def test_a_plain_device_that_never_resends_gives_up_unanswered_messages(
     await once.start()
     await all_accepted(once, 5)
     await server.kill()
-    await eventually(lambda: any(isinstance(line, Info) for line in lines_of(once)))
+    await eventually(lambda: any(isinstance(line, history.Info) for line in lines_of(once)))
     await once.kill()
     lines = lines_of(once)
-    given_up = {line.name for line in lines if isinstance(line, Info)}
-    assert given_up & {line.name for line in lines if isinstance(line, Taken)}  # the broker had it
-    assert not given_up & {line.name for line in lines if isinstance(line, Ok)}
+    given_up = {line.name for line in of_type(lines, history.Info)}
+    assert given_up & {line.name for line in of_type(lines, history.Queued)}  # the broker had acked it
+    assert not given_up & {line.name for line in of_type(lines, history.Ok)}
 
 
 @pytest.mark.verify
@@ -239,10 +235,10 @@ async def test_devices_record_that_they_restarted_a_log_after_a_restore(
     await asyncio.gather(*(all_accepted(device, 20) for device in devices))
     await server.stop()
     await laptop.kill()
-    between: list[Line] = [*await stored(url, 0)]
+    between: list[Line] = [*await read_store(url, 0)]
     shutil.copy(backup, server.store)
-    heads = {log.conversation: len(log.rows) for log in await stored(url, 1)}
-    between.append(Restored("harness", now(), 0, heads))
+    heads = {log.conversation: len(log.rows) for log in await read_store(url, 1)}
+    between.append(history.Restored("harness", now(), 0, heads))
     await server.start()
     await laptop.start()
     await asyncio.gather(*(all_accepted(device, 20) for device in devices))
@@ -251,7 +247,7 @@ async def test_devices_record_that_they_restarted_a_log_after_a_restore(
     lines = sorted([*await ended(devices, broker, server, 1), *between], key=lambda line: line.at)
     verdict = check(lines)
     assert verdict.findings == []
-    begun = {(line.process, line.conversation) for line in lines if isinstance(line, Begun)}
+    begun = {(line.process, line.conversation) for line in of_type(lines, history.LogRestarted)}
     assert begun == {
         (device, talk) for device in ("alice@phone", "alice@laptop") for talk in (TALK, "u:alice")
     }

@@ -13,12 +13,12 @@ import pytest
 from imqtt.server.app import wall_clock
 from tests.verification.chaos import faults
 from tests.verification.chaos.disk import Disk
+from tests.verification.chaos.fault_kinds import KINDS
 from tests.verification.chaos.faults import Fault, NotFired, fire, is_paused
-from tests.verification.chaos.kinds import KINDS
-from tests.verification.chaos.parts import Stack
 from tests.verification.chaos.plan import AT_ONCE, fits, plan
-from tests.verification.chaos.rivals import Rival
 from tests.verification.chaos.runner import shape
+from tests.verification.chaos.session_faults import Rival
+from tests.verification.chaos.stack import Stack
 from tests.verification.chaos.worker import Clock
 from tests.verification.checker.history import History
 
@@ -35,10 +35,10 @@ SESSION = SHAPES["sqlite"].sessions[0]
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_applicable_kind_of_fault_is_planned(name: str) -> None:
-    there = SHAPES[name]
-    kinds = {kind for kind in KINDS if KINDS[kind].targets(kind, there)}
+    available = SHAPES[name]
+    kinds = {kind for kind in KINDS if KINDS[kind].targets(kind, available)}
     for seed in range(30):
-        assert plan(seed, there, 8).kinds == kinds
+        assert plan(seed, available, 8).kinds == kinds
 
 
 def test_the_two_stacks_together_cover_every_kind_of_fault() -> None:
@@ -46,20 +46,20 @@ def test_the_two_stacks_together_cover_every_kind_of_fault() -> None:
 
 
 def test_the_same_seed_gives_the_same_plan() -> None:
-    there = SHAPES["scale"]
-    assert plan(7, there, 20) == plan(7, there, 20)
-    assert plan(7, there, 20) != plan(8, there, 20)
+    available = SHAPES["scale"]
+    assert plan(7, available, 20) == plan(7, available, 20)
+    assert plan(7, available, 20) != plan(8, available, 20)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_combined_faults_do_not_affect_a_part_that_another_needs(name: str) -> None:
-    there = SHAPES[name]
+    available = SHAPES[name]
     pairs = set()
     for seed in range(30):
-        for round_ in plan(seed, there, 14).rounds:
+        for round_ in plan(seed, available, 14).rounds:
             assert 1 <= len(round_.faults) <= AT_ONCE
             for one, other in combinations(round_.faults, 2):
-                assert fits([(one.kind, one.target)], other.kind, other.target, there)
+                assert fits([(one.kind, one.target)], other.kind, other.target, available)
                 pairs.add(frozenset((one.kind, other.kind)))
     assert len(pairs) > 100
 
@@ -101,36 +101,36 @@ def fault(stack: Stack, kind: str, target: str) -> Fault:
 async def test_a_fault_that_cannot_happen_has_no_effect(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "SHOWS_SECONDS", 0.5)
+    monkeypatch.setattr(faults, "EFFECT_SECONDS", 0.5)
     await fault(stack, "kill worker", "worker-1").fire()
     for kind, target in (
-        ("kill worker", "worker-1"),  # it does not run
+        ("kill worker", "worker-1"),  # not running
         ("pause worker", "worker-1"),
         ("leave worker", "worker-1"),
-        ("clock ahead", "worker-1"),  # nobody looks at it
-        ("swallow worker-broker", "worker-1>broker"),  # there are no connections
-        ("old broker", "broker"),  # there is no old state
-        ("restore backup", "store"),  # there is no backup
-        ("rival", f"session {SESSION}"),  # nobody has the session
+        ("clock ahead", "worker-1"),  # nobody reads it
+        ("swallow worker-broker", "worker-1>broker"),  # no connections
+        ("old broker", "broker"),  # no old state was saved
+        ("restore backup", "store"),  # no backup was taken
+        ("rival", f"session {SESSION}"),  # nobody holds the session
     ):
         with pytest.raises(NotFired):
             await fire(fault(stack, kind, target))
 
 
-async def test_parts_are_killed_paused_and_healed(stack: Stack) -> None:
+async def test_parts_are_killed_paused_and_repaired(stack: Stack) -> None:
     for part in ("worker", "broker"):
         target = {"worker": "worker-1"}.get(part, part)
         killed = faults.process(stack, target).pid
         kill = fault(stack, f"kill {part}", target)
         assert str(killed) in await fire(kill)
-        await kill.heal()
+        await kill.repair()
         pid = faults.process(stack, target).pid
         assert pid is not None
         assert pid != killed
         pause = fault(stack, f"pause {part}", target)
         await fire(pause)
         assert is_paused(pid)
-        await pause.heal()
+        await pause.repair()
         assert not is_paused(pid)
 
 
@@ -140,7 +140,7 @@ async def test_a_worker_uses_the_clock_that_it_is_given(stack: Stack) -> None:
         step = fault(stack, kind, "worker-1")
         await fire(step)
         assert worker.clock.seen != 0
-        await step.heal()
+        await step.repair()
         assert worker.clock.offset == 0
 
 
@@ -158,34 +158,34 @@ async def test_a_rival_takes_a_session_and_the_server_takes_it_back(stack: Stack
         rival = fault(stack, kind, f"session {SESSION}")
         assert isinstance(rival, Rival)
         await fire(rival)
-        await rival.heal()
-        # The server may have come back before the rival has gone: then it does not connect again.
-        await faults.shows(partial(is_back, stack, client, rival), "the server being back")
+        await rival.repair()
+        # The server may have reconnected before the rival ended: then it does not connect again.
+        await faults.wait_for_effect(partial(is_back, stack, client, rival), "the server's connection")
 
 
 def is_back(stack: Stack, client: str, rival: Rival) -> bool:
-    """Whether the client's last connection is the server's."""
+    """Whether the client's latest connection is the server's."""
     return stack.broker.last_port(client) not in rival.ports
 
 
 async def test_a_broker_restarts_with_no_state_or_with_an_old_state(stack: Stack) -> None:
-    await stack.keep()
+    await stack.back_up()
     assert stack.broker_copy is not None
     wiped = fault(stack, "wipe broker", "broker")
     await fire(wiped)
     assert not stack.broker.state.exists()
-    await wiped.heal()
+    await wiped.repair()
     old = fault(stack, "old broker", "broker")
     await fire(old)
     assert stack.broker.state.read_bytes() == stack.broker_copy.read_bytes()
-    await old.heal()
+    await old.repair()
     assert stack.broker.pid is not None
 
 
 def test_a_disk_is_filled_to_the_last_byte(tmp_path: Path) -> None:
     with Disk(tmp_path / "disk") as disk:
         if not disk.is_mounted:
-            pytest.skip("nothing may be mounted here")
+            pytest.skip("disks cannot be mounted here")
         (disk.directory / "kept").write_text("before")
         disk.fill()
         assert disk.ballast > 1_000_000

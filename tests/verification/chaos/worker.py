@@ -1,7 +1,7 @@
-"""`python -m tests.verification.chaos.worker CLOCK`: `imqtt serve`, with a clock that the harness can step.
+"""`python -m tests.verification.chaos.worker CLOCK`: `imqtt serve` with a clock that the harness can step.
 
-CLOCK is a file that both sides map: the harness writes how far this worker's clock is off, and the worker
-writes back what it has last gone by, so that a step counts as fired only once the server has seen it.
+CLOCK is a file that both processes map: the harness writes the offset of this worker's clock, and the worker
+writes back the offset that it last used, so a step counts as fired only when the server has used it.
 """
 
 import functools
@@ -19,7 +19,7 @@ _NUMBER = struct.Struct("<q")
 
 
 class Clock:
-    """Two numbers in a file, in milliseconds: the offset that is set, and the one that was last read."""
+    """Two numbers in a file, in milliseconds: the offset that is set, and the offset that was last read."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -32,16 +32,16 @@ class Clock:
         return int(_NUMBER.unpack_from(self._map, 0)[0])
 
     def step(self, offset: int) -> None:
-        """The harness's side: from now on the worker's clock is off by this."""
+        """Sets the offset of the worker's clock. Called by the harness."""
         _NUMBER.pack_into(self._map, 0, offset)
 
     @property
     def seen(self) -> int:
-        """The offset that the worker has last gone by."""
+        """The offset that the worker last used."""
         return int(_NUMBER.unpack_from(self._map, _NUMBER.size)[0])
 
     def now(self) -> int:
-        """The worker's side: milliseconds since the Unix epoch, as its clock has them."""
+        """The worker's time in milliseconds since the Unix epoch. Called by the worker."""
         offset = self.offset
         _NUMBER.pack_into(self._map, _NUMBER.size, offset)
         return wall_clock() + offset
@@ -49,7 +49,7 @@ class Clock:
 
 def main() -> int:
     clock = Clock(Path(sys.argv[1]))
-    # The command itself is run, so that nothing differs from a real server but this one argument.
+    # Runs the real command: only the clock differs from a real server.
     services.serving = functools.partial(serving, clock=clock.now)  # type: ignore[attr-defined]
     return run(["serve"])
 

@@ -1,11 +1,11 @@
-"""What devices did and saw, as lines of JSON, to be judged afterwards by `tests.verification.checker.check`.
+"""Histories: what devices did and saw, as lines of JSON, to be checked by `tests.verification.checker.check`.
 
-The words are those of Jepsen's histories: a message is invoked, and ends `ok` (accepted), `fail` (refused
-for good: it must not be stored) or `info` (its sender does not know: a timeout is that, and so is a kill).
-Every message has a value of its own, and order is told by seq: `at` is for people and for recovery times.
+The terms are Jepsen's: a message is invoked and ends as `ok` (accepted), `fail` (permanently rejected: it
+must not be stored) or `info` (outcome unknown to the sender, as after a timeout or a kill). Every message has
+a unique value, and seq defines the order: `at` serves readers and recovery times only.
 
-Each process appends to a file of its own, one write per line, so that a kill costs at most a broken last
-line. `merge` reads them all.
+Each process appends to its own file, one write per line, so a kill truncates at most the last line. `merge`
+reads them all.
 """
 
 import heapq
@@ -29,40 +29,40 @@ class Row(NamedTuple):
 
 
 class Entry(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
-    """One line. `process` is the device, as `user@device`; `at` seconds of the machine's monotonic clock."""
+    """One line. `process` is the device, as `user@device`; `at`: seconds of the machine's monotonic clock."""
 
     process: str
     at: float
 
 
 class Start(Entry, frozen=True):
-    """The process begins, for the first time or again. `ordered`: it promises its messages' order.
+    """The process starts or restarts. `ordered`: its messages must be stored in the order it sent them.
 
-    `keeps`: what it calls `Taken` is in an outbox that outlives it. Without that, `Taken` is the broker's
-    PUBACK, and whether the message is carried out rests with the broker and the server.
+    `durable`: `Queued` messages are in an outbox that survives the process. Otherwise `Queued` is the
+    broker's PUBACK, and storing the message is up to the broker and the server.
     """
 
     ordered: bool = False
-    keeps: bool = False
+    durable: bool = False
 
 
 class Invoke(Entry, frozen=True):
-    """It begins to send a message, or sends it again."""
+    """The process begins to send a message, or sends it again."""
 
     conversation: str
     name: str
     value: str
 
 
-class Taken(Entry, frozen=True):
-    """Who took the message over will see to it: see `Start.keeps`."""
+class Queued(Entry, frozen=True):
+    """The outbox or the broker has taken the message: see `Start.durable`."""
 
     conversation: str
     name: str
 
 
 class Ok(Entry, frozen=True):
-    """An `Accepted`. Each one that comes is written: they must all say the same."""
+    """An `Accepted`. Each one is recorded: all for one message must agree."""
 
     conversation: str
     name: str
@@ -71,7 +71,7 @@ class Ok(Entry, frozen=True):
 
 
 class Fail(Entry, frozen=True):
-    """Refused for good: sending it again would not help, and it must not be in the log."""
+    """Permanently rejected: resending would not help, and the message must not be in the log."""
 
     conversation: str
     name: str
@@ -79,7 +79,7 @@ class Fail(Entry, frozen=True):
 
 
 class Info(Entry, frozen=True):
-    """The sender stopped waiting, and does not know. `answered`: it was told to try again later."""
+    """The sender stopped waiting and does not know the outcome. `answered`: it was told to retry later."""
 
     conversation: str
     name: str
@@ -94,14 +94,14 @@ class Seen(Entry, frozen=True):
     row: Row
 
 
-class Begun(Entry, frozen=True):
-    """The device has noticed that the server's log is another one (a restored backup) and begins it anew."""
+class LogRestarted(Entry, frozen=True):
+    """The device has noticed that the server's log was replaced (a restored backup) and restarts its own."""
 
     conversation: str
 
 
 class Marked(Entry, frozen=True):
-    """A member's marks, as the device has them now."""
+    """A member's marks as the device now has them."""
 
     conversation: str
     user: str
@@ -110,10 +110,10 @@ class Marked(Entry, frozen=True):
 
 
 class Held(Entry, frozen=True):
-    """What the device has of a conversation at the end: the events after `base`.
+    """The events after `base` that the device holds of a conversation at the end.
 
-    `fresh`: a device that began with nothing after everything else was over, and asked for all there is.
-    A device that knows a conversation of which it holds nothing says so with no rows.
+    `fresh`: a device that started with an empty store after everything else was over, and synced. A device
+    that knows a conversation but holds none of its events records no rows.
     """
 
     conversation: str
@@ -123,9 +123,9 @@ class Held(Entry, frozen=True):
 
 
 class Stored(Entry, frozen=True):
-    """What the store had of a conversation when `epoch` ended. `marks`: (user, delivered, read).
+    """The store's contents of a conversation when `epoch` ended. `marks`: (user, delivered, read).
 
-    An epoch ends with the restore of a backup, the last one with the run.
+    An epoch ends when a backup is restored; the last one ends with the run.
     """
 
     epoch: int
@@ -135,61 +135,75 @@ class Stored(Entry, frozen=True):
 
 
 class Restored(Entry, frozen=True):
-    """The store was put back to a backup, which ended `epoch`. `heads`: the backup's, conversation to seq.
+    """A backup was restored, which ended `epoch`. `heads`: the backup's heads, conversation to seq.
 
-    `taken`: the epoch of which it is a backup, if that is not the one that it ended. A backup of long ago
-    that has been restored before is one of this epoch, too: all that it holds is in it.
+    `backup_epoch`: the epoch in which the backup was taken, if not the one that ended. A backup that was
+    already restored once also counts as one of this epoch, which contains everything in it.
     """
 
     epoch: int
     heads: dict[str, int]
-    taken: int | None = None
+    backup_epoch: int | None = None
 
 
 class Fault(Entry, frozen=True):
-    """Something was really done to `target`. `process` is the harness.
+    """A fault had an effect on `target`. `process` is the harness.
 
-    `phase`: `fired`, `healed`, or `recovered`, when every device has been answered again. `forgets`: a
-    broker may have lost, by this, what it had taken.
+    `phase`: `fired`, `repaired`, or `recovered` (every device has been answered again). `loses_state`: the
+    broker may have lost messages that it acked.
     """
 
     kind: str
     target: str
     phase: str = "fired"
     detail: str = ""
-    forgets: bool = False
+    loses_state: bool = False
 
 
-Line = Start | Invoke | Taken | Ok | Fail | Info | Seen | Begun | Marked | Held | Stored | Restored | Fault
+Line = (
+    Start
+    | Invoke
+    | Queued
+    | Ok
+    | Fail
+    | Info
+    | Seen
+    | LogRestarted
+    | Marked
+    | Held
+    | Stored
+    | Restored
+    | Fault
+)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Line).decode
-_BROKEN = (msgspec.DecodeError, UnicodeDecodeError)  # the latter in the middle of a character
+_BROKEN = (msgspec.DecodeError, UnicodeDecodeError)  # UnicodeDecodeError: truncated within a character
 
 
 class History:
-    """One process's lines, appended to a file."""
+    """Appends one process's lines to a file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
 
     def write(self, line: Line) -> None:
-        """In the file when it returns: it outlives the process, not the machine."""
+        """The line is in the file on return: it survives the process, not the machine."""
         text = _encode(line) + b"\n"
         if self._file.write(text) < len(text):
-            raise OSError(f"the disk is full: half a line stands in {self._file.name}")
+            raise OSError(f"the disk is full: {self._file.name} ends with half a line")
 
     def close(self) -> None:
         self._file.close()
 
 
 def now() -> float:
-    """`at`: the same clock for all processes of a machine, which nobody steps."""
+    """The time for `at`: one clock for all processes of a machine, which is never stepped."""
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def read(path: Path) -> Iterator[Line]:
-    """A file's lines. One that a kill has broken off is passed over where it ends the file or a process."""
+    """A file's lines. A line truncated by a kill is skipped at the end of the file or before a restart."""
     with path.open("rb") as file:
         for number, text in enumerate(file, 1):
             try:
@@ -197,18 +211,18 @@ def read(path: Path) -> Iterator[Line]:
             except _BROKEN as error:
                 if not text.endswith(b"\n"):
                     continue  # the last line
-                # A broken line and the first of the restarted process stand on one line.
+                # The truncated line and the restarted process's first line share a line.
                 start = text.rfind(b'{"type":"start"')
                 if start <= 0:
                     raise ValueError(f"{path}, line {number}: {error}") from error
                 with suppress(*_BROKEN):
-                    yield _decode(text[:start])  # it may lack its end alone
+                    yield _decode(text[:start])  # only its newline may be missing
                 yield _decode(text[start:])
 
 
 def merge(paths: Iterable[Path]) -> Iterator[Line]:
-    """The lines of all files by time; those of one process in the order in which it wrote them.
+    """The lines of all files ordered by time; those of one process in the order of writing.
 
-    Read as they are asked for: a million messages are gigabytes as a list.
+    An iterator, because a million messages take gigabytes as a list.
     """
     return heapq.merge(*map(read, paths), key=lambda line: line.at)

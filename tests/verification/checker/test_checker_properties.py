@@ -1,4 +1,4 @@
-"""A correct history has no findings, whatever happens in it; with one thing changed it has just that one."""
+"""A correct history has no findings; a history with one mistake has the matching one."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.verification.checker.builder import TALK, HistoryBuilder
 from tests.verification.checker.check import Kind, check
 from tests.verification.checker.history import (
     Fail,
@@ -16,21 +17,20 @@ from tests.verification.checker.history import (
     Line,
     Marked,
     Ok,
+    Queued,
     Row,
     Seen,
     Start,
     Stored,
-    Taken,
 )
-from tests.verification.checker.story import TALK, Story
 
-PHONES = ("alice@phone", "bob@phone")  # they have an outbox, and keep their order
+PHONES = ("alice@phone", "bob@phone")  # with an outbox and ordered messages
 DEVICES = (*PHONES, "alice@plain", "bob@plain")
 TALKS = (TALK, "u:alice", "u:bob")
 
 
-class World(Story):
-    """What happens to devices and a server that do everything right. Numbers choose among what there is."""
+class World(HistoryBuilder):
+    """A system that does everything right. Numbers choose among the available options."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class World(Story):
             self._restart(device)
 
     def _restart(self, device: str) -> None:
-        self.start(device, ordered=device in PHONES, keeps=device in PHONES)
+        self.start(device, ordered=device in PHONES, durable=device in PHONES)
 
     def places(self) -> list[tuple[str, str]]:
         """Every device with each of its conversations."""
@@ -54,7 +54,7 @@ class World(Story):
             (device, talk) for device in DEVICES for talk in TALKS if device.split("@")[0] in talk.split(":")
         ]
 
-    # --- what may happen
+    # --- events
 
     def post(self, place: int, _: int) -> None:
         device, talk = self._place(place)
@@ -63,7 +63,7 @@ class World(Story):
         self._sent.setdefault((device, talk), []).append(name)
         self._under_way.setdefault((device, talk), []).append(name)
         self.invoke(device, name, talk)
-        self.take(device, name, talk)
+        self.queue(device, name, talk)
 
     def commit(self, place: int, which: int) -> None:
         device, talk = self._place(place)
@@ -73,7 +73,7 @@ class World(Story):
             self._unanswered.append((device, talk, self.store(device, name, talk)))
 
     def answer(self, which: int, again: int) -> None:
-        """Whatever has happened since, and perhaps once more later."""
+        """Answers a stored message, possibly late, and possibly again later."""
         if self._unanswered:
             number = which % len(self._unanswered)
             device, talk, row = self._unanswered[number] if again % 2 else self._unanswered.pop(number)
@@ -97,7 +97,7 @@ class World(Story):
         device, talk = self._place(place)
         self._names += 1
         self.invoke(device, f"m{self._names}", talk)
-        self.take(device, f"m{self._names}", talk)
+        self.queue(device, f"m{self._names}", talk)
         self.fail(device, f"m{self._names}", conversation=talk)
 
     def conflict(self, place: int, which: int) -> None:
@@ -111,13 +111,13 @@ class World(Story):
             self.fail(f"{user}@other", name, "conflict", talk)
 
     def show(self, place: int, count: int) -> None:
-        """The next events, or the log anew, if it is another one."""
+        """Shows a device the next events, restarting its log if the store's was replaced."""
         device, talk = self._place(place)
         log = self.logs.get(talk, [])
         copy = self._copies.setdefault((device, talk), [])
         base = self._base.setdefault((device, talk), 0 if count % 2 else len(log))
         if copy != log[base : base + len(copy)] or base > len(log):
-            self.begin(device, talk)
+            self.restart_log(device, talk)
             base = self._base[device, talk] = min(count, len(log))
             copy.clear()
         for row in log[base + len(copy) :][: 1 + count]:
@@ -126,7 +126,7 @@ class World(Story):
             self._last[device] = talk, row
 
     def converse(self, place: int, who: int) -> None:
-        """A message, without further ado, which somebody sees."""
+        """Sends, stores and answers a message, and shows it to a device."""
         self.post(place, 0)
         self.commit(place, 0)
         self.answer(0, 0)
@@ -168,7 +168,7 @@ class World(Story):
     # --- the beginning and the end
 
     def begin_well(self) -> None:
-        """A few messages in each conversation, which every backup has: something to change."""
+        """Creates a few messages in each conversation, which every backup contains."""
         for number, (device, talk) in enumerate(self.places()):
             for _ in range(3 if device in PHONES else 1):
                 self.post(number, 0)
@@ -221,12 +221,12 @@ def histories(draw: st.DrawFn) -> list[Line]:
 
 
 def last_stored(lines: list[Line]) -> dict[str, int]:
-    """Where the store's last word on each conversation is."""
+    """The index of each conversation's last `Stored` line."""
     return {line.conversation: at for at, line in enumerate(lines) if isinstance(line, Stored)}
 
 
 def with_rows(lines: list[Line], talk: str, change: Callable[[tuple[Row, ...]], tuple[Row, ...]]) -> None:
-    """Changes what the store has of a conversation in the end."""
+    """Changes the final rows of a conversation in the store."""
     at = last_stored(lines)[talk]
     line = lines[at]
     assert isinstance(line, Stored)
@@ -234,7 +234,7 @@ def with_rows(lines: list[Line], talk: str, change: Callable[[tuple[Row, ...]], 
 
 
 def neighbours(lines: list[Line]) -> Iterator[tuple[int, int]]:
-    """Where a process saw an event and then the next one, with nothing that it did or was between."""
+    """Indexes of two consecutive `Seen` lines of a process, of consecutive events."""
     before: dict[str, int] = {}
     for at, line in enumerate(lines):
         if isinstance(line, Seen):
@@ -267,7 +267,7 @@ def forget_on_a_device(lines: list[Line], talk: str) -> None:
     lines[:] = [
         line for line in lines if not (isinstance(line, Held) and line.fresh and line.conversation == talk)
     ]
-    if talk != TALK:  # a device that says nothing at all is none
+    if talk != TALK:  # a device without any record does not count
         user = talk.split(":")[1]
         assert any(isinstance(line, Held) and line.fresh and line.process.startswith(user) for line in lines)
 
@@ -294,7 +294,7 @@ def draw_ids_badly(lines: list[Line], talk: str) -> None:
 
 
 def overtake(lines: list[Line], talk: str) -> None:
-    """The first two messages, which a phone has sent and every backup has, change their places."""
+    """Swaps the first two messages, which a phone sent and every backup has."""
 
     def change(rows: tuple[Row, ...]) -> tuple[Row, ...]:
         one, other = rows[:2]
@@ -330,7 +330,7 @@ def hold_another(lines: list[Line], talk: str) -> None:
 
 
 def invent(lines: list[Line], talk: str) -> None:
-    """Nobody has sent the last message."""
+    """Removes all invocations of the last message."""
     line = lines[last_stored(lines)[talk]]
     assert isinstance(line, Stored)
     row = line.rows[-1]
@@ -377,9 +377,9 @@ def answer_otherwise(lines: list[Line], talk: str) -> None:
 def forget(lines: list[Line], talk: str) -> None:
     phone = f"{talk.split(':')[1]}/old"
     lines[:0] = [
-        Start(phone, 0.0, ordered=True, keeps=True),
+        Start(phone, 0.0, ordered=True, durable=True),
         Invoke(phone, 0.0, talk, "old", "an old message"),
-        Taken(phone, 0.0, talk, "old"),
+        Queued(phone, 0.0, talk, "old"),
     ]
 
 

@@ -7,7 +7,6 @@ from typing import get_args
 import pytest
 
 from tests.verification.checker.history import (
-    Begun,
     Fail,
     Fault,
     Held,
@@ -15,14 +14,15 @@ from tests.verification.checker.history import (
     Info,
     Invoke,
     Line,
+    LogRestarted,
     Marked,
     Ok,
+    Queued,
     Restored,
     Row,
     Seen,
     Start,
     Stored,
-    Taken,
     merge,
     now,
     read,
@@ -33,19 +33,19 @@ ALICE = "alice@phone"
 ROW = Row(1, (1 << 63) - 1, "alice", "m1", 'umlauts äöü, a 🙂, a "quote", {"type":"start"} and a\nnewline')
 
 ONE_OF_EACH: list[Line] = [
-    Start(ALICE, 1.0, ordered=True, keeps=True),
+    Start(ALICE, 1.0, ordered=True, durable=True),
     Invoke(ALICE, 2.5, TALK, "m1", ROW.value),
-    Taken(ALICE, 3.0, TALK, "m1"),
+    Queued(ALICE, 3.0, TALK, "m1"),
     Ok(ALICE, 4.0, TALK, "m1", 1, ROW.id),
     Fail(ALICE, 5.0, TALK, "m2", "conflict"),
     Info(ALICE, 6.0, TALK, "m3", "timeout"),
     Seen(ALICE, 7.0, TALK, ROW),
-    Begun(ALICE, 8.0, TALK),
+    LogRestarted(ALICE, 8.0, TALK),
     Marked(ALICE, 9.0, TALK, "bob", 3, 2),
     Held(ALICE, 10.0, TALK, 0, (ROW,), fresh=True),
     Stored("store", 11.0, 0, TALK, (ROW,), (("bob", 3, 2),)),
-    Restored("harness", 12.0, 0, {TALK: 1}, taken=0),
-    Fault("harness", 13.0, "killed", "broker", "fired", "by 9", forgets=True),
+    Restored("harness", 12.0, 0, {TALK: 1}, backup_epoch=0),
+    Fault("harness", 13.0, "killed", "broker", "fired", "by 9", loses_state=True),
 ]
 
 
@@ -58,7 +58,7 @@ def write(path: Path, *lines: Line) -> Path:
 
 
 def broken(path: Path, line: Line, size: int) -> Path:
-    """As a kill leaves it: only so many bytes of the last line are there."""
+    """Truncates the last line after `size` bytes, as a kill does."""
     before = path.read_bytes() if path.exists() else b""
     write(path, line)
     path.write_bytes(path.read_bytes()[: len(before) + size])
@@ -97,7 +97,7 @@ def test_a_last_line_truncated_by_a_kill_is_ignored(path: Path) -> None:
     whole = len(path.read_bytes())
     write(path, ONE_OF_EACH[1])
     text = path.read_bytes()
-    for end in range(whole, len(text) - 1):  # in the middle of an umlaut, too
+    for end in range(whole, len(text) - 1):  # also within a multi-byte character
         path.write_bytes(text[:end])
         assert list(read(path)) == ONE_OF_EACH[:1]
 
@@ -109,7 +109,7 @@ def test_a_last_line_that_lacks_only_its_newline_is_read(path: Path) -> None:
 
 
 def test_a_line_truncated_before_a_restart_is_ignored(path: Path) -> None:
-    """The broken line and the new one stand on one line, and the broken one may hold what looks like it."""
+    """The truncated line and the next one share a line, and the truncated one may contain a start's text."""
     write(path, ONE_OF_EACH[0])
     whole = path.read_bytes()
     size = len(write(path, ONE_OF_EACH[1]).read_bytes()) - len(whole)
@@ -182,7 +182,7 @@ def test_merged_lines_are_in_order_of_time(tmp_path: Path) -> None:
 
 
 def test_merged_lines_of_one_process_keep_their_order(tmp_path: Path) -> None:
-    """Also those of one moment, and if a clock stepped back against its word."""
+    """Also for equal times and for a clock that stepped back."""
 
     def lines(process: str, *times: float) -> Iterator[Line]:
         for number, at in enumerate(times):

@@ -1,9 +1,9 @@
-"""Fuzzes each target for its share of the time, guided by coverage, beginning with the kept corpus.
+"""Fuzzes each target for its share of the time, guided by coverage, starting from the corpus.
 
     python -m tests.verification.fuzz [--seconds 600] [--target NAME ...] [--keep]
 
-Ends with status 1 if a law was broken: the input is in `findings/` then, and printed. Mend the fault, and
-move the input to `corpus/NAME/mended-…`, where every test run replays it.
+Exits with status 1 if a property was violated: the input is then printed and kept in `findings/`. Fix the
+fault and move the input to `corpus/NAME/fixed-…`, where every test run replays it.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.verification.fuzz.corpus import CORPUS, FINDINGS, MENDED, kept
+from tests.verification.fuzz.corpus import CORPUS, FINDINGS, FIXED, corpus_files
 from tests.verification.fuzz.seeds import seeds
 from tests.verification.fuzz.targets import TARGETS
 
-SHARES: Final = {"commands": 3, "frames": 3, "link": 3, "content": 1, "names": 1}  # of the time
+SHARES: Final = {"commands": 3, "frames": 3, "link": 3, "content": 1, "names": 1}  # share of the time
 LONGEST: Final = 1_500  # bytes of an input
-LIMITS: Final = ("-timeout=10", "-rss_limit_mb=1024")  # seconds for one input, and memory: laws as well
+LIMITS: Final = ("-timeout=10", "-rss_limit_mb=1024")  # per input; exceeding them is a violation
 FOUND: Final = ("crash-*", "timeout-*", "oom-*", "leak-*")
 
 
@@ -32,10 +32,10 @@ HEAD: Final = "target     seconds        runs  a second  edges  features   new  
 
 
 class Outcome(NamedTuple):
-    """What libFuzzer said. `features`: edges, and how often each; `before`: of the kept corpus."""
+    """What libFuzzer reported. `features`: edges and their counts; `before`: those of the corpus."""
 
     runs: int
-    a_second: int
+    per_second: int
     edges: int
     features: int
     before: int
@@ -58,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _merge(name, work)
         findings += found
         print(
-            f"{name:<10}{seconds:>8}{outcome.runs:>12,}{outcome.a_second:>10,}{outcome.edges:>7}"
-            f"{outcome.features:>10}{outcome.features - outcome.before:>6}{len(kept(name)):>6}  {len(found)}",
+            f"{name:<10}{seconds:>8}{outcome.runs:>12,}{outcome.per_second:>10,}{outcome.edges:>7}"
+            f"{outcome.features:>10}{outcome.features - outcome.before:>6}"
+            f"{len(corpus_files(name)):>6}  {len(found)}",
             flush=True,
         )
     for path in findings:
@@ -71,9 +72,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.verification.fuzz", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--seconds", type=int, default=600, help="for all targets together")
-    parser.add_argument("--target", action="append", choices=list(TARGETS), help="these alone")
-    parser.add_argument("--keep", action="store_true", help="adds to the corpus what reached something new")
+    parser.add_argument("--seconds", type=int, default=600, help="seconds for all targets together")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="fuzz only these targets")
+    parser.add_argument("--keep", action="store_true", help="add inputs that reached new code to the corpus")
     return parser.parse_args(arguments)
 
 
@@ -90,14 +91,14 @@ def _fuzz(name: str, seconds: int, work: Path) -> Outcome:
     )  # fmt: skip
     reached = [tuple(map(int, pair)) for pair in re.findall(r"cov: (\d+) ft: (\d+)", log)]
     runs = re.findall(r"stat::number_of_executed_units:\s*(\d+)", log)
-    a_second = re.findall(r"stat::average_exec_per_sec:\s*(\d+)", log)
+    per_second = re.findall(r"stat::average_exec_per_sec:\s*(\d+)", log)
     if not any(found.iterdir()) and not (reached and runs):
         raise SystemExit(f"the fuzzer of {name} failed:\n{log[-2_000:]}")
     begun_with = re.search(r"INITED cov: \d+ ft: (\d+)", log)
     edges, features = reached[-1] if reached else (0, 0)
     return Outcome(
         int(runs[0]) if runs else 0,
-        int(a_second[0]) if a_second else 0,
+        int(per_second[0]) if per_second else 0,
         edges,
         features,
         int(begun_with[1]) if begun_with else 0,
@@ -105,7 +106,7 @@ def _fuzz(name: str, seconds: int, work: Path) -> Outcome:
 
 
 def _merge(name: str, work: Path) -> None:
-    """The fewest and smallest inputs that reach what the kept and the new ones reach together."""
+    """The fewest and smallest inputs that reach everything that the old and new ones reach together."""
     merged = work / "merged"
     merged.mkdir()
     log = _child(
@@ -115,13 +116,13 @@ def _merge(name: str, work: Path) -> None:
         raise SystemExit(f"merging the corpus of {name} failed:\n{log[-2_000:]}")
     for path in merged.iterdir():
         shutil.copy(path, CORPUS / name / path.name)
-    for path in kept(name):
-        if not (merged / path.name).exists() and not path.name.startswith(MENDED):
+    for path in corpus_files(name):
+        if not (merged / path.name).exists() and not path.name.startswith(FIXED):
             path.unlink()
 
 
 def _child(*arguments: str) -> str:
-    """What it printed. libFuzzer ends the process that it runs in, and says by files what it found."""
+    """The output of libFuzzer, which ends its process and reports findings as files."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.verification.fuzz.child", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
@@ -133,7 +134,7 @@ def _child(*arguments: str) -> str:
 
 
 def _collect(name: str, work: Path) -> list[Path]:
-    """Moves what was found to where it stays, made smaller."""
+    """Minimizes the findings and moves them to their directory."""
     paths: list[Path] = []
     for pattern in FOUND:
         for path in (work / "found").glob(pattern):
@@ -146,7 +147,7 @@ def _collect(name: str, work: Path) -> list[Path]:
 
 
 def smaller(name: str, data: bytes) -> bytes:
-    """The same fault by fewer bytes: pieces are taken out as long as the same line raises the same."""
+    """The same fault with fewer bytes: pieces are removed while the same line raises the same error."""
     wanted = _fault(name, data)
     size = len(data) // 2
     while wanted is not None and size:
@@ -164,7 +165,7 @@ def smaller(name: str, data: bytes) -> bytes:
 def _fault(name: str, data: bytes) -> tuple[str, int | None] | None:
     try:
         TARGETS[name](data)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what was found
+    except Exception as error:  # noqa: BLE001 - any error is the finding
         return type(error).__name__, traceback.extract_tb(error.__traceback__)[-1].lineno
     return None
 
@@ -179,7 +180,7 @@ def _show(path: Path) -> None:
     except Exception:  # noqa: BLE001 - as above
         print(traceback.format_exc())
     else:
-        print("(does not happen again: is something kept from one input to the next?)")
+        print("(not reproducible: does state persist between inputs?)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One target under atheris, in a process of its own: libFuzzer ends the process that it runs in.
+"""One target under atheris, in its own process, because libFuzzer ends the process that it runs in.
 
 python -m tests.verification.fuzz.child TARGET [libFuzzer's arguments]
 """
@@ -20,7 +20,7 @@ def main() -> None:
     def change(data: bytes, most: int, seed: int) -> bytes:
         return mutate(target, data, Random(seed), atheris.Mutate, most)
 
-    # What libFuzzer starts anew with other arguments, to merge.
+    # The program that libFuzzer starts again with other arguments, to merge.
     itself = f"{sys.executable} -m tests.verification.fuzz.child {target}"
     atheris.Setup([itself, *arguments], TARGETS[target], custom_mutator=change)
     atheris.Fuzz()

@@ -1,11 +1,11 @@
-"""Changes of a JSON text: of a value within it, or of its tokens."""
+"""Mutations of JSON text: of one value in it, or of its tokens."""
 
 import json
 import re
 from random import Random
 from typing import Any, Final
 
-from tests.verification.fuzz.values import NUMBERS, TEXTS, TYPES
+from tests.verification.fuzz.boundary_values import NUMBERS, TEXTS, TYPES
 
 FIELDS: Final = (
     "type", "conversation", "client_msg_id", "content", "client_time", "text", "data", "json", "content_type",
@@ -17,7 +17,7 @@ FIELDS: Final = (
 
 
 def json_value(data: bytes, random: Random) -> bytes:
-    """One value anywhere within is another: taken out, doubled, nested, of another type, from elsewhere."""
+    """One value is removed, doubled, nested, or replaced by another type or by one from elsewhere."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -82,7 +82,7 @@ def _other(value: Any, random: Random) -> Any:
 
 
 def _dumps(value: Any, random: Random) -> bytes:
-    # Lone surrogates are written escaped, or as bytes that are not UTF-8.
+    # Lone surrogates are written escaped or as invalid UTF-8.
     text = json.dumps(
         value, ensure_ascii=random.random() < 0.5, separators=random.choice(((",", ":"), (", ", ": ")))
     )
@@ -98,7 +98,7 @@ _PUT: Final = (
 
 
 def json_tokens(data: bytes, random: Random) -> bytes:
-    """Tokens taken out, doubled, changed places: keys twice, a value missing, brackets that do not match."""
+    """Tokens are removed, doubled or swapped: duplicate keys, missing values, unmatched brackets."""
     tokens = _TOKEN.findall(data) or [b"{"]
     at = random.randrange(len(tokens))
     match random.randrange(5):

@@ -1,16 +1,16 @@
-"""Changes of a stream of MQTT packets: of their order, or within one, with its length put right."""
+"""Mutations of a stream of MQTT packets: of their order, or within one, with its length corrected."""
 
 from random import Random
 from typing import Final
 
+from tests.verification.fuzz.boundary_values import some_bytes
 from tests.verification.fuzz.protobuf_mutation import varint
 from tests.verification.fuzz.seeds import packets
 from tests.verification.fuzz.stream import HEAD, whole_packets
-from tests.verification.fuzz.values import some_bytes
 
 
 def mqtt_packets(data: bytes, random: Random) -> bytes:
-    """A stream whose packets are taken out, doubled, put in, changed places, or changed within."""
+    """Packets are removed, doubled, inserted, swapped, or changed inside."""
     head, stream = data[:HEAD].ljust(HEAD, b"\0"), data[HEAD:]
     if random.random() < 0.15:
         return some_bytes(head, random)[:HEAD].ljust(HEAD, b"\0") + stream
@@ -32,7 +32,7 @@ def mqtt_packets(data: bytes, random: Random) -> bytes:
 
 
 def _packet(raw: bytes, random: Random) -> bytes:
-    """Its body changed and its length put right, or its head changed."""
+    """Changes the body and corrects the length, or changes the header."""
     start = next(at for at in range(1, len(raw)) if raw[at] < 0x80) + 1
     first, body = raw[0], raw[start:]
     match random.randrange(5):
@@ -40,7 +40,7 @@ def _packet(raw: bytes, random: Random) -> bytes:
             first = first & 0xF0 | random.randrange(16)
         case 1:
             first = random.randrange(256)
-        case 2:  # a property, where one may begin
+        case 2:  # a property, at a place where one may start
             at = random.randint(0, len(body))
             put = random.choice(_PROPERTIES)
             body = body[:at] + bytes((len(put),)) + put + body[at:]

@@ -1,7 +1,7 @@
-"""Changes that know the form of what they change, so that an input gets past the parsers' first bytes.
+"""Mutations that know the format of their input, so that the result gets past a parser's first bytes.
 
-The parsers of JSON and protobuf are C, of which a fuzzer guided by Python's coverage sees nothing: changing
-single bytes it would hardly ever write a command that parses.
+The parsers of JSON and protobuf are C code, which Python's coverage does not see: mutating single bytes would
+hardly ever produce a command that parses.
 """
 
 import re
@@ -21,20 +21,20 @@ from imqtt.protocol import (
     format_of,
     join,
 )
+from tests.verification.fuzz.boundary_values import TEXTS, some_bytes
 from tests.verification.fuzz.json_mutation import json_tokens, json_value
 from tests.verification.fuzz.mqtt_mutation import mqtt_packets
 from tests.verification.fuzz.protobuf_mutation import protobuf_fields
 from tests.verification.fuzz.seeds import seeds
-from tests.verification.fuzz.values import TEXTS, some_bytes
 
 Bytewise = Callable[[bytes, int], bytes]
-"""Changes some bytes, giving at most so many: what the fuzzer itself does."""
+"""Mutates bytes, up to a size: the fuzzer's own mutation."""
 
 Mutation = Callable[[bytes, Random], bytes]
 
 
 def mutate(target: str, data: bytes, random: Random, bytewise: Bytewise, most: int) -> bytes:
-    """A changed `data`, of at most `most` bytes. The same `random` gives the same change."""
+    """A mutation of `data` with at most `most` bytes. The same `random` gives the same result."""
     for _ in range(random.choice((1, 1, 2, 4))):
         if random.random() < 0.2:
             data = bytewise(data, most)
@@ -43,30 +43,30 @@ def mutate(target: str, data: bytes, random: Random, bytewise: Bytewise, most: i
     return data[:most]
 
 
-def _by_form(data: bytes, random: Random) -> bytes:
+def _by_format(data: bytes, random: Random) -> bytes:
     if format_of(data) is Format.JSON:
         return random.choice((json_value, json_value, json_tokens))(data, random)
     return protobuf_fields(data, random)
 
 
-def _command_in_the_other_form(data: bytes, random: Random) -> bytes:
+def _command_in_the_other_format(data: bytes, random: Random) -> bytes:
     try:
-        return encode_command(decode_command(data, Bounds()), _other_form(data))
+        return encode_command(decode_command(data, Bounds()), _other_format(data))
     except (ImqttError, ValueError):
         return random.choice(_seeds("commands"))
 
 
-def _frames_in_the_other_form(data: bytes, random: Random) -> bytes:
+def _frames_in_the_other_format(data: bytes, random: Random) -> bytes:
     try:
         frames = decode_frames(data)
-        form = _other_form(data)
+        form = _other_format(data)
         return join([encode_frame(frame, form) for frame in frames], form)
     except (ImqttError, ValueError):
         return random.choice(_seeds("frames"))
 
 
 def _two_packets_of_frames(data: bytes, random: Random) -> bytes:
-    """The frames of two packets in one."""
+    """Joins the frames of two packets."""
     other = random.choice(_seeds("frames"))
     if format_of(data) is Format.JSON:
         if format_of(other) is Format.JSON and data.endswith(b"]}") and len(data) > 13 and len(other) > 13:
@@ -75,7 +75,7 @@ def _two_packets_of_frames(data: bytes, random: Random) -> bytes:
     return data + other if format_of(other) is Format.PROTOBUF else protobuf_fields(data, random)
 
 
-def _other_form(data: bytes) -> Format:
+def _other_format(data: bytes) -> Format:
     return Format.PROTOBUF if format_of(data) is Format.JSON else Format.JSON
 
 
@@ -93,7 +93,7 @@ _SEEDS: dict[str, list[bytes]] = {}
 
 
 def _name_parts(data: bytes, random: Random) -> bytes:
-    """The parts between `/`, `@` or `:`, changed, doubled, taken out, changed places; marks stay in place."""
+    """Parts between `/`, `@` or `:` are changed, doubled, removed or swapped; the separators stay."""
     parts = re.split(b"([/@:])", data)
     parts, marks = parts[::2], parts[1::2]
     at = random.randrange(len(parts))
@@ -113,9 +113,9 @@ def _name_parts(data: bytes, random: Random) -> bytes:
 
 
 _MUTATIONS: Final[dict[str, tuple[Mutation, ...]]] = {
-    "commands": (_by_form, _by_form, _by_form, _by_form, _command_in_the_other_form, _seed("commands")),
+    "commands": (*[_by_format] * 4, _command_in_the_other_format, _seed("commands")),
     "content": (json_value, json_value, json_tokens, json_tokens, some_bytes),
-    "frames": (_by_form, _by_form, _by_form, _frames_in_the_other_form, _two_packets_of_frames),
+    "frames": (*[_by_format] * 3, _frames_in_the_other_format, _two_packets_of_frames),
     "link": (mqtt_packets,) * 5 + (some_bytes,),
     "names": (_name_parts, _name_parts, some_bytes),
 }

@@ -1,16 +1,16 @@
-"""Changes of a protobuf message: of a field anywhere within it, with all lengths put right."""
+"""Mutations of a protobuf message: of any field in it, with all lengths corrected."""
 
 from random import Random
 from typing import Any
 
-from tests.verification.fuzz.values import NUMBERS, TEXTS, TYPES, some_bytes
+from tests.verification.fuzz.boundary_values import NUMBERS, TEXTS, TYPES, some_bytes
 
 Field = tuple[int, int, Any]
 """Its number, its wire type, and an int, bytes, or the fields of a message."""
 
 
 def protobuf_fields(data: bytes, random: Random) -> bytes:
-    """A field anywhere within is taken out, doubled, moved, renumbered or filled with something else."""
+    """One field is removed, doubled, moved, renumbered or filled with another value."""
     fields = _parse(data, 0)
     if fields is None:
         return some_bytes(data, random)
@@ -55,7 +55,7 @@ def _other_payload(kind: int, value: Any, random: Random) -> Any:
 
 
 def _parse(data: bytes, depth: int) -> list[Field] | None:
-    """The fields of a message, or None where the bytes are not one."""
+    """The fields of a message, or None for other bytes."""
     fields: list[Field] = []
     at = 0
     while at < len(data):
@@ -110,7 +110,7 @@ def _write(fields: list[Field]) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """As protobuf writes numbers, and MQTT lengths."""
+    """A number as protobuf and MQTT lengths encode it."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

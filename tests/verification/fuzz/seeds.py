@@ -1,4 +1,4 @@
-"""Where fuzzing begins: the golden vectors, and a broker's packets."""
+"""The initial inputs of the corpus: the golden vectors, and packets of a broker."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def _payloads(entries: list[dict[str, Any]]) -> list[bytes]:
 
 
 def packets() -> list[bytes]:
-    """Each kind of packet that a broker sends, and some that none should."""
+    """Each kind of packet that a broker sends, and some invalid ones."""
     publish, qos = mqtt5.PublishPacket, mqtt5.QoS
     code = mqtt5.DisconnectReasonCode
     return [
@@ -77,7 +77,7 @@ def packets() -> list[bytes]:
 
 
 def seeds(target: str) -> list[bytes]:
-    """The inputs with which the corpus of this target was begun."""
+    """The initial inputs of this target."""
     if target == "commands":
         rejected = _load("rejected.json")["rejected"]
         short = [payload for payload in map(generate.payload_of, rejected) if len(payload) < 1_000]

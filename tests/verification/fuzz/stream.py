@@ -1,6 +1,6 @@
-"""The laws of the link's parser: any stream from a broker, in any pieces.
+"""Properties of the link's parser for any stream from a broker, split in any way.
 
-An input is three bytes that say how the session is set up and in which pieces it hears, and the stream.
+An input is three bytes, which set up the session and the splitting, and the stream.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,15 @@ OPENED, BOUNDED, AT_ONCE, BACKWARDS = 1, 2, 4, 8  # bits of the first byte
 MAX_PACKET: Final = 100
 CONNACK: Final = mqtt5.ConnAckPacket(receive_max=50).write()
 ROOM: Final = 1 << 20
-LONGEST_HEAD: Final = 5  # bytes: a packet's first one, and its length
+LONGEST_HEAD: Final = 5  # bytes: a packet's first one and its length
 _READ_IN_FULL: Final = (packets.CONNACK, packets.PUBLISH, packets.SUBACK)
 _READ: Final = (*_READ_IN_FULL, packets.PUBACK, packets.DISCONNECT)
 
 
 class Scenario(NamedTuple):
-    """`opened`: our own CONNACK comes first. `at_once`: each message is acked when it is received, in a
-    piece's order or backwards; else all of them at the end."""
+    """`opened`: a valid CONNACK comes first. `at_once`: each message is acked on receipt, in a piece's order
+    or backwards; otherwise all are acked at the end.
+    """
 
     opened: bool
     max_packet: int | None
@@ -55,7 +56,7 @@ class Scenario(NamedTuple):
         return LinkSettings("host", 1883, "one", max_packet=self.max_packet)
 
     def cut(self) -> list[bytes]:
-        """The stream in pieces, most of them a few bytes."""
+        """The stream in pieces, mostly of a few bytes."""
         stream, size = self.stream, 1
         draw = Random(self.pieces)
         pieces: list[bytes] = []
@@ -69,18 +70,18 @@ class Scenario(NamedTuple):
 
 
 def link(data: bytes) -> None:
-    """Whatever the pieces: the same events, nothing behind the end, PUBACKs in order, memory bounded."""
+    """However it is split: the same events, none after the end, PUBACKs in order, bounded memory."""
     scenario = Scenario.of(data)
-    whole = _hear(scenario, [scenario.stream])
+    whole = _events_of(scenario, [scenario.stream])
     cut = scenario.cut()
-    assert _hear(scenario, cut) == whole
-    _copies_little(scenario, cut)
+    assert _events_of(scenario, cut) == whole
+    _check_copying(scenario, cut)
     if scenario.opened:
-        _agrees_with_mqtt5(scenario)
+        _compare_with_mqtt5(scenario)
 
 
-def _hear(scenario: Scenario, pieces: list[bytes]) -> list[object]:
-    """The events of a session that hears these pieces, in a form that does not depend on the pieces."""
+def _events_of(scenario: Scenario, pieces: list[bytes]) -> list[object]:
+    """The events of a session that receives these pieces, in a form independent of the splitting."""
     session = Session(scenario.settings, 0.0)
     session.subscribe(["t/#"])
     publications = [session.publish([Message("u", b"")] * 2) for _ in range(scenario.published)]
@@ -93,31 +94,31 @@ def _hear(scenario: Scenario, pieces: list[bytes]) -> list[object]:
     for piece in pieces:
         ended = session.state is State.ENDED
         news = session.receive(piece, 1.0)
-        assert not (ended and news), "nothing comes behind the end"
+        assert not (ended and news), "no event may follow the end"
         events += news
         fresh = [event for event in news if isinstance(event, Received) and event.qos]
         received += fresh
         if scenario.at_once:
             for message in reversed(fresh) if scenario.backwards else fresh:
                 session.ack(message)
-        _keeps_little(session, scenario)
-    _ends_once(session, events)
-    _answers_once(publications, events)
+        _check_memory(session, scenario)
+    _check_end(session, events)
+    _check_answers(publications, events)
     for message in reversed(received) if scenario.backwards else received:
         session.ack(message)
-    _acks_in_order(session, received)
+    _check_acks(session, received)
     return [_outcome(event) for event in events]
 
 
-def _keeps_little(session: Session, scenario: Scenario) -> None:
-    """Of the stream it keeps less than the packet that it waits for, and that is bounded."""
+def _check_memory(session: Session, scenario: Scenario) -> None:
+    """It buffers less than the packet that it waits for, and that is bounded."""
     cutter = session._cutter
     if session.state is not State.ENDED:
         assert sum(map(len, cutter._kept)) < max(cutter._needed, LONGEST_HEAD)
         assert cutter._needed <= (scenario.max_packet or packets.LARGEST)
 
 
-def _ends_once(session: Session, events: list[Event]) -> None:
+def _check_end(session: Session, events: list[Event]) -> None:
     ends = [event for event in events if isinstance(event, Ended)]
     assert ends == (events[-1:] if session.state is State.ENDED else [])
     if ends:
@@ -126,7 +127,7 @@ def _ends_once(session: Session, events: list[Event]) -> None:
         assert session.deadline is None
 
 
-def _answers_once(publications: list[Publication], events: list[Event]) -> None:
+def _check_answers(publications: list[Publication], events: list[Event]) -> None:
     answered = [event for event in events if isinstance(event, Publication)]
     assert len(answered) == len(set(map(id, answered)))
     for publication in answered:
@@ -135,8 +136,8 @@ def _answers_once(publications: list[Publication], events: list[Event]) -> None:
     assert all(0 <= publication.unanswered <= 2 for publication in publications)
 
 
-def _acks_in_order(session: Session, received: list[Received]) -> None:
-    """Everything is acked: its PUBACKs leave in the order of receipt, unless the connection has ended."""
+def _check_acks(session: Session, received: list[Received]) -> None:
+    """When everything is acked, PUBACKs leave in the order of receipt, unless the connection has ended."""
     receipts = [message.receipt for message in received]
     assert receipts == sorted(set(receipts))
     ended = session.state is State.ENDED
@@ -160,7 +161,7 @@ def _read_all(written: bytes) -> Iterator[mqtt5.Packet]:
 
 
 def _outcome(event: Event) -> object:
-    """What counts of an event: receipts are numbered from another place in each session."""
+    """The comparable part of an event: each session numbers receipts from another start."""
     if isinstance(event, Received):
         return event._replace(receipt=0 if event.qos else -1)
     if isinstance(event, Publication):
@@ -170,8 +171,8 @@ def _outcome(event: Event) -> object:
     return event
 
 
-def _copies_little(scenario: Scenario, pieces: list[bytes]) -> None:
-    """A packet is joined once, not once a piece: what is copied grows as the stream does."""
+def _check_copying(scenario: Scenario, pieces: list[bytes]) -> None:
+    """A packet is joined once, not once per piece: copied bytes grow linearly with the stream."""
     cutter = Cutter(scenario.max_packet)
     copied = 0
     for piece in pieces:
@@ -185,7 +186,7 @@ def _copies_little(scenario: Scenario, pieces: list[bytes]) -> None:
 
 
 def whole_packets(stream: bytes) -> list[bytes]:
-    """The packets at the beginning of `stream`, cut by other code than the link's."""
+    """The packets at the start of `stream`, split by code other than the link's."""
     found: list[bytes] = []
     while len(stream) >= 2:
         length = shift = 0
@@ -204,21 +205,21 @@ def whole_packets(stream: bytes) -> list[bytes]:
     return found
 
 
-def _agrees_with_mqtt5(scenario: Scenario) -> None:
-    """Where both read a packet they read the same, and none that is valid is refused."""
+def _compare_with_mqtt5(scenario: Scenario) -> None:
+    """Packets that both parsers read are equal, and valid packets are not refused."""
     for raw in whole_packets(scenario.stream):
         ours = _read(raw)
-        # mqtt5 panics, loudly, on text that is not UTF-8. What the link has read in full has no such text.
+        # mqtt5 panics on text that is not UTF-8. A packet that the link has read completely has no such text.
         if raw[1:].isascii() or (ours is not None and raw[0] & 0xF0 in _READ_IN_FULL):
             packet = _mqtt5(raw)
             if packet is not None and ours is not None:
-                assert ours == _told(packet), (ours, packet)
+                assert ours == _reported(packet), (ours, packet)
             elif packet is not None and raw[0] & 0xF0 in _READ:
                 assert not _is_valid(packet, raw), packet
 
 
 def _read(raw: bytes) -> object:
-    """What the link reads of it, or None where it refuses it."""
+    """The link's reading of it, or None if it refuses it."""
     data, cuts = Cutter(None).cut(raw)
     assert len(cuts) == 1
     (cut,) = cuts
@@ -240,10 +241,10 @@ def _read(raw: bytes) -> object:
 
 
 def _mqtt5(raw: bytes) -> Any:
-    """mqtt5's packet, or None where it refuses what the link may let pass: reason codes of a later time."""
+    """mqtt5's packet, or None if it refuses what the link may accept, such as future reason codes."""
     try:
         packet, size = mqtt5.read(memoryview(raw))
-    except Exception:  # noqa: BLE001 - it has no error of its own
+    except Exception:  # noqa: BLE001 - it has no error class
         return None
     except BaseException as panic:
         if type(panic).__name__ != "PanicException":
@@ -254,14 +255,14 @@ def _mqtt5(raw: bytes) -> Any:
 
 
 def _is_valid(packet: Any, raw: bytes) -> bool:
-    """mqtt5 reads some that are not. What it writes as it was read mostly is."""
+    """mqtt5 reads some invalid packets. Packets that it writes back unchanged are mostly valid."""
     if isinstance(packet, mqtt5.PublishPacket) and (packet.topic_alias is not None or packet.packet_id == 0):
-        return False  # an alias was not allowed, and 0 is no packet id (section 2.2.1)
+        return False  # aliases are not permitted, and 0 is not a packet id (section 2.2.1)
     return packet.write() == raw
 
 
-def _told(packet: Any) -> object:
-    """What the link's readers tell of it."""
+def _reported(packet: Any) -> object:
+    """What the link's readers report."""
     if isinstance(packet, mqtt5.PublishPacket):
         return (
             packet.topic, packet.payload, packet.packet_id, packet.duplicate, tuple(packet.user_properties),

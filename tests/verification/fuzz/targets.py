@@ -1,7 +1,7 @@
-"""The laws of what comes in from outside: each target takes any bytes, and raises if a law does not hold.
+"""Properties of decoding: each target takes any bytes and raises if a property is violated.
 
-Both fuzzers and the replay of the corpus call these. An `AssertionError` is a law that was broken; any
-other exception is one that the code let out.
+Both fuzzers and the replay of the corpus call them. An `AssertionError` is a violated property; any other
+exception escaped from the code under test.
 """
 
 import json
@@ -59,8 +59,8 @@ from imqtt.server.rejections import rejected
 from imqtt.server.router import FORWARDED, Router, conversations_of, of_members
 from tests.verification.fuzz import stream
 
-BOUNDS: Final = Bounds(content=200, command=4_000, cursors=3)  # a short input may go beyond them
-WIDE: Final = Bounds(content=200, command=100_000, cursors=3)  # one form of a command is longer than another
+BOUNDS: Final = Bounds(content=200, command=4_000, cursors=3)  # small, so that a short input may exceed them
+WIDE: Final = Bounds(content=200, command=100_000, cursors=3)  # formats differ in length
 PARTITIONS: Final = 16
 PHONE: Final = Device("alice", "phone")
 ESCAPED: Final = 6  # bytes that JSON may make of one: \u0001
@@ -68,36 +68,36 @@ ESCAPED: Final = 6  # bytes that JSON may make of one: \u0001
 _content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode  # as the stores do
 
 
-# --- what any later stage can take --------------------------------------------------------------------
+# --- requirements of later stages ---------------------------------------------------------------------
 
 
-def _fit(value: object) -> None:
-    """No store, no broker and no other client's parser chokes on it."""
+def _check_value(value: object) -> None:
+    """Every store, broker and client parser accepts it."""
     if isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
-            _fit(getattr(value, name))
+            _check_value(getattr(value, name))
     elif isinstance(value, tuple):
         for item in value:
-            _fit(item)
+            _check_value(item)
     elif isinstance(value, JsonText):
-        _fit_json(json.loads(value.encode().decode()), 0)
+        _check_json(json.loads(value.encode().decode()), 0)
     elif isinstance(value, str):
         value.encode()
     elif isinstance(value, int):
-        # What is no id is a number in JSON too, and JavaScript counts to 2**53.
+        # Integers other than ids are JSON numbers, which JavaScript reads up to 2**53.
         assert 0 <= value < (1 << 63 if isinstance(value, Id) else 1 << 53), value
     else:
         assert value is None or isinstance(value, bytes), type(value)
 
 
-def _fit_json(value: object, depth: int) -> None:
+def _check_json(value: object, depth: int) -> None:
     if isinstance(value, dict | list):
         assert depth < MAX_JSON_DEPTH
         for item in value:
-            _fit_json(item, depth + 1)
+            _check_json(item, depth + 1)
         if isinstance(value, dict):
             for item in value.values():
-                _fit_json(item, depth + 1)
+                _check_json(item, depth + 1)
     elif isinstance(value, str):
         value.encode()
     elif isinstance(value, float):
@@ -106,8 +106,8 @@ def _fit_json(value: object, depth: int) -> None:
         assert -(1 << 63) <= value < 1 << 63
 
 
-def _telling(error: ImqttError, named: CommandInfo) -> None:
-    """It may be told to the sender, in one packet that any device takes."""
+def _check_error(error: ImqttError, named: CommandInfo) -> None:
+    """The error can be sent to the sender in one packet that any device accepts."""
     assert type(error) in (Malformed, Invalid, TooLarge, Unsupported, NotAllowed), type(error)
     assert not error.retryable
     assert 0 < len(error.reason.encode()) <= 250
@@ -122,7 +122,7 @@ def _telling(error: ImqttError, named: CommandInfo) -> None:
 
 
 def commands(payload: bytes) -> None:
-    """A command is refused by an error that its sender may be told, or every later stage can take it."""
+    """A command is refused with an error that can be sent, or every later stage accepts it."""
     named = identify(payload)
     for name in named:
         assert name.isascii()
@@ -130,17 +130,17 @@ def commands(payload: bytes) -> None:
     try:
         command = decode_command(payload, BOUNDS)
     except ImqttError as error:
-        _telling(error, named)
+        _check_error(error, named)
     else:
-        assert named.type == command.name, "what is refused later on is named as what it is"
+        assert named.type == command.name, "a later rejection must name the command's type"
         for name in CommandInfo._fields[1:]:
             assert getattr(named, name) == getattr(command, name, getattr(named, name))
-        _go_further(command)
-    _sort(payload)
+        _check_later_stages(command)
+    _check_routing(payload)
 
 
-def _go_further(command: AnyCommand) -> None:
-    _fit(command)
+def _check_later_stages(command: AnyCommand) -> None:
+    _check_value(command)
     forms: list[AnyCommand] = []
     for format in Format:
         payload = encode_command(command, format)
@@ -150,11 +150,11 @@ def _go_further(command: AnyCommand) -> None:
         assert encode_command(again, format) == payload
         forms.append(again)
     if isinstance(command, Send):
-        _be_stored([command, *(form for form in forms if isinstance(form, Send))])
+        _check_stored_form([command, *(form for form in forms if isinstance(form, Send))])
 
 
-def _be_stored(sends: list[Send]) -> None:
-    """Whichever form a message came in, the same bytes are stored, and they say what it said."""
+def _check_stored_form(sends: list[Send]) -> None:
+    """Both formats of a message are stored as the same bytes, with the same meaning."""
     messages = [receive(PHONE, send) for send in sends]
     (body,) = {message.body for message in messages}
     assert len({message.digest for message in messages}) == 1
@@ -169,7 +169,7 @@ def _be_stored(sends: list[Send]) -> None:
     appended = [each.event for each in decisions if isinstance(each, Append)]
     assert len(appended) == _is_in("alice", sends[0].conversation)
     for event in appended:
-        _be_carried((event,))
+        _check_encodings((event,))
 
 
 def _is_in(user: str, conversation: str) -> bool:
@@ -179,7 +179,7 @@ def _is_in(user: str, conversation: str) -> bool:
         return False
 
 
-def _sort(payload: bytes) -> None:
+def _check_routing(payload: bytes) -> None:
     """The server finds one thing to do about it, wherever it comes in."""
     for partition, properties in ((0, ()), (partition_of("u:alice", PARTITIONS), (FORWARDED,))):
         received = Received(up(PHONE, partition), payload, 1, False, properties, 1, 0)
@@ -195,20 +195,20 @@ def _sort(payload: bytes) -> None:
 
 
 def frames(payload: bytes) -> None:
-    """A packet down is malformed, or a device can keep what it says."""
+    """A packet to a device is malformed, or a device can store its contents."""
     try:
         packet = decode_frames(payload)
     except Malformed as error:
-        _telling(error, CommandInfo())
+        _check_error(error, CommandInfo())
         return
-    _be_carried(packet)
-    _be_taken(packet)
+    _check_encodings(packet)
+    _check_device(packet)
 
 
-def _be_carried(packet: tuple[AnyFrame, ...]) -> None:
+def _check_encodings(packet: tuple[AnyFrame, ...]) -> None:
     for frame in packet:
-        _fit(frame)
-    # What no command may have, one of the forms has no place for.
+        _check_value(frame)
+    # One of the formats cannot express some values that no command may have.
     common = all(map(_is_common, (event for frame in packet for event in _events(frame))))
     for format in Format if common else ():
         encoded = [encode_frame(frame, format) for frame in packet]
@@ -220,7 +220,7 @@ def _be_carried(packet: tuple[AnyFrame, ...]) -> None:
 
 
 def _is_common(event: Event) -> bool:
-    """protobuf has no two bodies, and reads "" as the kind `message`; JSON has no null that is content."""
+    """protobuf has no two bodies and reads "" as the kind `message`; JSON has no null content."""
     content = event.content
     bodies = 3 - [content.text, content.data, content.json].count(None)
     return bodies <= 1 and content.json != "null" and event.kind != ""
@@ -235,8 +235,8 @@ def _events(frame: AnyFrame) -> list[Event]:
     return latest + [event for part in frame.slices for event in part.events]
 
 
-def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
-    """A device that knows nothing takes it, and what comes of it fits into its store."""
+def _check_device(packet: tuple[AnyFrame, ...]) -> None:
+    """A new device accepts it, and the result fits into its store."""
     in_order = all(
         _is_contiguous(part) for frame in packet if isinstance(frame, Page) for part in frame.slices
     )
@@ -259,7 +259,7 @@ def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
                 assert device_store._event(device_store._encode(event)) == event
                 applied.setdefault(conversation, []).append(seq)
             for kept in (*changes.logs.values(), *changes.marks):
-                _fit(kept)
+                _check_value(kept)
         for log in replica.logs.values():
             assert len(log.order.buffered) <= 1_000
         for seqs in applied.values():
@@ -267,7 +267,7 @@ def _be_taken(packet: tuple[AnyFrame, ...]) -> None:
 
 
 def _is_contiguous(part: Slice) -> bool:
-    """As every server's slices are: a device believes it."""
+    """As in every server's slices, which a device relies on."""
     return all(after.seq == before.seq + 1 for before, after in pairwise(part.events))
 
 
@@ -275,14 +275,14 @@ def _is_contiguous(part: Slice) -> bool:
 
 
 def content(text: bytes) -> None:
-    """JSON content is refused, or kept as one text that says the same to everybody."""
+    """JSON content is refused, or stored as one text that means the same to every reader."""
     try:
         canonical = canonical_json(msgspec.json.decode(text))
     except (ValueError, RecursionError):
         return
-    _fit(canonical)
+    _check_value(canonical)
     assert canonical_json(msgspec.json.decode(canonical.encode())) == canonical
-    # Python's own parser is the oracle. `repr`, since 1 == 1.0 == True.
+    # Python's own parser is the oracle. Compared by `repr`, because 1 == 1.0 == True.
     assert repr(json.loads(canonical)) == repr(json.loads(text))
     for payload in _sends(text):
         try:
@@ -306,7 +306,7 @@ def _sends(text: bytes) -> tuple[bytes, bytes]:
 
 
 def names(data: bytes) -> None:
-    """Topics and conversation ids name whom they say, or nobody."""
+    """Topics and conversation ids name the users that they contain, or are refused."""
     text = data.decode(errors="surrogateescape")
     device = parse_up(text)
     if device is not None:
@@ -320,13 +320,13 @@ def names(data: bytes) -> None:
     try:
         check(Typing(text), BOUNDS)
     except ImqttError as error:
-        _telling(error, CommandInfo())
+        _check_error(error, CommandInfo())
         return
     assert 0 <= partition_of(text, PARTITIONS) < PARTITIONS
     try:
         members = members_from_ids([text]).check(text, "alice")
     except ImqttError as error:
-        _telling(error, CommandInfo())
+        _check_error(error, CommandInfo())
         return
     assert "alice" in members
     assert all(map(is_name, members))

@@ -8,11 +8,11 @@ import pytest
 from imqtt.errors import ImqttError, Malformed
 from imqtt.protocol import Bounds, decode_command, decode_frames
 from tests.verification.fuzz.__main__ import smaller
+from tests.verification.fuzz.boundary_values import some_bytes
 from tests.verification.fuzz.mutation import mutate
 from tests.verification.fuzz.seeds import packets, seeds
 from tests.verification.fuzz.stream import whole_packets
 from tests.verification.fuzz.targets import TARGETS
-from tests.verification.fuzz.values import some_bytes
 
 
 def changed(target: str, number: int, most: int = 1_000) -> bytes:

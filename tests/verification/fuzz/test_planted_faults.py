@@ -1,4 +1,4 @@
-"""The corpus finds faults: with each planted mistake, a replay violates a property."""
+"""The corpus finds faults: with each planted fault, a replay violates a property."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -12,16 +12,16 @@ from imqtt.broker.packets import Cutter
 from imqtt.broker.receipts import Receipts
 from imqtt.broker.session import Session
 from imqtt.model import Event, Head, Id, JsonText, Limits, Marks, Value
-from tests.verification.fuzz.corpus import kept
+from tests.verification.fuzz.corpus import corpus_files
 from tests.verification.fuzz.seeds import seeds
 from tests.verification.fuzz.targets import TARGETS
 
-CHECK = import_module("imqtt.protocol.check")  # the package has a function of this name
+CHECK = import_module("imqtt.protocol.check")  # the package exports a function of this name
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def nothing(*_: object) -> None:
-    """In place of a check."""
+    """Replaces a check."""
 
 
 def unchecked(module: str, name: str) -> Plant:
@@ -50,22 +50,22 @@ def unconstrained(*what: object) -> Plant:
     return plant
 
 
-def json_kept_as_it_came(patch: pytest.MonkeyPatch) -> None:
+def json_stored_unchanged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(import_module("imqtt.protocol.protobuf_format"), "_json_in", JsonText)
 
 
-def reasons_as_long_as_they_come(patch: pytest.MonkeyPatch) -> None:
+def unlimited_reasons(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         import_module("imqtt.protocol.json_format"), "_reason", lambda what, error: f"{what}: {error!r}" * 9
     )
 
 
-def names_that_are_none_are_echoed(patch: pytest.MonkeyPatch) -> None:
+def malformed_names_are_echoed(patch: pytest.MonkeyPatch) -> None:
     info = import_module("imqtt.protocol.command_info").CommandInfo
     patch.setattr(info, "of", classmethod(lambda cls, *names: cls(*names)))
 
 
-def ids_without_their_range(patch: pytest.MonkeyPatch) -> None:
+def ids_without_a_range(patch: pytest.MonkeyPatch) -> None:
     def lax(wanted: type, value: object) -> object:
         return Id(int(str(value))) if wanted is Id else JsonText(value)
 
@@ -74,12 +74,12 @@ def ids_without_their_range(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(protocol, "_command", decoder)
 
 
-def one_byte_too_many_awaited(patch: pytest.MonkeyPatch) -> None:
+def one_byte_too_many_is_awaited(patch: pytest.MonkeyPatch) -> None:
     keep = Cutter._keep
     patch.setattr(Cutter, "_keep", lambda self, rest, needed: keep(self, rest, needed + 1))
 
 
-def every_piece_joined_with_all_before(patch: pytest.MonkeyPatch) -> None:
+def every_piece_is_joined_with_all_previous(patch: pytest.MonkeyPatch) -> None:
     keep = Cutter._keep
     patch.setattr(Cutter, "_keep", lambda self, rest, needed: keep(self, rest, 0))
 
@@ -89,7 +89,7 @@ def packets_of_any_size(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Cutter, "__init__", lambda self, _: begin(self, None))
 
 
-def acks_as_they_come(patch: pytest.MonkeyPatch) -> None:
+def acks_out_of_order(patch: pytest.MonkeyPatch) -> None:
     def ack(self: Receipts, receipt: int) -> list[int]:
         at = receipt - self._first
         if not 0 <= at < len(self._waiting):
@@ -99,7 +99,7 @@ def acks_as_they_come(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Receipts, "ack", ack)
 
 
-def faults_told_behind_the_end(patch: pytest.MonkeyPatch) -> None:
+def errors_reported_after_the_end(patch: pytest.MonkeyPatch) -> None:
     def bad(self: Any, error: Any, events: list[Any]) -> None:
         session = import_module("imqtt.broker.session")
         events.append(self._end(session.Closed(error.reason, error.code), error.code))
@@ -113,7 +113,7 @@ def payloads_to_the_end_of_the_buffer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packets, "read_publish", lambda data, cut: was(data, (cut[0], cut[1], len(data))))
 
 
-def a_puback_read_without_its_code(patch: pytest.MonkeyPatch) -> None:
+def a_puback_is_read_without_its_code(patch: pytest.MonkeyPatch) -> None:
     packets = import_module("imqtt.broker.packets")
     patch.setattr(packets, "read_puback", lambda data, cut: (data[cut[1]] << 8 | data[cut[1] + 1], 0))
 
@@ -132,8 +132,8 @@ def members_in_any_order(patch: pytest.MonkeyPatch) -> None:
 PLANTED: dict[str, list[Plant]] = {
     "commands": [
         *map(unconstrained, (fields.SEQ, fields.ID, fields.TIME, fields.TOKEN, fields.CONVERSATION)),
-        json_kept_as_it_came, reasons_as_long_as_they_come, names_that_are_none_are_echoed,
-        ids_without_their_range,
+        json_stored_unchanged, unlimited_reasons, malformed_names_are_echoed,
+        ids_without_a_range,
     ],
     "content": [unchecked("imqtt.model", "_check_json")],
     "frames": [
@@ -141,8 +141,9 @@ PLANTED: dict[str, list[Plant]] = {
         *map(unconstrained, (Marks, Event, Head, Limits, fields.COUNT)),
     ],
     "link": [
-        one_byte_too_many_awaited, every_piece_joined_with_all_before, packets_of_any_size, acks_as_they_come,
-        faults_told_behind_the_end, payloads_to_the_end_of_the_buffer, a_puback_read_without_its_code,
+        one_byte_too_many_is_awaited, every_piece_is_joined_with_all_previous, packets_of_any_size,
+        acks_out_of_order, errors_reported_after_the_end, payloads_to_the_end_of_the_buffer,
+        a_puback_is_read_without_its_code,
     ],
     "names": [names_of_any_length, members_in_any_order],
 }  # fmt: skip
@@ -165,5 +166,5 @@ def test_a_planted_mistake_violates_a_property(
 
 
 def replay(target: str) -> None:
-    for data in (*seeds(target), *(path.read_bytes() for path in kept(target))):
+    for data in (*seeds(target), *(path.read_bytes() for path in corpus_files(target))):
         TARGETS[target](data)

@@ -1,9 +1,9 @@
-"""An MQTT broker in memory, for the simulated world: Mosquitto with this project's configuration.
+"""An MQTT broker in memory for the simulated world: Mosquitto with this project's configuration.
 
-It does what clients of the server's link and of the SDK can see: QoS 0 and 1, sessions and their takeover,
-redelivery, wills, queues, wildcards, the loss and the restoring of what it held. `test_broker.py` holds it
-and Mosquitto to the same behaviour. Left out: passwords and ACLs, QoS 2, retained messages (there are none
-by the configuration), will delays, bounds in bytes.
+It does everything that the server's link and the SDK can observe: QoS 0 and 1, sessions and takeovers,
+redelivery, wills, queues, wildcards, and loss and restore of its state. `test_broker.py` holds it and
+Mosquitto to the same behaviour. Not implemented: passwords and ACLs, QoS 2, retained messages (the
+configuration disables them), will delays, limits in bytes.
 """
 
 from collections import deque
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, SESSION_TAKEN_OVER, SUCCESS
 from imqtt.broker.values import LinkSettings, Message, Will
-from tests.verification.simulation.loop import Loop, Party, current
+from tests.verification.simulation.loop import Loop, Process, current
 from tests.verification.simulation.network import Batch, Connection, Packet
 from tests.verification.simulation.release import DEBIAN, Release
 
-# What a client sends; the first item of each packet.
+# Packets from clients; the first item is the type.
 CONNECT = 1  # settings, Receive Maximum (0: none)
 PUBLISH = 2  # message, token or None at QoS 0
 ACK = 3  # packet id
 SUBSCRIBE = 4  # filters, token
-DISCONNECT = 5  # reason code; the broker sends it, too
-# What the broker sends. A token comes back as it was given: packet ids of publishers matter to nobody.
+DISCONNECT = 5  # reason code; also sent by the broker
+# Packets from the broker. A token comes back unchanged: publishers' packet ids are not simulated.
 CONNACK = 6  # code, session present, client id, keep alive
 DELIVERY = 7  # packet id or None, message, dup
 PUBACK = 8  # token, code
@@ -34,17 +34,17 @@ MAX_KEEP_ALIVE = 300
 MAX_PACKET = 1_048_576
 LONGEST_EXPIRY = 14 * 86_400
 
-WATCH_SECONDS = 6.0  # how often Mosquitto looks for clients that have gone silent
+WATCH_SECONDS = 6.0  # interval of Mosquitto's check for silent clients
 DEAD_AFTER = 1.5  # keep-alive intervals
-RESET = 0.5  # of those who end with something unread, or unsent, lose part of it
+RESET = 0.5  # probability that an end with unread or unsent packets loses some of them
 NEVER = float("inf")
 
 Entry = tuple[int, Message]
-"""A packet id, and the message under way with it."""
+"""A packet id and its message."""
 
 
 class Saved(NamedTuple):
-    """A session as it is in mosquitto.db."""
+    """A session as in mosquitto.db."""
 
     client_id: str
     expiry: int
@@ -58,7 +58,7 @@ State = tuple[Saved, ...]
 
 
 class Session:
-    """What the broker keeps for a client id."""
+    """The broker's data of a client id."""
 
     __slots__ = (
         "clean_start",
@@ -77,63 +77,63 @@ class Session:
     def __init__(self, client_id: str) -> None:
         self.client_id = client_id
         self.connection: Connection | None = None
-        self.clean_start = False  # of the latest connection: those that had it are not saved
-        self.expiry = 0  # seconds, as the client asked for it
+        self.clean_start = False  # of the latest connection; such sessions are not saved
+        self.expiry = 0  # seconds, as the client requested
         self.expires = NEVER
         self.filters: dict[str, None] = {}
         self.last_id = 0
-        self.inflight: deque[Entry] = deque()  # sent at least once, and not acked
+        self.inflight: deque[Entry] = deque()  # sent and not acked
         self.queued: deque[Entry] = deque()
         self.maximum = 0  # of messages in flight; 0: no limit
-        self.quota = 0  # how many more of them
+        self.quota = 0  # how many more may be in flight
 
     def next_id(self) -> int:
-        """As Mosquitto draws it: whatever is still in flight."""
+        """As Mosquitto assigns it: without a check for ids in flight."""
         self.last_id = self.last_id % 0xFFFF + 1
         return self.last_id
 
 
 class Broker:
-    """`party` is its process, which may be paused; another one after each start."""
+    """`process` is its process, which may be paused; each start makes a new one."""
 
     def __init__(self, loop: Loop, *, release: Release = DEBIAN, max_queued: int = MAX_QUEUED) -> None:
         self.loop = loop
         self.release = release
         self.running = False
-        self.unreachable: set[str] = set()  # names of parties whose new connections find no way to it
-        self.refusals: dict[str, int] = {}  # client id to the reason code that its CONNECT gets
-        self.dropped = 0  # messages, at full queues
-        self.max_queued = max_queued  # messages of one session
+        self.unreachable: set[str] = set()  # names of processes whose new connections get no answer
+        self.refusals: dict[str, int] = {}  # client id to the reason code of its CONNACK
+        self.dropped = 0  # messages dropped at full queues
+        self.max_queued = max_queued  # queued messages per session
         self._sessions: dict[str, Session] = {}
         self._connections: dict[Connection, None] = {}
-        self._matches: dict[str, tuple[Session, ...]] = {}  # by topic, until somebody subscribes or goes
+        self._matches: dict[str, tuple[Session, ...]] = {}  # by topic; cleared when subscriptions change
         self._next_expiry = NEVER
         self._assigned = 0
-        self._outside: Party | None = None
-        self.party: Party
+        self._outside: Process | None = None
+        self.process: Process
         self.start(None)
 
     # --- its process
 
     def start(self, state: State | None) -> None:
-        """With what `snapshot` returned, or with nothing."""
+        """Starts with the result of `snapshot`, or with no state."""
         if self.running:
-            raise RuntimeError("it runs already")
+            raise RuntimeError("it is already running")
         self.running = True
-        self.party = self.loop.party("broker")
+        self.process = self.loop.new_process("broker")
         for saved in state or ():
             session = self._sessions[saved.client_id] = Session(saved.client_id)
-            # 2.0.11 does not expire what it has read back, until its client has been there again.
+            # 2.0.11 does not expire a restored session before its client has connected again.
             session.expiry = saved.expiry
             session.filters = dict.fromkeys(saved.filters)
             session.last_id = saved.last_id
             session.inflight.extend(saved.inflight)
             session.queued.extend(saved.queued)
-        self.party.call_later(WATCH_SECONDS, self._watch)
+        self.process.call_later(WATCH_SECONDS, self._watch)
 
-    def crash(self) -> None:
-        """SIGKILL: no will is published, and what it held is gone. Its kernel closes the connections."""
-        self.loop.crash(self.party)
+    def kill(self) -> None:
+        """SIGKILL: no will is published and its state is lost. The kernel closes its connections."""
+        self.loop.kill(self.process)
         self.running = False
         self._sessions.clear()
         self._matches.clear()
@@ -141,14 +141,14 @@ class Broker:
         connections = list(self._connections)
         self._connections.clear()
         for connection in connections:
-            connection.hang_up(RESET)
+            connection.close_broker_end(RESET)
 
     def snapshot(self) -> State:
-        """What it would write to mosquitto.db at this moment.
+        """The state that it would write to mosquitto.db now.
 
-        Sessions whose latest connection had clean_start are not in it, whatever their expiry. In older
-        releases, one without clean_start is, though it has no expiry and would end with its connection:
-        read back, it queues for a client that will never get it.
+        Sessions whose latest connection had clean_start are not saved, whatever their expiry. Older releases
+        save sessions without clean_start and without an expiry, which end with their connection: after a
+        restore, they queue messages for a client that will never get them.
         """
         self._expire()
         return tuple(
@@ -166,30 +166,32 @@ class Broker:
 
     @property
     def unfinished(self) -> int:
-        """Messages at QoS 1 that it holds for somebody."""
+        """Messages at QoS 1 that are queued or in flight."""
         return sum(len(session.inflight) + len(session.queued) for session in self._sessions.values())
 
     # --- its network
 
     def accept(self, to_client: Callable[[Batch], None]) -> Connection:
-        """A connection of the current party, in the broker's backlog. Raises `ConnectionRefusedError`."""
+        """A connection of the current process, in the broker's backlog. Raises `ConnectionRefusedError`."""
         if not self.running:
-            raise ConnectionRefusedError("nobody listens there")
+            raise ConnectionRefusedError("the broker is not running")
         client = current()
-        if client is None:  # a test, outside of all parties
-            client = self._outside = self._outside or self.loop.party("outside")
-        connection = Connection(self.loop, client, self.party, to_client, self._take)
+        if client is None:  # a test, outside all processes
+            client = self._outside = self._outside or self.loop.new_process("outside")
+        connection = Connection(self.loop, client, self.process, to_client, self._receive)
         self._connections[connection] = None
         return connection
 
-    def connections(self, party: Party | None = None) -> list[Connection]:
-        """Of this party, or all of them. Those that the broker has given up are not among them."""
-        return [connection for connection in self._connections if party is None or connection.client is party]
+    def connections(self, process: Process | None = None) -> list[Connection]:
+        """The open connections of this process, or all. Those that the broker has closed are not included."""
+        return [
+            connection for connection in self._connections if process is None or connection.client is process
+        ]
 
-    def lose(self, party: Party) -> None:
-        """The party was killed, and its kernel closes its connections."""
-        for connection in self.connections(party):
-            connection.leave(RESET)
+    def close_connections_of(self, process: Process) -> None:
+        """Called when the process was killed: its kernel closes its connections."""
+        for connection in self.connections(process):
+            connection.close_client_end(RESET)
 
     def _watch(self) -> None:
         now = self.loop.time()
@@ -199,24 +201,24 @@ class Broker:
             elif not connection.keep_alive:
                 continue
             elif connection.heard < 0:
-                # Nobody sends pings here, so it is drawn when the last one would have come: before it fell
-                # silent, which was after the last watch.
+                # No pings are sent, so the time of the last one is drawn: before the client fell silent,
+                # which was after the previous check.
                 earlier = max(0.0, connection.keep_alive - WATCH_SECONDS)
                 connection.heard = now - WATCH_SECONDS - self.loop.random.random() * earlier
             elif now - connection.heard > DEAD_AFTER * connection.keep_alive:
                 self._lost(connection)
-                connection.hang_up(RESET)
-        self.party.call_later(WATCH_SECONDS, self._watch)
+                connection.close_broker_end(RESET)
+        self.process.call_later(WATCH_SECONDS, self._watch)
 
-    # --- what clients send
+    # --- packets from clients
 
-    def _take(self, connection: Connection, batch: Batch) -> None:
+    def _receive(self, connection: Connection, batch: Batch) -> None:
         for packet in batch:
             if connection not in self._connections:
-                return  # it was ended meanwhile, and the rest is not read
+                return  # ended by an earlier packet; the rest is not read
             if packet is None:
                 self._lost(connection)
-                connection.hang_up(0.0)
+                connection.close_broker_end(0.0)
                 continue
             kind = packet[0]
             if kind == ACK:
@@ -230,7 +232,7 @@ class Broker:
             else:
                 connection.will = None
                 self._lost(connection)
-                connection.hang_up(0.0)
+                connection.close_broker_end(0.0)
 
     def _connect(self, connection: Connection, settings: LinkSettings, receive_max: int) -> None:
         self._expire()
@@ -238,7 +240,7 @@ class Broker:
         if client_id in self.refusals:
             connection.down.send(((CONNACK, self.refusals[client_id], False, client_id, 0),))
             del self._connections[connection]
-            connection.hang_up(0.0)
+            connection.close_broker_end(0.0)
             return
         if not client_id:
             self._assigned += 1
@@ -249,7 +251,7 @@ class Broker:
             self._discard(found, settings.clean_start)
         if found is not None and present:
             session = found
-            self._supersede(session)  # the session lives on, so its old will is not published
+            self._supersede(session)  # the session continues, so its old will is not published
         else:
             session = self._sessions[client_id] = Session(client_id)
         session.connection = connection
@@ -301,10 +303,10 @@ class Broker:
                     break
                 place += 1
         if not session.maximum:
-            return  # nothing is ever queued for who is here
+            return  # without a limit, nothing is queued for a connected client
         session.quota = min(session.quota + 1, session.maximum)
-        # 2.0.11 counts from the place of what was acked, which is the first: so each PUBACK releases up to
-        # the Receive Maximum, instead of one, and more is in flight than the client asked for.
+        # 2.0.11 counts from the position of the acked message, which is the first: each PUBACK releases
+        # messages up to the Receive Maximum instead of one, so more are in flight than the client permits.
         queued, connection = session.queued, session.connection
         if self.release.keeps_receive_maximum:
             place = max(0, session.maximum - session.quota)
@@ -325,7 +327,7 @@ class Broker:
             connection.down.send(((PUBACK, token, SUCCESS if heard else NO_MATCHING_SUBSCRIBERS),))
 
     def _route(self, message: Message) -> bool:
-        """Whether there is a subscription for it: also of one who is away, or whose queue is full."""
+        """Whether there is a matching subscription, also of an offline client or with a full queue."""
         if self.loop.time() > self._next_expiry:
             self._expire()
         topic = message.topic
@@ -338,12 +340,12 @@ class Broker:
                 for pattern in session.filters
                 if _matches(pattern, levels)
             )
-        # A client that has two subscriptions to a topic is given the message twice, with MQTT 5.
+        # With MQTT 5, a client with two matching subscriptions gets the message twice.
         for session in sessions:
-            self._give(session, message)
+            self._deliver(session, message)
         return bool(sessions)
 
-    def _give(self, session: Session, message: Message) -> None:
+    def _deliver(self, session: Session, message: Message) -> None:
         connection = session.connection
         if message.qos == 0:
             if connection is not None:
@@ -360,12 +362,12 @@ class Broker:
         if waiting < allowed:
             session.queued.append((packet_id, message))
         else:
-            self.dropped += 1  # the newest; whoever published it is told "success"
+            self.dropped += 1  # the newest; its publisher is told "success"
 
     # --- the end of a connection, and of a session
 
     def _lost(self, connection: Connection) -> None:
-        """The connection has ended. Its will is published, if it still has one."""
+        """The connection has ended: publish its will, if it still has one."""
         del self._connections[connection]
         session = connection.session
         if session is None:
@@ -385,7 +387,7 @@ class Broker:
             self._route(Message(will.topic, will.payload, will.qos, will.properties))
 
     def _discard(self, session: Session, clean_start: bool) -> None:
-        """Another connection begins its client id anew. The will is published, though it be persistent."""
+        """Another connection starts a new session. The will is published, even for a persistent one."""
         connection = session.connection
         if clean_start:
             session.filters.clear()
@@ -402,8 +404,8 @@ class Broker:
             del self._connections[connection]
             if self.release.tells_of_takeover:
                 connection.down.send(((DISCONNECT, SESSION_TAKEN_OVER),))
-            # What is unread when a socket is closed makes it a reset, and that overtakes what it was to say.
-            connection.hang_up(RESET if connection.up.in_flight else 0.0)
+            # Closing a socket with unread data sends a reset, which overtakes packets in flight.
+            connection.close_broker_end(RESET if connection.up.in_flight else 0.0)
 
     def _remove(self, session: Session) -> None:
         del self._sessions[session.client_id]
@@ -420,12 +422,12 @@ class Broker:
 
 def _matches(pattern: str, levels: list[str]) -> bool:
     """Whether a topic, split at its slashes, matches a filter (MQTT 5, section 4.7)."""
-    wanted = pattern.split("/")
-    if levels[0][:1] == "$" and wanted[0] in ("+", "#"):
+    expected = pattern.split("/")
+    if levels[0][:1] == "$" and expected[0] in ("+", "#"):
         return False
-    for place, level in enumerate(wanted):
+    for place, level in enumerate(expected):
         if level == "#":
             return True
         if place == len(levels) or level not in ("+", levels[place]):
             return False
-    return len(wanted) == len(levels)
+    return len(expected) == len(levels)

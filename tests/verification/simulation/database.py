@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from imqtt.errors import DeviceStoreError
-from tests.verification.simulation.loop import Loop, Party, current
+from tests.verification.simulation.loop import Loop, Process, current
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class File:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
         self.version = 0
         self.failing = 0.0
-        self.holder: Party | None = None
+        self.holder: Process | None = None
 
     def create(self, schema: str, version: int) -> None:
         self.connection.deserialize(_created(schema))
@@ -39,7 +39,7 @@ class File:
 
 
 class Disk:
-    """The files of all devices, by path. Who opens them is a party of `loop`."""
+    """The files of all devices, by path. Who opens them is a process of `loop`."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -77,8 +77,8 @@ class SimDatabase:
     async def open(self, schema: str, version: int, upgrades: Mapping[int, Operation[object]]) -> None:
         """As `Database.open`. Raises `DeviceStoreError` while a process that lives has the file open."""
         name, file = self._name, self._file
-        party = current()
-        assert party is not None, "a device's store belongs to a party"
+        process = current()
+        assert process is not None, "a device's store belongs to a process"
         await self._pause()
         if file.holder is not None and file.holder.alive:
             raise DeviceStoreError(f"{name} is in use by another process")
@@ -91,7 +91,7 @@ class SimDatabase:
         while file.version < version:
             upgrades[file.version](file.connection)
             file.version += 1
-        file.holder = party
+        file.holder = process
 
     def submit(self, operation: Operation[T], *, durable: bool = False, chained: bool = False) -> "Future[T]":
         """As `Database.submit`. Here only processes are killed, and what is not `durable` survives that."""

@@ -1,10 +1,10 @@
 """The server's link on the simulated broker.
 
-It is `imqtt.broker.link.Link` itself, with all that it does about receiving, pausing, acking and ending. Only
-what lies under it is another: a transport that carries packets as objects, and a session that does not
-encode them. `connecting(broker)` stands in for `imqtt.broker.link.connect`.
+`imqtt.broker.link.Link` itself is used, with its receiving, pausing, acking and ending. Only the layers below
+are replaced: a transport that carries packets as objects, and a session that does not encode them.
+`connector_to(broker)` replaces `imqtt.broker.link.connect`.
 
-Nobody sends pings: whether the peer would have answered one is looked up in the simulated network.
+No pings are sent: whether the peer would answer is looked up in the simulated network.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ from tests.verification.simulation.network import Batch, Connection, Packet, lat
 _received = tuple.__new__
 
 
-def connecting(broker: Broker) -> "Callable[[LinkSettings], Awaitable[SimLink]]":
-    """What `imqtt.broker.link.connect` is, on this broker; host and port do not matter.
+def connector_to(broker: Broker) -> "Callable[[LinkSettings], Awaitable[SimLink]]":
+    """A replacement for `imqtt.broker.link.connect` that connects to this broker; host and port are ignored.
 
     Raises `ConnackRefused`, `ConnectionRefusedError` while the broker is down, `TimeoutError` while it is
-    paused or the caller's party cut off from it, and `Closed`.
+    paused or unreachable from the caller's process, and `Closed`.
     """
 
     async def connect(settings: LinkSettings) -> SimLink:
@@ -53,16 +53,16 @@ def connecting(broker: Broker) -> "Callable[[LinkSettings], Awaitable[SimLink]]"
 
 
 async def dial(broker: Broker, to_client: Callable[[Batch], None]) -> Connection:
-    """A TCP connection of the current party, once the broker's kernel has accepted it."""
+    """A TCP connection of the current process, once the broker's kernel has accepted it."""
     await asyncio.sleep(2 * latency(broker.loop.random))
-    party = current()
-    if party is not None and party.name in broker.unreachable:
-        await broker.loop.create_future()  # nobody answers; whoever calls has a timeout
+    process = current()
+    if process is not None and process.name in broker.unreachable:
+        await broker.loop.create_future()  # no answer; callers have a timeout
     return broker.accept(to_client)
 
 
 class SimLink(Link):
-    """A link whose broker is in memory. `connecting` makes it."""
+    """A link to the simulated broker, made by `connector_to`."""
 
     def __init__(self, settings: LinkSettings, broker: Broker) -> None:
         super().__init__(settings, broker.loop)
@@ -82,7 +82,7 @@ class SimLink(Link):
 
 
 class _Transport(asyncio.Transport):
-    """The client's end of a connection, as `Link` sees one. Packets in place of bytes."""
+    """The client's end of a connection as `Link` uses it, with packets in place of bytes."""
 
     def __init__(self, broker: Broker, link: Link) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Transport(asyncio.Transport):
         """Whether a ping would get no answer now."""
         return self.connection is not None and self.connection.silent
 
-    # --- as asyncio has it
+    # --- asyncio's interface
 
     def write(self, packets: Any) -> None:
         if self.connection is not None and not self._closing:
@@ -120,7 +120,7 @@ class _Transport(asyncio.Transport):
         if not self._closing:
             self._closing = True
             if self.connection is not None:
-                self.connection.leave(RESET)
+                self.connection.close_client_end(RESET)
             self._broker.loop.call_soon(self._link.connection_lost, None)
 
     def abort(self) -> None:
@@ -145,7 +145,7 @@ class _Transport(asyncio.Transport):
 
 
 class _Session:
-    """`imqtt.broker.session.Session` without an encoding: what it sends and receives are packets."""
+    """`imqtt.broker.session.Session` without an encoding: it sends and receives packets as objects."""
 
     def __init__(self, settings: LinkSettings, broker: Broker, wire: _Transport) -> None:
         self.state = State.CONNECTING
@@ -161,9 +161,9 @@ class _Session:
         self._reading = True
         self._keep_alive = settings.keep_alive
         self._heard = 0.0
-        self._suspected = False  # the broker answered nothing when it was last asked
+        self._suspected = False  # the broker would not have answered at the last tick
 
-    # --- in
+    # --- receiving
 
     def receive(self, batch: Sequence[Packet], now: float) -> list[Event]:
         events: list[Event] = []
@@ -207,7 +207,7 @@ class _Session:
         events.append(Connected(present, client_id, MAX_PACKET))
 
     def tick(self, now: float) -> list[Event]:
-        """Gives up a broker that has been silent for one and a half times the keep alive, as the real one."""
+        """Ends the connection after 1.5 silent keep-alive intervals, as the real session does."""
         if self.state is not State.OPEN:
             return []
         if not (self._reading and self._wire.silent):
@@ -215,7 +215,8 @@ class _Session:
             self.deadline = now + self._keep_alive / 2
             return []
         if not self._suspected:
-            # It has fallen silent since the last tick, and had answered a ping within an interval before.
+            # The broker fell silent since the last tick and had answered a ping within an interval before
+            # that.
             self._suspected = True
             last = now - (1 + self._random.random()) / 2 * self._keep_alive
             self._heard = max(self._heard, last)
@@ -225,7 +226,7 @@ class _Session:
         silent = now - self._heard
         return [self._end(Closed(f"the broker was silent for {silent:.1f} s"), KEEP_ALIVE_TIMEOUT)]
 
-    # --- received and not acked
+    # --- unacked messages
 
     def ack(self, received: Received) -> None:
         if self.state is State.OPEN:
@@ -242,7 +243,7 @@ class _Session:
     def reading(self, reading: bool) -> None:
         self._reading = reading
 
-    # --- out
+    # --- sending
 
     def publish(self, messages: Sequence[Message]) -> Publication:
         publication = Publication(messages)
@@ -267,7 +268,7 @@ class _Session:
         return bool(self._acks)
 
     def send(self, now: float, room: int) -> tuple[list[Packet], list[Event]]:
-        """`now` and `room` are the real one's: here everything leaves at once."""
+        """Everything is sent at once; `now` and `room` are parameters of the real session."""
         out, self._out = self._acks + self._out, []
         self._acks = []
         events: list[Event] = []
@@ -291,7 +292,7 @@ class _Session:
                 out.append((PUBLISH, message, (publication, place)))
 
     def _end(self, error: ConnackRefused | Closed, disconnect: int) -> Ended:
-        # Mosquitto 2.0.11 takes a DISCONNECT with any code but 0x04 for a clean one, and drops the will.
+        # Mosquitto 2.0.11 treats every DISCONNECT code except 0x04 as normal and drops the will.
         self._out.append((DISCONNECT, disconnect))
         self.state = State.ENDED
         self.deadline = None

@@ -1,15 +1,15 @@
-"""An event loop with virtual time, on which several processes run as parties that may be killed or paused.
+"""An event loop with virtual time that runs several processes, which may be killed or paused.
 
-Time passes when nobody has anything to do, so an hour of silence costs nothing. Each party's callbacks run
-in the order in which they were scheduled, as on an event loop of its own; between parties a seeded random
-choice decides, so every seed is another interleaving, and the same seed is always the same one. (FoundationDB
-and TigerBeetle are tested so; S. Zhou et al., "FoundationDB", SIGMOD 2021, section 4.)
+Time advances only when every process waits, so an hour of silence costs nothing. Each process's callbacks run
+in the order of scheduling, as on an event loop of its own; a seeded random choice interleaves the processes.
+Every seed gives another interleaving, and the same seed always the same one. (FoundationDB and TigerBeetle
+are tested this way; J. Zhou et al., "FoundationDB", SIGMOD 2021, section 4.)
 
-A party that is killed never runs again, and none of its `finally` blocks do: as after SIGKILL.
+A killed process never runs again, not even its `finally` blocks: as after SIGKILL.
 
-What would tell one run from the next is taken away: clocks, `random`, `uuid4` and `secrets` follow the seed,
-tasks hash by number and not by address. Strings hash alike only in processes with one
-PYTHONHASHSEED, which `tests.verification.simulation` sees to.
+All sources of differences between runs are removed: clocks, `random`, `uuid4` and `secrets` follow the seed,
+and tasks hash by number instead of address. Hashes of strings depend on PYTHONHASHSEED, which
+`tests.verification.simulation` sets.
 """
 
 import asyncio
@@ -29,35 +29,35 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 EPOCH = 1_790_000_000.0  # seconds since the Unix epoch, when every simulation begins
-CALLBACK_SECONDS = 2e-6  # that a callback takes: a party that never waits lets time pass as well
-AT_ONCE = 6  # callbacks that a party runs before others have their chance, at most
+CALLBACK_SECONDS = 2e-6  # duration of a callback, so that time also passes in a process that never waits
+AT_ONCE = 6  # callbacks that a process may run before others get a turn
 
-_party: contextvars.ContextVar["Party | None"] = contextvars.ContextVar("party", default=None)
+_process: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("process", default=None)
 
 
-def current() -> "Party | None":
-    """The party whose callback runs; None for the world itself, which nobody kills."""
-    return _party.get()
+def current() -> "Process | None":
+    """The process whose callback is running; None for the world itself, which is never killed."""
+    return _process.get()
 
 
 class Handle:
-    """A scheduled callback, as asyncio's. A party's own keeps to what becomes of the party."""
+    """A scheduled callback, like asyncio's. It does not run if its process was killed."""
 
-    __slots__ = ("_args", "_callback", "_context", "_when", "party")
+    __slots__ = ("_args", "_callback", "_context", "_when", "process")
 
     def __init__(
         self,
         callback: Callable[..., object],
         args: tuple[Any, ...],
         context: contextvars.Context,
-        party: "Party",
+        process: "Process",
         when: float = 0.0,
     ) -> None:
         self._callback: Callable[..., object] | None = callback
         self._args = args
         self._context = context
         self._when = when
-        self.party = party
+        self.process = process
 
     def cancel(self) -> None:
         self._callback = None
@@ -74,25 +74,25 @@ class Handle:
             self._context.run(self._callback, *self._args)
 
 
-class Party:
-    """A process of the simulated world. `Loop.party` makes it."""
+class Process:
+    """A process of the simulated world, made by `Loop.new_process`."""
 
-    __slots__ = ("_context", "_loop", "alive", "fuse", "name", "paused", "ready", "tasks", "when_blown")
+    __slots__ = ("_context", "_loop", "alive", "at_zero", "countdown", "name", "paused", "ready", "tasks")
 
     def __init__(self, loop: "Loop", name: str) -> None:
         self.name = name
         self.alive = True
         self.paused = False
         self.ready: deque[Handle] = deque()
-        self.tasks: list[asyncio.Task[Any]] = []  # so that the collector does not end what was killed
-        self.fuse = -1  # callbacks until `when_blown` is called; negative: none is lit
-        self.when_blown: Callable[[], None] | None = None
+        self.tasks: list[asyncio.Task[Any]] = []  # referenced, so that those of a killed process stay open
+        self.countdown = -1  # callbacks until `at_zero` is called; negative: no countdown
+        self.at_zero: Callable[[], None] | None = None
         self._loop = loop
         self._context = contextvars.copy_context()
-        self._context.run(_party.set, self)
+        self._context.run(_process.set, self)
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Handle:
-        """Runs it as this party: never if it was killed by then, later while it is paused."""
+        """Schedules a callback: dropped if the process is killed, delayed while it is paused."""
         return self._loop.call_soon(callback, *args, context=self._context)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Handle:
@@ -100,12 +100,12 @@ class Party:
         return self._loop.call_later(delay, callback, *args, context=self._context)
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str = "") -> "asyncio.Task[T]":
-        """A task of this party."""
+        """Creates a task of this process."""
         return self._loop.create_task(work, name=name or self.name, context=self._context.copy())
 
-    def light(self, callbacks: int, when_blown: Callable[[], None]) -> None:
-        """Calls `when_blown`, as the world, once this party has run so many callbacks more."""
-        self.fuse, self.when_blown = callbacks, when_blown
+    def call_after(self, callbacks: int, at_zero: Callable[[], None]) -> None:
+        """Calls `at_zero`, as the world, when this process has run this many more callbacks."""
+        self.countdown, self.at_zero = callbacks, at_zero
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -121,44 +121,43 @@ class _Task(asyncio.Task[Any]):
 
 
 class Loop(asyncio.AbstractEventLoop):
-    """To be used by `simulated(seed)`. `random` is for whoever decides what happens in the world."""
+    """Created by `simulated(seed)`. `random` is for all decisions about the world."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.faults: list[dict[str, Any]] = []  # exceptions that nobody expected
-        self.callbacks = 0  # that have run
+        self.errors: list[dict[str, Any]] = []  # unexpected exceptions
+        self.callbacks = 0  # number of callbacks run
         self._now = 0.0
         self._numbers = 0
         self._timers: list[tuple[float, int, Handle]] = []
-        self._world = Party(self, "world")
-        self._parties = [self._world]
-        self._living = [self._world]
+        self._world = Process(self, "world")
+        self._processes = [self._world]
+        self._alive = [self._world]
         self._closed = False
 
-    # --- parties
+    # --- processes
 
-    def party(self, name: str) -> Party:
-        """A new process."""
-        party = Party(self, name)
-        self._parties.append(party)
-        self._living.append(party)
-        return party
+    def new_process(self, name: str) -> Process:
+        process = Process(self, name)
+        self._processes.append(process)
+        self._alive.append(process)
+        return process
 
-    def crash(self, party: Party) -> None:
+    def kill(self, process: Process) -> None:
         """SIGKILL."""
-        if party.alive:
-            self._living.remove(party)
-        party.alive = False
-        party.fuse = -1
-        party.ready.clear()
+        if process.alive:
+            self._alive.remove(process)
+        process.alive = False
+        process.countdown = -1
+        process.ready.clear()
 
-    def pause(self, party: Party) -> None:
+    def pause(self, process: Process) -> None:
         """SIGSTOP."""
-        party.paused = True
+        process.paused = True
 
-    def resume(self, party: Party) -> None:
-        """SIGCONT: whatever came meanwhile, timers too, is there at once."""
-        party.paused = False
+    def resume(self, process: Process) -> None:
+        """SIGCONT: everything that arrived meanwhile, including timers, is ready at once."""
+        process.paused = False
 
     # --- scheduling
 
@@ -170,10 +169,10 @@ class Loop(asyncio.AbstractEventLoop):
     ) -> Handle:
         if context is None:
             context = contextvars.copy_context()
-        party = context.get(_party) or self._world
-        handle = Handle(callback, args, context, party)
-        if party.alive and not self._closed:
-            party.ready.append(handle)
+        process = context.get(_process) or self._world
+        handle = Handle(callback, args, context, process)
+        if process.alive and not self._closed:
+            process.ready.append(handle)
         return handle
 
     def call_soon_threadsafe(  # type: ignore[override]  # see above
@@ -199,7 +198,7 @@ class Loop(asyncio.AbstractEventLoop):
     ) -> Handle:
         if context is None:
             context = contextvars.copy_context()
-        handle = Handle(callback, args, context, context.get(_party) or self._world, when)
+        handle = Handle(callback, args, context, context.get(_process) or self._world, when)
         if not self._closed:
             self._numbers += 1
             heapq.heappush(self._timers, (when, self._numbers, handle))
@@ -217,12 +216,12 @@ class Loop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[T]:
         self._numbers += 1
         task = _Task(coro, self._numbers, loop=self, name=name or "task", context=context)
-        party = (context.get(_party) if context is not None else _party.get()) or self._world
-        party.tasks.append(task)
+        process = (context.get(_process) if context is not None else _process.get()) or self._world
+        process.tasks.append(task)
         return task
 
     def run_until_complete(self, future: Any) -> Any:
-        """Runs the world until `future` is done. Raises `Deadlock` where nothing would ever happen again."""
+        """Runs the world until `future` is done. Raises `Deadlock` if nothing is left to run."""
         task = asyncio.ensure_future(future, loop=self)
         asyncio.events._set_running_loop(self)
         try:
@@ -233,8 +232,8 @@ class Loop(asyncio.AbstractEventLoop):
         return task.result()
 
     def _run_once(self) -> None:
-        """A few callbacks of one party, or the next timer."""
-        runnable = [party for party in self._living if party.ready and not party.paused]
+        """Runs a few callbacks of one process, or advances to the next timer."""
+        runnable = [process for process in self._alive if process.ready and not process.paused]
         if not runnable:
             self._advance()
             return
@@ -242,7 +241,7 @@ class Loop(asyncio.AbstractEventLoop):
         chosen = runnable[0] if len(runnable) == 1 else runnable[int(draw() * len(runnable))]
         ready = chosen.ready
         for _ in range(1 + int(draw() * AT_ONCE)):
-            if not ready or chosen.paused:  # who is killed has nothing left
+            if not ready or chosen.paused:  # a killed process has no callbacks left
                 return
             handle = ready.popleft()
             self._now = now = self._now + CALLBACK_SECONDS
@@ -251,35 +250,35 @@ class Loop(asyncio.AbstractEventLoop):
                 handle.run()
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # noqa: BLE001 - as asyncio does; whoever runs the world looks at them
-                self.faults.append({"message": "a callback failed", "exception": error})
+            except BaseException as error:  # noqa: BLE001 - as asyncio does; the scenario reports them
+                self.errors.append({"message": "a callback failed", "exception": error})
             if timers and timers[0][0] <= now:
-                self._ring()
-            if chosen.fuse >= 0:
-                self._burn(chosen)
+                self._schedule_due_timers()
+            if chosen.countdown >= 0:
+                self._count_down(chosen)
 
-    def _burn(self, party: Party) -> None:
-        party.fuse -= 1
-        if party.fuse < 0 and party.when_blown is not None:
-            party.when_blown()
+    def _count_down(self, process: Process) -> None:
+        process.countdown -= 1
+        if process.countdown < 0 and process.at_zero is not None:
+            process.at_zero()
 
     def _advance(self) -> None:
-        while self._timers and (self._timers[0][2].cancelled() or not self._timers[0][2].party.alive):
+        while self._timers and (self._timers[0][2].cancelled() or not self._timers[0][2].process.alive):
             heapq.heappop(self._timers)
         if not self._timers:
-            raise Deadlock("nothing is left that could ever happen")
+            raise Deadlock("nothing is left to run")
         self._now = max(self._now, self._timers[0][0])
-        self._ring()
+        self._schedule_due_timers()
 
-    def _ring(self) -> None:
-        """Timers that are due go to their parties, in their order."""
+    def _schedule_due_timers(self) -> None:
+        """Hands due timers to their processes, in order."""
         timers, now = self._timers, self._now
         while timers and timers[0][0] <= now:
             handle = heapq.heappop(timers)[2]
-            if not handle.cancelled() and handle.party.alive:
-                handle.party.ready.append(handle)
+            if not handle.cancelled() and handle.process.alive:
+                handle.process.ready.append(handle)
 
-    # --- what asyncio asks of a loop
+    # --- asyncio's interface of a loop
 
     def get_debug(self) -> bool:
         return False
@@ -291,48 +290,48 @@ class Loop(asyncio.AbstractEventLoop):
         return self._closed
 
     def close(self) -> None:
-        """Nothing runs any more; what is left over is let go without a word."""
+        """Stops running and discards everything that is left."""
         self._closed = True
-        for party in self._parties:
-            for task in party.tasks:
+        for process in self._processes:
+            for task in process.tasks:
                 if not task.done():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own way
                     _end(task.get_coro())
-            party.tasks.clear()
-            party.ready.clear()
+            process.tasks.clear()
+            process.ready.clear()
         self._timers.clear()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if not self._closed:
-            self.faults.append(context)
+            self.errors.append(context)
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.call_exception_handler(context)
 
 
 def _end(work: Any) -> None:
-    """Ends a coroutine here and now. Whatever its `finally` blocks do, and would wait for, leads nowhere.
+    """Closes a coroutine now, so that its `finally` blocks have no effect.
 
-    Left to the collector it would do the same at any time, and draw from the randomness of a later world.
+    The garbage collector would do the same at any time and draw from the randomness of a later world.
     """
-    for _ in range(20):  # a block that waits has to be ended once more
+    for _ in range(20):  # a `finally` block that waits has to be closed again
         try:
             work.close()
-        except BaseException:  # noqa: BLE001 - it is dead already
+        except BaseException:  # noqa: BLE001 - its process is dead
             continue
         return
 
 
 class Deadlock(AssertionError):
-    """Everybody waits for something that will not come."""
+    """Every process waits for something that cannot happen."""
 
 
 @contextlib.contextmanager
 def simulated(seed: int) -> Iterator[Loop]:
-    """A loop whose parties find the seed's time and randomness wherever they look for them."""
+    """A loop whose processes get the seed's time and randomness."""
     loop = Loop(seed)
     drawn = random.Random(seed ^ 0x5EED)
-    before = (time.monotonic, time.time, time.time_ns, os.urandom, secrets.token_bytes)
+    originals = (time.monotonic, time.time, time.time_ns, os.urandom, secrets.token_bytes)
     state, hook = random.getstate(), sys.unraisablehook
     random.seed(seed)
     time.monotonic = loop.time
@@ -340,13 +339,13 @@ def simulated(seed: int) -> Iterator[Loop]:
     time.time_ns = lambda: int((EPOCH + loop.time()) * 1e9)
     os.urandom = drawn.randbytes
     secrets.token_bytes = lambda nbytes=None: drawn.randbytes(32 if nbytes is None else nbytes)
-    sys.unraisablehook = lambda _: None  # what is ended by `close` complains
+    sys.unraisablehook = lambda _: None  # coroutines closed by `close` raise
     gc.disable()
     try:
         yield loop
     finally:
         loop.close()
         gc.enable()
-        time.monotonic, time.time, time.time_ns, os.urandom, secrets.token_bytes = before
+        time.monotonic, time.time, time.time_ns, os.urandom, secrets.token_bytes = originals
         random.setstate(state)
         sys.unraisablehook = hook

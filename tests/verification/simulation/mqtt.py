@@ -1,4 +1,4 @@
-"""The SDK's connection on the simulated broker: as `imqtt.client.mqtt.Mqtt`, paho's oddities included."""
+"""The SDK's connection to the simulated broker: like `imqtt.client.mqtt.Mqtt`, including paho's quirks."""
 
 import asyncio
 from typing import Any, Self
@@ -23,12 +23,12 @@ from tests.verification.simulation.link import dial
 from tests.verification.simulation.loop import Handle
 from tests.verification.simulation.network import Batch, Connection, Packet
 
-DEAD_AFTER = 2.0  # keep-alive intervals: paho sends a ping after one, and waits for another
+DEAD_AFTER = 2.0  # keep-alive intervals: paho sends a ping after one and waits for another
 GRANTED = b"\x01"
 
 
 class SimMqtt:
-    """An open connection with a clean session, as `Mqtt`; `open` makes it."""
+    """An open connection with a clean session, like `Mqtt`, made by `open`."""
 
     def __init__(self, broker: Broker, address: Address, login: Login) -> None:
         self._broker = broker
@@ -36,7 +36,7 @@ class SimMqtt:
         self._login = login
         self._loop = broker.loop
         self._connection: Connection | None = None  # None once the socket is closed
-        self._ended: Lost | None = None  # why; None while it has not, and after `drop`, which nobody is told
+        self._ended: Lost | None = None  # the reason; None before the end, and after `drop`
         self._opening: asyncio.Future[int] = self._loop.create_future()
         self._inbox: list[bytes] = []
         self._publishing: set[asyncio.Future[int]] = set()
@@ -48,7 +48,7 @@ class SimMqtt:
 
     @classmethod
     async def open(cls, broker: Broker, address: Address, login: Login) -> Self:
-        """Connects to `broker`, whatever the address says. Raises `LoginRefused` or `Lost`."""
+        """Connects to `broker`, whatever the address. Raises `LoginRefused` or `Lost`."""
         self = cls(broker, address, login)
         try:
             await self._open()
@@ -84,7 +84,7 @@ class SimMqtt:
         )
 
     async def subscribe(self, topic: str) -> None:
-        """Raises `Lost`, after `login.timeout` where the connection is lost meanwhile."""
+        """Raises `Lost`, after `login.timeout` if the connection is lost meanwhile."""
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._send((SUBSCRIBE, (topic,), answer))
         if not await self._answered(answer):
@@ -93,7 +93,7 @@ class SimMqtt:
             raise Lost(f"the broker does not grant {topic}: {answer.result()!r}")
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """Returns at the PUBACK, and also after `login.timeout` without one. Raises `Lost` and `Untaken`."""
+        """Returns at the PUBACK, or after `login.timeout` without one. Raises `Lost` and `Untaken`."""
         answer: asyncio.Future[int] = self._loop.create_future()
         self._send((PUBLISH, Message(topic, payload), answer))
         self._publishing.add(answer)
@@ -110,7 +110,7 @@ class SimMqtt:
         return False
 
     async def receive(self, limit: int = 500) -> list[bytes]:
-        """Raises `Lost` once nothing is left of what came before the connection was."""
+        """Raises `Lost` when the connection has ended and everything received has been returned."""
         while not self._inbox:
             if self._has_overflowed or self._ended:
                 raise self._ended or Lost("overflow")
@@ -121,15 +121,15 @@ class SimMqtt:
         return batch
 
     async def close(self) -> None:
-        """Sends DISCONNECT, and closes the socket behind it: paho waits for no answer."""
+        """Sends DISCONNECT and closes the socket: paho waits for no answer."""
         if self._connection is not None:
             self._send((DISCONNECT, SUCCESS))
-            self._hang_up(0.0)
+            self._close_socket(0.0)
             self._end(Lost("Disconnected during message iteration"))
 
     def drop(self) -> None:
-        """Closes the socket, and tells nobody, also not who waits here."""
-        self._hang_up(RESET)
+        """Closes the socket without notifying callers that wait here."""
+        self._close_socket(RESET)
 
     # --- inside
 
@@ -139,7 +139,7 @@ class SimMqtt:
         self._connection.up.send(packets)
 
     async def _answered(self, answer: "asyncio.Future[Any]") -> bool:
-        """Waits for it, for `login.timeout` at most."""
+        """Waits for the answer, at most `login.timeout`."""
         timer = self._loop.call_later(self._login.timeout, answer.cancel)
         try:
             await asyncio.wait((answer,))
@@ -154,7 +154,7 @@ class SimMqtt:
         self._heard = self._loop.time()
         for packet in batch:
             if packet is None:
-                self._hang_up(RESET)
+                self._close_socket(RESET)
                 self._end(Lost("Unexpected disconnection"))
                 return
             kind = packet[0]
@@ -167,7 +167,7 @@ class SimMqtt:
             elif kind == CONNACK:
                 self._connected(packet[1])
             elif kind == DISCONNECT:
-                self._hang_up(RESET)
+                self._close_socket(RESET)
                 taken_over = packet[1] == TAKEN_OVER
                 self._end(Lost(f"the broker ended the connection: {packet[1]}", taken_over=taken_over))
                 return
@@ -182,7 +182,7 @@ class SimMqtt:
             self._timer = self._loop.call_later(self._login.keep_alive / 2, self._tick)
 
     def _tick(self) -> None:
-        """Gives up a broker that is silent. Pings are not sent, but looked up, as in `link`."""
+        """Ends the connection if the broker is silent. Pings are looked up, as in `link`."""
         connection = self._connection
         if connection is None:
             return
@@ -198,18 +198,18 @@ class SimMqtt:
         if left > 0:
             self._timer = self._loop.call_later(left, self._tick)
         else:
-            self._hang_up(RESET)
+            self._close_socket(RESET)
             self._end(Lost("Keep alive timeout"))
 
-    def _hang_up(self, losing: float) -> None:
+    def _close_socket(self, losing: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._connection is not None:
-            self._connection.leave(losing)
+            self._connection.close_client_end(losing)
             self._connection = None
 
     def _end(self, lost: Lost) -> None:
-        # One that ends before its CONNACK is noticed by nobody: `open` waits for its timeout.
+        # An end before CONNACK goes unnoticed: `open` waits for its timeout.
         self._ended = lost
         for answer in self._publishing:
             if not answer.done():

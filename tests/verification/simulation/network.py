@@ -1,8 +1,8 @@
-"""What lies between a client and the broker: two pipes for each connection, with delays, cuts and stalls.
+"""The network between a client and the broker: two pipes for each connection, with delays, cuts and stalls.
 
-A pipe is one direction of a TCP connection. It keeps the order, takes its time, and breaks what was sent
-together into pieces now and then: Mosquitto reads one packet of a connection at a time, so a takeover may
-come between any two. `None` in a pipe is the end of the stream.
+A pipe is one direction of a TCP connection. It keeps the order, has a latency, and sometimes delivers a batch
+in two pieces: Mosquitto reads one packet of a connection at a time, so a takeover may come between any two.
+`None` in a pipe is the end of the stream.
 """
 
 from collections import deque
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
-from tests.verification.simulation.loop import Loop, Party
+from tests.verification.simulation.loop import Loop, Process
 
 Packet = tuple[Any, ...]
 Batch = list[Packet | None]
@@ -18,26 +18,26 @@ Batch = list[Packet | None]
 FASTEST = 0.000_05  # seconds
 USUAL = 0.002
 SLOWEST = 0.2
-SELDOM = 0.02  # of all latencies are between the usual and the slowest
-PIECES = 0.06  # of what arrives together arrives in two pieces
+SLOW_SHARE = 0.02  # share of latencies between the usual and the slowest
+SPLIT_SHARE = 0.06  # share of batches that arrive in two pieces
 
 
 def latency(random: Random) -> float:
     """Seconds from one end to the other."""
     drawn = random.random()
-    if drawn >= SELDOM:
+    if drawn >= SLOW_SHARE:
         return FASTEST + (USUAL - FASTEST) * drawn
-    return USUAL + (SLOWEST - USUAL) * (drawn / SELDOM)
+    return USUAL + (SLOWEST - USUAL) * (drawn / SLOW_SHARE)
 
 
 class Pipe:
-    """One direction. `take` is called as `party`, the receiver, with the packets that arrive together."""
+    """One direction. `take` is called in the receiving process with the packets that arrive together."""
 
     __slots__ = (
         "_batches",
         "_due",
         "_loop",
-        "_party",
+        "_process",
         "_random",
         "_reading",
         "_sent",
@@ -46,16 +46,16 @@ class Pipe:
         "stalled",
     )
 
-    def __init__(self, loop: Loop, party: Party, take: Callable[[Batch], None]) -> None:
-        self.broken = False  # what is sent vanishes, and nobody learns of it
+    def __init__(self, loop: Loop, process: Process, take: Callable[[Batch], None]) -> None:
+        self.broken = False  # packets vanish without notice
         self.stalled = False
         self._loop = loop
         self._random = loop.random
-        self._party = party
+        self._process = process
         self._take = take
-        self._batches: deque[Batch] = deque()  # each has a `_deliver` of its own under way, unless held up
+        self._batches: deque[Batch] = deque()  # each has a scheduled `_deliver`, unless held up
         self._due = 0.0  # when the last of them arrives
-        self._sent = -1.0  # when something was sent last
+        self._sent = -1.0  # when the last packet was sent
         self._reading = True
 
     @property
@@ -64,14 +64,13 @@ class Pipe:
         return sum(map(len, self._batches))
 
     def send(self, packets: Iterable[Packet | None]) -> None:
-        """They arrive in their order, behind everything sent before."""
+        """Packets arrive in order, after everything sent before."""
         if self.broken:
             return
         now = self._loop.time()
         batches = self._batches
         if batches:
-            # With what was sent by the same callback, with what lies there unread, or with what will be
-            # there no earlier than this would be.
+            # Joins the last batch if that was sent at the same time, is unread, or would arrive no earlier.
             if self._sent == now or self._due < now:
                 batches[-1].extend(packets)
                 self._sent = now
@@ -85,37 +84,37 @@ class Pipe:
         self._sent = now
         self._due = due
         batches.append(list(packets))
-        self._party.call_later(due - now, self._deliver)
+        self._process.call_later(due - now, self._deliver)
 
     def _deliver(self) -> None:
         batches = self._batches
         if not batches or self.stalled or not self._reading:
             return
         batch = batches.popleft()
-        if len(batch) > 1 and self._random.random() < PIECES:
+        if len(batch) > 1 and self._random.random() < SPLIT_SHARE:
             place = 1 + int(self._random.random() * (len(batch) - 1))
             batches.appendleft(batch[place:])
             del batch[place:]
-            self._party.call_later(FASTEST, self._deliver)
+            self._process.call_later(FASTEST, self._deliver)
         self._take(batch)
 
     def stall(self, stalled: bool) -> None:
-        """Holds up what is in flight, and lets it go on."""
+        """Holds up the packets in flight, or releases them."""
         self.stalled = stalled
-        self._go_on()
+        self._continue()
 
     def read(self, reading: bool) -> None:
-        """Whether the receiver takes what arrives."""
+        """Whether the receiver reads."""
         self._reading = reading
-        self._go_on()
+        self._continue()
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         if self._reading and not self.stalled:
             for _ in self._batches:
-                self._party.call_later(FASTEST, self._deliver)
+                self._process.call_later(FASTEST, self._deliver)
 
     def lose(self, share: float, *, first: int = 0) -> None:
-        """With the chance `share`, the last part of what is in flight is lost, behind its `first` packets."""
+        """With probability `share`, lose some of the last packets in flight, but never the `first` ones."""
         if self._batches and self._random.random() < share:
             keep = first + int(self._random.random() * (self.in_flight + 1 - first))
             for _ in range(len(self._batches)):
@@ -125,12 +124,14 @@ class Pipe:
                 keep -= len(batch)
 
     def cut(self) -> None:
-        """Loses everything, from now on too."""
+        """Loses everything in flight and everything sent later."""
         self._batches.clear()
         self.broken = True
 
     def end(self) -> None:
-        """The receiver learns that nothing more comes, behind what is in flight, and nothing does."""
+        """Lets the receiver see the end of the stream after the packets in flight. Nothing more can be
+        sent.
+        """
         self.send((None,))
         self.broken = True
 
@@ -154,8 +155,8 @@ class Connection:
     def __init__(
         self,
         loop: Loop,
-        client: Party,
-        broker: Party,
+        client: Process,
+        broker: Process,
         to_client: Callable[[Batch], None],
         to_broker: Callable[["Connection", Batch], None],
     ) -> None:
@@ -164,31 +165,33 @@ class Connection:
         self.up = Pipe(loop, broker, lambda batch: to_broker(self, batch))
         self.down = Pipe(loop, client, to_client)
         self._loop = loop
-        # The broker's side of it:
+        # The broker's data:
         self.client_id = ""
         self.session: Any = None
         self.will: Any = None
         self.keep_alive = 0  # seconds
-        self.heard = -1.0  # when a client that is silent now was last heard of
+        self.heard = -1.0  # when a client that is now silent last sent something
 
     def __repr__(self) -> str:
         return f"<{self.client_id or 'connection'} of {self.client.name}>"
 
     @property
     def mute(self) -> bool:
-        """Whether nothing of what the client would say reaches the broker."""
+        """Whether packets from the client cannot reach the broker."""
         return self.up.broken or self.up.stalled or self.client.paused
 
     @property
     def silent(self) -> bool:
-        """Whether the client would get no answer to a ping."""
+        """Whether a ping from the client would get no answer."""
         up, down = self.up, self.down
         return up.broken or up.stalled or down.broken or down.stalled or self.broker.paused
 
-    # --- what is done to it
+    # --- faults
 
     def cut(self, *, client: bool = True, broker: bool = True) -> None:
-        """Ends it, with all that is in flight. Who does not notice keeps it until keep-alive finds out."""
+        """Ends the connection and loses everything in flight. An end that does not notice waits for
+        keep-alive.
+        """
         for pipe, notices in ((self.down, client), (self.up, broker)):
             if pipe.broken:
                 continue
@@ -199,7 +202,7 @@ class Connection:
             pipe.broken = True
 
     def stall(self, seconds: float | None = None) -> None:
-        """Holds up both directions, for so long or until `resume`."""
+        """Holds up both directions, for this long or until `resume`."""
         self.up.stall(True)
         self.down.stall(True)
         if seconds is not None:
@@ -209,21 +212,21 @@ class Connection:
         self.up.stall(False)
         self.down.stall(False)
 
-    # --- how its ends end it
+    # --- closing
 
-    def leave(self, losing: float) -> None:
-        """The client's end is closed. What is in flight towards it is lost.
+    def close_client_end(self, losing: float) -> None:
+        """Closes the client's end. Packets in flight towards it are lost.
 
-        A broker that answers something of what it reads after that gets a reset, and reads no further:
-        `losing` is how often that is the case.
+        If the broker answers something that it reads after that, it gets a reset and reads no further:
+        `losing` is the probability.
         """
         self.down.cut()
         if not self.up.broken:
             self.up.lose(losing, first=1)
             self.up.end()
 
-    def hang_up(self, losing: float) -> None:
-        """The broker's end is closed."""
+    def close_broker_end(self, losing: float) -> None:
+        """Closes the broker's end."""
         self.up.cut()
         if not self.down.broken:
             self.down.lose(losing)

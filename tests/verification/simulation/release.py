@@ -4,18 +4,18 @@ from typing import Final, NamedTuple
 
 
 class Release(NamedTuple):
-    """A release of Mosquitto. 2.0.11 and 2.1.2 were tried; for those in between, its change log decides."""
+    """A release of Mosquitto. 2.0.11 and 2.1.2 were tested; those in between follow its change log."""
 
     version: tuple[int, ...]
 
     @property
     def keeps_receive_maximum(self) -> bool:
-        """Whether a PUBACK releases one message, and not up to the Receive Maximum."""
+        """Whether a PUBACK releases one message instead of several up to the Receive Maximum."""
         return self.version >= (2, 0, 13)
 
     @property
     def counts_in_flight(self) -> bool:
-        """Whether `max_queued_messages` bounds those in flight and those queued together."""
+        """Whether `max_queued_messages` limits the sum of messages in flight and queued."""
         return self.version < (2, 1)
 
     @property
@@ -25,7 +25,7 @@ class Release(NamedTuple):
 
     @property
     def saves_without_expiry(self) -> bool:
-        """Whether mosquitto.db holds sessions without an expiry, which end with their connection."""
+        """Whether mosquitto.db contains sessions without an expiry, which end with their connection."""
         return self.version < (2, 1)
 
     def __str__(self) -> str:

@@ -1,6 +1,7 @@
-"""The state of a simulation: what `imqtt.state.memory` does, but shared by all workers, as Redis is.
+"""The simulated state: like `imqtt.state.memory`, but shared by all workers, as Redis is.
 
-Nothing rests on it, so it does its worst: it forgets everything, is away, and remembers what never was.
+Correctness does not depend on it, so it fails in every way: it loses its data, is unreachable, and recalls
+keys that it never stored.
 """
 
 import asyncio
@@ -21,10 +22,10 @@ Call = Callable[[MemoryState], Coroutine[Any, Any, Any]]
 
 
 class SharedState:
-    """What all workers share. `rate` and `burst` as `MemoryState`'s.
+    """The data shared by all workers. `rate` and `burst` as `MemoryState`'s.
 
-    While it is `away` no worker reaches it. `mistaken` is how often, of 1, it recalls a key that was never
-    remembered.
+    While it is `away`, no worker reaches it. `mistaken` is the probability that it recalls a key that was
+    never remembered.
     """
 
     def __init__(self, rate: int, burst: int) -> None:
@@ -34,7 +35,7 @@ class SharedState:
         self._limits = (rate, burst)
 
     def flush(self) -> None:
-        """FLUSHALL. Leases that were given before it fill nothing any more, as in Redis."""
+        """FLUSHALL. Earlier leases fill nothing any more, as in Redis."""
         ended = self.memory._lists.lease
         self.memory = MemoryState(*self._limits)
         self.memory._lists.lease = self.memory._lists._oldest = ended + 1
@@ -46,9 +47,9 @@ class _Asked(NamedTuple):
 
 
 class SimState:
-    """A `State` of one worker. Calls share round trips, and are carried out in the order of their making.
+    """A `State` of one worker. Calls share round trips and are executed in the order of calling.
 
-    `cut` is as `SharedState.away`, for this worker alone.
+    `cut` is like `SharedState.away`, for this worker alone.
     """
 
     def __init__(self, state: SharedState, random: Random, *, latency: tuple[float, float] = LATENCY) -> None:
@@ -102,7 +103,7 @@ class SimState:
         return await self._ask_or(nothing, lambda memory: memory.devices(users))
 
     async def lease_devices(self, users: Collection[str]) -> int:
-        return await self._ask_or(-1, lambda memory: memory.lease_devices(users))  # older than everything
+        return await self._ask_or(-1, lambda memory: memory.lease_devices(users))  # older than every lease
 
     async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
         await self._ask_or(None, lambda memory: memory.fill_devices(lease, lists))
@@ -122,8 +123,8 @@ class SimState:
         return await self._ask_or(otherwise=True, call=lambda memory: memory.update(presence))
 
     async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
-        nobody: dict[Device, str] = {}
-        return await self._ask_or(nobody, lambda memory: memory.refresh(devices, now, expires))
+        no_devices: dict[Device, str] = {}
+        return await self._ask_or(no_devices, lambda memory: memory.refresh(devices, now, expires))
 
     async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         return await self._ask(lambda memory: memory.presence(users))
@@ -140,7 +141,7 @@ class SimState:
         except StateAway:
             return await self._meanwhile.take(wanted, now)
 
-    # --- how it is asked
+    # --- calls
 
     async def _ask_or(self, otherwise: T, call: Callable[[MemoryState], Coroutine[Any, Any, T]]) -> T:
         try:
@@ -149,7 +150,7 @@ class SimState:
             return otherwise
 
     def _ask(self, call: Callable[[MemoryState], Coroutine[Any, Any, T]]) -> "asyncio.Future[T]":
-        """Fails with `StateAway`, and so do all calls after it until the state is back."""
+        """Fails with `StateAway`, as do all later calls until the state is reachable again."""
         answer: asyncio.Future[T] = self._loop.create_future()
         if self._trouble:
             answer.set_exception(StateAway(self._trouble))
@@ -161,10 +162,10 @@ class SimState:
     def _begin(self) -> None:
         if self._asked and not self._under_way:
             self._under_way = True
-            self._loop.call_later(self._delay(), self._carry_out)
+            self._loop.call_later(self._delay(), self._execute)
 
-    def _carry_out(self) -> None:
-        """At the state: everything that was asked for until now."""
+    def _execute(self) -> None:
+        """Executes all pending calls at the state."""
         asked, self._asked = self._asked, []
         if self._unreachable:
             self._lose(asked)
@@ -175,7 +176,7 @@ class SimState:
 
     def _answer(self, asked: list[_Asked], results: list[Any]) -> None:
         if self._unreachable:
-            self._lose(asked)  # it was carried out, but nobody will know
+            self._lose(asked)  # executed, but the answer is lost
             return
         self._under_way = False
         for call, result in zip(asked, results, strict=True):
@@ -201,7 +202,7 @@ class SimState:
             return
         self._trouble = ""
         self._under_way = False
-        # Ahead of all other calls: whatever should have been forgotten meanwhile, and by whomever, is.
+        # Before all other calls: an invalidation may have been lost while the state was unreachable.
         self._ask(lambda memory: memory.distrust_devices()).add_done_callback(lambda done: done.exception())
 
     @property
@@ -216,10 +217,10 @@ class SimState:
 
 
 def _result(call: Coroutine[Any, Any, T]) -> T:
-    """Of a coroutine that waits for nothing, as all of `MemoryState`'s are."""
+    """The result of a coroutine that never waits, like all of `MemoryState`'s."""
     try:
         call.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from imqtt.errors import ImqttError, StoreFull, StoreUnreachable, Unavailable
 from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
 from imqtt.stores.base import Identity, OutcomeUnknown, Record
-from tests.verification.simulation.loop import Loop, Party, current
+from tests.verification.simulation.loop import Loop, Process, current
 from tests.verification.simulation.rows import Backup, Rows, check
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Tables(Rows):
     """The database server, which outlives its workers. Without a `loop` it knows neither time nor faults.
 
     While it is `away` nobody reaches it: reads fail, and what becomes of a write that is under way is
-    anybody's guess. So it is killed, too: its party had better live, or those who wait for it wait for ever.
+    anybody's guess. So is a write whose store process is killed.
     While it is `full` it takes nothing. `unknown`, `unreachable` and `slow` are how often, of 1, a write's
     outcome is unknown, a read fails, a call takes long; `outcomes` are those of the next appends.
 
@@ -53,7 +53,7 @@ class Tables(Rows):
 
     def __init__(self, loop: Loop | None, identity: Identity, *, ordered_prefix: bool) -> None:
         super().__init__(identity, ordered_prefix=ordered_prefix)
-        self.party = loop.party("store") if loop is not None else None
+        self.process = loop.new_process("store") if loop is not None else None
         self.away = False
         self.full = False
         self.unknown = 0.0
@@ -78,7 +78,7 @@ class _Write:
     carry_out: Callable[[Any], Any]
     items: Sequence[Any]
     answer: "asyncio.Future[Any]"
-    caller: Party | None
+    caller: Process | None
     era: int
     fate: Unknown | None = None
 
@@ -314,7 +314,7 @@ class SimStore:
 
     def _later(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
         """Has the server do it, which goes on when the worker is killed or paused."""
-        (self.tables.party or self._loop).call_later(delay, callback, *args)
+        (self.tables.process or self._loop).call_later(delay, callback, *args)
 
     def _delay(self) -> float:
         if self.tables.slow and self._random() < self.tables.slow:

@@ -1,6 +1,6 @@
 """One suite for two brokers: Mosquitto with this project's configuration, and the simulated one.
 
-Where Mosquitto surprises, the test says what it does, and the simulated broker does that too.
+Where Mosquitto behaves unexpectedly, the test describes it, and the simulated broker does the same.
 """
 
 import asyncio
@@ -24,38 +24,38 @@ from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from tests.given_mosquitto import installed_version
 from tests.services import WITHIN, eventually
 from tests.verification.simulation.broker import Broker, State
-from tests.verification.simulation.link import connecting
+from tests.verification.simulation.link import connector_to
 from tests.verification.simulation.loop import simulated
 from tests.verification.simulation.mqtt import SimMqtt
 from tests.verification.simulation.release import DEBIAN, RELEASES, Release
 
-MAX_QUEUED = 40  # so that a queue overflows soon
+MAX_QUEUED = 40  # few, so that queues overflow soon
 SEEDS = range(10)  # of the simulated broker: each body runs in several worlds
 TOPIC = "imqtt/alice@phone/up/0"
 WILLS = "imqtt/alice@phone/up/1"
 
 
 class Side(Protocol):
-    """What both brokers let a test do."""
+    """The operations that both brokers offer to tests."""
 
     release: Release
 
     async def connect(self, client_id: str, *, persistent: bool = True, **settings: Any) -> Link:
-        """`persistent`: no clean start, and an expiry of an hour; otherwise a clean start and none."""
+        """`persistent`: no clean start and an expiry of an hour; otherwise a clean start and no expiry."""
 
     async def device(self, name: str, **login: Any) -> Mqtt | SimMqtt: ...
 
     async def save(self) -> None:
-        """Has the broker write its state, as it does once a minute."""
+        """Makes the broker save its state, as it does once a minute."""
 
     async def keep(self) -> object:
-        """A copy of the state that was written last."""
+        """A copy of the last saved state."""
 
     async def kill(self) -> None:
         """SIGKILL."""
 
     async def start(self, *, wiped: bool = False, kept: object = None) -> None:
-        """With the state that was written last, with none, or with a copy."""
+        """Starts with the last saved state, with none, or with a copy."""
 
     async def pause(self) -> None: ...
 
@@ -103,7 +103,7 @@ class RealSide:
     async def save(self) -> None:
         self._database.unlink(missing_ok=True)
         self._signal(signal.SIGUSR1)
-        await eventually(self._database.exists)  # it is written beside, and then renamed
+        await eventually(self._database.exists)  # written to a temporary file and renamed
 
     async def keep(self) -> object:
         return self._database.read_bytes()
@@ -130,7 +130,7 @@ class RealSide:
 
 
 class _Bounded(Mosquitto):
-    """With a short queue."""
+    """Mosquitto with a short queue."""
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -146,7 +146,7 @@ class SimSide:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.release = broker.release
-        self._connect = connecting(broker)
+        self._connect = connector_to(broker)
         self._saved: State | None = None
 
     async def connect(self, client_id: str, *, persistent: bool = True, **settings: Any) -> Link:
@@ -162,7 +162,7 @@ class SimSide:
         return self._saved
 
     async def kill(self) -> None:
-        self.broker.crash()
+        self.broker.kill()
 
     async def start(self, *, wiped: bool = False, kept: object = None) -> None:
         if wiped:
@@ -172,10 +172,10 @@ class SimSide:
         self.broker.start(self._saved)
 
     async def pause(self) -> None:
-        self.broker.loop.pause(self.broker.party)
+        self.broker.loop.pause(self.broker.process)
 
     async def resume(self) -> None:
-        self.broker.loop.resume(self.broker.party)
+        self.broker.loop.resume(self.broker.process)
 
 
 def _session(persistent: bool) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _login(name: str, password: str) -> dict[str, Any]:
 
 
 def on_both(body: Callable[[Side], Awaitable[None]]) -> Callable[..., None]:
-    """Makes tests of a body: one on Mosquitto, and one for each simulated release, in several worlds."""
+    """Turns a body into tests: on Mosquitto, and on each simulated release in several worlds."""
 
     @pytest.mark.parametrize(
         "simulated", [None, *RELEASES], ids=lambda release: f"simulated {release}" if release else "mosquitto"
@@ -221,10 +221,10 @@ def on_simulated(
                     await body(side)
 
             loop.run_until_complete(run(SimSide(Broker(loop, release=release, max_queued=MAX_QUEUED))))
-            assert not loop.faults, (seed, loop.faults)
+            assert not loop.errors, (seed, loop.errors)
 
 
-# --- what tests are written with
+# --- helpers
 
 
 def numbered(*numbers: int, qos: int = 1, topic: str = TOPIC) -> list[Message]:
@@ -232,7 +232,7 @@ def numbered(*numbers: int, qos: int = 1, topic: str = TOPIC) -> list[Message]:
 
 
 async def take(link: Link, count: int) -> list[Received]:
-    """The next `count` messages, not acked."""
+    """Receives `count` messages without acking them."""
     received: list[Received] = []
     async with asyncio.timeout(WITHIN):
         while len(received) < count:
@@ -250,7 +250,7 @@ def ack(link: Link, received: list[Received]) -> None:
 
 
 async def nothing_more(link: Link, publisher: Link, topic: str = TOPIC) -> None:
-    """Whatever the broker has for this link comes before a message that is published now."""
+    """The broker holds nothing for this link: the next message is one that is published now."""
     assert await publisher.publish([Message(topic, b"-1")]) == [0]
     assert numbers(await take(link, 1)) == [-1]
 
@@ -334,7 +334,7 @@ async def test_a_client_with_two_matching_filters_receives_the_message_twice(sid
     # MQTT leaves that open; 2.0.11 would send it once to a client of MQTT 3.1.1.
     link = await side.connect("one")
     await link.subscribe(TOPIC, "imqtt/+/up/0")
-    await link.subscribe(TOPIC)  # for a second time, which changes nothing
+    await link.subscribe(TOPIC)  # a repeated subscription changes nothing
 
     await link.publish(numbered(1, 2))
 
@@ -343,7 +343,7 @@ async def test_a_client_with_two_matching_filters_receives_the_message_twice(sid
     assert numbers(await take(link, 2)) == [3, 3]
 
 
-# --- who counts as a subscriber
+# --- subscribers
 
 
 @on_both
@@ -554,7 +554,7 @@ async def test_acks_are_sent_after_their_delay(side: Side) -> None:
     await publisher.publish(numbered(1, 2))
     ack(receiver, await take(receiver, 2))
     await eventually(lambda: not receiver._session.owing)
-    await nothing_more(receiver, receiver)  # behind the PUBACKs
+    await nothing_more(receiver, receiver)  # after the PUBACKs
 
     receiver = await side.connect("receiver")
 
@@ -603,7 +603,7 @@ async def test_beyond_the_receive_maximum_messages_are_queued_and_then_dropped(s
 async def test_a_puback_releases_one_message_or_the_receive_maximum_in_old_mosquittos(side: Side) -> None:
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver", receive_max=5)
-    # The link itself would stop reading when it holds more than it has asked for.
+    # The link would stop reading at its own limits.
     receiver._session._settings = replace(receiver._settings, receive_max=1_000)
     await receiver.subscribe(TOPIC)
     await publisher.publish(numbered(*range(30)))
@@ -753,7 +753,7 @@ async def test_saved_state_is_restored_after_a_kill(side: Side) -> None:
 
     publisher = await side.connect("publisher")
     assert publisher.session_present
-    assert await publisher.publish(numbered(6)) == [0x00]  # the subscription is there before its client is
+    assert await publisher.publish(numbered(6)) == [0x00]  # the subscription was restored
     receiver = await side.connect("receiver")
 
     assert receiver.session_present
@@ -853,7 +853,7 @@ async def test_old_mosquittos_save_sessions_without_expiry_and_restore_them_with
     assert await publisher.publish(numbered(2)) == [0x10]
 
 
-# --- a broker that is stopped
+# --- restarts of the broker
 
 
 @on_both
@@ -889,7 +889,7 @@ async def test_a_connect_abandoned_while_the_broker_was_paused_still_takes_over_
     assert (await side.connect("one")).session_present
 
 
-# --- devices, on paho or what stands in for it
+# --- devices, on paho or its simulation
 
 
 @on_both
@@ -916,7 +916,7 @@ async def test_a_device_publishes_and_receives(side: Side) -> None:
 async def test_a_will_is_published_for_a_dropped_device_but_not_for_a_closed_one(side: Side) -> None:
     watching = await side.connect("witness")
     await watching.subscribe("imqtt/+/up/1")
-    # Of another device: this close does not wait until the broker has read it.
+    # From another device: this `close` does not wait until the broker has read the message.
     await (await side.device("alice@tablet", will=b"1")).close()
     device = await side.device("alice@phone", will=b"2")
 
@@ -937,7 +937,7 @@ async def test_a_device_processes_received_messages_before_the_loss_of_its_broke
     await device.subscribe("imqtt/alice@phone/down")
     await server.publish([Message("imqtt/alice@phone/down", b"1"), Message("imqtt/alice@phone/down", b"2")])
     with pytest.raises(Untaken, match="0x10"):
-        await device.publish(TOPIC, b"")  # whose PUBACK comes behind them
+        await device.publish(TOPIC, b"")  # its PUBACK follows them
     assert await device.receive(1) == [b"1"]
     await side.pause()
     publishing = asyncio.ensure_future(device.publish(TOPIC, b"3"))
@@ -986,11 +986,11 @@ async def test_a_second_process_with_the_same_client_id_takes_over_the_connectio
     first.drop()
 
 
-# --- what only a simulated network does
+# --- faults of the simulated network
 
 
 def in_worlds(body: Callable[[SimSide], Awaitable[None]]) -> Callable[[], None]:
-    """Makes a test of a body: in several simulated worlds."""
+    """Turns a body into a test in several simulated worlds."""
 
     def test() -> None:
         on_simulated(body)
@@ -1006,19 +1006,19 @@ async def test_killing_a_process_closes_its_connections_and_publishes_its_will(
     watching = await witness(side)
     loop = side.broker.loop
     for name, opening in (("link", side.connect("one", will=will(1))), ("device", side.device("a/b"))):
-        party = loop.party(name)
-        await party.spawn(opening)
+        process = loop.new_process(name)
+        await process.spawn(opening)
         await watching.subscribe("imqtt/a/b/up/1")
-        assert len(side.broker.connections(party)) == 1
+        assert len(side.broker.connections(process)) == 1
         began = loop.time()
 
-        loop.crash(party)
-        side.broker.lose(party)
+        loop.kill(process)
+        side.broker.close_connections_of(process)
 
         (received,) = await take(watching, 1)
         assert received.payload == (b"1" if name == "link" else b"gone")
         assert loop.time() - began < 1.0
-        assert side.broker.connections(party) == []
+        assert side.broker.connections(process) == []
 
 
 @in_worlds
@@ -1026,9 +1026,9 @@ async def test_cutting_a_connection_loses_packets_in_flight_and_both_ends_notice
     side: SimSide,
 ) -> None:
     watching = await witness(side)
-    party = side.broker.loop.party("one")
-    link = await party.spawn(side.connect("one", will=will(1)))
-    (connection,) = side.broker.connections(party)
+    process = side.broker.loop.new_process("one")
+    link = await process.spawn(side.connect("one", will=will(1)))
+    (connection,) = side.broker.connections(process)
     published = link.publish(numbered(7, topic=WILLS))
     while not connection.up.in_flight and not published.done():
         await asyncio.sleep(0)
@@ -1042,7 +1042,7 @@ async def test_cutting_a_connection_loses_packets_in_flight_and_both_ends_notice
 
 
 async def seconds(end: Awaitable[object]) -> float:
-    """How long it takes."""
+    """The duration of an await."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     await end
@@ -1053,9 +1053,9 @@ async def seconds(end: Awaitable[object]) -> float:
 async def test_an_unnoticed_cut_is_detected_by_keep_alive(side: SimSide) -> None:
     watching = await witness(side)
     for client, broker in ((True, False), (False, True), (False, False)):
-        party = side.broker.loop.party("one")
-        link = await party.spawn(side.connect("one", will=will(1), keep_alive=10))
-        (connection,) = side.broker.connections(party)
+        process = side.broker.loop.new_process("one")
+        link = await process.spawn(side.connect("one", will=will(1), keep_alive=10))
+        (connection,) = side.broker.connections(process)
         connection.cut(client=client, broker=broker)
 
         at_client, at_broker = await asyncio.gather(seconds(link.wait_closed()), seconds(take(watching, 1)))
@@ -1066,10 +1066,10 @@ async def test_an_unnoticed_cut_is_detected_by_keep_alive(side: SimSide) -> None
 @in_worlds
 async def test_a_takeover_of_a_half_open_connection_receives_the_messages_sent_into_it(side: SimSide) -> None:
     publisher = await side.connect("publisher")
-    party = side.broker.loop.party("one")
-    link = await party.spawn(side.connect("receiver"))
+    process = side.broker.loop.new_process("one")
+    link = await process.spawn(side.connect("receiver"))
     await link.subscribe(TOPIC)
-    side.broker.connections(party)[0].cut(broker=False)
+    side.broker.connections(process)[0].cut(broker=False)
     await link.wait_closed()
     assert await publisher.publish(numbered(1, 2)) == [0, 0]
 
@@ -1080,9 +1080,9 @@ async def test_a_takeover_of_a_half_open_connection_receives_the_messages_sent_i
 
 @in_worlds
 async def test_a_device_abandons_a_silent_connection(side: SimSide) -> None:
-    party = side.broker.loop.party("device")
-    device = await party.spawn(side.device("alice@phone", keep_alive=10))
-    (connection,) = side.broker.connections(party)
+    process = side.broker.loop.new_process("device")
+    device = await process.spawn(side.device("alice@phone", keep_alive=10))
+    (connection,) = side.broker.connections(process)
     connection.cut(client=False, broker=False)
     began = side.broker.loop.time()
 
@@ -1094,10 +1094,10 @@ async def test_a_device_abandons_a_silent_connection(side: SimSide) -> None:
 
 @in_worlds
 async def test_a_stalled_connection_loses_no_packets(side: SimSide) -> None:
-    party = side.broker.loop.party("one")
-    link = await party.spawn(side.connect("one"))
+    process = side.broker.loop.new_process("one")
+    link = await process.spawn(side.connect("one"))
     await link.subscribe(TOPIC)
-    (connection,) = side.broker.connections(party)
+    (connection,) = side.broker.connections(process)
 
     connection.stall(5.0)
     published = link.publish(numbered(*range(20)))
@@ -1115,7 +1115,7 @@ async def test_a_link_that_resumes_reading_after_a_pause_has_missed_no_packets(s
     await link.subscribe(TOPIC)
     await publisher.publish([Message(TOPIC, b"%050d" % number) for number in range(20)])
     await eventually(lambda: not link.reading)
-    await asyncio.sleep(100)  # nobody judges a broker whom nobody listens to
+    await asyncio.sleep(100)  # a link that does not read does not check the broker
 
     seen: list[int] = []
     while len(seen) < 20:
@@ -1129,19 +1129,19 @@ async def test_a_link_that_resumes_reading_after_a_pause_has_missed_no_packets(s
 async def test_a_paused_process_receives_everything_later_or_is_disconnected(side: SimSide) -> None:
     publisher = await side.connect("publisher")
     loop = side.broker.loop
-    party = loop.party("receiver")
-    link = await party.spawn(side.connect("receiver", keep_alive=10))
+    process = loop.new_process("receiver")
+    link = await process.spawn(side.connect("receiver", keep_alive=10))
     await link.subscribe(TOPIC)
-    loop.pause(party)
+    loop.pause(process)
     await publisher.publish(numbered(1, 2))
     await asyncio.sleep(2.0)
-    loop.resume(party)
+    loop.resume(process)
     received = await take(link, 2)
     assert numbers(received) == [1, 2]
-    loop.pause(party)
+    loop.pause(process)
     await asyncio.sleep(60.0)
-    assert side.broker.connections(party) == []
-    loop.resume(party)
+    assert side.broker.connections(process) == []
+    loop.resume(process)
 
     await link.wait_closed()
 
@@ -1150,16 +1150,16 @@ async def test_a_paused_process_receives_everything_later_or_is_disconnected(sid
 
 @in_worlds
 async def test_a_process_that_is_cut_off_from_the_broker_gets_no_connection(side: SimSide) -> None:
-    party = side.broker.loop.party("far")
+    process = side.broker.loop.new_process("far")
     side.broker.unreachable.add("far")
     with pytest.raises(TimeoutError):
-        await party.spawn(side.connect("one", timeout=2.0))
+        await process.spawn(side.connect("one", timeout=2.0))
     with pytest.raises(Lost):
-        await party.spawn(side.device("alice@phone"))
+        await process.spawn(side.device("alice@phone"))
 
     side.broker.unreachable.clear()
 
-    await (await party.spawn(side.connect("one"))).close()
+    await (await process.spawn(side.connect("one"))).close()
 
 
 @in_worlds

@@ -18,7 +18,7 @@ from imqtt.core.outbox import Entry
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import Content, Device, Event, Id, Marks, Position, Send
 from tests.verification.simulation.database import DELAY, Disk, Operation, SimDatabase
-from tests.verification.simulation.loop import Loop, Party, simulated
+from tests.verification.simulation.loop import Loop, Process, simulated
 
 ALICE = Device("alice", "phone")
 TALK = "d:alice:bob"
@@ -33,9 +33,9 @@ class World:
         self.loop = loop
         self.disk = Disk(loop)
 
-    def process(self, work: Callable[[], Coroutine[Any, Any, object]]) -> "tuple[Party, asyncio.Task[Any]]":
-        party = self.loop.party("device")
-        return party, party.spawn(work())
+    def process(self, work: Callable[[], Coroutine[Any, Any, object]]) -> "tuple[Process, asyncio.Task[Any]]":
+        process = self.loop.new_process("device")
+        return process, process.spawn(work())
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, object]]) -> Any:
         """A process from its beginning to its end."""
@@ -71,7 +71,7 @@ def play(course: Callable[[World], Coroutine[Any, Any, None]], *, seed: int = 1,
         for _ in range(times):
             world = World(loop)
             loop.run_until_complete(course(world))
-        assert not loop.faults
+        assert not loop.errors
 
 
 def _put(*values: int) -> Callable[[sqlite3.Connection], int]:
@@ -207,9 +207,9 @@ def test_a_killed_process_leaves_a_prefix_of_whole_transactions_with_all_confirm
                 await database.submit(_put(2 * number, 2 * number + 1), durable=durable)
                 told.append(number)
 
-        party, _ = world.process(work)
+        process, _ = world.process(work)
         await asyncio.sleep(10 * DELAY[1] * world.loop.random.random())
-        world.loop.crash(party)
+        world.loop.kill(process)
         rows = await world.rows()
         assert rows == list(range(len(rows)))
         assert len(rows) % 2 == 0
@@ -232,10 +232,10 @@ def test_a_process_may_be_killed_before_the_commit_before_its_answer_and_after_i
                 told.append(await database.submit(_put(value)))
                 await asyncio.sleep(3_600.0)
 
-            party, _ = world.process(work)
-            party.light(callbacks, partial(world.loop.crash, party))
+            process, _ = world.process(work)
+            process.call_after(callbacks, partial(world.loop.kill, process))
             await asyncio.sleep(1.0)
-            world.loop.crash(party)
+            world.loop.kill(process)
             ends.add((len(told), (await world.rows()).count(callbacks)))
 
     play(course)
@@ -253,12 +253,12 @@ def test_a_file_that_a_live_process_has_open_is_refused_to_others() -> None:
                 await world.open()
             return True
 
-        party, _ = world.process(hold)
+        process, _ = world.process(hold)
         await asyncio.sleep(1.0)
         assert await world.run(refused)
-        world.loop.pause(party)
+        world.loop.pause(process)
         assert await world.run(refused)
-        world.loop.crash(party)
+        world.loop.kill(process)
         assert await world.rows() == []
         assert await world.rows() == []
 
@@ -332,9 +332,9 @@ def test_the_store_of_a_device_survives_a_kill() -> None:
             with pytest.raises(DeviceStoreError, match="belongs to"):
                 await LocalStore.open(SimDatabase(world.disk, PATH), Device("bob", "phone"))
 
-        party, _ = world.process(first)
+        process, _ = world.process(first)
         await asyncio.sleep(1.0)
-        world.loop.crash(party)
+        world.loop.kill(process)
         await world.run(second)
         await world.run(stranger)
 

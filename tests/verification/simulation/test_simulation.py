@@ -12,13 +12,13 @@ import pytest
 
 from tests.verification.simulation.faults import FAULTS
 from tests.verification.simulation.loop import Deadlock, simulated
-from tests.verification.simulation.planted import MISTAKES
+from tests.verification.simulation.mistakes import MISTAKES
 
 SEEDS = 100
 MANY_SEEDS = 2_000
-HUNTED = 1_500  # worlds in which a mistake has to show
-HUNTED_IF_RARE = 6_000
-FIRST_NEW = 1_000_000  # seeds from here on are tried once; those before, by every run
+WORLDS_FOR_A_MISTAKE = 1_500  # worlds within which a mistake must be found
+WORLDS_FOR_A_RARE_MISTAKE = 6_000
+FIRST_NEW = 1_000_000  # seeds from here on are drawn; those before are tried by every run
 
 
 def simulation(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def test_no_interleaving_loses_doubles_or_reorders_anything(seeds: int) -> None:
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     fired = dict(re.findall(r"([a-z][a-z ]*) (\d+)", done.stdout.split("faults fired: ")[1]))
     seldom = {fault for fault in FAULTS if int(fired.get(fault, 0)) <= seeds // 200}
-    assert not seldom, "a fault that hardly ever fires proves little"
+    assert not seldom, "a fault that rarely fires proves little"
 
 
 @pytest.mark.parametrize("seeds", [SEEDS, pytest.param(MANY_SEEDS, marks=pytest.mark.verify)])
@@ -60,13 +60,13 @@ def test_no_new_interleaving_loses_doubles_or_reorders_anything() -> None:
     ],
 )
 def test_a_planted_mistake_is_found_and_named(number: int) -> None:
-    seeds = HUNTED_IF_RARE if MISTAKES[number].rare else HUNTED
+    seeds = WORLDS_FOR_A_RARE_MISTAKE if MISTAKES[number].rare else WORLDS_FOR_A_MISTAKE
     done = simulation("--mistake", str(number), "--seeds", str(seeds))
     assert done.returncode == 0, f"not found: {done.stdout[-3_000:]}{done.stderr[-3_000:]}"
     found = json.loads(done.stdout)
     again = simulation("--mistake", str(number), "--seed", str(found["seed"]))
     assert again.returncode == 1
-    assert found["first"] in again.stdout, "a seed is the same in every process"
+    assert found["first"] in again.stdout, "a seed must give the same run in every process"
 
 
 def test_the_same_worlds_without_planted_mistakes_have_no_findings() -> None:
@@ -104,11 +104,11 @@ def test_a_killed_process_runs_no_further_code_not_even_finally_blocks() -> None
     with simulated(1) as loop:
 
         async def world() -> None:
-            first, second = loop.party("first"), loop.party("second")
+            first, second = loop.new_process("first"), loop.new_process("second")
             first.spawn(work("first"))
             second.spawn(work("second"))
             await asyncio.sleep(0.5)
-            loop.crash(first)
+            loop.kill(first)
             await asyncio.sleep(5.0)
 
         loop.run_until_complete(world())
@@ -125,12 +125,12 @@ def test_a_paused_process_runs_its_callbacks_after_the_pause() -> None:
     with simulated(1) as loop:
 
         async def world() -> None:
-            party = loop.party("sleeper")
-            party.spawn(work())
+            process = loop.new_process("sleeper")
+            process.spawn(work())
             await asyncio.sleep(0.5)
-            loop.pause(party)
+            loop.pause(process)
             await asyncio.sleep(9.5)
-            loop.resume(party)
+            loop.resume(process)
             await asyncio.sleep(1.0)
 
         loop.run_until_complete(world())

@@ -1,6 +1,6 @@
-"""What the contract cannot reach: a state that is away, wiped, or wrong, for several workers.
+"""Behaviour beyond the contract: a state that is unreachable, wiped or wrong, with several workers.
 
-What it does when all is well is the contract's: `tests/contract` runs on it too.
+Its normal behaviour is tested by the contract: `tests/contract` runs on it too.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ PHONE = Device("alice", "phone")
 
 
 class World:
-    """A state that two workers share."""
+    """A state shared by two workers."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -32,7 +32,7 @@ class World:
 
 
 def play(course: Callable[[World], Coroutine[Any, Any, None]], *, times: int = 1) -> None:
-    """Runs `course`, each time as another world."""
+    """Runs `course` several times, each time in a new world."""
     with simulated(1) as loop:
 
         async def run() -> None:
@@ -40,7 +40,7 @@ def play(course: Callable[[World], Coroutine[Any, Any, None]], *, times: int = 1
                 await course(World(loop))
 
         loop.run_until_complete(run())
-        assert not loop.faults
+        assert not loop.errors
 
 
 async def fill(state: SimState, lists: tuple[Registration, ...]) -> None:

@@ -13,7 +13,7 @@ from imqtt.errors import StoreFull, StoreUnreachable
 from imqtt.model import Device, Marks, Registration
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown
 from tests.contract.stores import log, record
-from tests.verification.simulation.loop import Loop, Party, simulated
+from tests.verification.simulation.loop import Loop, Process, simulated
 from tests.verification.simulation.store import LINGER_SECONDS, SimStore, Tables, Unknown
 
 D = "d:alice:bob"
@@ -33,9 +33,9 @@ class World:
         self.store = SimStore(self.tables, loop.random)
         self.seen: list[str] = []
 
-    def worker(self, work: Callable[[SimStore], Coroutine[Any, Any, object]]) -> Party:
+    def worker(self, work: Callable[[SimStore], Coroutine[Any, Any, object]]) -> Process:
         """A process that does this with a connection of its own, and notes how it ended."""
-        party = self.loop.party(f"worker-{len(self.seen)}")
+        process = self.loop.new_process(f"worker-{len(self.seen)}")
 
         async def run() -> None:
             try:
@@ -44,8 +44,8 @@ class World:
             except (OutcomeUnknown, AppendConflict, StoreFull) as error:
                 self.seen.append(type(error).__name__)
 
-        party.spawn(run())
-        return party
+        process.spawn(run())
+        return process
 
     @property
     def seqs(self) -> list[int]:
@@ -66,7 +66,7 @@ def play(course: Play, *, prefix: bool = True, seed: int = 1, times: int = 1) ->
             return world
 
         world: World = loop.run_until_complete(run())
-        assert not loop.faults
+        assert not loop.errors
         return world
 
 
@@ -297,14 +297,14 @@ def test_reads_fail_at_the_set_rate_and_slow_calls_take_the_set_time() -> None:
 # --- workers that die, stop, or no longer wait
 
 
-def after_a_kill(prefix: bool, stop: Callable[[Loop, Party], None]) -> set[tuple[str, int, int]]:
+def after_a_kill(prefix: bool, stop: Callable[[Loop, Process], None]) -> set[tuple[str, int, int]]:
     """Over many worlds: what the worker saw, what was stored when it was stopped, and what in the end."""
     ends: set[tuple[str, int, int]] = set()
 
     async def course(world: World) -> None:
-        party = world.worker(lambda store: store.append(log(D, 1, 2)))
+        process = world.worker(lambda store: store.append(log(D, 1, 2)))
         await asyncio.sleep(0.006 * world.loop.random.random())
-        stop(world.loop, party)
+        stop(world.loop, process)
         seen, then = " ".join(world.seen), len(world.seqs)
         await asyncio.sleep(LONG)
         assert " ".join(world.seen) == seen, "who was stopped sees nothing more"
@@ -315,11 +315,11 @@ def after_a_kill(prefix: bool, stop: Callable[[Loop, Party], None]) -> set[tuple
 
 
 def test_mongodb_may_carry_out_the_writes_of_a_killed_worker() -> None:
-    assert after_a_kill(True, Loop.crash) == {("done", 2, 2), ("", 2, 2), ("", 0, 2), ("", 0, 0)}
+    assert after_a_kill(True, Loop.kill) == {("done", 2, 2), ("", 2, 2), ("", 0, 2), ("", 0, 0)}
 
 
 def test_sqlite_carries_out_no_write_of_a_killed_worker() -> None:
-    assert after_a_kill(False, Loop.crash) == {("done", 2, 2), ("", 2, 2), ("", 0, 0)}
+    assert after_a_kill(False, Loop.kill) == {("done", 2, 2), ("", 2, 2), ("", 0, 0)}
 
 
 @flavours
@@ -329,12 +329,12 @@ def test_writes_of_a_paused_worker_are_carried_out_during_the_pause(prefix: bool
 
 def test_a_paused_worker_receives_its_answers_when_it_resumes() -> None:
     async def course(world: World) -> None:
-        party = world.worker(lambda store: store.append(log(D, 1, 2)))
+        process = world.worker(lambda store: store.append(log(D, 1, 2)))
         await asyncio.sleep(0)
-        world.loop.pause(party)
+        world.loop.pause(process)
         await asyncio.sleep(LONG)
         assert world.seen == []
-        world.loop.resume(party)
+        world.loop.resume(process)
         await asyncio.sleep(LONG)
         assert world.seen == ["done"]
 
@@ -511,14 +511,14 @@ def story(seed: int) -> list[str]:
                 except (StoreUnreachable, OutcomeUnknown, AppendConflict) as error:
                     told.append(f"{world.loop.time():.6f} {error!r}")
 
-        parties = [world.worker(work) for _ in range(3)]
+        processes = [world.worker(work) for _ in range(3)]
         await asyncio.sleep(0.5)
-        world.loop.crash(parties[0])
-        world.loop.pause(parties[1])
+        world.loop.kill(processes[0])
+        world.loop.pause(processes[1])
         tables.away = True
         await asyncio.sleep(0.5)
         tables.away = False
-        world.loop.resume(parties[1])
+        world.loop.resume(processes[1])
         await asyncio.sleep(60.0)
 
     play(course, seed=seed)

@@ -1,7 +1,7 @@
-"""The simulated world: one broker, one store, one state, and workers and devices as parties.
+"""The simulated world: one broker, one store, one state, and workers and devices as processes.
 
-Server and SDK are the real ones, whole. What they reach the outside through is replaced: the server's link,
-the SDK's connection and its database, store and state.
+Server and SDK are unchanged. Their interfaces to the outside are replaced: the server's link, the SDK's
+connection and database, the store and the state.
 """
 
 import asyncio
@@ -18,25 +18,25 @@ from imqtt.stores.base import Identity
 from tests.verification.checker.history import Fault, Line, Restored, Stored
 from tests.verification.simulation.broker import Broker
 from tests.verification.simulation.database import Disk
-from tests.verification.simulation.devices import PlainDevice, SdkDevice, Sending
-from tests.verification.simulation.link import connecting
-from tests.verification.simulation.loop import EPOCH, Loop, Party
+from tests.verification.simulation.devices import MessagePlan, PlainDevice, SdkDevice
+from tests.verification.simulation.link import connector_to
+from tests.verification.simulation.loop import EPOCH, Loop, Process
 from tests.verification.simulation.mqtt import SimMqtt
 from tests.verification.simulation.release import DEBIAN, Release
 from tests.verification.simulation.state import SharedState, SimState
 from tests.verification.simulation.store import SimStore, Tables
 
-WORKER_TTL = 10  # seconds: a fifth of the beats of a real one, which cost much of a world's time
-RESTART_SECONDS = 1.0  # until a worker that ended by itself is started again, as a service manager does
+WORKER_TTL = 10  # seconds: a fifth of the usual heartbeats, which take much of a world's time
+RESTART_SECONDS = 1.0  # until a worker that exited is restarted, as by a service manager
 
 
 class Worker:
-    """A server process, which may be killed and started again."""
+    """A server process, which may be killed and restarted."""
 
     def __init__(self, world: "World", number: int) -> None:
         self.name = f"worker-{number}"
         self.clock_offset = 0  # milliseconds
-        self.party: Party | None = None
+        self.process: Process | None = None
         self.server: Server | None = None
         self.store: SimStore | None = None
         self._world = world
@@ -44,29 +44,29 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self.party is not None and self.party.alive
+        return self.process is not None and self.process.alive
 
     def clock(self) -> int:
         return int((EPOCH + self._world.loop.time()) * 1_000) + self.clock_offset
 
     def start(self) -> None:
-        if self._world.closed:
+        if self._world.is_restoring:
             return
-        self.party = self._world.loop.party(self.name)
-        self.party.spawn(self._run(), self.name)
+        self.process = self._world.loop.new_process(self.name)
+        self.process.spawn(self._run(), self.name)
 
     def kill(self) -> None:
         """SIGKILL."""
         if self.alive:
-            assert self.party is not None
-            self._world.kill(self.party)
+            assert self.process is not None
+            self._world.kill(self.process)
         self.server = None
 
     async def leave(self) -> None:
-        """SIGTERM: finishes what was begun, and ends."""
+        """SIGTERM: finish the present work and exit."""
         if self.alive and self._stop is not None:
-            assert self.party is not None
-            self.party.call_soon(self._stop.set)
+            assert self.process is not None
+            self.process.call_soon(self._stop.set)
             await self._world.until(lambda: not self.alive, 60.0)
 
     async def _run(self) -> None:
@@ -87,16 +87,16 @@ class Worker:
                 world.note(f"{self.name} ended: {error}")
                 await asyncio.sleep(RESTART_SECONDS)
             except Exception as error:
-                world.broken.append(f"{self.name}: {error!r}")
+                world.errors.append(f"{self.name}: {error!r}")
                 raise
             finally:
                 self.server = None
-        assert self.party is not None
-        self._world.kill(self.party)
+        assert self.process is not None
+        self._world.kill(self.process)
 
 
 class World:
-    """All of it. `lines` is the history, `trace` what happened in words, if it is wanted."""
+    """`lines` is the history, `trace` the events in words, if requested."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class World:
         self.max_batch = max_batch
         self.lines: list[Line] = []
         self.trace: list[str] | None = [] if trace else None
-        self.broken: list[str] = []  # what no fault explains
+        self.errors: list[str] = []  # failures that no fault explains
         self.fired: dict[str, int] = {}
         self.broker = Broker(loop, release=release)
         self.tables = Tables(loop, Identity(partitions, "5eed" * 4), ordered_prefix=prefix)
@@ -123,22 +123,22 @@ class World:
         self.workers: list[Worker] = []
         self.sdk_devices: list[SdkDevice] = []
         self.plain_devices: list[PlainDevice] = []
-        self.connect = connecting(self.broker)
+        self.connect = connector_to(self.broker)
         self.epoch = 0
-        self.closed = False  # no server is to run: the store is being restored
+        self.is_restoring = False  # the store is being restored, so no server may run
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The server finds the simulated broker."""
+    def patched(self) -> Iterator[None]:
+        """Connects servers to the simulated broker."""
         with mock.patch("imqtt.server.app.connect", self.connect):
             yield
 
-    def sdk_device(self, name: str, sending: Sending, format: Format) -> SdkDevice:
+    def sdk_device(self, name: str, plan: MessagePlan, format: Format) -> SdkDevice:
         """A device on this world's disk and broker."""
         transport = partial(SimMqtt.open, self.broker)
-        return SdkDevice(self.loop, name, sending, self.write, format, self.disk, transport)
+        return SdkDevice(self.loop, name, plan, self.write, format, self.disk, transport)
 
-    # --- what is told of it
+    # --- records
 
     def write(self, line: Line) -> None:
         self.lines.append(line)
@@ -157,21 +157,23 @@ class World:
         if self.trace is not None:
             self.trace.append(f"{self.loop.time():9.4f}  {text}")
 
-    def fault(self, kind: str, target: str, *, phase: str = "fired", forgets: bool = False) -> None:
-        """Something was really done to somebody."""
+    def record_fault(
+        self, kind: str, target: str, *, phase: str = "fired", loses_state: bool = False
+    ) -> None:
+        """A fault has had an effect."""
         if phase == "fired":
             self.fired[kind] = self.fired.get(kind, 0) + 1
-        self.write(Fault("world", self.loop.time(), kind, target, phase, "", forgets))
+        self.write(Fault("world", self.loop.time(), kind, target, phase, "", loses_state))
 
-    # --- parties
+    # --- processes
 
-    def kill(self, party: Party) -> None:
-        """The process is gone, and the kernel closes its connections."""
-        self.loop.crash(party)
-        self.broker.lose(party)
+    def kill(self, process: Process) -> None:
+        """Kills the process; its kernel closes the connections."""
+        self.loop.kill(process)
+        self.broker.close_connections_of(process)
 
     async def until(self, condition: Callable[[], bool], within: float, pause: float = 0.2) -> bool:
-        """Waits, in the world's time; False if it does not come to hold."""
+        """Waits in virtual time; False if the condition does not hold in time."""
         deadline = self.loop.time() + within
         while not condition():
             if self.loop.time() > deadline:
@@ -181,15 +183,15 @@ class World:
 
     # --- the store
 
-    def record_truth(self) -> None:
-        """Writes down what the store holds, as the end of an epoch."""
+    def record_store(self) -> None:
+        """Records the store's contents at the end of an epoch."""
         now = self.loop.time()
         for conversation, (rows, marks) in self.tables.dump().items():
             self.write(Stored("store", now, self.epoch, conversation, rows, marks))
 
     def restore(self, backup: "Tables.Copy") -> None:
-        """What was stored since the backup is gone. Every worker has to be down."""
-        self.record_truth()
+        """Restores a backup. Every worker must be down."""
+        self.record_store()
         self.tables.restore(backup)
         heads = {conversation: len(rows) for conversation, (rows, _) in self.tables.dump().items()}
         self.write(Restored("world", self.loop.time(), self.epoch, heads))

@@ -1,6 +1,6 @@
-"""`python -m tests.verification.soak`: a million messages, a fault every ten seconds, and nothing that grows.
+"""`python -m tests.verification.soak`: a million messages, a fault every ten seconds, and limits on growth.
 
-Exit status: 0 if nothing was found, every fault fired and every figure is within its limit; 1 otherwise.
+Exit status: 0 if there are no findings, every fault fired and every figure is within its limit; 1 otherwise.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from rich.console import Console
 
 from tests.given_mosquitto import use_given
 from tests.logs import tails
-from tests.verification.chaos.parts import STACKS, WORKERS
+from tests.verification.chaos.stack import STACKS, WORKERS
 from tests.verification.soak.faults import SOAK_KINDS
 from tests.verification.soak.report import show
 from tests.verification.soak.run import Soak, soak
 
-# What stands in for MongoDB in tests carries some hundreds a second, of a log that is not too long.
+# The tests' substitute for MongoDB handles some hundreds of messages per second, and only short logs.
 MESSAGES = {"sqlite": 1_000_000, "scale": 20_000}
 RATES = {"sqlite": 4_000.0, "scale": 300.0}
-WIDTH = 160  # of the tables, at least
+WIDTH = 160  # minimum, of the tables
 
 
 def main() -> int:
@@ -59,20 +59,24 @@ def main() -> int:
 def _kinds(only: Collection[str]) -> tuple[str, ...]:
     for kind in only:
         if kind not in SOAK_KINDS:
-            sys.exit(f"no such fault: {kind}; there are {', '.join(sorted(SOAK_KINDS))}")
+            sys.exit(f"no such fault: {kind}; choose from {', '.join(sorted(SOAK_KINDS))}")
     return tuple(only)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.verification.soak", description=__doc__)
-    parser.add_argument("--messages", type=int, default=0, help="at least; more while a fault is on")
+    parser.add_argument(
+        "--messages", type=int, default=0, help="minimum; more until the last fault is repaired"
+    )
     parser.add_argument("--stack", choices=STACKS, default="sqlite")
-    parser.add_argument("--rate", type=float, default=0, help="messages a second, of all devices")
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between faults, and measures")
-    parser.add_argument("--seed", type=int, help="of faults and of what devices say. Default: drawn")
-    parser.add_argument("--only", action="append", default=[], metavar="KIND", help="only such faults")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep everything there, whatever comes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome there")
+    parser.add_argument("--rate", type=float, default=0, help="messages per second of all devices together")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between faults, and measurements")
+    parser.add_argument("--seed", type=int, help="of faults and messages. Default: random")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KIND", help="inject only this kind (repeatable)"
+    )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep all files in DIR, also after success")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome to FILE")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""One device of a soak: it sends many messages, and keeps each until it is accepted, as topics.md asks for.
+"""One device of a soak: it sends many messages and keeps each until it is accepted, as topics.md requires.
 
-It shares its process with all the others. It keeps no log: its cursors are the newest events that it has
-heard of, so that what it asks for on connecting is what a device asks for that was away.
+All devices share one process. A device keeps no log: its cursors are the newest events it knows, so it syncs
+on connecting like a device that was offline.
 """
 
 import asyncio
@@ -33,21 +33,21 @@ from imqtt.model import (
 )
 from imqtt.protocol import Format, decode_frames, encode_command
 from imqtt.protocol.topics import down, up
-from tests.verification.checker.history import Fail, History, Info, Invoke, Ok, Start, Taken, now
+from tests.verification.checker.history import Fail, History, Info, Invoke, Ok, Queued, Start, now
 
 HOST = "127.0.0.1"
-ANSWER_WITHIN = 3.0  # seconds, of a first try; topics.md suggests 10, and a fault comes every ten
-PATIENCE = 30.0  # of later ones at most: who asks an overloaded server more often overloads it for good
+ANSWER_WITHIN = 3.0  # seconds for the first try; topics.md suggests 10, but there is a fault every ten
+PATIENCE = 30.0  # upper bound for later tries: more frequent ones would keep an overloaded server overloaded
 KEEP_ALIVE = 5
-UNACKED = 50  # packets: what else comes for a device that acks nothing waits in the broker
-MARKS = 0.1  # in each tick, one device in so many marks something as read
+UNACKED = 50  # packets: the broker queues the rest for a device that acks nothing
+MARKS = 0.1  # probability in each tick that a device marks something as read
 
 log = logging.getLogger("soak")
 
 
 @dataclass(slots=True)
 class Open:
-    """A message without an answer: since when, and when it is sent again."""
+    """An unanswered message: when it was sent, and when it is sent resent."""
 
     conversation: str
     payload: bytes
@@ -57,9 +57,9 @@ class Open:
 
 
 class SoakDevice:
-    """`run` keeps it connected. `newest`: of its accepted messages, when the latest one was begun.
+    """`run` keeps it connected. `newest`: when the latest accepted message was first sent.
 
-    `window`: messages that it has unanswered at most. `detour`: it always writes to partition 0.
+    `window`: the maximum number of unanswered messages. `detour`: it publishes everything to partition 0.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SoakDevice:
         conversations: tuple[str, ...],
         *,
         history: History,
-        chance: Random,
+        rng: Random,
         window: int,
         format: Format,
         detour: bool,
@@ -81,37 +81,37 @@ class SoakDevice:
         self.sent = 0
         self.accepted = 0
         self.refused = 0
-        self.again = 0  # messages that were sent again
+        self.resent = 0  # messages that were sent again
         self.newest = 0.0
         self.open: dict[str, Open] = {}  # by name, oldest first
         self._password = password
         self._port = port
         self._history = history
-        self._chance = chance
+        self._rng = rng
         self._window = window
         self._format = format
         self._detour = detour
         self._partitions = 0
         self._link: Link | None = None
-        self._hears = asyncio.Event()  # it reads what comes
-        self._hears.set()
+        self._reads = asyncio.Event()  # it reads the connection
+        self._reads.set()
         self._nonce = ""
         self._welcomed = False  # on the present connection
         self._hello_due = 0.0
         self._hellos = 0  # on the present connection
-        self._sync_due = 0.0  # when it asks, or asks again; 0: it knows all
+        self._sync_due = 0.0  # when to ask, or ask again; 0: up to date
         self._syncs = 0  # since the last answer
         self._cursors: dict[str, Cursor] = {}
 
     def __repr__(self) -> str:
         return f"SoakDevice({self.name})"
 
-    # --- its connection
+    # --- the connection
 
     async def run(self) -> None:
         """Until cancelled."""
-        # What it calls taken is in an outbox that outlives whatever is done to the parts.
-        self._history.write(Start(self.name, now(), ordered=False, keeps=True))
+        # Its queued messages survive everything that is done to the parts.
+        self._history.write(Start(self.name, now(), ordered=False, durable=True))
         tries = 0
         while True:
             try:
@@ -126,10 +126,10 @@ class SoakDevice:
                     self._link.abort()
                 self._link = None
             tries += 1
-            await asyncio.sleep(self._chance.uniform(0.5, 1.0) * min(3.0, 0.2 * 2.0**tries))
+            await asyncio.sleep(self._rng.uniform(0.5, 1.0) * min(3.0, 0.2 * 2.0**tries))
 
     async def close(self) -> None:
-        """In good order: with a DISCONNECT."""
+        """With a DISCONNECT."""
         if self._link is not None:
             await self._link.close()
 
@@ -162,9 +162,9 @@ class SoakDevice:
         link = self._link
         assert link is not None
         while True:
-            await self._hears.wait()
+            await self._reads.wait()
             batch = await link.receive(1_000)
-            await self._hears.wait()
+            await self._reads.wait()
             for received in batch:
                 for frame in decode_frames(received.payload):
                     self._take(frame)
@@ -179,46 +179,46 @@ class SoakDevice:
             place = getattr(command, "conversation", home_of(self.device.user))
             self._link.publish([Message(self._topic(place), encode_command(command, self._format))])
 
-    # --- a device that reads nothing
+    # --- a device that stops reading
 
-    def deafen(self) -> None:
-        self._hears.clear()
+    def stop_reading(self) -> None:
+        self._reads.clear()
 
-    def hear(self) -> None:
-        self._hears.set()
+    def resume_reading(self) -> None:
+        self._reads.set()
 
     @property
     def stuck(self) -> bool:
-        """Whether it has left so much unread that the broker sends it nothing more."""
+        """Whether so much is unread that the broker sends it nothing more."""
         link = self._link
-        return link is not None and not self._hears.is_set() and link._session.load(len(link._inbox)) >= 1
+        return link is not None and not self._reads.is_set() and link._session.load(len(link._inbox)) >= 1
 
     # --- sending
 
     @property
     def room(self) -> int:
-        """How many messages it can begin to send now."""
+        """How many messages it may send now."""
         return max(0, self._window - len(self.open)) if self._welcomed else 0
 
     def send(self, count: int) -> None:
-        """Begins to send new messages."""
+        """Sends new messages."""
         at = now()
         messages = []
         for _ in range(count):
             self.sent += 1
-            conversation = self._chance.choice(self.conversations)
+            conversation = self._rng.choice(self.conversations)
             name = f"{self.name}:{self.sent}"
-            value = f"{name} {self._chance.randbytes(self._chance.choice((4, 16, 64))).hex()}"
+            value = f"{name} {self._rng.randbytes(self._rng.choice((4, 16, 64))).hex()}"
             payload = encode_command(Send(conversation, name, Content(text=value)), self._format)
             self.open[name] = Open(conversation, payload, at, at + ANSWER_WITHIN)
             self._history.write(Invoke(self.name, at, conversation, name, value))
-            self._history.write(Taken(self.name, at, conversation, name))
+            self._history.write(Queued(self.name, at, conversation, name))
             messages.append(Message(self._topic(conversation), payload))
         assert self._link is not None
         self._link.publish(messages)
 
     def tick(self) -> None:
-        """What is due. Called a few times a second."""
+        """Does what is due. Called a few times per second."""
         if self._link is None or self._link.closed is not None:
             return
         at = now()
@@ -231,24 +231,24 @@ class SoakDevice:
         due = [message for message in self.open.values() if message.due <= at]
         if due:
             self._send_again(due, at)
-        if self._cursors and self._chance.random() < MARKS:
-            cursor = self._chance.choice(list(self._cursors.values()))
+        if self._cursors and self._rng.random() < MARKS:
+            cursor = self._rng.choice(list(self._cursors.values()))
             self._say(Mark(cursor.conversation, delivered=cursor.seq, read=cursor.seq))
 
     def _send_again(self, due: list[Open], at: float) -> None:
-        """The same bytes, in the order in which they were begun."""
+        """The same bytes, in the original order."""
         assert self._link is not None
         for message in due:
             message.due = at + self._wait(message.tries)
             message.tries += 1
-        self.again += len(due)
+        self.resent += len(due)
         self._link.publish([Message(self._topic(message.conversation), message.payload) for message in due])
 
     def _wait(self, tries: int) -> float:
-        """Seconds for which an answer is waited for, after so many tries without one."""
-        return min(PATIENCE, ANSWER_WITHIN * 2.0**tries) * self._chance.uniform(1.0, 1.2)
+        """Seconds to wait for an answer after this many tries."""
+        return min(PATIENCE, ANSWER_WITHIN * 2.0**tries) * self._rng.uniform(1.0, 1.2)
 
-    # --- what comes
+    # --- receiving
 
     def _take(self, frame: AnyFrame) -> None:
         if isinstance(frame, Accepted):
@@ -263,21 +263,21 @@ class SoakDevice:
         elif isinstance(frame, Event):
             self._heard_of(frame.conversation, frame.seq, frame.id)
         elif isinstance(frame, Page):
-            self._turn(frame)
+            self._take_page(frame)
         elif isinstance(frame, Welcome):
             if frame.nonce == self._nonce and not self._welcomed:
                 self._welcomed = True
                 self._partitions = frame.partitions
                 self._send_again(list(self.open.values()), now())
         elif isinstance(frame, Rejected):
-            self._be_rejected(frame)
+            self._take_rejection(frame)
 
     def _heard_of(self, conversation: str, seq: int, id: Id) -> None:
         cursor = self._cursors.get(conversation)
         if cursor is None or seq > cursor.seq:
             self._cursors[conversation] = Cursor(conversation, seq, id)
 
-    def _turn(self, page: Page) -> None:
+    def _take_page(self, page: Page) -> None:
         for slice in page.slices:
             for event in slice.events:
                 self._heard_of(event.conversation, event.seq, event.id)
@@ -286,8 +286,8 @@ class SoakDevice:
         if page.more:
             self._sync()
 
-    def _be_rejected(self, frame: Rejected) -> None:
-        wait = now() + frame.retry_after / 1_000 + self._chance.uniform(0.2, 1.0)
+    def _take_rejection(self, frame: Rejected) -> None:
+        wait = now() + frame.retry_after / 1_000 + self._rng.uniform(0.2, 1.0)
         open = self.open.get(frame.client_msg_id)
         if frame.command == "hello":
             self._hello_due = wait

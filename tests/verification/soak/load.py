@@ -1,7 +1,7 @@
 """`python -m tests.verification.soak.load`: all devices of a soak in one process, with a plan on stdin.
 
-They send as many messages a second as the plan says, or as many as their windows let through, until they are
-told to stop. What the process is told and says are lines of JSON, as in `tests.verification.chaos.console`.
+They send at the plan's rate, or as fast as their windows allow, until told to stop. Orders and reports are
+lines of JSON, as in `tests.verification.chaos.console`.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from tests.verification.checker.history import History
 from tests.verification.soak.device import SoakDevice
 
 USERS = 30
-LAPTOPS = 10  # so many of the users have a second device
-FAR = (1, 2, 5)  # in a ring of users, each talks with those who are so far away
-DETOURS = 8  # one device in so many leaves the way to the right partition to the server
-PACE_SECONDS = 0.004  # between two looks at what is due
-BURST_SECONDS = 0.1  # what was not sent for want of room is made up for no further back
-PORTION = 4  # messages of one device that leave together
+LAPTOPS = 10  # users with a second device
+DISTANCES = (1, 2, 5)  # each user talks with those at these distances in a ring of users
+DETOURS = 8  # one device in this many publishes everything to partition 0
+PACE_SECONDS = 0.004  # between checks of what is due
+BURST_SECONDS = 0.1  # how much of the rate is caught up after a time without room
+PORTION = 4  # messages that one device sends at once
 TICK_SECONDS = 0.25
 _ROOM = 1 << 20
 
 
 class LoadPlan(msgspec.Struct, frozen=True):
-    """`ports`: of the ways to the broker, in turn. `rate`: messages a second of all devices together."""
+    """`ports`: of the proxies to the broker, used in turn. `rate`: messages per second of all devices."""
 
     history: str
     ports: tuple[int, ...]
@@ -41,29 +41,29 @@ class LoadPlan(msgspec.Struct, frozen=True):
 
 
 class Tally(msgspec.Struct, frozen=True, tag_field="said", tag="tally"):
-    """How far they are. `slowest`: of each device's newest accepted message, when it was begun; the least.
+    """The progress of all devices. `slowest`: the earliest of all devices' `newest`.
 
-    `stuck`: devices that are deaf, and to which the broker sends nothing more. `again`: messages that were
-    sent again.
+    `slowest_device`: its device. `stuck`: devices that do not read and to which the broker sends nothing
+    more. `resent`: messages that were sent again.
     """
 
     sent: int = 0
     accepted: int = 0
     refused: int = 0
-    again: int = 0
+    resent: int = 0
     slowest: float = 0.0
-    waits: str = ""
+    slowest_device: str = ""
     stuck: tuple[str, ...] = ()
 
 
-class Told(Order, frozen=True):
-    """`do`: deafen or hear, a `device`; stop."""
+class LoadOrder(Order, frozen=True):
+    """`do`: stop reading or resume reading (of a `device`), or stop."""
 
     device: str = ""
 
 
-class Buffered(History):
-    """A history that is written in large pieces: its process is not one that is killed."""
+class BufferedHistory(History):
+    """A history that is written in large pieces, for a process that is never killed."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=_ROOM)  # type: ignore[assignment]
@@ -81,20 +81,20 @@ def devices() -> list[str]:
 
 
 def conversations(name: str) -> tuple[str, ...]:
-    """Those of a user."""
+    """The conversations of a user."""
     number = int(name.removeprefix("user"))
-    peers = [user(number + sign * far) for far in FAR for sign in (1, -1)]
+    peers = [user(number + sign * distance) for distance in DISTANCES for sign in (1, -1)]
     return (*(f"d:{min(name, peer)}:{max(name, peer)}" for peer in peers), f"u:{name}")
 
 
 class Load:
-    """All devices, and the pace at which they send."""
+    """All devices, and the pace of their messages."""
 
     def __init__(self, plan: LoadPlan) -> None:
         self._plan = plan
-        self._history = Buffered(Path(plan.history))
-        self._going = True
-        chance = Random(f"{plan.seed} load")
+        self._history = BufferedHistory(Path(plan.history))
+        self._may_send = True
+        rng = Random(f"{plan.seed} load")
         self.devices = {
             name: SoakDevice(
                 name,
@@ -102,7 +102,7 @@ class Load:
                 plan.ports[number % len(plan.ports)],
                 conversations(name.partition("@")[0]),
                 history=self._history,
-                chance=Random(chance.random()),
+                rng=Random(rng.random()),
                 window=plan.window,
                 format=Format.PROTOBUF if number % 2 else Format.JSON,
                 detour=number % DETOURS == 0,
@@ -111,11 +111,11 @@ class Load:
         }
 
     async def run(self, reader: asyncio.StreamReader) -> None:
-        """Until it is told to stop and has everything answered, or nobody is there any more."""
+        """Runs until told to stop and all messages are answered, or until stdin is closed."""
         running = [asyncio.create_task(device.run(), name=device.name) for device in self.devices.values()]
         working = [asyncio.create_task(loop(), name=loop.__name__) for loop in (self._pace, self._tick)]
-        obeying = asyncio.create_task(self._obey(reader), name="obey")
-        tasks = [*running, *working, obeying]
+        executing = asyncio.create_task(self._execute_orders(reader), name="execute_orders")
+        tasks = [*running, *working, executing]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for device in self.devices.values():
             await device.close()
@@ -129,16 +129,16 @@ class Load:
         _say(Done("stop"))
 
     def tally(self) -> Tally:
-        them = self.devices.values()
-        slowest = min(them, key=lambda device: device.newest)
+        devices = self.devices.values()
+        slowest = min(devices, key=lambda device: device.newest)
         return Tally(
-            sum(device.sent for device in them),
-            sum(device.accepted for device in them),
-            sum(device.refused for device in them),
-            sum(device.again for device in them),
+            sum(device.sent for device in devices),
+            sum(device.accepted for device in devices),
+            sum(device.refused for device in devices),
+            sum(device.resent for device in devices),
             slowest.newest,
             slowest.name,
-            tuple(device.name for device in them if device.stuck),
+            tuple(device.name for device in devices if device.stuck),
         )
 
     async def _pace(self) -> None:
@@ -148,13 +148,13 @@ class Load:
         turn = 0
         due = 0.0
         last = loop.time()
-        while self._going:
+        while self._may_send:
             await asyncio.sleep(PACE_SECONDS)
             at = loop.time()
             due = min(due + (at - last) * rate, BURST_SECONDS * rate)
             last = at
             idle = 0
-            while self._going and due >= 1 and idle < len(everyone):
+            while self._may_send and due >= 1 and idle < len(everyone):
                 device = everyone[turn % len(everyone)]
                 turn += 1
                 count = min(device.room, PORTION, int(due))
@@ -171,19 +171,19 @@ class Load:
                 device.tick()
             _say(self.tally())
 
-    async def _obey(self, reader: asyncio.StreamReader) -> None:
+    async def _execute_orders(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
-            told = msgspec.json.decode(line, type=Told)
-            if told.do == "stop":
-                self._going = False
+            order = msgspec.json.decode(line, type=LoadOrder)
+            if order.do == "stop":
+                self._may_send = False
                 while any(device.open for device in self.devices.values()):
                     await asyncio.sleep(TICK_SECONDS)
                 return
-            device = self.devices[told.device]
-            if told.do == "deafen":
-                device.deafen()
+            device = self.devices[order.device]
+            if order.do == "stop reading":
+                device.stop_reading()
             else:
-                device.hear()
+                device.resume_reading()
 
 
 def _say(said: Tally | Done) -> None:

@@ -1,8 +1,8 @@
-"""Memory and disk use of a soak's parts, and the limits of its growth.
+"""Memory and disk use of a soak's parts, and the limits of their growth.
 
-Figures are looked at every ten seconds and at marks: parts of the messages, `at rest`, when the load has
-ended, and `all read`, when some users have read everything since. They are judged by what they were at a
-fifth of the messages, of a million enough to fill every cache.
+Figures are measured every ten seconds and at marks: at shares of the messages, `at rest` (the load has ended)
+and `all read` (some users have read everything). They are compared with those at a fifth of the messages; of
+a million, that is enough to fill every cache.
 """
 
 import asyncio
@@ -14,35 +14,35 @@ import msgspec
 
 from bench.processes import resident_bytes
 from tests.verification.checker.history import now
-from tests.verification.soak.parts import SoakStack
+from tests.verification.soak.stack import SoakStack
 
 KB, MB = 1_000, 1_000_000
 EARLY, HALF, ALL, REST, READ = "20 %", "50 %", "100 %", "at rest", "all read"
 MARKS = {"10 %": 0.1, EARLY: 0.2, HALF: 0.5, ALL: 1.0}
 
-SHARE, ROOM = 0.25, 20 * MB  # memory may be so much more at rest than early on
-# A worker's caches of pages and of seen ids take so many bytes more at each message, until they are full. A
-# fifth of a million messages has filled them.
+SHARE, ROOM = 0.25, 20 * MB  # permitted growth of memory from early on to rest
+# A worker's caches of pages and seen ids take this many bytes per message until they are full, which is after
+# a fifth of a million messages.
 FILLING, FILLED = 350, 200_000
-# SQLite empties a reader's cache when somebody has written. Only once nobody writes any more do those of the
-# eight readers fill, with 4 MiB each.
+# SQLite empties a reader's cache when another connection writes. The caches of the eight readers, 4 MiB each,
+# fill only once nobody writes.
 CACHES_OF_READERS = 40 * MB
-# What grows by so many bytes a message is no cache any more, after enough of them: pages come and go in a
-# worker's memory by some 3 MB.
+# Growth above this many bytes per message is not a cache, after enough messages: a worker's memory varies by
+# some 3 MB as pages come and go.
 LEAK, ENOUGH = 30.0, 500_000
-FEW = 3  # descriptors or threads more
-POOLED = 160  # descriptors of a worker on MongoDB: its client keeps up to 100 connections that it once made
-WAL_KEPT = 64 * 1024 * 1024  # the store cuts a longer log to this; mostly it has half of it
-STORED = 400  # bytes of the store's file for a message of some 80 bytes, with its indexes; seen: 230
-LOGGED, LOGGED_FIRST = 50 * KB, 200 * KB  # that a fault may have a part log, and its start; seen: 4 kB
-SESSIONS = 1 * MB  # of a broker's file, with nothing queued
-REDIS = 200 * MB  # a filter of 8 MiB for each of several periods, one more after each leap of a clock
+FEW = 3  # permitted growth of descriptors and threads
+POOLED = 160  # descriptors of a worker on MongoDB: its client keeps up to 100 connections
+WAL_KEPT = 64 * 1024 * 1024  # the store truncates a longer WAL to this; it usually has half of it
+STORED = 400  # bytes of the store's file per message of some 80 bytes, with indexes; measured: 230
+LOGGED, LOGGED_FIRST = 50 * KB, 200 * KB  # bytes of log per fault, and at the start; measured: 4 kB
+SESSIONS = 1 * MB  # of the broker's file with nothing queued
+REDIS = 200 * MB  # a filter of 8 MiB for each of several periods, one more after each step of a clock
 
 Figures = Mapping[str, int]
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """What was there at a moment: in bytes, or counts. `mark`: which one, or "". `at`: seconds."""
+    """All figures at one time, in bytes or counts. `at`: seconds. `mark`: which one, or ""."""
 
     at: float
     accepted: int
@@ -51,9 +51,9 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """`most`: of the figure at rest, or, if `always`, of the highest; None: it is shown and not judged.
+    """`most`: upper bound of the figure at rest, or of its maximum if `always`; None: not judged.
 
-    `more`: so much more, when everything has been read. `slope`: bytes a message from early on.
+    `more`: added to the bound when everything has been read. `slope`: bytes per message since early on.
     """
 
     rule: str
@@ -64,7 +64,7 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """One figure over the run."""
+    """One figure of the run, compared with its limit."""
 
     name: str
     first: int
@@ -91,9 +91,9 @@ class Judged(msgspec.Struct, frozen=True):
 
 
 async def measure(stack: SoakStack) -> dict[str, int]:
-    """A part that does not run just now has no figures."""
+    """All figures now. A part that is not running has none."""
     figures: dict[str, int] = {}
-    for name in stack.regulars:
+    for name in stack.initial_workers:
         pid = stack.workers[name].pid
         with contextlib.suppress(OSError, TypeError):
             process = Path(f"/proc/{pid}")
@@ -119,13 +119,13 @@ async def measure(stack: SoakStack) -> dict[str, int]:
 
 
 def judge(measures: Sequence[Measure], *, faults: int) -> list[Judged]:
-    """Every figure, with what it may be, given so many faults."""
+    """Compares every figure with its limit, which depends on the number of faults."""
     names = dict.fromkeys(name for measure in measures for name in measure.figures)
     return [_judged(name, measures, faults) for name in names]
 
 
 def slope(measures: Sequence[Measure], name: str) -> float:
-    """Bytes a message by which a figure grew from early on to rest, by least squares; 0 of too few."""
+    """A figure's growth in bytes per message from early on to rest, by least squares; 0 of too few points."""
     since = next((measure.at for measure in measures if measure.mark == EARLY), None)
     points = [
         (measure.accepted, measure.figures[name])
@@ -157,7 +157,7 @@ def _judged(name: str, measures: Sequence[Measure], faults: int) -> Judged:
 
 
 def _at(mark: str, name: str, measures: Sequence[Measure]) -> int:
-    """The figure at a mark: the next one, if its part did not run just then; the last, if there is none."""
+    """The figure at a mark, or the next one if the part was down; the last one without such a mark."""
     since = next((measure.at for measure in measures if measure.mark == mark), measures[-1].at)
     following = [
         measure.figures[name] for measure in measures if measure.at >= since and name in measure.figures
@@ -174,30 +174,30 @@ def _limit(name: str, first: int, early: int, measures: Sequence[Measure], fault
     accepted = measures[-1].accepted
     on_mongo = "redis data" in measures[0].figures
     if name == "load memory" or (on_mongo and name in ("store memory", "store file")):
-        return Limit("not judged: the test's own, or MongoDB's")
+        return Limit("not judged: the test's own process or MongoDB")
     if part == "redis":
-        return Limit("filters of fixed size, by time", REDIS, always=True)
+        return Limit("filters of fixed size per period", REDIS, always=True)
     if what == "memory":
         is_worker = part != "broker"
         since = next((measure.accepted for measure in measures if measure.mark == EARLY), accepted)
         filling = FILLING * max(0, min(accepted, FILLED) - since) if is_worker else 0
         return Limit(
-            f"that at {EARLY}, {SHARE:.0%} and {ROOM // MB} MB" + (", and caches" if filling else ""),
+            f"at {EARLY} + {SHARE:.0%} + {ROOM // MB} MB" + (" + caches" if filling else ""),
             int(early * (1 + SHARE)) + ROOM + filling,
             more=CACHES_OF_READERS if is_worker else 0,
             slope=LEAK if is_worker and accepted - since >= ENOUGH else None,
         )
     if what == "open files" and on_mongo:
-        return Limit("partitions, and a pool of connections", POOLED, always=True)
+        return Limit("partitions and a pool of connections", POOLED, always=True)
     if what in ("open files", "threads"):
-        return Limit(f"that at {EARLY}, and {FEW}", early + FEW)
+        return Limit(f"at {EARLY} + {FEW}", early + FEW)
     if name == "store file":
-        return Limit(f"grows by messages: {STORED} bytes each", first + accepted * STORED + MB)
+        return Limit(f"{STORED} bytes per message", first + accepted * STORED + MB)
     if name == "store WAL":
-        return Limit("bounded at any time", WAL_KEPT, always=True)
+        return Limit("bounded at all times", WAL_KEPT, always=True)
     if name == "mosquitto.db":
         return Limit("nothing is queued at rest", first + SESSIONS)
-    return Limit(f"grows by faults: {LOGGED // KB} kB each", LOGGED_FIRST + faults * LOGGED)
+    return Limit(f"{LOGGED // KB} kB per fault", LOGGED_FIRST + faults * LOGGED)
 
 
 def _pid_of(stack: SoakStack) -> int | None:
@@ -219,7 +219,7 @@ def _redis(stack: SoakStack) -> dict[str, int]:
 
 
 def _size(path: Path) -> int:
-    """Of a file, or of all files of a directory; 0 of nothing."""
+    """Size of a file, or of all files in a directory; 0 if it does not exist."""
     with contextlib.suppress(OSError):
         if path.is_dir():
             return sum(_size(child) for child in path.iterdir())
@@ -228,7 +228,7 @@ def _size(path: Path) -> int:
 
 
 class Watch:
-    """Measures a stack until it is told to stop; `accepted` tells how many messages were."""
+    """Measures a stack until cancelled. `accepted` returns the number of accepted messages."""
 
     def __init__(
         self, stack: SoakStack, accepted: Callable[[], int], messages: int, every: float = 10.0

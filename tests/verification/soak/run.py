@@ -1,4 +1,4 @@
-"""One soak: the load runs, fault after fault is fired and healed, everything is measured, and then judged."""
+"""One soak: load and faults, measurements, and the check of its histories."""
 
 import asyncio
 import logging
@@ -13,42 +13,42 @@ from imqtt.core.partitions import partition_of
 from imqtt.errors import ImqttError
 from tests.services import eventually
 from tests.verification.chaos.faults import Failed, Fault, NotFired, Shape, fire, gather
-from tests.verification.chaos.killing import left
+from tests.verification.chaos.process_faults import stop_worker
 from tests.verification.chaos.report import Recovery
-from tests.verification.chaos.truth import stored
+from tests.verification.chaos.store_reader import read_store
 from tests.verification.checker import history
 from tests.verification.checker.check import check
 from tests.verification.checker.history import History, Line, now
 from tests.verification.soak.faults import SOAK_KINDS, faults
+from tests.verification.soak.fresh_reader import read_all
 from tests.verification.soak.load import LoadPlan, conversations, devices
 from tests.verification.soak.measures import READ, REST, Watch, judge
-from tests.verification.soak.parts import LoadEnded, LoadProcess, SoakStack
-from tests.verification.soak.reading import read_all
-from tests.verification.soak.report import Fresh, Soaked
+from tests.verification.soak.report import Fresh, SoakOutcome
+from tests.verification.soak.stack import LoadEnded, LoadProcess, SoakStack
 
 log = logging.getLogger("soak")
 
-WINDOW = 16  # messages that a device has unanswered at most
-# What stands in for MongoDB in tests looks through whole logs for what MongoDB finds by an index: heads of
-# one user take it half a second at 300 events each. If forty devices come back at once, with more under way
-# than that leaves room for, they keep it busy beyond the server's timeouts, and so for ever.
+WINDOW = 16  # maximum of unanswered messages per device
+# The tests' substitute for MongoDB scans whole logs where MongoDB uses an index: the heads of one user take
+# half a second at 300 events per log. With a larger window, forty devices that reconnect at once would keep
+# it busy beyond the server's timeouts, and never recover.
 SMALL_WINDOW = 1
-GROUPS = 4  # devices share so many ways to the broker
-SAMPLE = 8  # users whose conversations are read from the first event on, at the end
+PROXIES = 4  # to the broker, shared by all devices
+SAMPLE = 8  # users whose conversations are read completely at the end
 PARTITIONS = 16
-KEEP_EVERY = 10  # faults: how often what the broker has is copied, to be put back
-HOLD = (0.5, 3.0)  # seconds for which a fault lasts, least and most
+BACKUP_EVERY = 10  # faults between copies of the broker's state
+HOLD = (0.5, 3.0)  # shortest and longest duration of a fault in seconds
 RECOVERY_SECONDS = 90.0
 SETTLE_SECONDS = 120.0
-TROUBLE = (AssertionError, Failed, NotFired, LoadEnded, ImqttError, OSError, TimeoutError)
+RUN_ERRORS = (AssertionError, Failed, NotFired, LoadEnded, ImqttError, OSError, TimeoutError)
 
 
 class Soak(msgspec.Struct, frozen=True):
-    """What is to be done. `messages`: at least so many; none is the last while a fault is on.
+    """The parameters of a soak. `messages`: the minimum; the soak ends when no fault is active.
 
-    `rate`: messages a second, of all devices together. `every`: seconds between faults. `least`: faults that
-    are fired, however few messages there are. `kinds`: of the faults; none: all. `sample`: users who read
-    everything at the end.
+    `rate`: messages per second of all devices together. `every`: seconds between faults. `least`: the minimum
+    number of faults. `kinds`: of faults; empty: all. `sample`: number of users who read everything at the
+    end.
     """
 
     stack: str
@@ -62,8 +62,8 @@ class Soak(msgspec.Struct, frozen=True):
     workers: int = 0
 
 
-async def soak(plan: Soak, directory: Path) -> Soaked:
-    """Carries it out. All that is written on the way is in the directory."""
+async def soak(plan: Soak, directory: Path) -> SoakOutcome:
+    """Executes the plan. All files are written to the directory."""
     histories = directory / "histories"
     histories.mkdir(parents=True, exist_ok=True)
     harness = History(histories / "harness.jsonl")
@@ -79,15 +79,15 @@ async def soak(plan: Soak, directory: Path) -> Soaked:
 
 
 class Run:
-    """A plan on a stack that runs."""
+    """Executes a plan on a running stack."""
 
     def __init__(self, stack: SoakStack, plan: Soak, histories: Path) -> None:
         self._stack = stack
         self._plan = plan
         self._histories = histories
-        self._chance = Random(f"{plan.seed} {plan.stack} soak")
+        self._rng = Random(f"{plan.seed} {plan.stack} soak")
         self._watch = Watch(stack, lambda: self._load.tally.accepted, plan.messages, plan.every)
-        self._pids = {name: stack.workers[name].pid for name in stack.regulars}
+        self._pids = {name: stack.workers[name].pid for name in stack.initial_workers}
         self._fired: list[str] = []
         self._not_fired: list[str] = []
         self._failures: list[str] = []
@@ -101,13 +101,13 @@ class Run:
         watching = asyncio.create_task(self._watch.run(), name="watch")
         began = now()
         try:
-            await self._fault_after_fault()
-        except TROUBLE as error:
+            await self._inject_faults()
+        except RUN_ERRORS as error:
             self._fail("the run", error)
         try:
             await self._load.stop(SETTLE_SECONDS)
-        except TROUBLE as error:
-            self._fail("not everything was answered", error)
+        except RUN_ERRORS as error:
+            self._fail("unanswered messages", error)
             await self._load.end()
         self._seconds = round(now() - began, 1)
         watching.cancel()
@@ -118,16 +118,16 @@ class Run:
 
     async def _begin(self) -> None:
         stack, plan = self._stack, self._plan
-        ways = [
-            await stack.add_way(f"devices-{number}>broker", stack.broker.port) for number in range(GROUPS)
+        proxies = [
+            await stack.add_proxy(f"devices-{number}>broker", stack.broker.port) for number in range(PROXIES)
         ]
         passwords = await asyncio.to_thread(stack.broker.passwords.add_all, devices())
-        await stack.keep_broker()
+        await stack.back_up_broker()
         slow = stack.mongo is not None and stack.mongo.is_secantus
         self._load = await stack.start_load(
             LoadPlan(
                 history=str(self._histories / "load.jsonl"),
-                ports=tuple(way.port for way in ways),
+                ports=tuple(proxy.port for proxy in proxies),
                 passwords=passwords,
                 rate=plan.rate,
                 window=SMALL_WINDOW if slow else WINDOW,
@@ -142,19 +142,19 @@ class Run:
 
     # --- faults
 
-    async def _fault_after_fault(self) -> None:
+    async def _inject_faults(self) -> None:
         plan, load = self._plan, self._load
         due = now()
-        for number, (kind, target) in enumerate(faults(_shape(self._stack), plan.kinds, self._chance)):
+        for number, (kind, target) in enumerate(faults(_shape(self._stack), plan.kinds, self._rng)):
             due = max(due + plan.every, now() + 1.0)
             while now() < due:
-                self._look()
+                self._check_processes()
                 if load.tally.accepted >= plan.messages and number >= plan.least:
                     return
                 await asyncio.sleep(0.1)
-            if number % KEEP_EVERY == KEEP_EVERY - 1:
-                await self._stack.keep_broker()
-            await self._fault(SOAK_KINDS[kind](self._stack, kind, target, self._chance))
+            if number % BACKUP_EVERY == BACKUP_EVERY - 1:
+                await self._stack.back_up_broker()
+            await self._fault(SOAK_KINDS[kind](self._stack, kind, target, self._rng))
 
     async def _fault(self, fault: Fault) -> None:
         what = f"{fault.kind} ({fault.target})"
@@ -166,39 +166,41 @@ class Run:
             return
         self._fired.append(fault.kind)
         self._write(fault, "fired", seen)
-        await asyncio.sleep(max(fault.hold, self._chance.uniform(*HOLD)))
+        await asyncio.sleep(max(fault.hold, self._rng.uniform(*HOLD)))
         since = now()
-        seen = await fault.heal()
-        self._write(fault, "healed", seen)
-        healed = now()
+        seen = await fault.repair()
+        self._write(fault, "repaired", seen)
+        repaired = now()
 
         def is_well() -> bool:
-            self._look()
-            return self._load.tally.slowest > healed
+            self._check_processes()
+            return self._load.tally.slowest > repaired
 
         try:
             await eventually(is_well, within=RECOVERY_SECONDS, what="recovery")
         except AssertionError:
-            raise Failed(f"{what}: {self._load.tally.waits} is not answered") from None
+            raise Failed(f"{what}: {self._load.tally.slowest_device} is not answered") from None
         seconds = round(now() - since, 2)
         self._recoveries.append(Recovery([fault.kind], seconds))
         self._write(fault, "recovered", f"{seconds}")
 
-    def _look(self) -> None:
-        """Raises `Failed` for a process that has ended by itself."""
+    def _check_processes(self) -> None:
+        """Raises `Failed` if a process has ended on its own."""
         if self._load.pid is None:
-            raise self._load.its_end()
-        self._look_at_workers()
+            raise self._load.end_error()
+        self._check_workers()
 
-    def _look_at_workers(self) -> None:
+    def _check_workers(self) -> None:
         for name, pid in self._pids.items():
             worker = self._stack.workers[name]
             if worker.pid != pid:
-                raise Failed(f"{name} ended by itself: {worker.last_words}")
+                raise Failed(f"{name} ended on its own: {worker.last_log_line}")
 
     def _write(self, fault: Fault, phase: str, detail: str) -> None:
-        forgets = phase != "recovered" and fault.kind in fault.forgets
-        line = history.Fault("harness", now(), fault.kind, fault.target, phase, detail, forgets=forgets)
+        loses_state = phase != "recovered" and fault.kind in fault.loses_state
+        line = history.Fault(
+            "harness", now(), fault.kind, fault.target, phase, detail, loses_state=loses_state
+        )
         self._stack.history.write(line)
         accepted = f"{self._load.tally.accepted:,}"
         log.info("%9s accepted, %s %s (%s) %s", accepted, phase, fault.kind, fault.target, detail)
@@ -206,59 +208,62 @@ class Run:
     # --- the end
 
     async def _end(self) -> None:
-        """Whatever has gone wrong, the store is read: what it has is the truth."""
+        """Reads the store even after failures: its contents are the reference."""
         stack = self._stack
         for what, step in (
             ("reading everything", self._rest),
-            ("the workers' end", lambda: gather(*(left(stack, worker) for worker in stack.regulars))),
-            ("reading the store", self._tell_truth),
+            (
+                "stopping the workers",
+                lambda: gather(*(stop_worker(stack, worker) for worker in stack.initial_workers)),
+            ),
+            ("reading the store", self._record_store),
         ):
             try:
                 await step()
-            except TROUBLE as error:
+            except RUN_ERRORS as error:
                 self._fail(what, error)
 
     async def _rest(self) -> None:
         await self._stack.broker.save()
         await self._watch.look(REST)
         self._fresh = await self._read()
-        self._look_at_workers()
+        self._check_workers()
         await self._watch.look(READ)
 
-    async def _tell_truth(self) -> None:
-        for line in await stored(self._stack.store, self._stack.epoch):
+    async def _record_store(self) -> None:
+        for line in await read_store(self._stack.store, self._stack.epoch):
             self._stack.history.write(line)
 
     async def _read(self) -> Fresh:
-        """Has devices of some users, who know nothing, read all that there is, and writes it down."""
+        """Lets fresh devices of some users read everything, and records the events."""
         began = now()
         users = sorted({device.partition("@")[0] for device in devices()})
-        sample = sorted(self._chance.sample(users, min(self._plan.sample, len(users))))
+        sample = sorted(self._rng.sample(users, min(self._plan.sample, len(users))))
         broker, lines = self._stack.broker, self._stack.history
         counts = await asyncio.gather(*(read_all(broker, user, lines) for user in sample))
         log.info("fresh devices of %d users have read %d events", len(sample), sum(counts))
         return Fresh(sample, sum(counts), round(now() - began, 1))
 
-    # --- the judgement
+    # --- the check
 
-    def judge(self) -> Soaked:
-        """Reads the histories, which takes its time; nothing runs any more."""
+    def judge(self) -> SoakOutcome:
+        """Checks the histories, which takes time. All processes have ended."""
         began = time.monotonic()
-        lines = Counted(history.merge(sorted(self._histories.glob("*.jsonl"))))
+        lines = LineCounter(history.merge(sorted(self._histories.glob("*.jsonl"))))
         verdict = check(lines)
         tally = self._load.tally
         if tally.refused:
-            self._failures.append(f"{tally.refused} messages were refused for good")
+            self._failures.append(f"{tally.refused} messages were permanently rejected")
         measures = self._watch.measures
         judged = judge(measures, faults=len(self._fired))
-        return Soaked(
+        return SoakOutcome(
             stack=self._plan.stack,
             seed=self._plan.seed,
             directory=str(self._stack.directory),
             seconds=self._seconds,
             sent=verdict.sent,
             accepted=verdict.accepted,
-            again=tally.again,
+            resent=tally.resent,
             stored=verdict.stored,
             fired=self._fired,
             not_fired=self._not_fired,
@@ -267,7 +272,9 @@ class Run:
                 (str(finding.kind), finding.conversation, finding.what) for finding in verdict.findings
             ],
             differing=len(verdict.differing),
-            unheard=sorted(verdict.unseen & set(self._fresh.users)) if self._fresh.users else ["anybody"],
+            unread_users=sorted(verdict.unseen & set(self._fresh.users))
+            if self._fresh.users
+            else ["any user"],
             lines=lines.count,
             fresh=self._fresh,
             check_seconds=round(time.monotonic() - began, 1),
@@ -282,8 +289,8 @@ class Run:
         log.error("%s", said)
 
 
-class Counted(Iterator[Line]):
-    """Lines, counted as they pass."""
+class LineCounter(Iterator[Line]):
+    """Counts the lines that pass."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self.count = 0
@@ -296,7 +303,7 @@ class Counted(Iterator[Line]):
 
 
 def _shape(stack: SoakStack) -> Shape:
-    groups = tuple(f"devices-{number}" for number in range(GROUPS))
+    groups = tuple(f"devices-{number}" for number in range(PROXIES))
     talks = {conversation for name in devices() for conversation in conversations(name.partition("@")[0])}
     sessions = tuple(sorted({partition_of(conversation, PARTITIONS) for conversation in talks}))
-    return Shape(stack.kind, stack.regulars, groups, (), sessions)
+    return Shape(stack.kind, stack.initial_workers, groups, (), sessions)

@@ -46,7 +46,7 @@ async def test_a_soak_has_no_findings_and_no_growth(tmp_path: Path) -> None:
 
 
 def run_of(**growth: int) -> list[Measure]:
-    """A million messages, at which the figures of these names (with _ for a space) grow by so many units."""
+    """Measures of a million messages in which these figures (with _ for a space) grow by these amounts."""
     found = []
     for number in range(101):
         figures = dict(QUIET)

@@ -1,6 +1,6 @@
-"""Hypothesis strategies for payloads of the right shape and with any values: what no client should send.
+"""Hypothesis strategies for payloads with valid structure and arbitrary values, which no client should send.
 
-Made from the schemas themselves, so that a new field is tried as soon as it is there.
+They are made from the schemas, so new fields are included.
 """
 
 import json
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from imqtt.model import AnyCommand, AnyFrame, Id, JsonText
 from imqtt.protocol.generated import imqtt_pb2 as pb
-from tests.verification.fuzz.values import NUMBERS, TEXTS
+from tests.verification.fuzz.boundary_values import NUMBERS, TEXTS
 
-DEPTH = 5  # messages within messages
+DEPTH = 5  # depth of nested messages
 _UTF8 = tuple(text for text in TEXTS if "\ud800" not in text and "\udfff" not in text)
 
 texts = st.sampled_from(_UTF8) | st.text(max_size=12)
@@ -49,7 +49,7 @@ def _scalar(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 
 @st.composite
 def _filled(draw: st.DrawFn, kind: Descriptor, depth: int = 0) -> Message:
-    """A message with any of its fields set to anything."""
+    """A message with any of its fields set to any value."""
     message: Any = getattr(pb, kind.name)()
     exclusive = {field.name for oneof in kind.oneofs for field in oneof.fields if len(oneof.fields) > 1}
     chosen = draw(st.sampled_from(sorted(exclusive))) if exclusive else ""
@@ -78,7 +78,7 @@ def protobuf(kind: type[Message]) -> st.SearchStrategy[bytes]:
 
 
 def _of(kind: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
-    """Values of a field's type, in any range; now and then of another."""
+    """Values of a field's type in any range, and sometimes of another type."""
     match kind:
         case msgspec.inspect.StructType():
             return _object(kind.cls)

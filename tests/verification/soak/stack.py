@@ -1,4 +1,4 @@
-"""The parts of a soak: those of any run under faults, on a disk as large as there is, and the load."""
+"""The parts of a soak: the stack of a chaos run, on an unlimited disk, and the load."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,9 @@ import msgspec
 from imqtt.mosquitto.process import end_with_parent
 from tests.verification.chaos.console import Done
 from tests.verification.chaos.disk import Disk
-from tests.verification.chaos.parts import Stack
+from tests.verification.chaos.stack import Stack
 from tests.verification.checker.history import History
-from tests.verification.soak.load import LoadPlan, Tally, Told
+from tests.verification.soak.load import LoadOrder, LoadPlan, Tally
 
 END_SECONDS = 20.0
 
@@ -25,11 +25,11 @@ _said = msgspec.json.Decoder(Tally | Done).decode
 
 
 class LoadEnded(Exception):
-    """The process with all devices has ended by itself."""
+    """The process with all devices has ended on its own."""
 
 
 class LoadProcess:
-    """All devices, in one process. `tally`: what it said last."""
+    """All devices in one process. `tally`: its latest report."""
 
     def __init__(self, plan: LoadPlan) -> None:
         self.tally = Tally()
@@ -37,7 +37,7 @@ class LoadProcess:
         self._log = Path(plan.history).with_suffix(".log")
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._stopped = False  # in good order
+        self._stopped = False  # as ordered
 
     @property
     def pid(self) -> int | None:
@@ -60,22 +60,22 @@ class LoadProcess:
         self._write(_encode(self._plan))
 
     def tell(self, do: str, device: str = "") -> None:
-        self._write(_encode(Told(do, device=device)))
+        self._write(_encode(LoadOrder(do, device=device)))
 
     async def stop(self, within: float) -> None:
-        """Has it send nothing new, and returns when everything is answered and it has ended.
+        """Stops sending; returns when all messages are answered and the process has ended.
 
-        Raises `TimeoutError`, or `LoadEnded`.
+        Raises `TimeoutError` or `LoadEnded`.
         """
         assert self._listening is not None
         self.tell("stop")
         async with asyncio.timeout(within):
             await asyncio.shield(self._listening)
         if not self._stopped:
-            raise self.its_end()
+            raise self.end_error()
 
     async def end(self) -> None:
-        """Has it end with whatever is unanswered; its history is whole."""
+        """Ends the process without waiting for answers; its history is complete."""
         if self.pid is not None and self._process is not None and self._listening is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -91,7 +91,7 @@ class LoadProcess:
         if self._listening is not None:
             await self._listening
 
-    def its_end(self) -> LoadEnded:
+    def end_error(self) -> LoadEnded:
         status = None if self._process is None else self._process.returncode
         return LoadEnded(f"the load ended with {status}: {self._log.read_text(errors='replace')[-2_000:]}")
 
@@ -111,8 +111,8 @@ class LoadProcess:
         await process.wait()
 
 
-class Floor(Disk):
-    """A directory, and nothing mounted there: a million messages do not fit on a small disk."""
+class PlainDirectory(Disk):
+    """A directory without a mount: a million messages do not fit on a small disk."""
 
     def __enter__(self) -> Self:
         self.directory.mkdir(exist_ok=True)
@@ -120,17 +120,17 @@ class Floor(Disk):
 
 
 class SoakStack(Stack):
-    """A stack on which a soak runs. `load` is there once it was started."""
+    """The stack of a soak. `load` is set when it is started."""
 
     def __init__(self, kind: str, directory: Path, history: History, workers: int = 0) -> None:
         super().__init__(kind, directory, history, workers)
         if self.disk is not None:
-            self.disk = Floor(self.disk.directory)
+            self.disk = PlainDirectory(self.disk.directory)
         self.load: LoadProcess | None = None
 
     @property
     def store_files(self) -> tuple[Path, Path]:
-        """The store's file or directory, and its log beside it."""
+        """The store's file or directory, and its WAL."""
         if self.disk is not None:
             return self._sqlite, self._sqlite.with_name(self._sqlite.name + "-wal")
         return self.directory / "mongodb" / "data", self.directory / "mongodb" / "no-log"
@@ -141,8 +141,8 @@ class SoakStack(Stack):
         self._exits.push_async_callback(self.load.kill)
         return self.load
 
-    async def keep_broker(self) -> None:
-        """Takes a copy of the broker's state, for a fault that puts it back."""
+    async def back_up_broker(self) -> None:
+        """Copies the broker's state, for a fault that restores it."""
         await self.broker.save()
         self.broker_copy = self.directory / "mosquitto-old.db"
         shutil.copyfile(self.broker.state, self.broker_copy)

@@ -1,4 +1,4 @@
-"""Values that lie where something changes, and the simplest change of bytes."""
+"""Values at boundaries, and the simplest mutation of bytes."""
 
 from random import Random
 from typing import Final
@@ -21,7 +21,7 @@ TYPES: Final = (
 
 
 def some_bytes(data: bytes, random: Random) -> bytes:
-    """A few bytes changed, put in or taken out."""
+    """Changes, inserts or removes a few bytes."""
     out = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 5))):
         at = random.randint(0, len(out))

@@ -1,4 +1,4 @@
-"""Each fault of a proxied connection has its effect, and counts it."""
+"""Each fault of a proxied connection has its effect and counts it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,11 +11,11 @@ from imqtt.model import Accepted, Content, Event, Send
 from imqtt.mosquitto.broker import Mosquitto
 from tests.device import RawDevice
 from tests.services import WITHIN, ServerProcess, eventually
-from tests.verification.chaos.way import HELD_MOST, SWALLOW_SECONDS, Hit, Way
+from tests.verification.chaos.proxy import MAX_HELD_BYTES, SWALLOW_SECONDS, Effect, Proxy
 from tests.verification.checker.history import now
 
 TALK = "d:alice:bob"
-SOON = 0.2  # in which nothing may happen
+SOON = 0.2  # seconds in which nothing may happen
 
 
 class Peer:
@@ -50,20 +50,20 @@ class Peer:
 
 
 class Listener:
-    """Takes connections, and does nothing with them by itself."""
+    """Accepts connections and does nothing with them on its own."""
 
     def __init__(self) -> None:
         self.port = 0
-        self._come: asyncio.Queue[Peer] = asyncio.Queue()
+        self._accepted: asyncio.Queue[Peer] = asyncio.Queue()
         self._server: asyncio.Server | None = None
         self._peers: list[Peer] = []
 
     async def __aenter__(self) -> "Listener":
-        async def come(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._peers.append(Peer(reader, writer))
-            await self._come.put(self._peers[-1])
+            await self._accepted.put(self._peers[-1])
 
-        self._server = await asyncio.start_server(come, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -75,7 +75,7 @@ class Listener:
 
     async def next(self) -> Peer:
         async with asyncio.timeout(WITHIN):
-            return await self._come.get()
+            return await self._accepted.get()
 
 
 Meet = Callable[[], Awaitable[tuple[Peer, Peer]]]
@@ -88,18 +88,18 @@ async def listener() -> AsyncIterator[Listener]:
 
 
 @pytest.fixture
-async def way(listener: Listener) -> AsyncIterator[Way]:
-    async with Way(listener.port, "client to server") as way:
-        yield way
+async def proxy(listener: Listener) -> AsyncIterator[Proxy]:
+    async with Proxy(listener.port, "client to server") as proxy:
+        yield proxy
 
 
 @pytest.fixture
-async def call(way: Way) -> AsyncIterator[Callable[[], Awaitable[Peer]]]:
-    """`await call()`: a client's end of a new connection."""
+async def call(proxy: Proxy) -> AsyncIterator[Callable[[], Awaitable[Peer]]]:
+    """`await call()`: the client's end of a new connection."""
     async with AsyncExitStack() as stack:
 
         async def call() -> Peer:
-            peer = Peer(*await asyncio.open_connection("127.0.0.1", way.port))
+            peer = Peer(*await asyncio.open_connection("127.0.0.1", proxy.port))
             stack.callback(peer.writer.transport.abort)
             return peer
 
@@ -108,7 +108,7 @@ async def call(way: Way) -> AsyncIterator[Callable[[], Awaitable[Peer]]]:
 
 @pytest.fixture
 def meet(listener: Listener, call: Callable[[], Awaitable[Peer]]) -> Meet:
-    """`near, far = await meet()`: both ends of a new connection, over which bytes have gone."""
+    """`near, far = await meet()`: both ends of a new connection that has carried bytes."""
 
     async def meet() -> tuple[Peer, Peer]:
         near = await call()
@@ -122,20 +122,20 @@ def meet(listener: Listener, call: Callable[[], Awaitable[Peer]]) -> Meet:
     return meet
 
 
-async def test_bytes_pass_unchanged(way: Way, meet: Meet) -> None:
+async def test_bytes_pass_unchanged(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
     data = bytes(range(256)) * 40_000
     near.writer.write(data)
     far.writer.write(data[::-1])
     assert all(await asyncio.gather(far.hears(data), near.hears(data[::-1])))
-    assert (way.connections, way.open, way.bytes) == (1, 1, 2 * len(data) + 2)
+    assert (proxy.connections, proxy.open, proxy.bytes) == (1, 1, 2 * len(data) + 2)
     near.writer.close()
     assert await far.is_ended()
-    await eventually(lambda: way.open == 0)
-    assert way.mend() is None
+    await eventually(lambda: proxy.open == 0)
+    assert proxy.repair() is None
 
 
-async def test_a_peer_that_does_not_read_stops_the_sender(way: Way, meet: Meet) -> None:
+async def test_a_peer_that_does_not_read_stops_the_sender(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
     data = bytes(64 * 1024 * 1024)
     near.writer.write(data)
@@ -145,38 +145,38 @@ async def test_a_peer_that_does_not_read_stops_the_sender(way: Way, meet: Meet) 
 
 
 async def test_a_cut_resets_and_refuses_connections_until_it_is_repaired(
-    way: Way, meet: Meet, call: Callable[[], Awaitable[Peer]]
+    proxy: Proxy, meet: Meet, call: Callable[[], Awaitable[Peer]]
 ) -> None:
     ends = [await meet() for _ in range(3)]
-    hit = way.cut()
-    assert hit == Hit("cut", 3, 0, {1, 2, 3})
+    effect = proxy.cut()
+    assert effect == Effect("cut", 3, 0, {1, 2, 3})
     assert all([await end.is_reset() for pair in ends for end in pair])
     assert await (await call()).is_reset()
-    assert hit.connections == 4
-    assert way.mend() is hit
+    assert effect.connections == 4
+    assert proxy.repair() is effect
     await meet()
-    assert hit.connections == 4
+    assert effect.connections == 4
 
 
-async def test_a_cut_without_a_connection_has_no_effect(way: Way) -> None:
-    assert not way.cut()
-    assert not way.drop()
+async def test_a_cut_without_a_connection_has_no_effect(proxy: Proxy) -> None:
+    assert not proxy.cut()
+    assert not proxy.drop()
 
 
-async def test_a_drop_resets_open_connections_and_admits_new_ones(way: Way, meet: Meet) -> None:
+async def test_a_drop_resets_open_connections_and_admits_new_ones(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
-    hit = way.drop()
-    assert hit.connections == 1
+    effect = proxy.drop()
+    assert effect.connections == 1
     assert await near.is_reset()
     assert await far.is_reset()
     await meet()
-    assert hit.connections == 1
+    assert effect.connections == 1
 
 
-async def test_a_slowed_proxy_delays_every_byte(way: Way, meet: Meet) -> None:
+async def test_a_slowed_proxy_delays_every_byte(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
-    hit = way.slow(0.15)
-    assert not hit
+    effect = proxy.slow(0.15)
+    assert not effect
     since = now()
     near.writer.write(b"question")
     assert await far.hears(b"question")
@@ -184,114 +184,114 @@ async def test_a_slowed_proxy_delays_every_byte(way: Way, meet: Meet) -> None:
     far.writer.write(b"answer")
     assert await near.hears(b"answer")
     assert now() - since >= 0.3
-    assert (hit.connections, hit.bytes) == (1, 14)
-    way.mend()
+    assert (effect.connections, effect.bytes) == (1, 14)
+    proxy.repair()
     since = now()
     near.writer.write(b"question")
     assert await far.hears(b"question")
     assert now() - since < 0.15
-    assert hit.bytes == 14
+    assert effect.bytes == 14
 
 
-async def test_a_slowed_proxy_limits_the_rate_in_each_direction(way: Way, meet: Meet) -> None:
+async def test_a_slowed_proxy_limits_the_rate_in_each_direction(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
-    hit = way.slow(0.0, 200_000)
+    effect = proxy.slow(0.0, 200_000)
     data = bytes(range(250)) * 400
     since = now()
     near.writer.write(data)
     far.writer.write(data)
     assert await far.hears(data[:50_000])
-    assert now() - since < 0.45  # it comes piece by piece
+    assert now() - since < 0.45  # it arrives in chunks
     assert await far.hears(data[50_000:])
     assert await near.hears(data)
     assert 0.5 <= now() - since < 0.95
-    assert hit.bytes == 200_000
+    assert effect.bytes == 200_000
 
 
 async def test_bytes_held_back_by_a_slowed_proxy_pass_at_once_when_it_is_repaired(
-    way: Way, meet: Meet
+    proxy: Proxy, meet: Meet
 ) -> None:
     near, far = await meet()
-    way.slow(60.0, 1_000)
+    proxy.slow(60.0, 1_000)
     near.writer.write(b"x" * 100_000)
     near.writer.close()
-    await eventually(lambda: way.hit is not None and way.hit.bytes == 100_000)
+    await eventually(lambda: proxy.effect is not None and proxy.effect.bytes == 100_000)
     assert await far.hears_nothing()
-    way.mend()
+    proxy.repair()
     assert await far.hears(b"x" * 100_000)
     assert await far.is_ended()
 
 
 async def test_a_stall_keeps_connections_open_and_silent(
-    way: Way, listener: Listener, meet: Meet, call: Callable[[], Awaitable[Peer]]
+    proxy: Proxy, listener: Listener, meet: Meet, call: Callable[[], Awaitable[Peer]]
 ) -> None:
     near, far = await meet()
     gone, left = await meet()
-    hit = way.stall()
-    assert not hit
+    effect = proxy.stall()
+    assert not effect
     near.writer.write(b"question")
     gone.writer.close()
     late = await call()
     late.writer.write(b"late")
     late_far = await listener.next()
     assert all(await asyncio.gather(*(end.hears_nothing() for end in (far, left, late_far))))
-    assert (hit.connections, hit.bytes) == (2, 12)
-    way.mend()
+    assert (effect.connections, effect.bytes) == (2, 12)
+    proxy.repair()
     assert await far.hears(b"question")
     assert await left.is_ended()
     assert await late_far.hears(b"late")
     far.writer.write(b"answer")
     assert await near.hears(b"answer")
-    assert hit.bytes == 12
+    assert effect.bytes == 12
 
 
-async def test_a_stall_buffers_a_limited_number_of_bytes(way: Way, meet: Meet) -> None:
+async def test_a_stall_buffers_a_limited_number_of_bytes(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
-    hit = way.stall()
+    effect = proxy.stall()
     data = bytes(64 * 1024 * 1024)
     near.writer.write(data)
-    await eventually(lambda: hit.bytes > HELD_MOST)
+    await eventually(lambda: effect.bytes > MAX_HELD_BYTES)
     await asyncio.sleep(SOON)
-    assert hit.bytes < 4 * HELD_MOST
-    way.mend()
+    assert effect.bytes < 4 * MAX_HELD_BYTES
+    proxy.repair()
     assert await far.hears(data)
 
 
-async def test_a_request_is_carried_out_although_its_answer_is_dropped(way: Way, meet: Meet) -> None:
+async def test_a_request_is_carried_out_although_its_answer_is_dropped(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
     silent, silent_far = await meet()
-    hit = way.swallow()
+    effect = proxy.swallow()
     near.writer.write(b"insert")
     assert await far.hears(b"insert")
-    assert not hit
+    assert not effect
     since = now()
     far.writer.write(b"done")
-    assert await near.is_reset()  # without having heard a byte
+    assert await near.is_reset()  # without receiving a byte
     assert now() - since >= SWALLOW_SECONDS * 0.9
     assert await far.is_reset()
-    assert (hit.connections, hit.bytes) == (1, 4)
-    await meet()  # a new connection passes, and is how it is found out what happened
-    assert way.mend() is hit
+    assert (effect.connections, effect.bytes) == (1, 4)
+    await meet()  # a new connection passes, so the client can learn the outcome
+    assert proxy.repair() is effect
     silent_far.writer.write(b"late")
     assert await silent.hears(b"late")
-    assert hit.connections == 1
+    assert effect.connections == 1
 
 
-async def test_no_bytes_follow_a_dropped_answer(way: Way, meet: Meet) -> None:
+async def test_no_bytes_follow_a_dropped_answer(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
-    hit = way.swallow()
+    effect = proxy.swallow()
     far.writer.write(b"first")
-    await eventually(lambda: hit.bytes == 5)
-    way.mend()
+    await eventually(lambda: effect.bytes == 5)
+    proxy.repair()
     far.writer.write(b"second")
     assert await near.is_reset()
 
 
-async def test_new_connections_go_to_the_current_target(way: Way, meet: Meet) -> None:
+async def test_new_connections_go_to_the_current_target(proxy: Proxy, meet: Meet) -> None:
     near, far = await meet()
     async with Listener() as other:
-        way.to = other.port
-        late = Peer(*await asyncio.open_connection("127.0.0.1", way.port))
+        proxy.to = other.port
+        late = Peer(*await asyncio.open_connection("127.0.0.1", proxy.port))
         late_far = await other.next()
         late.writer.write(b"late")
         assert await late_far.hears(b"late")
@@ -301,26 +301,26 @@ async def test_new_connections_go_to_the_current_target(way: Way, meet: Meet) ->
 
 
 async def test_a_proxy_without_a_target_resets_connections(
-    way: Way, listener: Listener, call: Callable[[], Awaitable[Peer]]
+    proxy: Proxy, listener: Listener, call: Callable[[], Awaitable[Peer]]
 ) -> None:
     async with Listener() as other:
-        way.to = other.port
+        proxy.to = other.port
     assert await (await call()).is_reset()
 
 
 async def test_a_message_whose_answer_is_dropped_is_stored(server: ServerProcess, broker: Mosquitto) -> None:
-    async with Way(broker.port, "device to broker") as way, RawDevice(broker, "bob@phone") as bob:
+    async with Proxy(broker.port, "device to broker") as proxy, RawDevice(broker, "bob@phone") as bob:
         await bob.hello()
         alice = RawDevice(broker, "alice@phone")
-        await alice.connect(port=way.port)
-        hit = way.swallow()
+        await alice.connect(port=proxy.port)
+        effect = proxy.swallow()
         with pytest.raises(LinkError):
             await alice.command(Send(TALK, "m1", Content(text="hi")))
         assert (await bob.frame(Event)).client_msg_id == "m1"
-        assert hit.connections == 1
-        assert hit.bytes >= 4  # a PUBACK
+        assert effect.connections == 1
+        assert effect.bytes >= 4  # a PUBACK
         assert alice.frames == []
-        await alice.connect(port=way.port)
+        await alice.connect(port=proxy.port)
         answer = await alice.send(TALK, "m1")
         assert isinstance(answer, Accepted)
         assert answer.seq == 1

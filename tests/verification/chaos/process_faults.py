@@ -1,4 +1,4 @@
-"""Processes that are killed, paused, or come and go."""
+"""Faults that kill, pause, stop or add processes."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import ClassVar
 
 from imqtt.core.partitions import assign
-from tests.overseer import Overseer
+from tests.cluster import Cluster
 from tests.verification.chaos.faults import (
     Failed,
     Fault,
@@ -15,17 +15,17 @@ from tests.verification.chaos.faults import (
     is_paused,
     process,
     processes,
-    shows,
     unpaused,
+    wait_for_effect,
 )
-from tests.verification.chaos.parts import PARTITIONS, Stack
+from tests.verification.chaos.stack import PARTITIONS, Stack
 
-TRIES = 3  # one in eighty workers that join has drawn no partition
-LEAVE_SECONDS = 60.0  # for a worker to finish what it began
+TRIES = 3  # one in eighty joining workers is assigned no partition
+LEAVE_SECONDS = 60.0  # until a worker has finished its work
 
 
-class OfProcess(Fault):
-    """What is done to one process, which need not be well for it."""
+class ProcessFault(Fault):
+    """A fault of one process, which works even if the process is unwell."""
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -40,48 +40,48 @@ class OfProcess(Fault):
         return set()
 
 
-class Kill(OfProcess):
-    """SIGKILL. Healed by starting it again."""
+class Kill(ProcessFault):
+    """SIGKILL. Repaired by starting the process again."""
 
-    forgets: ClassVar[Collection[str]] = ("kill broker",)
+    loses_state: ClassVar[Collection[str]] = ("kill broker",)
 
     async def fire(self) -> str:
         part = process(self.stack, self.target)
         pid = part.pid
         if pid is None:
-            raise NotFired(f"{self.target} does not run")
+            raise NotFired(f"{self.target} is not running")
         await part.kill()
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return f"process {pid}"
-        raise NotFired(f"process {pid} is still there")
+        raise NotFired(f"process {pid} still exists")
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         part = process(self.stack, self.target)
         await part.start()
         return f"process {part.pid}"
 
 
-class Pause(OfProcess):
-    """SIGSTOP: its connections stay, and it says nothing. Healed by SIGCONT."""
+class Pause(ProcessFault):
+    """SIGSTOP: connections stay open and silent. Repaired by SIGCONT."""
 
     async def fire(self) -> str:
         part = process(self.stack, self.target)
         pid = part.pid
         if pid is None:
-            raise NotFired(f"{self.target} does not run")
+            raise NotFired(f"{self.target} is not running")
         part.pause()
-        await shows(lambda: is_paused(pid), f"process {pid} being stopped")
+        await wait_for_effect(lambda: is_paused(pid), f"process {pid} being stopped")
         return f"process {pid}"
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         await unpaused(process(self.stack, self.target))
         return ""
 
 
-class Sleep(Pause):
-    """A worker that is paused until others have taken what was its own, and then wakes."""
+class PauseUntilTakeover(Pause):
+    """A worker that is paused until others have taken over its partitions, and then resumed."""
 
     hold: ClassVar[float] = 2.0
 
@@ -98,19 +98,19 @@ class Sleep(Pause):
         stack = self.stack
         pid = stack.workers[self.target].pid
         assert stack.redis is not None
-        overseer = Overseer(stack.store, stack.redis.url)
+        cluster = Cluster(stack.store, stack.redis.url)
 
         async def holds(any_: bool) -> bool:
-            return (pid in (await overseer.owners()).values()) is any_
+            return (pid in (await cluster.owners()).values()) is any_
 
-        await shows(lambda: holds(True), f"{self.target} holding a partition")
+        await wait_for_effect(lambda: holds(True), f"{self.target} holding a partition")
         await super().fire()
-        await shows(lambda: holds(False), f"others holding what was {self.target}'s")
-        return f"process {pid}, until others held what was its own"
+        await wait_for_effect(lambda: holds(False), f"others holding the partitions of {self.target}")
+        return f"process {pid}, until others held its partitions"
 
 
-class Leave(Fault):
-    """SIGTERM: a worker finishes what it began, and its exit status is 0. Healed by starting it again."""
+class WorkerLeave(Fault):
+    """SIGTERM: a worker finishes its work and exits with status 0. Repaired by starting it again."""
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -125,16 +125,16 @@ class Leave(Fault):
         return {"broker", "store", "redis"}
 
     async def fire(self) -> str:
-        await left(self.stack, self.target)
+        await stop_worker(self.stack, self.target)
         return "exit status 0"
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         await self.stack.workers[self.target].start()
         return f"process {self.stack.workers[self.target].pid}"
 
 
-class Join(Fault):
-    """One more worker comes, and takes its share. Healed by its leaving."""
+class WorkerJoin(Fault):
+    """Another worker starts and takes its share of partitions. Repaired by stopping it."""
 
     hold: ClassVar[float] = 2.0
 
@@ -155,35 +155,35 @@ class Join(Fault):
         worker = stack.workers.get(self.target) or await stack.add_worker(self.target)
         worker.clock.step(0)
         assert stack.redis is not None
-        overseer = Overseer(stack.store, stack.redis.url)
+        cluster = Cluster(stack.store, stack.redis.url)
 
         async def share() -> list[int]:
-            return [number for number, pid in (await overseer.owners()).items() if pid == worker.pid]
+            return [number for number, pid in (await cluster.owners()).items() if pid == worker.pid]
 
         async def has_its_share() -> bool:
-            seen = await overseer.workers()
+            seen = await cluster.workers()
             owners = assign(PARTITIONS, [member.id for member in seen])
             own = [member.id for member in seen if member.pid == worker.pid]
             return bool(own) and len(await share()) == owners.count(own[0])
 
         for _ in range(TRIES):
             await worker.start()
-            await shows(has_its_share, f"{self.target} holding what is its own")
+            await wait_for_effect(has_its_share, f"{self.target} holding its partitions")
             if held := await share():
                 return f"process {worker.pid} holds partitions {held}"
-            await left(stack, self.target)
-        raise NotFired("no partition was ever its own")
+            await stop_worker(stack, self.target)
+        raise NotFired("it was never assigned a partition")
 
-    async def heal(self) -> str:
-        await left(self.stack, self.target)
+    async def repair(self) -> str:
+        await stop_worker(self.stack, self.target)
         return "exit status 0"
 
 
-async def left(stack: Stack, target: str) -> None:
-    """Ends a worker in good order. Raises `Failed` if it does not end so."""
+async def stop_worker(stack: Stack, target: str) -> None:
+    """Stops a worker with SIGTERM. Raises `Failed` unless it exits in time with status 0."""
     worker = stack.workers[target]
     if worker.pid is None:
-        raise NotFired(f"{target} does not run")
+        raise NotFired(f"{target} is not running")
     try:
         async with asyncio.timeout(LEAVE_SECONDS):
             status = await worker.stop()

@@ -1,4 +1,4 @@
-"""Parts that lose their data, or restart with old data."""
+"""Faults that remove data or restore old data."""
 
 import shutil
 import time
@@ -6,18 +6,18 @@ from collections.abc import Collection
 from typing import ClassVar
 
 from tests.verification.chaos.faults import WORKERS, Fault, NotFired, Shape, gather
-from tests.verification.chaos.killing import left
-from tests.verification.chaos.truth import stored
+from tests.verification.chaos.process_faults import stop_worker
+from tests.verification.chaos.store_reader import read_store
 from tests.verification.checker.history import Restored, now
 
 
-class Amnesia(Fault):
-    """`wipe broker`: killed, and its state removed. `old broker`: killed, and an old state put in place.
+class BrokerStateLoss(Fault):
+    """`wipe broker`: killed, and its state deleted. `old broker`: killed, and an old state restored.
 
-    Healed by starting it. What is old is at least as old as the last `Stack.keep`.
+    Repaired by starting it. The old state dates from the last `Stack.back_up` or earlier.
     """
 
-    forgets: ClassVar[Collection[str]] = ("wipe broker", "old broker")
+    loses_state: ClassVar[Collection[str]] = ("wipe broker", "old broker")
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -35,7 +35,7 @@ class Amnesia(Fault):
         broker, copy = self.stack.broker, self.stack.broker_copy
         if self.kind == "old broker":
             if copy is None:
-                raise NotFired("there is no old state")
+                raise NotFired("no old state was saved")
             await broker.kill()
             age = time.time() - copy.stat().st_mtime
             shutil.copyfile(copy, broker.state)
@@ -45,13 +45,13 @@ class Amnesia(Fault):
         broker.state.unlink()
         return f"a state of {size} bytes"
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         await self.stack.broker.start()
         return f"process {self.stack.broker.pid}"
 
 
-class Flush(Fault):
-    """FLUSHALL on Redis. There is nothing to heal."""
+class RedisFlush(Fault):
+    """FLUSHALL on Redis. Nothing needs repair."""
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -74,14 +74,14 @@ class Flush(Fault):
             raise NotFired(f"{keys} keys, {answer!r}")
         return f"{keys} keys"
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         return ""
 
 
-class Restore(Fault):
-    """The store is put back to an earlier backup, while no server runs. Healed by starting them.
+class BackupRestore(Fault):
+    """All servers stop and the store is restored from an earlier backup. Repaired by starting the servers.
 
-    What the store had is read before, since it is the truth of the epoch that ends here.
+    The store is read before the restore: it is the reference for the epoch that ends.
     """
 
     @classmethod
@@ -99,20 +99,24 @@ class Restore(Fault):
     async def fire(self) -> str:
         stack = self.stack
         if stack.backup is None:
-            raise NotFired("there is no backup")
-        await gather(*(left(stack, worker.name) for worker in stack.workers.values() if worker.wanted))
-        was = await stored(stack.store, stack.epoch)
-        for line in was:
+            raise NotFired("no backup was taken")
+        await gather(
+            *(stop_worker(stack, worker.name) for worker in stack.workers.values() if worker.should_run)
+        )
+        before = await read_store(stack.store, stack.epoch)
+        for line in before:
             stack.history.write(line)
-        heads = {log.conversation: log.rows[-1].seq for log in await stored(stack.backup_url, 0) if log.rows}
+        heads = {
+            log.conversation: log.rows[-1].seq for log in await read_store(stack.backup_url, 0) if log.rows
+        }
         await stack.restore()
         stack.history.write(Restored("harness", now(), stack.epoch, heads))
         stack.epoch += 1
-        lost = sum(len(log.rows) for log in was) - sum(heads.values())
+        lost = sum(len(log.rows) for log in before) - sum(heads.values())
         if lost <= 0:
-            raise NotFired("the backup had everything")
-        return f"{lost} events that the backup did not have"
+            raise NotFired("the backup lacked nothing")
+        return f"{lost} events were not in the backup"
 
-    async def heal(self) -> str:
-        await gather(*(self.stack.workers[worker].start() for worker in self.stack.regulars))
+    async def repair(self) -> str:
+        await gather(*(self.stack.workers[worker].start() for worker in self.stack.initial_workers))
         return ""

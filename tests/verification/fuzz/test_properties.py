@@ -1,7 +1,7 @@
-"""The laws, for values that Hypothesis makes from the schemas, and for changed inputs of the corpus.
+"""The properties, for values that Hypothesis makes from the schemas, and for mutations of the corpus.
 
-The same examples every time: a change is tested by its own test run, and one that fails for somebody else's
-example teaches nobody. What is not yet known is looked for by `make fuzz`, whose corpus is what is kept.
+The examples are the same every time, so a change is tested only by its own test run. `make fuzz` searches for
+new ones and keeps them in its corpus.
 """
 
 from random import Random
@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imqtt.protocol.generated import imqtt_pb2 as pb
-from tests.verification.fuzz import wild
-from tests.verification.fuzz.corpus import kept
+from tests.verification.fuzz import payload_strategies
+from tests.verification.fuzz.boundary_values import some_bytes
+from tests.verification.fuzz.corpus import corpus_files
 from tests.verification.fuzz.mutation import mutate
 from tests.verification.fuzz.stream import HEAD, link
 from tests.verification.fuzz.targets import TARGETS, commands, content, frames, names
-from tests.verification.fuzz.values import some_bytes
 
 fixed = settings(
     derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
@@ -25,33 +25,33 @@ fixed = settings(
 
 
 @fixed
-@given(wild.protobuf(pb.Command))
+@given(payload_strategies.protobuf(pb.Command))
 def test_the_command_properties_hold_for_any_protobuf_values(payload: bytes) -> None:
     commands(payload)
 
 
 @fixed
-@given(wild.json_commands)
+@given(payload_strategies.json_commands)
 def test_the_command_properties_hold_for_any_json_values(payload: bytes) -> None:
     commands(payload)
 
 
 @fixed
-@given(wild.protobuf(pb.Frames))
+@given(payload_strategies.protobuf(pb.Frames))
 def test_the_frame_properties_hold_for_any_protobuf_values(payload: bytes) -> None:
     frames(payload)
 
 
 @fixed
-@given(wild.json_frames)
+@given(payload_strategies.json_frames)
 def test_the_frame_properties_hold_for_any_json_values(payload: bytes) -> None:
     frames(payload)
 
 
 @fixed
-@given(wild.json_things)
+@given(payload_strategies.json_things)
 def test_the_content_properties_hold_for_any_json_value(value: object) -> None:
-    content(wild._written(value))
+    content(payload_strategies._written(value))
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0+#"), min_size=1, max_size=8)
@@ -84,7 +84,7 @@ def test_the_name_properties_hold_for_any_characters(text: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_properties_hold_for_mutated_corpus_inputs(target: str) -> None:
-    pool = [path.read_bytes() for path in kept(target)]
+    pool = [path.read_bytes() for path in corpus_files(target)]
     random = Random(target)
     for _ in range(400):
         data = mutate(target, random.choice(pool), random, lambda piece, _: some_bytes(piece, random), 1_500)

@@ -1,7 +1,7 @@
-"""Mistakes that a server or an SDK like this one may well have, each to be switched on and to be found.
+"""Plausible mistakes of a server or SDK, which the simulation must find when one is switched on.
 
-A checker that has never found anything proves nothing. Each of these breaks one rule of the design, in a
-world whose faults can make it matter; what the checker may call it stands beside it.
+A checker that never found anything proves nothing. Each mistake breaks one rule of the design, in a world
+whose faults make it matter; the kinds of findings that it may cause are listed with it.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from tests.verification.simulation.scenario import Shape
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """`make` puts it in while its context lasts. `kinds`: what the checker may call it, one of them."""
+    """`make` applies it while its context lasts. `kinds`: it must cause a finding of one of these kinds."""
 
     name: str
     make: Callable[[], AbstractContextManager[object]]
@@ -40,11 +40,11 @@ class Mistake:
     messages: int = 8
     seconds: float = 8.0
     resends: float = 0.5
-    without: tuple[str, ...] = ()  # rules of the store that are switched off
-    rare: bool = False  # shows in one world of hundreds
+    without: tuple[str, ...] = ()  # rules of the store to switch off
+    rare: bool = False  # has an effect in one of hundreds of worlds
 
     def shape(self) -> Shape:
-        """A world in which it can matter."""
+        """A world in which the mistake can matter."""
         return Shape(
             workers=self.workers,
             partitions=self.partitions,
@@ -60,17 +60,17 @@ class Mistake:
         )
 
 
-def _instead(owner: type, name: str, method: Callable[..., Any]) -> AbstractContextManager[object]:
+def _replaced(owner: type, name: str, method: Callable[..., Any]) -> AbstractContextManager[object]:
     return mock.patch.object(owner, name, method)
 
 
 @contextlib.contextmanager
 def _dedupe_record_before_the_commit() -> Iterator[None]:
-    """A record of what was decided is written at once, and a duplicate is answered from it."""
+    """A record of each decision is written at once, and duplicates are answered from it."""
     of: WeakKeyDictionary[object, dict[Key, Stored]] = WeakKeyDictionary()  # by the world's store
     decide = Committer._decide
 
-    async def believing(
+    async def decide_from_records(
         self: Committer, messages: Sequence[Incoming], found: dict[Key, Stored], *others: Any
     ) -> list[Decision]:
         records = of.setdefault(self._store.tables, {})  # type: ignore[attr-defined]  # of a simulated one
@@ -80,25 +80,25 @@ def _dedupe_record_before_the_commit() -> Iterator[None]:
                 records[message.key] = Stored(decision.event.position, message.digest)
         return decisions
 
-    with _instead(Committer, "_decide", believing):
+    with _replaced(Committer, "_decide", decide_from_records):
         yield
 
 
 def _puback_before_the_commit() -> AbstractContextManager[object]:
     put = Pipeline.put
 
-    async def hasty(self: Pipeline, partition: int, inbounds: Sequence[Inbound]) -> None:
+    async def ack_early(self: Pipeline, partition: int, inbounds: Sequence[Inbound]) -> None:
         for inbound in inbounds:
             inbound.link.ack(inbound.packet)
         await put(self, partition, inbounds)
 
-    return _instead(Pipeline, "put", hasty)
+    return _replaced(Pipeline, "put", ack_early)
 
 
 def _puback_before_the_devices_packets() -> AbstractContextManager[object]:
     deliver = Delivery.deliver
 
-    async def hasty(
+    async def ack_early(
         self: Delivery, batch: Batch, outcome: Outcome, answered: Container[int]
     ) -> asyncio.Future[None]:
         await deliver(self, batch, outcome, answered)
@@ -106,98 +106,98 @@ def _puback_before_the_devices_packets() -> AbstractContextManager[object]:
         done.set_result(None)
         return done
 
-    return _instead(Delivery, "deliver", hasty)
+    return _replaced(Delivery, "deliver", ack_early)
 
 
 @contextlib.contextmanager
 def _devices_read_before_the_commit() -> Iterator[None]:
-    """The list of devices is that of the moment before the messages were stored."""
+    """The device list is read before the messages are stored."""
     load, deliver, of = Pipeline._load, Delivery.deliver, Devices.of
     loaded: dict[int, dict[str, tuple[Registration, ...]]] = {}  # by the world's devices, as is the next
     early: dict[int, dict[str, tuple[Registration, ...]]] = {}
 
-    async def loading(self: Pipeline, inbounds: Sequence[Inbound]) -> Any:
+    async def load_with_lists(self: Pipeline, inbounds: Sequence[Inbound]) -> Any:
         batch, members = await load(self, inbounds)
         users = {user for message in batch.messages for user in members.of(message.command.conversation)}
         loaded[id(self._devices)] = await of(self._devices, users) if users else {}
         return batch, members
 
-    async def delivering(self: Delivery, *stage: Any) -> Any:
+    async def deliver_to_early_lists(self: Delivery, *stage: Any) -> Any:
         early[id(self._devices)] = loaded.pop(id(self._devices), {})
         return await deliver(self, *stage)
 
-    async def reading(self: Devices, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+    async def use_early_lists(self: Devices, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         return await of(self, users) | early.pop(id(self), {})
 
     stack = ExitStack()
-    stack.enter_context(_instead(Pipeline, "_load", loading))
-    stack.enter_context(_instead(Delivery, "deliver", delivering))
-    stack.enter_context(_instead(Devices, "of", reading))
+    stack.enter_context(_replaced(Pipeline, "_load", load_with_lists))
+    stack.enter_context(_replaced(Delivery, "deliver", deliver_to_early_lists))
+    stack.enter_context(_replaced(Devices, "of", use_early_lists))
     with stack:
         yield
 
 
 def _duplicate_key_taken_for_success() -> AbstractContextManager[object]:
-    async def trusting(self: Committer, records: Sequence[Record], *, again: bool) -> int:
+    async def ignore_conflict(self: Committer, records: Sequence[Record], *, again: bool) -> int:
         with contextlib.suppress(AppendConflict):
             await self._store.append(records)
         return len(records)
 
-    return _instead(Committer, "_append_once", trusting)
+    return _replaced(Committer, "_append_once", ignore_conflict)
 
 
 def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
     append_once = Committer._append_once
 
-    async def hurried(self: Committer, records: Sequence[Record], *, again: bool) -> int:
+    async def append_without_retry(self: Committer, records: Sequence[Record], *, again: bool) -> int:
         try:
             return await append_once(self, records, again=again)
         except OutcomeUnknown:
             # They may be stored: whatever is decided next goes behind them.
             self._heads.put({record.event.conversation: record.event.position for record in records})
-            self._hurried = True  # type: ignore[attr-defined]  # the mistake's own
+            self._outcome_unknown = True  # type: ignore[attr-defined]  # set only here
             return 0
 
     reread = Committer._reread
 
-    async def forgetting_nothing(self: Committer, messages: Sequence[Incoming]) -> Mapping[Key, Stored]:
-        if self.__dict__.pop("_hurried", False):
+    async def reread_nothing(self: Committer, messages: Sequence[Incoming]) -> Mapping[Key, Stored]:
+        if self.__dict__.pop("_outcome_unknown", False):
             return {}
         return await reread(self, messages)
 
     stack = ExitStack()
-    stack.enter_context(_instead(Committer, "_append_once", hurried))
-    stack.enter_context(_instead(Committer, "_reread", forgetting_nothing))
+    stack.enter_context(_replaced(Committer, "_append_once", append_without_retry))
+    stack.enter_context(_replaced(Committer, "_reread", reread_nothing))
     return stack
 
 
 def _takeover_with_a_stale_head() -> AbstractContextManager[object]:
-    """HeadCache are believed for ever; and no index on the seq contradicts, see `without`."""
-    return _instead(Committer, "forget", lambda _: None)
+    """Cached heads are never invalidated, and no index on the seq contradicts them: see `without`."""
+    return _replaced(Committer, "forget", lambda _: None)
 
 
 def _outbox_dropped_on_puback() -> AbstractContextManager[object]:
     publish = Sender._publish
 
-    async def careless(self: Sender, entry: Any) -> None:
+    async def discard_at_puback(self: Sender, entry: Any) -> None:
         await publish(self, entry)
         await self.discard(entry.key)
 
-    return _instead(Sender, "_publish", careless)
+    return _replaced(Sender, "_publish", discard_at_puback)
 
 
 def _cursor_trusted_without_its_id() -> AbstractContextManager[object]:
     look_up = Pages._look_up
 
-    async def trusting(self: Pages, cursors: Sequence[Any]) -> Any:
+    async def ignore_ids(self: Pages, cursors: Sequence[Any]) -> Any:
         return await look_up(self, [cursor.__class__(cursor.conversation, cursor.seq) for cursor in cursors])
 
-    return _instead(Pages, "_look_up", trusting)
+    return _replaced(Pages, "_look_up", ignore_ids)
 
 
 MISTAKES = [
     Mistake(
-        "the dedupe record is written before the commit, and believed",
+        "the dedupe record is written before the commit and trusted",
         _dedupe_record_before_the_commit,
         frozenset({Kind.LOST, Kind.HOLE}),
         ("worker killed", "worker killed", "store doubtful", "store away"),
@@ -237,7 +237,7 @@ MISTAKES = [
         rare=True,
     ),
     Mistake(
-        "a duplicate key is taken for success without reading both keys",
+        "a duplicate key is treated as success without reading both keys",
         _duplicate_key_taken_for_success,
         frozenset({Kind.LOST, Kind.REWRITTEN, Kind.CHANGED_ANSWER}),
         ("worker paused", "worker paused", "state flushed"),

@@ -1,11 +1,11 @@
-"""A way between two parts, on which a harness may do to their bytes whatever a network does.
+"""A TCP proxy between two parts that injects the faults of a network.
 
-    async with Way(broker.port, "devices to broker") as way:    way.port leads to the broker
-        hit = way.stall()
+    async with Proxy(broker.port, "devices to broker") as proxy:    proxy.port leads to the broker
+        effect = proxy.stall()
         ...
-        way.mend()                                               `hit` now says what the stall has really done
+        proxy.repair()                                              `effect` counts what the stall did
 
-One fault at a time: a new one takes the place of the one before.
+A new fault replaces the one before it.
 """
 
 import asyncio
@@ -18,62 +18,62 @@ from math import inf
 from typing import Self, cast
 
 HOST = "127.0.0.1"
-HELD_MOST = 256 * 1024  # bytes kept back in one direction; then its sender is not read any more
-PIECE = 4096  # bytes that pass a slow way at once
-SWALLOW_SECONDS = 0.05  # between the first answer that is kept back and the reset
+MAX_HELD_BYTES = 256 * 1024  # bytes held back in one direction before reading from the sender stops
+CHUNK_BYTES = 4096  # bytes that pass a slow proxy at once
+SWALLOW_SECONDS = 0.05  # between the first dropped answer and the reset
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
 
 
 @dataclass(slots=True)
-class Hit:
-    """What a fault has really done so far; false while that is nothing.
+class Effect:
+    """What a fault has done so far; false if nothing.
 
-    `connections`: those that it has reset, refused or kept bytes back of. `bytes`: those that it has delayed,
-    kept back or lost.
+    `connections`: those that it reset, refused or delayed. `bytes`: those that it delayed, held back or
+    dropped.
     """
 
     kind: str
     connections: int = 0
     bytes: int = 0
-    _met: set[int] = field(default_factory=set, repr=False)
+    _connections: set[int] = field(default_factory=set, repr=False)
 
     def __bool__(self) -> bool:
         return self.connections > 0
 
     def count(self, connection: int, size: int = 0) -> None:
-        """Something was done to this connection, and to so many of its bytes."""
-        self._met.add(connection)
-        self.connections = len(self._met)
+        """Records an effect on this connection and on `size` of its bytes."""
+        self._connections.add(connection)
+        self.connections = len(self._connections)
         self.bytes += size
 
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """`delay` in seconds, of each byte; `rate` in bytes a second, 0: any."""
+    """`delay`: seconds for each byte. `rate`: bytes per second; 0 is unlimited."""
 
     delay: float
     rate: float
 
 
-class Way:
-    """What comes to `port` goes on to the port `to`. `to` may be changed, for connections to come.
+class Proxy:
+    """Connections to `port` are forwarded to the port `to`, which may be changed for later connections.
 
-    A connection that cannot be made onwards is reset. Bytes are passed on as they came.
+    If the target refuses a connection, the client's end is reset. Bytes pass unchanged.
     """
 
     def __init__(self, to: int, name: str = "") -> None:
         self.to = to
         self.name = name
         self.port = 0
-        self.connections = 0  # that were ever made to it
-        self.bytes = 0  # that ever came, both ways
-        self.hit: Hit | None = None  # of the fault that is on
+        self.connections = 0  # accepted so far
+        self.bytes = 0  # received so far, from both ends
+        self.effect: Effect | None = None  # of the present fault
         self.pace: _Pace | None = None
         self._is_cut = False
         self._server: asyncio.Server | None = None
         self._sides: set[_Side] = set()
-        self._joining: set[asyncio.Task[None]] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -85,111 +85,113 @@ class Way:
         assert self._server is not None
         self._server.close()
         self.cut()
-        for task in self._joining:
+        for task in self._connecting:
             task.cancel()
-        if self._joining:
-            await asyncio.wait(self._joining)
+        if self._connecting:
+            await asyncio.wait(self._connecting)
 
     def __repr__(self) -> str:
-        return f"Way({self.to}, {self.name!r})"
+        return f"Proxy({self.to}, {self.name!r})"
 
     @property
     def open(self) -> int:
-        """Connections that lead through it now."""
+        """Number of open connections."""
         return sum(not side.answers for side in self._sides)
 
-    # --- faults: each returns its `Hit`, which goes on counting until the next one, or `mend`
+    # --- faults: each returns its `Effect`, which counts until the next fault or `repair`
 
-    def cut(self) -> Hit:
-        """Resets every connection, and until `mend` each new one at once."""
-        hit = self._begin("cut")
+    def cut(self) -> Effect:
+        """Resets every connection, and each new one until `repair`."""
+        effect = self._begin("cut")
         self._is_cut = True
-        self._reset_all(hit)
-        return hit
+        self._reset_all(effect)
+        return effect
 
-    def drop(self) -> Hit:
-        """Resets the connections that there are."""
-        hit = self._begin("drop")
-        self._reset_all(hit)
-        return hit
+    def drop(self) -> Effect:
+        """Resets all present connections."""
+        effect = self._begin("drop")
+        self._reset_all(effect)
+        return effect
 
-    def slow(self, delay: float, rate: float = 0.0) -> Hit:
-        """Every byte takes `delay` seconds longer, and at most `rate` a second pass each way (0: any)."""
-        self.mend()
-        hit = self._begin("slow")
-        self.pace = _Pace(delay, rate)
-        return hit
-
-    def stall(self) -> Hit:
-        """Nothing passes any more, not even an end; connections stay open, and new ones are let in."""
-        self.mend()
-        hit = self._begin("stall")
-        self.pace = _Pace(inf, 0.0)
-        return hit
-
-    def swallow(self) -> Hit:
-        """Of the connections that there are, what goes to the server passes, and no answer does.
-
-        Each is reset a moment after the first answer of which it is deprived: what was asked for on it has
-        happened, and who asked does not know. One that gets no answer until `mend` is left alone; so are new
-        ones, on which it is found out what happened.
+    def slow(self, delay: float, rate: float = 0.0) -> Effect:
+        """Delays every byte by `delay` seconds; limits each direction to `rate` bytes per second, if not
+        0.
         """
-        self.mend()
-        hit = self._begin("swallow")
+        self.repair()
+        effect = self._begin("slow")
+        self.pace = _Pace(delay, rate)
+        return effect
+
+    def stall(self) -> Effect:
+        """Passes nothing, not even the end of a connection; connections stay open, new ones are accepted."""
+        self.repair()
+        effect = self._begin("stall")
+        self.pace = _Pace(inf, 0.0)
+        return effect
+
+    def swallow(self) -> Effect:
+        """Passes requests on present connections, and drops the answers.
+
+        Each connection is reset shortly after its first dropped answer: the request was carried out, and the
+        client does not know. Connections without an answer until `repair` and new connections are unaffected;
+        the client uses a new one to learn the outcome.
+        """
+        self.repair()
+        effect = self._begin("swallow")
         for side in self._sides:
             side.swallows = side.answers
-        return hit
+        return effect
 
-    def mend(self) -> Hit | None:
-        """Ends the fault: what was kept back passes. Returns what it has done."""
-        hit, self.hit = self.hit, None
+    def repair(self) -> Effect | None:
+        """Ends the fault and releases bytes that are held back. Returns the effect of the fault."""
+        effect, self.effect = self.effect, None
         self.pace = None
         self._is_cut = False
         for side in list(self._sides):
-            side.mend()
-        return hit
+            side.repair()
+        return effect
 
-    def _begin(self, kind: str) -> Hit:
+    def _begin(self, kind: str) -> Effect:
         self.pace = None
         self._is_cut = False
-        self.hit = Hit(kind)
-        return self.hit
+        self.effect = Effect(kind)
+        return self.effect
 
-    def _reset_all(self, hit: Hit) -> None:
+    def _reset_all(self, effect: Effect) -> None:
         for side in list(self._sides):
             if not side.answers:
-                hit.count(side.number, side.underway + (side.other.underway if side.other else 0))
+                effect.count(side.number, side.underway + (side.other.underway if side.other else 0))
             side.reset()
 
-    # --- what its connections tell it
+    # --- calls by connections
 
-    def come(self, side: "_Side") -> int:
-        """A new connection's number; it is reset if the way is cut."""
+    def accept(self, side: "_Side") -> int:
+        """Number a new connection; reset it if the proxy is cut."""
         self.connections += 1
         if self._is_cut:
-            assert self.hit is not None
-            self.hit.count(self.connections)
+            assert self.effect is not None
+            self.effect.count(self.connections)
             side.reset()
         else:
-            task = asyncio.create_task(self._join(side, self.connections), name=f"way-to-{self.to}")
-            self._joining.add(task)
-            task.add_done_callback(self._joining.discard)
+            task = asyncio.create_task(self._connect(side, self.connections), name=f"proxy-to-{self.to}")
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
         return self.connections
 
-    def enter(self, side: "_Side") -> None:
+    def add(self, side: "_Side") -> None:
         self._sides.add(side)
 
-    def leave(self, side: "_Side") -> None:
+    def remove(self, side: "_Side") -> None:
         self._sides.discard(side)
 
-    async def _join(self, near: "_Side", number: int) -> None:
+    async def _connect(self, near: "_Side", number: int) -> None:
         far = _Side(self, answers=True, number=number)
         try:
             await asyncio.get_running_loop().create_connection(lambda: far, HOST, self.to)
         except OSError:
             near.reset()
             return
-        if near.lost:  # by a fault, or by who had called
+        if near.lost:  # by a fault or by the client
             far.reset()
             return
         near.other, far.other = far, near
@@ -198,48 +200,48 @@ class Way:
 
 
 class _Side(asyncio.Protocol):
-    """One end of a connection. What it receives goes to the other end, in order.
+    """One end of a connection. Received bytes go to the other end, in order.
 
-    `answers`: it is the server's end. `lost`: it has ended.
+    `answers`: it is the server's end. `lost`: the connection has ended.
     """
 
-    def __init__(self, way: Way, *, answers: bool, number: int = 0) -> None:
-        self.way = way
+    def __init__(self, proxy: Proxy, *, answers: bool, number: int = 0) -> None:
+        self.proxy = proxy
         self.answers = answers
         self.number = number
         self.other: _Side | None = None
         self.lost = False
         self.swallows = False
         self._transport: asyncio.Transport | None = None
-        self._held: deque[tuple[float, bytes]] = deque()  # when it may pass; b"" stands for the end
+        self._held: deque[tuple[float, bytes]] = deque()  # due time and bytes; b"" is the end of the stream
         self._held_bytes = 0
-        self._free_at = 0.0  # when all that was let onto a way with a rate will have passed
+        self._free_at = 0.0  # when all bytes accepted at a limited rate will have passed
         self._timer: asyncio.TimerHandle | None = None
-        self._congested = False  # the other end does not take more
-        self._failure = False  # it did not end in good order
+        self._congested = False  # the other end's buffer is full
+        self._failure = False  # the connection was reset or failed
         self._loop = asyncio.get_running_loop()
 
     @property
     def underway(self) -> int:
-        """Bytes that have arrived here, or are to leave from here, and would be lost with it."""
+        """Buffered bytes that a reset would lose."""
         return self._held_bytes + (0 if self._transport is None else self._transport.get_write_buffer_size())
 
     # --- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self.way.enter(self)
-        self._transport.pause_reading()  # until there is somewhere to go
+        self.proxy.add(self)
+        self._transport.pause_reading()  # until the target is connected
         if not self.answers:
-            self.number = self.way.come(self)
+            self.number = self.proxy.accept(self)
 
     def data_received(self, data: bytes) -> None:
-        way = self.way
-        way.bytes += len(data)
+        proxy = self.proxy
+        proxy.bytes += len(data)
         other = self.other
         if other is None or other.lost:
             return
-        if way.hit is None or not self._is_hit(data):
+        if proxy.effect is None or not self._apply_fault(data):
             other.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -247,14 +249,14 @@ class _Side(asyncio.Protocol):
         self._failure = self._failure or exc is not None
         other = self.other
         if other is not None and not other.lost:
-            other.forget()  # nobody is there any more for what it keeps back
-            if self.way.pace is not None:
-                # The end comes behind what is kept back, and is kept back itself.
-                self._hold(b"", self._due(0, self.way.pace))
+            other.discard_held()  # its held bytes have no receiver any more
+            if self.proxy.pace is not None:
+                # The end follows the held bytes and is held back too.
+                self._hold(b"", self._due(0, self.proxy.pace))
                 return
             other.finish(failure=self._failure)
-        self.forget()
-        self.way.leave(self)
+        self.discard_held()
+        self.proxy.remove(self)
 
     def pause_writing(self) -> None:
         self._set_congested(True)
@@ -267,7 +269,7 @@ class _Side(asyncio.Protocol):
             self.other._congested = congested
             self.other.regulate()
 
-    # --- what the other end and the way ask for
+    # --- calls by the other end and the proxy
 
     def write(self, data: bytes) -> None:
         if not self.lost:
@@ -275,7 +277,7 @@ class _Side(asyncio.Protocol):
             self._transport.write(data)
 
     def finish(self, *, failure: bool) -> None:
-        """The other end has ended: so does this one, in the same way."""
+        """Ends this end in the same way as the other one."""
         if failure:
             self.reset()
         elif not self.lost:
@@ -283,10 +285,10 @@ class _Side(asyncio.Protocol):
             self._transport.close()
 
     def reset(self) -> None:
-        """Ends the connection with an RST, on which the peer's next call fails."""
-        self.forget()
+        """Ends the connection with an RST, so that the peer's next call fails."""
+        self.discard_held()
         if self.lost:
-            self.way.leave(self)
+            self.proxy.remove(self)
         elif self._transport is not None:
             self._failure = True
             with contextlib.suppress(OSError):
@@ -295,54 +297,54 @@ class _Side(asyncio.Protocol):
                 )
             self._transport.abort()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         if self.swallows and self._timer is not None:
-            self._deprive()  # what it has swallowed is gone, and nothing may pass behind that
+            self._reset_both()  # the dropped answer is lost, so no later byte may pass
         self.swallows = False
         self._release(inf)
 
     def regulate(self) -> None:
-        """Reads the socket if there is room for what comes."""
+        """Reads the socket only while there is room for more bytes."""
         if self._transport is None or self.lost or self.other is None:
             return
-        if self._congested or self._held_bytes > HELD_MOST:
+        if self._congested or self._held_bytes > MAX_HELD_BYTES:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
 
-    def forget(self) -> None:
-        """What is kept back does not pass any more."""
+    def discard_held(self) -> None:
+        """Drops the bytes that are held back."""
         self._held.clear()
         self._held_bytes = 0
         self._stop_timer()
 
     # --- faults
 
-    def _is_hit(self, data: bytes) -> bool:
-        """Whether the fault has done with these bytes what is to be done."""
-        way = self.way
-        assert way.hit is not None
+    def _apply_fault(self, data: bytes) -> bool:
+        """Applies the fault to these bytes; whether they are consumed."""
+        proxy = self.proxy
+        assert proxy.effect is not None
         if self.swallows:
             if self._timer is None:
-                self._timer = self._loop.call_later(SWALLOW_SECONDS, self._deprive)
-            way.hit.count(self.number, len(data))
+                self._timer = self._loop.call_later(SWALLOW_SECONDS, self._reset_both)
+            proxy.effect.count(self.number, len(data))
             return True
-        pace = way.pace
+        pace = proxy.pace
         if pace is None:
             return False
-        way.hit.count(self.number, len(data))
-        size = PIECE if pace.rate else len(data)
+        proxy.effect.count(self.number, len(data))
+        size = CHUNK_BYTES if pace.rate else len(data)
         for start in range(0, len(data), size):
             piece = data[start : start + size]
             self._hold(piece, self._due(len(piece), pace))
         return True
 
     def _due(self, size: int, pace: _Pace) -> float:
-        """When the last of so many bytes will have passed."""
+        """When the last of these bytes will have passed."""
         self._free_at = max(self._free_at, self._loop.time()) + (size / pace.rate if pace.rate else 0.0)
         return self._free_at + pace.delay
 
-    def _deprive(self) -> None:
+    def _reset_both(self) -> None:
         if self.other is not None:
             self.other.reset()
         self.reset()
@@ -375,7 +377,7 @@ class _Side(asyncio.Protocol):
                 self.other.finish(failure=self._failure)
         self.regulate()
         if self.lost and not self._held:
-            self.way.leave(self)
+            self.proxy.remove(self)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

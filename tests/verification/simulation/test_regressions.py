@@ -1,4 +1,4 @@
-"""What the simulation has found, each as the smallest world in which it happens again if it comes back."""
+"""Faults that the simulation found, each in the smallest world that reproduces it."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -14,7 +14,7 @@ from imqtt.core.reorder import NOTHING
 from imqtt.model import AnyFrame, Content, Device, Position, Rejected, Send
 from imqtt.protocol import decode_frames, encode_command
 from imqtt.protocol.topics import down, up
-from tests.verification.simulation.devices import PASSWORD, SdkDevice, Sending
+from tests.verification.simulation.devices import PASSWORD, MessagePlan, SdkDevice
 from tests.verification.simulation.loop import simulated
 from tests.verification.simulation.world import WORKER_TTL, Worker, World
 
@@ -22,24 +22,24 @@ CONVERSATION = "d:alice:bob"
 PARTITIONS = 16
 
 
-def live(story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
-    """Runs `story` in a world with one worker, which holds everything."""
+def run_world(scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    """Runs `scenario` in a world with one worker, which owns all partitions."""
     with simulated(7) as loop:
         world = World(loop, partitions=PARTITIONS, prefix=True, max_batch=500)
 
-        async def begin() -> None:
+        async def start() -> None:
             world.workers = [Worker(world, 0)]
             world.workers[0].start()
             assert await world.until(lambda: world.workers[0].server is not None, 30.0)
-            await story(world)
+            await scenario(world)
 
-        with world.in_place():
-            loop.run_until_complete(begin())
+        with world.patched():
+            loop.run_until_complete(start())
 
 
 def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
-    sending = Sending(world.loop, [CONVERSATION], messages, 0.1)
-    return world.sdk_device(f"{user}@phone", sending, Format.JSON)
+    plan = MessagePlan(world.loop, [CONVERSATION], messages, 0.1)
+    return world.sdk_device(f"{user}@phone", plan, Format.JSON)
 
 
 def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> None:
@@ -48,20 +48,20 @@ def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> No
     assert number != 0
     heard: list[AnyFrame] = []
 
-    async def story(world: World) -> None:
+    async def scenario(world: World) -> None:
         session = f"imqtt-server-{number}"
         rival = await world.connect(
             LinkSettings("broker", 1884, session, password=PASSWORD, clean_start=True)
         )
         device = await world.connect(LinkSettings("broker", 1883, "alice@plain", clean_start=True))
         await device.subscribe(down(Device("alice", "plain")))
-        world.broker.refusals[session] = 0x88  # its partition's owner does not get it back at once
-        await rival.close()  # and with it goes the session
+        world.broker.refusals[session] = 0x88  # the partition's owner cannot reconnect at once
+        await rival.close()  # and its session ends
         send = Send(CONVERSATION, "m1", Content(text="hello"))
         await device.publish([Message(up(Device("alice", "plain"), 0), encode_command(send, Format.JSON))])
         heard.extend(decode_frames((await device.receive(1))[0].payload))
 
-    live(story)
+    run_world(scenario)
     (answer,) = heard
     assert isinstance(answer, Rejected)
     assert (answer.client_msg_id, answer.code, answer.retryable) == ("m1", "unavailable", True)
@@ -71,7 +71,7 @@ def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> No
 def test_a_device_that_sends_hello_while_the_disk_is_full_receives_later_events(full: bool) -> None:
     """It was welcomed without being registered: nothing was published to it until it said something else."""
 
-    async def story(world: World) -> None:
+    async def scenario(world: World) -> None:
         world.tables.full = full
         bob = phone(world, "bob")
         bob.start()
@@ -83,14 +83,14 @@ def test_a_device_that_sends_hello_while_the_disk_is_full_receives_later_events(
         alice.start()
         assert await world.until(lambda: CONVERSATION in bob.seen, 10.0), "bob was not told"
 
-    live(story)
+    run_world(scenario)
 
 
 def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered() -> None:
     """After `Restarted`, an iterator went on with up to a hundred events of the log that it spoke of."""
     given: list[str] = []
 
-    async def story(world: World) -> None:
+    async def scenario(world: World) -> None:
         alice, bob = phone(world, "alice", 6), phone(world, "bob")
         alice.start()
         assert await world.until(lambda: len(world.tables.events_after(CONVERSATION, 0, 9)) == 1, 30.0, 0.001)
@@ -105,7 +105,7 @@ def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered()
                 world.restore(backup)
                 world.workers[0].start()
                 other = world.sdk_device(
-                    "alice@tablet", Sending(world.loop, [CONVERSATION], 3, 0.1), Format.JSON
+                    "alice@tablet", MessagePlan(world.loop, [CONVERSATION], 3, 0.1), Format.JSON
                 )
                 other.start()
                 async for notice in notices:
@@ -113,9 +113,9 @@ def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered()
                         break
                 given.extend([(await anext(events)).content.text for _ in range(3)])
 
-        await world.loop.party("bob@phone").spawn(read())
+        await world.loop.new_process("bob@phone").spawn(read())
 
-    live(story)
+    run_world(scenario)
     assert given == ["alice@phone:0", "alice@tablet:0", "alice@tablet:1", "alice@tablet:2"]
 
 
@@ -123,7 +123,7 @@ def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered()
 def test_a_new_log_with_lower_ids_than_the_old_one_is_noticed(kept: int) -> None:
     """A clock was ahead before. The new log's events were taken for duplicates, or for history."""
 
-    async def story(world: World) -> None:
+    async def scenario(world: World) -> None:
         (worker,) = world.workers
         alice, bob = phone(world, "alice", 3), phone(world, "bob")
         for device in (alice, bob):
@@ -144,10 +144,10 @@ def test_a_new_log_with_lower_ids_than_the_old_one_is_noticed(kept: int) -> None
         world.restore(backup)
         worker.start()
         for seq, sender in enumerate((alice, bob), kept + 1):
-            sender.speak([CONVERSATION])
+            sender.send_more([CONVERSATION])
             assert await world.until(partial(both_have, seq), 30.0), "long before the next sync"
 
-    live(story)
+    run_world(scenario)
 
 
 @pytest.mark.parametrize("survivor", [True, False])
@@ -156,7 +156,7 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
 ) -> None:
     """The failed invalidation was never repeated, so the outdated device list was used."""
 
-    async def story(world: World) -> None:
+    async def scenario(world: World) -> None:
         if survivor:
             world.workers.append(Worker(world, 1))
             world.workers[1].start()
@@ -164,10 +164,10 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
         bob, alice = phone(world, "bob"), phone(world, "alice", 1)
         bob.start()
         alice.start()
-        assert await world.until(lambda: CONVERSATION in bob.seen, 30.0), "nobody has bob's devices listed"
+        assert await world.until(lambda: CONVERSATION in bob.seen, 30.0), "bob's device was not in the list"
         world.state.away = True
         await asyncio.sleep(3.0)
-        tablet = world.sdk_device("bob@tablet", Sending(world.loop, [], 0, 0), Format.JSON)
+        tablet = world.sdk_device("bob@tablet", MessagePlan(world.loop, [], 0, 0), Format.JSON)
         tablet.start()
         assert await world.until(lambda: tablet.client is not None, 30.0)
         world.workers[0].kill()
@@ -177,19 +177,20 @@ def test_a_device_registered_while_the_state_is_away_stays_known_after_its_worke
         assert await world.until(lambda: world.workers[0].server is not None, 60.0)
         await asyncio.sleep(10.0)
         before = tablet.seen.get(CONVERSATION)
-        laptop = world.sdk_device("alice@laptop", Sending(world.loop, [CONVERSATION], 1, 0.1), Format.JSON)
+        plan = MessagePlan(world.loop, [CONVERSATION], 1, 0.1)
+        laptop = world.sdk_device("alice@laptop", plan, Format.JSON)
         laptop.start()
         assert await world.until(lambda: laptop.settled, 30.0)
-        assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), "it was not told"
+        assert await world.until(lambda: tablet.seen.get(CONVERSATION) != before, 5.0), "it was not published"
 
-    live(story)
+    run_world(scenario)
 
 
 @pytest.mark.parametrize("speaks", [True, False])
 def test_a_peer_that_disconnects_after_the_state_was_lost_is_shown_as_offline(speaks: bool) -> None:
     """Its will had the nonce of a connection that the state had lost, and was ignored."""
 
-    async def story(world: World) -> None:
+    async def scenario(world: World) -> None:
         alice, bob = phone(world, "alice", 1), phone(world, "bob")
         alice.start()
         bob.start()
@@ -198,19 +199,19 @@ def test_a_peer_that_disconnects_after_the_state_was_lost_is_shown_as_offline(sp
             presence = bob.client.presence_of("alice") if bob.client is not None else None
             return presence is not None and presence.state == state
 
-        assert await world.until(lambda: is_told("online"), 10.0), "they have begun to talk"
+        assert await world.until(lambda: is_told("online"), 10.0), "alice is not shown as online"
         world.state.flush()
         if speaks:
-            assert alice.party is not None
+            assert alice.process is not None
             assert alice.client is not None
-            alice.party.spawn(alice.client.typing(CONVERSATION))
+            alice.process.spawn(alice.client.typing(CONVERSATION))
             await asyncio.sleep(1.0)
             known = await world.state.memory.presence(["alice"])
             assert [presence.state for presence in known["alice"]] == ["online"]
-        assert alice.party is not None
-        world.kill(alice.party)
-        # If neither has spoken since, bob's device is told when it next says something, within half of
-        # `presence_ttl`.
-        assert await world.until(lambda: is_told("offline"), 160.0), "bob sees a ghost"
+        assert alice.process is not None
+        world.kill(alice.process)
+        # If neither has sent anything since, bob's device is told when it next sends something, within half
+        # of `presence_ttl`.
+        assert await world.until(lambda: is_told("offline"), 160.0), "bob sees an offline user as online"
 
-    live(story)
+    run_world(scenario)

@@ -1,19 +1,19 @@
-"""The contents of the store, read without a server in between."""
+"""Reads a store directly, without a server."""
 
 from imqtt.stores import attach_store
-from imqtt.stores.base import Record
 from imqtt.stores.copy.source import Reading, pages
 from tests.verification.checker.history import Row, Stored, now
+from tests.verification.events import row_of
 
 PROCESS = "store"
 
 
-async def stored(store_url: str, epoch: int) -> list[Stored]:
-    """A line for each conversation that has events, members or marks, in order of names.
+async def read_store(store_url: str, epoch: int) -> list[Stored]:
+    """A `Stored` line for each conversation that has events, members or marks, ordered by name.
 
-    Beside a server or without one. Each log is read to its end page by page: of one that is being written,
-    more may be told than of another. Raises `SetupError` where there is no store, and `StoreUnreachable`
-    after a minute without it.
+    A server may be running. Each log is read page by page to its end, so logs that are being written are not
+    read at one moment. Raises `SetupError` if there is no store, and `StoreUnreachable` after a minute
+    without it.
     """
     store = await attach_store(store_url)
     try:
@@ -32,10 +32,5 @@ async def stored(store_url: str, epoch: int) -> list[Stored]:
 async def _rows(reading: Reading, conversation: str) -> tuple[Row, ...]:
     rows: list[Row] = []
     while records := await reading.after(conversation, rows[-1].seq if rows else 0):
-        rows += map(_row, records)
+        rows += [row_of(record.event) for record in records]
     return tuple(rows)
-
-
-def _row(record: Record) -> Row:
-    event = record.event
-    return Row(event.seq, int(event.id), event.sender, event.client_msg_id, event.content.text or "")

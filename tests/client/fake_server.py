@@ -48,8 +48,8 @@ PRESENCE = 10 * int(WITHIN)  # a silent device sends its status after 0.3 to 0.5
 LIMITS = Limits(content=65_536, command=262_144, page=PAGE, cursors=1_000, rate=1_000, presence=PRESENCE)
 
 
-class LittleServer:
-    """`async with LittleServer(broker) as server`.
+class FakeServer:
+    """`async with FakeServer(broker) as server`.
 
     `heard` has every command with its device and partition. If `refuse(command)` returns a `Rejected`, the
     command is not carried out. If `lose(device, frame)` is true, the frame is not sent.

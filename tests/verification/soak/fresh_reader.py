@@ -1,16 +1,17 @@
-"""Everything that a user has, read by a device that begins with nothing."""
+"""Reads everything that a user can see, with a device that starts with nothing."""
 
-from imqtt.model import Cursor, Event, Id, Page, Sync
+from imqtt.model import Cursor, Id, Page, Sync
 from imqtt.protocol import Format
 from tests.device import RawDevice
-from tests.verification.chaos.parts import Broker
+from tests.verification.chaos.stack import Broker
 from tests.verification.checker.history import Held, History, Row, now
+from tests.verification.events import row_of
 
 PAGE_SECONDS = 20.0
 
 
 async def read_all(broker: Broker, user: str, history: History) -> int:
-    """Writes down all of a user's conversations; how many events there are. Raises `AssertionError`."""
+    """Records all conversations of a user; returns the number of events. Raises `AssertionError`."""
     name = f"{user}@fresh"
     count = 0
     async with RawDevice(broker, name, Format.PROTOBUF) as device:
@@ -28,13 +29,13 @@ async def _whole(device: RawDevice, conversation: str) -> tuple[Row, ...]:
     while True:
         seq, id = (rows[-1].seq, rows[-1].id) if rows else (0, 0)
         page = await _ask(device, Sync((Cursor(conversation, seq, Id(id)),), ref=f"{conversation}-{seq}"))
-        rows += [_row(event) for slice in page.slices for event in slice.events]
+        rows += [row_of(event) for slice in page.slices for event in slice.events]
         if not page.more:
             return tuple(rows)
 
 
 async def _ask(device: RawDevice, question: Sync) -> Page:
-    """The page that answers; asks once more if there is none. What came before is forgotten."""
+    """The page that answers; asks again once. Discards earlier frames."""
     for attempt in (1, 2):
         device.frames.clear()
         await device.command(question)
@@ -49,7 +50,3 @@ async def _ask(device: RawDevice, question: Sync) -> Page:
             assert isinstance(answer, Page)
             return answer
     raise AssertionError("unreachable")
-
-
-def _row(event: Event) -> Row:
-    return Row(event.seq, int(event.id), event.sender, event.client_msg_id, event.content.text or "")

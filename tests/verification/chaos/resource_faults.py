@@ -1,4 +1,4 @@
-"""Room that runs out: on the disk, in the broker's queues, in the server's; and too much of the old."""
+"""Faults that exhaust the disk, the broker's queues or the server's reads, and replays of old commands."""
 
 import sqlite3
 from collections.abc import Collection, Mapping
@@ -15,26 +15,26 @@ from tests.verification.chaos.devices import DeviceEnded
 from tests.verification.chaos.disk import Disk
 from tests.verification.chaos.faults import (
     DEVICES,
+    WORKER_CONNECTIONS,
     WORKERS,
-    WORKERS_WAYS,
     Fault,
     NotFired,
     Shape,
     gather,
-    shows,
     unpaused,
+    wait_for_effect,
 )
-from tests.verification.chaos.parts import READS_WAITING
+from tests.verification.chaos.stack import READS_WAITING
 
 SMALL_QUEUES = {"max_inflight_messages": "2", "max_queued_messages": "3"}
 DROPPED = "Outgoing messages are being dropped for client imqtt-server-"
-FULL = b"disk is full"  # in the log of who has found out
-BURSTS = 3  # of reads, each of more than may wait
-REPLAYED = 30  # publishes, by each plain device
+FULL = b"disk is full"
+BURSTS = 3  # of reads, each with more than may wait
+REPLAYED = 30  # publishes of each plain device
 
 
 class FullDisk(Fault):
-    """The disk on which the store is has no room, and the server has said so. Healed by making room."""
+    """The store's disk is full, and a server has logged it. Repaired by freeing space."""
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -46,23 +46,23 @@ class FullDisk(Fault):
 
     @classmethod
     def needs(cls, kind: str, target: str) -> set[str]:
-        return {WORKERS, WORKERS_WAYS, "broker", "clock"}
+        return {WORKERS, WORKER_CONNECTIONS, "broker", "clock"}
 
     async def fire(self) -> str:
         assert self.stack.disk is not None
         return await filled(self.stack.disk, {worker.log: None for worker in self.stack.workers.values()})
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         assert self.stack.disk is not None
         self.stack.disk.free()
         return ""
 
 
 class FullDeviceDisk(Fault):
-    """A device on the SDK is killed, and there is no room on its disk when it is started again.
+    """An SDK device is killed and restarted on a full disk.
 
-    Its program cannot open its store, or cannot send, or ends. Healed by making room, and by starting it
-    once more. While it runs it would take minutes to miss the room: SQLite writes into the log it has.
+    It fails to open its store, fails to send, or ends. Repaired by freeing space and restarting it. A running
+    device would notice the full disk only after minutes, because SQLite reuses its existing WAL.
     """
 
     @classmethod
@@ -88,28 +88,28 @@ class FullDeviceDisk(Fault):
             await device.start()
         return await filled(disk, {device.log: since, Path(device.plan.history): None})
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         self.stack.device_disk.free()
         device = self.stack.devices[self.target]
         ended = device.pid is None
         await device.kill()
         await device.start()
-        return "it had ended" if ended else "it ran on"
+        return "the process had ended" if ended else "the process was still running"
 
 
 async def filled(disk: Disk, files: Mapping[Path, int | None]) -> str:
-    """Takes all the room that there is, until one of the files tells that it is missed.
+    """Fills the disk until one of the files reports it.
 
-    `files`: from which byte on each is looked at; None: from where it ends now.
+    `files`: the offset from which each file is searched; None: from its present end.
     """
     since = {file: file.stat().st_size if start is None else start for file, start in files.items()}
 
     def is_full() -> bool:
-        disk.fill()  # also what was freed meanwhile
+        disk.fill()  # also space that was freed meanwhile
         return any(FULL in file.read_bytes()[start:] for file, start in since.items())
 
     try:
-        await shows(is_full, "somebody saying that the disk is full")
+        await wait_for_effect(is_full, "a report of the full disk")
     except AssertionError:
         disk.free()
         raise
@@ -117,12 +117,12 @@ async def filled(disk: Disk, files: Mapping[Path, int | None]) -> str:
 
 
 class FullQueues(Fault):
-    """The broker is started with queues of next to nothing, while no worker reads: it drops what comes.
+    """The broker restarts with tiny queues while all workers are paused, so it drops messages.
 
-    Healed by starting it with its own limits, and by the workers' waking.
+    Repaired by restarting it with its own limits and resuming the workers.
     """
 
-    forgets: ClassVar[Collection[str]] = ("full queues",)
+    loses_state: ClassVar[Collection[str]] = ("full queues",)
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -138,12 +138,12 @@ class FullQueues(Fault):
 
     async def fire(self) -> str:
         stack = self.stack
-        workers = [stack.workers[worker] for worker in stack.regulars]
+        workers = [stack.workers[worker] for worker in stack.initial_workers]
         for worker in workers:
             worker.pause()
         await stack.broker.stop()
         stack.broker.options = SMALL_QUEUES
-        since = stack.broker.said
+        since = stack.broker.log_size
         await stack.broker.start()
         await gather(
             *(
@@ -152,20 +152,20 @@ class FullQueues(Fault):
                 if device.plan.kind == "plain"
             )
         )
-        await shows(lambda: stack.broker.says(DROPPED, since), "the broker dropping what does not fit")
+        await wait_for_effect(lambda: stack.broker.has_logged(DROPPED, since), "the broker dropping messages")
         return f"dropped with {SMALL_QUEUES}"
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         stack = self.stack
         await stack.broker.stop()
         stack.broker.options = {}
         await stack.broker.start()
-        await gather(*(unpaused(stack.workers[worker]) for worker in stack.regulars))
+        await gather(*(unpaused(stack.workers[worker]) for worker in stack.initial_workers))
         return ""
 
 
 class FullReads(Fault):
-    """One device asks for so much that others' reads are refused as busy. Healed by its going away."""
+    """One device sends so many reads that others' are rejected as busy. Repaired by disconnecting it."""
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -177,7 +177,7 @@ class FullReads(Fault):
 
     @classmethod
     def needs(cls, kind: str, target: str) -> set[str]:
-        return {WORKERS, WORKERS_WAYS, "broker", "store", "redis"}
+        return {WORKERS, WORKER_CONNECTIONS, "broker", "store", "redis"}
 
     async def fire(self) -> str:
         self._device = RawDevice(self.stack.broker, "reader@greedy", Format.PROTOBUF)
@@ -192,16 +192,16 @@ class FullReads(Fault):
         assert link is not None
         for _ in range(BURSTS):
             await link.publish([question] * (5 * READS_WAITING))
-        await shows(refused, "a read being refused as busy")
-        return f"{refused()} reads refused as busy"
+        await wait_for_effect(refused, "a read rejected as busy")
+        return f"{refused()} reads rejected as busy"
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         await self._device.disconnect()
         return ""
 
 
 class Replay(Fault):
-    """A plain device publishes again what it published long ago. There is nothing to heal."""
+    """A plain device publishes old commands again. Nothing needs repair."""
 
     @classmethod
     def targets(cls, kind: str, shape: Shape) -> Collection[str]:
@@ -216,10 +216,10 @@ class Replay(Fault):
         return {target, f"{target}>", "broker"}
 
     async def fire(self) -> str:
-        count = await self.stack.devices[self.target].replay(self.chance.randrange(20, 200))
+        count = await self.stack.devices[self.target].replay(self.rng.randrange(20, 200))
         if not count:
             raise NotFired("nothing was replayed")
-        return f"{count} publishes taken by the broker"
+        return f"{count} publishes acked by the broker"
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         return ""

@@ -8,20 +8,21 @@ from typing import ClassVar
 from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, LinkSettings, connect
 from imqtt.server.app import SESSION_EXPIRY
-from tests.verification.chaos.faults import WORKERS, WORKERS_WAYS, Fault, Shape, shows
+from tests.verification.chaos.faults import WORKER_CONNECTIONS, WORKERS, Fault, Shape, wait_for_effect
 
-TAKES = 4  # how often; each further time has the server wait twice as long
+TAKES = 4  # takeovers; the server doubles its wait after each
 CLEAN = "clean rival"
 
 
 class Rival(Fault):
-    """`rival`: takes a partition's session, and what comes for it, and acks nothing; again when cut off.
+    """`rival`: connects with a partition's client id, reads its messages and acks none; reconnects when cut
+    off.
 
-    `clean rival`: as well, and with `clean_start`, so that what the session held is gone, as are its
-    subscriptions. Healed by the rival's going away.
+    `clean rival`: the same with `clean_start`, which discards the session's queue and subscriptions. Repaired
+    by disconnecting the rival.
     """
 
-    forgets: ClassVar[Collection[str]] = (CLEAN,)
+    loses_state: ClassVar[Collection[str]] = (CLEAN,)
     hold: ClassVar[float] = 1.0
 
     @classmethod
@@ -34,7 +35,7 @@ class Rival(Fault):
 
     @classmethod
     def needs(cls, kind: str, target: str) -> set[str]:
-        return {"broker", WORKERS, WORKERS_WAYS}  # somebody has the session
+        return {"broker", WORKERS, WORKER_CONNECTIONS}  # a worker holds the session
 
     async def fire(self) -> str:
         broker = self.stack.broker
@@ -42,19 +43,19 @@ class Rival(Fault):
         self._client = client
         self.taken = 0  # commands
         self.ports: set[int] = set()  # its own ends of its connections
-        since = broker.said
+        since = broker.log_size
         self._task = asyncio.create_task(self._compete(), name=f"rival-{client}")
         try:
-            await shows(
-                lambda: broker.tells_of_takeover(client, since),
-                f"a rival having taken {client}'s connection",
+            await wait_for_effect(
+                lambda: broker.has_logged_takeover(client, since),
+                f"the takeover of {client}'s connection",
             )
         except AssertionError:
-            await self.heal()
+            await self.repair()
             raise
-        return f"{client}'s connection was taken"
+        return f"{client}'s connection was taken over"
 
-    async def heal(self) -> str:
+    async def repair(self) -> str:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -77,7 +78,7 @@ class Rival(Fault):
                 while True:
                     self.taken += len(await link.receive(100))
             except (LinkError, OSError, TimeoutError):
-                await asyncio.sleep(self.chance.uniform(0.05, 0.5))
+                await asyncio.sleep(self.rng.uniform(0.05, 0.5))
             finally:
                 if link is not None:
                     link.abort()

@@ -1,7 +1,7 @@
-"""Time is bounded: twice the input takes about twice the steps, and no more.
+"""Time is bounded: twice the input takes about twice the steps.
 
-Steps are lines of imqtt that run, so a busy machine changes nothing. What C does within one line is not
-seen: there, sizes bound it, and `-timeout` in the fuzzer.
+Steps are executed lines of imqtt, so a busy machine has no influence. Work in C within one line is not
+counted; it is bounded by sizes and by the fuzzer's `-timeout`.
 """
 
 import json
@@ -36,7 +36,7 @@ WIDE = Bounds(content=1 << 20, command=1 << 22, cursors=1 << 20)
 
 
 def steps(act: Callable[[], object]) -> int:
-    """The lines of imqtt that run."""
+    """The executed lines of imqtt."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -119,7 +119,7 @@ FAMILIES: dict[str, Callable[[int], Callable[[], object]]] = {
     ),
     "JSON nested without end": lambda size: sending('{"json":' + "[" * size),
     "quotes without end": lambda size: sending('{"text":"' + '\\"' * size),
-    "fields that nobody knows": lambda size: sending('{"text":"x"' + ',"y":[1]' * size + "}"),
+    "unknown fields": lambda size: sending('{"text":"x"' + ',"y":[1]' * size + "}"),
     "keys twice": lambda size: sending('{"text":"x"' + ',"text":"x"' * size + "}"),
     "a content put together from many": lambda size: command(
         encode_command(Send("u:alice", "m", Content(text="x")), Format.PROTOBUF) * size

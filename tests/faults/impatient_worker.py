@@ -1,6 +1,6 @@
-"""`python -m tests.faults.hasty_worker`: `imqtt serve` with shorter timeouts.
+"""`python -m tests.faults.impatient_worker`: `imqtt serve` with shorter timeouts.
 
-A real worker waits for half a minute, this one for seconds, so that tests of its timeouts are short.
+Tests of these timeouts take seconds instead of half a minute.
 """
 
 import sys
@@ -8,7 +8,7 @@ import sys
 from imqtt.cli.app import run
 from imqtt.server import assignment
 
-COMMAND = ("tests.faults.hasty_worker",)
+COMMAND = ("tests.faults.impatient_worker",)
 
 
 def main() -> int:

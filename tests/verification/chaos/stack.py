@@ -1,9 +1,9 @@
-"""The two stacks of real parts, each part behind ways on which a harness may do what a network does.
+"""The two stacks of real parts, connected through proxies that inject network faults.
 
     sqlite    Mosquitto, one worker on SQLite with its state in the process
-    scale     Mosquitto, MongoDB (or what speaks its protocol), Redis, and several workers
+    scale     Mosquitto, MongoDB (or a server of its protocol), Redis, and several workers
 
-Every worker has a way of its own to the broker, to the store and to the state, and every device one to the
+Every worker has its own proxies to the broker, the store and the state, and every device has one to the
 broker, named `worker-1>broker`, `worker-1>store`, `worker-1>redis`, `alice@phone>broker`.
 """
 
@@ -28,21 +28,21 @@ from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
 from tests.verification.chaos.devices import DeviceProcess, Plan
 from tests.verification.chaos.disk import Disk
-from tests.verification.chaos.way import Way
+from tests.verification.chaos.proxy import Proxy
 from tests.verification.chaos.worker import Clock
 from tests.verification.checker.history import History
 
 STACKS = ("sqlite", "scale")
 WORKERS = {"sqlite": 1, "scale": 3}
-PARTITIONS = 16  # of a store that is created without saying how many
-START_SECONDS = 90.0  # a machine under load, on which everything else starts at the same time
-READS_WAITING = 200  # so that a burst of reads is too many
+PARTITIONS = 16  # the default of a new store
+START_SECONDS = 90.0  # on a busy machine, with all parts starting at once
+READS_WAITING = 200  # few, so that a burst of reads exceeds it
 
 
 class Broker(Mosquitto):
-    """A broker whose limits may be lowered, and whose state may be taken from it and put back.
+    """A broker whose limits may be lowered and whose state may be saved and restored.
 
-    `options` stand in its configuration from its next start on, in place of what stands there.
+    `options` replace those of its configuration from the next start.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -51,29 +51,29 @@ class Broker(Mosquitto):
 
     @property
     def state(self) -> Path:
-        """What it keeps of sessions and of what is queued for them."""
+        """The file of its sessions and their queues."""
         return self.files.state
 
     @property
-    def said(self) -> int:
-        """Where its log ends now, for `says`."""
+    def log_size(self) -> int:
+        """The present end of its log, for `has_logged`."""
         return self.log.stat().st_size
 
-    def says(self, text: str, since: int) -> bool:
+    def has_logged(self, text: str, since: int) -> bool:
         """Whether it has logged this after byte `since`."""
         with self.log.open("rb") as log:
             log.seek(since)
             return text.encode() in log.read()
 
     def last_port(self, client: str) -> int:
-        """The port from which this client connected last; 0: it never did."""
+        """The port of this client's latest connection; 0 if it never connected."""
         ports = re.findall(rf"connected from [\d.]+:(\d+) as {re.escape(client)} ", self.log.read_text())
         return int(ports[-1]) if ports else 0
 
-    def tells_of_takeover(self, client: str, since: int) -> bool:
+    def has_logged_takeover(self, client: str, since: int) -> bool:
         """Whether it has logged after byte `since` that a new connection ended one of this client's.
 
-        Since 2.1 it says so of connections that had ended before, too.
+        Since 2.1 it also logs a takeover of connections that had already ended.
         """
         log = self.log.read_bytes()
         before, after = log[:since].decode(), log[since:].decode()
@@ -83,18 +83,18 @@ class Broker(Mosquitto):
         return told is not None and told[1] not in before
 
     async def save(self) -> int:
-        """Has it write its state now. Returns how many bytes that are."""
+        """Makes it save its state now. Returns the size in bytes."""
         assert self.pid is not None
         before = self.state.stat().st_mtime_ns if self.state.exists() else 0
         os.kill(self.pid, signal.SIGUSR1)
         await eventually(
             lambda: self.state.exists() and self.state.stat().st_mtime_ns != before,
-            within=30, what="the broker's state on disk",
+            within=30, what="the broker's saved state",
         )  # fmt: skip
         return self.state.stat().st_size
 
     async def start(self) -> None:
-        """A broker that has been killed may leave its ports busy for a moment."""
+        """A killed broker may leave its ports busy for a moment."""
         deadline = asyncio.get_running_loop().time() + START_SECONDS
         while True:
             try:
@@ -122,11 +122,11 @@ class Broker(Mosquitto):
 
 
 class Worker:
-    """One `imqtt serve`. `wanted`: it is to run; one that does not has ended by itself."""
+    """One `imqtt serve`. If `should_run` is set and no process runs, it has exited on its own."""
 
     def __init__(self, name: str, stack: "Stack") -> None:
         self.name = name
-        self.wanted = False
+        self.should_run = False
         self.directory = stack.directory / name
         self.directory.mkdir(exist_ok=True)
         self.clock = Clock(self.directory / "clock")
@@ -142,27 +142,27 @@ class Worker:
         return self.directory / "server.log"
 
     async def start(self) -> None:
-        """Returns when it serves."""
+        """Returns when it is ready."""
         stack = self._stack
         settings: dict[str, object] = {
-            "broker_port": stack.ways[f"{self.name}>broker"].port,
-            "store": stack.store_by(self.name),
+            "broker_port": stack.proxies[f"{self.name}>broker"].port,
+            "store": stack.store_url_for(self.name),
             "reads_waiting": READS_WAITING,
         }
         if stack.redis is not None:
-            settings["state"] = f"redis://127.0.0.1:{stack.ways[f'{self.name}>redis'].port}/0"
+            settings["state"] = f"redis://127.0.0.1:{stack.proxies[f'{self.name}>redis'].port}/0"
         command = ("tests.verification.chaos.worker", str(self.directory / "clock"))
         self._process = ServerProcess(stack.broker, self.directory, command=command, **settings)
         await self._process.start(within=START_SECONDS)
-        self.wanted = True
+        self.should_run = True
 
     async def stop(self) -> int:
-        """SIGTERM, and its exit status."""
-        self.wanted = False
+        """SIGTERM; returns the exit status."""
+        self.should_run = False
         return 0 if self._process is None else await self._process.stop()
 
     async def kill(self) -> None:
-        self.wanted = False
+        self.should_run = False
         if self._process is not None:
             await self._process.kill()
 
@@ -175,16 +175,15 @@ class Worker:
         os.kill(self.pid, signal.SIGCONT)
 
     @property
-    def last_words(self) -> str:
-        """The last line of its log."""
+    def last_log_line(self) -> str:
         return " ".join(self.log.read_text(errors="replace").splitlines()[-1:])
 
 
 class Stack:
-    """`async with Stack("scale", directory, history)`: every part runs, and nobody talks to them yet.
+    """`async with Stack("scale", directory, history)`: all parts run; no device is connected yet.
 
-    `epoch`: how often the store was restored, and `history` where that is written. `regulars`: the workers
-    that run when all is well.
+    `epoch`: the number of restores of the store; `history` receives their lines. `initial_workers`: the
+    workers of a healthy stack.
     """
 
     def __init__(self, kind: str, directory: Path, history: History, workers: int = 0) -> None:
@@ -194,16 +193,16 @@ class Stack:
         self.epoch = 0
         self.devices: dict[str, DeviceProcess] = {}
         self.broker = Broker(directory / "broker")
-        self.ways: dict[str, Way] = {}
+        self.proxies: dict[str, Proxy] = {}
         self.workers: dict[str, Worker] = {}
         self.mongo = MongoServer(directory / "mongodb") if kind == "scale" else None
         self.redis = RedisServer(directory / "redis") if kind == "scale" else None
         self.disk = Disk(directory / "disk") if kind == "sqlite" else None
-        self.device_disk = Disk(directory / "device-disk")  # where one of the devices has its store
+        self.device_disk = Disk(directory / "device-disk")  # holds the store of the first device
         self.backup: Path | None = None
         self.broker_copy: Path | None = None
         self._database = "imqtt"
-        self.regulars = tuple(f"worker-{number + 1}" for number in range(workers or WORKERS[kind]))
+        self.initial_workers = tuple(f"worker-{number + 1}" for number in range(workers or WORKERS[kind]))
         self._copies = 0
         self._exits = AsyncExitStack()
 
@@ -216,7 +215,7 @@ class Stack:
             for part in (self.mongo, self.redis):
                 if part is not None:
                     await exits.enter_async_context(part)
-            for name in self.regulars:
+            for name in self.initial_workers:
                 await self.add_worker(name, exits)
             for worker in self.workers.values():
                 await worker.start()
@@ -225,41 +224,41 @@ class Stack:
 
     async def __aexit__(self, *_: object) -> None:
         if self.broker.pid is not None:
-            self.broker.resume()  # it is ended by a signal that it could not take otherwise
+            self.broker.resume()  # a stopped process does not handle SIGTERM
         await self._exits.aclose()
 
     async def add_worker(self, name: str, exits: AsyncExitStack | None = None) -> Worker:
-        """A worker and its ways, not started."""
+        """A worker with its proxies, not started."""
         exits = exits or self._exits
         onward = {"broker": self.broker.internal_port}
         if self.mongo is not None and self.redis is not None:
             onward |= {"store": self.mongo.port, "redis": self.redis.port}
         for part, port in onward.items():
-            await self.add_way(f"{name}>{part}", port, exits)
+            await self.add_proxy(f"{name}>{part}", port, exits)
         worker = self.workers[name] = Worker(name, self)
         exits.push_async_callback(worker.kill)
         return worker
 
     async def add_device(self, plan: Plan) -> DeviceProcess:
-        """A device and its way to the broker, not started. Its plan lacks the password and the broker."""
-        way = await self.add_way(f"{plan.process}>broker", self.broker.port)
+        """A device with its proxy to the broker, not started. Sets the password and broker of its plan."""
+        proxy = await self.add_proxy(f"{plan.process}>broker", self.broker.port)
         password = await asyncio.to_thread(self.broker.passwords.add, plan.process)
-        brokers = (f"127.0.0.1:{way.port}",)
+        brokers = (f"127.0.0.1:{proxy.port}",)
         device = DeviceProcess(msgspec.structs.replace(plan, password=password, brokers=brokers))
         self.devices[plan.process] = device
         self._exits.push_async_callback(device.kill)
         return device
 
-    async def add_way(self, name: str, port: int, exits: AsyncExitStack | None = None) -> Way:
-        way = await (exits or self._exits).enter_async_context(Way(port, name))
-        self.ways[name] = way
-        return way
+    async def add_proxy(self, name: str, port: int, exits: AsyncExitStack | None = None) -> Proxy:
+        proxy = await (exits or self._exits).enter_async_context(Proxy(port, name))
+        self.proxies[name] = proxy
+        return proxy
 
     # --- the store
 
     @property
     def store(self) -> str:
-        """The store's address, past all ways."""
+        """The store's address, not through a proxy."""
         if self.mongo is not None:
             return self._mongo_url(self.mongo.port)
         return f"sqlite:///{self._sqlite}"
@@ -269,9 +268,9 @@ class Stack:
         assert self.disk is not None
         return self.disk.directory / "imqtt.db"
 
-    def store_by(self, worker: str) -> str:
+    def store_url_for(self, worker: str) -> str:
         """The store's address for a worker."""
-        return self.store if self.mongo is None else self._mongo_url(self.ways[f"{worker}>store"].port)
+        return self.store if self.mongo is None else self._mongo_url(self.proxies[f"{worker}>store"].port)
 
     def _mongo_url(self, port: int) -> str:
         return f"mongodb://127.0.0.1:{port}/{self._database}?directConnection=true"
@@ -280,8 +279,8 @@ class Stack:
     def backup_url(self) -> str:
         return f"sqlite:///{self.backup}"
 
-    async def keep(self) -> None:
-        """Takes a backup of the store beside its servers, and a copy of the broker's state."""
+    async def back_up(self) -> None:
+        """Backs up the store while its servers run, and copies the broker's state."""
         self._copies += 1
         backup = self.directory / f"backup-{self._copies}.db"
         await self._copy(self.store, f"sqlite:///{backup}", "--live")
@@ -291,7 +290,7 @@ class Stack:
         shutil.copyfile(self.broker.state, self.broker_copy)
 
     async def restore(self) -> None:
-        """Puts the backup in the store's place, as docs/backup.md says; nobody serves it meanwhile."""
+        """Restores the backup as docs/backup.md describes; no server may be running."""
         assert self.backup is not None
         if self.mongo is not None:
             self._copies += 1
@@ -308,7 +307,7 @@ class Stack:
             raise AssertionError(f"imqtt store copy {source} {target}: {copied.status}, {copied.err}")
 
     def internal(self) -> dict[str, object]:
-        """Settings of a link to the internal listener, as a server has them."""
+        """Settings of a link to the internal listener, as a server uses them."""
         return {
             "host": INTERNAL_HOST, "port": self.broker.internal_port,
             "username": "imqtt-server", "password": self.broker.server_password,

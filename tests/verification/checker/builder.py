@@ -1,39 +1,23 @@
-"""Histories made by hand, for the checker's tests: a story is told line by line, and its log is the truth."""
+"""Builds histories by hand for the checker's tests."""
 
 from collections.abc import Iterable
 from itertools import count
 
+from tests.verification.checker import history
 from tests.verification.checker.check import Verdict, check
-from tests.verification.checker.history import (
-    Begun,
-    Entry,
-    Fail,
-    Fault,
-    Held,
-    Info,
-    Invoke,
-    Line,
-    Marked,
-    Ok,
-    Restored,
-    Row,
-    Seen,
-    Start,
-    Stored,
-    Taken,
-)
+from tests.verification.checker.history import Entry, Line, Row
 
 TALK = "d:alice:bob"
 HARNESS = "harness"
 
 
 def value_of(process: str, name: str, conversation: str = TALK) -> str:
-    """The text of a message, which no other has."""
+    """A unique text for a message."""
     return f"{process} says {name} in {conversation}"
 
 
-class Story:
-    """`logs` and `marks` are what the store has. Each line comes a second after the one before."""
+class HistoryBuilder:
+    """`logs` and `marks` are the store's contents. Each line is one second after the previous one."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
@@ -45,34 +29,34 @@ class Story:
     def verdict(self) -> Verdict:
         return check(self.lines)
 
-    def _tell(self, line: type[Entry], process: str, /, **fields: object) -> None:
+    def _add(self, line: type[Entry], process: str, /, **fields: object) -> None:
         self.lines.append(line(process=process, at=float(len(self.lines)), **fields))  # type: ignore[arg-type]
 
     # --- a device sends
 
-    def start(self, process: str, *, ordered: bool = False, keeps: bool = False) -> None:
-        self._tell(Start, process, ordered=ordered, keeps=keeps)
+    def start(self, process: str, *, ordered: bool = False, durable: bool = False) -> None:
+        self._add(history.Start, process, ordered=ordered, durable=durable)
 
     def invoke(self, process: str, name: str, conversation: str = TALK, value: str = "") -> None:
         value = value or value_of(process, name, conversation)
-        self._tell(Invoke, process, conversation=conversation, name=name, value=value)
+        self._add(history.Invoke, process, conversation=conversation, name=name, value=value)
 
-    def take(self, process: str, name: str, conversation: str = TALK) -> None:
-        self._tell(Taken, process, conversation=conversation, name=name)
+    def queue(self, process: str, name: str, conversation: str = TALK) -> None:
+        self._add(history.Queued, process, conversation=conversation, name=name)
 
     def ok(self, process: str, row: Row, conversation: str = TALK) -> None:
-        self._tell(Ok, process, conversation=conversation, name=row.name, seq=row.seq, id=row.id)
+        self._add(history.Ok, process, conversation=conversation, name=row.name, seq=row.seq, id=row.id)
 
     def fail(self, process: str, name: str, code: str = "not_allowed", conversation: str = TALK) -> None:
-        self._tell(Fail, process, conversation=conversation, name=name, code=code)
+        self._add(history.Fail, process, conversation=conversation, name=name, code=code)
 
     def info(self, process: str, name: str, conversation: str = TALK) -> None:
-        self._tell(Info, process, conversation=conversation, name=name, why="timeout")
+        self._add(history.Info, process, conversation=conversation, name=name, why="timeout")
 
     def send(self, process: str, name: str, conversation: str = TALK) -> Row:
-        """Invoked, taken, stored and accepted."""
+        """A message that is invoked, queued, stored and accepted."""
         self.invoke(process, name, conversation)
-        self.take(process, name, conversation)
+        self.queue(process, name, conversation)
         row = self.store(process, name, conversation)
         self.ok(process, row, conversation)
         return row
@@ -89,10 +73,10 @@ class Story:
         log.append(self.make(process, name, len(log) + 1, conversation, value))
         return log[-1]
 
-    def restore(self, heads: dict[str, int], taken: int | None = None) -> None:
-        """Ends the epoch: the store has of each conversation what it had up to these seqs."""
+    def restore(self, heads: dict[str, int], backup_epoch: int | None = None) -> None:
+        """Ends the epoch and truncates each log of the store to these seqs."""
         self.read_store()
-        self._tell(Restored, HARNESS, epoch=self.epoch, heads=heads, taken=taken)
+        self._add(history.Restored, HARNESS, epoch=self.epoch, heads=heads, backup_epoch=backup_epoch)
         self.epoch += 1
         self.logs = {name: log[: heads.get(name, 0)] for name, log in self.logs.items()}
         for name, marks in self.marks.items():
@@ -104,19 +88,23 @@ class Story:
     def read_store(self) -> None:
         for name, log in self.logs.items():
             marks = tuple((user, *its) for user, its in self.marks.get(name, {}).items())
-            self._tell(Stored, HARNESS, epoch=self.epoch, conversation=name, rows=tuple(log), marks=marks)
+            self._add(
+                history.Stored, HARNESS, epoch=self.epoch, conversation=name, rows=tuple(log), marks=marks
+            )
 
     # --- a device receives
 
     def see(self, process: str, *rows: Row, conversation: str = TALK) -> None:
         for row in rows:
-            self._tell(Seen, process, conversation=conversation, row=row)
+            self._add(history.Seen, process, conversation=conversation, row=row)
 
-    def begin(self, process: str, conversation: str = TALK) -> None:
-        self._tell(Begun, process, conversation=conversation)
+    def restart_log(self, process: str, conversation: str = TALK) -> None:
+        self._add(history.LogRestarted, process, conversation=conversation)
 
     def mark(self, process: str, user: str, delivered: int, read: int, conversation: str = TALK) -> None:
-        self._tell(Marked, process, conversation=conversation, user=user, delivered=delivered, read=read)
+        self._add(
+            history.Marked, process, conversation=conversation, user=user, delivered=delivered, read=read
+        )
 
     def hold(
         self,
@@ -127,15 +115,15 @@ class Story:
         fresh: bool = False,
         conversation: str = TALK,
     ) -> None:
-        self._tell(Held, process, conversation=conversation, base=base, rows=tuple(rows), fresh=fresh)
+        self._add(history.Held, process, conversation=conversation, base=base, rows=tuple(rows), fresh=fresh)
 
     # --- the rest
 
-    def fault(self, kind: str, *, forgets: bool = False) -> None:
-        self._tell(Fault, HARNESS, kind=kind, target="broker", forgets=forgets)
+    def fault(self, kind: str, *, loses_state: bool = False) -> None:
+        self._add(history.Fault, HARNESS, kind=kind, target="broker", loses_state=loses_state)
 
     def end(self) -> Verdict:
-        """A fresh device of every member has everything, the store is read, and the verdict falls."""
+        """Syncs a fresh device of every member, reads the store, and checks."""
         for name, log in self.logs.items():
             for user in name.split(":")[1:]:
                 self.hold(f"{user}@fresh", log, fresh=True, conversation=name)
