@@ -53,9 +53,9 @@ def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> No
         rival = await world.connect(
             LinkSettings("broker", 1884, session, password=PASSWORD, clean_start=True)
         )
+        world.broker.refusals[session] = 0x88  # the partition's owner cannot reconnect at once
         device = await world.connect(LinkSettings("broker", 1883, "alice@plain", clean_start=True))
         await device.subscribe(down(Device("alice", "plain")))
-        world.broker.refusals[session] = 0x88  # the partition's owner cannot reconnect at once
         await rival.close()  # and its session ends
         send = Send(CONVERSATION, "m1", Content(text="hello"))
         await device.publish([Message(up(Device("alice", "plain"), 0), encode_command(send, Format.JSON))])
