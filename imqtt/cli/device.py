@@ -15,7 +15,7 @@ from imqtt.cli.settings import server_config, server_flags
 from imqtt.config import SETTINGS
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.mosquitto.control import Access, ServerNotTold
+from imqtt.mosquitto.control import Access, ServerUnreachable
 
 if TYPE_CHECKING:
     from imqtt.config import ServerConfig
@@ -191,7 +191,7 @@ def revoke(
     if access is not None:
         try:
             access.end_sessions(devices)
-        except ServerNotTold as error:  # the credentials are taken away all the same
+        except ServerUnreachable as error:  # the credentials are taken away all the same
             access, not_told = None, str(error)
     if password_file is not None and access is not None:
         passwords = Passwords(password_file, pid_file, access.login)
@@ -267,7 +267,7 @@ def forget(names: Names, *, data: Data = DEFAULT, as_json: Json = False, **flags
     try:
         access.end_sessions(devices)
         access.revoke(devices)
-    except ServerNotTold as error:
+    except ServerUnreachable as error:
         raise SetupError(f"the server was not told: {error}") from error
     if as_json:
         for name in devices:
@@ -320,7 +320,7 @@ def _suppressing(end_sessions: Callable[[Iterable[str]], None]) -> Callable[[Ite
     """`end_sessions` for a broker that may end meanwhile, and its sessions with it."""
 
     def end(usernames: Iterable[str]) -> None:
-        with contextlib.suppress(ServerNotTold):
+        with contextlib.suppress(ServerUnreachable):
             end_sessions(usernames)
 
     return end
@@ -338,7 +338,7 @@ def _forget_records(devices: Collection[Device], access: Access | None, data: Pa
             _remove_records(devices, data)
         else:
             return "--config or --broker-password-file is needed for it"
-    except ServerNotTold as error:
+    except ServerUnreachable as error:
         return str(error)
     return ""
 
@@ -354,7 +354,7 @@ def _remove_records(devices: Collection[Device], data: Path) -> None:
         try:
             asyncio.run(remove_records(devices, directory.store))
         except SetupError as error:
-            raise ServerNotTold(error.reason) from error
+            raise ServerUnreachable(error.reason) from error
 
 
 def _list_one(

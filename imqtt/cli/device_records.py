@@ -9,7 +9,7 @@ import msgspec
 
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.mosquitto.control import Access, ServerNotTold
+from imqtt.mosquitto.control import Access, ServerUnreachable
 
 if TYPE_CHECKING:
     from imqtt.config import ServerConfig
@@ -85,7 +85,7 @@ def _presence(user: str, access: Access | None) -> "tuple[dict[str, Seen], str]"
         return {}, "no broker runs on this data directory, or the server's settings do not hold its password"
     try:
         told = access.ask(user)
-    except ServerNotTold as error:
+    except ServerUnreachable as error:
         return {}, str(error)
     return {it.device: it for it in told.devices}, "" if told.known else "the server does not reach Redis"
 

@@ -54,7 +54,9 @@ def _escaped(character: str) -> str:
 
 
 class OutputError(ImqttError):
-    """Stdout takes no more, as on a full disk."""
+    """Stdout cannot be written, for example because a disk is full."""
+
+    code = "output"
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

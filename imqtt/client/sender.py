@@ -73,7 +73,7 @@ class Sender:
         check(send, Bounds(limits.content, limits.command, limits.cursors))
         size = len(self._uplink.encode(send))
         if size > limits.command:
-            raise TooLarge("a command", size, limits.command)
+            raise TooLarge.of("a command", size, limits.command)
 
     async def put(self, entry: Entry) -> None:
         """Durable when it returns, and then sent by itself. Raises `Conflict`.

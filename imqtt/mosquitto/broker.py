@@ -18,7 +18,7 @@ from typing import IO, Self
 
 from imqtt.errors import SetupError
 from imqtt.lock_holder import Holder
-from imqtt.mosquitto.control import Access, ServerNotTold
+from imqtt.mosquitto.control import Access, ServerUnreachable
 from imqtt.mosquitto.file_access import create_directory, write_private
 from imqtt.mosquitto.file_limits import limit_connections, raise_file_limit
 from imqtt.mosquitto.files import BrokerFiles
@@ -29,7 +29,7 @@ from imqtt.mosquitto.login import log_in
 from imqtt.mosquitto.passwords import SERVER_ACCOUNT, Passwords
 from imqtt.mosquitto.pid_file import PidFile
 from imqtt.mosquitto.process import Process
-from imqtt.mosquitto.system_user import Powerless, SystemUser, broker_user, own_name
+from imqtt.mosquitto.system_user import CannotSwitchUser, SystemUser, broker_user, own_name
 from imqtt.processes import command_line
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ class Mosquitto:
     def end_sessions(self, usernames: Iterable[str]) -> None:
         """Ends devices' connections and drops their sessions, if it runs: see `Access.end_sessions`."""
         if (access := self.access()) is not None:
-            with contextlib.suppress(ServerNotTold):
+            with contextlib.suppress(ServerUnreachable):
                 access.end_sessions(usernames)
 
     def access(self) -> Access | None:
@@ -261,7 +261,7 @@ class Mosquitto:
     def _user(self) -> SystemUser | None:
         try:
             return broker_user(self._user_name)
-        except Powerless as reason:
+        except CannotSwitchUser as reason:
             log.warning("Mosquitto runs as %s: %s", own_name(), reason)
             return None
 

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from imqtt.errors import SetupError
+from imqtt.errors import ImqttError, SetupError
 
 if TYPE_CHECKING:
     import ssl
@@ -24,15 +24,18 @@ _REFUSED_CREDENTIALS = (0x86, 0x87)  # bad user name or password; not authorized
 T = TypeVar("T")
 
 
-class ServerNotTold(Exception):
-    """A message did not reach the server; the text says why."""
+class ServerUnreachable(ImqttError):
+    """The server or its broker does not answer, or the broker refuses the server's account."""
+
+    code = "server_unreachable"
+    retryable = True
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
     """The broker's internal listener and the server's account on it.
 
-    Every method waits, and raises `ServerNotTold` where the broker does not answer or refuses this account.
+    Every method blocks, and raises `ServerUnreachable`.
     """
 
     host: str
@@ -102,9 +105,9 @@ class Access:
             finally:
                 await link.close()
             if code == NO_MATCHING_SUBSCRIBERS:
-                raise ServerNotTold("no server has ever served this broker")
+                raise ServerUnreachable("no server has ever served this broker")
             if code:
-                raise ServerNotTold(f"the broker does not pass it on: {describe(code)}")
+                raise ServerUnreachable(f"the broker does not pass it on: {describe(code)}")
 
         _run(tell())
 
@@ -123,11 +126,11 @@ class Access:
                 await link.subscribe(control.REPLIES + reply)
                 order = Message(control.TOPIC, control.encode(control.Ask(user, reply)))
                 if await link.publish([order]) == [NO_MATCHING_SUBSCRIBERS]:
-                    raise ServerNotTold("no server serves this broker")
+                    raise ServerUnreachable("no server serves this broker")
                 async with asyncio.timeout(ANSWER_SECONDS):
                     (received, *_) = await link.receive(1)
             except TimeoutError:
-                raise ServerNotTold("the server does not answer") from None
+                raise ServerUnreachable("the server does not answer") from None
             finally:
                 await link.close()
             return control.parse_answer(received.payload)
@@ -159,7 +162,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except (OSError, TimeoutError, LinkError) as error:
-        raise ServerNotTold(f"the broker cannot be reached: {error}") from error
+        raise ServerUnreachable(f"the broker cannot be reached: {error}") from error
 
 
 def _tls(config: "ServerConfig") -> "ssl.SSLContext | None":

@@ -28,7 +28,9 @@ class Listeners:
 
 
 class PortTaken(SetupError):
-    """Somebody else listens there."""
+    """Another program listens on the port."""
+
+    code = "port_taken"
 
 
 def choose(given: Listeners, last: Listeners) -> Listeners:

@@ -24,16 +24,16 @@ class SystemUser:
     groups: list[int] = field(default_factory=list)
 
 
-class Powerless(Exception):
-    """Root cannot become another user here."""
+class CannotSwitchUser(Exception):
+    """Root lacks what it needs to become another user, as in some containers."""
 
 
 def broker_user(name: str = "") -> SystemUser | None:
     """Returns the user that a broker started by this process should become; None: it stays who it is.
 
-    `name` is the operator's choice. Without one, root gives way to Mosquitto's own user, or else to `nobody`.
-    Raises `SetupError` for a choice that is impossible, and `Powerless` if there is no choice and root lacks
-    the capabilities.
+    `name` is the operator's choice. Without one, root becomes Mosquitto's own user, or else `nobody`.
+    Raises `SetupError` if the choice is impossible, and `CannotSwitchUser` if there is no choice and root
+    lacks the capabilities.
     """
     own = os.geteuid()
     if not name and own != 0:
@@ -46,7 +46,7 @@ def broker_user(name: str = "") -> SystemUser | None:
     if reason := _obstacle(user):
         if name:
             raise SetupError(f"Mosquitto cannot run as {name}: {reason}")
-        raise Powerless(reason)
+        raise CannotSwitchUser(reason)
     return user
 
 
