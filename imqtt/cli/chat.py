@@ -6,22 +6,12 @@ from typing import Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.connection import (
-    Authorities,
-    Brokers,
-    Certificate,
-    DeviceName,
-    DeviceStore,
-    Key,
-    Password,
-    TlsFiles,
-    User,
-    resolve,
-)
-from imqtt.cli.data import DEFAULT, Data
+from imqtt.cli.connection import ConnectionOptions, resolve
+from imqtt.cli.options import with_options
 from imqtt.errors import SetupError
 
 
+@with_options
 def chat(
     to: Annotated[
         str,
@@ -32,15 +22,7 @@ def chat(
         ),
     ] = "",
     *,
-    user: User = "",
-    device: DeviceName = "",
-    password: Password = "",
-    brokers: Brokers = None,
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    device_store: DeviceStore = None,
-    data: Data = DEFAULT,
+    options: ConnectionOptions,
 ) -> None:
     """Chat in the terminal.
 
@@ -52,10 +34,7 @@ def chat(
     conversation, `/discard` takes back a message that is not stored yet, `/help` or F1 shows all commands and
     keys, `/quit` or Ctrl-C leaves.
     """
-    connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
-        tls=TlsFiles(ca, cert, key),
-    )  # fmt: skip
+    connection = resolve(options)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do without")
 

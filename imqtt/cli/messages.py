@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.connection import (
-    Authorities,
-    Brokers,
-    Certificate,
-    Connection,
-    DeviceName,
-    DeviceStore,
-    Key,
-    Password,
-    TlsFiles,
-    User,
-    resolve,
-)
-from imqtt.cli.data import DEFAULT, Data, data_option
+from imqtt.cli.connection import Connection, ConnectionOptions, resolve
+from imqtt.cli.data import data_option
+from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line
 from imqtt.errors import ImqttError, Invalid, NotConnected, SetupError
 
@@ -40,6 +29,7 @@ To = Annotated[
 Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.1, help="Seconds to wait at most.")]
 
 
+@with_options
 def send(
     to: To,
     text: Annotated[
@@ -65,15 +55,7 @@ def send(
     ] = "",
     wait: Wait = 30.0,
     as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    password: Password = "",
-    brokers: Brokers = None,
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    device_store: DeviceStore = None,
-    data: Data = DEFAULT,
+    options: ConnectionOptions,
 ) -> None:
     """Send a message, and return when it is stored.
 
@@ -96,10 +78,7 @@ def send(
         raise typer.BadParameter("--lines reads messages from stdin: no TEXT, --file or --message-id with it")
     if text and file:
         raise typer.BadParameter("TEXT or --file, not both")
-    connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
-        tls=TlsFiles(ca, cert, key),
-    )  # fmt: skip
+    connection = resolve(options)
     conversation = conversation_with(connection.device.user, to)
     first = None if lines else _content(_body(text, file), content_type)
 
@@ -112,9 +91,9 @@ def send(
             except asyncio.CancelledError:
                 complain("interrupted before anything was sent; nothing is in the outbox")
                 raise
-            where = data_option(data)
-            if device_store is not None:
-                where += f" --device-store {shlex.quote(str(device_store))}"
+            where = data_option(options.data)
+            if options.device_store is not None:
+                where += f" --device-store {shlex.quote(str(options.device_store))}"
             outgoing = _Outgoing(client, connection, conversation, wait, where, as_json=as_json)
             if first is not None:
                 await outgoing.send(first, message_id, waited=time.monotonic() - begun)
@@ -195,6 +174,7 @@ class _Outgoing:
         )
 
 
+@with_options
 def tail(
     to: Annotated[
         list[str] | None,
@@ -213,15 +193,7 @@ def tail(
     ] = False,
     read: Annotated[bool, typer.Option("--read", help="Mark the messages as read.")] = False,
     as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    password: Password = "",
-    brokers: Brokers = None,
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    device_store: DeviceStore = None,
-    data: Data = DEFAULT,
+    options: ConnectionOptions,
 ) -> None:
     """Print messages as they arrive, each conversation in order, until Ctrl-C.
 
@@ -232,10 +204,7 @@ def tail(
     from imqtt.cli.client import open_client
     from imqtt.cli.formatting import conversation_with
 
-    connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
-        tls=TlsFiles(ca, cert, key),
-    )  # fmt: skip
+    connection = resolve(options)
     if resume and connection.store is None:
         raise SetupError("--resume needs a place to remember where it ended: --device-store FILE")
     wanted = {conversation_with(connection.device.user, name) for name in to or ()}
@@ -260,6 +229,7 @@ def tail(
     signals.run(main)
 
 
+@with_options
 def history(
     to: To,
     *,
@@ -269,15 +239,7 @@ def history(
     ] = 0,
     wait: Wait = 10.0,
     as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    password: Password = "",
-    brokers: Brokers = None,
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    device_store: DeviceStore = None,
-    data: Data = DEFAULT,
+    options: ConnectionOptions,
 ) -> None:
     """Print a conversation's messages, oldest first.
 
@@ -290,10 +252,7 @@ def history(
     from imqtt.cli.formatting import conversation_with
     from imqtt.client import Phase
 
-    connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
-        tls=TlsFiles(ca, cert, key),
-    )  # fmt: skip
+    connection = resolve(options)
     conversation = conversation_with(connection.device.user, to)
     events: list[Event] = []
 

@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imqtt.cli.connection import PANEL, DeviceName, User, resolve_store
-from imqtt.cli.data import DEFAULT, Data
+from imqtt.cli.connection import StoreOptions, resolve_store
+from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table
 from imqtt.errors import SetupError
 
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from imqtt.cli.connection import LocalDevice
     from imqtt.client import Entry
     from imqtt.client.store import LocalStore
-
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        "--device-store", metavar="FILE", show_default=False, rich_help_panel=PANEL,
-        help="File for this device's messages, outbox and cursors. Default: the one in the data directory.",
-    ),
-]  # fmt: skip
 
 app = typer.Typer(
     help="Show and discard messages of this device that are not stored yet.\n\n"
@@ -35,17 +27,10 @@ app = typer.Typer(
 
 
 @app.callback()
-def outbox(
-    context: typer.Context,
-    *,
-    as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    device_store: Store = None,
-    data: Data = DEFAULT,
-) -> None:
+@with_options
+def outbox(context: typer.Context, *, as_json: Json = False, options: StoreOptions) -> None:
     if context.invoked_subcommand is None:
-        list_(as_json=as_json, user=user, device=device, device_store=device_store, data=data)
+        list_(as_json=as_json, **asdict(options))
         return
     sources = (context.get_parameter_source(name) for name in context.params)
     if any(source is not None and source.name == "COMMANDLINE" for source in sources):
@@ -53,14 +38,8 @@ def outbox(
 
 
 @app.command("list")
-def list_(
-    *,
-    as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    device_store: Store = None,
-    data: Data = DEFAULT,
-) -> None:
+@with_options
+def list_(*, as_json: Json = False, options: StoreOptions) -> None:
     """List the messages that wait to be sent or were refused, in the order in which they were written.
 
     A refused message is not sent again. It stays in the outbox until you discard it.
@@ -69,7 +48,7 @@ def list_(
 
     from imqtt.cli.formatting import local, words_of_content
 
-    entries = asyncio.run(_entries(resolve_store(data, user, device, device_store)))
+    entries = asyncio.run(_entries(resolve_store(options)))
     if as_json:
         for entry in entries:
             print_json(entry)
@@ -93,6 +72,7 @@ def list_(
 
 
 @app.command()
+@with_options
 def discard(
     messages: Annotated[
         list[str] | None,
@@ -101,10 +81,7 @@ def discard(
     *,
     everything: Annotated[bool, typer.Option("--all", help="Discard all of them.")] = False,
     as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    device_store: Store = None,
-    data: Data = DEFAULT,
+    options: StoreOptions,
 ) -> None:
     """Take messages out of the outbox, so that they are not sent again.
 
@@ -114,7 +91,7 @@ def discard(
 
     if bool(messages) == everything:
         raise typer.BadParameter("give message ids, or --all")
-    where = resolve_store(data, user, device, device_store)
+    where = resolve_store(options)
     discarded = asyncio.run(_discard(where, messages or None))
     for entry in discarded:
         if as_json:

@@ -4,11 +4,13 @@ import inspect
 import os
 from collections.abc import Callable, Collection
 from functools import cache
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from imqtt.cli.options import with_signature
 from imqtt.cli.output import complain, read_secret
 from imqtt.config import SETTINGS, ServerConfig, SettingsFile, unknown_variables
 from imqtt.errors import SetupError
@@ -31,19 +33,14 @@ def server_flags(without: Collection[str] = ()) -> Callable[[Callable[..., Any]]
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        parameters = [
-            parameter
-            for parameter in inspect.signature(command).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        for name, option in _options(without).items():
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
-            )
-        # typer reads a command's options from its signature.
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
+        own = inspect.signature(command).parameters.values()
+        flags = (
+            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option)
+            for name, option in _options(without).items()
+        )
+        return with_signature(
+            command, [*(one for one in own if one.kind is not Parameter.VAR_KEYWORD), *flags]
+        )
 
     return decorate
 

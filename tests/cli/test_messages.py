@@ -116,7 +116,10 @@ async def test_tail_goes_on_where_it_ended(data: Path) -> None:
     ("arguments", "said"),
     [
         (("bob", "x", "--user", "carol"), "imqtt: --device is needed: no credential of carol is saved in"),
-        (("bob", "x"), "imqtt: which one are you? --user and --device choose from alice@phone, bob@laptop"),
+        (
+            ("bob", "x"),
+            "imqtt: which device are you? Choose with --user and --device: alice@phone, bob@laptop",
+        ),
         (("d:bob:carol", "x", "--user", "alice"), "imqtt: alice is not in this conversation"),
         (("g:team", "x", "--user", "alice"), "imqtt: this server has no groups"),
         (("b ob", "x", "--user", "alice"), "imqtt: 'b ob' is neither a user nor a conversation"),
@@ -430,7 +433,7 @@ async def test_what_is_in_the_way_of_tls_is_one_line_at_once(tls: TlsMosquitto) 
             "cannot read missing.pem: No such file or directory",
         ),
         (("--broker", encrypted, "--key", authority.file), "is the key of no certificate"),
-        (("--ca", authority.file), "ask for TLS: say with --broker where"),
+        (("--ca", authority.file), "ask for TLS: name a broker with --broker"),
     ]:
         for command in (("send", "bob", "hi"), ("history", "bob")):
             async with asyncio.timeout(WITHIN):
