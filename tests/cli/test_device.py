@@ -106,7 +106,7 @@ def test_a_password_that_is_typed_is_not_shown(tmp_path: Path, source: str) -> N
 async def test_who_is_not_there_cannot_be_revoked(broker: Mosquitto) -> None:
     outcome = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory)
     assert outcome.status == 1
-    assert outcome.err == "imqtt: alice@phone has no credential; `imqtt device list` shows who has\n"
+    assert outcome.err == "imqtt: alice@phone has no credential; `imqtt device list` shows all devices\n"
 
 
 async def test_a_name_that_is_no_devices_is_refused(broker: Mosquitto) -> None:
@@ -331,7 +331,7 @@ async def test_all_devices_of_a_user_are_revoked_after_a_question(broker: Mosqui
         "alice2@phone"
     ]
     again = await imqtt("device", "revoke", "alice", "--yes", *where)
-    assert again.err == "imqtt: alice has no credential; `imqtt device list` shows who has\n"
+    assert again.err == "imqtt: alice has no credential; `imqtt device list` shows all devices\n"
     one = await imqtt("device", "revoke", "alice2/phone", "--json", *where)
     assert one.rows[0]["device"] == "alice2@phone"
 
