@@ -303,7 +303,7 @@ async def test_a_broker_left_behind_by_a_killed_process_is_ended_first(tmp_path:
     left = Mosquitto(tmp_path)
     await left.start()
     pid = left.pid
-    left._let_go()  # as the kernel does when a process dies
+    left._lock.release()  # as the kernel does when a process dies
     async with Mosquitto(tmp_path) as broker:
         assert broker.pid != pid
         assert await left.wait() == 0

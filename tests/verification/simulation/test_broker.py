@@ -134,10 +134,10 @@ class _Bounded(Mosquitto):
 
     def _prepare(self) -> None:
         super()._prepare()
-        text = self._config_file.read_text()
+        text = self.files.configuration.read_text()
         short = text.replace("max_queued_messages 100000", f"max_queued_messages {MAX_QUEUED}")
         assert short != text
-        self._config_file.write_text(short)
+        self.files.configuration.write_text(short)
 
 
 class SimSide:
