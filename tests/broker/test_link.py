@@ -425,6 +425,6 @@ async def test_acks_may_wait_for_others_but_not_for_ever(broker: Broker, open_li
     await sender.publish(numbered(10))
     for received in await take(receiver, 10):
         receiver.ack(received)
-    assert receiver._session.owing
+    assert receiver._connection.owing
 
-    await eventually(lambda: not receiver._session.owing)
+    await eventually(lambda: not receiver._connection.owing)

@@ -16,8 +16,8 @@ ROOM = Path(imqtt.__file__).parent
 FILES = (
     "protocol/__init__.py", "protocol/check.py", "protocol/json_format.py", "protocol/command_info.py",
     "protocol/protobuf_format.py", "protocol/topics.py", "model.py", "core/conversations.py",
-    "core/sequencing.py", "server/intake.py", "broker/packets.py", "broker/session.py", "broker/receipts.py",
-    "broker/publications.py", "client/replica.py",
+    "core/sequencing.py", "server/intake.py", "broker/packets.py", "broker/connection.py",
+    "broker/receipts.py", "broker/publications.py", "client/replica.py",
 )  # fmt: skip
 
 

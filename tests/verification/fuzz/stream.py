@@ -1,6 +1,6 @@
 """The laws of the link's parser: any stream from a broker, in any pieces.
 
-An input is three bytes that say how the session is set up and in which pieces it hears, and the stream.
+An input is three bytes that say how the connection is set up and in which pieces it hears, and the stream.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 import mqtt5
 
 from imqtt.broker import packets
-from imqtt.broker.packets import Bad, Cutter
+from imqtt.broker.connection import Connected, Connection, Ended, Event, State
+from imqtt.broker.packets import Cutter, ProtocolError
 from imqtt.broker.publications import Publication
-from imqtt.broker.session import Connected, Ended, Event, Session, State
 from imqtt.broker.values import LinkSettings, Message, Received
 
 HEAD: Final = 3  # bytes before the stream
@@ -80,50 +80,50 @@ def link(data: bytes) -> None:
 
 
 def _hear(scenario: Scenario, pieces: list[bytes]) -> list[object]:
-    """The events of a session that hears these pieces, in a form that does not depend on the pieces."""
-    session = Session(scenario.settings, 0.0)
-    session.subscribe(["t/#"])
-    publications = [session.publish([Message("u", b"")] * 2) for _ in range(scenario.published)]
-    session.send(0.0, ROOM)
+    """The events of a connection that hears these pieces, in a form that does not depend on the pieces."""
+    connection = Connection(scenario.settings, 0.0)
+    connection.subscribe(["t/#"])
+    publications = [connection.publish([Message("u", b"")] * 2) for _ in range(scenario.published)]
+    connection.send(0.0, ROOM)
     if scenario.opened:
-        assert session.receive(CONNACK, 0.0) == [Connected(False, "one", None)]
-        session.send(0.0, ROOM)
+        assert connection.receive(CONNACK, 0.0) == [Connected(False, "one", None)]
+        connection.send(0.0, ROOM)
     events: list[Event] = []
     received: list[Received] = []
     for piece in pieces:
-        ended = session.state is State.ENDED
-        news = session.receive(piece, 1.0)
+        ended = connection.state is State.ENDED
+        news = connection.receive(piece, 1.0)
         assert not (ended and news), "nothing comes behind the end"
         events += news
         fresh = [event for event in news if isinstance(event, Received) and event.qos]
         received += fresh
         if scenario.at_once:
             for message in reversed(fresh) if scenario.backwards else fresh:
-                session.ack(message)
-        _keeps_little(session, scenario)
-    _ends_once(session, events)
+                connection.ack(message)
+        _keeps_little(connection, scenario)
+    _ends_once(connection, events)
     _answers_once(publications, events)
     for message in reversed(received) if scenario.backwards else received:
-        session.ack(message)
-    _acks_in_order(session, received)
+        connection.ack(message)
+    _acks_in_order(connection, received)
     return [_outcome(event) for event in events]
 
 
-def _keeps_little(session: Session, scenario: Scenario) -> None:
+def _keeps_little(connection: Connection, scenario: Scenario) -> None:
     """Of the stream it keeps less than the packet that it waits for, and that is bounded."""
-    cutter = session._cutter
-    if session.state is not State.ENDED:
+    cutter = connection._cutter
+    if connection.state is not State.ENDED:
         assert sum(map(len, cutter._kept)) < max(cutter._needed, LONGEST_HEAD)
         assert cutter._needed <= (scenario.max_packet or packets.LARGEST)
 
 
-def _ends_once(session: Session, events: list[Event]) -> None:
+def _ends_once(connection: Connection, events: list[Event]) -> None:
     ends = [event for event in events if isinstance(event, Ended)]
-    assert ends == (events[-1:] if session.state is State.ENDED else [])
+    assert ends == (events[-1:] if connection.state is State.ENDED else [])
     if ends:
         str(ends[0].error).encode("utf-8")
-        assert session.tick(1e9) == []
-        assert session.deadline is None
+        assert connection.tick(1e9) == []
+        assert connection.deadline is None
 
 
 def _answers_once(publications: list[Publication], events: list[Event]) -> None:
@@ -135,20 +135,20 @@ def _answers_once(publications: list[Publication], events: list[Event]) -> None:
     assert all(0 <= publication.unanswered <= 2 for publication in publications)
 
 
-def _acks_in_order(session: Session, received: list[Received]) -> None:
+def _acks_in_order(connection: Connection, received: list[Received]) -> None:
     """Everything is acked: its PUBACKs leave in the order of receipt, unless the connection has ended."""
     receipts = [message.receipt for message in received]
     assert receipts == sorted(set(receipts))
-    ended = session.state is State.ENDED
-    written, _ = session.send(2.0, ROOM)
+    ended = connection.state is State.ENDED
+    written, _ = connection.send(2.0, ROOM)
     said = list(_read_all(written))
     acks = [packet.packet_id for packet in said if isinstance(packet, mqtt5.PubAckPacket)]
     expected = [message.packet_id for message in received]
     assert acks == (expected[: len(acks)] if ended else expected)
     if not ended:
-        assert session.load(0) == 0
-    again, events = session.send(3.0, ROOM)
-    assert ended <= (not again and not events and not session.owing and not session.pending)
+        assert connection.load(0) == 0
+    again, events = connection.send(3.0, ROOM)
+    assert ended <= (not again and not events and not connection.owing and not connection.pending)
 
 
 def _read_all(written: bytes) -> Iterator[mqtt5.Packet]:
@@ -160,7 +160,7 @@ def _read_all(written: bytes) -> Iterator[mqtt5.Packet]:
 
 
 def _outcome(event: Event) -> object:
-    """What counts of an event: receipts are numbered from another place in each session."""
+    """What counts of an event: receipts are numbered from another place in each connection."""
     if isinstance(event, Received):
         return event._replace(receipt=0 if event.qos else -1)
     if isinstance(event, Publication):
@@ -176,7 +176,7 @@ def _copies_little(scenario: Scenario, pieces: list[bytes]) -> None:
     copied = 0
     for piece in pieces:
         copied += len(cutter.cut(piece)[0])
-        if cutter.bad is not None:
+        if cutter.error is not None:
             break
     assert copied <= 3 * len(scenario.stream) + 5 * len(pieces)
 
@@ -234,7 +234,7 @@ def _read(raw: bytes) -> object:
             return packets.read_suback(data, cut)
         if cut[0] & 0xF0 == packets.DISCONNECT:
             return packets.read_disconnect(data, cut)
-    except (Bad, IndexError, UnicodeDecodeError):
+    except (ProtocolError, IndexError, UnicodeDecodeError):
         pass
     return None
 

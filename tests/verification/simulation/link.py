@@ -1,7 +1,7 @@
 """The server's link on the simulated broker.
 
 It is `imqtt.broker.link.Link` itself, with all that it does about receiving, pausing, acking and ending. Only
-what lies under it is another: a transport that carries packets as objects, and a session that does not
+what lies under it is another: a transport that carries packets as objects, and a connection that does not
 encode them. `connecting(broker)` stands in for `imqtt.broker.link.connect`.
 
 Nobody sends pings: whether the peer would have answered one is looked up in the simulated network.
@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from imqtt.broker.connection import Connected, Ended, Event, State, Subscribed
 from imqtt.broker.errors import KEEP_ALIVE_TIMEOUT, PACKET_TOO_LARGE, SUCCESS, Closed, ConnackRefused
 from imqtt.broker.keepalive import DEAD_AFTER
 from imqtt.broker.link import Link
 from imqtt.broker.publications import Publication
 from imqtt.broker.receipts import Receipts
-from imqtt.broker.session import Connected, Ended, Event, State, Subscribed
 from imqtt.broker.values import LinkSettings, Message, Received
 from tests.verification.simulation.broker import (
     ACK,
@@ -68,7 +68,7 @@ class SimLink(Link):
         super().__init__(settings, broker.loop)
         self._broker = broker
         self._wire = _Transport(broker, self)
-        self._session: Any = _Session(settings, broker, self._wire)
+        self._connection: Any = _Connection(settings, broker, self._wire)
 
     async def open(self) -> None:
         try:
@@ -144,8 +144,8 @@ class _Transport(asyncio.Transport):
         return default
 
 
-class _Session:
-    """`imqtt.broker.session.Session` without an encoding: what it sends and receives are packets."""
+class _Connection:
+    """`imqtt.broker.connection.Connection` without an encoding: what it sends and receives are packets."""
 
     def __init__(self, settings: LinkSettings, broker: Broker, wire: _Transport) -> None:
         self.state = State.CONNECTING
