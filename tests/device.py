@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self, TypeVar
 
-from imqtt.broker.link import Link, LinkSettings, Message, connect
+from imqtt.broker.link import Link, LinkSettings, Packet, connect
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.model import (
     Accepted,
@@ -82,7 +82,7 @@ class RawDevice:
 
     async def raw(self, payload: bytes, *, to: int = 0, topic: str = "", **fields: object) -> list[int]:
         assert self._link is not None
-        message = Message(topic or up(self.device, to), payload, **fields)  # type: ignore[arg-type]
+        message = Packet(topic or up(self.device, to), payload, **fields)  # type: ignore[arg-type]
         return await self._link.publish([message])
 
     async def hello(self, *cursors: Cursor, nonce: str = "n1", **fields: object) -> tuple[Welcome, Page]:

@@ -5,7 +5,7 @@ It needs `mqtt5` and the standard library, and nothing else of imqtt. `link` sho
 
 from imqtt.broker.errors import Closed, ConnackRefused, LinkError, SubscriptionRefused
 from imqtt.broker.link import Link, connect
-from imqtt.broker.values import LinkSettings, Message, Received, Will
+from imqtt.broker.values import LinkSettings, Packet, Received, Will
 
 __all__ = [
     "Closed",
@@ -13,7 +13,7 @@ __all__ = [
     "Link",
     "LinkError",
     "LinkSettings",
-    "Message",
+    "Packet",
     "Received",
     "SubscriptionRefused",
     "Will",

@@ -29,7 +29,7 @@ from imqtt.broker.keepalive import Due, KeepAlive
 from imqtt.broker.packets import ProtocolError
 from imqtt.broker.publications import Publication, Publications
 from imqtt.broker.receipts import Receipts
-from imqtt.broker.values import LinkSettings, Message, Received
+from imqtt.broker.values import LinkSettings, Packet, Received
 
 _received = tuple.__new__  # takes half as long as Received(...)
 _PINGREQ: Final = b"\xc0\x00"
@@ -198,9 +198,9 @@ class Connection:
 
     # --- out
 
-    def publish(self, messages: Sequence[Message]) -> Publication:
+    def publish(self, packets: Sequence[Packet]) -> Publication:
         """Queues packets. They leave in order, within the broker's Receive Maximum."""
-        return self._publications.add(messages)
+        return self._publications.add(packets)
 
     def subscribe(self, patterns: Sequence[str]) -> int:
         """Queues a SUBSCRIBE at QoS 1 without retained messages. Returns its packet id."""

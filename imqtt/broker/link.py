@@ -26,9 +26,9 @@ from typing import Any, cast
 from imqtt.broker.connection import Connected, Connection, Event, State, Subscribed
 from imqtt.broker.errors import Closed, ConnackRefused, SubscriptionRefused
 from imqtt.broker.publications import Publication
-from imqtt.broker.values import LinkSettings, Message, Received, Will
+from imqtt.broker.values import LinkSettings, Packet, Received, Will
 
-__all__ = ["Link", "LinkSettings", "Message", "Received", "Will", "connect"]
+__all__ = ["Link", "LinkSettings", "Packet", "Received", "Will", "connect"]
 
 _ROOM = 256 * 1024  # bytes encoded at a time, so that packets wait unencoded while the socket is slow
 
@@ -162,7 +162,7 @@ class Link(asyncio.Protocol):
 
     # --- publishing
 
-    def publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+    def publish(self, packets: Sequence[Packet]) -> asyncio.Future[list[int]]:
         """Publishes packets in order. The result of the future is a reason code for each.
 
         0x00: published; 0x10: published without a subscriber; from 0x80: not published. The link itself sets
@@ -172,8 +172,8 @@ class Link(asyncio.Protocol):
         future: asyncio.Future[list[int]] = self._loop.create_future()
         if self.closed is not None:
             _fail(future, self.closed)
-        elif messages:
-            self._publishing[self._connection.publish(messages)] = future
+        elif packets:
+            self._publishing[self._connection.publish(packets)] = future
             self._flush_soon()
         else:
             future.set_result([])

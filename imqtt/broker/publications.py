@@ -8,7 +8,7 @@ from typing import Final
 from mqtt5 import PublishPacket, QoS
 
 from imqtt.broker.errors import PACKET_TOO_LARGE, SUCCESS, TOPIC_NAME_INVALID
-from imqtt.broker.values import Message
+from imqtt.broker.values import Packet
 
 MAX_IN_FLIGHT: Final = 65_000  # leaves packet ids for SUBSCRIBE
 
@@ -19,12 +19,12 @@ _FORBIDDEN: Final = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufff
 class Publication:
     """Packets of one `publish` call, and the reason code of each once it is known."""
 
-    __slots__ = ("codes", "messages", "unanswered", "unsent")
+    __slots__ = ("codes", "packets", "unanswered", "unsent")
 
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = messages
-        self.codes = [SUCCESS] * len(messages)
-        self.unanswered = len(messages)
+    def __init__(self, packets: Sequence[Packet]) -> None:
+        self.packets = packets
+        self.codes = [SUCCESS] * len(packets)
+        self.unanswered = len(packets)
         self.unsent = 0  # index of the first packet that still waits
 
 
@@ -48,13 +48,9 @@ class Publications:
         """Whether packets wait that may be sent now."""
         return bool(self._waiting) and len(self._in_flight) < self._most
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._in_flight)
-
-    def add(self, messages: Sequence[Message]) -> Publication:
-        publication = Publication(messages)
-        if messages:
+    def add(self, packets: Sequence[Packet]) -> Publication:
+        publication = Publication(packets)
+        if packets:
             self._waiting.append(publication)
         return publication
 
@@ -73,31 +69,31 @@ class Publications:
             room = self._send(publication, out, room)
             if publication.unanswered == 0:
                 answered.append(publication)
-            if publication.unsent < len(publication.messages):
+            if publication.unsent < len(publication.packets):
                 break
             waiting.popleft()
         return answered
 
     def _send(self, publication: Publication, out: list[bytes], room: int) -> int:
         in_flight, most, max_packet = self._in_flight, self._most, self._max_packet
-        messages = publication.messages
-        for index in range(publication.unsent, len(messages)):
+        packets = publication.packets
+        for index in range(publication.unsent, len(packets)):
             if room <= 0 or len(in_flight) >= most:
                 break
             publication.unsent = index + 1
-            message = messages[index]
-            packet_id = None if message.qos == 0 else self._free_id()
-            packet = _encode(message, packet_id)
-            if packet is None or (max_packet is not None and len(packet) > max_packet):
-                publication.codes[index] = TOPIC_NAME_INVALID if packet is None else PACKET_TOO_LARGE
+            packet = packets[index]
+            packet_id = None if packet.qos == 0 else self._free_id()
+            encoded = _encode(packet, packet_id)
+            if encoded is None or (max_packet is not None and len(encoded) > max_packet):
+                publication.codes[index] = TOPIC_NAME_INVALID if encoded is None else PACKET_TOO_LARGE
                 publication.unanswered -= 1
                 continue
             if packet_id is None:
                 publication.unanswered -= 1  # QoS 0 has no answer (section 4.3.1)
             else:
                 in_flight[packet_id] = publication, index
-            out.append(packet)
-            room -= len(packet)
+            out.append(encoded)
+            room -= len(encoded)
         return room
 
     def answer(self, packet_id: int, code: int) -> Publication | None:
@@ -122,9 +118,9 @@ class Publications:
         return packet_id
 
 
-def _encode(message: Message, packet_id: int | None) -> bytes | None:
+def _encode(packet: Packet, packet_id: int | None) -> bytes | None:
     """The bytes of a PUBLISH; None if MQTT does not allow its topic or user properties."""
-    topic, payload, _, properties, retain = message
+    topic, payload, _, properties, retain = packet
     if not (topic.isascii() and topic.isprintable()) and _FORBIDDEN.search(topic):
         return None
     if properties and any(_FORBIDDEN.search(text) for pair in properties for text in pair):

@@ -64,7 +64,7 @@ class LinkSettings:
             raise ValueError(f"keep_alive must be 0 to 65535 seconds, not {self.keep_alive}")
 
 
-class Message(NamedTuple):
+class Packet(NamedTuple):
     """A packet to publish, at QoS 0 or 1. `properties` are MQTT 5 user properties."""
 
     topic: str

@@ -94,13 +94,13 @@ class Access:
     def revoke(self, usernames: Sequence[str]) -> None:
         """Has the server forget devices. It does so when it is back, if it is not there now."""
         from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, describe
-        from imqtt.broker.link import Message
+        from imqtt.broker.link import Packet
         from imqtt.server import control
 
         async def tell() -> None:
             link = await self._connect("", self.username, self.password)
             try:
-                order = Message(control.TOPIC, control.encode(control.Revoke(tuple(usernames))))
+                order = Packet(control.TOPIC, control.encode(control.Revoke(tuple(usernames))))
                 (code,) = await link.publish([order])
             finally:
                 await link.close()
@@ -116,7 +116,7 @@ class Access:
         import asyncio
 
         from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
-        from imqtt.broker.link import Message
+        from imqtt.broker.link import Packet
         from imqtt.server import control
 
         async def ask() -> "Told":
@@ -124,7 +124,7 @@ class Access:
             reply = secrets.token_hex(8)
             try:
                 await link.subscribe(control.REPLIES + reply)
-                order = Message(control.TOPIC, control.encode(control.Ask(user, reply)))
+                order = Packet(control.TOPIC, control.encode(control.Ask(user, reply)))
                 if await link.publish([order]) == [NO_MATCHING_SUBSCRIBERS]:
                     raise ServerUnreachable("no server serves this broker")
                 async with asyncio.timeout(ANSWER_SECONDS):

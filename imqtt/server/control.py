@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
-from imqtt.broker.link import Message
+from imqtt.broker.link import Packet
 from imqtt.errors import StoreUnreachable, Unavailable
 from imqtt.model import Device
 from imqtt.protocol.topics import parse_username
@@ -69,12 +69,12 @@ encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(Order).decode
 
 
-def copies(order: Order, partitions: int) -> list[Message]:
+def copies(order: Order, partitions: int) -> list[Packet]:
     """What has to go through the sessions of the other partitions, too."""
     if not isinstance(order, Revoke) or order.copy:
         return []
     payload = encode(msgspec.structs.replace(order, copy=True))
-    return [Message(f"{TOPICS}{partition}", payload) for partition in range(1, partitions)]
+    return [Packet(f"{TOPICS}{partition}", payload) for partition in range(1, partitions)]
 
 
 def parse(payload: bytes) -> Order | None:
@@ -127,7 +127,7 @@ class Control:
             told = Told((), known=False)
         else:
             told = Told(tuple(Seen(str(it.device), it.state, it.since) for it in known))
-        self._publish([Message(REPLIES + ask.reply, encode(told))])
+        self._publish([Packet(REPLIES + ask.reply, encode(told))])
 
 
 def _devices(revocations: Iterable[Revoke]) -> list[Device]:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from imqtt.broker.link import Link, Received
-from imqtt.broker.link import Message as Packet
+from imqtt.broker.link import Link, Packet, Received
 from imqtt.core.conversations import check_member
 from imqtt.core.partitions import partition_of, route
 from imqtt.core.sequencing import Incoming, receive

@@ -9,7 +9,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
-from imqtt.broker.link import Message as Packet
+from imqtt.broker.link import Packet
 from imqtt.core.conversations import members_of
 from imqtt.core.marks import merge
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse

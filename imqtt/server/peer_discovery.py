@@ -18,7 +18,7 @@ from random import random
 import msgspec
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, ConnackRefused, LinkError
-from imqtt.broker.link import Link, Message
+from imqtt.broker.link import Link, Packet
 from imqtt.broker.values import Will
 from imqtt.core.backoff import backoff
 from imqtt.errors import SetupError
@@ -153,7 +153,7 @@ class PeerDiscovery:
         """Announces that this server leaves, so that the others need not wait for a timeout."""
         if self._link is None:
             return
-        goodbye = Message(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
+        goodbye = Packet(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
         with contextlib.suppress(LinkError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._link.publish([goodbye])
@@ -269,5 +269,5 @@ class PeerDiscovery:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since
         return msgspec.structs.replace(self._me, standing=round(standing, 1), away=self._away())
 
-    def _message(self, *, asks: bool) -> Message:
-        return Message(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))
+    def _message(self, *, asks: bool) -> Packet:
+        return Packet(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))

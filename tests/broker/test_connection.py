@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from imqtt.broker.connection import Connected, Connection, Ended, Event, Subscribed
 from imqtt.broker.errors import Closed, ConnackRefused
 from imqtt.broker.publications import Publication
-from imqtt.broker.values import LinkSettings, Message, Received
+from imqtt.broker.values import LinkSettings, Packet, Received
 
 ROOM = 1 << 20
 
@@ -89,7 +89,7 @@ ENDINGS = [
 def heard(stream: bytes, cuts: list[int]) -> list[object]:
     connection = Connection(settings(), 0.0)
     connection.subscribe(["t/#"])
-    connection.publish([Message(f"u/{number}", b"") for number in range(3)])
+    connection.publish([Packet(f"u/{number}", b"") for number in range(3)])
     connection.send(0.0, ROOM)
     events: list[Event] = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
@@ -183,7 +183,7 @@ def test_the_password_does_not_show() -> None:
 
 def test_no_more_is_in_flight_than_the_broker_allows_and_the_rest_follows_in_order() -> None:
     connection = opened(receive_max=3)
-    publication = connection.publish([Message(f"t/{number}", b"") for number in range(8)])
+    publication = connection.publish([Packet(f"t/{number}", b"") for number in range(8)])
     topics: list[str] = []
     for _ in range(8):
         for packet in sent(connection):
@@ -199,8 +199,8 @@ def test_no_more_is_in_flight_than_the_broker_allows_and_the_rest_follows_in_ord
 
 def test_a_publication_is_answered_when_its_last_message_is_in_whatever_order() -> None:
     connection = opened()
-    first = connection.publish([Message("t", b""), Message("t", b"")])
-    second = connection.publish([Message("t", b"")])
+    first = connection.publish([Packet("t", b""), Packet("t", b"")])
+    second = connection.publish([Packet("t", b"")])
     sent(connection)
 
     assert connection.receive(puback(3, 0x10), 0.0) == [second]
@@ -211,12 +211,12 @@ def test_a_publication_is_answered_when_its_last_message_is_in_whatever_order() 
 
 def test_packet_ids_run_round_and_step_over_those_in_use() -> None:
     connection = opened()
-    connection.publish([Message("t", b"")])
+    connection.publish([Packet("t", b"")])
     sent(connection)  # packet id 1 stays in use
 
     used: list[int] = []
     for _ in range(140):
-        publication = connection.publish([Message("t", b"")] * 500)
+        publication = connection.publish([Packet("t", b"")] * 500)
         ids = [packet.packet_id for packet in sent(connection) if isinstance(packet, mqtt5.PublishPacket)]
         for packet_id in ids:
             connection.receive(puback(packet_id or 0), 0.0)
@@ -228,7 +228,7 @@ def test_packet_ids_run_round_and_step_over_those_in_use() -> None:
 
 def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_others_leave() -> None:
     connection = opened(max_packet_size=1_000)
-    publication = connection.publish([Message("t", bytes(size)) for size in (10, 2_000, 20)])
+    publication = connection.publish([Packet("t", bytes(size)) for size in (10, 2_000, 20)])
 
     assert len(sent(connection)) == 2
     connection.receive(puback(1), 0.0)
@@ -242,7 +242,7 @@ def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_others_l
 @pytest.mark.parametrize("qos", [0, 1])
 def test_a_topic_that_mqtt_does_not_allow_gets_a_code_and_the_others_leave(topic: str, qos: int) -> None:
     connection = opened()
-    publication = connection.publish([Message(topic, b"", qos), Message("naïve 👍", b"", 0)])
+    publication = connection.publish([Packet(topic, b"", qos), Packet("naïve 👍", b"", 0)])
 
     assert len(sent(connection)) == 1
     assert publication.codes == [0x90, 0]
@@ -251,7 +251,7 @@ def test_a_topic_that_mqtt_does_not_allow_gets_a_code_and_the_others_leave(topic
 
 def test_a_user_property_that_mqtt_does_not_allow_gets_a_code() -> None:
     connection = opened()
-    publication = connection.publish([Message("t", b"", 1, (("a", "b\0"),))])
+    publication = connection.publish([Packet("t", b"", 1, (("a", "b\0"),))])
 
     assert sent(connection) == []
     assert publication.codes == [0x90]
@@ -259,9 +259,7 @@ def test_a_user_property_that_mqtt_does_not_allow_gets_a_code() -> None:
 
 def test_qos_0_is_done_when_written_and_keeps_its_place() -> None:
     connection = opened(receive_max=1)
-    publication = connection.publish(
-        [Message("first", b""), Message("second", b""), Message("third", b"", 0)]
-    )
+    publication = connection.publish([Packet("first", b""), Packet("second", b""), Packet("third", b"", 0)])
 
     assert len(sent(connection)) == 1
     connection.receive(puback(1), 0.0)
@@ -275,7 +273,7 @@ def test_qos_0_is_done_when_written_and_keeps_its_place() -> None:
 
 def test_messages_are_made_only_as_far_as_there_is_room() -> None:
     connection = opened()
-    connection.publish([Message("t", bytes(1_000))] * 100)
+    connection.publish([Packet("t", bytes(1_000))] * 100)
 
     data, _ = connection.send(0.0, 10_000)
 

@@ -13,7 +13,7 @@ from imqtt.broker import (
     ConnackRefused,
     Link,
     LinkSettings,
-    Message,
+    Packet,
     Received,
     SubscriptionRefused,
     Will,
@@ -49,8 +49,8 @@ async def take(link: Link, count: int) -> list[Received]:
     return received
 
 
-def numbered(count: int, start: int = 0) -> list[Message]:
-    return [Message("t/x", str(number).encode()) for number in range(start, start + count)]
+def numbered(count: int, start: int = 0) -> list[Packet]:
+    return [Packet("t/x", str(number).encode()) for number in range(start, start + count)]
 
 
 def numbers(received: list[Received]) -> list[int]:
@@ -65,9 +65,9 @@ async def test_messages_arrive_as_they_were_published(broker: Broker, open_link:
     await link.subscribe("t/+")
 
     codes = await link.publish([
-        Message("t/a", b"first", 1, (("name", "value"), ("name", "again"))),
-        Message("t/b", b"", 0),
-        Message("t/ç/none", b"nobody asked"),
+        Packet("t/a", b"first", 1, (("name", "value"), ("name", "again"))),
+        Packet("t/b", b"", 0),
+        Packet("t/ç/none", b"nobody asked"),
     ])  # fmt: skip
 
     assert codes == [0, 0, 0x10]
@@ -123,7 +123,7 @@ async def test_a_megabyte_arrives_whole(broker: Broker, open_link: Open) -> None
     await link.subscribe("t/x")
     payload = bytes(range(256)) * 4_096
 
-    assert await link.publish([Message("t/x", payload)] * 3) == [0, 0, 0]
+    assert await link.publish([Packet("t/x", payload)] * 3) == [0, 0, 0]
 
     assert [one.payload == payload for one in await take(link, 3)] == [True] * 3
 
@@ -136,7 +136,7 @@ async def test_the_broker_refuses_a_large_message_with_a_code_and_the_link_lives
     async with Broker(tmp_path, more=bounds) as broker:
         link = await open_link(broker.settings("one"))
 
-        assert await link.publish([Message("t", bytes(2_000)), Message("t", b"")]) == [0x95, 0x10]
+        assert await link.publish([Packet("t", bytes(2_000)), Packet("t", b"")]) == [0x95, 0x10]
 
 
 async def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_link_lives(
@@ -146,7 +146,7 @@ async def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_li
         link = await open_link(broker.settings("one"))
 
         assert link.max_packet_size == 1_000
-        assert await link.publish([Message("t", bytes(2_000)), Message("t", b"")]) == [0x95, 0x10]
+        assert await link.publish([Packet("t", bytes(2_000)), Packet("t", b"")]) == [0x95, 0x10]
 
 
 async def test_nothing_to_publish_is_answered_at_once(broker: Broker, open_link: Open) -> None:
@@ -158,7 +158,7 @@ async def test_nothing_to_publish_is_answered_at_once(broker: Broker, open_link:
 async def test_more_than_the_socket_takes_at_once_is_all_answered(broker: Broker, open_link: Open) -> None:
     link = await open_link(broker.settings("one"))
 
-    published = link.publish([Message("t", bytes(100_000))] * 500)
+    published = link.publish([Packet("t", bytes(100_000))] * 500)
     await asyncio.sleep(0)  # the one write of this iteration of the loop
 
     assert link.buffered < 1_000_000
@@ -233,7 +233,7 @@ async def test_reading_pauses_at_the_bound_and_goes_on_below_half_of_it(
     await link.subscribe("t/x")
 
     # More than a socket holds, of which at most one read's worth comes in above the bound.
-    await publisher.publish([Message("t/x", bytes(10_000))] * 900)
+    await publisher.publish([Packet("t/x", bytes(10_000))] * 900)
     await eventually(lambda: not link.reading)
     held = await take(link, 11)
     while not link.reading:
@@ -251,7 +251,7 @@ async def test_a_subscription_is_granted_while_more_comes_than_there_is_room_for
     link = await open_link(settings)
     await link.subscribe("t/x")
     await link.close()
-    await publisher.publish([Message("t/x", bytes(10_000))] * 500)
+    await publisher.publish([Packet("t/x", bytes(10_000))] * 500)
 
     link = await open_link(settings)
     await eventually(lambda: not link.reading)
@@ -309,7 +309,7 @@ async def test_a_broker_that_is_killed_ends_everything_that_waits_on_the_link(
     receiving = asyncio.create_task(link.receive(1))
     await asyncio.sleep(0)
 
-    published = link.publish([Message("t", bytes(10_000))] * 5_000)
+    published = link.publish([Packet("t", bytes(10_000))] * 5_000)
     await broker.kill()
 
     async with asyncio.timeout(WITHIN):

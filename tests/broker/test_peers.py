@@ -5,7 +5,7 @@ import asyncio
 import mqtt5
 import pytest
 
-from imqtt.broker import Closed, ConnackRefused, Message, Received, connect
+from imqtt.broker import Closed, ConnackRefused, Packet, Received, connect
 from tests.broker.peers import WITHIN, Peer, eventually, packet
 
 CONNACK = mqtt5.ConnAckPacket().write()
@@ -60,7 +60,7 @@ async def test_a_peer_that_falls_silent_is_given_up_after_one_and_a_half_keep_al
     async with Peer(accept) as peer:
         link = await connect(peer.settings(keep_alive=1))
         began = asyncio.get_running_loop().time()
-        published = link.publish([Message("t", b"")])
+        published = link.publish([Packet("t", b"")])
 
         async with asyncio.timeout(WITHIN):
             closed = await link.wait_closed()
@@ -172,7 +172,7 @@ async def test_a_peer_that_ignores_receive_maximum_is_not_read_further() -> None
 async def test_a_peer_that_does_not_read_holds_back_what_is_published() -> None:
     async with Peer(accept) as peer:
         link = await connect(peer.settings(keep_alive=0))
-        published = link.publish([Message("t", bytes(100_000))] * 1_000)
+        published = link.publish([Packet("t", bytes(100_000))] * 1_000)
 
         await eventually(lambda: not link.writable)
 
@@ -185,7 +185,7 @@ async def test_a_peer_that_does_not_read_holds_back_what_is_published() -> None:
 async def test_close_gives_up_on_a_peer_that_does_not_read() -> None:
     async with Peer(accept) as peer:
         link = await connect(peer.settings(timeout=2.0, keep_alive=0))
-        link.publish([Message("t", bytes(100_000))] * 1_000)
+        link.publish([Packet("t", bytes(100_000))] * 1_000)
         await eventually(lambda: not link.writable)
 
         async with asyncio.timeout(WITHIN):

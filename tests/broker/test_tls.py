@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.broker import Message, connect
+from imqtt.broker import Packet, connect
 from tests.broker.peers import Broker
 
 
@@ -43,7 +43,7 @@ async def test_a_link_over_tls(tls_broker: Broker, certificate: Path) -> None:
     link = await connect(tls_broker.settings("one", tls=context))
     await link.subscribe("t")
 
-    assert await link.publish([Message("t", bytes(1_000_000)), Message("t", b"x")]) == [0, 0]
+    assert await link.publish([Packet("t", bytes(1_000_000)), Packet("t", b"x")]) == [0, 0]
 
     received = await link.receive(1)
     assert len(received[0].payload) == 1_000_000

@@ -11,7 +11,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from imqtt.broker.link import Link, LinkSettings, Message, connect
+from imqtt.broker.link import Link, LinkSettings, Packet, connect
 from imqtt.core.conversations import members_of
 from imqtt.model import (
     SNOWFLAKE_TIME_SHIFT,
@@ -137,7 +137,7 @@ class LittleServer:
 
     async def raw(self, device: str, payload: bytes) -> None:
         assert self._link is not None
-        await self._link.publish([Message(down(Device(*device.split("@"))), payload)])
+        await self._link.publish([Packet(down(Device(*device.split("@"))), payload)])
 
     def live(self, event: Event) -> Event:
         """The event as it is told when it is news: it says which one it stands behind."""

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
-from imqtt.broker.link import Link, LinkSettings, Message, Will, connect
+from imqtt.broker.link import Link, LinkSettings, Packet, Will, connect
 from tests.verification.chaos.console import Console, Started, until_one_ends
 from tests.verification.chaos.journal import Journal
 from tests.verification.chaos.journal import Message as Sent
@@ -132,7 +132,7 @@ class PlainDevice:
         """What will be the reason code in its PUBACK; None: there is no connection to publish on."""
         if self._link is None or self._link.closed is not None:
             return None
-        return self._link.publish([Message(self._topic(place), _text(command))])
+        return self._link.publish([Packet(self._topic(place), _text(command))])
 
     # --- sending
 

@@ -13,7 +13,7 @@ from imqtt.broker import packets
 from imqtt.broker.connection import Connected, Connection, Ended, Event, State
 from imqtt.broker.packets import Cutter, ProtocolError
 from imqtt.broker.publications import Publication
-from imqtt.broker.values import LinkSettings, Message, Received
+from imqtt.broker.values import LinkSettings, Packet, Received
 
 HEAD: Final = 3  # bytes before the stream
 OPENED, BOUNDED, AT_ONCE, BACKWARDS = 1, 2, 4, 8  # bits of the first byte
@@ -83,7 +83,7 @@ def _hear(scenario: Scenario, pieces: list[bytes]) -> list[object]:
     """The events of a connection that hears these pieces, in a form that does not depend on the pieces."""
     connection = Connection(scenario.settings, 0.0)
     connection.subscribe(["t/#"])
-    publications = [connection.publish([Message("u", b"")] * 2) for _ in range(scenario.published)]
+    publications = [connection.publish([Packet("u", b"")] * 2) for _ in range(scenario.published)]
     connection.send(0.0, ROOM)
     if scenario.opened:
         assert connection.receive(CONNACK, 0.0) == [Connected(False, "one", None)]

@@ -17,7 +17,8 @@ from imqtt.broker.keepalive import DEAD_AFTER
 from imqtt.broker.link import Link
 from imqtt.broker.publications import Publication
 from imqtt.broker.receipts import Receipts
-from imqtt.broker.values import LinkSettings, Message, Received
+from imqtt.broker.values import LinkSettings, Received
+from imqtt.broker.values import Packet as Message
 from tests.verification.simulation.broker import (
     ACK,
     CONNACK,
@@ -280,7 +281,7 @@ class _Connection:
         return out, events
 
     def _send(self, publication: Publication, out: list[Packet]) -> None:
-        for place, message in enumerate(publication.messages):
+        for place, message in enumerate(publication.packets):
             if len(message.payload) > MAX_PACKET:
                 publication.codes[place] = PACKET_TOO_LARGE
                 publication.unanswered -= 1
