@@ -1,6 +1,6 @@
-"""Commands to the server and to its broker, sent with the server's own account.
+"""Requests to the server and its broker, sent with the server's account.
 
-Few commands need this, so its imports are inside the functions.
+Imports are inside the functions because few commands need them.
 """
 
 import secrets
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imqtt.server.control import Told
 
 TIMEOUT = 5.0  # seconds, for connecting
-ANSWER_SECONDS = 3.0  # for the server's answer
+ANSWER_SECONDS = 3.0
 _REFUSED_CREDENTIALS = (0x86, 0x87)  # bad user name or password; not authorized (MQTT 5, section 3.2.2.2)
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Access:
 
     @classmethod
     def of(cls, config: "ServerConfig") -> "Access | None":
-        """The access of an `imqtt serve` with these settings; None if they lack the server's credentials."""
+        """The access to an `imqtt serve` with these settings; None without the server's credentials."""
         if not (config.broker_password or config.broker_certificate):
             return None
         return cls(
@@ -58,7 +58,7 @@ class Access:
         )
 
     def login(self, username: str, password: str) -> bool:
-        """As `log_in` of `imqtt.mosquitto.login`: whether the broker accepts these. Raises `OSError`."""
+        """Whether the broker accepts these credentials, like `log_in`. Raises `OSError`."""
         import asyncio
 
         from imqtt.broker.errors import ConnackRefused, LinkError
@@ -78,10 +78,10 @@ class Access:
         return asyncio.run(log_in())
 
     def end_sessions(self, usernames: Iterable[str]) -> None:
-        """Ends devices' connections and drops their sessions, with whatever is queued for them.
+        """Ends devices' connections and drops their sessions with everything queued in them.
 
-        A session belongs to its client id, which on the public listener is the username. On the internal
-        listener the server may take any client id, so it takes theirs over and leaves them empty.
+        On the public listener, the client id of a session is the username. On the internal listener the
+        server may use any client id, so it takes over these sessions with a clean start.
         """
 
         async def end() -> None:
@@ -92,7 +92,7 @@ class Access:
         _run(end())
 
     def revoke(self, usernames: Sequence[str]) -> None:
-        """Has the server forget devices. It does so when it is back, if it is not there now."""
+        """Makes the server forget devices, at once or when it starts again."""
         from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, describe
         from imqtt.broker.link import Packet
         from imqtt.server import control
@@ -105,14 +105,14 @@ class Access:
             finally:
                 await link.close()
             if code == NO_MATCHING_SUBSCRIBERS:
-                raise ServerUnreachable("no server has ever served this broker")
+                raise ServerUnreachable("no server has ever run on this broker")
             if code:
-                raise ServerUnreachable(f"the broker does not pass it on: {describe(code)}")
+                raise ServerUnreachable(f"the broker refuses the request: {describe(code)}")
 
         _run(tell())
 
     def ask(self, user: str) -> "Told":
-        """What the server knows of a user's devices just now."""
+        """Asks the server about a user's devices."""
         import asyncio
 
         from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
@@ -126,7 +126,7 @@ class Access:
                 await link.subscribe(control.REPLIES + reply)
                 order = Packet(control.TOPIC, control.encode(control.Ask(user, reply)))
                 if await link.publish([order]) == [NO_MATCHING_SUBSCRIBERS]:
-                    raise ServerUnreachable("no server serves this broker")
+                    raise ServerUnreachable("no server runs on this broker")
                 async with asyncio.timeout(ANSWER_SECONDS):
                     (received, *_) = await link.receive(1)
             except TimeoutError:

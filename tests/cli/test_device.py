@@ -362,7 +362,7 @@ async def test_the_list_of_a_user_says_what_cannot_be_known(broker: Mosquitto) -
     assert listed.status == 0
     assert "not known" in listed.out
     assert "there is no store at" in listed.err
-    assert "states are not shown: no server serves this broker" in listed.err
+    assert "states are not shown: no server runs on this broker" in listed.err
 
 
 async def test_a_broker_of_ones_own_needs_the_servers_settings_to_tell_it(

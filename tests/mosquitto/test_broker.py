@@ -182,7 +182,7 @@ async def test_a_root_without_capabilities_runs_it_and_says_so(
     async with Mosquitto(tmp_path) as broker:
         assert Path(f"/proc/{broker.pid}").stat().st_uid == 0
         assert broker.files.passwords.stat().st_uid == 0
-    assert "Mosquitto runs as root: this root may not" in caplog.text
+    assert "Mosquitto runs as root: root lacks the capabilities" in caplog.text
 
 
 async def test_secrets_in_the_environment_are_kept_from_it(

@@ -116,7 +116,7 @@ async def test_after_a_kill_among_phones_that_want_every_file_the_server_is_back
         phones = Phones(up.ready["host"], up.ready["port"], 200)
         task = asyncio.create_task(phones.run())
         try:
-            await eventually(lambda: "Mosquitto takes no more devices" in up.log)
+            await eventually(lambda: "Mosquitto accepts no more devices" in up.log)
             assert "160" in up.log
             os.kill(up.ready["broker_pid"], signal.SIGKILL)
             await eventually(lambda: "Mosquitto runs again" in up.log)
@@ -198,7 +198,7 @@ def add(log: Path, text: str) -> None:
             "Mosquitto has no file descriptors left",
         ),
         ("Client connection from 1.2.3.4 denied access by tcpd.", "Mosquitto has no file descriptors left"),
-        ("Client connection from ::1 denied: max_connections exceeded.", "Mosquitto takes no more devices"),
+        ("Client connection from ::1 denied: max_connections exceeded.", "Mosquitto accepts no more devices"),
         ("Warning: File passwords has world readable permissions.", "File passwords has world readable"),
         ("Error saving in-memory database, unable to open /x for writing.", "unable to open /x for writing"),
     ],
