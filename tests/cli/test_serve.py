@@ -100,7 +100,7 @@ async def test_the_broker_that_it_waits_for_is_named_once_at_the_start_and_at_th
     [
         (("--broker-certificate", "c.pem"), "broker_certificate asks for TLS"),
         (("--broker-port", "8883"), "broker_port 8883 asks for TLS"),
-        (("--broker-key", "k.pem", "--broker-ca", "ca.pem"), "it is the key of no certificate"),
+        (("--broker-key", "k.pem", "--broker-ca", "ca.pem"), "broker_key is a key without a certificate"),
     ],
 )
 async def test_settings_that_ask_for_tls_and_would_not_get_it_are_refused(
