@@ -180,8 +180,12 @@ class Setting:
             return ""
         return (f"{self.unit}, " if self.unit else "") + f"{self.least:,} to {self.most:,}"
 
-    def check(self, number: int) -> int:
-        """Returns the number if it is within the bounds. Raises `SetupError`."""
+    def check(self, value: Any) -> int:
+        """Returns the value as a number within the bounds. Raises `SetupError`."""
+        try:
+            number = int(value)
+        except ValueError:
+            raise SetupError(f"{value!r} is not a whole number") from None
         if number < self.least:
             raise SetupError(f"{number} is less than {self.least} ({self.bounds})")
         if number > self.most:
@@ -258,11 +262,7 @@ def _checked(setting: Setting, value: Any) -> str | int:
     if not setting.number:
         return str(value)
     try:
-        number = int(value)
-    except ValueError:
-        raise SetupError(f"{setting.name}: {value!r} is not a whole number") from None
-    try:
-        return setting.check(number)
+        return setting.check(value)
     except SetupError as error:
         raise SetupError(f"{setting.name}: {error.reason}") from None
 

@@ -11,6 +11,7 @@ one line is enough for all of them.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -128,14 +129,10 @@ class Problem:
     def _end(self) -> None:
         self._ended = self._clock()
         if self._calm:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:  # in a thread
-                self._say_over()
-            else:
-                self._ending = loop.call_later(self._calm, self._say_over)
-        else:
-            self._say_over()
+            with contextlib.suppress(RuntimeError):  # in a thread
+                self._ending = asyncio.get_running_loop().call_later(self._calm, self._say_over)
+                return
+        self._say_over()
 
     def _say_over(self) -> None:
         self._ending = None

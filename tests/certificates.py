@@ -9,7 +9,7 @@ from tests.broker.peers import free_port
 
 
 class Authority:
-    """A certificate authority in a directory of its own. `issue` makes what it signs."""
+    """A certificate authority with its own directory. `issue` creates certificates."""
 
     def __init__(self, directory: Path, name: str = "authority") -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ class Authority:
         """A certificate and its key. `name` is its common name; `hosts` such as `IP:127.0.0.1`."""
         self._serial += 1
         certificate = self.directory / f"{file or name}.pem"
-        key, request, more = (certificate.with_suffix(it) for it in (".key", ".csr", ".ext"))
+        key, request, more = (certificate.with_suffix(suffix) for suffix in (".key", ".csr", ".ext"))
         more.write_text(f"subjectAltName={hosts}\n" if hosts else "basicConstraints=CA:FALSE\n")
         _openssl(
             "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
@@ -40,7 +40,7 @@ class Authority:
 
 
 class TlsMosquitto(Mosquitto):
-    """A broker with three more listeners on 127.0.0.1, each `listeners` line given by its certificate.
+    """A broker with three more listeners on 127.0.0.1, all with the same certificate.
 
     `tls_port` and `wss_port` speak TLS; `certified_port` asks for a client certificate as well, whose common
     name is the username.
@@ -54,7 +54,7 @@ class TlsMosquitto(Mosquitto):
 
     def _prepare(self) -> None:
         super()._prepare()
-        user = self._user()  # None: the broker runs as who runs the tests
+        user = self._user()  # None: the broker runs as the user of the tests
         names = {"broker.pem": self._certificate[0], "broker.key": self._certificate[1]}
         for name, path in (names | {"authority.pem": self._authority.file}).items():
             copy = self.files.home / name

@@ -1,4 +1,4 @@
-"""Fixtures for everybody, and what a failure leaves behind. Each test that needs a broker has its own."""
+"""Common fixtures, and the report about a failure. Each test that needs a broker has its own."""
 
 import os
 from collections.abc import AsyncIterator, Generator
@@ -15,7 +15,7 @@ from tests.services import ServerProcess
 
 DIRECTORY = pytest.StashKey[Path]()
 
-# `make test` tries the same examples each time. `make verify` tries others, and more of them: it asks for the
+# `make test` tries the same examples each time. `make verify` tries others and more of them: it selects the
 # profile "verify", and prints what repeats a failure. No deadlines: a busy machine is slow now and then.
 settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile("verify", deadline=None, max_examples=500, print_blob=True)
@@ -30,7 +30,7 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """More than there are cores: a test mostly waits, for processes to start and for what they answer."""
+    """More workers than cores, because a test mostly waits for processes to start and to answer."""
     return (os.cpu_count() or 1) + 2
 
 
@@ -38,7 +38,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Says where a failed test's files are kept, and how its processes' logs end."""
+    """Reports the directory of a failed test, and the ends of its processes' logs."""
     report = yield
     directory = item.stash.get(DIRECTORY, None)
     if report.failed and directory is not None:
@@ -48,7 +48,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """As pytest's own. It is kept if the test fails."""
+    """Like pytest's own, but kept if the test fails."""
     request.node.stash[DIRECTORY] = tmp_path
     return tmp_path
 
@@ -64,6 +64,6 @@ async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
 
 @pytest.fixture
 async def server(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[ServerProcess]:
-    """A running `imqtt serve` on `broker`, a process of its own."""
+    """A running `imqtt serve` process on `broker`."""
     async with ServerProcess(broker, tmp_path) as server:
         yield server

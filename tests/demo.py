@@ -1,7 +1,7 @@
 """`make demo`: three users on a real broker, the server killed in mid-stream, and an audit at the end.
 
-Everything is real: a Mosquitto, the server as a process of its own, devices on the SDK with local stores
-on disk. The audit trusts none of them: it reads the server's database and every device's, and compares.
+Everything is real: a Mosquitto, a server process, devices of the SDK with local stores on disk. The audit
+trusts none of them: it compares the databases of the server and of all devices.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from tests.given_mosquitto import use_given
 from tests.services import ServerProcess
 
 CONVERSATIONS = ("d:alice:bob", "d:alice:carol", "d:bob:carol", "u:alice", "u:bob", "u:carol")
-ROUND = 60  # messages by each device in each of its conversations, each time they talk
+ROUND = 60  # messages of each device in each of its conversations per round
 console = Console(highlight=False)
 
 Place = tuple[str, int, int, str, str]  # conversation, seq, id, sender, client_msg_id
@@ -34,7 +34,7 @@ Place = tuple[str, int, int, str, str]  # conversation, seq, id, sender, client_
 
 @dataclass
 class Actor:
-    """A device and what came of it."""
+    """A device and its results."""
 
     user: str
     device: str
@@ -57,10 +57,10 @@ class Actor:
 
     @property
     def conversations(self) -> list[str]:
-        return [it for it in CONVERSATIONS if self.user in it.split(":")[1:]]
+        return [name for name in CONVERSATIONS if self.user in name.split(":")[1:]]
 
     async def come(self) -> None:
-        """Connects, with whatever its store has, and shows what arrives from where it left off."""
+        """Connects with its store, and continues to show events after the last one shown."""
         self.client = Client(
             user=self.user,
             device=self.device,
@@ -73,7 +73,7 @@ class Actor:
         self._showing = asyncio.create_task(self._show(self.client))
 
     async def go(self) -> None:
-        """Disconnects; the process of this device has ended, its store stays."""
+        """Disconnects, as if the process of the device had ended. Its store stays."""
         assert self.client is not None
         assert self._showing is not None
         self._showing.cancel()
@@ -82,7 +82,7 @@ class Actor:
         self.client = None
 
     async def talk(self, count: int) -> None:
-        """Sends messages in all of its conversations at once, each conversation's in order."""
+        """Sends messages in all its conversations concurrently, in order within each."""
         async with asyncio.TaskGroup() as tasks:
             for conversation in self.conversations:
                 tasks.create_task(self._say(conversation, count))
@@ -100,7 +100,7 @@ class Actor:
             self.shown.append(event)
 
     def log(self) -> list[Place]:
-        """What the device's store holds, read without the SDK's help."""
+        """The events in the device's store, read without the SDK."""
         query = """SELECT conversation, seq, json_extract(body, '$.id'), sender,
                           json_extract(body, '$.client_msg_id') FROM events ORDER BY conversation, seq"""
         return _read(self.file, query)
@@ -136,7 +136,7 @@ async def main() -> int:
 
 
 async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[Actor]:
-    """Everything that happens. Returns the devices, all of them gone again."""
+    """Runs the scenario. Returns the devices, all disconnected."""
     names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet", "carol@phone")
     actors = [
         Actor(*name.split("@"), folder, broker.passwords.add(name), f"{broker.host}:{broker.port}")
@@ -181,8 +181,8 @@ async def all_talk(actors: Iterable[Actor]) -> None:
 
 
 async def settled(actor: Actor, actors: Iterable[Actor], within: float = 60.0) -> None:
-    """Waits until a device has been shown everything; what never comes is the audit's to find."""
-    expected = sum(c in actor.conversations for it in actors for c, _ in it.accepted)
+    """Waits until all devices have shown all events. The audit reports missing ones."""
+    expected = sum(c in actor.conversations for actor in actors for c, _ in actor.accepted)
     deadline = time.monotonic() + within
     while len(actor.shown) < expected and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
@@ -234,7 +234,7 @@ def _twice(places: list[Place]) -> int:
 
 
 def _disorder(places: list[Place]) -> int:
-    """Events that do not follow the one before: a hole or a step back; and each sender's own order."""
+    """Events that do not follow the one before them, in a device or in the order of their sender."""
     faults = 0
     last: dict[str, int] = defaultdict(int)
     own: dict[tuple[str, str], int] = defaultdict(int)

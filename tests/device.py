@@ -1,4 +1,4 @@
-"""A device without an SDK: it publishes commands and keeps every frame that comes back."""
+"""A device without an SDK: it publishes commands and keeps every frame that it receives."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,7 +29,7 @@ F = TypeVar("F")
 
 
 class RawDevice:
-    """`async with RawDevice(broker, "alice@phone") as phone`: connected and subscribed, nothing said yet."""
+    """`async with RawDevice(broker, "alice@phone") as phone`: connected and subscribed, without a `Hello`."""
 
     def __init__(
         self, broker: Mosquitto, name: str, format: Format = Format.JSON, *, partitions: int = 16
@@ -69,13 +69,13 @@ class RawDevice:
             await self._link.close()
 
     async def stop_reading(self) -> None:
-        """Stays connected and takes nothing any more: its PUBACKs stop, and then its socket fills."""
+        """Stays connected but reads nothing: its PUBACKs stop, and then its socket fills up."""
         assert self._reader is not None
         self._reader.cancel()
         await asyncio.wait([self._reader])
 
     async def command(self, command: AnyCommand, *, to: int | None = None) -> None:
-        """Publishes, to the right partition unless told otherwise, and waits for the broker's PUBACK."""
+        """Publishes, by default to the right partition, and waits for the broker's PUBACK."""
         key = getattr(command, "conversation", home_of(self.device.user))
         partition = partition_of(key, self.partitions) if to is None else to
         await self.raw(encode_command(command, self.format), to=partition)
@@ -86,7 +86,7 @@ class RawDevice:
         return await self._link.publish([message])
 
     async def hello(self, *cursors: Cursor, nonce: str = "n1", **fields: object) -> tuple[Welcome, Page]:
-        """Says hello; returns the answer."""
+        """Sends a `Hello`. Returns the answer."""
         start = len(self.frames)
         await self.command(Hello(nonce, cursors=cursors, **fields))  # type: ignore[arg-type]
         welcome = await self.frame(Welcome, since=start)
@@ -95,13 +95,13 @@ class RawDevice:
     async def send(
         self, conversation: str, name: str, text: str = "hi", **fields: object
     ) -> Accepted | Rejected:
-        """Sends a message; returns the answer."""
+        """Sends a message. Returns the answer."""
         start = len(self.frames)
         await self.command(Send(conversation, name, Content(text=text), **fields))  # type: ignore[arg-type]
         return await self.answer(name, since=start)
 
     async def answer(self, name: str, since: int = 0) -> Accepted | Rejected:
-        """The next answer to the message of this name."""
+        """Waits for the next answer to the message of this name."""
 
         def matches(frame: AnyFrame) -> bool:
             return isinstance(frame, Accepted | Rejected) and frame.client_msg_id == name
@@ -111,7 +111,7 @@ class RawDevice:
         return found
 
     async def frame(self, kind: type[F], since: int = 0, within: float = WITHIN) -> F:
-        """The next frame of this kind."""
+        """Waits for the next frame of this kind."""
         found = await self.until(lambda frame: isinstance(frame, kind), since=since, within=within)
         assert isinstance(found, kind)
         return found
@@ -119,7 +119,7 @@ class RawDevice:
     async def until(
         self, matches: Callable[[AnyFrame], bool], since: int = 0, within: float = WITHIN
     ) -> AnyFrame:
-        """The first frame from number `since` on that matches; waits for it."""
+        """Waits for the first frame from number `since` on that matches."""
         at = since
         try:
             async with asyncio.timeout(within):
@@ -136,8 +136,10 @@ class RawDevice:
             ) from None
 
     def events(self, conversation: str) -> list[Event]:
-        """The events received of a conversation, in order of arrival."""
-        return [it for it in self.frames if isinstance(it, Event) and it.conversation == conversation]
+        """The received events of a conversation, in order of arrival."""
+        return [
+            frame for frame in self.frames if isinstance(frame, Event) and frame.conversation == conversation
+        ]
 
     async def _read(self, link: Link) -> None:
         while True:

@@ -9,9 +9,9 @@ from pathlib import Path
 def write_or_check(
     what: str, command: str, *, write: Callable[[], None], stale: Callable[[], list[str]]
 ) -> None:
-    """The `main` of a module that generates `what`. `command` is what a person runs to write it.
+    """The `main` of a module that generates `what`. `command` is the command that writes it.
 
-    `stale` returns the names of the files that are not what `write` would write.
+    `stale` returns the names of the files that differ from what `write` would write.
     """
     if "--write" in sys.argv:
         write()

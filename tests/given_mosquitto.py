@@ -1,4 +1,4 @@
-"""Which Mosquitto everything here runs: the installed one, or the executable named by `IMQTT_TEST_MOSQUITTO`.
+"""The Mosquitto of all tests: the installed one, or the executable in `IMQTT_TEST_MOSQUITTO`.
 
 imqtt and the tests look for Mosquitto and its tools on PATH, and the processes that they start inherit PATH.
 So the named executable, and the tools that came with it, are put first there.
@@ -25,8 +25,8 @@ OLDEST = (2, 0)
 def use_given() -> None:
     """Puts the Mosquitto that `IMQTT_TEST_MOSQUITTO` names first on PATH, if the variable is set.
 
-    Ends the program with the reason if imqtt cannot run on that Mosquitto: each test would fail in its own
-    way otherwise.
+    Ends the program with the reason if imqtt cannot run on that Mosquitto. Otherwise each test would fail in
+    a different way.
     """
     given = os.environ.get(VARIABLE)
     if not given:
@@ -34,7 +34,7 @@ def use_given() -> None:
     program = Path(given).expanduser().absolute()
     found = shutil.which("mosquitto")
     if found is not None and Path(found).resolve() == program.resolve():
-        return  # an earlier process, whose PATH this one has inherited, has done it
+        return  # done by a parent process
     version = _version(program)
     if version < OLDEST:
         raise SystemExit(f"{VARIABLE}={given} is Mosquitto {_dotted(version)}; imqtt needs {_dotted(OLDEST)}")
@@ -67,10 +67,10 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def _links(program: Path) -> Path:
-    """A directory in which `mosquitto` is this program, and its tools are those that came with it."""
+    """A directory that contains `mosquitto`, which is this program, and its tools."""
     directory = Path(tempfile.mkdtemp(prefix="imqtt-mosquitto-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    directory.chmod(0o755)  # started by root, `imqtt up` runs Mosquitto as another user
+    directory.chmod(0o755)  # if root starts it, `imqtt up` runs Mosquitto as another user
     (directory / "mosquitto").symlink_to(program)
     for tool in TOOLS:
         for place in (program.parent, program.parent.parent / "bin"):
@@ -81,7 +81,7 @@ def _links(program: Path) -> Path:
 
 
 def _try(given: str) -> None:
-    """Starts it once, with the configuration of `imqtt up`."""
+    """Starts it once with the configuration of `imqtt up`."""
 
     async def start(directory: str) -> None:
         async with Mosquitto(Path(directory)):

@@ -1,16 +1,18 @@
-"""What the processes of a failed test or run have logged, for those who see nothing but its output."""
+"""The logs of the processes of a failed test or run, for its output."""
 
 from pathlib import Path
 
-LINES = 20  # of each file, its last
-FILES = 12  # at most, those written to last
+LINES = 20  # the last ones of each file
+FILES = 12  # the most recent ones
 LONGEST = 400  # characters of a line
 TAIL_BYTES = 32_768
 
 
 def tails(directory: Path) -> str:
-    """The ends of all log files in the directory and those below it, oldest first; "" if there are none."""
-    logs = [(it.stat().st_mtime, it) for it in directory.rglob("*.log") if it.is_file() and it.stat().st_size]
+    """The ends of all log files below the directory, oldest first; "" if there are none."""
+    logs = [
+        (log.stat().st_mtime, log) for log in directory.rglob("*.log") if log.is_file() and log.stat().st_size
+    ]
     shown: list[str] = []
     for _, log in sorted(logs)[-FILES:]:
         lines = [line[:LONGEST] for line in _end(log).splitlines()[-LINES:]]

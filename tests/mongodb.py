@@ -1,4 +1,4 @@
-"""MongoDB for tests: one server for all that only need a database, and servers of their own for faults.
+"""MongoDB for tests: a shared server for tests that need a database, and others for faults.
 
 The one is at `IMQTT_TEST_MONGODB`, if that is set (an address without a database; of a replica set of several
 nodes, name them all). Else it is a container, where a Docker daemon answers; else a process: `mongod` if
@@ -34,25 +34,25 @@ _WAITS = ("connectTimeoutMS", "serverSelectionTimeoutMS", "socketTimeoutMS", "wa
 
 
 def database_url() -> str:
-    """The address of a new, empty database on the one server. It is dropped when the tests end."""
+    """The address of a new, empty database on the shared server. It is dropped when the tests end."""
     name = f"imqtt_test_{secrets.token_hex(6)}"
     address, _, options = _server().partition("?")
     url = f"{address.rstrip('/')}/{name}?{options}"
-    if _ADDRESS in os.environ:  # the others end, and their data with them
+    if _ADDRESS in os.environ:  # other servers end together with their data
         atexit.register(_drop, url, name)
     return patient(url)
 
 
 def patient(url: str, seconds: float = WITHIN) -> str:
-    """One of this module's addresses, with timeouts of `seconds`, which a busy server keeps."""
+    """One of this module's addresses with timeouts of `seconds`, which suffice for a busy server."""
     waits = "&".join([f"{name}={seconds * 1_000:.0f}" for name in _WAITS])
     return f"{url}{'' if url.endswith('?') else '&'}{waits}"
 
 
 async def faulty_server() -> "MongoServer":
-    """A server that lets a test have its commands fail, running, with a new and empty database.
+    """A running server whose commands a test can make fail, with a new and empty database.
 
-    It is one for all tests of this process, one at a time: each may stop, pause and kill it.
+    All tests of this process share it, one at a time. Each may stop, pause and kill it.
     """
     server = _faulty()
     server.database = f"imqtt_test_{secrets.token_hex(6)}"
@@ -115,12 +115,12 @@ def _directory() -> Path:
 
 
 def is_secantus() -> bool:
-    """Whether SecantusDB is what runs, since there is no `mongod`."""
+    """Whether SecantusDB runs, because there is no `mongod`."""
     return shutil.which("mongod") is None
 
 
 class MongoServer:
-    """A process of its own, which can be stopped, paused and started again on its port and data.
+    """A server process that can be stopped, paused and started again on its port and data.
 
     `mongod`, or else SecantusDB. `options` are added to its command line; `url` is of `database`.
     """
@@ -135,7 +135,7 @@ class MongoServer:
 
     @property
     def url(self) -> str:
-        """Of a database in it."""
+        """The address of a database in it."""
         address, _, options = _direct("127.0.0.1", self.port).partition("?")
         return f"{address}{self.database}?{options}"
 
@@ -149,7 +149,7 @@ class MongoServer:
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Returns when it takes writes; at once, if it runs."""
+        """Returns when it accepts writes; at once if it runs."""
         if self.running:
             return
         self.launch()
@@ -164,7 +164,7 @@ class MongoServer:
         await asyncio.to_thread(self.end, signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay, and nothing is answered."""
+        """SIGSTOP: connections stay open without answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -206,7 +206,7 @@ class MongoServer:
             raise AssertionError(f"{error}: {said[-2_000:]}") from None
 
     def end(self, number: signal.Signals) -> None:
-        """Sends the signal and waits for the end; a process that is paused goes on for it."""
+        """Sends the signal and waits for the end. A paused process is continued."""
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -220,12 +220,12 @@ class MongoServer:
 
 
 def _direct(host: str, port: int) -> str:
-    # Directly: a container's replica set knows itself by an address that is not the one outside.
+    # Directly, because the replica set of a container uses an address that is invalid outside.
     return f"mongodb://{host}:{port}/?directConnection=true"
 
 
 def _wait_until_writable(url: str, member: str) -> None:
-    """Initiates a replica set of the one `member`, if any is named, and waits for it to be primary."""
+    """Initiates a replica set of `member`, if it is not empty, and waits until it is primary."""
     deadline = time.monotonic() + WITHIN
     with MongoClient[dict[str, object]](url, serverSelectionTimeoutMS=500) as client:
         while True:

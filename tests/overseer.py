@@ -1,4 +1,4 @@
-"""Who owns what, seen from outside of every worker."""
+"""The owners of the partitions, seen from outside all workers."""
 
 from imqtt.state.base import Worker
 from imqtt.state.redis.connection import TRIP_SECONDS
@@ -7,7 +7,7 @@ from imqtt.stores import attach_store
 
 
 class Overseer:
-    """What `imqtt workers` sees. `trip_seconds`: see `RedisState.open`."""
+    """The view of `imqtt workers`. `trip_seconds`: see `RedisState.open`."""
 
     def __init__(self, store: str, state: str, trip_seconds: float = TRIP_SECONDS) -> None:
         self._store = store
@@ -29,5 +29,5 @@ class Overseer:
             await state.close()
 
     async def owners(self) -> dict[int, int]:
-        """The pid that holds each partition."""
-        return {it.partition: worker.pid for worker in await self.workers() for it in worker.holdings}
+        """The pid of the owner of each partition."""
+        return {held.partition: worker.pid for worker in await self.workers() for held in worker.holdings}

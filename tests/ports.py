@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TypedDict
 
-# Not among those that the system gives to outgoing connections: a client that tries a stopped server's port
-# might be given that very port. And not among those from which imqtt itself chooses.
+# Not ports of outgoing connections: a client that connects to the port of a stopped server might get the same
+# port for itself. And not those from which imqtt chooses.
 PORTS = range(10_000, 20_000)
 
 _locks = -1
@@ -30,7 +30,7 @@ class Listeners(TypedDict):
 
 
 def free_port() -> int:
-    """A port on which nobody listens, and which is given to nobody else while this process runs."""
+    """A port without a listener, reserved for the caller while this process runs."""
     for _ in PORTS:
         port = random.choice(PORTS)
         if _lock(port):
@@ -48,7 +48,7 @@ _given: set[int] = set()
 
 
 def _lock(port: int) -> bool:
-    """Whether it is this process's own from now on: a lock on a byte of a file, which its end releases."""
+    """Reserves a port by locking a byte of a file, until the process ends. False if it is reserved."""
     global _locks  # noqa: PLW0603
     if port in _given:
         return False

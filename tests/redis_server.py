@@ -30,28 +30,28 @@ RATE, BURST = 10, 20  # tokens a second, and at most
 
 
 async def open_state(url: str, cluster: str = "c") -> RedisState:
-    """A state to which a Redis on a busy machine does not count as away."""
+    """A state for which a Redis on a busy machine is not away."""
     return await RedisState.open(url, cluster=cluster, rate=RATE, burst=BURST, trip_seconds=WITHIN)
 
 
 def program() -> str | None:
-    """Debian has it where an ordinary user finds it; others beside what only root runs."""
+    """The `redis-server` on PATH, or in a directory of system programs."""
     return shutil.which(
         "redis-server", path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin:/usr/local/bin"
     )
 
 
 def missing(why: str) -> None:
-    """Nothing to test with: the test is skipped, but never on CI."""
+    """Skips a test without Redis; on CI, fails it."""
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)
 
 
 class RedisServer:
-    """A local `redis-server` of a test's own. It keeps nothing on disk, and its port over restarts.
+    """A local `redis-server` of one test, without files. It keeps its port across restarts.
 
-    Further `options` are those of its command line.
+    `options` are added to its command line.
     """
 
     def __init__(self, directory: Path, *options: str, password: str = "") -> None:
@@ -63,7 +63,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Without its password."""
+        """The address without the password."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
@@ -94,7 +94,7 @@ class RedisServer:
         self._deadline = time.monotonic() + WITHIN
 
     def answers(self) -> bool:
-        """Whether it takes commands yet. Fails, with its log, if it never will."""
+        """Whether it accepts commands. Fails with its log if it has ended."""
         assert self._process is not None
         if self._process.poll() is not None or time.monotonic() > self._deadline:
             log = self._directory / "redis.log"
@@ -105,7 +105,7 @@ class RedisServer:
         return False
 
     async def stop(self) -> None:
-        """SIGTERM: it says goodbye."""
+        """SIGTERM: it closes its connections."""
         self._end(signal.SIGTERM)
 
     async def kill(self) -> None:
@@ -113,7 +113,7 @@ class RedisServer:
         self._end(signal.SIGKILL)
 
     def pause(self, *states: RedisState) -> None:
-        """Connections stay, and nothing is answered. These states of `open_state` soon treat it as away."""
+        """Connections stay open without answers. These states of `open_state` soon treat it as away."""
         self._signal(signal.SIGSTOP)
         for state in states:
             state._link.trip_seconds = TRIP_SECONDS
@@ -124,18 +124,18 @@ class RedisServer:
         self._signal(signal.SIGCONT)
 
     def command(self, *words: str | int) -> bytes:
-        """Sends one command over a connection of its own, and returns what comes back, unparsed."""
+        """Sends one command over a new connection. Returns the answer unparsed."""
         with socket.create_connection(("127.0.0.1", self.port), WITHIN) as connection:
             commands = [["AUTH", self.password]] if self.password else []
             commands.append([str(word) for word in words])
-            for it in commands:
-                parts = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in it)
-                connection.sendall(f"*{len(it)}\r\n{parts}".encode())
+            for command in commands:
+                parts = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in command)
+                connection.sendall(f"*{len(command)}\r\n{parts}".encode())
             connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65_536), b""))
 
     def reads(self) -> int:
-        """How often it has read from its connections, including the read of this question."""
+        """How often it has read from its connections, including this query."""
         told = self.command("INFO", "stats").decode()
         return int(told.split("total_reads_processed:")[1].split("\r\n")[0])
 
@@ -165,7 +165,7 @@ class RedisServer:
 
 @functools.cache
 def shared_redis() -> str:
-    """The address of a Redis that lasts until the tests end. Each test uses a cluster id of its own."""
+    """The address of a Redis that runs until the tests end. Each test uses its own cluster id."""
     return os.environ.get(ADDRESS) or _in_docker() or _local()
 
 

@@ -1,4 +1,4 @@
-"""Real processes for tests: a Mosquitto, and an imqtt server, on free ports in directories of their own."""
+"""Real processes for tests, on free ports and in their own directories."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
 from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.mosquitto.process import end_with_parent
 
-READY = "imqtt is ready"  # how `imqtt serve` begins its ready line
-# An upper bound for a machine that does much else. Nothing is measured by it: it only ends a test that hangs.
+READY = "imqtt is ready"  # the start of the ready line of `imqtt serve`
+# An upper bound for a busy machine. It measures nothing and only ends a test that hangs.
 WITHIN = 120.0
 
 
 async def eventually(
     condition: Callable[[], Awaitable[object] | object], *, within: float = WITHIN, what: str = ""
 ) -> None:
-    """Returns when `condition` holds; fails after `within` seconds, saying `what` was waited for."""
+    """Returns when `condition` holds. Fails after `within` seconds with `what`."""
     deadline = asyncio.get_running_loop().time() + within
     pause = 0.001
     while True:
@@ -37,10 +37,9 @@ async def eventually(
 
 
 class ServerProcess:
-    """`imqtt serve` as a process of its own, on a broker and a store in `directory`.
+    """An `imqtt serve` process on a broker and a store in `directory`.
 
-    `settings` are those of `ServerConfig`, in place of what it would get here. `command` is the Python module
-    that serves, and its arguments.
+    `settings` override the defaults for tests. `command` is the Python module that serves, and its arguments.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class ServerProcess:
         return self._process.pid
 
     async def start(self, within: float = WITHIN) -> None:
-        """Returns when the server is subscribed to all partitions; fails with its log if it ends before."""
+        """Returns when the server receives all partitions. Fails with its log if it ends before."""
         settings: Mapping[str, object] = {
             "broker_host": INTERNAL_HOST,
             "broker_port": self.broker.internal_port,
@@ -97,11 +96,11 @@ class ServerProcess:
             raise
 
     async def stop(self) -> int:
-        """SIGTERM, and its exit status."""
+        """SIGTERM. Returns the exit status."""
         return await self._end(lambda process: process.terminate())
 
     async def kill(self) -> int:
-        """SIGKILL: whatever it was doing is left as it is."""
+        """SIGKILL."""
         return await self._end(lambda process: process.kill())
 
     async def _end(self, how: Callable[[asyncio.subprocess.Process], None]) -> int:

@@ -34,6 +34,6 @@ def test_commands_connect_to_where_up_listens(tmp_path: Path) -> None:
 
 
 def test_an_address_that_cannot_be_listened_on_is_named() -> None:
-    unassigned = Listeners("2001:db8::1", 1883, 8083, 1884)  # of a network that is for documentation
+    unassigned = Listeners("2001:db8::1", 1883, 8083, 1884)  # a network for documentation
     with pytest.raises(SetupError, match=r"cannot listen on \[2001:db8::1\]:1883"):
         choose(unassigned, unassigned)

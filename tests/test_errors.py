@@ -1,4 +1,4 @@
-"""The tree of errors: what every class in it has."""
+"""The error tree."""
 
 import importlib
 import inspect
@@ -19,7 +19,7 @@ for module in pkgutil.walk_packages(imqtt.__path__, "imqtt."):
 
 def below(kind: type[ImqttError]) -> Iterator[type[ImqttError]]:
     for child in kind.__subclasses__():
-        if child.__module__.startswith("imqtt."):  # not a test's own
+        if child.__module__.startswith("imqtt."):  # not those of tests
             yield child
             yield from below(child)
 
@@ -29,7 +29,7 @@ each_error = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__
 
 
 def made(kind: type[ImqttError]) -> ImqttError:
-    """An instance, with something of the right type for each argument that has no default."""
+    """An instance, with a value of the right type for each argument without a default."""
     parameters = inspect.signature(kind).parameters.values()
     given = [1 if one.annotation is int else "text" for one in parameters if one.default is one.empty]
     return kind(*given)

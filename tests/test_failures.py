@@ -1,4 +1,4 @@
-"""What a failed test leaves behind and says about it."""
+"""The report about a failed test."""
 
 import re
 import subprocess
@@ -35,4 +35,6 @@ def test_a_failure_keeps_its_directory_and_shows_how_its_logs_end(tmp_path: Path
     assert "\nthe disk is full\n" in done.stdout
     assert done.stdout.count("first\n") < 50
     assert "all is well" not in done.stdout
-    assert [it.name for it in (tmp_path / "made").iterdir() if not it.is_symlink()] == [Path(kept[1]).name]
+    assert [path.name for path in (tmp_path / "made").iterdir() if not path.is_symlink()] == [
+        Path(kept[1]).name
+    ]

@@ -1,4 +1,4 @@
-"""Naming another Mosquitto for everything here to run, and what is said of one that cannot be used."""
+"""Running another Mosquitto in all tests, and errors about unusable ones."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def script(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def programs() -> Iterator[Path]:
-    """A directory that every user may enter: Mosquitto does not run as root."""
+    """A directory that all users may enter, because Mosquitto does not run as root."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         path.chmod(0o755)

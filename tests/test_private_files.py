@@ -1,4 +1,4 @@
-"""Files that only their owner reads, whatever the umask is and whatever there was before."""
+"""Files that only their owner can read, whatever the umask and the earlier mode."""
 
 import os
 import stat

@@ -26,9 +26,9 @@ def chat(
 ) -> None:
     """Chat in the terminal.
 
-    A mark behind each of your messages shows its state: `·` waiting to be stored, `✓` stored, `✓✓` delivered
-    to a device of the other user, coloured `✓✓` read. Messages that you write without a connection are sent
-    when there is one.
+    A mark after each of your messages shows its state: `·` waiting to be stored, `✓` stored, `✓✓` delivered
+    to a device of the other user, coloured `✓✓` read. Messages written without a connection are sent once
+    there is one.
 
     Enter sends, Alt-Enter begins a new line, PageUp shows older messages. `/to USER` changes the
     conversation, `/discard` takes back a message that is not stored yet, `/help` or F1 shows all commands and
@@ -36,7 +36,7 @@ def chat(
     """
     connection = resolve(options)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do without")
+        raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do not")
 
     from imqtt.cli import signals
     from imqtt.cli.chat_controller import converse

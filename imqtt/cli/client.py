@@ -1,4 +1,4 @@
-"""The client of `send`, `tail` and `history`, which reports changes of its connection on stderr."""
+"""The SDK client of the commands, and reports on stderr about changes of its connection."""
 
 import asyncio
 import contextlib
@@ -17,21 +17,21 @@ from imqtt.errors import DeviceStoreInUse, TakenOver, TlsFailed
 from imqtt.model import Device
 
 TIMING = replace(Timing(), answer=3.0, idle=5.0)
-"""A person waits: the server's silence is noticed in 3 seconds if something is asked, else in 8."""
+"""Shorter than the default, because a person waits: a silent server is noticed after 3 to 8 seconds."""
 
-_UNHEARD = logging.NullHandler()
+_NO_LOG = logging.NullHandler()
 
-ACT = {TakenOver: "takeover", TlsFailed: "tls"}
-"""Errors that pass only if somebody does something, and what `StateNews` calls them."""
+NEEDS_ACTION = {TakenOver: "takeover", TlsFailed: "tls"}
+"""Errors that last until a person acts, and their names in `StateNews`."""
 
 SILENT = "connected to the broker; the imqtt server does not answer"
 
 
 @contextlib.asynccontextmanager
 async def open_client(connection: Connection, *, wait: float, patient: bool = False) -> AsyncIterator[Client]:
-    """A client that has caught up, or has not within `wait` seconds. Raises as `Client` does.
+    """Yields a client that has caught up, or has tried for `wait` seconds. Raises like `Client`.
 
-    Unless it is `patient`, it raises `TlsFailed` at once: waiting does not mend a certificate or an option.
+    Unless `patient`, raises `TlsFailed` at once, because waiting does not help.
     """
     client = make_client(connection, platform="imqtt command line", wait=wait)
     telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
@@ -47,8 +47,8 @@ async def open_client(connection: Connection, *, wait: float, patient: bool = Fa
 
 
 def make_client(connection: Connection, *, platform: str, wait: float) -> Client:
-    # Errors are told in our own words. Without any handler, `logging` would print those of libraries as well.
-    logging.getLogger().addHandler(_UNHEARD)
+    # Without a handler, `logging` would also print the warnings of libraries to stderr.
+    logging.getLogger().addHandler(_NO_LOG)
     return Client(
         user=connection.device.user,
         device=connection.device.device,
@@ -64,18 +64,18 @@ def make_client(connection: Connection, *, platform: str, wait: float) -> Client
 
 @contextlib.contextmanager
 def naming_the_holder(device: Device, data: Path) -> Iterator[None]:
-    """Adds what to do if another process has the device's store open."""
+    """Adds advice to the error if another process has the device's store open."""
     try:
         yield
     except DeviceStoreInUse as error:
         raise DeviceStoreInUse(
-            f"{error.reason}; end it, or be another device:"
+            f"{error.reason}; end it, or use another device:"
             f" `imqtt device add {device.user}@NAME --save{data_option(data)}`, then --device NAME"
         ) from error
 
 
 def stranger(connection: Connection, conversation: str) -> str:
-    """What to say of a conversation with a user who has no device here; empty if there is one, or unknown."""
+    """A warning if the peer has no device on this broker; empty if it has one, or if that is unknown."""
     peer = peer_of(connection.device.user, conversation)
     if not peer or connection.users is None or peer in connection.users:
         return ""
@@ -86,30 +86,30 @@ def stranger(connection: Connection, conversation: str) -> str:
 
 
 class StateNews:
-    """What there is to say when the connection's state changes. Says each thing once."""
+    """Reports changes of the connection's state, each only once."""
 
     def __init__(self) -> None:
         self._trouble = ""
 
     def of(self, state: ConnectionState) -> str:
-        """Empty if there is nothing new."""
+        """The report about a state; empty without news."""
         before = self._trouble
         if state.silent:
             self._trouble = "silence"
             return "" if before == "silence" else f"{SILENT}; trying again"
-        # Of a takeover it is known only when the broker has accepted the next connection.
-        is_told = state.phase is Phase.IDLE or (
+        # A takeover is detected only once the broker has accepted the next connection.
+        is_reported = state.phase is Phase.IDLE or (
             state.phase is Phase.CONNECTING and isinstance(state.error, TakenOver)
         )
-        if is_told and state.reason:
-            # One trouble has many reasons in a row. These two are told also in the middle of another one.
-            special = next((name for kind, name in ACT.items() if isinstance(state.error, kind)), "")
+        if is_reported and state.reason:
+            # One trouble may have a series of reasons. Takeovers and TLS are always reported.
+            special = next((name for kind, name in NEEDS_ACTION.items() if isinstance(state.error, kind)), "")
             is_known = before == special if special else bool(before)
             self._trouble = special or before or "connection"
             return "" if is_known else f"no connection, trying again: {state.reason}"
         if state.phase is Phase.ESTABLISHED:
             if isinstance(state.error, TakenOver):
-                return ""  # for how long, the other process decides
+                return ""  # the other process may take it over again
             self._trouble = ""
             return {"": "", "silence": "the imqtt server answers again"}.get(before, "connected again")
         return ""

@@ -1,4 +1,4 @@
-"""`imqtt device`: who may connect to the broker."""
+"""`imqtt device`: the devices that may connect to the broker."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -91,12 +91,11 @@ def add(
         raise SetupError(f"{', '.join(taken)} has a credential already; --replace gives it a new one")
     if save and password_file is not None:
         raise SetupError("--save keeps credentials in a data directory; --passwords has none")
-    broker = deployment.broker
-    given = deployment.passwords.add_all(
-        [*devices, *own],
-        None if password_from is None else _not_empty(read_secret(password_from)),
-        end_sessions=None if broker is None else broker.end_sessions,
-    )
+    password = None if password_from is None else read_secret(password_from)
+    if password == "":
+        raise SetupError("the password is empty")
+    end_sessions = None if deployment.broker is None else deployment.broker.end_sessions
+    given = deployment.passwords.add_all([*devices, *own], password, end_sessions)
     for name, device in devices.items():
         if save:
             deployment.directory.save(device, given[name])
@@ -322,9 +321,3 @@ def _list_one(
         print_line(f"{user} has no device: `imqtt device add {user}@phone` gives one a credential.")
     for trouble in problems:
         complain(trouble)
-
-
-def _not_empty(password: str) -> str:
-    if not password:
-        raise SetupError("the password is empty")
-    return password

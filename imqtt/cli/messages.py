@@ -1,7 +1,8 @@
-"""`imqtt send`, `tail` and `history`: one device of one user, from scripts and by hand."""
+"""`imqtt send`, `tail` and `history`."""
 
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +95,7 @@ def send(
             where = data_option(options.data)
             if options.device_store is not None:
                 where += f" --device-store {shlex.quote(str(options.device_store))}"
-            outgoing = _Outgoing(client, connection, conversation, wait, where, as_json=as_json)
+            outgoing = _Outgoing(client, connection, conversation, wait, where, as_json)
             if first is not None:
                 await outgoing.send(first, message_id, waited=time.monotonic() - begun)
                 return
@@ -114,31 +115,21 @@ def send(
         raise typer.Exit(128 + signalled)
 
 
+@dataclass
 class _Outgoing:
-    """Messages of one command. Each is stored before the next one is sent."""
+    """Sends messages, each after the one before it is stored. `where`: options that locate the outbox."""
 
-    def __init__(
-        self,
-        client: "Client",
-        connection: Connection,
-        conversation: str,
-        wait: float,
-        where: str,  # options that name the device's store
-        *,
-        as_json: bool,
-    ) -> None:
-        self._client = client
-        self._conversation = conversation
-        self._wait = wait
-        self._as_json = as_json
-        self._device = connection.device
-        self._where = where
-        self._keeps = connection.store is not None
+    client: "Client"
+    connection: Connection
+    conversation: str
+    wait: float
+    where: str
+    as_json: bool
 
     async def send(self, content: "Content", message_id: str = "", waited: float = 0.0) -> None:
-        """Returns when it is stored. Raises `NotConnected` after `wait` seconds, or why it was refused.
+        """Returns when it is stored. Raises `NotConnected` after `wait` seconds, or the server's refusal.
 
-        `waited`: how many of the seconds have gone into the connection already.
+        `waited`: seconds of `wait` that were spent on connecting.
         """
         import asyncio
         from uuid import uuid4
@@ -147,30 +138,31 @@ class _Outgoing:
 
         message_id = message_id or uuid4().hex
         try:
-            async with asyncio.timeout(max(self._wait - waited, min(self._wait, 1.0))):
-                accepted = await self._client.send(self._conversation, content, client_msg_id=message_id)
+            async with asyncio.timeout(max(self.wait - waited, min(self.wait, 1.0))):
+                accepted = await self.client.send(self.conversation, content, client_msg_id=message_id)
         except TimeoutError:
-            state = self._client.state
+            state = self.client.state
             why = SILENT if state.silent else state.reason or "no answer"
             raise NotConnected(
-                f"not known to be stored after {self._wait:g} s ({why}); {self._left(message_id)}"
+                f"not known to be stored after {self.wait:g} s ({why}); {self._left(message_id)}"
             ) from None
         except asyncio.CancelledError:
             complain(f"interrupted: not known to be stored; {self._left(message_id)}")
             raise
-        if self._as_json:
+        if self.as_json:
             print_json(accepted)
         else:
             print_line(f"stored: {accepted.conversation} {accepted.seq}")
 
     def _left(self, message_id: str) -> str:
-        """What becomes of a message without an answer."""
-        if not self._keeps:
+        """What happens to a message without an answer."""
+        if self.connection.store is None:
             return "this device keeps no outbox (--device-store), so it is not sent again"
-        who = f"--user {self._device.user} --device {self._device.device}"
+        device = self.connection.device
         return (
-            f"it stays in the outbox, and the next command of {self._device} sends it;"
-            f" `imqtt outbox discard {shlex.quote(message_id)} {who}{self._where}` takes it back"
+            f"it stays in the outbox, and the next command of {device} sends it;"
+            f" `imqtt outbox discard {shlex.quote(message_id)} --user {device.user} --device {device.device}"
+            f"{self.where}` takes it back"
         )
 
 
@@ -189,7 +181,7 @@ def tail(
         int, typer.Option("--count", "-n", min=0, help="End after this many messages; 0: never.")
     ] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Begin where the last `tail --resume` of this device ended.")
+        bool, typer.Option("--resume", help="Continue where the last `tail --resume` of this device ended.")
     ] = False,
     read: Annotated[bool, typer.Option("--read", help="Mark the messages as read.")] = False,
     as_json: Json = False,
@@ -197,8 +189,7 @@ def tail(
 ) -> None:
     """Print messages as they arrive, each conversation in order, until Ctrl-C.
 
-    Changes of the connection are reported on stderr. With `--json`, each line is an event in the form that it
-    has on the wire.
+    Changes of the connection are reported on stderr. With `--json`, each line is an event in its wire format.
     """
     from imqtt.cli import signals
     from imqtt.cli.client import open_client
@@ -206,7 +197,7 @@ def tail(
 
     connection = resolve(options)
     if resume and connection.store is None:
-        raise SetupError("--resume needs a place to remember where it ended: --device-store FILE")
+        raise SetupError("--resume needs a file to remember its position: --device-store FILE")
     wanted = {conversation_with(connection.device.user, name) for name in to or ()}
 
     async def main() -> None:
@@ -243,7 +234,7 @@ def history(
 ) -> None:
     """Print a conversation's messages, oldest first.
 
-    With `--json`, each line is an event in the form that it has on the wire.
+    With `--json`, each line is an event in its wire format.
     """
     import asyncio
 
@@ -262,7 +253,7 @@ def history(
         async with open_client(connection, wait=min(wait, 10.0)) as client:
             left = deadline - time.monotonic()
             try:
-                # Reading what this device has itself takes no longer.
+                # At least a second, for reading the device's own store.
                 async with asyncio.timeout(max(left, min(wait, 1.0))):
                     events.extend(await client.history(conversation, before or None, limit))
             except TimeoutError:
@@ -270,7 +261,9 @@ def history(
                 why = SILENT if state.silent else state.reason or "is it up?"
                 raise NotConnected(f"no answer within {wait:g} s: {why}") from None
             if events and (client.state.silent or client.state.phase is not Phase.ESTABLISHED):
-                complain(f"without the server: this is what {connection.device} holds; there may be more")
+                complain(
+                    f"no answer from the server: {connection.device} has these messages; there may be more"
+                )
 
     if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
@@ -280,7 +273,7 @@ def history(
         complain(f"nothing in {conversation} yet")
 
 
-# --- what they have in common
+# --- shared by the commands
 
 
 def _warn_of_stranger(connection: Connection, conversation: str) -> None:
@@ -313,7 +306,7 @@ def _content(body: bytes, content_type: str) -> "Content":
         try:
             return Content(text=body.decode())
         except UnicodeDecodeError:
-            raise Invalid("this is not text in UTF-8: say what it is with --content-type") from None
+            raise Invalid("this is not text in UTF-8: give its type with --content-type") from None
     if content_type == "application/json":
         try:
             return Content(json=canonical_json(msgspec.json.decode(body)))

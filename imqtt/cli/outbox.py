@@ -1,4 +1,4 @@
-"""`imqtt outbox`: messages of a device that are not stored yet, or were refused."""
+"""`imqtt outbox`: messages of a device that are not stored yet or were refused."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -110,7 +110,7 @@ async def _entries(where: "LocalDevice") -> "list[Entry]":
 
 
 async def _discard(where: "LocalDevice", messages: list[str] | None) -> "list[Entry]":
-    """Those that were discarded: `messages`, or everything. Raises `SetupError` if one is not there."""
+    """Discards `messages`, or all if None, and returns them. Raises `SetupError` if one is missing."""
     async with _opened(where) as store:
         entries = [] if store is None else list((await store.entries()).values())
         known = {entry.client_msg_id for entry in entries}
@@ -118,14 +118,14 @@ async def _discard(where: "LocalDevice", messages: list[str] | None) -> "list[En
             raise SetupError(f"not in the outbox of {where.device}: {', '.join(missing)}")
         chosen = [entry for entry in entries if messages is None or entry.client_msg_id in messages]
         for entry in chosen:
-            assert store is not None  # noqa: S101 - it had the entry
+            assert store is not None  # noqa: S101 - the entry came from it
             await store.discard(entry.key)
         return chosen
 
 
 @contextlib.asynccontextmanager
 async def _opened(where: "LocalDevice") -> "AsyncIterator[LocalStore | None]":
-    """The device's store; None if it has none yet, and therefore nothing in its outbox."""
+    """Yields the device's store; None if it does not exist yet."""
     from imqtt.cli.client import naming_the_holder
     from imqtt.client.store import LocalStore
 

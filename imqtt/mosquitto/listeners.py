@@ -52,23 +52,13 @@ def is_exposed(host: str, port: int) -> bool:
 
     False if `host` is not a loopback address, or if this machine has only one loopback address, like macOS.
     """
-    if host != "localhost" and not _is_loopback(host):
-        return False
-    return _answers("127.0.0.2" if host != "127.0.0.2" else "127.0.0.3", port)
-
-
-def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=1.0):
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            return False
+        other = "127.0.0.2" if host != "127.0.0.2" else "127.0.0.3"
+        with socket.create_connection((other, port), timeout=1.0):
             return True
-    except OSError:
+    except (ValueError, OSError):  # a name, or a closed port
         return False
 
 

@@ -25,7 +25,7 @@ def opened(**connack: object) -> Connection:
 
 
 def sent(connection: Connection) -> list[mqtt5.Packet]:
-    """Everything that it has to say now."""
+    """All packets that it sends now."""
     found: list[mqtt5.Packet] = []
     while connection.pending or connection.owing:
         data, _ = connection.send(0.0, ROOM)
@@ -48,7 +48,7 @@ def publish(number: int, qos: int = 1) -> bytes:
 
 
 def outcome(event: Event) -> object:
-    """What counts of an event. Receipts are numbered from another place in each connection."""
+    """An event without its receipt, which differs between connections."""
     if isinstance(event, Received):
         return event._replace(receipt=0 if event.qos else -1)
     if isinstance(event, Publication):
@@ -101,7 +101,7 @@ def heard(stream: bytes, cuts: list[int]) -> list[object]:
 @pytest.mark.parametrize("ending", ENDINGS)
 @given(data=st.data())
 def test_any_fragmentation_of_the_stream_gives_the_same_events(ending: bytes, data: st.DataObject) -> None:
-    # CONNACK apart: until it is read, nothing is sent that the rest could answer.
+    # CONNACK comes separately: before it is read, there are no publishes to answer.
     connack = len(mqtt5.ConnAckPacket(session_present=True, receive_max=50).write())
     stream = whole_conversation() + ending
     places = data.draw(st.sets(st.integers(connack + 1, len(stream) - 1), max_size=12))

@@ -23,7 +23,7 @@ from tests.broker.peers import WITHIN, Broker, eventually
 
 
 class Open(Protocol):
-    """Connects; the link is closed at the end of the test."""
+    """Connects a link, which is closed at the end of the test."""
 
     async def __call__(self, settings: LinkSettings) -> Link: ...
 
@@ -41,7 +41,7 @@ async def open_link() -> AsyncIterator[Open]:
 
 
 async def take(link: Link, count: int) -> list[Received]:
-    """The next `count` messages, not acked."""
+    """The next `count` packets, not acked."""
     received: list[Received] = []
     async with asyncio.timeout(WITHIN):
         while len(received) < count:
@@ -178,7 +178,7 @@ async def test_what_was_not_acked_comes_again_in_order(broker: Broker, open_link
     received = await take(link, 10)
     for one in received[:4]:
         link.ack(one)
-    link.ack(received[7])  # done with, but something before it is not
+    link.ack(received[7])  # while packets before it are not acked
     await link.close()
 
     link = await open_link(settings)
@@ -232,7 +232,7 @@ async def test_reading_pauses_at_the_bound_and_goes_on_below_half_of_it(
     link = await open_link(broker.settings("receiver", receive_bytes=100_000))
     await link.subscribe("t/x")
 
-    # More than a socket holds, of which at most one read's worth comes in above the bound.
+    # More than a socket holds. At most one read of the socket exceeds the bound.
     await publisher.publish([Packet("t/x", bytes(10_000))] * 900)
     await eventually(lambda: not link.reading)
     held = await take(link, 11)
@@ -399,8 +399,8 @@ async def test_a_wrong_password_is_refused_for_good(tmp_path: Path) -> None:
 
 
 async def test_a_filter_that_the_broker_does_not_take_is_refused(broker: Broker, open_link: Open) -> None:
-    # Mosquitto ends the connection for most of what is wrong with a filter; topics of 200 levels and
-    # more it refuses by ending it too. Either way nobody waits.
+    # Mosquitto ends the connection for most faults of a filter, and for topics of 200 levels or more. In
+    # either case, the call does not wait.
     link = await open_link(broker.settings("one"))
 
     with pytest.raises((SubscriptionRefused, Closed)):

@@ -1,4 +1,4 @@
-"""What mqtt5 writes is read as what it was, and no bytes can do more than end the stream."""
+"""Packets that mqtt5 writes are parsed correctly, and no bytes do more than end the stream."""
 
 import contextlib
 

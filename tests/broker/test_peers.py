@@ -1,4 +1,4 @@
-"""Peers that are no broker, or no longer one: the link ends with a reason, and nobody waits for ever."""
+"""Peers that are not brokers, or stop being one: the link ends with a reason, and no call hangs."""
 
 import asyncio
 
@@ -80,7 +80,7 @@ async def test_pings_keep_an_idle_link() -> None:
         while await packet(reader) == b"\xc0\x00":
             pings += 1
             writer.write(b"\xd0\x00")
-        writer.close()  # as a broker does after DISCONNECT; the link waits for it
+        writer.close()  # like a broker after DISCONNECT; the link waits for it
 
     async with Peer(talk) as peer:
         link = await connect(peer.settings(keep_alive=1))

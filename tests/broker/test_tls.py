@@ -21,13 +21,13 @@ async def openssl(*arguments: str) -> None:
 
 @pytest.fixture
 async def certificate(tmp_path: Path) -> Path:
-    """Self-signed, for 127.0.0.1; its key lies beside it."""
+    """A self-signed certificate for 127.0.0.1. Its key is in the same directory."""
     await openssl(
         "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
         "-subj", "/CN=broker", "-addext", "subjectAltName=IP:127.0.0.1",
         "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "certificate.pem"),
     )  # fmt: skip
-    (tmp_path / "key.pem").chmod(0o644)  # Mosquitto started as root reads it as somebody else
+    (tmp_path / "key.pem").chmod(0o644)  # Mosquitto started by root reads it as another user
     return tmp_path / "certificate.pem"
 
 

@@ -1,4 +1,4 @@
-"""`imqtt serve`: the server on a broker that somebody else runs."""
+"""`imqtt serve`: the server on a separate broker."""
 
 import asyncio
 import re
@@ -80,7 +80,7 @@ async def test_the_broker_that_it_waits_for_is_named_once_at_the_start_and_at_th
 
     def said() -> list[str]:
         lines = server.log.read_text().splitlines() if server.log.exists() else []
-        return [it.partition(" WARNING ")[2] for it in lines if " WARNING " in it]
+        return [line.partition(" WARNING ")[2] for line in lines if " WARNING " in line]
 
     await eventually(said, what="a warning")
     await broker.start()

@@ -1,4 +1,4 @@
-"""`imqtt store copy`, as an operator runs it."""
+"""`imqtt store copy`."""
 
 import asyncio
 import os
@@ -147,7 +147,7 @@ async def test_a_store_of_an_older_imqtt_gets_its_name_before_it_is_copied(tmp_p
         connection.execute("DROP INDEX members_by_conversation")
     outcome = await imqtt("store", "copy", "--live", source, target)
     assert outcome.status == 1
-    assert "is of an older imqtt" in outcome.err
+    assert "an older imqtt wrote" in outcome.err
     assert not (tmp_path / "b.db").exists()
     assert (await imqtt("store", "copy", source, target)).status == 0
     assert (await imqtt("store", "copy", "--live", source, target)).status == 0
@@ -171,7 +171,7 @@ async def test_a_difference_is_named_and_the_target_not_served(tmp_path: Path) -
 
 
 async def heard(stream: asyncio.StreamReader, text: bytes) -> None:
-    """Returns at the line that holds the text."""
+    """Waits for the line that contains the text."""
     async with asyncio.timeout(WITHIN):
         while text not in (line := await stream.readline()):
             assert line, "it has ended"
@@ -191,7 +191,7 @@ async def test_a_copy_that_a_signal_ends_says_how_to_go_on(tmp_path: Path, numbe
         )  # fmt: skip
         assert process.stderr is not None
         await heard(process.stderr, b"copying")
-        way.slow(0.0, 2_000.0)  # however late the signal comes, the copy is not finished
+        way.slow(0.0, 2_000.0)  # the copy does not finish before the signal
         process.send_signal(number)
         await heard(process.stderr, b"is not finished; run the same `imqtt store copy` again")
         way.mend()

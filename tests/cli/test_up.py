@@ -1,4 +1,4 @@
-"""`imqtt up`: a broker and the server on one directory, and nothing left behind."""
+"""`imqtt up`: a broker and the server on one directory, which end together."""
 
 import asyncio
 import os
@@ -110,7 +110,7 @@ async def test_a_port_taken_while_the_broker_was_down_is_told_once_with_who_has_
 
 
 async def _server_on(host: str, port: int) -> socket.socket:
-    """Listens on a port as soon as it is free."""
+    """Listens on a port once it is free."""
     while True:
         try:
             return socket.create_server((host, port))

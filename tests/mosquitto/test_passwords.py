@@ -1,4 +1,4 @@
-"""Accounts: what is written is what Mosquitto reads, and what changes holds at once."""
+"""Accounts: Mosquitto reads the written file, and changes take effect at once."""
 
 import asyncio
 import multiprocessing
