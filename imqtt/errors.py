@@ -3,7 +3,7 @@
     ImqttError
     +-- Malformed, Invalid, TooLarge, NotAllowed, Conflict, Unsupported, Misrouted, RateLimited, Busy, Failed
     +-- Unavailable
-    |   +-- StoreFull, StoreReadOnly, StoreUnreachable, ClockWrong    told to devices as `unavailable`
+    |   +-- StoreFull, StoreReadOnly, StoreUnreachable, ClockWrong    sent as `unavailable`
     +-- ClientError                                                   raised by the SDK only
     |   +-- NotConnected
     |   |   +-- TlsFailed, TakenOver

@@ -99,11 +99,6 @@ class Link(asyncio.Protocol):
 
     # --- receiving
 
-    @property
-    def reading(self) -> bool:
-        """Whether the socket is read; False while too many packets are not acked."""
-        return self._reading
-
     async def receive(self, limit: int) -> list[Received]:
         """Waits for packets, and returns at most `limit` in the order of receipt. For one caller at a time.
 
@@ -178,16 +173,6 @@ class Link(asyncio.Protocol):
         else:
             future.set_result([])
         return future
-
-    @property
-    def writable(self) -> bool:
-        """Whether the socket has room; False while packets wait unencoded."""
-        return self._writable
-
-    @property
-    def buffered(self) -> int:
-        """Bytes that were written but not accepted by the socket."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     # --- the end
 

@@ -181,7 +181,7 @@ class Chat:
         known_marks = await self._client.marks(conversation)
         entries = await self._client.outbox()  # last, because a message may be stored during other awaits
         if conversation != self._conversation:
-            return  # meanwhile another one was opened
+            return  # another one was opened
         for entry in entries:
             if entry.conversation == conversation:
                 self._transcript.wait(entry.client_msg_id, entry.content, entry.client_time)
@@ -278,7 +278,7 @@ class Chat:
         if state.silent:
             return f"{SILENT} · messages wait"
         if isinstance(state.error, TakenOver):  # the whole reason is too long for the line
-            return f"another process seems to use {self._device}; each needs a device of its own"
+            return f"another process seems to use {self._device}; each process needs its own device"
         if state.phase is not Phase.ESTABLISHED and state.reason:
             return printable(f"what you write is sent later ({state.reason})")
         until, note = self._note

@@ -1,4 +1,4 @@
-"""What `imqtt device` changes: a broker's accounts, and what the server on that broker knows of devices."""
+"""The accounts of a broker and the server on it, as `imqtt device` changes them."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -55,7 +55,7 @@ class Deployment:
     def revoke(self, devices: Mapping[str, Device], access: Access | None) -> str:
         """Removes devices' credentials, sessions, saved passwords, and their records at the server.
 
-        Returns why the server could not be told; empty if it was.
+        Returns why the server was not told; empty if it was.
         """
         from imqtt.mosquitto.passwords import Passwords
 

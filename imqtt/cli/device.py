@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Give devices credentials, and revoke them.\n\n"
-    "Each device has a credential of its own: the MQTT username `USER@DEVICE` and a password. Changes are in"
+    "Each device has its own credential: the MQTT username `USER@DEVICE` and a password. Changes are in"
     " effect on the running broker when the command returns.",
     no_args_is_help=True,
 )

@@ -2,7 +2,6 @@
 
 import shlex
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +12,10 @@ from imqtt.cli.connection import Connection, ConnectionOptions, resolve
 from imqtt.cli.data import data_option
 from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line
-from imqtt.errors import ImqttError, Invalid, NotConnected, SetupError
+from imqtt.errors import ImqttError, NotConnected, SetupError
 
 if TYPE_CHECKING:
-    from imqtt.client import Client
-    from imqtt.model import Content, Event
+    from imqtt.model import Event
 
 To = Annotated[
     str,
@@ -73,6 +71,7 @@ def send(
     from imqtt.cli import signals
     from imqtt.cli.client import open_client
     from imqtt.cli.formatting import conversation_with
+    from imqtt.cli.outgoing import Outgoing, body_of, content_of
     from imqtt.cli.stdin import lines_of_stdin
 
     if lines and (text or file or message_id):
@@ -81,7 +80,7 @@ def send(
         raise typer.BadParameter("TEXT or --file, not both")
     connection = resolve(options)
     conversation = conversation_with(connection.device.user, to)
-    first = None if lines else _content(_body(text, file), content_type)
+    first = None if lines else content_of(body_of(text, file), content_type)
 
     async def main() -> None:
         _warn_of_stranger(connection, conversation)
@@ -95,7 +94,7 @@ def send(
             where = data_option(options.data)
             if options.device_store is not None:
                 where += f" --device-store {shlex.quote(str(options.device_store))}"
-            outgoing = _Outgoing(client, connection, conversation, wait, where, as_json)
+            outgoing = Outgoing(client, connection, conversation, wait, where, as_json)
             if first is not None:
                 await outgoing.send(first, message_id, waited=time.monotonic() - begun)
                 return
@@ -106,64 +105,13 @@ def send(
                 if not body.strip():
                     continue
                 try:
-                    await outgoing.send(_content(body, content_type))
+                    await outgoing.send(content_of(body, content_type))
                 except ImqttError as error:
                     error.reason = f"line {number}: {error.reason}"
                     raise
 
     if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
-
-
-@dataclass
-class _Outgoing:
-    """Sends messages, each after the one before it is stored. `where`: options that locate the outbox."""
-
-    client: "Client"
-    connection: Connection
-    conversation: str
-    wait: float
-    where: str
-    as_json: bool
-
-    async def send(self, content: "Content", message_id: str = "", waited: float = 0.0) -> None:
-        """Returns when it is stored. Raises `NotConnected` after `wait` seconds, or the server's refusal.
-
-        `waited`: seconds of `wait` that were spent on connecting.
-        """
-        import asyncio
-        from uuid import uuid4
-
-        from imqtt.cli.client import SILENT
-
-        message_id = message_id or uuid4().hex
-        try:
-            async with asyncio.timeout(max(self.wait - waited, min(self.wait, 1.0))):
-                accepted = await self.client.send(self.conversation, content, client_msg_id=message_id)
-        except TimeoutError:
-            state = self.client.state
-            why = SILENT if state.silent else state.reason or "no answer"
-            raise NotConnected(
-                f"not known to be stored after {self.wait:g} s ({why}); {self._left(message_id)}"
-            ) from None
-        except asyncio.CancelledError:
-            complain(f"interrupted: not known to be stored; {self._left(message_id)}")
-            raise
-        if self.as_json:
-            print_json(accepted)
-        else:
-            print_line(f"stored: {accepted.conversation} {accepted.seq}")
-
-    def _left(self, message_id: str) -> str:
-        """What happens to a message without an answer."""
-        if self.connection.store is None:
-            return "this device keeps no outbox (--device-store), so it is not sent again"
-        device = self.connection.device
-        return (
-            f"it stays in the outbox, and the next command of {device} sends it;"
-            f" `imqtt outbox discard {shlex.quote(message_id)} --user {device.user} --device {device.device}"
-            f"{self.where}` takes it back"
-        )
 
 
 @with_options
@@ -281,39 +229,6 @@ def _warn_of_stranger(connection: Connection, conversation: str) -> None:
 
     if warning := stranger(connection, conversation):
         complain(warning)
-
-
-def _body(text: list[str] | None, file: Path | None) -> bytes:
-    if text:
-        return " ".join(text).encode(errors="surrogateescape")
-    if file is None or str(file) == "-":
-        from imqtt.cli.stdin import stdin_bytes
-
-        return stdin_bytes()
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise SetupError(f"cannot read {file}: {error.strerror}") from error
-
-
-def _content(body: bytes, content_type: str) -> "Content":
-    """Text, a JSON value, or bytes with their type."""
-    import msgspec
-
-    from imqtt.model import Content, canonical_json
-
-    if content_type in ("", "text/plain"):
-        try:
-            return Content(text=body.decode())
-        except UnicodeDecodeError:
-            raise Invalid("this is not text in UTF-8: give its type with --content-type") from None
-    if content_type == "application/json":
-        try:
-            return Content(json=canonical_json(msgspec.json.decode(body)))
-        except ValueError as error:
-            reason = str(error).removeprefix("JSON is malformed: ")
-            raise Invalid(f"the content is not valid JSON: {reason}") from None
-    return Content(data=body, content_type=content_type)
 
 
 def _print_event(event: "Event", *, as_json: bool) -> None:

@@ -97,8 +97,8 @@ def up(
 ) -> None:
     """Run a broker and the server on one data directory.
 
-    Mosquitto has to be installed. The command starts a Mosquitto of its own, prints where to connect, and
-    ends both on Ctrl-C. It restarts the broker if the broker dies. Only you can enter the data directory. If
+    Mosquitto has to be installed. The command starts its own Mosquitto, prints the addresses, and ends both
+    on Ctrl-C. It restarts the broker if the broker ends. Only you can enter the data directory. If
     root runs this, the server runs as root and Mosquitto as another user.
     """
     from imqtt.cli import services, signals

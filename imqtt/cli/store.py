@@ -94,7 +94,7 @@ def copy(
         f" {copied.marks:,} marks and {copied.devices:,} devices; digest {copied.digest}."
     )
     if live:
-        print_line(f"As of {started:%H:%M:%S}: what was stored after that may not be in it.")
+        print_line(f"It is the state of {started:%H:%M:%S}; later changes may be missing.")
 
 
 async def _copy(

@@ -93,7 +93,7 @@ def _print_partitions(number: int, alive: Sequence["Worker"]) -> None:
     rows: list[tuple[str, ...]] = []
     for partition in range(number):
         if partition not in owners:
-            rows.append((str(partition), "nobody", "", "", "", "", ""))
+            rows.append((str(partition), "none", "", "", "", "", ""))
             continue
         worker, held = owners[partition]
         rows.append(

@@ -158,7 +158,7 @@ class Passwords:
             if not 0 < iterations <= MAX_ITERATIONS:
                 return False
             found = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations, len(digest))
-        except ValueError:  # a damaged line: nobody gets in with it
+        except ValueError:  # a damaged line matches no password
             return False
         return secrets.compare_digest(found, digest)
 

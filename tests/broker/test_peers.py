@@ -148,7 +148,7 @@ async def test_a_peer_that_ignores_receive_maximum_is_not_read_further() -> None
 
     async with Peer(talk) as peer:
         link = await connect(peer.settings(receive_max=50, keep_alive=0))
-        await eventually(lambda: not link.reading)
+        await eventually(lambda: not link._reading)
         held: list[Received] = []
         while len(held) <= 50:
             held += await link.receive(1_000)
@@ -174,9 +174,9 @@ async def test_a_peer_that_does_not_read_holds_back_what_is_published() -> None:
         link = await connect(peer.settings(keep_alive=0))
         published = link.publish([Packet("t", bytes(100_000))] * 1_000)
 
-        await eventually(lambda: not link.writable)
+        await eventually(lambda: not link._writable)
 
-        assert link.buffered < 1_000_000
+        assert link._transport.get_write_buffer_size() < 1_000_000
         link.abort()
         with pytest.raises(Closed):
             await published
@@ -186,7 +186,7 @@ async def test_close_gives_up_on_a_peer_that_does_not_read() -> None:
     async with Peer(accept) as peer:
         link = await connect(peer.settings(timeout=2.0, keep_alive=0))
         link.publish([Packet("t", bytes(100_000))] * 1_000)
-        await eventually(lambda: not link.writable)
+        await eventually(lambda: not link._writable)
 
         async with asyncio.timeout(WITHIN):
             await link.close()

@@ -1114,7 +1114,7 @@ async def test_a_link_that_resumes_reading_after_a_pause_has_missed_no_packets(s
     link = await side.connect("one", receive_bytes=100)
     await link.subscribe(TOPIC)
     await publisher.publish([Packet(TOPIC, b"%050d" % number) for number in range(20)])
-    await eventually(lambda: not link.reading)
+    await eventually(lambda: not link._reading)
     await asyncio.sleep(100)  # nobody judges a broker whom nobody listens to
 
     seen: list[int] = []
