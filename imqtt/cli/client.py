@@ -21,9 +21,6 @@ TIMING = replace(Timing(), answer=3.0, idle=5.0)
 
 _NO_LOG = logging.NullHandler()
 
-NEEDS_ACTION = {TakenOver: "takeover", TlsFailed: "tls"}
-"""Errors that last until a person acts, and their names in `StateNews`."""
-
 SILENT = "connected to the broker; the imqtt server does not answer"
 
 
@@ -102,8 +99,8 @@ class StateNews:
             state.phase is Phase.CONNECTING and isinstance(state.error, TakenOver)
         )
         if is_reported and state.reason:
-            # One trouble may have a series of reasons. Takeovers and TLS are always reported.
-            special = next((name for kind, name in NEEDS_ACTION.items() if isinstance(state.error, kind)), "")
+            # One trouble may have a series of reasons. What lasts until a person acts is always reported.
+            special = state.error.code if isinstance(state.error, TakenOver | TlsFailed) else ""
             is_known = before == special if special else bool(before)
             self._trouble = special or before or "connection"
             return "" if is_known else f"no connection, trying again: {state.reason}"
