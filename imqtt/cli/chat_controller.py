@@ -278,7 +278,7 @@ class Chat:
         if state.silent:
             return f"{SILENT} · messages wait"
         if isinstance(state.error, TakenOver):  # the whole reason is too long for the line
-            return f"another process seems to use {self._device}; each process needs its own device"
+            return f"another process seems to use {self._device}; each needs its own device"
         if state.phase is not Phase.ESTABLISHED and state.reason:
             return printable(f"what you write is sent later ({state.reason})")
         until, note = self._note

@@ -254,7 +254,7 @@ async def test_another_process_with_the_same_credential_is_told(
     await alice.shows("alice@phone")
     password, address = saved(data, "alice@phone"), f"{broker.host}:{broker.port}"
     async with Client(user="alice", device="phone", password=password, brokers=address, wait=0):
-        await alice.shows("another process seems to use alice@phone; each process needs its own device")
+        await alice.shows("another process seems to use alice@phone; each needs its own device")
 
 
 async def test_presence_is_not_shown_while_it_is_not_known(

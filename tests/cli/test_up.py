@@ -88,7 +88,7 @@ async def test_a_broker_that_dies_is_started_again(tmp_path: Path) -> None:
     async with Up(tmp_path / "data") as up:
         os.kill(up.ready["broker_pid"], signal.SIGKILL)
         await eventually(lambda: "Mosquitto runs again" in up.log, what="another broker")
-        assert "Mosquitto ended by SIGKILL; starting it again" in up.log
+        assert "Mosquitto ended by SIGKILL; restarting it" in up.log
         password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
             "password"
         ]
