@@ -34,12 +34,12 @@ def chat(
     conversation, `/discard` takes back a message that is not stored yet, `/help` or F1 shows all commands and
     keys, `/quit` or Ctrl-C leaves.
     """
-    connection = resolve(options)
+    access = resolve(options)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do not")
 
     from imqtt.cli import signals
     from imqtt.cli.chat_controller import converse
 
-    if signalled := signals.run(lambda: converse(connection, to)):
+    if signalled := signals.run(lambda: converse(access, to)):
         raise typer.Exit(128 + signalled)

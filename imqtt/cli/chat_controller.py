@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from imqtt.cli.client import SILENT, StateNews, make_client, naming_the_holder, stranger
-from imqtt.cli.connection import Connection
+from imqtt.cli.connection import DeviceAccess
 from imqtt.cli.formatting import conversation_with, peer_of, since
 from imqtt.cli.screen import Screen
 from imqtt.cli.transcript import Transcript
@@ -49,15 +49,15 @@ Marks behind your own messages
   ✗                refused, with the reason; /discard removes it"""
 
 
-async def converse(connection: Connection, to: str) -> None:
+async def converse(access: DeviceAccess, to: str) -> None:
     """Returns when the person leaves. Raises `SetupError` and what ends the client."""
-    given = conversation_with(connection.device.user, to) if to else ""
+    given = conversation_with(access.device.user, to) if to else ""
     # Messages may arrive later, but the latest conversation has to be known before the screen opens.
-    client = make_client(connection, platform="imqtt chat", wait=1.0 if given else 5.0)
+    client = make_client(access, platform="imqtt chat", wait=1.0 if given else 5.0)
     async with contextlib.AsyncExitStack() as stack:
-        with naming_the_holder(connection.device, connection.data):
+        with naming_the_holder(access.device, access.data):
             await stack.enter_async_context(client)
-        await Chat(client, connection, given or await _latest(client)).run()
+        await Chat(client, access, given or await _latest(client)).run()
 
 
 async def _latest(client: Client) -> str:
@@ -70,9 +70,9 @@ async def _latest(client: Client) -> str:
 class Chat:
     """The chat of one person, which shows one conversation at a time."""
 
-    def __init__(self, client: Client, connection: Connection, conversation: str) -> None:
+    def __init__(self, client: Client, access: DeviceAccess, conversation: str) -> None:
         self._client = client
-        self._connection = connection
+        self._access = access
         self._device = client.settings.device
         self._conversation = conversation
         self._transcript = Transcript(self._device.user)
@@ -176,7 +176,7 @@ class Chat:
         self._conversation = conversation
         self._typing_until = 0.0
         self._transcript.clear()
-        if warning := stranger(self._connection, conversation):
+        if warning := stranger(self._access, conversation):
             self._say(warning, 30.0)
         known_marks = await self._client.marks(conversation)
         entries = await self._client.outbox()  # last, because a message may be stored during other awaits

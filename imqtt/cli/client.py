@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from imqtt.cli.connection import Connection
+from imqtt.cli.connection import DeviceAccess
 from imqtt.cli.data import data_option
 from imqtt.cli.formatting import peer_of
 from imqtt.cli.output import complain
@@ -25,16 +25,16 @@ SILENT = "connected to the broker; the imqtt server does not answer"
 
 
 @contextlib.asynccontextmanager
-async def open_client(connection: Connection, *, wait: float, patient: bool = False) -> AsyncIterator[Client]:
+async def open_client(access: DeviceAccess, *, wait: float, patient: bool = False) -> AsyncIterator[Client]:
     """Yields a client that has caught up, or has tried for `wait` seconds. Raises like `Client`.
 
     Unless `patient`, raises `TlsFailed` at once, because waiting does not help.
     """
-    client = make_client(connection, platform="imqtt command line", wait=wait)
+    client = make_client(access, platform="imqtt command line", wait=wait)
     telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
     try:
         async with contextlib.AsyncExitStack() as stack:
-            with naming_the_holder(connection.device, connection.data):
+            with naming_the_holder(access.device, access.data):
                 await stack.enter_async_context(client)
             if isinstance(client.state.error, TlsFailed) and not patient:
                 raise client.state.error
@@ -43,16 +43,16 @@ async def open_client(connection: Connection, *, wait: float, patient: bool = Fa
         telling.cancel()
 
 
-def make_client(connection: Connection, *, platform: str, wait: float) -> Client:
+def make_client(access: DeviceAccess, *, platform: str, wait: float) -> Client:
     # Without a handler, `logging` would also print the warnings of libraries to stderr.
     logging.getLogger().addHandler(_NO_LOG)
     return Client(
-        user=connection.device.user,
-        device=connection.device.device,
-        password=connection.password,
-        brokers=connection.brokers,
-        store=connection.store,
-        tls=connection.tls,
+        user=access.device.user,
+        device=access.device.device,
+        password=access.password,
+        brokers=access.brokers,
+        store=access.store,
+        tls=access.tls,
         platform=platform,
         wait=wait,
         timing=TIMING,
@@ -71,12 +71,12 @@ def naming_the_holder(device: Device, data: Path) -> Iterator[None]:
         ) from error
 
 
-def stranger(connection: Connection, conversation: str) -> str:
+def stranger(access: DeviceAccess, conversation: str) -> str:
     """A warning if the peer has no device on this broker; empty if it has one, or if that is unknown."""
-    peer = peer_of(connection.device.user, conversation)
-    if not peer or connection.users is None or peer in connection.users:
+    peer = peer_of(access.device.user, conversation)
+    if not peer or access.users is None or peer in access.users:
         return ""
-    similar = difflib.get_close_matches(peer, sorted(connection.users), 1)
+    similar = difflib.get_close_matches(peer, sorted(access.users), 1)
     return f"no device of {peer} has a credential on this broker" + (
         f"; did you mean {similar[0]}?" if similar else ""
     )

@@ -118,7 +118,7 @@ class StoreOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class DeviceAccess:
     """What a client needs to connect. `users` have a device on this broker; None if that is unknown."""
 
     device: Device
@@ -130,7 +130,7 @@ class Connection:
     tls: "Callable[[], ssl.SSLContext] | None"  # called for each connection, so that new files are read
 
 
-def resolve(options: ConnectionOptions) -> Connection:
+def resolve(options: ConnectionOptions) -> DeviceAccess:
     """Completes the options from the data directory. Raises `SetupError` if something is still missing."""
     directory = DataDirectory(options.data)
     password, store = options.password, options.device_store
@@ -159,7 +159,7 @@ def resolve(options: ConnectionOptions) -> Connection:
     users = directory.users(device) if options.brokers in (None, [], [own]) else None
     brokers = options.brokers or [str(own)]
     tls = options.tls_context if uses_tls else None
-    return Connection(device, password, brokers, store, options.data, users, tls)
+    return DeviceAccess(device, password, brokers, store, options.data, users, tls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.connection import Connection, ConnectionOptions, resolve
+from imqtt.cli.connection import ConnectionOptions, DeviceAccess, resolve
 from imqtt.cli.data import data_option
 from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line
@@ -78,23 +78,23 @@ def send(
         raise typer.BadParameter("--lines reads messages from stdin: no TEXT, --file or --message-id with it")
     if text and file:
         raise typer.BadParameter("TEXT or --file, not both")
-    connection = resolve(options)
-    conversation = conversation_with(connection.device.user, to)
+    access = resolve(options)
+    conversation = conversation_with(access.device.user, to)
     first = None if lines else content_of(body_of(text, file), content_type)
 
     async def main() -> None:
-        _warn_of_stranger(connection, conversation)
+        _warn_of_stranger(access, conversation)
         begun = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             try:
-                client = await stack.enter_async_context(open_client(connection, wait=min(wait, 3.0)))
+                client = await stack.enter_async_context(open_client(access, wait=min(wait, 3.0)))
             except asyncio.CancelledError:
                 complain("interrupted before anything was sent; nothing is in the outbox")
                 raise
             where = data_option(options.data)
             if options.device_store is not None:
                 where += f" --device-store {shlex.quote(str(options.device_store))}"
-            outgoing = Outgoing(client, connection, conversation, wait, where, as_json)
+            outgoing = Outgoing(client, access, conversation, wait, where, as_json)
             if first is not None:
                 await outgoing.send(first, message_id, waited=time.monotonic() - begun)
                 return
@@ -143,16 +143,16 @@ def tail(
     from imqtt.cli.client import open_client
     from imqtt.cli.formatting import conversation_with
 
-    connection = resolve(options)
-    if resume and connection.store is None:
+    access = resolve(options)
+    if resume and access.store is None:
         raise SetupError("--resume needs a file to remember its position: --device-store FILE")
-    wanted = {conversation_with(connection.device.user, name) for name in to or ()}
+    wanted = {conversation_with(access.device.user, name) for name in to or ()}
 
     async def main() -> None:
         left = count
         for conversation in sorted(wanted):
-            _warn_of_stranger(connection, conversation)
-        async with open_client(connection, wait=10.0, patient=True) as client:
+            _warn_of_stranger(access, conversation)
+        async with open_client(access, wait=10.0, patient=True) as client:
             events = client.events("tail" if resume else None)
             async for event in events:
                 if wanted and event.conversation not in wanted:
@@ -191,14 +191,14 @@ def history(
     from imqtt.cli.formatting import conversation_with
     from imqtt.client import Phase
 
-    connection = resolve(options)
-    conversation = conversation_with(connection.device.user, to)
+    access = resolve(options)
+    conversation = conversation_with(access.device.user, to)
     events: list[Event] = []
 
     async def main() -> None:
-        _warn_of_stranger(connection, conversation)
+        _warn_of_stranger(access, conversation)
         deadline = time.monotonic() + wait
-        async with open_client(connection, wait=min(wait, 10.0)) as client:
+        async with open_client(access, wait=min(wait, 10.0)) as client:
             left = deadline - time.monotonic()
             try:
                 # At least a second, for reading the device's own store.
@@ -209,9 +209,7 @@ def history(
                 why = SILENT if state.silent else state.reason or "is it up?"
                 raise NotConnected(f"no answer within {wait:g} s: {why}") from None
             if events and (client.state.silent or client.state.phase is not Phase.ESTABLISHED):
-                complain(
-                    f"no answer from the server: {connection.device} has these messages; there may be more"
-                )
+                complain(f"no answer from the server: {access.device} has these messages; there may be more")
 
     if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
@@ -224,10 +222,10 @@ def history(
 # --- shared by the commands
 
 
-def _warn_of_stranger(connection: Connection, conversation: str) -> None:
+def _warn_of_stranger(access: DeviceAccess, conversation: str) -> None:
     from imqtt.cli.client import stranger
 
-    if warning := stranger(connection, conversation):
+    if warning := stranger(access, conversation):
         complain(warning)
 
 

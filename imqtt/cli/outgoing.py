@@ -9,7 +9,7 @@ from uuid import uuid4
 import msgspec
 
 from imqtt.cli.client import SILENT
-from imqtt.cli.connection import Connection
+from imqtt.cli.connection import DeviceAccess
 from imqtt.cli.output import complain, print_json, print_line
 from imqtt.cli.stdin import stdin_bytes
 from imqtt.client import Client
@@ -22,7 +22,7 @@ class Outgoing:
     """Sends messages, each after the one before it is stored. `where`: options that locate the outbox."""
 
     client: Client
-    connection: Connection
+    access: DeviceAccess
     conversation: str
     wait: float
     where: str
@@ -53,9 +53,9 @@ class Outgoing:
 
     def _left(self, message_id: str) -> str:
         """What happens to a message without an answer."""
-        if self.connection.store is None:
+        if self.access.store is None:
             return "this device keeps no outbox (--device-store), so it is not sent again"
-        device = self.connection.device
+        device = self.access.device
         return (
             f"it stays in the outbox, and the next command of {device} sends it;"
             f" `imqtt outbox discard {shlex.quote(message_id)} --user {device.user} --device {device.device}"
