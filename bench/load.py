@@ -16,7 +16,7 @@ import uvloop
 
 from bench.processes import cpu_seconds, resident_bytes
 from bench.traffic import DEVICES, Broken, Traffic, devices, traffic
-from imqtt.broker import Link, LinkSettings, Message, connect
+from imqtt.broker import Link, LinkSettings, Packet, connect
 from imqtt.protocol.topics import down
 
 GRACE_SECONDS = 30.0  # for messages in flight at the end of a phase
@@ -85,7 +85,7 @@ class Load:
         for device, link in enumerate(self._links):
             hello = self._traffic.hello(device)
             if hello is not None:
-                await link.publish([Message(*hello)])
+                await link.publish([Packet(*hello)])
         async with asyncio.timeout(GRACE_SECONDS):
             while not self._traffic.ready():
                 await asyncio.sleep(0.01)
@@ -133,7 +133,7 @@ class Load:
         for place in range(first, first + count):
             number = place * DEVICES + device
             self._in_flight[number] = when, False
-            messages.append(Message(self._topics[device], self._traffic.message(number)))
+            messages.append(Packet(self._topics[device], self._traffic.message(number)))
         self._links[device].publish(messages).add_done_callback(self._published)
         self._idle.clear()
 

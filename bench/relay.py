@@ -13,7 +13,7 @@ from typing import Any
 import uvloop
 
 from bench.traffic import DEVICES, devices
-from imqtt.broker import Link, LinkSettings, Message, Received, connect
+from imqtt.broker import Link, LinkSettings, Packet, Received, connect
 from imqtt.protocol.topics import down
 
 BATCH = 500
@@ -28,7 +28,7 @@ async def relay(source: Link, out: Link, targets: dict[str, tuple[str, str]]) ->
         for received in batch:
             sender, _, _ = received.topic.rpartition("/up/")
             payload = received.payload
-            messages += [Message(topic, payload) for topic in targets[sender]]
+            messages += [Packet(topic, payload) for topic in targets[sender]]
         out.publish(messages).add_done_callback(partial(ack, source, batch))
 
 

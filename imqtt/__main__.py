@@ -1,4 +1,4 @@
-"""`python -m imqtt` is `imqtt`."""
+"""`python -m imqtt` runs `imqtt`."""
 
 import sys
 

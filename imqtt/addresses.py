@@ -1,4 +1,4 @@
-"""Writing a listener's address in a form that can be pasted back."""
+"""The text of an address, as users can paste it."""
 
 
 def host_port(host: str, port: int) -> str:

@@ -1,8 +1,7 @@
 """The server's settings, read once into one frozen value.
 
-Each setting is defined here and nowhere else: its flag is `--broker-host` for `broker_host`, its
-environment variable `IMQTT_BROKER_HOST`, its line in a file of settings `broker_host = "..."`, its help the
-text beside it.
+Each setting is defined only here. The setting `broker_host` has the flag `--broker-host`, the environment
+variable `IMQTT_BROKER_HOST`, and the line `broker_host = "..."` in a settings file.
 """
 
 import difflib
@@ -18,7 +17,7 @@ from imqtt.core.snowflake import MAX_PARTITIONS
 from imqtt.errors import SetupError
 from imqtt.redaction import redacted
 
-# Variables that begin with IMQTT_ and are no settings of the server.
+# Variables that begin with IMQTT_ and are not settings of the server.
 OTHER_VARIABLES = frozenset(
     {
         "IMQTT_CONFIG", "IMQTT_DEBUG", "IMQTT_LIFELINE",
@@ -28,32 +27,28 @@ OTHER_VARIABLES = frozenset(
     }
 )  # fmt: skip
 TESTS_VARIABLES = "IMQTT_TEST_"
-LIKELY = 0.75  # how alike two names are, from 0 to 1, for one to be the other misspelt
+LIKELY = 0.75  # the similarity of two names, from 0 to 1, at which one is probably the other misspelt
 YEAR = 31_536_000  # seconds
 
 
-def _setting(default: str, help: str, *, secret: bool = False, address: bool = False) -> Any:
-    return field(
-        default=default,
-        metadata={"help": help, "secret": secret, "address": address, "unit": "", "least": 0, "most": 0},
-    )
-
-
-def _number(default: int, help: str, unit: str, least: int, most: int) -> Any:
+def _setting(
+    default: str | int, help: str, unit: str = "", least: int = 0, most: int = 0,
+    *, secret: bool = False, address: bool = False,
+) -> Any:  # fmt: skip
     return field(
         default=default,
         metadata={
-            "help": help, "secret": False, "address": False, "unit": unit, "least": least, "most": most,
+            "help": help, "unit": unit, "least": least, "most": most, "secret": secret, "address": address,
         },
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ServerConfig:
-    """What a server process needs to know. Sizes in bytes, times in seconds."""
+    """The settings of a server process. Sizes in bytes, times in seconds."""
 
     broker_host: str = _setting("127.0.0.1", "host of Mosquitto's internal listener")
-    broker_port: int = _number(1884, "port of Mosquitto's internal listener", "", 1, 65_535)
+    broker_port: int = _setting(1884, "port of Mosquitto's internal listener", "", 1, 65_535)
     broker_username: str = _setting("imqtt-server", "the server's account on the broker")
     broker_password: str = _setting("", "the password of the server's account", secret=True)
     broker_ca: str = _setting(
@@ -72,61 +67,61 @@ class ServerConfig:
         address=True,
     )
     state_password: str = _setting("", "Redis's password (instead of one in the address)", secret=True)
-    workers: int = _number(
+    workers: int = _setting(
         1, "processes on this machine; more than one needs MongoDB and Redis", "processes", 1, 256
     )
-    worker_ttl: int = _number(
+    worker_ttl: int = _setting(
         2, "time without a heartbeat after which a worker is considered dead", "seconds", 1, 60
     )
-    partitions: int = _number(
+    partitions: int = _setting(
         0,
         "number of partitions of a new store, which never changes; 0: as in the store, 16 in a new one",
         "partitions", 0, MAX_PARTITIONS,
     )  # fmt: skip
     health: str = _setting("", "host:port of a health page over HTTP; empty: none")
-    max_content: int = _number(65_536, "largest content of a message", "bytes", 1, 8_388_608)
-    max_command: int = _number(262_144, "largest command", "bytes", 1_024, 16_777_216)
-    max_packet: int = _number(
+    max_content: int = _setting(65_536, "largest content of a message", "bytes", 1, 8_388_608)
+    max_command: int = _setting(262_144, "largest command", "bytes", 1_024, 16_777_216)
+    max_packet: int = _setting(
         262_144,
         "largest packet sent to a device, unless its `hello` sets a smaller `max_packet`",
         "bytes", 2_048, 16_777_216,
     )  # fmt: skip
-    device_rate: int = _number(
+    device_rate: int = _setting(
         1_000, "sustained rate at which one device may send messages", "messages a second", 1, 1_000_000
     )
-    device_burst: int = _number(
+    device_burst: int = _setting(
         4_000, "messages that one device may send in a burst", "messages", 1, 10_000_000
     )
-    max_batch: int = _number(500, "maximum number of commands in one batch", "commands", 1, 10_000)
-    conversations_cached: int = _number(
+    max_batch: int = _setting(500, "maximum number of commands in one batch", "commands", 1, 10_000)
+    conversations_cached: int = _setting(
         100_000,
         "heads of conversations kept in memory, all partitions together",
         "conversations",
         1,
         100_000_000,
     )
-    reads_at_once: int = _number(
+    reads_at_once: int = _setting(
         4, "`Sync` and `History` commands that are served at the same time", "commands", 1, 1_000
     )
-    reads_waiting: int = _number(
+    reads_waiting: int = _setting(
         2_000,
         "`Sync` and `History` commands that may wait; more are rejected as busy",
         "commands",
         1,
         1_000_000,
     )
-    presence_ttl: int = _number(
+    presence_ttl: int = _setting(
         300, "time without a command after which a device is considered offline", "seconds", 1, 604_800
     )
-    device_days: int = _number(
+    device_days: int = _setting(
         90, "time without a command after which a device is forgotten", "days", 1, 36_500
     )
-    devices_per_user: int = _number(
+    devices_per_user: int = _setting(
         100,
         "maximum number of devices of one user; beyond that, those unseen for longest are forgotten",
         "devices", 1, 1_000_000,
     )  # fmt: skip
-    clock_tolerance: int = _number(
+    clock_tolerance: int = _setting(
         60,
         "how far the clock may lag behind the newest ids before a warning is logged;"
         " ids keep growing meanwhile",
@@ -137,9 +132,9 @@ class ServerConfig:
     def from_environment(
         cls, environment: Mapping[str, str], file: "SettingsFile | None" = None, **given: Any
     ) -> "ServerConfig":
-        """Settings `given` (a None counts as not given), else from `IMQTT_…`, else `file`, else the defaults.
+        """The settings `given` (None: not given), else those of `IMQTT_…`, else of `file`, else the defaults.
 
-        Raises `SetupError` for a value that is not of the setting's type, or beyond its bounds.
+        Raises `SetupError` if a value has the wrong type or exceeds its bounds.
         """
         values: dict[str, Any] = {}
         for setting in SETTINGS:
@@ -163,15 +158,15 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting of `ServerConfig`: what it is called, and what may stand there."""
+    """The definition of one setting of `ServerConfig`."""
 
     name: str
     default: str | int
     help: str
     secret: bool
-    address: bool  # a URL, in which a password may stand
-    unit: str  # of a number; "" if it has none
-    least: int  # a number's bounds, both allowed
+    address: bool  # a URL, which may contain a password
+    unit: str  # of a number; may be empty
+    least: int  # the bounds of a number, inclusive
     most: int
 
     @property
@@ -180,13 +175,17 @@ class Setting:
 
     @property
     def bounds(self) -> str:
-        """What a number may be, for people: `bytes, 1,024 to 16,777,216`; "" for a text."""
+        """The bounds of a number as text, such as `bytes, 1,024 to 16,777,216`; "" for a text setting."""
         if not self.number:
             return ""
         return (f"{self.unit}, " if self.unit else "") + f"{self.least:,} to {self.most:,}"
 
-    def check(self, number: int) -> int:
-        """The number, if it is within the bounds. Raises `SetupError`."""
+    def check(self, value: Any) -> int:
+        """Returns the value as a number within the bounds. Raises `SetupError`."""
+        try:
+            number = int(value)
+        except ValueError:
+            raise SetupError(f"{value!r} is not a whole number") from None
         if number < self.least:
             raise SetupError(f"{number} is less than {self.least} ({self.bounds})")
         if number > self.most:
@@ -199,7 +198,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """A secret's names a file that holds it: everybody on the machine sees a process's arguments."""
+        """The flag of a secret names a file, because all users of a machine can see command lines."""
         return f"--{self.name.replace('_', '-')}" + ("-file" if self.secret else "")
 
 
@@ -209,17 +208,17 @@ SETTINGS = tuple(Setting(one.name, getattr(DEFAULTS, one.name), **one.metadata) 
 
 @dataclass(frozen=True, slots=True)
 class SettingsFile:
-    """A TOML file: settings by their names, and `broker_password_file` and its like beside the secrets."""
+    """A TOML file with settings by name; a secret may be in its own file (`broker_password_file`)."""
 
     path: Path
     settings: Mapping[str, str | int] = field(repr=False)
 
     @classmethod
     def read(cls, path: Path) -> "SettingsFile":
-        """Raises `SetupError`, with the file and the key.
+        """Raises `SetupError` with the file and the key.
 
-        A key that is no setting is an error, not a warning: what is misspelt would run with the default.
-        So is a password in a file that everybody on the machine may read.
+        An unknown key is an error: the server would use the default of a misspelt setting. A password in a
+        file that all users of the machine can read is an error, too.
         """
         try:
             with path.open("rb") as file:
@@ -238,20 +237,20 @@ class SettingsFile:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Names that begin with `IMQTT_` and that imqtt does not know, for a warning.
+    """Unknown names that begin with `IMQTT_`, for a warning.
 
-    Raises `SetupError` for a name that is very similar to a setting's: it is misspelt, and the server would
-    run with the default. Other software may set the rest: Kubernetes sets `IMQTT_SERVICE_HOST` for a service
-    named `imqtt`.
+    Raises `SetupError` for a name that is very similar to a setting's: it is probably misspelt, and the
+    server would use the default. Other software may set the rest; Kubernetes sets `IMQTT_SERVICE_HOST` for a
+    service named `imqtt`.
     """
-    known = {it.variable for it in SETTINGS} | {f"{it.variable}_FILE" for it in SETTINGS if it.secret}
+    known = {one.variable for one in SETTINGS} | {f"{one.variable}_FILE" for one in SETTINGS if one.secret}
     unknown: list[str] = []
     for name in sorted(environment):
         if not name.startswith("IMQTT_") or name.startswith(TESTS_VARIABLES):
             continue
         if name in known or name in OTHER_VARIABLES:
             continue
-        bare = {it.removeprefix("IMQTT_"): it for it in (*known, *OTHER_VARIABLES)}
+        bare = {variable.removeprefix("IMQTT_"): variable for variable in (*known, *OTHER_VARIABLES)}
         if near := difflib.get_close_matches(name.removeprefix("IMQTT_"), bare, 1, LIKELY):
             raise SetupError(f"{name}: no such setting; did you mean {bare[near[0]]}?")
         unknown.append(name)
@@ -259,21 +258,17 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def _checked(setting: Setting, value: Any) -> str | int:
-    """What a flag, a variable or a line of a file says, as the setting's type. Raises `SetupError`."""
+    """Converts a value of a flag, a variable or a file to the setting's type. Raises `SetupError`."""
     if not setting.number:
         return str(value)
     try:
-        number = int(value)
-    except ValueError:
-        raise SetupError(f"{setting.name}: {value!r} is not a whole number") from None
-    try:
-        return setting.check(number)
+        return setting.check(value)
     except SetupError as error:
         raise SetupError(f"{setting.name}: {error.reason}") from None
 
 
 def _check_line(key: str, value: object, settings: Mapping[str, object], *, public: bool) -> None:
-    """Raises `SetupError` for a line of a settings file that cannot be meant."""
+    """Raises `SetupError` if a line of a settings file is wrong."""
     known = {setting.name: setting for setting in SETTINGS}
     secrets = {f"{setting.name}_file" for setting in SETTINGS if setting.secret}
     setting = known.get(key)
@@ -281,19 +276,19 @@ def _check_line(key: str, value: object, settings: Mapping[str, object], *, publ
         near = difflib.get_close_matches(key.lower(), [*known, *secrets], 1)
         raise SetupError("no such setting" + (f"; did you mean {near[0]}?" if near else ""))
     if setting is not None and setting.number:
-        if type(value) is not int:  # to Python, `true` is one
+        if type(value) is not int:  # a bool is an instance of int
             raise SetupError(f"{value!r} is not a whole number")
         setting.check(value)
         return
     if not isinstance(value, str):
-        raise SetupError("not a text in quotes")  # unshown: it may be a password of digits
+        raise SetupError("not a text in quotes")  # without the value, which may be a password of digits
     if setting is None:
         return
     if setting.secret and f"{key}_file" in settings:
-        raise SetupError(f"{key}_file is there too, and only one of them can be meant")
+        raise SetupError(f"{key}_file is given as well; give only one of them")
     if public and (setting.secret or (setting.address and redacted(value) != value)):
         instead = f"{key}_file" if setting.secret else f"{key}_password_file"
         raise SetupError(
-            "a password, or an option that may be one, in a file that everybody on this machine may read: "
+            "a password, or an option that may be one, in a file that all users of this machine can read: "
             f"`chmod o-r` it, or use {instead}"
         )

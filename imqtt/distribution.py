@@ -1,7 +1,7 @@
 """The distribution that installs this package.
 
-It is called `imqtt-server`: on PyPI, `imqtt` is another project. `imqtt-server` is not published yet, so no
-message may tell anybody to `pip install` either name.
+Its name is `imqtt-server`, because `imqtt` on PyPI is another project. It is not published yet, so no text
+may tell users to `pip install` either name.
 """
 
 from importlib.metadata import version
@@ -15,5 +15,5 @@ def installed_version() -> str:
 
 
 def how_to_install(extra: str) -> str:
-    """What to do when the packages of an optional dependency are missing."""
+    """How to install the packages of an optional dependency."""
     return f"run pip install '.[{extra}]' in a checkout of imqtt"

@@ -1,4 +1,4 @@
-"""Which process holds a lock on a file: for the error of a program that finds it locked."""
+"""The process that holds a lock on a file, to be named in an error."""
 
 import os
 import shutil
@@ -9,12 +9,12 @@ from typing import NamedTuple
 from imqtt.processes import command_line
 
 LOCKS = Path("/proc/locks")
-MAX_COMMAND = 200  # characters of a command line that are shown
-SECONDS = 5.0  # for `lsof`, which other systems have in place of /proc
+MAX_COMMAND = 200  # characters of a command line
+SECONDS = 5.0  # for `lsof`, on systems without /proc
 
 
 class Holder(NamedTuple):
-    """A process. `command` is its command line; empty if that cannot be read."""
+    """A process. `command` is its command line; empty if unknown."""
 
     pid: int
     command: str
@@ -25,9 +25,9 @@ class Holder(NamedTuple):
 
 
 def holder_of(path: Path) -> Holder | None:
-    """The process that holds a lock on `path`; None if that cannot be found out.
+    """The process that holds a lock on `path`; None if unknown.
 
-    The file is not opened: closing it would release the locks that this process has on it.
+    This does not open the file: closing it would release the locks that this process has on it.
     """
     try:
         pids = _by_proc(path) if LOCKS.exists() else _by_lsof(path)
@@ -37,7 +37,7 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def _by_proc(path: Path) -> list[int]:
-    """Lines such as `1: POSIX  ADVISORY  WRITE 2043 fd:01:1311 1073741824 1073742335`."""
+    """Parses lines such as `1: POSIX  ADVISORY  WRITE 2043 fd:01:1311 1073741824 1073742335`."""
     file = path.stat()
     pids: list[int] = []
     for line in LOCKS.read_text().splitlines():
@@ -53,7 +53,7 @@ def _by_proc(path: Path) -> list[int]:
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    """Some file systems show another device in /proc/locks than in `stat`."""
+    """For file systems whose device in /proc/locks differs from that of `stat`."""
     try:
         return any(fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:

@@ -1,14 +1,14 @@
-"""Text from other people, made safe to print: it moves no cursor and changes no colour."""
+"""Text from other users made safe to print, without control characters that a terminal obeys."""
 
 from collections.abc import Callable
 from unicodedata import category
 
-MAX_CHARACTERS = 10_000  # that a table keeps
+MAX_CHARACTERS = 10_000  # in a table
 _JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"  # emoji and Persian need them
 
 
 class CharacterTable(dict[int, str]):
-    """What stands for each character, for `str.translate`. Looked up once for each, and kept for many."""
+    """A table for `str.translate` that calls `stand_in` once per character and caches its results."""
 
     def __init__(self, stand_in: Callable[[str], str]) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class CharacterTable(dict[int, str]):
 
 
 def printable_character(character: str) -> str:
-    """The character, or one that can be shown in its place."""
+    """The character, or a printable one instead of it."""
     if character.isprintable() or character in _JOINERS:
         return character
     if category(character) == "Zs" or character == "\t":
@@ -34,6 +34,6 @@ _PRINTABLE = CharacterTable(printable_character)
 
 
 def printable(text: str) -> str:
-    """`text` on its lines, without the characters that a terminal would obey."""
+    """`text` with its line breaks, but without other control characters."""
     lines = text.replace("\r\n", "\n").split("\n")
     return "\n".join(line if line.isprintable() else line.translate(_PRINTABLE) for line in lines)

@@ -1,8 +1,8 @@
-"""Files and directories that only their owner reads: stores, credentials, logs.
+"""Files and directories that only their owner can read: stores, credentials, logs.
 
-A file is created with mode 0600 before anything is written into it, whatever the umask. One that exists and
-that others may read was left so by a umask, and is made private. Access of the group alone stays as it is: no
-usual umask gives it by accident, and a backup may need it.
+A file is created with mode 0600 before anything is written to it, whatever the umask. If an existing file is
+accessible to others, a umask made it so, and it is made private. Access of only the group is kept: the usual
+umasks do not cause it, and a backup may need it.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
-DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of a SQLite database, and of the files beside it
+DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of a SQLite database and its auxiliary files
 
 
 def create_private_file(path: Path) -> None:
-    """Creates an empty file of mode 0600; one that exists is made private.
+    """Creates an empty file of mode 0600, or makes an existing file private.
 
-    Raises as `make_private` does, and `OSError` if it cannot be created.
+    Raises like `make_private`, and `OSError` if it cannot be created.
     """
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
@@ -32,9 +32,9 @@ def create_private_file(path: Path) -> None:
 
 
 def create_private_directory(path: Path) -> None:
-    """Creates a directory of mode 0700, and its parents as the umask says; one that exists is made private.
+    """Creates a directory of mode 0700 and its parents, or makes an existing directory private.
 
-    Raises as `create_private_file` does.
+    Raises like `create_private_file`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -44,10 +44,10 @@ def create_private_directory(path: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """If others have any access to a file or directory, removes it for them and the group, and logs that.
+    """If others have any access to a file or directory, removes their access and the group's, and logs it.
 
-    Ignores a missing path, and a system without modes. Raises `SetupError` if the file belongs
-    to another user, who alone can change its mode.
+    Does nothing if the path is missing, or on a system without modes. Raises `SetupError` if another user
+    owns the file and has to change its mode.
     """
     try:
         found = path.stat()
@@ -57,29 +57,30 @@ def make_private(path: Path) -> None:
     if os.name != "posix" or not mode & stat.S_IRWXO:
         return
     private = mode & (PRIVATE_DIRECTORY if stat.S_ISDIR(found.st_mode) else PRIVATE_FILE)
-    with contextlib.suppress(FileNotFoundError):  # SQLite removes its log when the last user is gone
+    with contextlib.suppress(FileNotFoundError):  # SQLite removes its log when the last user closes it
         try:
             path.chmod(private)
         except PermissionError as error:
             if found.st_uid == os.geteuid():
                 return
             raise SetupError(
-                f"{path} belongs to another user, and everybody on this machine has access to it "
+                f"{path} belongs to another user, and all users of this machine have access to it "
                 f"(mode {mode:04o}): run `chmod o= {path}` as its owner"
             ) from error
-        log.warning("%s had mode %04o, and everybody could read it; it has %04o now", path, mode, private)
+        log.warning("%s was accessible to all users (mode %04o); its mode is %04o now", path, mode, private)
 
 
 def create_private_database(path: Path) -> None:
-    """Before SQLite opens it: a new or empty database is private, and so is what SQLite puts beside it.
+    """Makes a new or empty database private. SQLite gives its auxiliary files the same mode.
 
-    Raises as `create_private_file` does. A file with content may be another program's, and is left alone.
+    To be called before SQLite opens it. A file with content may belong to another program and is not changed.
+    Raises like `create_private_file`.
     """
     if not path.exists() or path.stat().st_size == 0:
         create_private_file(path)
 
 
 def make_database_private(path: Path) -> None:
-    """`make_private` for a SQLite database and the files beside it."""
+    """`make_private` for a SQLite database and its auxiliary files."""
     for suffix in DATABASE_SUFFIXES:
         make_private(path.with_name(path.name + suffix))

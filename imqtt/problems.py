@@ -1,16 +1,17 @@
-"""Problems that last: each is logged when it starts, when its cause changes, and when it is over.
+"""Lasting problems, each logged when it starts, when its cause changes and when it ends.
 
     problem = Problem(log, "no connection to the broker at 10.0.0.5:1884", "the broker at … is connected")
     problem.start(explain(error), "partition 3")    on every failure, in a loop
     problem.end("partition 3")                      on every success
-    problem.text                                    for health pages; "" while nothing is wrong
+    problem.text                                    for health pages; "" without a problem
 
-Without this, a retry loop either logs every attempt, or logs the first one and hides every later cause and
-the recovery. One problem has any number of parts, since one cause (a broker that is gone) often reaches many
-connections at once, and one line is enough for all of them.
+Otherwise a retry loop would log every attempt, or log the first one and hide later causes and the recovery. A
+problem has any number of parts, because one cause, such as a lost broker, often affects many connections, and
+one line is enough for all of them.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -24,8 +25,8 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]  # checked where it is used
 
-CALM_SECONDS = 0.5  # a problem that returns within this time was not over
-REPEAT_SECONDS = 600.0  # before a cause that alternates with others is logged again
+CALM_SECONDS = 0.5  # if a problem returns within this time, it had not ended
+REPEAT_SECONDS = 600.0  # before the same cause is logged again
 CAUSES_REMEMBERED = 100
 
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
@@ -33,11 +34,11 @@ _NUMBERS = re.compile(r"\d+(\.\d+)?")
 
 
 class Problem:
-    """One thing that may be wrong. Only changes are logged, however often `start` and `end` are called.
+    """One problem. Only changes are logged, however often `start` and `end` are called.
 
-    `what` begins the line that logs the start, `over` the line that logs the end. The end is logged once the
-    problem has been absent for `calm` seconds, so that a connection that is made and cut in a loop does not
-    fill the log. Without a running event loop the end is logged at once.
+    The line about the start begins with `what`, and the line about the end with `over`. The end is logged
+    once the problem has been absent for `calm` seconds, so that a connection that is cut again and again does
+    not fill the log. Without a running event loop, the end is logged at once.
     """
 
     def __init__(
@@ -57,16 +58,16 @@ class Problem:
         self._calm = calm
         self._clock = clock
         self._causes: dict[str, str] = {}  # by affected part
-        self._since: float | None = None  # None: it is over, and that was logged
-        self._started = ""  # the same moment, as people write it
-        self._ended = 0.0  # when the last part had recovered
+        self._since: float | None = None  # None: the end was logged
+        self._started = ""  # the same time as text
+        self._ended = 0.0  # when the last part recovered
         self._affected: set[str] = set()
         self._noted, self._times = "", 0
-        self._logged: dict[str, float] = {}  # causes, without their numbers, and when each was logged
+        self._logged: dict[str, float] = {}  # when each cause, without its numbers, was logged
         self._ending: asyncio.TimerHandle | None = None
 
     def start(self, cause: str, part: str = "") -> None:
-        """`part` has the problem. Calling it again for the same part changes the cause."""
+        """`part` has the problem. Another call for the same part changes the cause."""
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -83,17 +84,17 @@ class Problem:
             self._log.log(self._level, "%s%s, for %s now: %s", self._what, where, lasted, cause)
 
     def end(self, part: str = "") -> None:
-        """`part` does not have the problem, or no longer."""
+        """`part` does not have the problem."""
         if self._causes.pop(part, None) is not None and not self._causes:
             self._end()
 
     def end_all(self, *, but: str | None = None) -> None:
-        """No part has the problem any more, except perhaps the one named."""
-        for part in [it for it in self._causes if it != but]:
+        """No part has the problem, except perhaps `but`."""
+        for part in [part for part in self._causes if part != but]:
             self.end(part)
 
     def note(self, cause: str) -> None:
-        """The problem occurred just now. It is over once it has not occurred again for `calm` seconds."""
+        """The problem occurred now. It ends when it has not occurred for `calm` seconds."""
         self._noted = cause
         self._times += 1
         self.start(cause)
@@ -101,17 +102,17 @@ class Problem:
 
     @property
     def cause(self) -> str:
-        """The cause for the part that has been affected longest, or the last one noted; "" if all is well."""
+        """The cause at the part affected longest, or the one noted last; "" without a problem."""
         return next(iter(self._causes.values()), self._noted)
 
     @property
     def text(self) -> str:
-        """What is wrong, since when, and why; "" if nothing is wrong."""
+        """The problem with its start and cause; "" without a problem."""
         return f"{self._what} since {self._started}: {self.cause}" if self.cause else ""
 
     @property
     def seconds(self) -> float:
-        """How long it has lasted; 0 if it is over."""
+        """How long it has lasted; 0 without a problem."""
         return self._clock() - self._since if self.cause and self._since is not None else 0.0
 
     def _is_new(self, cause: str) -> bool:
@@ -128,14 +129,10 @@ class Problem:
     def _end(self) -> None:
         self._ended = self._clock()
         if self._calm:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:  # in a thread
-                self._say_over()
-            else:
-                self._ending = loop.call_later(self._calm, self._say_over)
-        else:
-            self._say_over()
+            with contextlib.suppress(RuntimeError):  # in a thread
+                self._ending = asyncio.get_running_loop().call_later(self._calm, self._say_over)
+                return
+        self._say_over()
 
     def _say_over(self) -> None:
         self._ending = None
@@ -163,7 +160,7 @@ def duration(seconds: float) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """An error in words: with the file that it is about, and with the limit if there are too many files."""
+    """The text of an error, with its file, and with the limit if too many files are open."""
     if isinstance(error, OSError) and error.errno in _OUT_OF_FILES and error.strerror is not None:
         return f"{os.strerror(error.errno)}: {file_limit()}"
     if (
@@ -178,7 +175,7 @@ def explain(error: BaseException) -> str:
 
 
 def file_limit() -> str:
-    """How many files this process may have open, and where that is set."""
+    """The limit of open files of this process, and where to set it."""
     if resource is None:
         return "this process may not open more"
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

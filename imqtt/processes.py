@@ -1,13 +1,13 @@
-"""What other processes of this machine run."""
+"""The processes of this machine."""
 
 import subprocess
 from pathlib import Path
 
-SECONDS = 5.0  # for `ps`, which other systems have in place of /proc
+SECONDS = 5.0  # for `ps`, on systems without /proc
 
 
 def command_line(pid: int) -> str:
-    """The words of a process's command line, with blanks between them; empty if that cannot be read."""
+    """The command line of a process, joined by spaces; empty if unknown."""
     if Path("/proc/self").exists():
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

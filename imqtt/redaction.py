@@ -1,9 +1,9 @@
-"""Addresses without their secrets. Logs, errors and pages show no address in any other form."""
+"""Addresses without secrets. Logs, errors and pages show addresses only in this form."""
 
 import re
 
-# Options of MongoDB's and Redis's addresses whose values are shown. Any other option may be or hold a secret,
-# such as a key file's password or a session's token.
+# Options of MongoDB's and Redis's addresses whose values are shown. Any other option may contain a secret,
+# such as the password of a key file or a session token.
 SHOWN_OPTIONS = frozenset(
     name.lower()
     for name in (
@@ -23,11 +23,11 @@ _SHOWN_VALUE = re.compile(r"[A-Za-z0-9_.,:/+-]*")
 
 
 def redacted(url: str) -> str:
-    """`url` as it may be shown: `***` stands in place of a password, and of options that may be secrets.
+    """`url` with `***` instead of a password and of options that may be secrets.
 
-    An option's value is shown only if the option is known to be harmless (`SHOWN_OPTIONS`). Everything from
-    the first colon to the last `@` counts as a password, though a correct URL would have it end at the first
-    `/`: a password that was not escaped must not be shown either.
+    Values are shown only for options that are known to be harmless (`SHOWN_OPTIONS`). Everything from the
+    first colon to the last `@` counts as a password. In a correct URL, it would end at the first `/`, but a
+    password that is not escaped must not be shown either.
     """
     if url.startswith("sqlite:///"):
         return url

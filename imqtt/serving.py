@@ -1,4 +1,4 @@
-"""A server on the store and the state that its settings name."""
+"""A server with the store and the state that its settings name."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,14 +11,14 @@ from imqtt.stores import open_store
 from imqtt.stores.base import Identity
 
 MQTTS_PORT = 8883  # registered for MQTT over TLS
-PARTITIONS = 16  # of a store that is created without saying how many
+PARTITIONS = 16  # of a new store, by default
 
 
 @asynccontextmanager
 async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -> AsyncIterator[Server]:
-    """`async with serving(config) as server`: every partition receives; on leaving, all is finished.
+    """`async with serving(config) as server`: all partitions receive inside the block, and none after it.
 
-    `clock` gives milliseconds since the Unix epoch. Raises `SetupError`.
+    `clock` returns milliseconds since the Unix epoch. Raises `SetupError`.
     """
     check_tls(config)
     store = await open_store(
@@ -32,7 +32,7 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
         asked, created = config.partitions, store.identity.partitions
         if asked and asked != created:
             raise SetupError(
-                f"partitions: {asked} is asked for; the store was created with {created}, which is for good"
+                f"partitions: {asked} is not possible: the store has {created}, which never changes"
             )
         state = await open_state(
             config.state,
@@ -51,14 +51,14 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
 
 
 def check_tls(config: ServerConfig) -> None:
-    """Raises `SetupError` for settings that ask for TLS to the broker and would not get it."""
+    """Raises `SetupError` if settings ask for TLS to the broker but do not enable it."""
     if config.broker_key and not config.broker_certificate:
-        raise SetupError("broker_key: it is the key of no certificate; set broker_certificate as well")
+        raise SetupError("broker_key is a key without a certificate; set broker_certificate as well")
     asks = "broker_certificate" if config.broker_certificate else ""
     if config.broker_port == MQTTS_PORT:
         asks = asks or f"broker_port {MQTTS_PORT}"
     if asks and not config.broker_ca:
         raise SetupError(
-            f"{asks} asks for TLS, and the password would be sent unencrypted: set broker_ca to the"
+            f"{asks} asks for TLS, but the password would be sent unencrypted: set broker_ca to the"
             " authorities that sign the broker's certificate (for public ones, the system's file)"
         )

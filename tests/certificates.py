@@ -65,7 +65,7 @@ class TlsMosquitto(Mosquitto):
         files = "certfile broker.pem\nkeyfile broker.key\nuse_username_as_clientid true\n"
         certified = "cafile authority.pem\n"
         certified += "require_certificate true\nuse_identity_as_username true\n"
-        with self._config_file.open("a") as configuration:
+        with self.files.configuration.open("a") as configuration:
             configuration.write(f"listener {self.tls_port} 127.0.0.1\n{files}")
             configuration.write(f"listener {self.certified_port} 127.0.0.1\n{files}{certified}")
             configuration.write(f"listener {self.wss_port} 127.0.0.1\nprotocol websockets\n{files}")

@@ -1,10 +1,10 @@
-"""A device without an SDK: it publishes commands and keeps every frame that comes back."""
+"""A device without an SDK: it publishes commands and keeps every frame that it receives."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Self, TypeVar
 
-from imqtt.broker.link import Link, LinkSettings, Message, connect
+from imqtt.broker.link import Link, LinkSettings, Packet, connect
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.model import (
     Accepted,
@@ -82,7 +82,7 @@ class RawDevice:
 
     async def raw(self, payload: bytes, *, to: int = 0, topic: str = "", **fields: object) -> list[int]:
         assert self._link is not None
-        message = Message(topic or up(self.device, to), payload, **fields)  # type: ignore[arg-type]
+        message = Packet(topic or up(self.device, to), payload, **fields)  # type: ignore[arg-type]
         return await self._link.publish([message])
 
     async def hello(self, *cursors: Cursor, nonce: str = "n1", **fields: object) -> tuple[Welcome, Page]:
@@ -95,13 +95,13 @@ class RawDevice:
     async def send(
         self, conversation: str, name: str, text: str = "hi", **fields: object
     ) -> Accepted | Rejected:
-        """Sends a message; returns the answer."""
+        """Sends a message. Returns the answer."""
         start = len(self.frames)
         await self.command(Send(conversation, name, Content(text=text), **fields))  # type: ignore[arg-type]
         return await self.answer(name, since=start)
 
     async def answer(self, name: str, since: int = 0) -> Accepted | Rejected:
-        """The next answer to the message of this name."""
+        """Waits for the next answer to the message of this name."""
 
         def matches(frame: AnyFrame) -> bool:
             return isinstance(frame, Accepted | Rejected) and frame.client_msg_id == name
@@ -111,7 +111,7 @@ class RawDevice:
         return found
 
     async def frame(self, kind: type[F], since: int = 0, within: float = WITHIN) -> F:
-        """The next frame of this kind."""
+        """Waits for the next frame of this kind."""
         found = await self.until(lambda frame: isinstance(frame, kind), since=since, within=within)
         assert isinstance(found, kind)
         return found

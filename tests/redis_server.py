@@ -51,7 +51,7 @@ def missing(why: str) -> None:
 class RedisServer:
     """A local `redis-server` of a test. It stores nothing on disk and keeps its port over restarts.
 
-    Further `options` are those of its command line.
+    `options` are added to its command line.
     """
 
     def __init__(self, directory: Path, *options: str, password: str = "") -> None:

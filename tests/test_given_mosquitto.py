@@ -44,7 +44,7 @@ def script(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def programs() -> Iterator[Path]:
-    """A directory that every user may enter: Mosquitto does not run as root."""
+    """A directory that all users may enter, because Mosquitto does not run as root."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         path.chmod(0o755)

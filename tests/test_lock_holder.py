@@ -51,7 +51,7 @@ async def test_the_error_names_the_process_and_its_command(
         DeviceStoreInUse, match=f"alice.db is in use by process {other.pid} .*import sqlite3"
     ) as caught:
         await LocalStore.open(tmp_path / "alice.db", ALICE)
-    assert "\n" not in caught.value.reason  # though the program that it names has lines
+    assert "\n" not in caught.value.reason  # although the command line has line breaks
 
 
 async def test_the_error_names_another_client_of_this_process_which_keeps_its_lock(tmp_path: Path) -> None:

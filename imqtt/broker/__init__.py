@@ -1,11 +1,11 @@
-"""An MQTT 5 client for servers: publishes and receives by the thousand, and acks when told to.
+"""An MQTT 5 client for servers: it publishes and receives in batches, and the caller decides when to ack.
 
-It needs `mqtt5` and the standard library, and nothing else of imqtt. `link` says how to use it.
+It needs `mqtt5` and the standard library, and nothing else of imqtt. `link` shows how to use it.
 """
 
 from imqtt.broker.errors import Closed, ConnackRefused, LinkError, SubscriptionRefused
 from imqtt.broker.link import Link, connect
-from imqtt.broker.values import LinkSettings, Message, Received, Will
+from imqtt.broker.values import LinkSettings, Packet, Received, Will
 
 __all__ = [
     "Closed",
@@ -13,7 +13,7 @@ __all__ = [
     "Link",
     "LinkError",
     "LinkSettings",
-    "Message",
+    "Packet",
     "Received",
     "SubscriptionRefused",
     "Will",

@@ -1,12 +1,12 @@
 """What the link raises.
 
     LinkError
-    +-- ConnackRefused               the broker does not take this client
-    +-- SubscriptionRefused   the broker does not grant a subscription
+    +-- ConnackRefused        the broker refuses the connection
+    +-- SubscriptionRefused   the broker refuses a subscription
     +-- Closed                the link has ended (also a ConnectionError)
 
-A reason code is a number of MQTT 5, section 2.4, and stays a number here: brokers send codes that no list
-knows, and a link that dies of one tells nobody why.
+Reason codes (MQTT 5, section 2.4) are plain numbers, not an enumeration: brokers also send codes that the
+specification does not list, and an enumeration would fail on them.
 """
 
 from typing import Final
@@ -63,7 +63,7 @@ _NAMES: Final = {
 }
 
 _PASSING: Final = frozenset({0x80, 0x83, 0x88, 0x89, 0x8B, 0x96, 0x97, 0x9F})
-"""Codes of CONNACK that speak of the broker's state and not of this client's."""
+"""Codes of CONNACK about the state of the broker, not of this client."""
 
 
 def describe(code: int) -> str:
@@ -76,9 +76,9 @@ class LinkError(Exception):
 
 
 class ConnackRefused(LinkError):
-    """The broker answered CONNECT with a reason code.
+    """The broker answered CONNECT with an error code.
 
-    `retryable`: the same CONNECT may succeed later. `server`: where the broker sends one instead, or "".
+    `retryable`: the same CONNECT may succeed later. `server`: the server to use instead, or "".
     """
 
     def __init__(self, code: int, reason: str = "", server: str = "") -> None:
@@ -94,7 +94,7 @@ class ConnackRefused(LinkError):
 
 
 class SubscriptionRefused(LinkError):
-    """The broker answered SUBSCRIBE with a reason code of failure for `pattern`."""
+    """The broker answered SUBSCRIBE with an error code for `pattern`."""
 
     def __init__(self, pattern: str, code: int) -> None:
         super().__init__(f"the broker refused a subscription to {pattern!r}, {describe(code)}")
@@ -103,11 +103,11 @@ class SubscriptionRefused(LinkError):
 
 
 class Closed(LinkError, ConnectionError):
-    """The link has ended, for this reason.
+    """The link has ended.
 
-    `code` is the reason code of the DISCONNECT that ended it, whoever sent it; None where the connection
-    ended without one. What was received and not acked comes again on the session's next connection; what
-    was published and not answered may or may not have reached the broker.
+    `code` is the reason code of the DISCONNECT that either side sent; None if there was none. The broker
+    redelivers received packets that were not acked on the session's next connection. Publishes without an
+    answer may or may not have reached the broker.
     """
 
     def __init__(self, reason: str, code: int | None = None) -> None:

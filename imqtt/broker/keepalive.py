@@ -1,12 +1,12 @@
-"""When to send PINGREQ, and when a silent peer counts as gone (section 3.1.2.10)."""
+"""When to send PINGREQ, and when a silent peer is considered dead (section 3.1.2.10)."""
 
 from enum import Enum
 
-DEAD_AFTER = 1.5  # keep alive intervals without a byte: what the broker grants a client, granted back
+DEAD_AFTER = 1.5  # keep alive intervals without a byte; a broker waits as long for a client
 
 
 class Due(Enum):
-    """What is to be done now."""
+    """What to do now."""
 
     NOTHING = "nothing"
     PING = "ping"
@@ -14,11 +14,10 @@ class Due(Enum):
 
 
 class KeepAlive:
-    """One connection's clock. Times in seconds, of any clock that does not step back.
+    """The keep alive of one connection. Times in seconds, of any clock that does not go backwards.
 
-    A ping is due when nothing was sent for the interval, which the broker asks for, and also when nothing was
-    received for it: a link that only publishes at QoS 0, or has nothing to do, hears from a live peer by
-    that alone.
+    A ping is due when nothing was sent for one interval, as MQTT requires, and also when nothing was received
+    for one: a link that is idle or only publishes at QoS 0 hears from its peer in no other way.
     """
 
     def __init__(self, interval: float, now: float) -> None:
@@ -28,7 +27,7 @@ class KeepAlive:
         self._pinged = now
 
     def due(self, now: float, *, reading: bool) -> Due:
-        """`reading`: whether the link reads at all; a peer that nobody listens to is not judged."""
+        """`reading`: whether the link reads its socket. If not, the peer is never considered dead."""
         if not self.interval:
             return Due.NOTHING
         if not reading:
@@ -41,7 +40,7 @@ class KeepAlive:
         return Due.NOTHING
 
     def next(self) -> float | None:
-        """When to ask again."""
+        """When to call `due` again."""
         if not self.interval:
             return None
         ping = max(min(self.sent, self.received), self._pinged) + self.interval

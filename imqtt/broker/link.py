@@ -2,19 +2,19 @@
 
     link = await connect(settings)          raises ConnackRefused, OSError (Closed is one) or TimeoutError
     link.session_present                    whether the broker had a session for this client id
-    link.max_packet_size                    the largest packet that the broker takes, in bytes, or None
-    link.client_id                          as given, or as the broker assigned it
+    link.max_packet_size                    the largest packet that the broker accepts, in bytes, or None
+    link.client_id                          as given, or as assigned by the broker
     link.closed                             the Closed that ended it, or None
     await link.subscribe(*patterns)         QoS 1, nothing retained; raises SubscriptionRefused or Closed
     batch = await link.receive(limit)       list[Received], at least one; raises Closed
     link.ack(received)                      its PUBACK leaves once all before it are acked
-    future = link.publish(messages)         Future[list[int]] of reason codes; fails with Closed
-    await link.close()                      sends what is queued, DISCONNECT, and waits for the end
+    future = link.publish(packets)          Future[list[int]] of reason codes; fails with Closed
+    await link.close()                      sends DISCONNECT after queued PUBACKs, and waits for the end
     link.abort()                            cuts the connection, so that the broker publishes the will
     closed = await link.wait_closed()       why it ended
 
-A link does not reconnect. Whoever owns it decides when, since what was received and not acked comes again,
-and what was published and not answered is in doubt.
+A link does not reconnect: its owner decides when, because the broker redelivers packets that were not acked,
+and the outcome of unanswered publishes is unknown.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+from imqtt.broker.connection import Connected, Connection, Event, State, Subscribed
 from imqtt.broker.errors import Closed, ConnackRefused, SubscriptionRefused
 from imqtt.broker.publications import Publication
-from imqtt.broker.session import Connected, Event, Session, State, Subscribed
-from imqtt.broker.values import LinkSettings, Message, Received, Will
+from imqtt.broker.values import LinkSettings, Packet, Received, Will
 
-__all__ = ["Link", "LinkSettings", "Message", "Received", "Will", "connect"]
+__all__ = ["Link", "LinkSettings", "Packet", "Received", "Will", "connect"]
 
-_ROOM = 256 * 1024  # bytes made at a time: a slow socket holds up the making, and messages wait unencoded
+_ROOM = 256 * 1024  # bytes encoded at a time, so that packets wait unencoded while the socket is slow
 
 
 async def connect(settings: LinkSettings) -> "Link":
-    """Connects, and returns once the broker has accepted.
+    """Returns once the broker has accepted the connection.
 
     Raises `ConnackRefused` with the broker's reason code, `TimeoutError` after `settings.timeout`, and
-    `OSError` where there is no connection, or where it ends before the broker's answer (`Closed`).
+    `OSError` if there is no connection, or if it ends before the broker's answer (`Closed`).
     """
     link = Link(settings, asyncio.get_running_loop())
     await link.open()
@@ -45,19 +45,17 @@ async def connect(settings: LinkSettings) -> "Link":
 
 
 class Link(asyncio.Protocol):
-    """A live connection; `connect` makes it.
+    """A live connection, made by `connect`. Not thread-safe.
 
-    Reading the socket pauses while more messages are received and not acked than `receive_max`, or more of
-    their bytes than `receive_bytes`, and goes on below half of that. A paused link hears no PUBACK of its
-    own publishes either: **a caller that acks a message only after the broker has answered the publishes
-    that it caused must publish on another link**, or both wait forever.
+    The link stops reading the socket while more than `receive_max` packets, or `receive_bytes` of payload,
+    are not acked, and resumes below half of that. Meanwhile it does not receive the PUBACKs of its own
+    publishes: **if acks wait for the answers to other publishes, publish those on another link**, or both
+    wait forever.
 
-    Whatever is queued within one iteration of the event loop leaves in one write.
+    Everything that is queued in one iteration of the event loop leaves in one write.
 
-    `publish` keeps the messages until there is room for them in the broker's Receive Maximum and in the
-    socket's buffer. Its future is the back-pressure: await it before giving more.
-
-    Not thread-safe.
+    `publish` keeps packets until the broker's Receive Maximum and the socket's buffer have room for them. To
+    apply back-pressure, await its future before the next call.
     """
 
     def __init__(self, settings: LinkSettings, loop: asyncio.AbstractEventLoop) -> None:
@@ -67,7 +65,7 @@ class Link(asyncio.Protocol):
         self.closed: Closed | None = None
         self._settings = settings
         self._loop = loop
-        self._session = Session(settings, loop.time())
+        self._connection = Connection(settings, loop.time())
         self._transport: asyncio.Transport | None = None
         self._inbox: list[Received] = []
         self._arrival: asyncio.Future[None] | None = None  # what `receive` waits for
@@ -76,13 +74,13 @@ class Link(asyncio.Protocol):
         self._accepted: asyncio.Future[None] = loop.create_future()
         self._lost: asyncio.Future[None] = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
-        self._flushing = False  # a flush is scheduled
-        self._acking: asyncio.TimerHandle | None = None  # a flush of PUBACKs is
+        self._flushing = False  # whether a flush is scheduled
+        self._acking: asyncio.TimerHandle | None = None  # of a flush that only sends PUBACKs
         self._reading = True
         self._writable = True
 
     async def open(self) -> None:
-        """What `connect` does. Once in a link's life."""
+        """Connects. To be called once."""
         settings = self._settings
         try:
             async with asyncio.timeout(settings.timeout):
@@ -92,7 +90,7 @@ class Link(asyncio.Protocol):
                 await self._accepted
         except TimeoutError as error:
             self.abort()
-            if error.errno is not None:  # the system's own, from before ours
+            if error.errno is not None:  # the operating system's timeout
                 raise
             raise TimeoutError(f"no answer within {settings.timeout:g} s") from None
         except BaseException:
@@ -101,22 +99,16 @@ class Link(asyncio.Protocol):
 
     # --- receiving
 
-    @property
-    def reading(self) -> bool:
-        """Whether the socket is read: False while too much is received and not acked."""
-        return self._reading
-
     async def receive(self, limit: int) -> list[Received]:
-        """Waits for messages, and returns at most `limit` of them in the order of receipt.
+        """Waits for packets, and returns at most `limit` in the order of receipt. For one caller at a time.
 
-        One caller at a time. Raises `Closed` once the link has ended, whatever it still held: nothing of that
-        can be acked any more.
+        Raises `Closed` once the link has ended, even if it holds packets: they can no longer be acked.
         """
         while not self._inbox or self.closed is not None:
             if self.closed is not None:
                 raise _again(self.closed)
             if self._arrival is not None:
-                raise RuntimeError("somebody else is receiving from this link")
+                raise RuntimeError("another task is receiving from this link")
             self._arrival = self._loop.create_future()
             try:
                 await self._arrival
@@ -133,14 +125,13 @@ class Link(asyncio.Protocol):
         return batch
 
     def ack(self, received: Received) -> None:
-        """The message is done with, and the broker may forget it.
+        """Lets the broker forget the packet.
 
-        Does nothing on a link that has ended, for a message of another link, for one that is acked already
-        and at QoS 0.
+        Does nothing if the link has ended, or for a packet of QoS 0, of another link or acked before.
         """
         if self.closed is not None:
             return
-        self._session.ack(received)
+        self._connection.ack(received)
         if not (self._flushing or self._acking):
             if self._settings.ack_delay:
                 self._acking = self._loop.call_later(self._settings.ack_delay, self._flush)
@@ -150,13 +141,13 @@ class Link(asyncio.Protocol):
             self._read_on()
 
     async def subscribe(self, *patterns: str) -> None:
-        """Returns once the broker has granted all of them."""
+        """Returns once the broker has granted all patterns."""
         if self.closed is not None:
             raise _again(self.closed)
-        packet_id = self._session.subscribe(patterns)
+        packet_id = self._connection.subscribe(patterns)
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._subscribing[packet_id] = future
-        # The answer comes behind whatever messages the broker has begun to send.
+        # The answer arrives after the packets that the broker has sent already.
         self._read_on()
         self._flush_soon()
         codes = await future
@@ -166,45 +157,35 @@ class Link(asyncio.Protocol):
 
     # --- publishing
 
-    def publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
-        """Publishes messages in their order. The future brings a reason code for each.
+    def publish(self, packets: Sequence[Packet]) -> asyncio.Future[list[int]]:
+        """Publishes packets in order. The result of the future is a reason code for each.
 
-        0x00 is success, 0x10 success with nobody subscribed; from 0x80 on it was not published. Those that
-        cannot be sent at all get a code from here: 0x95 above the broker's Maximum Packet Size, 0x90 for a
-        topic or user property that MQTT does not allow. At QoS 0 the code is 0x00 once it is written.
+        0x00: published; 0x10: published without a subscriber; from 0x80: not published. The link itself sets
+        0x95 for a packet above the broker's Maximum Packet Size, 0x90 for a topic or user property that MQTT
+        does not allow, and at QoS 0 0x00 once the packet is written.
         """
         future: asyncio.Future[list[int]] = self._loop.create_future()
         if self.closed is not None:
             _fail(future, self.closed)
-        elif messages:
-            self._publishing[self._session.publish(messages)] = future
+        elif packets:
+            self._publishing[self._connection.publish(packets)] = future
             self._flush_soon()
         else:
             future.set_result([])
         return future
 
-    @property
-    def writable(self) -> bool:
-        """Whether the socket takes more: False while what is published waits unencoded."""
-        return self._writable
-
-    @property
-    def buffered(self) -> int:
-        """Bytes that were written and that the socket has not taken."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
-
     # --- the end
 
     async def close(self) -> None:
-        """Ends the link in good order: PUBACKs that may leave do, and the broker drops the will.
+        """Ends the link with a DISCONNECT after the queued PUBACKs, so that the broker drops the will.
 
-        Returns when the broker has hung up, so that it has read all of that: Mosquitto reads a packet at a
-        time, and a connection that takes over this session meanwhile would get acked messages again.
-        Messages that still wait are not sent; their futures fail with `Closed`.
+        Returns when the broker has closed the connection and has thus read everything: Mosquitto reads one
+        packet at a time, and would redeliver acked packets to a connection that takes over the session
+        earlier. Packets that still wait are not sent; their futures fail with `Closed`.
         """
         if self.closed is None:
             connected = self._accepted.done()
-            self._session.disconnect()
+            self._connection.disconnect()
             self._flush()
             self._set_reading(True)
             self._end(Closed("the link was closed here"), hang_up=not connected)
@@ -221,7 +202,7 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     async def wait_closed(self) -> Closed:
-        """Waits until the link has ended, and returns the reason."""
+        """Waits until the link has ended. Returns the reason."""
         if self.closed is None:
             await asyncio.shield(self._lost)
         return cast("Closed", self.closed)
@@ -246,7 +227,7 @@ class Link(asyncio.Protocol):
         if self._transport is None:
             self._lost.set_result(None)
         elif hang_up:
-            self._transport.close()  # once what is written has left
+            self._transport.close()  # after sending what is written
 
     # --- asyncio's side
 
@@ -257,16 +238,16 @@ class Link(asyncio.Protocol):
             return
         sock = transport.get_extra_info("socket")
         if sock is not None:
-            with suppress(OSError):  # a socket that is no TCP has no such delay
+            with suppress(OSError):  # not TCP
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._flush()
 
     def data_received(self, data: bytes) -> None:
         if self.closed is not None:
             return
-        self._handle(self._session.receive(data, self._loop.time()))
-        if self._session.pending:
-            self._flush_soon()  # PUBACKs make room for what waits
+        self._handle(self._connection.receive(data, self._loop.time()))
+        if self._connection.pending:
+            self._flush_soon()  # PUBACKs make room for waiting packets
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -277,7 +258,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         what = "the connection was lost"
-        # Before CONNACK: a broker at its connection limit does this, and so does a port of another protocol.
+        # Before CONNACK: a broker at its connection limit, or a port of another protocol.
         if not self._accepted.done():
             what = "the broker closed the connection instead of answering, and its log says why"
         self._end(Closed(what + (f": {exc}" if exc else "")))
@@ -309,7 +290,7 @@ class Link(asyncio.Protocol):
         if arrived:
             if self._arrival is not None and not self._arrival.done():
                 self._arrival.set_result(None)
-            if not self._subscribing and self._session.load(len(self._inbox)) > 1:
+            if not self._subscribing and self._connection.load(len(self._inbox)) > 1:
                 self._set_reading(False)
 
     def _open(self, event: Connected) -> None:
@@ -319,24 +300,24 @@ class Link(asyncio.Protocol):
             self._accepted.set_result(None)
 
     def _tick(self) -> None:
-        self._handle(self._session.tick(self._loop.time()))
+        self._handle(self._connection.tick(self._loop.time()))
         if self.closed is not None and self._transport is not None:
-            self._transport.abort()  # a silent peer takes nothing either: what is unsent stays unsent
-        deadline = self._session.deadline
+            self._transport.abort()  # closing would wait for a silent peer to read
+        deadline = self._connection.deadline
         if deadline is not None:
             self._timer = self._loop.call_at(deadline, self._tick)
-        if self._session.pending:
+        if self._connection.pending:
             self._flush_soon()
 
     def _read_on(self) -> None:
-        if self._subscribing or self._session.load(len(self._inbox)) < 0.5:
+        if self._subscribing or self._connection.load(len(self._inbox)) < 0.5:
             self._set_reading(True)
 
     def _set_reading(self, reading: bool) -> None:
         if reading is self._reading or self._transport is None or self.closed is not None:
             return
         self._reading = reading
-        self._session.reading(reading)
+        self._connection.reading(reading)
         if reading:
             self._transport.resume_reading()
         else:
@@ -354,23 +335,25 @@ class Link(asyncio.Protocol):
             self._acking = None
         if self._transport is None or self.closed is not None:
             return
-        session = self._session
-        while (session.pending or session.owing) and (self._writable or session.state is State.ENDED):
-            data, events = session.send(self._loop.time(), _ROOM)
+        connection = self._connection
+        while (connection.pending or connection.owing) and (
+            self._writable or connection.state is State.ENDED
+        ):
+            data, events = connection.send(self._loop.time(), _ROOM)
             self._transport.write(data)
             if events:
                 self._handle(events)
 
 
 def _fail(future: "asyncio.Future[Any]", error: Closed | ConnackRefused) -> None:
-    """Fails a future that perhaps nobody awaits any more, which is no cause for a warning."""
+    """Fails a future, without a warning if no task awaits it."""
     if not future.done():
         future.set_exception(_again(error))
         future.exception()
 
 
 def _again(error: Closed | ConnackRefused) -> Closed | ConnackRefused:
-    """A copy to raise: one exception raised in many places would gather all their tracebacks."""
+    """Returns a copy to raise: an exception that is raised in many places collects all their tracebacks."""
     if isinstance(error, Closed):
         return Closed(error.reason, error.code)
     return ConnackRefused(error.code, error.reason, error.server)

@@ -1,9 +1,9 @@
-"""Bytes from the broker, read: the fixed header, then the packets that a client of QoS 0 and 1 gets.
+"""Parsing of the broker's bytes: the fixed header, and the packets that a client of QoS 0 and 1 receives.
 
-The codec `mqtt5` writes packets and could read them too. Reading is done here because `mqtt5` 0.8 raises on
-a reason code that it does not know (Mosquitto's `message_size_limit` answers 0x95 in PUBACK) and panics,
-with an exception that no `except Exception` stops, on a string that is not UTF-8. For the packets that
-come by the thousand, PUBLISH and PUBACK, the cost is the same.
+`mqtt5` writes packets and could also read them. They are read here because `mqtt5` 0.8 raises on an unknown
+reason code (Mosquitto's `message_size_limit` answers 0x95 in PUBACK), and panics on a string that is not
+UTF-8, with an exception that `except Exception` does not catch. PUBLISH and PUBACK, the frequent ones, take
+as long as in `mqtt5`.
 
 Section numbers are those of MQTT Version 5.0, OASIS Standard, 7 March 2019.
 """
@@ -20,14 +20,11 @@ SUBACK: Final = 0x90
 PINGRESP: Final = 0xD0
 DISCONNECT: Final = 0xE0
 
-LARGEST: Final = 268_435_455 + 5  # bytes of a packet: section 2.1.4, and the fixed header
+LARGEST: Final = 268_435_455 + 5  # bytes of a packet with its fixed header (section 2.1.4)
 
 
-class Bad(Exception):
-    """The peer sent what MQTT 5 does not allow. `code` goes back to it in DISCONNECT.
-
-    It stays inside this folder; the link raises `Closed`.
-    """
+class ProtocolError(Exception):
+    """The broker violated MQTT 5. `code` is sent to it in DISCONNECT, and the link raises `Closed`."""
 
     def __init__(self, reason: str, code: int = MALFORMED_PACKET) -> None:
         super().__init__(reason)
@@ -36,21 +33,21 @@ class Bad(Exception):
 
 
 Cut = tuple[int, int, int]
-"""A whole packet within a buffer: its first byte, and where what follows its length begins and ends."""
+"""A packet in a buffer: its first byte, and the start and end of what follows its length."""
 
 
 class Cutter:
-    """Cuts the stream into packets, whatever pieces it comes in."""
+    """Cuts the stream, which arrives in pieces of any size, into packets."""
 
     def __init__(self, largest: int | None) -> None:
         self._largest = LARGEST if largest is None else largest
-        self._kept: list[bytes] = []  # the beginning of a packet that is not complete
+        self._kept: list[bytes] = []  # the start of an incomplete packet
         self._size = 0
-        self._needed = 0  # bytes before another look is worth it: a large packet is joined once
-        self.bad: Bad | None = None  # what ended the stream, behind the packets that were cut
+        self._needed = 0  # bytes for which to wait, so that a large packet is joined once
+        self.error: ProtocolError | None = None  # what ended the stream, after the packets that were cut
 
     def cut(self, data: bytes) -> tuple[bytes, list[Cut]]:
-        """A buffer, and the packets that are complete in it. A packet that is too long ends the stream."""
+        """Returns a buffer and the complete packets in it. A packet that is too long ends the stream."""
         if self._kept:
             self._kept.append(data)
             self._size += len(data)
@@ -63,11 +60,13 @@ class Cutter:
         while at < size:
             try:
                 start, end = _bounds(data, at, size)
-            except Bad as bad:
-                self.bad = bad
+            except ProtocolError as error:
+                self.error = error
                 break
             if end - at > self._largest:
-                self.bad = Bad(f"a packet of {end - at} bytes; at most {self._largest}", PACKET_TOO_LARGE)
+                self.error = ProtocolError(
+                    f"a packet of {end - at} bytes; at most {self._largest}", PACKET_TOO_LARGE
+                )
                 break
             if not at < end <= size:
                 self._keep(data[at:], end - at)
@@ -83,7 +82,7 @@ class Cutter:
 
 
 def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
-    """Where the body of the packet at `at` begins and ends; (0, 0) while its length is incomplete."""
+    """The start and end of the body of the packet at `at`; (0, 0) while its length is incomplete."""
     if at + 3 <= size:  # most packets are below 16 KiB
         low, high = data[at + 1], data[at + 2]
         if low < 0x80:
@@ -98,7 +97,7 @@ def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
         length += (byte & 0x7F) << shift
         shift += 7
     if shift == 28:
-        raise Bad("a packet's length runs over four bytes")
+        raise ProtocolError("a packet length of more than four bytes")
     return 0, 0
 
 
@@ -119,20 +118,20 @@ def read_publish(data: bytes, cut: Cut) -> tuple[str, bytes, int | None, bool, U
         properties, at = read_properties(data, at, end)
         user = tuple(properties.user)
         if ALIAS in properties.numbers:
-            raise Bad("a topic alias, where none was allowed", PROTOCOL_ERROR)
+            raise ProtocolError("a topic alias, although none is allowed", PROTOCOL_ERROR)
     else:
         at += 1
         user = ()
     if at > end or packet_id == 0 or qos == 3 or not topic:
-        raise Bad("a PUBLISH that is not one")
+        raise ProtocolError("a malformed PUBLISH")
     return topic, data[at:end], packet_id, first & 8 != 0, user, qos
 
 
 def read_puback(data: bytes, cut: Cut) -> tuple[int, int]:
-    """The packet id, and its reason code: absent means success (section 3.4.2.1)."""
+    """The packet id and the reason code, which is success if absent (section 3.4.2.1)."""
     _, start, end = cut
     if end - start < 2:
-        raise Bad("a PUBACK without a packet identifier")
+        raise ProtocolError("a PUBACK without a packet identifier")
     return data[start] << 8 | data[start + 1], data[start + 2] if end - start > 2 else SUCCESS
 
 
@@ -140,7 +139,7 @@ def read_puback(data: bytes, cut: Cut) -> tuple[int, int]:
 
 
 class ConnAck(NamedTuple):
-    """Section 3.2. None where the broker does not say."""
+    """Section 3.2. None if the broker does not say."""
 
     session_present: bool
     code: int
@@ -156,10 +155,10 @@ class ConnAck(NamedTuple):
 def read_connack(data: bytes, cut: Cut) -> ConnAck:
     _, start, end = cut
     if end - start < 2:
-        raise Bad("a CONNACK without a reason code")
+        raise ProtocolError("a CONNACK without a reason code")
     numbers: dict[int, int] = {}
     texts: dict[int, str] = {}
-    if end - start > 2:  # a broker of MQTT 3.1.1 has no properties; its refusal should be told as one
+    if end - start > 2:  # the refusal of an MQTT 3.1.1 broker has no properties
         properties, _ = read_properties(data, start + 2, end)
         numbers, texts = properties.numbers, properties.texts
     return ConnAck(
@@ -169,7 +168,8 @@ def read_connack(data: bytes, cut: Cut) -> ConnAck:
         server=texts.get(SERVER_REFERENCE, ""),
         client_id=texts.get(ASSIGNED_CLIENT_ID, ""),
         keep_alive=numbers.get(SERVER_KEEP_ALIVE),
-        receive_max=numbers.get(RECEIVE_MAXIMUM, 0) or 0xFFFF,  # 0 is no value, and Mosquitto's "no limit"
+        receive_max=numbers.get(RECEIVE_MAXIMUM, 0)
+        or 0xFFFF,  # Mosquitto sends 0, which MQTT forbids, for "no limit"
         max_packet=numbers.get(MAXIMUM_PACKET_SIZE),
         max_qos=numbers.get(MAXIMUM_QOS, 2),
     )
@@ -179,13 +179,13 @@ def read_suback(data: bytes, cut: Cut) -> tuple[int, bytes]:
     """The packet id, and a reason code for each filter (section 3.9)."""
     _, start, end = cut
     if end - start < 3:
-        raise Bad("a SUBACK without a packet identifier")
+        raise ProtocolError("a SUBACK without a packet identifier")
     _, at = read_properties(data, start + 2, end)
     return data[start] << 8 | data[start + 1], data[at:end]
 
 
 def read_disconnect(data: bytes, cut: Cut) -> tuple[int, str]:
-    """The reason code, and what the broker says about it (section 3.14)."""
+    """The reason code and the reason string (section 3.14)."""
     _, start, end = cut
     code = data[start] if end > start else SUCCESS
     if end - start < 2:
@@ -206,7 +206,7 @@ MAXIMUM_QOS: Final = 0x24
 USER_PROPERTY: Final = 0x26
 MAXIMUM_PACKET_SIZE: Final = 0x27
 
-_WIDTHS: Final = {  # bytes of those that are numbers
+_WIDTHS: Final = {  # bytes of numeric properties
     **dict.fromkeys((0x01, 0x17, 0x19, MAXIMUM_QOS, 0x25, 0x28, 0x29, 0x2A), 1),
     **dict.fromkeys((SERVER_KEEP_ALIVE, RECEIVE_MAXIMUM, 0x22, ALIAS), 2),
     **dict.fromkeys((0x02, 0x11, 0x18, MAXIMUM_PACKET_SIZE), 4),
@@ -217,7 +217,7 @@ _VARIABLE: Final = 0x0B
 
 
 class Properties(NamedTuple):
-    """By identifier; user properties in their order."""
+    """By identifier; user properties in order."""
 
     numbers: dict[int, int]
     texts: dict[int, str]
@@ -225,10 +225,10 @@ class Properties(NamedTuple):
 
 
 def read_properties(data: bytes, at: int, end: int) -> tuple[Properties, int]:
-    """The properties at `at`, and where they end."""
+    """The properties at `at`, and their end."""
     at, stop = _bounds(data, at - 1, end)
     if not at or stop > end:
-        raise Bad("properties longer than their packet")
+        raise ProtocolError("properties longer than their packet")
     found = Properties({}, {}, [])
     while at < stop:
         kind = data[at]
@@ -250,9 +250,9 @@ def read_properties(data: bytes, at: int, end: int) -> tuple[Properties, int]:
                 at += 1
             at += 1
         else:
-            raise Bad(f"property 0x{kind:02X} is none of MQTT 5")
+            raise ProtocolError(f"the unknown property 0x{kind:02X}")
     if at != stop:
-        raise Bad("a property longer than the properties")
+        raise ProtocolError("a property longer than the properties")
     return found, at
 
 
@@ -264,5 +264,5 @@ def _text(data: bytes, at: int, stop: int) -> tuple[str, int]:
 def _string(data: bytes, at: int, stop: int) -> tuple[bytes, int]:
     end = at + 2 + (int.from_bytes(data[at : at + 2], "big"))
     if end > stop:
-        raise Bad("a string longer than the properties")
+        raise ProtocolError("a string longer than the properties")
     return data[at + 2 : end], end

@@ -1,4 +1,4 @@
-"""Messages on their way to the broker: those that wait, and those in flight until their PUBACK."""
+"""Packets to the broker: those that wait, and those in flight until their PUBACK."""
 
 import re
 from collections import deque
@@ -8,28 +8,28 @@ from typing import Final
 from mqtt5 import PublishPacket, QoS
 
 from imqtt.broker.errors import PACKET_TOO_LARGE, SUCCESS, TOPIC_NAME_INVALID
-from imqtt.broker.values import Message
+from imqtt.broker.values import Packet
 
-MOST_IN_FLIGHT: Final = 65_000  # leaves packet ids for SUBSCRIBE, whatever the broker allows
+MAX_IN_FLIGHT: Final = 65_000  # leaves packet ids for SUBSCRIBE
 
-_UNFIT: Final = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-"""Characters on which Mosquitto ends the connection (section 1.5.4), and every other message with it."""
+_FORBIDDEN: Final = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+"""Characters for which Mosquitto closes the connection (section 1.5.4), which affects all other packets."""
 
 
 class Publication:
-    """Messages that were given together, and the reason code of each, in their order, once it is known."""
+    """Packets of one `publish` call, and the reason code of each once it is known."""
 
-    __slots__ = ("codes", "messages", "unanswered", "unsent")
+    __slots__ = ("codes", "packets", "unanswered", "unsent")
 
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = messages
-        self.codes = [SUCCESS] * len(messages)
-        self.unanswered = len(messages)
-        self.unsent = 0  # index of the first message that still waits
+    def __init__(self, packets: Sequence[Packet]) -> None:
+        self.packets = packets
+        self.codes = [SUCCESS] * len(packets)
+        self.unanswered = len(packets)
+        self.unsent = 0  # index of the first packet that still waits
 
 
 class Publications:
-    """Keeps to the broker's Receive Maximum (section 4.9) and Maximum Packet Size; gives out packet ids."""
+    """Observes the broker's Receive Maximum (section 4.9) and Maximum Packet Size, and assigns packet ids."""
 
     def __init__(self) -> None:
         self._waiting: deque[Publication] = deque()
@@ -39,22 +39,18 @@ class Publications:
         self._max_packet: int | None = None
 
     def open(self, receive_max: int, max_packet: int | None) -> None:
-        """What CONNACK allows."""
-        self._most = min(receive_max, MOST_IN_FLIGHT)
+        """Sets the limits of the CONNACK."""
+        self._most = min(receive_max, MAX_IN_FLIGHT)
         self._max_packet = max_packet
 
     @property
     def waiting(self) -> bool:
-        """Whether messages wait that may be sent now."""
+        """Whether packets wait that may be sent now."""
         return bool(self._waiting) and len(self._in_flight) < self._most
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._in_flight)
-
-    def add(self, messages: Sequence[Message]) -> Publication:
-        publication = Publication(messages)
-        if messages:
+    def add(self, packets: Sequence[Packet]) -> Publication:
+        publication = Publication(packets)
+        if packets:
             self._waiting.append(publication)
         return publication
 
@@ -65,7 +61,7 @@ class Publications:
         return packet_id
 
     def send(self, out: list[bytes], room: int) -> list[Publication]:
-        """Appends packets to `out`, about `room` bytes of them. Returns what is answered by that alone."""
+        """Appends about `room` bytes of packets to `out`. Returns publications that await no answer."""
         answered: list[Publication] = []
         waiting = self._waiting
         while waiting:
@@ -73,37 +69,37 @@ class Publications:
             room = self._send(publication, out, room)
             if publication.unanswered == 0:
                 answered.append(publication)
-            if publication.unsent < len(publication.messages):
+            if publication.unsent < len(publication.packets):
                 break
             waiting.popleft()
         return answered
 
     def _send(self, publication: Publication, out: list[bytes], room: int) -> int:
         in_flight, most, max_packet = self._in_flight, self._most, self._max_packet
-        messages = publication.messages
-        for index in range(publication.unsent, len(messages)):
+        packets = publication.packets
+        for index in range(publication.unsent, len(packets)):
             if room <= 0 or len(in_flight) >= most:
                 break
             publication.unsent = index + 1
-            message = messages[index]
-            packet_id = None if message.qos == 0 else self._free_id()
-            packet = _encode(message, packet_id)
-            if packet is None or (max_packet is not None and len(packet) > max_packet):
-                publication.codes[index] = TOPIC_NAME_INVALID if packet is None else PACKET_TOO_LARGE
+            packet = packets[index]
+            packet_id = None if packet.qos == 0 else self._free_id()
+            encoded = _encode(packet, packet_id)
+            if encoded is None or (max_packet is not None and len(encoded) > max_packet):
+                publication.codes[index] = TOPIC_NAME_INVALID if encoded is None else PACKET_TOO_LARGE
                 publication.unanswered -= 1
                 continue
             if packet_id is None:
-                publication.unanswered -= 1  # section 4.3.1: nothing answers, so it is done when written
+                publication.unanswered -= 1  # QoS 0 has no answer (section 4.3.1)
             else:
                 in_flight[packet_id] = publication, index
-            out.append(packet)
-            room -= len(packet)
+            out.append(encoded)
+            room -= len(encoded)
         return room
 
     def answer(self, packet_id: int, code: int) -> Publication | None:
-        """A PUBACK or SUBACK came. Returns the publication, if it is complete by that.
+        """Handles a PUBACK or SUBACK. Returns the publication if this was its last missing answer.
 
-        An answer that nothing awaits is ignored.
+        Ignores an answer to an unknown packet id.
         """
         found = self._in_flight.pop(packet_id, None)
         if found is None:
@@ -122,12 +118,12 @@ class Publications:
         return packet_id
 
 
-def _encode(message: Message, packet_id: int | None) -> bytes | None:
-    """The PUBLISH, or None for one whose topic or user properties MQTT cannot carry."""
-    topic, payload, _, properties, retain = message
-    if not (topic.isascii() and topic.isprintable()) and _UNFIT.search(topic):
+def _encode(packet: Packet, packet_id: int | None) -> bytes | None:
+    """The bytes of a PUBLISH; None if MQTT does not allow its topic or user properties."""
+    topic, payload, _, properties, retain = packet
+    if not (topic.isascii() and topic.isprintable()) and _FORBIDDEN.search(topic):
         return None
-    if properties and any(_UNFIT.search(text) for pair in properties for text in pair):
+    if properties and any(_FORBIDDEN.search(text) for pair in properties for text in pair):
         return None
     try:
         return PublishPacket(

@@ -1,7 +1,7 @@
-"""Messages that were received and not acked: the order in which their PUBACKs may leave.
+"""Received packets that are not acked yet, and the order of their PUBACKs.
 
-MQTT 5 wants PUBACKs in the order of receipt (section 4.6). The application may be done with messages in
-another order, so an ack waits until everything before it is acked too.
+MQTT 5 requires PUBACKs in the order of receipt (section 4.6). The application may ack in any order, so a
+PUBACK waits until all packets before it are acked.
 """
 
 from collections import deque
@@ -11,24 +11,24 @@ _connections = count()
 
 
 class Receipts:
-    """The FIFO of one connection. It ends with it: on another connection the packet ids mean other messages.
+    """The FIFO of one connection. Packet ids have no meaning on another connection.
 
-    Receipts are numbered on, from another beginning for each connection, so that one of another connection
-    is told from one of this.
+    Receipts are consecutive numbers that start at another value for each connection, so a receipt of an
+    earlier connection is recognized.
     """
 
     def __init__(self) -> None:
         self._first = self._next = next(_connections) << 40  # `_first` is the oldest that is not acked
         self._waiting: deque[tuple[int, int]] = deque()  # (packet id, bytes), the oldest first
-        self._done: set[int] = set()  # acked, but something before it is not
-        self.size = 0  # bytes of payload of what waits
+        self._done: set[int] = set()  # acked, but a packet before them is not
+        self.size = 0  # payload bytes of all that wait
 
     def __len__(self) -> int:
-        """Messages whose PUBACK has not been made."""
+        """Packets without a PUBACK."""
         return len(self._waiting)
 
     def add(self, packet_id: int, size: int) -> int:
-        """Notes a message, and returns its receipt."""
+        """Adds a packet. Returns its receipt."""
         receipt = self._next
         self._next = receipt + 1
         self._waiting.append((packet_id, size))
@@ -36,9 +36,9 @@ class Receipts:
         return receipt
 
     def ack(self, receipt: int) -> list[int]:
-        """The packet ids whose PUBACKs may leave now, in their order.
+        """Returns the packet ids to PUBACK now, in order.
 
-        A receipt that is acked already, or of another connection, changes nothing.
+        Ignores a receipt that is acked already or belongs to another connection.
         """
         if not self._first <= receipt < self._next:
             return []

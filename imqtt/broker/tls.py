@@ -1,4 +1,4 @@
-"""The TLS context of the broker's connections, from files that may be replaced while it is in use."""
+"""The TLS context for connections to the broker, from files that may be replaced at any time."""
 
 import os
 import ssl
@@ -9,14 +9,14 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 
 class TlsFileError(OSError):
-    """A file of the TLS settings cannot be used. Its text names the file."""
+    """A certificate or key cannot be used. The text names its file."""
 
 
 class TlsFiles:
     """Makes contexts from `authorities`, and for mutual TLS from `certificate` and its `key` (PEM files).
 
-    `key` may be "": the certificate's file holds it as well. A context cannot be told to read its files
-    again, so every connection asks for one, and gets the same one until a file changes.
+    An empty `key` means that the certificate's file contains it. A context cannot reload its files, so each
+    connection calls `context`, which returns the same context until a file changes.
     """
 
     def __init__(self, authorities: str, certificate: str = "", key: str = "") -> None:
@@ -26,23 +26,21 @@ class TlsFiles:
         self._made: tuple[Stamp, ssl.SSLContext] | None = None
 
     def context(self) -> ssl.SSLContext:
-        """The context for a connection that is made now. Raises `TlsFileError`."""
-        stamp = tuple(
-            self._stamps()
-        )  # before reading the files, so that a change meanwhile is seen next time
+        """The context for the next connection. Raises `TlsFileError`."""
+        stamp = tuple(self._stamps())  # before reading the files, so that no change is missed
         if self._made is None or self._made[0] != stamp:
             self._made = None
             self._made = (stamp, self._make())
         return self._made[1]
 
     def distrust(self) -> None:
-        """A connection failed. The next one reads the files again even if they look unchanged."""
+        """Makes the next call read the files again. To be called after a connection has failed."""
         self._made = None
 
     def _stamps(self) -> Iterator[tuple[int, int, int]]:
         for name in self._names():
             try:
-                found = Path(name).stat()  # of the file that a link leads to: links are switched too
+                found = Path(name).stat()  # follows links, which may be switched to another file
             except OSError as error:
                 raise TlsFileError(f"{name}: {_why(error)}") from error
             yield found.st_ino, found.st_mtime_ns, found.st_size
@@ -51,7 +49,7 @@ class TlsFiles:
         return [name for name in (self.authorities, self.certificate, self.key) if name]
 
     def _make(self) -> ssl.SSLContext:
-        for name in self._names():  # OpenSSL's own error does not say which file it is about
+        for name in self._names():  # OpenSSL's errors do not name the file
             try:
                 with Path(name).open("rb"):
                     pass
@@ -71,12 +69,12 @@ class TlsFiles:
 
 
 def _no_password() -> str:
-    """Called for an encrypted key. OpenSSL would block on a prompt on the terminal instead."""
+    """Called for an encrypted key. Without it, OpenSSL prompts on the terminal and blocks."""
     raise ValueError("the key is encrypted; the server needs one without a passphrase")
 
 
 def _why(error: Exception) -> str:
-    if "PEM lib" in str(error):  # what OpenSSL says of a file without what is looked for
+    if "PEM lib" in str(error):  # the file lacks the certificate or the key
         return "no certificate, or no private key, in PEM form"
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()

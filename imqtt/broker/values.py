@@ -1,4 +1,4 @@
-"""What goes into the link and comes out of it."""
+"""The values that the link takes and returns."""
 
 import ssl
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ UserProperties = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """What the broker publishes when the connection ends without a DISCONNECT. `delay` in seconds."""
+    """Published by the broker if the connection ends without a DISCONNECT. `delay` in seconds."""
 
     topic: str
     payload: bytes
@@ -20,24 +20,24 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """One connection. Times in seconds, sizes in bytes.
+    """The settings of one connection. Times in seconds, sizes in bytes.
 
     `session_expiry`: how long the broker keeps the session after the connection has ended. Mosquitto
-    persists only sessions that were begun with `clean_start=False`.
+    persists only sessions that began with `clean_start=False`.
 
-    `receive_max`: messages that are received and not acked before the link stops reading the socket; also
-    told to the broker as Receive Maximum. `receive_bytes` bounds the same messages by their payloads.
+    `receive_max`: the number of received packets without an ack at which the link stops reading the socket;
+    also sent to the broker as Receive Maximum. `receive_bytes` limits their payloads.
 
-    `max_packet`: the largest packet that the broker may send, or None. A broker drops larger messages
-    silently, so this bounds memory at the price of losing them.
+    `max_packet`: the largest packet that the broker may send, or None. A broker silently drops larger ones,
+    so this bounds memory at the cost of losing them.
 
-    `keep_alive`: at most so long without a packet to the broker; 0: no limit, and no detection of a peer
-    that has gone silent. The broker may set another in CONNACK, which is then what counts.
+    `keep_alive`: the longest time without a packet to the broker; 0: no limit, and a silent peer is not
+    detected. A value in the broker's CONNACK replaces it.
 
-    `ack_delay`: how long PUBACKs may wait for others to leave with. Each write costs both sides, and nobody
-    waits for a PUBACK but the broker's memory.
+    `ack_delay`: how long PUBACKs may wait, so that several leave in one write. A PUBACK only frees memory of
+    the broker.
 
-    `timeout`: of the whole of connecting, and of closing.
+    `timeout`: for connecting as a whole, and for closing.
     """
 
     host: str
@@ -59,13 +59,13 @@ class LinkSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.receive_max <= 0xFFFF:
-            raise ValueError(f"receive_max is 1 to 65535, not {self.receive_max}")
+            raise ValueError(f"receive_max must be 1 to 65535, not {self.receive_max}")
         if not 0 <= self.keep_alive <= 0xFFFF:
-            raise ValueError(f"keep_alive is 0 to 65535 seconds, not {self.keep_alive}")
+            raise ValueError(f"keep_alive must be 0 to 65535 seconds, not {self.keep_alive}")
 
 
-class Message(NamedTuple):
-    """To be published, at QoS 0 or 1. `properties` are MQTT 5 user properties."""
+class Packet(NamedTuple):
+    """A packet to publish, at QoS 0 or 1. `properties` are MQTT 5 user properties."""
 
     topic: str
     payload: bytes
@@ -75,11 +75,11 @@ class Message(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A message from the broker, at QoS 0 or 1.
+    """A packet from the broker, at QoS 0 or 1.
 
-    `packet_id` is None at QoS 0. `dup`: the broker has sent it before, maybe on another connection.
-    `receipt` is its place in the order of receipt, unique over all connections of the process; -1 at
-    QoS 0. Packet ids are no such thing: Mosquitto 2.0.11 reuses them while they are unacked.
+    `packet_id` is None at QoS 0. `dup`: the broker has sent it before, perhaps on another connection.
+    `receipt` is its number in the order of receipt, unique among all connections of the process; -1 at QoS 0.
+    The packet id is not unique: Mosquitto 2.0.11 reuses ids that are not acked.
     """
 
     topic: str

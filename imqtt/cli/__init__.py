@@ -1,13 +1,13 @@
-"""The command line, `imqtt`. Nothing is imported here: other rooms use parts of it without the rest."""
+"""The command line, `imqtt`. Imports are inside `main`, so that parts can be used without the rest."""
 
 import os
 import sys
 
 
 def main() -> int:
-    """Runs the command that the process was given; its exit status.
+    """Runs the command in `sys.argv`. Returns its exit status.
 
-    0: done; 1: refused or failed; 2: used wrongly; 128 + N: ended by signal N.
+    0: success; 1: refused or failed; 2: wrong usage; 128 + N: ended by signal N.
     """
     _open_standard_streams()
     from imqtt.cli.app import app, run
@@ -21,15 +21,15 @@ def main() -> int:
 
 
 def _open_standard_streams() -> None:
-    """Puts /dev/null where a standard stream was closed (`<&-`).
+    """Opens /dev/null for each closed standard stream (`<&-`).
 
-    Whatever is opened next would get its number: a database, or an event loop, which then aborts the process.
+    Otherwise the next file would get its number: a database, or an event loop, which aborts the process.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - for as long as the process runs
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - open until the process ends

@@ -1,4 +1,4 @@
-"""The commands, and how what goes wrong with them is told: one line on stderr, and an exit status."""
+"""All commands, and their errors: one line on stderr, and an exit status."""
 
 import io
 import os
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command. Returns its exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A character that the terminal's encoding lacks is no error.
+            # For characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         status = app(list(arguments), prog_name="imqtt", standalone_mode=False)
@@ -71,15 +71,15 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+    except Exception as error:  # noqa: BLE001 - reported in one line
         return _failed(error)
     return status if isinstance(status, int) else 0
 
 
 def _failed(error: Exception) -> int:
-    """Tells what went wrong. Returns the exit status."""
+    """Reports an error. Returns the exit status."""
     if isinstance(error, BrokenPipeError):
-        _abandon_stdout()  # the reader has had enough
+        _abandon_stdout()  # the reader has closed the pipe
     elif isinstance(error, ImqttError):
         complain(error.reason)
         if isinstance(error, OutputError):
@@ -87,10 +87,10 @@ def _failed(error: Exception) -> int:
     elif os.environ.get("IMQTT_DEBUG"):
         raise error
     else:
-        complain(f"unexpected {type(error).__name__}: {error} (IMQTT_DEBUG=1 shows where)")
+        complain(f"unexpected {type(error).__name__}: {error} (IMQTT_DEBUG=1 shows the traceback)")
     return 1
 
 
 def _abandon_stdout() -> None:
-    """Python would complain once more, and end with status 120, when it flushes what is left at its end."""
+    """Otherwise Python would fail to flush it at exit, print another error and return status 120."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

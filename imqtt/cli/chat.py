@@ -6,22 +6,12 @@ from typing import Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.connection import (
-    Authorities,
-    Brokers,
-    Certificate,
-    DeviceName,
-    DeviceStore,
-    Key,
-    Password,
-    TlsFiles,
-    User,
-    resolve,
-)
-from imqtt.cli.data import DEFAULT, Data
+from imqtt.cli.connection import ConnectionOptions, resolve
+from imqtt.cli.options import with_options
 from imqtt.errors import SetupError
 
 
+@with_options
 def chat(
     to: Annotated[
         str,
@@ -32,35 +22,24 @@ def chat(
         ),
     ] = "",
     *,
-    user: User = "",
-    device: DeviceName = "",
-    password: Password = "",
-    brokers: Brokers = None,
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    device_store: DeviceStore = None,
-    data: Data = DEFAULT,
+    options: ConnectionOptions,
 ) -> None:
     """Chat in the terminal.
 
-    A mark behind each of your messages shows its state: `·` waiting to be stored, `✓` stored, `✓✓` delivered
-    to a device of the other user, coloured `✓✓` read. Messages that you write without a connection are sent
-    when there is one.
+    A mark after each of your messages shows its state: `·` waiting to be stored, `✓` stored, `✓✓` delivered
+    to a device of the other user, coloured `✓✓` read. Messages written without a connection are sent once
+    there is one.
 
     Enter sends, Alt-Enter begins a new line, PageUp shows older messages. `/to USER` changes the
     conversation, `/discard` takes back a message that is not stored yet, `/help` or F1 shows all commands and
     keys, `/quit` or Ctrl-C leaves.
     """
-    connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
-        tls=TlsFiles(ca, cert, key),
-    )  # fmt: skip
+    access = resolve(options)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do without")
+        raise SetupError("a chat needs a terminal; `imqtt send` and `imqtt tail` do not")
 
     from imqtt.cli import signals
     from imqtt.cli.chat_controller import converse
 
-    if signalled := signals.run(lambda: converse(connection, to)):
+    if signalled := signals.run(lambda: converse(access, to)):
         raise typer.Exit(128 + signalled)

@@ -1,4 +1,4 @@
-"""A chat at work: between the client, which has the messages, and the screen, which shows them."""
+"""The controller of a chat, between the client and the screen."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from imqtt.cli.client import SILENT, StateNews, make_client, naming_the_holder, stranger
-from imqtt.cli.connection import Connection
+from imqtt.cli.connection import DeviceAccess
 from imqtt.cli.formatting import conversation_with, peer_of, since
 from imqtt.cli.screen import Screen
 from imqtt.cli.transcript import Transcript
@@ -17,10 +17,10 @@ from imqtt.errors import ImqttError, SetupError, TakenOver
 from imqtt.model import Content, Marks, PeerTyping, Presence, Send
 from imqtt.printable import printable
 
-PAGE = 100  # messages that are fetched at once
-TYPING_SECONDS = 6.0  # how long somebody is shown as typing without saying so again
-TYPING_EVERY = 3.0  # seconds between two times of saying so
-NOTE_SECONDS = 8.0  # how long a note stays in the line above the one to write in
+PAGE = 100  # messages per fetch
+TYPING_SECONDS = 6.0  # for which a peer is shown as typing after its last notice
+TYPING_EVERY = 3.0  # seconds between our own typing notices
+NOTE_SECONDS = 8.0  # for which a note is shown above the input
 HINT = "Enter sends · /help or F1 shows all commands and keys · /quit leaves"
 HELP = """\
 Commands
@@ -49,30 +49,30 @@ Marks behind your own messages
   ✗                refused, with the reason; /discard removes it"""
 
 
-async def converse(connection: Connection, to: str) -> None:
-    """Until the person leaves. Raises `SetupError`, `CredentialsRefused` or what else ends the client."""
-    given = conversation_with(connection.device.user, to) if to else ""
-    # The screen shows what is missing as it comes; which conversation was the last has to be known before.
-    client = make_client(connection, platform="imqtt chat", wait=1.0 if given else 5.0)
+async def converse(access: DeviceAccess, to: str) -> None:
+    """Returns when the person leaves. Raises `SetupError` and what ends the client."""
+    given = conversation_with(access.device.user, to) if to else ""
+    # Messages may arrive later, but the latest conversation has to be known before the screen opens.
+    client = make_client(access, platform="imqtt chat", wait=1.0 if given else 5.0)
     async with contextlib.AsyncExitStack() as stack:
-        with naming_the_holder(connection.device, connection.data):
+        with naming_the_holder(access.device, access.data):
             await stack.enter_async_context(client)
-        await Chat(client, connection, given or await _latest(client)).run()
+        await Chat(client, access, given or await _latest(client)).run()
 
 
 async def _latest(client: Client) -> str:
     known = await client.conversations(1)
     if not known:
-        raise SetupError("this device knows of no conversation yet: `imqtt chat USER` begins one")
+        raise SetupError("this device has no conversation yet: `imqtt chat USER` begins one")
     return known[0].conversation
 
 
 class Chat:
-    """One person's screen. It shows one conversation at a time."""
+    """The chat of one person, which shows one conversation at a time."""
 
-    def __init__(self, client: Client, connection: Connection, conversation: str) -> None:
+    def __init__(self, client: Client, access: DeviceAccess, conversation: str) -> None:
         self._client = client
-        self._connection = connection
+        self._access = access
         self._device = client.settings.device
         self._conversation = conversation
         self._transcript = Transcript(self._device.user)
@@ -85,9 +85,9 @@ class Chat:
         self._screen = Screen(self._transcript, self, title=self._title, state=self._state, hint=self._hint)
 
     async def run(self) -> None:
-        """Shows the conversation until the person leaves; raises what ends the client."""
+        """Shows the conversation until the person leaves. Raises what ends the client."""
         self._say(HINT, 30.0)
-        events, notices = self._client.events(), self._client.notices()  # nothing is missed from here on
+        events, notices = self._client.events(), self._client.notices()  # from here on, none is missed
         await self._open(self._conversation)
         screen = asyncio.create_task(self._screen.run(), name="screen")
         followers = [
@@ -106,7 +106,7 @@ class Chat:
                 task.cancel()
             await asyncio.gather(screen, *followers, *self._tasks, return_exceptions=True)
 
-    # --- what the person does
+    # --- actions of the person
 
     def send(self, text: str) -> None:
         if text.startswith("/") and not text.startswith("//"):
@@ -120,7 +120,7 @@ class Chat:
     def typing(self, *, typing: bool) -> None:
         now = time.monotonic()
         if now < self._typing_told_until if typing else not self._typed:
-            return  # the others know; a pasted text may come key by key
+            return  # the peer knows already
         self._typed, self._typing_told_until = typing, now + TYPING_EVERY if typing else 0.0
         self._do(self._client.typing(self._conversation, typing))
 
@@ -153,10 +153,10 @@ class Chat:
         self._screen.show_page(HELP)
 
     async def _discard(self) -> None:
-        """Takes back the newest message that is not stored."""
+        """Discards the newest message that is not stored."""
         message = next(reversed(self._transcript.unstored), "")
         if not message:
-            self._say("nothing here is waiting or refused")
+            self._say("no message is waiting or refused")
             return
         await self._client.discard(self._conversation, message)
         if message not in self._transcript.unstored:
@@ -176,12 +176,12 @@ class Chat:
         self._conversation = conversation
         self._typing_until = 0.0
         self._transcript.clear()
-        if warning := stranger(self._connection, conversation):
+        if warning := stranger(self._access, conversation):
             self._say(warning, 30.0)
         known_marks = await self._client.marks(conversation)
-        entries = await self._client.outbox()  # last: a message may be stored while anything else is awaited
+        entries = await self._client.outbox()  # last, because a message may be stored during other awaits
         if conversation != self._conversation:
-            return  # meanwhile another one was opened
+            return  # another one was opened
         for entry in entries:
             if entry.conversation == conversation and isinstance(entry.command, Send):
                 self._transcript.wait(entry.client_msg_id, entry.content, entry.client_time)
@@ -207,7 +207,7 @@ class Chat:
         self._screen.grew_at_the_top(self._screen.count() - before)
         await self._client.mark_read(conversation)
 
-    # --- what happens
+    # --- events
 
     async def _follow_events(self, events: Any) -> None:
         async for event in events:
@@ -230,10 +230,10 @@ class Chat:
                 case Refused():
                     self._transcript.refuse(notice.entry.client_msg_id, notice.error.reason)
                 case Restarted() if notice.conversation == self._conversation:
-                    self._say("the server was restored from a backup: this is what it has")
+                    self._say("the server was restored from a backup: these are its messages")
                     self._do(self._open(self._conversation))
                 case Presence():
-                    pass  # the title asks for it
+                    pass  # the title reads it
             self._screen.changed()
 
     async def _follow_states(self) -> None:
@@ -243,10 +243,10 @@ class Chat:
             if said and not state.silent and state.phase is Phase.ESTABLISHED:
                 self._say(said)
             if state.phase is Phase.ESTABLISHED and not len(self._transcript):
-                self.older()  # without a connection there was nothing to show
+                self.older()  # there was no connection before
             self._screen.changed()
 
-    # --- what is shown around the transcript
+    # --- the lines around the transcript
 
     def _title(self) -> str:
         peer = peer_of(self._device.user, self._conversation)
@@ -255,7 +255,7 @@ class Chat:
         presence = self._client.presence_of(peer)
         state = self._client.state
         if presence is None or state.silent or state.phase is not Phase.ESTABLISHED:
-            return peer  # what was told of the peer may be long over
+            return peer  # its presence may be outdated
         if presence.state == "offline" and presence.last_seen:
             return f"{peer} · last seen {since(presence.last_seen, _now())}"
         return f"{peer} · {presence.state}"
@@ -277,8 +277,8 @@ class Chat:
         state = self._client.state
         if state.silent:
             return f"{SILENT} · messages wait"
-        if isinstance(state.error, TakenOver):  # in a line, which has no room for the whole reason
-            return f"another process seems to use {self._device}; each needs a device of its own"
+        if isinstance(state.error, TakenOver):  # the whole reason is too long for the line
+            return f"another process seems to use {self._device}; each needs its own device"
         if state.phase is not Phase.ESTABLISHED and state.reason:
             return printable(f"what you write is sent later ({state.reason})")
         until, note = self._note
@@ -288,7 +288,7 @@ class Chat:
         self._note = (time.monotonic() + seconds, printable(note))
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does it beside what goes on; an error is shown."""
+        """Runs `work` as a task and shows its error."""
 
         async def attempt() -> None:
             try:

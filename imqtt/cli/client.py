@@ -1,4 +1,4 @@
-"""The client of `send`, `tail` and `history`, which reports changes of its connection on stderr."""
+"""The SDK client of the commands, and reports on stderr about changes of its connection."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from imqtt.cli.connection import Connection
+from imqtt.cli.connection import DeviceAccess
 from imqtt.cli.data import data_option
 from imqtt.cli.formatting import peer_of
 from imqtt.cli.output import complain
@@ -17,27 +17,24 @@ from imqtt.errors import DeviceStoreInUse, TakenOver, TlsFailed
 from imqtt.model import Device
 
 TIMING = replace(Timing(), answer=3.0, idle=5.0)
-"""A person waits: the server's silence is noticed in 3 seconds if something is asked, else in 8."""
+"""Shorter than the default, because a person waits: a silent server is noticed after 3 to 8 seconds."""
 
-_UNHEARD = logging.NullHandler()
-
-ACT = {TakenOver: "takeover", TlsFailed: "tls"}
-"""Errors that pass only if somebody does something, and what `StateNews` calls them."""
+_NO_LOG = logging.NullHandler()
 
 SILENT = "connected to the broker; the imqtt server does not answer"
 
 
 @contextlib.asynccontextmanager
-async def open_client(connection: Connection, *, wait: float, patient: bool = False) -> AsyncIterator[Client]:
-    """A client that has caught up, or has not within `wait` seconds. Raises as `Client` does.
+async def open_client(access: DeviceAccess, *, wait: float, patient: bool = False) -> AsyncIterator[Client]:
+    """Yields a client that has caught up, or has tried for `wait` seconds. Raises like `Client`.
 
-    Unless it is `patient`, it raises `TlsFailed` at once: waiting does not mend a certificate or an option.
+    Unless `patient`, raises `TlsFailed` at once, because waiting does not help.
     """
-    client = make_client(connection, platform="imqtt command line", wait=wait)
+    client = make_client(access, platform="imqtt command line", wait=wait)
     telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
     try:
         async with contextlib.AsyncExitStack() as stack:
-            with naming_the_holder(connection.device, connection.data):
+            with naming_the_holder(access.device, access.data):
                 await stack.enter_async_context(client)
             if isinstance(client.state.error, TlsFailed) and not patient:
                 raise client.state.error
@@ -46,16 +43,16 @@ async def open_client(connection: Connection, *, wait: float, patient: bool = Fa
         telling.cancel()
 
 
-def make_client(connection: Connection, *, platform: str, wait: float) -> Client:
-    # Errors are told in our own words. Without any handler, `logging` would print those of libraries as well.
-    logging.getLogger().addHandler(_UNHEARD)
+def make_client(access: DeviceAccess, *, platform: str, wait: float) -> Client:
+    # Without a handler, `logging` would also print the warnings of libraries to stderr.
+    logging.getLogger().addHandler(_NO_LOG)
     return Client(
-        user=connection.device.user,
-        device=connection.device.device,
-        password=connection.password,
-        brokers=connection.brokers,
-        store=connection.store,
-        tls=connection.tls,
+        user=access.device.user,
+        device=access.device.device,
+        password=access.password,
+        brokers=access.brokers,
+        store=access.store,
+        tls=access.tls,
         platform=platform,
         wait=wait,
         timing=TIMING,
@@ -64,52 +61,52 @@ def make_client(connection: Connection, *, platform: str, wait: float) -> Client
 
 @contextlib.contextmanager
 def naming_the_holder(device: Device, data: Path) -> Iterator[None]:
-    """Adds what to do if another process has the device's store open."""
+    """Adds advice to the error if another process has the device's store open."""
     try:
         yield
     except DeviceStoreInUse as error:
         raise DeviceStoreInUse(
-            f"{error.reason}; end it, or be another device:"
+            f"{error.reason}; end it, or use another device:"
             f" `imqtt device add {device.user}@NAME --save{data_option(data)}`, then --device NAME"
         ) from error
 
 
-def stranger(connection: Connection, conversation: str) -> str:
-    """What to say of a conversation with a user who has no device here; empty if there is one, or unknown."""
-    peer = peer_of(connection.device.user, conversation)
-    if not peer or connection.users is None or peer in connection.users:
+def stranger(access: DeviceAccess, conversation: str) -> str:
+    """A warning if the peer has no device on this broker; empty if it has one, or if that is unknown."""
+    peer = peer_of(access.device.user, conversation)
+    if not peer or access.users is None or peer in access.users:
         return ""
-    similar = difflib.get_close_matches(peer, sorted(connection.users), 1)
+    similar = difflib.get_close_matches(peer, sorted(access.users), 1)
     return f"no device of {peer} has a credential on this broker" + (
         f"; did you mean {similar[0]}?" if similar else ""
     )
 
 
 class StateNews:
-    """What there is to say when the connection's state changes. Says each thing once."""
+    """Reports changes of the connection's state, each only once."""
 
     def __init__(self) -> None:
         self._trouble = ""
 
     def of(self, state: ConnectionState) -> str:
-        """Empty if there is nothing new."""
+        """The report about a state; empty without news."""
         before = self._trouble
         if state.silent:
             self._trouble = "silence"
             return "" if before == "silence" else f"{SILENT}; trying again"
-        # Of a takeover it is known only when the broker has accepted the next connection.
-        is_told = state.phase is Phase.IDLE or (
+        # A takeover is detected only once the broker has accepted the next connection.
+        is_reported = state.phase is Phase.IDLE or (
             state.phase is Phase.CONNECTING and isinstance(state.error, TakenOver)
         )
-        if is_told and state.reason:
-            # One trouble has many reasons in a row. These two are told also in the middle of another one.
-            special = next((name for kind, name in ACT.items() if isinstance(state.error, kind)), "")
+        if is_reported and state.reason:
+            # One trouble may have a series of reasons. What lasts until a person acts is always reported.
+            special = state.error.code if isinstance(state.error, TakenOver | TlsFailed) else ""
             is_known = before == special if special else bool(before)
             self._trouble = special or before or "connection"
             return "" if is_known else f"no connection, trying again: {state.reason}"
         if state.phase is Phase.ESTABLISHED:
             if isinstance(state.error, TakenOver):
-                return ""  # for how long, the other process decides
+                return ""  # the other process may take it over again
             self._trouble = ""
             return {"": "", "silence": "the imqtt server answers again"}.get(before, "connected again")
         return ""

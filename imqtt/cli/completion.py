@@ -1,6 +1,6 @@
-"""What a shell offers on TAB: the users and devices of the data directory.
+"""Shell completion of the users and devices in the data directory.
 
-Nothing is started or connected to, and whatever cannot be read is left out: a shell has no place for errors.
+It connects to nothing, and ignores what it cannot read, because a shell cannot show errors here.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from imqtt.cli.data import DEFAULT, DataDirectory
 
 
 def for_bash(complete: Callable[[], object]) -> str:
-    """Has `complete` print what is offered, and returns it as bash needs it.
+    """Returns the output of `complete` in the form for bash.
 
-    bash splits `alice@ph` into the words alice, @ and ph, and replaces @ph.
+    Bash splits `alice@ph` into the words alice, @ and ph, and replaces @ph.
     """
     words = os.environ["COMP_WORDS"].split("\n")
     joined: list[str] = []
@@ -40,24 +40,24 @@ def for_bash(complete: Callable[[], object]) -> str:
 
 
 def devices(context: typer.Context, incomplete: str) -> list[str]:
-    """Devices that have a credential, but not those that the command line names already."""
+    """Devices with a credential that are not on the command line yet."""
     given = context.params.get("names") or ()
     known = (str(device) for device in _directory(context).devices())
     return _starting(incomplete, (name for name in known if name not in given))
 
 
 def peers(context: typer.Context, incomplete: str) -> list[str]:
-    """Users that have a device."""
+    """Users with a device."""
     return _starting(incomplete, (device.user for device in _directory(context).devices()))
 
 
 def own_users(context: typer.Context, incomplete: str) -> list[str]:
-    """Users that have a device whose password is saved."""
+    """Users with a device whose password is saved."""
     return _starting(incomplete, (device.user for device in _directory(context).saved()))
 
 
 def own_devices(context: typer.Context, incomplete: str) -> list[str]:
-    """Devices of the given user, or of any, whose password is saved."""
+    """Devices of the given user, or of all users, whose password is saved."""
     user = context.params.get("user") or ""
     saved = (device for device in _directory(context).saved() if user in ("", device.user))
     return _starting(incomplete, (device.device for device in saved))

@@ -1,4 +1,4 @@
-"""The data directory of `imqtt up`: everything that one deployment on one machine keeps."""
+"""The data directory of `imqtt up`, with all data of a deployment on one machine."""
 
 import contextlib
 import shlex
@@ -27,27 +27,29 @@ DEFAULT = Path("data")
 
 
 def data_option(path: Path) -> str:
-    """` --data DIR` for a command that is suggested; empty if it finds the directory without."""
+    """` --data DIR` for a suggested command; empty for the default directory."""
     return "" if path.absolute() == DEFAULT.absolute() else f" --data {shlex.quote(str(path.absolute()))}"
 
 
 class DataDirectory:
-    """The store in `imqtt.db`, saved credentials and devices' stores, and the broker's files (`broker`)."""
+    """The store, the saved credentials, the stores of devices, and the broker's files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.broker = BrokerFiles(self.path)
+        self._credentials = self.path / "credentials"
+        self._stores = self.path / "devices"
 
     @property
     def store(self) -> str:
         return f"sqlite:///{self.path / 'imqtt.db'}"
 
     def exists(self) -> bool:
-        """Whether `imqtt up` has made this directory."""
+        """Whether `imqtt up` has created this directory."""
         return self.broker.listeners.is_file()
 
-    def _is_foreign(self) -> bool:
-        """Whether there is something else in it."""
+    def _is_occupied(self) -> bool:
+        """Whether it contains anything."""
         try:
             return any(self.path.iterdir())
         except NotADirectoryError:
@@ -56,20 +58,20 @@ class DataDirectory:
             return False
 
     def check_exists(self) -> None:
-        """Raises `SetupError` unless `imqtt up` of this version has made this directory."""
+        """Raises `SetupError` unless `imqtt up` of this version has created this directory."""
         if not self.exists():
-            makes = "" if self._is_foreign() else f": `imqtt up{data_option(self.path)}` makes it one"
-            raise SetupError(f"{self.path} is no data directory of `imqtt up`{makes}")
+            advice = "" if self._is_occupied() else f": `imqtt up{data_option(self.path)}` creates it"
+            raise SetupError(f"{self.path} is not a data directory of `imqtt up`{advice}")
         if self.broker.outdated():
             raise SetupError(
                 f"an earlier version of imqtt wrote {self.path}: (re)start"
                 f" `imqtt up{data_option(self.path)}`, which migrates it"
             )
 
-    # --- credentials that `imqtt device add --save` leaves for the other commands
+    # --- credentials that `imqtt device add --save` saves for the other commands
 
     def save(self, device: Device, password: str) -> Path:
-        """Keeps a device's password in a file that only this user reads."""
+        """Saves a device's password in a file that only this user can read."""
         path = self._credential(device)
         try:
             create_private_directory(path.parent)
@@ -79,14 +81,14 @@ class DataDirectory:
         return path
 
     def devices(self) -> list[Device]:
-        """The devices that have a credential here, as far as this user may know, in order of name."""
+        """The devices with a credential here, as far as this user can read it, sorted."""
         names = {str(device) for device in self.saved()} | (self._accounts() or set())
         return sorted(Device(*name.split("@")) for name in names if name.count("@") == 1)
 
     def users(self, sender: Device) -> set[str] | None:
-        """The users who have a device with a credential on this broker; None if that is not known.
+        """The users with a device on this broker; None if that is unknown.
 
-        `sender` is a device that may connect: if it is not in the password file, others need not be either.
+        It is unknown if the password file lacks `sender`, which may connect: others may be missing as well.
         """
         names = self._accounts()
         if names is None or str(sender) not in names:
@@ -94,7 +96,7 @@ class DataDirectory:
         return {name.partition("@")[0] for name in names if "@" in name}
 
     def _accounts(self) -> set[str] | None:
-        """What the broker's password file holds, if this user may read it."""
+        """The accounts in the broker's password file; None if this user cannot read it."""
         try:
             lines = self.broker.passwords.read_text().splitlines()
         except (OSError, UnicodeDecodeError):
@@ -102,11 +104,10 @@ class DataDirectory:
         return {line.partition(":")[0] for line in lines if not line.startswith("#")}
 
     def saved(self) -> list[Device]:
-        """The devices whose passwords are kept here, in order of name."""
+        """The devices whose passwords are saved here, sorted."""
         with contextlib.suppress(OSError):
-            return sorted(
-                Device(*name.name.split("@")) for name in self._credentials.glob("*@*") if _whole(name)
-            )
+            names = (file.name for file in self._credentials.glob("*@*") if not file.name.endswith(DRAFT))
+            return sorted(Device(*name.split("@")) for name in names if name.count("@") == 1)
         return []
 
     def password(self, device: Device) -> str | None:
@@ -116,29 +117,17 @@ class DataDirectory:
             return None
 
     def forget(self, device: Device) -> None:
-        """Removes a device's saved password, and what it kept of its conversations."""
+        """Removes a device's saved password and its store."""
         self._credential(device).unlink(missing_ok=True)
         store = self._stores / f"{device}.db"
-        for suffix in DATABASE_SUFFIXES:  # `phone.db2` is a device of its own
+        for suffix in DATABASE_SUFFIXES:  # no wildcard: `phone.db2` is another device
             store.with_name(store.name + suffix).unlink(missing_ok=True)
 
     def device_store(self, device: Device) -> Path:
-        """Where a device of this machine keeps its outbox and cursors."""
+        """The file with a device's outbox and cursors."""
         create_private_directory(self._stores)
         return self._stores / f"{device.user}@{device.device}.db"
 
-    @property
-    def _credentials(self) -> Path:
-        return self.path / "credentials"
-
-    @property
-    def _stores(self) -> Path:
-        return self.path / "devices"
-
     def _credential(self, device: Device) -> Path:
-        # One file name, joined by a character that no name has: `..` is a name, too.
+        # One file name, not a path of two names: a name may be `..`.
         return self._credentials / f"{device.user}@{device.device}"
-
-
-def _whole(path: Path) -> bool:
-    return path.name.count("@") == 1 and not path.name.endswith(DRAFT)

@@ -1,30 +1,28 @@
-"""`imqtt device`: who may connect to the broker."""
+"""`imqtt device`: the devices that may connect to the broker."""
 
-import contextlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.data import DEFAULT, Data, DataDirectory, data_option
+from imqtt.cli.data import DEFAULT, Data, DataDirectory
+from imqtt.cli.deployment import Deployment, server_of
 from imqtt.cli.names import parse_device, parse_user
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
-from imqtt.cli.settings import server_config, server_flags
+from imqtt.cli.settings import server_flags
 from imqtt.config import SETTINGS
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.mosquitto.control import Access, ServerNotTold
+from imqtt.mosquitto.control import Access, ServerUnreachable
 
 if TYPE_CHECKING:
     from imqtt.config import ServerConfig
-    from imqtt.mosquitto.broker import Mosquitto
-    from imqtt.mosquitto.passwords import Passwords
 
 app = typer.Typer(
     help="Give devices credentials, and revoke them.\n\n"
-    "Each device has a credential of its own: the MQTT username `USER@DEVICE` and a password. Changes are in"
+    "Each device has its own credential: the MQTT username `USER@DEVICE` and a password. Changes are in"
     " effect on the running broker when the command returns.",
     no_args_is_help=True,
 )
@@ -47,8 +45,7 @@ PidFile = Annotated[
     Path, typer.Option("--pid-file", metavar="FILE", help="That broker's pid file: it is sent a SIGHUP.")
 ]
 PID_FILE = Path("/run/mosquitto/mosquitto.pid")
-BROKER_ACCOUNT = "mosquitto"  # `user` in deploy/mosquitto/mosquitto.conf
-NOT_ASKED = [it.name for it in SETTINGS if it.name.split("_")[0] not in ("broker", "store", "mongo")]
+NOT_ASKED = [one.name for one in SETTINGS if one.name.split("_")[0] not in ("broker", "store", "mongo")]
 
 
 @app.command()
@@ -83,33 +80,35 @@ def add(
     """
     from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 
-    # `imqtt up` looks after the server's own account by itself; another broker's operator adds it.
+    # `imqtt up` adds the server's own account itself; the operator of another broker has to.
     own = [SERVER_ACCOUNT] if SERVER_ACCOUNT in names and password_file and password_from else []
     devices = {
         str(device): device for device in map(parse_device, (name for name in names if name not in own))
     }
-    passwords, broker = _accounts(data, password_file, pid_file)
-    taken = sorted(set(passwords.usernames()) & {*devices, *own})
+    deployment = Deployment(data, password_file, pid_file)
+    taken = sorted(set(deployment.passwords.usernames()) & {*devices, *own})
     if taken and not replace:
         raise SetupError(f"{', '.join(taken)} has a credential already; --replace gives it a new one")
     if save and password_file is not None:
         raise SetupError("--save keeps credentials in a data directory; --passwords has none")
-    given = passwords.add_all(
-        [*devices, *own],
-        None if password_from is None else _not_empty(read_secret(password_from)),
-        end_sessions=None if broker is None else broker.end_sessions,
-    )
+    password = None if password_from is None else read_secret(password_from)
+    if password == "":
+        raise SetupError("the password is empty")
+    end_sessions = None if deployment.broker is None else deployment.broker.end_sessions
+    given = deployment.passwords.add_all([*devices, *own], password, end_sessions)
     for name, device in devices.items():
         if save:
-            DataDirectory(data).save(device, given[name])
+            deployment.directory.save(device, given[name])
     shown = {name: "" if password_from else password for name, password in given.items()}
     if as_json:
         for name, word in shown.items():
             print_json({"device": name, "password": word} if word else {"device": name})
         return
-    print_table(("device", "password"), [(name, it or "as given") for name, it in shown.items()])
+    print_table(("device", "password"), [(name, word or "as given") for name, word in shown.items()])
     if save:
-        print_line(f"Saved in {DataDirectory(data).path}: `imqtt chat` and the other commands find it there.")
+        print_line(
+            f"Saved in {deployment.directory.path}: `imqtt chat` and the other commands find it there."
+        )
 
 
 @app.command("list")
@@ -137,19 +136,20 @@ def list_(
     """
     from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 
-    passwords, broker = _accounts(data, password_file, PID_FILE)
-    saved = {str(device) for device in DataDirectory(data).saved()} if password_file is None else set()
-    names = [name for name in passwords.usernames() if name != SERVER_ACCOUNT]
+    deployment = Deployment(data, password_file, PID_FILE)
+    directory, broker = deployment.directory, deployment.broker
+    saved = set() if broker is None else {str(device) for device in directory.saved()}
+    names = [name for name in deployment.passwords.usernames() if name != SERVER_ACCOUNT]
     if user:
-        _list_one(parse_user(user), names, saved, *_server(data, broker, flags), as_json=as_json)
+        _list_one(parse_user(user), names, saved, *server_of(directory, broker, flags), as_json=as_json)
     elif as_json:
         for name in names:
             print_json({"device": name, "saved": name in saved})
     elif names:
         print_table(("device", "credential saved here"), ((n, "yes" if n in saved else "") for n in names))
     else:
-        where = "" if broker is None else data_option(data)
-        print_line(f"No device has a credential yet: `imqtt device add alice@phone{where}` gives one.")
+        suggestion = f"`imqtt device add alice@phone{deployment.option}` gives one"
+        print_line(f"No device has a credential yet: {suggestion}.")
 
 
 @app.command()
@@ -182,34 +182,19 @@ def revoke(
     credential, a device continues where it was. With `--passwords`, give the settings of `imqtt serve`, which
     say how to reach the server.
     """
-    from imqtt.mosquitto.passwords import Passwords
-
-    passwords, broker = _accounts(data, password_file, pid_file)
-    _, access = _server(data, broker, flags)
-    devices = _named(names, passwords.usernames(), ask=not yes)
-    not_told = ""
-    if access is not None:
-        try:
-            access.end_sessions(devices)
-        except ServerNotTold as error:  # the credentials are taken away all the same
-            access, not_told = None, str(error)
-    if password_file is not None and access is not None:
-        passwords = Passwords(password_file, pid_file, access.login)
-    passwords.remove_all(devices, None if access is None else _suppressing(access.end_sessions))
-    not_told = not_told or _forget_records(devices.values(), access, None if broker is None else data)
-    if broker is not None:
-        for device in devices.values():
-            DataDirectory(data).forget(device)
+    deployment = Deployment(data, password_file, pid_file)
+    _, access = server_of(deployment.directory, deployment.broker, flags)
+    devices = _named(names, deployment.passwords.usernames(), ask=not yes)
+    trouble = deployment.revoke(devices, access)
     if as_json:
         for name in devices:
-            print_json({"device": name, "revoked": True, "server_told": not not_told})
+            print_json({"device": name, "revoked": True, "server_told": not trouble})
     else:
         print_line(f"{', '.join(devices)} can no longer connect.")
-    if not_told:
-        where = "" if broker is None else data_option(data)
+    if trouble:
         complain(
-            f"the server was not told ({not_told}): it keeps their records, and others may see them online"
-            f" for some minutes; `imqtt device forget {' '.join(devices)}{where}` tells it"
+            f"the server was not told ({trouble}): it keeps their records, and others may see them online"
+            f" for some minutes; `imqtt device forget {' '.join(devices)}{deployment.option}` tells it"
         )
 
 
@@ -258,17 +243,17 @@ def forget(names: Names, *, data: Data = DEFAULT, as_json: Json = False, **flags
     devices = [str(device) for device in map(parse_device, names)]
     directory = DataDirectory(data)
     broker = Mosquitto(directory.path) if directory.exists() else None
-    _, access = _server(data, broker, flags)
+    _, access = server_of(directory, broker, flags)
     if access is None:
         raise SetupError(
-            f"no server can be told: {directory.path} has no broker that runs, and --config or"
-            " --broker-password-file does not name the server's password"
+            f"the server cannot be reached: no broker runs on {directory.path}, and neither --config nor"
+            " --broker-password-file gives the server's password"
         )
     try:
         access.end_sessions(devices)
         access.revoke(devices)
-    except ServerNotTold as error:
-        raise SetupError(f"the server was not told: {error}") from error
+    except ServerUnreachable as error:
+        raise SetupError(f"the server was not told: {error.reason}") from error
     if as_json:
         for name in devices:
             print_json({"device": name, "server_told": True})
@@ -277,7 +262,7 @@ def forget(names: Names, *, data: Data = DEFAULT, as_json: Json = False, **flags
 
 
 def _named(names: Sequence[str], usernames: Sequence[str], *, ask: bool) -> dict[str, Device]:
-    """The devices that are named, or whose user is. Raises `SetupError` for one without a credential."""
+    """The named devices, and all devices of the named users. Raises `SetupError` without a credential."""
     devices: dict[str, Device] = {}
     for name in names:
         if "@" in name or "/" in name:
@@ -285,18 +270,18 @@ def _named(names: Sequence[str], usernames: Sequence[str], *, ask: bool) -> dict
             whole = False
         else:
             user, whole = parse_user(name), True
-            found = [it for it in usernames if it.startswith(f"{user}@")]
-        unknown = [it for it in found if it not in usernames] if found else [name]
+            found = [username for username in usernames if username.startswith(f"{user}@")]
+        unknown = [username for username in found if username not in usernames] if found else [name]
         if unknown:
-            raise SetupError(f"{', '.join(unknown)} has no credential; `imqtt device list` shows who has")
+            raise SetupError(f"{', '.join(unknown)} has no credential; `imqtt device list` shows all devices")
         if whole and ask and not _agrees(f"Revoke {', '.join(found)}?"):
             raise SetupError("nothing was revoked")
-        devices |= {it: parse_device(it) for it in found}
+        devices |= {username: parse_device(username) for username in found}
     return devices
 
 
 def _agrees(question: str) -> bool:
-    """Whether the person says yes. The end of stdin is a no."""
+    """Asks the person. The end of stdin counts as no."""
     try:
         return typer.confirm(question, err=True)
     except typer.Abort as error:
@@ -304,57 +289,6 @@ def _agrees(question: str) -> bool:
             raise  # Ctrl-C
         typer.echo(err=True)
         return False
-
-
-def _server(
-    data: Path, broker: "Mosquitto | None", flags: dict[str, str | None]
-) -> "tuple[ServerConfig, Access | None]":
-    """The server's settings, and how to speak to it: that of `imqtt up`, or of `imqtt serve`."""
-    if broker is None:
-        config = server_config(flags)
-        return config, Access.of(config)
-    return server_config(flags, store=DataDirectory(data).store), broker.access()
-
-
-def _suppressing(end_sessions: Callable[[Iterable[str]], None]) -> Callable[[Iterable[str]], None]:
-    """`end_sessions` for a broker that may end meanwhile, and its sessions with it."""
-
-    def end(usernames: Iterable[str]) -> None:
-        with contextlib.suppress(ServerNotTold):
-            end_sessions(usernames)
-
-    return end
-
-
-def _forget_records(devices: Collection[Device], access: Access | None, data: Path | None) -> str:
-    """Has the server forget devices, or removes their records where no broker runs on `data`.
-
-    Returns why that is not possible; empty if it is done.
-    """
-    try:
-        if access is not None:
-            access.revoke([str(device) for device in devices])
-        elif data is not None:
-            _remove_records(devices, data)
-        else:
-            return "--config or --broker-password-file is needed for it"
-    except ServerNotTold as error:
-        return str(error)
-    return ""
-
-
-def _remove_records(devices: Collection[Device], data: Path) -> None:
-    """Removes records from the store of a data directory on which no server runs."""
-    import asyncio
-
-    from imqtt.cli.device_records import remove_records
-
-    directory = DataDirectory(data)
-    if (directory.path / "imqtt.db").exists():
-        try:
-            asyncio.run(remove_records(devices, directory.store))
-        except SetupError as error:
-            raise ServerNotTold(error.reason) from error
 
 
 def _list_one(
@@ -377,41 +311,13 @@ def _list_one(
             ("device", "may connect", "platform", "state", "last seen", "credential saved here"),
             (
                 (
-                    it.device, "yes" if it.credential else "no", it.platform, it.state or "not known",
-                    it.seen, "yes" if it.saved else "",
+                    record.device, "yes" if record.credential else "no", record.platform,
+                    record.state or "not known", record.seen, "yes" if record.saved else "",
                 )
-                for it in records
+                for record in records
             ),
         )  # fmt: skip
     else:
         print_line(f"{user} has no device: `imqtt device add {user}@phone` gives one a credential.")
     for trouble in problems:
         complain(trouble)
-
-
-def _accounts(data: Path, file: Path | None, pid_file: Path) -> tuple["Passwords", "Mosquitto | None"]:
-    """The accounts that a command is about, and their broker if it is one of `imqtt up`."""
-    from imqtt.mosquitto.broker import Mosquitto
-    from imqtt.mosquitto.passwords import Passwords
-
-    if file is not None:
-        if not file.exists() and not file.parent.is_dir():
-            raise SetupError(f"{file.parent} does not exist")
-        passwords = Passwords(file, pid_file, account=BROKER_ACCOUNT)
-        if outdated := passwords.outdated():
-            some = ", ".join(sorted(outdated)[:3]) + (", …" if len(outdated) > 3 else "")
-            complain(
-                f"{file} has devices of imqtt 0.1, which can no longer talk ({some}): "
-                f"`imqtt device migrate --passwords {file}` renames them"
-            )
-        return passwords, None
-    directory = DataDirectory(data)
-    directory.check_exists()
-    broker = Mosquitto(directory.path)
-    return broker.passwords, broker
-
-
-def _not_empty(password: str) -> str:
-    if not password:
-        raise SetupError("the password is empty")
-    return password

@@ -1,4 +1,4 @@
-"""What is known of a user's devices: by the password file, the store, and the server that serves them now."""
+"""What the password file, the store and the server know about a user's devices."""
 
 import asyncio
 from collections.abc import Collection
@@ -9,7 +9,7 @@ import msgspec
 
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.mosquitto.control import Access, ServerNotTold
+from imqtt.mosquitto.control import Access, ServerUnreachable
 
 if TYPE_CHECKING:
     from imqtt.config import ServerConfig
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
-    """One device. `last_seen` in milliseconds since the Unix epoch; `exact`: not only to the day or so.
+    """One device. `last_seen` in milliseconds since the Unix epoch; accurate to a day unless `exact`.
 
-    `state` is that of its presence; "" if it is not known. `platform` is as its `Hello` said.
+    `state` is its presence; "" if unknown. `platform` comes from its `Hello`.
     """
 
     device: str
@@ -33,7 +33,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
 
     @property
     def seen(self) -> str:
-        """`last_seen` for people."""
+        """`last_seen` as text."""
         if not self.last_seen:
             return ""
         time = datetime.fromtimestamp(self.last_seen / 1_000, UTC)
@@ -47,11 +47,11 @@ def read_records(
     config: "ServerConfig",
     access: Access | None,
 ) -> tuple[list[DeviceRecord], list[str]]:
-    """All devices of `user`, in order, and what could not be learned."""
+    """All devices of `user`, sorted, and the reasons for missing details."""
     problems: list[str] = []
     registrations: dict[str, Registration] = {}
     try:
-        registrations = {str(it.device): it for it in asyncio.run(_registrations(user, config))}
+        registrations = {str(one.device): one for one in asyncio.run(_registrations(user, config))}
     except SetupError as error:
         problems.append(f"platforms and when devices were last seen are not shown: {error.reason}")
     seen, trouble = _presence(user, access)
@@ -80,14 +80,14 @@ def read_records(
 
 
 def _presence(user: str, access: Access | None) -> "tuple[dict[str, Seen], str]":
-    """What the server knows of each device that it has heard of, or why that is not known."""
+    """The presence of each device that the server knows, or the reason why it is unknown."""
     if access is None:
-        return {}, "no broker runs on this data directory, or the server's settings do not hold its password"
+        return {}, "no broker runs on this data directory, or the settings lack the server's password"
     try:
         told = access.ask(user)
-    except ServerNotTold as error:
-        return {}, str(error)
-    return {it.device: it for it in told.devices}, "" if told.known else "the server does not reach Redis"
+    except ServerUnreachable as error:
+        return {}, error.reason
+    return {one.device: one for one in told.devices}, "" if told.known else "the server cannot reach Redis"
 
 
 async def _registrations(user: str, config: "ServerConfig") -> "tuple[Registration, ...]":

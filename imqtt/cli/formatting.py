@@ -9,14 +9,14 @@ from imqtt.printable import printable
 
 
 def conversation_with(user: str, to: str) -> str:
-    """The conversation that `to` means for `user`: another user's name, one's own, or a conversation's id.
+    """The conversation of `user` with `to`, which is a user (perhaps the same) or a conversation's id.
 
     Raises `Invalid` or `Unsupported`.
     """
     if ":" in to:
         members_of(to)
         return to
-    from imqtt.protocol.topics import is_name  # its package loads protobuf, and completion waits
+    from imqtt.protocol.topics import is_name  # loads protobuf, which is slow
 
     if not is_name(to):
         raise Invalid(f"{to!r} is neither a user nor a conversation")
@@ -26,14 +26,14 @@ def conversation_with(user: str, to: str) -> str:
 
 
 def peer_of(user: str, conversation: str) -> str:
-    """Who else is in it; empty for a user's own."""
+    """The other member of a conversation; empty for a user's own."""
     return next((member for member in members_of(conversation) if member != user), "")
 
 
 def words_of(event: Event) -> str:
-    """What an event says, in text."""
+    """An event as text."""
     if event.withheld:
-        return f"[{event.withheld} bytes, more than this device takes]"
+        return f"[{event.withheld} bytes, more than this device accepts]"
     return words_of_content(event.content)
 
 
@@ -66,7 +66,7 @@ def day(time: int) -> str:
 
 
 def since(time: int, now: int) -> str:
-    """How long ago, in the unit that a person would take. Both in milliseconds."""
+    """How long ago `time` was, in its largest unit. Both in milliseconds."""
     seconds = max(now - time, 0) // 1000
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:

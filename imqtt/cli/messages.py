@@ -1,4 +1,4 @@
-"""`imqtt send`, `tail` and `history`: one device of one user, from scripts and by hand."""
+"""`imqtt send`, `tail` and `history`."""
 
 import shlex
 import time
@@ -8,26 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.connection import (
-    Authorities,
-    Brokers,
-    Certificate,
-    Connection,
-    DeviceName,
-    DeviceStore,
-    Key,
-    Password,
-    TlsFiles,
-    User,
-    resolve,
-)
-from imqtt.cli.data import DEFAULT, Data, data_option
+from imqtt.cli.connection import ConnectionOptions, DeviceAccess, resolve
+from imqtt.cli.data import data_option
+from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line
-from imqtt.errors import ImqttError, Invalid, NotConnected, SetupError
+from imqtt.errors import ImqttError, NotConnected, SetupError
 
 if TYPE_CHECKING:
-    from imqtt.client import Client
-    from imqtt.model import Content, Event
+    from imqtt.model import Event
 
 To = Annotated[
     str,
@@ -40,6 +28,7 @@ To = Annotated[
 Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.1, help="Seconds to wait at most.")]
 
 
+@with_options
 def send(
     to: To,
     text: Annotated[
@@ -65,15 +54,7 @@ def send(
     ] = "",
     wait: Wait = 30.0,
     as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    password: Password = "",
-    brokers: Brokers = None,
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    device_store: DeviceStore = None,
-    data: Data = DEFAULT,
+    options: ConnectionOptions,
 ) -> None:
     """Send a message, and return when it is stored.
 
@@ -90,32 +71,30 @@ def send(
     from imqtt.cli import signals
     from imqtt.cli.client import open_client
     from imqtt.cli.formatting import conversation_with
+    from imqtt.cli.outgoing import Outgoing, body_of, content_of
     from imqtt.cli.stdin import lines_of_stdin
 
     if lines and (text or file or message_id):
         raise typer.BadParameter("--lines reads messages from stdin: no TEXT, --file or --message-id with it")
     if text and file:
         raise typer.BadParameter("TEXT or --file, not both")
-    connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
-        tls=TlsFiles(ca, cert, key),
-    )  # fmt: skip
-    conversation = conversation_with(connection.device.user, to)
-    first = None if lines else _content(_body(text, file), content_type)
+    access = resolve(options)
+    conversation = conversation_with(access.device.user, to)
+    first = None if lines else content_of(body_of(text, file), content_type)
 
     async def main() -> None:
-        _warn_of_stranger(connection, conversation)
+        _warn_of_stranger(access, conversation)
         begun = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             try:
-                client = await stack.enter_async_context(open_client(connection, wait=min(wait, 3.0)))
+                client = await stack.enter_async_context(open_client(access, wait=min(wait, 3.0)))
             except asyncio.CancelledError:
                 complain("interrupted before anything was sent; nothing is in the outbox")
                 raise
-            where = data_option(data)
-            if device_store is not None:
-                where += f" --device-store {shlex.quote(str(device_store))}"
-            outgoing = _Outgoing(client, connection, conversation, wait, where, as_json=as_json)
+            where = data_option(options.data)
+            if options.device_store is not None:
+                where += f" --device-store {shlex.quote(str(options.device_store))}"
+            outgoing = Outgoing(client, access, conversation, wait, where, as_json)
             if first is not None:
                 await outgoing.send(first, message_id, waited=time.monotonic() - begun)
                 return
@@ -126,7 +105,7 @@ def send(
                 if not body.strip():
                     continue
                 try:
-                    await outgoing.send(_content(body, content_type))
+                    await outgoing.send(content_of(body, content_type))
                 except ImqttError as error:
                     error.reason = f"line {number}: {error.reason}"
                     raise
@@ -135,66 +114,7 @@ def send(
         raise typer.Exit(128 + signalled)
 
 
-class _Outgoing:
-    """Messages of one command. Each is stored before the next one is sent."""
-
-    def __init__(
-        self,
-        client: "Client",
-        connection: Connection,
-        conversation: str,
-        wait: float,
-        where: str,  # options that name the device's store
-        *,
-        as_json: bool,
-    ) -> None:
-        self._client = client
-        self._conversation = conversation
-        self._wait = wait
-        self._as_json = as_json
-        self._device = connection.device
-        self._where = where
-        self._keeps = connection.store is not None
-
-    async def send(self, content: "Content", message_id: str = "", waited: float = 0.0) -> None:
-        """Returns when it is stored. Raises `NotConnected` after `wait` seconds, or why it was refused.
-
-        `waited`: how many of the seconds have gone into the connection already.
-        """
-        import asyncio
-        from uuid import uuid4
-
-        from imqtt.cli.client import SILENT
-
-        message_id = message_id or uuid4().hex
-        try:
-            async with asyncio.timeout(max(self._wait - waited, min(self._wait, 1.0))):
-                accepted = await self._client.send(self._conversation, content, client_msg_id=message_id)
-        except TimeoutError:
-            state = self._client.state
-            why = SILENT if state.silent else state.reason or "no answer"
-            raise NotConnected(
-                f"not known to be stored after {self._wait:g} s ({why}); {self._left(message_id)}"
-            ) from None
-        except asyncio.CancelledError:
-            complain(f"interrupted: not known to be stored; {self._left(message_id)}")
-            raise
-        if self._as_json:
-            print_json(accepted)
-        else:
-            print_line(f"stored: {accepted.conversation} {accepted.seq}")
-
-    def _left(self, message_id: str) -> str:
-        """What becomes of a message without an answer."""
-        if not self._keeps:
-            return "this device keeps no outbox (--device-store), so it is not sent again"
-        who = f"--user {self._device.user} --device {self._device.device}"
-        return (
-            f"it stays in the outbox, and the next command of {self._device} sends it;"
-            f" `imqtt outbox discard {shlex.quote(message_id)} {who}{self._where}` takes it back"
-        )
-
-
+@with_options
 def tail(
     to: Annotated[
         list[str] | None,
@@ -209,42 +129,30 @@ def tail(
         int, typer.Option("--count", "-n", min=0, help="End after this many messages; 0: never.")
     ] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Begin where the last `tail --resume` of this device ended.")
+        bool, typer.Option("--resume", help="Continue where the last `tail --resume` of this device ended.")
     ] = False,
     read: Annotated[bool, typer.Option("--read", help="Mark the messages as read.")] = False,
     as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    password: Password = "",
-    brokers: Brokers = None,
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    device_store: DeviceStore = None,
-    data: Data = DEFAULT,
+    options: ConnectionOptions,
 ) -> None:
     """Print messages as they arrive, each conversation in order, until Ctrl-C.
 
-    Changes of the connection are reported on stderr. With `--json`, each line is an event in the form that it
-    has on the wire.
+    Changes of the connection are reported on stderr. With `--json`, each line is an event in its wire format.
     """
     from imqtt.cli import signals
     from imqtt.cli.client import open_client
     from imqtt.cli.formatting import conversation_with
 
-    connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
-        tls=TlsFiles(ca, cert, key),
-    )  # fmt: skip
-    if resume and connection.store is None:
-        raise SetupError("--resume needs a place to remember where it ended: --device-store FILE")
-    wanted = {conversation_with(connection.device.user, name) for name in to or ()}
+    access = resolve(options)
+    if resume and access.store is None:
+        raise SetupError("--resume needs a file to remember its position: --device-store FILE")
+    wanted = {conversation_with(access.device.user, name) for name in to or ()}
 
     async def main() -> None:
         left = count
         for conversation in sorted(wanted):
-            _warn_of_stranger(connection, conversation)
-        async with open_client(connection, wait=10.0, patient=True) as client:
+            _warn_of_stranger(access, conversation)
+        async with open_client(access, wait=10.0, patient=True) as client:
             events = client.events("tail" if resume else None)
             async for event in events:
                 if wanted and event.conversation not in wanted:
@@ -260,6 +168,7 @@ def tail(
     signals.run(main)
 
 
+@with_options
 def history(
     to: To,
     *,
@@ -269,19 +178,11 @@ def history(
     ] = 0,
     wait: Wait = 10.0,
     as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    password: Password = "",
-    brokers: Brokers = None,
-    ca: Authorities = None,
-    cert: Certificate = None,
-    key: Key = None,
-    device_store: DeviceStore = None,
-    data: Data = DEFAULT,
+    options: ConnectionOptions,
 ) -> None:
     """Print a conversation's messages, oldest first.
 
-    With `--json`, each line is an event in the form that it has on the wire.
+    With `--json`, each line is an event in its wire format.
     """
     import asyncio
 
@@ -290,20 +191,17 @@ def history(
     from imqtt.cli.formatting import conversation_with
     from imqtt.client import Phase
 
-    connection = resolve(
-        data=data, user=user, device=device, password=password, brokers=brokers, store=device_store,
-        tls=TlsFiles(ca, cert, key),
-    )  # fmt: skip
-    conversation = conversation_with(connection.device.user, to)
+    access = resolve(options)
+    conversation = conversation_with(access.device.user, to)
     events: list[Event] = []
 
     async def main() -> None:
-        _warn_of_stranger(connection, conversation)
+        _warn_of_stranger(access, conversation)
         deadline = time.monotonic() + wait
-        async with open_client(connection, wait=min(wait, 10.0)) as client:
+        async with open_client(access, wait=min(wait, 10.0)) as client:
             left = deadline - time.monotonic()
             try:
-                # Reading what this device has itself takes no longer.
+                # At least a second, for reading the device's own store.
                 async with asyncio.timeout(max(left, min(wait, 1.0))):
                     events.extend(await client.history(conversation, before or None, limit))
             except TimeoutError:
@@ -311,7 +209,7 @@ def history(
                 why = SILENT if state.silent else state.reason or "is it up?"
                 raise NotConnected(f"no answer within {wait:g} s: {why}") from None
             if events and (client.state.silent or client.state.phase is not Phase.ESTABLISHED):
-                complain(f"without the server: this is what {connection.device} holds; there may be more")
+                complain(f"no answer from the server: {access.device} has these messages; there may be more")
 
     if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
@@ -321,47 +219,14 @@ def history(
         complain(f"nothing in {conversation} yet")
 
 
-# --- what they have in common
+# --- shared by the commands
 
 
-def _warn_of_stranger(connection: Connection, conversation: str) -> None:
+def _warn_of_stranger(access: DeviceAccess, conversation: str) -> None:
     from imqtt.cli.client import stranger
 
-    if warning := stranger(connection, conversation):
+    if warning := stranger(access, conversation):
         complain(warning)
-
-
-def _body(text: list[str] | None, file: Path | None) -> bytes:
-    if text:
-        return " ".join(text).encode(errors="surrogateescape")
-    if file is None or str(file) == "-":
-        from imqtt.cli.stdin import stdin_bytes
-
-        return stdin_bytes()
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise SetupError(f"cannot read {file}: {error.strerror}") from error
-
-
-def _content(body: bytes, content_type: str) -> "Content":
-    """Text, a JSON value, or bytes with their type."""
-    import msgspec
-
-    from imqtt.model import Content, canonical_json
-
-    if content_type in ("", "text/plain"):
-        try:
-            return Content(text=body.decode())
-        except UnicodeDecodeError:
-            raise Invalid("this is not text in UTF-8: say what it is with --content-type") from None
-    if content_type == "application/json":
-        try:
-            return Content(json=canonical_json(msgspec.json.decode(body)))
-        except ValueError as error:
-            reason = str(error).removeprefix("JSON is malformed: ")
-            raise Invalid(f"the content is not valid JSON: {reason}") from None
-    return Content(data=body, content_type=content_type)
 
 
 def _print_event(event: "Event", *, as_json: bool) -> None:

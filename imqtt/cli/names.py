@@ -1,7 +1,6 @@
-"""How people name devices at the command line.
+"""Parsing of users and devices on the command line.
 
-`imqtt.protocol` is imported when a name is read: the package loads protobuf, and shell completion, which
-reads none, should not wait for that.
+`imqtt.protocol` is imported inside the functions: it loads protobuf, which would delay shell completion.
 """
 
 from imqtt.errors import SetupError
@@ -9,7 +8,7 @@ from imqtt.model import Device
 
 
 def parse_user(name: str) -> str:
-    """The user of that name. Raises `SetupError`."""
+    """A valid user name. Raises `SetupError`."""
     from imqtt.protocol.topics import is_name
 
     if not is_name(name):
@@ -18,7 +17,7 @@ def parse_user(name: str) -> str:
 
 
 def parse_device(name: str) -> Device:
-    """The device that a person calls `user@device`, or `user/device`. Raises `SetupError`."""
+    """The device of `user@device` or `user/device`. Raises `SetupError`."""
     from imqtt.protocol.topics import MAX_NAME, parse_username
 
     username = name if "@" in name else name.replace("/", "@", 1)

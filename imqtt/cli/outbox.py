@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imqtt.cli.connection import PANEL, DeviceName, User, resolve_store
-from imqtt.cli.data import DEFAULT, Data
+from imqtt.cli.connection import StoreOptions, resolve_store
+from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table
 from imqtt.errors import SetupError
 
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from imqtt.cli.connection import LocalDevice
     from imqtt.client import Entry
     from imqtt.client.store import LocalStore
-
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        "--device-store", metavar="FILE", show_default=False, rich_help_panel=PANEL,
-        help="File for this device's messages, outbox and cursors. Default: the one in the data directory.",
-    ),
-]  # fmt: skip
 
 app = typer.Typer(
     help="Show and discard messages of this device that are not stored yet.\n\n"
@@ -35,17 +27,10 @@ app = typer.Typer(
 
 
 @app.callback()
-def outbox(
-    context: typer.Context,
-    *,
-    as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    device_store: Store = None,
-    data: Data = DEFAULT,
-) -> None:
+@with_options
+def outbox(context: typer.Context, *, as_json: Json = False, options: StoreOptions) -> None:
     if context.invoked_subcommand is None:
-        list_(as_json=as_json, user=user, device=device, device_store=device_store, data=data)
+        list_(as_json=as_json, **asdict(options))
         return
     sources = (context.get_parameter_source(name) for name in context.params)
     if any(source is not None and source.name == "COMMANDLINE" for source in sources):
@@ -53,14 +38,8 @@ def outbox(
 
 
 @app.command("list")
-def list_(
-    *,
-    as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    device_store: Store = None,
-    data: Data = DEFAULT,
-) -> None:
+@with_options
+def list_(*, as_json: Json = False, options: StoreOptions) -> None:
     """List the messages that wait to be sent or were refused, in the order in which they were written.
 
     A refused message is not sent again. It stays in the outbox until you discard it.
@@ -72,7 +51,7 @@ def list_(
     from imqtt.cli.formatting import local, words_of_command
     from imqtt.protocol import Format, encode_command
 
-    entries = asyncio.run(_entries(resolve_store(data, user, device, device_store)))
+    entries = asyncio.run(_entries(resolve_store(options)))
     if as_json:
         for entry in entries:
             command = msgspec.json.decode(encode_command(entry.command, Format.JSON))
@@ -98,6 +77,7 @@ def list_(
 
 
 @app.command()
+@with_options
 def discard(
     messages: Annotated[
         list[str] | None,
@@ -106,10 +86,7 @@ def discard(
     *,
     everything: Annotated[bool, typer.Option("--all", help="Discard all of them.")] = False,
     as_json: Json = False,
-    user: User = "",
-    device: DeviceName = "",
-    device_store: Store = None,
-    data: Data = DEFAULT,
+    options: StoreOptions,
 ) -> None:
     """Take messages out of the outbox, so that they are not sent again.
 
@@ -119,7 +96,7 @@ def discard(
 
     if bool(messages) == everything:
         raise typer.BadParameter("give message ids, or --all")
-    where = resolve_store(data, user, device, device_store)
+    where = resolve_store(options)
     discarded = asyncio.run(_discard(where, messages or None))
     for entry in discarded:
         if as_json:
@@ -138,7 +115,7 @@ async def _entries(where: "LocalDevice") -> "list[Entry]":
 
 
 async def _discard(where: "LocalDevice", messages: list[str] | None) -> "list[Entry]":
-    """Those that were discarded: `messages`, or everything. Raises `SetupError` if one is not there."""
+    """Discards `messages`, or all if None, and returns them. Raises `SetupError` if one is missing."""
     async with _opened(where) as store:
         entries = [] if store is None else list((await store.entries()).values())
         known = {entry.client_msg_id for entry in entries}
@@ -146,14 +123,14 @@ async def _discard(where: "LocalDevice", messages: list[str] | None) -> "list[En
             raise SetupError(f"not in the outbox of {where.device}: {', '.join(missing)}")
         chosen = [entry for entry in entries if messages is None or entry.client_msg_id in messages]
         for entry in chosen:
-            assert store is not None  # noqa: S101 - it had the entry
+            assert store is not None  # noqa: S101 - the entry came from it
             await store.discard(entry.key)
         return chosen
 
 
 @contextlib.asynccontextmanager
 async def _opened(where: "LocalDevice") -> "AsyncIterator[LocalStore | None]":
-    """The device's store; None if it has none yet, and therefore nothing in its outbox."""
+    """Yields the device's store; None if it does not exist yet."""
     from imqtt.cli.client import naming_the_holder
     from imqtt.client.store import LocalStore
 

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs."""
+"""Output of the commands: tables for people, JSON for programs."""
 
 import codecs
 import contextlib
@@ -18,22 +18,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per l
 
 
 def print_json(value: object) -> None:
-    """One line with a JSON object. Values of `imqtt.model` have the shape that they have on the wire."""
+    """Prints a JSON object in one line. Values of `imqtt.model` have their wire format."""
     text = msgspec.json.encode(value, enc_hook=to_json_type).decode()
     if not text.isascii() and codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8":
         text = "".join(character if character.isascii() else _escaped(character) for character in text)
-    elif not text.isprintable():  # JSON escapes only the controls of ASCII; a terminal obeys others, too
+    elif not text.isprintable():  # JSON escapes only ASCII control characters; terminals obey others, too
         text = "".join(character if character.isprintable() else _escaped(character) for character in text)
     _write(text + "\n")
 
 
 def print_line(text: str) -> None:
-    """A result for people, at once, even if stdout is a file. Line breaks stay; other controls do not."""
+    """Prints a result for people and flushes stdout. Removes control characters except line breaks."""
     _write(printable(text) + "\n")
 
 
 def complain(message: str) -> None:
-    """One line on stderr: whatever is not a result."""
+    """Prints one line on stderr, for everything that is not a result."""
     print("imqtt:", printable(" ".join(message.split())), file=sys.stderr)
 
 
@@ -48,17 +48,19 @@ def _write(text: str) -> None:
 
 
 def _escaped(character: str) -> str:
-    """In JSON's form."""
+    """A character as JSON escapes it."""
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
 class OutputError(ImqttError):
-    """Stdout takes no more, as on a full disk."""
+    """Stdout cannot be written, for example because a disk is full."""
+
+    code = "output"
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table as wide as it must be; in a pipe, too, so that `grep` finds whole lines."""
+    """Prints a table. In a pipe, its rows do not wrap, so that `grep` finds whole lines."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -77,7 +79,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def read_secret(path: str) -> str:
-    """The first line of a file that holds a password; `-` is stdin. A terminal does not show what is typed.
+    """The first line of a file with a password; `-` is stdin. A terminal does not echo it.
 
     Raises `SetupError`.
     """

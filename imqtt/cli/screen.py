@@ -1,4 +1,4 @@
-"""The chat's screen: a transcript that scrolls, a line for what is going on, and one to write in."""
+"""The chat's screen: a title bar, a transcript that scrolls, a status line, and an input line."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -50,26 +50,26 @@ STYLE = Style.from_dict(
 
 
 PROMPT = "> "
-ENTRY_ROWS = 6  # at most, of what is being written
+INPUT_ROWS = 6  # at most
 
 
 class Actions(Protocol):
-    """What a person at the screen can do."""
+    """The actions of the person at the screen."""
 
     def send(self, text: str) -> None: ...
 
     def typing(self, *, typing: bool) -> None:
-        """The line being written has become empty, or is being changed."""
+        """The input has changed; it is empty if `typing` is False."""
 
     def older(self) -> None:
-        """Fetch what was before the first event."""
+        """Fetch the events before the first one."""
 
     def help(self) -> None:
         """Show all commands and keys."""
 
 
 class _Lines(UIControl):
-    """Lines that are laid out already, of which only those on the screen are drawn."""
+    """Lines that are laid out already. Only those on the screen are drawn."""
 
     def __init__(self, lines: Callable[[int], list[Line]], cursor: Callable[[], int]) -> None:
         self._lines = lines
@@ -85,11 +85,10 @@ class _Lines(UIControl):
         )
 
 
-class _Entry(BufferControl):
-    """A buffer's text with `PROMPT` in front, cut into rows.
+class _Input(BufferControl):
+    """A buffer's text after `PROMPT`, cut into rows.
 
-    prompt_toolkit's own control wraps lines as well, but goes through the whole text several times, character
-    by character, each time that it draws.
+    prompt_toolkit's own control also wraps lines, but it scans the whole text several times per redraw.
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -99,7 +98,7 @@ class _Entry(BufferControl):
     def rows(self, width: int) -> Rows:
         text = self.buffer.text
         if self._shown is None or self._shown[:2] != (text, width):
-            # One column stays free, for a cursor behind a full row.
+            # One column stays free for a cursor after a full row.
             self._shown = (text, width, Rows(text, max(width - len(PROMPT) - 1, 2)))
         return self._shown[2]
 
@@ -117,7 +116,7 @@ class _Entry(BufferControl):
 
 
 class Screen:
-    """`title`, `state` and `hint` are asked for each time that it is drawn."""
+    """`title`, `state` and `hint` are called for each redraw."""
 
     def __init__(
         self,
@@ -131,14 +130,14 @@ class Screen:
         self._transcript = transcript
         self._actions = actions
         self._lines: list[Line] = []
-        self._page = ""  # shown in place of the transcript
-        self._anchor: int | None = None  # the line that the view is held at; None: it follows the end
+        self._page = ""  # shown instead of the transcript
+        self._anchor: int | None = None  # the line that stays in view; None: the last line
         self._pane = Window(_Lines(self._text, self._cursor), always_hide_cursor=True)
         self._buffer = Buffer(
             multiline=Condition(lambda: "\n" in self._buffer.text), on_text_changed=self._changed
         )
-        control = _Entry(self._buffer)
-        entry = Window(control, height=lambda: min(len(control.rows(self._width()).texts), ENTRY_ROWS))
+        control = _Input(self._buffer)
+        entry = Window(control, height=lambda: min(len(control.rows(self._width()).texts), INPUT_ROWS))
         bar = VSplit(
             [
                 Window(FormattedTextControl(lambda: f" {title()}"), style="class:bar"),
@@ -156,21 +155,21 @@ class Screen:
             key_bindings=self._keys(),
             style=STYLE,
             full_screen=True,
-            mouse_support=False,  # so that the terminal's own selecting and copying work
-            refresh_interval=1.0,  # for what is shown for some seconds only
+            mouse_support=False,  # so that one can select and copy with the terminal
+            refresh_interval=1.0,  # to remove notes that are shown for some seconds
         )
 
     async def run(self) -> None:
-        """Returns when the user leaves. A cancellation also restores the terminal."""
-        # The key Ctrl-C is a key binding. With a handler of its own, prompt_toolkit would ignore SIGINT.
+        """Returns when the person leaves. A cancellation also restores the terminal."""
+        # Ctrl-C is a key binding. prompt_toolkit's own handler would ignore SIGINT.
         await self.application.run_async(handle_sigint=False)
 
     def changed(self) -> None:
-        """Draws again soon. May be called as often as one likes."""
+        """Schedules a redraw. May be called any number of times."""
         self.application.invalidate()
 
     def show_page(self, text: str) -> None:
-        """Shows a text in place of the transcript until Esc, or until something is sent."""
+        """Shows a text instead of the transcript until Esc or Enter."""
         self._page = text
         self._anchor = 0
 
@@ -179,12 +178,12 @@ class Screen:
             self._page, self._anchor = "", None
 
     def grew_at_the_top(self, lines: int) -> None:
-        """So many lines have come before the ones shown, which stay where they are."""
+        """Keeps the view in place after `lines` were added before it."""
         if self._anchor is not None and not self._page:
             self._anchor += lines
 
     def count(self) -> int:
-        """How many lines there are to show."""
+        """The number of lines of the transcript."""
         return len(self._transcript.lines(self._width()))
 
     def _width(self) -> int:
@@ -198,9 +197,7 @@ class Screen:
             self._lines = [[("class:note", f"  {row}")] for row in rows]
             self._lines.append([("class:day", "  ── Esc closes this page ──")])
         else:
-            self._lines = self._transcript.lines(width) or [
-                [("class:note", "  Nothing here yet: write something.")]
-            ]
+            self._lines = self._transcript.lines(width) or [[("class:note", "  No messages yet: write one.")]]
         return self._lines
 
     def _cursor(self) -> int:
@@ -223,7 +220,7 @@ class Screen:
             bottom = shown.last_visible_line() + step
             self._anchor = bottom if bottom < last else last if self._page else None
 
-    # --- the line to write in
+    # --- the input
 
     def _changed(self, buffer: Buffer) -> None:
         self._actions.typing(typing=bool(buffer.text) and not buffer.text.startswith("/"))
@@ -237,7 +234,7 @@ class Screen:
             if text in ("/quit", "/exit"):
                 event.app.exit()
                 return
-            self._buffer.reset()  # and what it remembers for undoing
+            self._buffer.reset()  # including its undo history
             self._changed(self._buffer)
             self._close_page()
             self._anchor = None

@@ -1,9 +1,10 @@
-"""`imqtt up` and `imqtt serve`: the server, with or without a broker of its own."""
+"""`imqtt up` and `imqtt serve`: the server with or without its own broker."""
 
 import logging
 import os
 import shlex
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,18 +13,19 @@ from imqtt.addresses import host_port
 from imqtt.cli.connection import reachable
 from imqtt.cli.data import DEFAULT, Data, DataDirectory, data_option
 from imqtt.cli.output import Json, complain, print_json, print_line
-from imqtt.cli.settings import given_in_vain, server_config, server_flags
+from imqtt.cli.settings import ignored_settings, server_config, server_flags
 from imqtt.config import SETTINGS
 from imqtt.redaction import redacted
 
 if TYPE_CHECKING:
     from imqtt.mosquitto.broker import Mosquitto
 
-MQTT_PORT, WEBSOCKET_PORT = 1883, 8083  # what a new data directory gets where they are free
+MQTT_PORT, WEBSOCKET_PORT = 1883, 8083  # for a new data directory, if they are free
 
-_UPS_OWN = {"broker", "store", "mongo", "state", "workers", "worker"}  # how their names begin
-UPS_OWN = [it.name for it in SETTINGS if it.name.split("_")[0] in _UPS_OWN]  # what `imqtt up` sets by itself
+_PREFIXES = {"broker", "store", "mongo", "state", "workers", "worker"}
+SET_BY_UP = [one.name for one in SETTINGS if one.name.split("_")[0] in _PREFIXES]
 
+_port = partial(typer.Option, min=0, max=65_535)
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log only warnings and errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log informational messages.")]
 
@@ -37,15 +39,15 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
 
     The broker needs the configuration in `deploy/mosquitto`. Each setting can be given as a flag, as an
     environment variable or in the file that `--config` names. When all partitions are served, `imqtt is
-    ready` appears on stdout. SIGTERM or Ctrl-C ends the server after it has finished the commands that it has
-    begun.
+    ready` appears on stdout. On SIGTERM or Ctrl-C, the server finishes the commands that it has begun and
+    ends.
     """
     from imqtt.cli import services, signals, supervisor
     from imqtt.mosquitto import file_limits
     from imqtt.serving import check_tls
 
     config = server_config(flags)
-    check_tls(config)  # each worker checks it as well; here it is said once
+    check_tls(config)  # each worker checks it, too; here the error appears once
     file_limits.raise_file_limit()
     lifeline = supervisor.LIFELINE in os.environ
     _log_to_stderr(logging.WARNING if quiet else logging.INFO, many=lifeline or config.workers > 1)
@@ -64,7 +66,7 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
         signals.run(lambda: services.serve(config, say_ready), with_stdin=lifeline)
 
 
-@server_flags(without=UPS_OWN)
+@server_flags(without=SET_BY_UP)
 def up(
     *,
     data: Data = DEFAULT,
@@ -73,22 +75,13 @@ def up(
         typer.Option(help="Address to listen on. 0.0.0.0 lets other machines connect, without encryption."),
     ] = "127.0.0.1",
     port: Annotated[
-        int,
-        typer.Option(
-            min=0, max=65_535, help="Port for devices. 0: the last one used, else 1883, else any free one."
-        ),
+        int, _port(help="Port for devices. 0: the last one used, else 1883, else any free one.")
     ] = 0,
     websocket_port: Annotated[
-        int,
-        typer.Option(
-            min=0, max=65_535, help="Port for browsers. 0: the last one used, else 8083, else any free one."
-        ),
+        int, _port(help="Port for browsers. 0: the last one used, else 8083, else any free one.")
     ] = 0,
     internal_port: Annotated[
-        int,
-        typer.Option(
-            min=0, max=65_535, help="Port for the server, on loopback. 0: the last one used, else any."
-        ),
+        int, _port(help="Port for the server, on loopback. 0: the last one used, else any.")
     ] = 0,
     broker_user: Annotated[
         str,
@@ -104,8 +97,8 @@ def up(
 ) -> None:
     """Run a broker and the server on one data directory.
 
-    Mosquitto has to be installed. The command starts a Mosquitto of its own, prints where to connect, and
-    ends both on Ctrl-C. It restarts the broker if the broker dies. Only you can enter the data directory. If
+    Mosquitto has to be installed. The command starts its own Mosquitto, prints the addresses, and ends both
+    on Ctrl-C. It restarts the broker if the broker ends. Only you can enter the data directory. If
     root runs this, the server runs as root and Mosquitto as another user.
     """
     from imqtt.cli import services, signals
@@ -122,9 +115,9 @@ def up(
         preferred=(MQTT_PORT, WEBSOCKET_PORT),
         user=broker_user,
     )
-    server_config(flags)  # what is wrong with it is told before anything is started
-    if vain := given_in_vain(flags, UPS_OWN):
-        complain(f"ignored by `imqtt up`, which sets them itself: {', '.join(vain)}")
+    server_config(flags)  # raises before anything is started
+    if ignored := ignored_settings(flags, SET_BY_UP):
+        complain(f"ignored by `imqtt up`, which sets them itself: {', '.join(ignored)}")
     _log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
     def say_ready(partitions: int) -> None:
@@ -138,7 +131,7 @@ def up(
 def _say_ready(
     broker: "Mosquitto", directory: DataDirectory, partitions: int, seconds: float, *, as_json: bool
 ) -> None:
-    # Whoever starts `imqtt up` pastes these into another terminal, and documentation relies on their names.
+    # Users paste these into other terminals, and the documentation uses their names.
     host = reachable(broker.host)
     environment = {
         "IMQTT_DATA": str(directory.path),

@@ -1,4 +1,4 @@
-"""What `imqtt serve` and `imqtt up` keep running: the server, and for the latter its broker."""
+"""Running the server of `imqtt serve`, and the server and broker of `imqtt up`."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ from imqtt.serving import serving
 
 log = logging.getLogger("imqtt")
 
-RESTART_SECONDS = (0.1, 10.0)  # first and longest wait before a broker that died is started again
-STEADY_SECONDS = 60.0  # a broker that ran for so long begins anew with the first
+RESTART_SECONDS = (0.1, 10.0)  # the first and the longest wait before a restart of the broker
+STEADY_SECONDS = 60.0  # after this time, the next wait is the first again
 
 
 async def serve(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
-    """The server alone. `say_ready` gets the number of partitions when all of them receive."""
+    """Runs the server. Calls `say_ready` with the number of partitions when all of them receive."""
     async with serving(config) as server:
-        _calm_collector()
+        _tune_collector()
         say_ready(server.partitions)
         await server.wait()
 
@@ -36,7 +36,7 @@ async def serve(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
 async def up(
     broker: Mosquitto, directory: DataDirectory, flags: dict[str, Any], say_ready: Callable[[int], None]
 ) -> None:
-    """A broker, and the server on it."""
+    """Runs a broker, and the server on it."""
     async with (
         broker,
         _beside(_keep_running(broker), "broker"),
@@ -55,17 +55,17 @@ async def up(
             state="memory:",
         )
         async with serving(config) as server:
-            # From now on the broker knows the server's sessions, also after a crash. In the first minute of a
-            # new data directory, devices that come back before the server would otherwise talk to nobody.
+            # The broker must remember the server's sessions after a crash. Otherwise, in the first minute of
+            # a new data directory, commands of devices that reconnect before the server would be lost.
             broker.save()
             await _warn_if_exposed(broker)
-            _calm_collector()
+            _tune_collector()
             say_ready(server.partitions)
             await server.wait()
 
 
 async def _warn_if_exposed(broker: Mosquitto) -> None:
-    """Tries the port instead of comparing versions, since it depends on how Mosquitto was built."""
+    """Tries the port instead of comparing versions, because it depends on the build of Mosquitto."""
     if await asyncio.to_thread(is_exposed, broker.host, broker.websocket_port):
         log.warning(
             "the browsers' port %d is open on every address of this machine, not only on %s: Mosquitto 2.0"
@@ -75,11 +75,11 @@ async def _warn_if_exposed(broker: Mosquitto) -> None:
         )  # fmt: skip
 
 
-def _calm_collector() -> None:
-    """Has the garbage collector leave alone what stays for good, and look less often at what does not.
+def _tune_collector() -> None:
+    """Makes the garbage collector skip permanent objects and run less often.
 
-    A message leaves no cycles behind, so the collector, at its defaults a tenth of the server's time, finds
-    nothing.
+    With its defaults it takes a tenth of the server's time and finds nothing, because messages create no
+    cycles.
     """
     gc.collect()
     gc.freeze()
@@ -88,7 +88,7 @@ def _calm_collector() -> None:
 
 @contextlib.asynccontextmanager
 async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Runs `work` as a task of this name for as long as the block runs."""
+    """Runs `work` as a task while the block runs."""
     task = asyncio.create_task(work, name=name)
     try:
         yield
@@ -99,7 +99,7 @@ async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 
 async def _keep_running(broker: Mosquitto) -> None:
-    """Starts the broker again whenever it ends by itself."""
+    """Restarts the broker whenever it ends."""
     first, longest = RESTART_SECONDS
     pause = first
     while True:
@@ -108,7 +108,7 @@ async def _keep_running(broker: Mosquitto) -> None:
         if time.monotonic() - since > STEADY_SECONDS:
             pause = first
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        log.error("Mosquitto ended %s; starting it again in %.1f s", how, pause)
+        log.error("Mosquitto ended %s; restarting it in %.1f s", how, pause)
         said = ""
         while True:
             await asyncio.sleep(pause)
@@ -116,9 +116,9 @@ async def _keep_running(broker: Mosquitto) -> None:
             try:
                 await broker.start()
             except SetupError as error:
-                if error.reason != said:  # one line for each cause, however long it lasts
+                if error.reason != said:  # one line per cause
                     said = error.reason
                     log.error("%s; trying again until it starts, at most %.0f s apart", said, longest)
             else:
-                log.warning("Mosquitto runs again, as process %s", broker.pid)
+                log.warning("Mosquitto runs again as process %s", broker.pid)
                 break

@@ -1,14 +1,16 @@
-"""`ServerConfig` as flags: each setting's name, type, default and help stand in `imqtt.config` alone."""
+"""The settings of `imqtt.config` as command-line flags."""
 
 import inspect
 import os
 from collections.abc import Callable, Collection
 from functools import cache
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from imqtt.cli.options import with_signature
 from imqtt.cli.output import complain, read_secret
 from imqtt.config import SETTINGS, ServerConfig, SettingsFile, unknown_variables
 from imqtt.errors import SetupError
@@ -18,32 +20,27 @@ FILE = "config"  # the flag `--config`, the variable IMQTT_CONFIG
 
 
 class BadSetting(typer.TyperException):
-    """A setting with a value that it cannot have: a wrong use of the command."""
+    """A setting has an impossible value, which is wrong usage of the command."""
 
     exit_code = 2
 
 
 def server_flags(without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a command one flag for each setting but those in `without`, and `--config`.
+    """Gives a command `--config` and one flag per setting, except those in `without`.
 
-    The command receives them as keywords, as text or None, for `server_config`. A secret has no flag, since
-    everybody on the machine sees a process's arguments: `--broker-password-file` names a file instead.
+    The command receives them as keyword arguments, as text or None, for `server_config`. The flag of a secret
+    names a file (`--broker-password-file`), because all users of a machine can see command lines.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        parameters = [
-            parameter
-            for parameter in inspect.signature(command).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        for name, option in _options(without).items():
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
-            )
-        # typer reads a command's options from its signature.
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
+        own = inspect.signature(command).parameters.values()
+        flags = (
+            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option)
+            for name, option in _options(without).items()
+        )
+        return with_signature(
+            command, [*(one for one in own if one.kind is not Parameter.VAR_KEYWORD), *flags]
+        )
 
     return decorate
 
@@ -51,8 +48,8 @@ def server_flags(without: Collection[str] = ()) -> Callable[[Callable[..., Any]]
 def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
     """The settings from a command's flags, else the environment, else the file of `--config`.
 
-    `given` comes before all of them. Raises `BadSetting`, and `SetupError` for a secret's file that cannot
-    be read.
+    `given` overrides all of them. Raises `BadSetting`, and `SetupError` if the file of a secret cannot be
+    read.
     """
     values: dict[str, Any] = {setting.name: flags.get(setting.name) for setting in SETTINGS}
     try:
@@ -74,28 +71,28 @@ def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
         raise BadSetting(error.reason) from error
 
 
-def given_in_vain(flags: dict[str, str | None], names: Collection[str]) -> list[str]:
-    """Those settings that the environment or the file of `--config` gives a command which sets them itself.
+def ignored_settings(flags: dict[str, str | None], names: Collection[str]) -> list[str]:
+    """Which of `names`, which the command sets itself, are in the environment or the file of `--config`.
 
-    By their variables, and by their lines with the file's name. Raises `BadSetting`.
+    Raises `BadSetting`.
     """
-    vain: list[str] = []
-    keys = {it.name: it.variable for it in SETTINGS if it.name in names}
-    keys |= {f"{it.name}_file": f"{it.variable}_FILE" for it in SETTINGS if it.name in names and it.secret}
-    vain += [variable for variable in keys.values() if variable in os.environ]
+    own = [setting for setting in SETTINGS if setting.name in names]
+    keys = {setting.name: setting.variable for setting in own}
+    keys |= {f"{setting.name}_file": f"{setting.variable}_FILE" for setting in own if setting.secret}
+    ignored = [variable for variable in keys.values() if variable in os.environ]
     if named := flags.get(FILE) or os.environ.get(f"IMQTT_{FILE.upper()}"):
         try:
             lines = SettingsFile.read(Path(named)).settings
         except SetupError as error:
             raise BadSetting(error.reason) from error
-        vain += [f"{key} in {named}" for key in keys if key in lines]
-    return vain
+        ignored += [f"{key} in {named}" for key in keys if key in lines]
+    return ignored
 
 
-@cache  # once, however often the settings are read
+@cache  # only once per process
 def _warn(unknown: tuple[str, ...]) -> None:
     if unknown:
-        complain(f"ignored, as imqtt has no such settings: {', '.join(unknown)}")
+        complain(f"ignored, because imqtt has no such settings: {', '.join(unknown)}")
 
 
 def _options(without: Collection[str]) -> dict[str, Any]:
@@ -117,7 +114,7 @@ def _options(without: Collection[str]) -> dict[str, Any]:
                 f"file with {setting.help}, on its first line; or set {setting.variable}",
             )
         else:
-            # Text, though it be a number: `ServerConfig` says what is wrong with it, wherever it is from.
+            # A number is text here as well, so that `ServerConfig` reports all errors in the same way.
             default = "none" if setting.default == "" else setting.default
             bounds = f" ({setting.bounds})" if setting.bounds else ""
             options[setting.name] = _option(

@@ -1,4 +1,4 @@
-"""Running something until it ends or a signal ends it."""
+"""Running a coroutine until it ends or a signal cancels it."""
 
 import asyncio
 import os
@@ -7,15 +7,15 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-STDIN_SECONDS = 15.0  # to end in after stdin has closed: perhaps nobody is left to kill this process
+STDIN_SECONDS = 15.0  # to end after stdin has closed; then the process exits, since its parent may be gone
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a supervisor, a terminal that closes
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool = False) -> int:
-    """Runs `main()` on uvloop where there is one; `with_stdin`: no longer than stdin is open.
+    """Runs `main()`, on uvloop if it is installed. `with_stdin`: only while stdin is open.
 
-    A signal cancels it, so that it ends through its own `finally`s, and this returns. A second signal
-    cancels whatever that is waiting for. Returns the number of the signal that ended it, or 0.
+    A signal cancels it, and a second signal cancels what its cleanup waits for. Returns the number of the
+    first signal, or 0.
     """
     try:
         from uvloop import new_event_loop
@@ -37,7 +37,7 @@ async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]], *, with_s
         ended, signalled = True, signalled or number
         task.cancel()
 
-    # Python delivers signals to the main thread alone.
+    # Python delivers signals only to the main thread.
     signals = ENDING if threading.current_thread() is threading.main_thread() else ()
     for number in signals:
         loop.add_signal_handler(number, end, number)

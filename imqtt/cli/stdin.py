@@ -1,4 +1,4 @@
-"""What is read from stdin."""
+"""Reading from stdin."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ CHUNK = 65_536
 
 
 def stdin_bytes() -> bytes:
-    """Everything up to its end. Raises `SetupError`."""
+    """Reads stdin to its end. Raises `SetupError`."""
     try:
         return _stdin().read()
     except OSError as error:
@@ -20,7 +20,7 @@ def stdin_bytes() -> bytes:
 
 
 async def lines_of_stdin() -> AsyncIterator[bytes]:
-    """Each line as soon as it is complete. Waiting for one blocks neither the connection nor Ctrl-C."""
+    """Yields each line as soon as it is complete. Waiting blocks neither the connection nor Ctrl-C."""
     rest = b""
     while chunk := await _chunk():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -34,7 +34,7 @@ async def _chunk() -> bytes:
     stdin = _stdin()
     try:
         number = stdin.fileno()
-    except OSError:  # not a file: a program that runs the command has put something in its place
+    except OSError:  # not a file, if a program has replaced sys.stdin
         return stdin.read(CHUNK)
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()

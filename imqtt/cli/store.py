@@ -1,4 +1,4 @@
-"""`imqtt store`: what is kept, moved from one store to another."""
+"""`imqtt store`: copying a store into another."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from imqtt.stores.copy.comparison import Copied, CopyDiffers
     from imqtt.stores.copy.source import Progress, Source
 
-LINE_SECONDS = 5.0  # between two lines of progress, where nobody looks at a terminal
+LINE_SECONDS = 5.0  # between two lines of progress, without a terminal
 
 app = typer.Typer(
     help="Copy one store into another, and make backups.\n\n"
@@ -30,7 +30,7 @@ app = typer.Typer(
 
 @app.callback()
 def _group() -> None:
-    pass  # so that a single command keeps its name
+    pass  # otherwise Typer omits the name of a single command
 
 
 @app.command()
@@ -94,7 +94,7 @@ def copy(
         f" {copied.marks:,} marks and {copied.devices:,} devices; digest {copied.digest}."
     )
     if live:
-        print_line(f"As of {started:%H:%M:%S}: what was stored after that may not be in it.")
+        print_line(f"It is the state of {started:%H:%M:%S}; later changes may be missing.")
 
 
 async def _copy(
@@ -130,19 +130,19 @@ async def _copy(
 
 
 async def _open_source(url: str, password: str, driver: str, *, live: bool) -> "Source":
-    """The store that is there, and nobody else's meanwhile unless it is read `live`."""
+    """Opens an existing store, exclusively unless `live`."""
     from imqtt.stores import attach_store, open_store
 
-    reader = await attach_store(url, password=password, driver=driver)  # which does not make one
+    reader = await attach_store(url, password=password, driver=driver)  # does not create a store
     if live and reader.identity.cluster:
         return reader
     await reader.close()
     if live:
-        raise SetupError(f"{redacted(url)} is of an older imqtt; start the server of this one on it first")
+        raise SetupError(f"an older imqtt wrote {redacted(url)}; start the present server on it first")
     try:
         store: Store = await open_store(url, reader.identity, password=password, driver=driver)
     except StoreInUse as error:
-        raise SetupError(f"{error.reason}; or, for a backup of it as it runs, --live") from error
+        raise SetupError(f"{error.reason}; or use --live for a backup while it runs") from error
     return store
 
 
@@ -157,7 +157,7 @@ def _different(error: "CopyDiffers", target: str, *, as_json: bool) -> ImqttErro
     )
 
 
-# --- how far it has got
+# --- progress
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[["Progress"], 
 
 
 class _Lines:
-    """A line at the beginning of each phase, and every few seconds."""
+    """Prints a line at the start of each phase, and every few seconds."""
 
     def __init__(self) -> None:
         self._phase = ""
@@ -201,7 +201,7 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
 
     columns = (
         rich.TextColumn("{task.description:>9}"),
-        rich.BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the numbers leave of the line
+        rich.BarColumn(bar_width=None, table_column=Column(ratio=1)),  # the rest of the line
         rich.TextColumn(
             "{task.fields[conversations]:,} conversations, {task.fields[events]} events{task.fields[rate]}"
         ),
@@ -210,16 +210,20 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
     with rich.Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         tasks: dict[str, rich.TaskID] = {}
 
-        def tell(it: "Progress") -> None:
-            if it.phase not in tasks:
-                tasks[it.phase] = bar.add_task(it.phase, total=None, conversations=0, events="", rate="")
-            task = bar.tasks[tasks[it.phase]]
+        def tell(progress: "Progress") -> None:
+            if progress.phase not in tasks:
+                tasks[progress.phase] = bar.add_task(
+                    progress.phase, total=None, conversations=0, events="", rate=""
+                )
+            task = bar.tasks[tasks[progress.phase]]
             bar.update(
                 task.id,
-                completed=it.events,
-                total=it.all_events or None,
-                conversations=it.conversations,
-                events=f"{it.events:,}/{it.all_events:,}" if it.all_events else f"{it.events:,}",
+                completed=progress.events,
+                total=progress.all_events or None,
+                conversations=progress.conversations,
+                events=f"{progress.events:,}/{progress.all_events:,}"
+                if progress.all_events
+                else f"{progress.events:,}",
                 rate=f", {task.speed:,.0f}/s" if task.speed else "",
             )
 

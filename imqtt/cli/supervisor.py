@@ -1,7 +1,7 @@
 """`imqtt serve --workers N`: a parent that keeps N server processes running.
 
-Python runs one thread at a time, so a machine's cores are used by processes. They are workers like those of
-other machines, and share the partitions through the same Redis.
+A Python process uses one core. The processes are workers like those on other machines, and share the
+partitions through the same Redis.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from imqtt.errors import SetupError
 
 log = logging.getLogger("imqtt.supervisor")
 
-LIFELINE = "IMQTT_LIFELINE"  # in a worker's environment: it ends when its stdin, the parent's, does
-END_SECONDS = 15.0  # for a worker to finish what it began; then it is killed
-STEADY_SECONDS = 60.0  # a worker that ran for so long is started again at once
+LIFELINE = "IMQTT_LIFELINE"  # in a worker's environment: it ends when its parent closes its stdin
+END_SECONDS = 15.0  # for a worker to finish; then it is killed
+STEADY_SECONDS = 60.0  # after this time, the next wait is the shortest again
 
 
 async def run(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
-    """Keeps `config.workers` processes running, until cancelled.
+    """Keeps `config.workers` processes running until cancelled.
 
-    `say_ready` gets the number of partitions when all of them serve. Raises `SetupError` when a worker ends
-    before it has served: what it said of that is on stderr.
+    Calls `say_ready` with the number of partitions when all workers are ready. Raises `SetupError` if a
+    worker ends before it is ready; its error is on stderr.
     """
     if not config.store.startswith("mongodb") or not config.state.startswith(("redis", "unix")):
         raise SetupError(
-            f"{config.workers} workers share a store and a state that many processes can use: give --store "
-            "mongodb://... and --state redis://..., or leave --workers at 1"
+            f"{config.workers} workers need a store and a state that many processes can use: give --store "
+            "mongodb://... and --state redis://..., or omit --workers"
         )
     members = [_Member(number, _settings_of(config, number)) for number in range(config.workers)]
     try:
@@ -47,7 +47,7 @@ async def run(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
             partitions = [await member.ready for member in members]
             say_ready(partitions[0])
     except ExceptionGroup as group:
-        # Not `except*`: what that raises is wrapped once more by Python before 3.11.4, such as Debian 12's.
+        # Not `except*`: before 3.11.4 (Debian 12 has 3.11.2), Python wraps what it raises in another group.
         ended, others = group.split(SetupError)
         if ended is None or others is not None:
             raise
@@ -61,13 +61,13 @@ def _settings_of(config: ServerConfig, number: int) -> ServerConfig:
 
 
 class _Member:
-    """One process, and the next one when it dies."""
+    """A process that is restarted when it ends."""
 
     def __init__(self, number: int, config: ServerConfig) -> None:
         self.number = number
         self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         kept = {name: value for name, value in os.environ.items() if not name.startswith("IMQTT_")}
-        settings = {it.variable: str(getattr(config, it.name)) for it in SETTINGS}
+        settings = {one.variable: str(getattr(config, one.name)) for one in SETTINGS}
         self._environment = kept | settings | {LIFELINE: "stdin"}
 
     async def keep(self) -> None:
@@ -76,10 +76,10 @@ class _Member:
             started = time.monotonic()
             status = await self._once()
             if not self.ready.done():
-                raise SetupError(f"worker {self.number} ended before it served, with status {status}")
+                raise SetupError(f"worker {self.number} ended with status {status} before it was ready")
             attempt = 1 if time.monotonic() - started > STEADY_SECONDS else attempt + 1
             wait = backoff(attempt, random())
-            log.error("worker %d ended with status %s; another one in %.1f s", self.number, status, wait)
+            log.error("worker %d ended with status %s; restarting it in %.1f s", self.number, status, wait)
             await asyncio.sleep(wait)
 
     async def _once(self) -> int:
@@ -92,7 +92,7 @@ class _Member:
             env=self._environment,
             stdin=PIPE,
             stdout=PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for the parent, which then ends them in order
+            start_new_session=True,  # Ctrl-C reaches only the parent, which then ends its workers
         )
         try:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
@@ -115,7 +115,7 @@ async def _end(process: Process) -> None:
         async with asyncio.timeout(END_SECONDS):
             await process.wait()
     except TimeoutError:
-        log.error("worker process %d does not end; killed", process.pid)
+        log.error("worker process %d does not end and is killed", process.pid)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()

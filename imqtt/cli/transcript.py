@@ -1,6 +1,6 @@
-"""What a chat shows of one conversation: its events in order, what waits to be sent, and how far it got.
+"""The text of a chat: the events of one conversation, waiting messages, and delivery marks.
 
-No terminal and no clock here: it takes what has happened and returns lines of styled text.
+It uses neither a terminal nor a clock: events in, lines of styled text out.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from imqtt.cli.wrapping import columns, unstacked, wrapped
 from imqtt.model import Content, Event, Marks
 
 Fragment = tuple[str, str]
-"""A style's class, as prompt_toolkit names it, and text."""
+"""A style class of prompt_toolkit, and text."""
 
 NAME_COLOURS = 6
 MAX_NAME_COLUMNS = 20
@@ -19,11 +19,11 @@ WAITING, STORED, DELIVERED, FAILED = "·", "✓", "✓✓", "✗"
 
 
 class Pending(NamedTuple):
-    """A message of this device that has no place in the conversation yet."""
+    """A message of this device that is not stored yet."""
 
     content: Content
     time: int  # milliseconds
-    refused: str = ""  # why, if it will not get one
+    refused: str = ""  # the reason if the server refused it
 
 
 Line = list[Fragment]
@@ -31,12 +31,12 @@ Line = list[Fragment]
 
 
 class Block(NamedTuple):
-    """A message as it was laid out: its lines as long as nothing but its tick changes, and with the tick."""
+    """A message that was laid out: its lines without (`body`) and with its tick."""
 
     date: str
     indent: int
     body: list[Line]
-    room: int  # columns that are left behind the last line
+    room: int  # free columns after the last line
     tick: Fragment
     lines: list[Line]
 
@@ -51,16 +51,16 @@ class Transcript:
         self._pending: dict[str, Pending] = {}
         self._marks: dict[str, Marks] = {}
         self._names: dict[str, int] = {}
-        # A message is laid out once and not at each keystroke: there may be thousands, and long ones.
+        # A message is laid out once, not at each keystroke: there may be thousands.
         self._width = 0
         self._blocks: dict[int, Block] = {}
         self._waiting_blocks: dict[str, Block] = {}
-        self._lines: list[Line] | None = None  # None: something has changed
+        self._lines: list[Line] | None = None  # None: to be laid out again
 
-    # --- what happens
+    # --- changes
 
     def add(self, events: Iterable[Event]) -> None:
-        """Events of the conversation, in any order."""
+        """Adds events of the conversation, in any order."""
         self._lines = None
         for event in events:
             if self._events.get(event.seq) != event:
@@ -72,7 +72,7 @@ class Transcript:
                 self._begins = True
 
     def wait(self, client_msg_id: str, content: Content, time: int) -> None:
-        """A message was handed over for sending."""
+        """Adds a message that waits to be stored."""
         self._lines = None
         self._waiting_blocks.pop(client_msg_id, None)
         self._pending[client_msg_id] = Pending(content, time)
@@ -84,24 +84,20 @@ class Transcript:
             self._pending[client_msg_id] = pending._replace(refused=reason)
 
     def discard(self, client_msg_id: str) -> Pending:
-        """A message was taken back before it was stored. Raises `KeyError` if it is not waiting."""
+        """Removes and returns a message that is not stored. Raises `KeyError`."""
         self._lines = None
         self._waiting_blocks.pop(client_msg_id, None)
         return self._pending.pop(client_msg_id)
 
     def mark(self, marks: Marks) -> None:
-        """How far a member has got. Marks only grow."""
+        """Sets a member's marks, which only grow."""
         self._lines = None
         known = self._marks.get(marks.user, marks)
-        self._marks[marks.user] = Marks(
-            marks.conversation,
-            marks.user,
-            max(marks.delivered, known.delivered),
-            max(marks.read, known.read),
-        )
+        delivered, read = max(marks.delivered, known.delivered), max(marks.read, known.read)
+        self._marks[marks.user] = Marks(marks.conversation, marks.user, delivered, read)
 
     def clear(self) -> None:
-        """Begins with nothing: another conversation, or the server's log is another one."""
+        """Removes everything, for another conversation or another log of the server."""
         self._lines = None
         self._blocks.clear()
         self._waiting_blocks.clear()
@@ -110,11 +106,11 @@ class Transcript:
         self._marks.clear()
         self._begins = False
 
-    # --- what is known
+    # --- queries
 
     @property
     def begins(self) -> bool:
-        """Whether the first event is the conversation's first."""
+        """Whether the transcript has the first event of the conversation."""
         return self._begins
 
     @begins.setter
@@ -124,7 +120,7 @@ class Transcript:
 
     @property
     def unstored(self) -> list[str]:
-        """The client_msg_ids of what is waiting or was refused, in order."""
+        """The client_msg_ids of waiting and refused messages, in order."""
         return list(self._pending)
 
     @property
@@ -139,10 +135,10 @@ class Transcript:
     def __len__(self) -> int:
         return len(self._events)
 
-    # --- what is shown
+    # --- layout
 
     def lines(self, width: int) -> list[Line]:
-        """Everything, oldest first, each line at most `width` columns wide. Not to be changed."""
+        """All lines, oldest first, each at most `width` columns wide. The caller must not change them."""
         if width != self._width:
             self._width = width
             self._blocks.clear()
@@ -155,13 +151,13 @@ class Transcript:
     def _lay_out(self) -> list[Line]:
         shown: list[Line] = []
         if self.begins:
-            shown.append([("class:note", "  This is where it begins.")])
+            shown.append([("class:note", "  The conversation begins here.")])
         elif self._events:
-            shown.append([("class:note", "  PageUp brings what was before.")])
+            shown.append([("class:note", "  PageUp shows older messages.")])
         today = ""
         others = [marks for user, marks in self._marks.items() if user != self.user]
-        delivered = max((it.delivered for it in others), default=0)
-        read = max((it.read for it in others), default=0)
+        delivered = max((marks.delivered for marks in others), default=0)
+        read = max((marks.read for marks in others), default=0)
         for seq in sorted(self._events):
             event = self._events[seq]
             tick = ("", "") if event.sender != self.user else _tick(seq, delivered, read)
@@ -203,7 +199,7 @@ class Transcript:
 
 
 def _tick(seq: int, delivered: int, read: int) -> Fragment:
-    """How far a message of the user's own has got, as the others' marks tell."""
+    """The tick of an own message, according to the others' marks."""
     if read >= seq:
         return ("class:tick.read", DELIVERED)
     if delivered >= seq:
@@ -212,7 +208,7 @@ def _tick(seq: int, delivered: int, read: int) -> Fragment:
 
 
 def _ticked(block: Block, tick: Fragment) -> Block:
-    """The block with another tick behind its last line, or on a line of its own where it does not fit."""
+    """The block with another tick after its last line, or on a separate line if it does not fit."""
     style, mark = tick
     if not mark:
         return block._replace(tick=tick, lines=block.body)

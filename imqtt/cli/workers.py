@@ -1,4 +1,4 @@
-"""`imqtt workers`: who owns what, since when, and how far behind."""
+"""`imqtt workers`: the workers and their partitions."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ Partitions = Annotated[
 ]
 
 
-@server_flags(without=[it.name for it in SETTINGS if it.name not in ASKED])
+@server_flags(without=[one.name for one in SETTINGS if one.name not in ASKED])
 def workers(*, partitions: Partitions = False, as_json: Json = False, **flags: str | None) -> None:
     """Show which worker owns which partitions, since when, and how far behind it is.
 
@@ -51,7 +51,7 @@ def workers(*, partitions: Partitions = False, as_json: Json = False, **flags: s
 
 
 async def _ask(config: "ServerConfig") -> "tuple[int, list[Worker]]":
-    """How many partitions the store has, and who is alive."""
+    """The number of partitions, and the workers that are alive."""
     from imqtt.state import open_state
     from imqtt.stores import attach_store
 
@@ -76,30 +76,30 @@ def _print_workers(alive: Sequence["Worker"]) -> None:
         ("worker", "host", "pid", "since", "partitions", "waiting", "oldest", "taken away", "trouble"),
         (
             (
-                it.id, it.host, str(it.pid), _time(it.started),
-                " ".join(str(held.partition) for held in it.holdings),
-                str(sum(held.unfinished for held in it.holdings)),
-                _seconds(max((held.oldest for held in it.holdings), default=0)),
-                str(sum(held.cuts for held in it.holdings)),
-                it.trouble or ("leaving" if it.leaving else ""),
+                worker.id, worker.host, str(worker.pid), _time(worker.started),
+                " ".join(str(held.partition) for held in worker.holdings),
+                str(sum(held.unfinished for held in worker.holdings)),
+                _seconds(max((held.oldest for held in worker.holdings), default=0)),
+                str(sum(held.cuts for held in worker.holdings)),
+                worker.trouble or ("leaving" if worker.leaving else ""),
             )
-            for it in alive
+            for worker in alive
         ),
     )  # fmt: skip
 
 
 def _print_partitions(number: int, alive: Sequence["Worker"]) -> None:
-    held = {it.partition: (worker, it) for worker in alive for it in worker.holdings}
+    owners = {held.partition: (worker, held) for worker in alive for held in worker.holdings}
     rows: list[tuple[str, ...]] = []
     for partition in range(number):
-        if partition not in held:
-            rows.append((str(partition), "nobody", "", "", "", "", ""))
+        if partition not in owners:
+            rows.append((str(partition), "none", "", "", "", "", ""))
             continue
-        worker, it = held[partition]
+        worker, held = owners[partition]
         rows.append(
             (
-                str(partition), worker.id, f"{worker.host}:{worker.pid}", _time(it.since),
-                str(it.unfinished), _seconds(it.oldest), str(it.cuts),
+                str(partition), worker.id, f"{worker.host}:{worker.pid}", _time(held.since),
+                str(held.unfinished), _seconds(held.oldest), str(held.cuts),
             )
         )  # fmt: skip
     print_table(("partition", "worker", "process", "since", "waiting", "oldest", "taken away"), rows)
@@ -108,15 +108,15 @@ def _print_partitions(number: int, alive: Sequence["Worker"]) -> None:
 def _complaints(number: int, alive: Sequence["Worker"]) -> list[str]:
     owners = [0] * number
     for worker in alive:
-        for it in worker.holdings:
-            if it.partition < number:  # what another version shows there may be anything
-                owners[it.partition] += 1
+        for held in worker.holdings:
+            if held.partition < number:  # a worker of another version may report anything
+                owners[held.partition] += 1
     complaints: list[str] = []
     if not alive:
         return ["no worker is alive"]
     for count, what in ((0, "no owner"), (2, "two owners")):
-        if wrong := [str(partition) for partition, it in enumerate(owners) if min(it, 2) == count]:
-            complaints.append(f"partitions with {what} just now: {', '.join(wrong)}")
+        if wrong := [str(partition) for partition, many in enumerate(owners) if min(many, 2) == count]:
+            complaints.append(f"partitions with {what}: {', '.join(wrong)}")
     return complaints
 
 

@@ -1,6 +1,6 @@
-"""Text in the columns of a terminal. The cost is linear in the text, however few spaces it has.
+"""Wrapping text to the columns of a terminal, in linear time even for text without spaces.
 
-Widths are prompt_toolkit's, since it is what places each character on the screen.
+Widths are those of prompt_toolkit, which places the characters on the screen.
 """
 
 import re
@@ -12,8 +12,8 @@ from prompt_toolkit.utils import get_cwidth
 from imqtt.printable import CharacterTable, printable_character
 
 MAX_STACKED = 8
-"""Characters without a width that may follow each other. prompt_toolkit keeps all of them in one cell, and
-copies that cell for each of them."""
+"""Zero-width characters allowed in a row. prompt_toolkit keeps all of them in one cell, and copies it for
+each of them."""
 
 _WIDTHS = CharacterTable(lambda character: chr(get_cwidth(character)))
 _SHOWN = CharacterTable(lambda character: character if character == "\n" else printable_character(character))
@@ -21,17 +21,17 @@ _TOO_MANY = re.compile(rb"(?<=\0{%d})\0+" % MAX_STACKED)
 
 
 def widths(text: str) -> bytes:
-    """How many columns each character takes: two for most East Asian ones, none for combining ones."""
+    """The width of each character: two for most East Asian ones, zero for combining ones."""
     return text.translate(_WIDTHS).encode("latin-1")
 
 
 def columns(text: str) -> int:
-    """How many columns `text` takes."""
+    """The width of `text`."""
     return len(text) if text.isascii() else sum(widths(text))
 
 
 def unstacked(text: str, instead: str = "") -> str:
-    """`text` with at most `MAX_STACKED` zero-width characters in a row, and `instead` of each further one."""
+    """`text` with at most `MAX_STACKED` zero-width characters in a row; `instead` replaces further ones."""
     if text.isascii():
         return text
     parts: list[str] = []
@@ -43,7 +43,7 @@ def unstacked(text: str, instead: str = "") -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """`text` in lines of at most `width` columns, broken between words where that is possible."""
+    """`text` in lines of at most `width` columns, broken between words if possible."""
     lines: list[str] = []
     line, room = "", width
     for word in re.findall(r" *[^ ]+| +$", text):
@@ -53,7 +53,7 @@ def wrapped(text: str, width: int) -> list[str]:
             continue
         if line:
             lines.append(line)
-            word = word.lstrip(" ")  # noqa: PLW2901 - a break stands for the spaces
+            word = word.lstrip(" ")  # noqa: PLW2901 - the line break replaces the spaces
         *full, line = pieces(word, width)
         lines += full
         room = width - columns(line)
@@ -77,13 +77,13 @@ def pieces(text: str, width: int) -> list[str]:
 
 
 class Rows:
-    """A text that is being edited, as rows of at most `width` columns. `width` is at least 2."""
+    """A text being edited, in rows of at most `width` columns. `width` is at least 2."""
 
     def __init__(self, text: str, width: int) -> None:
         self.texts: list[str] = []
         self._starts: list[int] = []  # the position in the text at which each row begins
         start = 0
-        # One character stands for one of the text's, so that positions stay what they are.
+        # Each character is replaced by exactly one, so that positions stay the same.
         shown = unstacked(text.translate(_SHOWN), "\N{REPLACEMENT CHARACTER}")
         for line in shown.split("\n"):
             for piece in pieces(line, width):

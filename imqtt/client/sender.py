@@ -71,7 +71,7 @@ class Sender:
         check(command, Bounds(limits.content, limits.command, limits.cursors))
         size = len(self._uplink.encode(command))
         if size > limits.command:
-            raise TooLarge("a command", size, limits.command)
+            raise TooLarge.of("a command", size, limits.command)
 
     async def send(self, command: AnyLogCommand) -> Accepted:
         """Puts the command into the outbox and returns when its event is stored."""

@@ -65,11 +65,11 @@ def error_of(frame: Rejected, size: int = 0, limit: int = 0) -> ImqttError:
 
     A code of a later version becomes an `ImqttError` with that code.
     """
-    if frame.code == TooLarge.code and size:
-        return TooLarge("content", size, limit)
+    if frame.code == TooLarge.code:
+        return TooLarge(frame.reason, size=size, limit=limit)
     kind = WIRE_ERRORS.get(frame.code)
     if kind is not None:
         return kind(frame.reason, retry_after=frame.retry_after)
     error = ImqttError(f"{frame.code}: {frame.reason}", retry_after=frame.retry_after)
-    error.code = frame.code  # type: ignore[misc]  # a class variable
+    error.code = frame.code
     return error

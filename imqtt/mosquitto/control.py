@@ -1,6 +1,6 @@
-"""Commands to the server and to its broker, sent with the server's own account.
+"""Requests to the server and its broker, sent with the server's account.
 
-Few commands need this, so its imports are inside the functions.
+Imports are inside the functions because few commands need them.
 """
 
 import secrets
@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from imqtt.errors import SetupError
+from imqtt.errors import ImqttError, SetupError
 
 if TYPE_CHECKING:
     import ssl
@@ -18,21 +18,24 @@ if TYPE_CHECKING:
     from imqtt.server.control import Told
 
 TIMEOUT = 5.0  # seconds, for connecting
-ANSWER_SECONDS = 3.0  # for the server's answer
+ANSWER_SECONDS = 3.0
 _REFUSED_CREDENTIALS = (0x86, 0x87)  # bad user name or password; not authorized (MQTT 5, section 3.2.2.2)
 
 T = TypeVar("T")
 
 
-class ServerNotTold(Exception):
-    """A message did not reach the server; the text says why."""
+class ServerUnreachable(ImqttError):
+    """The server or its broker does not answer, or the broker refuses the server's account."""
+
+    code = "server_unreachable"
+    retryable = True
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
     """The broker's internal listener and the server's account on it.
 
-    Every method waits, and raises `ServerNotTold` where the broker does not answer or refuses this account.
+    Every method blocks, and raises `ServerUnreachable`.
     """
 
     host: str
@@ -43,7 +46,7 @@ class Access:
 
     @classmethod
     def of(cls, config: "ServerConfig") -> "Access | None":
-        """The access of an `imqtt serve` with these settings; None if they lack the server's credentials."""
+        """The access to an `imqtt serve` with these settings; None without the server's credentials."""
         if not (config.broker_password or config.broker_certificate):
             return None
         return cls(
@@ -55,7 +58,7 @@ class Access:
         )
 
     def login(self, username: str, password: str) -> bool:
-        """As `log_in` of `imqtt.mosquitto.login`: whether the broker accepts these. Raises `OSError`."""
+        """Whether the broker accepts these credentials, like `log_in`. Raises `OSError`."""
         import asyncio
 
         from imqtt.broker.errors import ConnackRefused, LinkError
@@ -75,10 +78,10 @@ class Access:
         return asyncio.run(log_in())
 
     def end_sessions(self, usernames: Iterable[str]) -> None:
-        """Ends devices' connections and drops their sessions, with whatever is queued for them.
+        """Ends devices' connections and drops their sessions with everything queued in them.
 
-        A session belongs to its client id, which on the public listener is the username. On the internal
-        listener the server may take any client id, so it takes theirs over and leaves them empty.
+        On the public listener, the client id of a session is the username. On the internal listener the
+        server may use any client id, so it takes over these sessions with a clean start.
         """
 
         async def end() -> None:
@@ -89,31 +92,31 @@ class Access:
         _run(end())
 
     def revoke(self, usernames: Sequence[str]) -> None:
-        """Has the server forget devices. It does so when it is back, if it is not there now."""
+        """Makes the server forget devices, at once or when it starts again."""
         from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, describe
-        from imqtt.broker.link import Message
+        from imqtt.broker.link import Packet
         from imqtt.server import control
 
         async def tell() -> None:
             link = await self._connect("", self.username, self.password)
             try:
-                order = Message(control.TOPIC, control.encode(control.Revoke(tuple(usernames))))
+                order = Packet(control.TOPIC, control.encode(control.Revoke(tuple(usernames))))
                 (code,) = await link.publish([order])
             finally:
                 await link.close()
             if code == NO_MATCHING_SUBSCRIBERS:
-                raise ServerNotTold("no server has ever served this broker")
+                raise ServerUnreachable("no server has ever run on this broker")
             if code:
-                raise ServerNotTold(f"the broker does not pass it on: {describe(code)}")
+                raise ServerUnreachable(f"the broker refuses the request: {describe(code)}")
 
         _run(tell())
 
     def ask(self, user: str) -> "Told":
-        """What the server knows of a user's devices just now."""
+        """Asks the server about a user's devices."""
         import asyncio
 
         from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
-        from imqtt.broker.link import Message
+        from imqtt.broker.link import Packet
         from imqtt.server import control
 
         async def ask() -> "Told":
@@ -121,13 +124,13 @@ class Access:
             reply = secrets.token_hex(8)
             try:
                 await link.subscribe(control.REPLIES + reply)
-                order = Message(control.TOPIC, control.encode(control.Ask(user, reply)))
+                order = Packet(control.TOPIC, control.encode(control.Ask(user, reply)))
                 if await link.publish([order]) == [NO_MATCHING_SUBSCRIBERS]:
-                    raise ServerNotTold("no server serves this broker")
+                    raise ServerUnreachable("no server runs on this broker")
                 async with asyncio.timeout(ANSWER_SECONDS):
                     (received, *_) = await link.receive(1)
             except TimeoutError:
-                raise ServerNotTold("the server does not answer") from None
+                raise ServerUnreachable("the server does not answer") from None
             finally:
                 await link.close()
             return control.parse_answer(received.payload)
@@ -159,7 +162,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except (OSError, TimeoutError, LinkError) as error:
-        raise ServerNotTold(f"the broker cannot be reached: {error}") from error
+        raise ServerUnreachable(f"the broker cannot be reached: {error}") from error
 
 
 def _tls(config: "ServerConfig") -> "ssl.SSLContext | None":

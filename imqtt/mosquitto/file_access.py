@@ -1,7 +1,7 @@
-"""Files of a data directory and of a broker: who owns them, and who may read them.
+"""Owners and modes of the files of a data directory and a broker.
 
-`imqtt.private_files` is for files of this process's own user. Here root may give files to the broker's user,
-or find some that this user has put in their place.
+`imqtt.private_files` is for files of this process's own user. Here, root may give files to the broker's user,
+and that user may have replaced them.
 """
 
 import contextlib
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from imqtt.mosquitto.system_user import SystemUser
 
-DRAFT = "~"  # at the end of a file's name until it is whole; no user or device id has it
+DRAFT = "~"  # suffix of an incomplete file; no user or device id contains it
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces a file with one that others cannot read and that holds `text`: all of it or nothing.
+    """Atomically replaces a file by one with `text` that others cannot read. Raises `OSError`.
 
-    A file that is there keeps its group's rights and, if root writes, its owner: a broker that runs as
-    another user keeps its access. Raises `OSError`.
+    An existing file keeps the mode of its group and, if root writes, its owner, so that a broker that runs as
+    another user can still read it.
     """
     mode, owner = 0o600, None
     with contextlib.suppress(FileNotFoundError):
@@ -45,10 +45,10 @@ def write_private(path: Path, text: str) -> None:
 
 
 def set_access(path: Path, mode: int, user: SystemUser | None = None) -> None:
-    """Gives a file or directory this mode, and this owner if one is given. Raises `OSError`.
+    """Sets the mode of a file or directory, and its owner if one is given. Raises `OSError`.
 
-    Does nothing if there is no such file. Never follows a link and leaves a file with several names alone: in
-    its own directory, a broker that was broken into could have created either, for any file of root's.
+    Ignores a missing file, a symbolic link and a file with several hard links: a compromised broker could
+    have created links to root's files in its own directory.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -67,5 +67,5 @@ def set_access(path: Path, mode: int, user: SystemUser | None = None) -> None:
 
 
 def create_directory(path: Path) -> None:
-    """Creates a directory that only its owner may enter, with its parents, unless it is there."""
+    """Creates a directory of mode 0700 and its parents, unless it exists."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

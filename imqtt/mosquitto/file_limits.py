@@ -1,8 +1,8 @@
-"""How many files a process may have open, and how many of the broker's connections devices may take.
+"""The limit of open files, and the number of connections that it leaves to devices.
 
-A connection is a file. A Mosquitto that has none left serves those that are connected and hangs up on all
-others. Devices that come back after its restart may be faster than the server and take all files, and then
-nobody serves them. So the listeners for devices are limited to what leaves room for the server.
+A connection is a file. A Mosquitto without free files closes every new connection. After its restart, devices
+may reconnect before the server and use up all files, and the server could not connect. So the listeners for
+devices are limited, which leaves files for the server.
 """
 
 import re
@@ -12,11 +12,11 @@ try:
 except ImportError:  # Windows, where sockets are not files
     resource = None  # type: ignore[assignment]  # checked where it is used
 
-# Enough for `imqtt up`. Not as many as the system allows: libwebsockets takes memory for each possible file,
-# and containers are often allowed a thousand million.
+# Enough for `imqtt up`. The system's limit may be too high: libwebsockets allocates memory for each possible
+# file, and containers are often allowed a thousand million.
 FILES = 65_536
-# For the server (a session for each of at most 1,024 partitions, and some more), and for Mosquitto's own
-# listeners, log and files. It is never more than half of all.
+# For the server (a connection for each of at most 1,024 partitions, and a few more) and for Mosquitto's own
+# listeners, log and files. At most half of all files.
 RESERVED = 1_100
 PUBLIC_LISTENERS = 2
 
@@ -24,7 +24,7 @@ _MAX_CONNECTIONS = re.compile(r"^max_connections .*$", re.MULTILINE)
 
 
 def raise_file_limit() -> int:
-    """Lets this process, and those that it starts, open more files; returns how many they may open now."""
+    """Raises the limit of open files of this process and those that it starts. Returns the limit."""
     if resource is None:
         return FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -34,16 +34,16 @@ def raise_file_limit() -> int:
         return FILES if soft == unlimited else soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # macOS has a limit of its own below the one that it tells
+    except (OSError, ValueError):  # the limit of macOS is lower than it says
         return soft
     return wanted
 
 
 def public_connections(files: int) -> int:
-    """How many connections each public listener of a broker may have that may open so many files."""
+    """The maximum number of connections per public listener of a broker with this limit of open files."""
     return max((files - min(RESERVED, files // 2)) // PUBLIC_LISTENERS, 1)
 
 
 def limit_connections(text: str, files: int) -> str:
-    """`mosquitto.conf` with its public listeners limited for a broker that may open so many files."""
+    """`mosquitto.conf` with limits of its public listeners that suit this limit of open files."""
     return _MAX_CONNECTIONS.sub(f"max_connections {public_connections(files)}", text)

@@ -1,13 +1,13 @@
-"""Where a data directory keeps what belongs to its broker, and who may read it.
+"""The broker's files in a data directory, and their owners and modes.
 
-    listeners.json  server-password  lock  mosquitto.pid  mosquitto.log    this process's
+    listeners.json  server-password  lock  mosquitto.pid  mosquitto.log    of this process
     broker/         mosquitto.conf  acl  passwords                         read by the broker
     broker/state/   mosquitto.db                                           written by the broker
 
-Where root starts the broker as another user, that user owns the files in `broker/` (Mosquitto 2.1 insists on
-it) but only `state/` as a directory: in there alone could a broker that was broken into put a link, and no
-file in there is ever opened by root. The broker's working directory is `broker/` and its configuration has
-relative paths, so the directories above need not let it in.
+If root starts the broker as another user, that user owns the files in `broker/` (Mosquitto 2.1 requires it),
+but of the directories only `state/`. A compromised broker can therefore create links only there, where root
+opens no file. The broker's working directory is `broker/` and its configuration has relative paths, so it
+needs no access to the directories above.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from imqtt.mosquitto.system_user import SystemUser, own_name
 
 log = logging.getLogger(__name__)
 
-# What `imqtt` puts into a data directory, by how the names begin.
+# The prefixes of the names that imqtt gives to files in a data directory.
 _OWN = (
     "acl", "broker", "credentials", "devices", "imqtt.db", "listeners.json", "lock", "mosquitto.",
     "passwords", "server-password",
@@ -44,7 +44,7 @@ class BrokerFiles:
         self.server_password = directory / "server-password"
 
     def outdated(self) -> bool:
-        """Whether imqtt 0.1 wrote this directory, which kept the broker's files at its top."""
+        """Whether imqtt 0.1 wrote this directory. It kept the broker's files at the top."""
         return (self.directory / "passwords").exists()
 
     def move_outdated(self) -> None:
@@ -55,12 +55,12 @@ class BrokerFiles:
             (self.directory / "mosquitto.db").replace(self.state)
         for name in ("acl", "mosquitto.conf", "passwords.lock", "passwords.new"):
             (self.directory / name).unlink(missing_ok=True)
-        (self.directory / "passwords").replace(self.passwords)  # last: then it is no longer outdated
+        (self.directory / "passwords").replace(self.passwords)  # last: now the directory is not outdated
 
     def make_private(self, user: SystemUser | None) -> None:
-        """Lets nobody else read anything, and `user` only what the broker needs. Raises `OSError`.
+        """Denies others access to all files, and lets `user` read what the broker needs. Raises `OSError`.
 
-        A directory that holds other people's files too keeps its mode; what is in `_OWN` is closed anyway.
+        A directory that also contains files that are not imqtt's keeps its mode.
         """
         create_directory(self.home)
         create_directory(self.state.parent)

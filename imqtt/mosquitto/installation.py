@@ -1,4 +1,4 @@
-"""What is installed: Mosquitto itself, and its configuration, which comes with imqtt."""
+"""The installed Mosquitto, and the configuration that comes with imqtt."""
 
 import os
 import shutil
@@ -8,14 +8,14 @@ from pathlib import Path
 from imqtt.errors import SetupError
 
 PLACES = (
-    Path("/usr/sbin"),  # Debian's, which is not on everybody's PATH
+    Path("/usr/sbin"),  # on Debian, where it is not on every PATH
     Path("/usr/local/sbin"),
     Path("/opt/homebrew/sbin"),
     Path("/usr/local/opt/mosquitto/sbin"),
 )
 HOW_TO_INSTALL = (
     "Mosquitto is not installed: `apt install mosquitto`, `dnf install mosquitto` or `brew install mosquitto`"
-    " (it need not be running), or put the directory it is in on PATH"
+    " (it need not be running), or add its directory to PATH"
 )
 
 
@@ -28,7 +28,7 @@ def executable() -> str:
 
 
 def configuration() -> Path:
-    """The directory that holds `mosquitto.conf` and `acl`: in the wheel, or in a checkout."""
+    """The directory of `mosquitto.conf` and `acl`, in the wheel or in a checkout. Raises `SetupError`."""
     package = Path(__file__).resolve().parents[1]
     for place in (package / "deploy" / "mosquitto", package.parent / "deploy" / "mosquitto"):
         if (place / "mosquitto.conf").is_file():
@@ -37,11 +37,10 @@ def configuration() -> Path:
 
 
 def configure(text: str, options: Mapping[str, str | None], listeners: Mapping[str, str]) -> str:
-    """`mosquitto.conf` with these values in place of its own; None leaves an option out.
+    """`mosquitto.conf` with these values instead of its own; None removes an option.
 
-    `listeners` maps a listener's port in `text` to its port and address here. Raises `SetupError` unless
-    each option and each listener stands in `text` exactly once: a setting that silently stayed behind
-    would be worse.
+    `listeners` maps the port of a listener in `text` to its new port and address. Raises `SetupError` unless
+    `text` has each option and each listener exactly once, so that no setting silently keeps its value.
     """
     lines = text.splitlines()
     for what, value in [

@@ -1,4 +1,4 @@
-"""Where a broker listens: ports that are given, that it had last time, or that are free."""
+"""The addresses and ports on which a broker listens."""
 
 import contextlib
 import errno
@@ -14,12 +14,12 @@ from imqtt.addresses import host_port
 from imqtt.errors import SetupError
 
 FREE = range(20_000, 32_000)
-INTERNAL_HOST = "127.0.0.1"  # a device's credential works on the internal listener too
+INTERNAL_HOST = "127.0.0.1"  # only loopback: the internal listener accepts devices as well
 
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """The host of the public listeners, and the ports of all. The internal listener is on loopback."""
+    """The host of the public listeners, and all ports. The internal listener is on loopback."""
 
     host: str
     port: int
@@ -28,15 +28,17 @@ class Listeners:
 
 
 class PortTaken(SetupError):
-    """Somebody else listens there."""
+    """Another program listens on the port."""
+
+    code = "port_taken"
 
 
 def choose(given: Listeners, last: Listeners) -> Listeners:
-    """The given ports; for one that is 0, the one of last time if it is free, else any that is.
+    """The given ports. For a port of 0: the one in `last` if it is free, else any free port.
 
-    Raises `PortTaken`, and `SetupError` for an address that cannot be listened on.
+    Raises `PortTaken`, and `SetupError` for an address that cannot be used.
     """
-    with contextlib.ExitStack() as held:  # all at once, so that no two get the same
+    with contextlib.ExitStack() as held:  # all at once, so that all are different
         return Listeners(
             given.host,
             _choose(given.host, given.port, last.port, held, "--port"),
@@ -46,47 +48,37 @@ def choose(given: Listeners, last: Listeners) -> Listeners:
 
 
 def is_exposed(host: str, port: int) -> bool:
-    """Whether a port that should be open only on the loopback address `host` also answers at another one.
+    """Whether a port on the loopback address `host` is also open on another address.
 
-    False if `host` is not a loopback address, or if this machine has only one of them, as macOS does.
+    False if `host` is not a loopback address, or if this machine has only one loopback address, like macOS.
     """
-    if host != "localhost" and not _is_loopback(host):
-        return False
-    return _answers("127.0.0.2" if host != "127.0.0.2" else "127.0.0.3", port)
-
-
-def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=1.0):
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            return False
+        other = "127.0.0.2" if host != "127.0.0.2" else "127.0.0.3"
+        with socket.create_connection((other, port), timeout=1.0):
             return True
-    except OSError:
+    except (ValueError, OSError):  # a name, or a closed port
         return False
 
 
 def holder(port: int) -> str:
-    """Which program listens on a TCP port here, such as "mosquitto (process 812)"; empty if unknown.
+    """The program that listens on a TCP port, such as "mosquitto (process 812)"; empty if unknown.
 
-    Linux tells it to root, and to others about their own processes.
+    Only Linux shows this, to root for all processes and to other users for their own.
     """
     sockets = {f"socket:[{inode}]" for inode in _listening(port)}
     if not sockets:
         return ""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if any(os.readlink(it) in sockets for it in (process / "fd").iterdir()):  # noqa: PTH115
+            if any(os.readlink(file) in sockets for file in (process / "fd").iterdir()):  # noqa: PTH115
                 return f"{(process / 'comm').read_text().strip()} (process {process.name})"
     return ""
 
 
 def _listening(port: int) -> Iterator[str]:
-    """The inodes of sockets that listen on a port (proc(5), /proc/net/tcp)."""
+    """The inodes of the sockets that listen on a port (proc(5), /proc/net/tcp)."""
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         with contextlib.suppress(OSError):
             for line in table.read_text().splitlines()[1:]:
@@ -106,8 +98,7 @@ def _choose(host: str, given: int, last: int, held: contextlib.ExitStack, option
             by = holder(given)
             by = f" by {by}" if by else ""
             raise PortTaken(
-                f"port {given} on {host} is in use{by}: stop what listens there,"
-                f" or give another with {option}"
+                f"port {given} on {host} is in use{by}: stop that program, or give another port with {option}"
             ) from None
         raise SetupError(f"cannot listen on {host_port(host, given)}: {error.strerror}") from error
 
@@ -116,22 +107,22 @@ def _bind(host: str, port: int, held: contextlib.ExitStack) -> int:
     """Takes a port (0: any that is free) until `held` closes. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if port == 0:
-        # A system gives outgoing connections their ports from 32768 on. A client that tries a stopped
-        # broker on such a port may be given that very port, connect to itself, and keep the broker from it.
+        # Outgoing connections get ports from 32768 on. A client that connects to a stopped broker on such a
+        # port may get the same port for itself, connect to itself, and block the port for the broker.
         for candidate in random.sample(FREE, 100):
             with contextlib.suppress(OSError):
                 _check_unused(family, candidate)
                 return _bind(host, candidate, held)
     taken = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that only waits out its last connection
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # even if old connections linger on it
     taken.bind((host, port))
     return int(taken.getsockname()[1])
 
 
 def _check_unused(family: socket.AddressFamily, port: int) -> None:
-    """Raises `OSError` for a port on which anything listens, or an ended connection still lingers.
+    """Raises `OSError` if a program listens on the port, or if an ended connection lingers on it.
 
-    Mosquitto listens for websockets on every address, and does not get a port that lingers.
+    Mosquitto listens for WebSockets on every address, and cannot bind a port with lingering connections.
     """
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind(("", port))

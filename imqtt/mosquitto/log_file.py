@@ -1,4 +1,4 @@
-"""The broker's log, a file of bounded size."""
+"""The broker's log file, whose size is bounded."""
 
 import contextlib
 import os
@@ -6,31 +6,31 @@ import re
 import threading
 from pathlib import Path
 
-LOG_BYTES = 16 * 1024 * 1024  # a longer file becomes `mosquitto.log.1`, in place of the one before
+LOG_BYTES = 16 * 1024 * 1024  # a larger file is renamed to `mosquitto.log.1`
 
 _TIME = re.compile(r"^\S*\d{4}-\d\d-\d\dT[\d:]+: |^\d+: ")
 
 
 class LogFile:
-    """Appends what the broker prints to `path`.
+    """Appends the output of the broker to `path`.
 
-    The broker writes into a pipe, not into the file: then a file that has grown can be replaced at any time,
-    without a SIGHUP, on which Mosquitto also checks every connected client's password again.
+    The broker writes into a pipe, so the file can be rotated without a SIGHUP, on which Mosquitto would also
+    check the passwords of all connected clients.
     """
 
     def __init__(self, path: Path, *, limit: int = LOG_BYTES) -> None:
         self.path = path
         self.limit = limit
-        self._changing = threading.Lock()  # the broker's output comes in a thread
+        self._changing = threading.Lock()  # a thread reads the broker's output
 
     @property
     def older(self) -> Path:
         return self.path.with_name(self.path.name + ".1")
 
     def begin(self) -> int:
-        """Called before a broker starts. Returns where its output begins in the file.
+        """To be called before a broker starts. Returns the size of the file. Raises `OSError`.
 
-        A longer file, which an earlier version wrote, is cut to its end. Raises `OSError`.
+        Truncates larger files of earlier versions to their last `limit` bytes.
         """
         with self._changing:
             for path in (self.path, self.older):
@@ -39,12 +39,12 @@ class LogFile:
             return self._size()
 
     def write(self, chunk: bytes) -> None:
-        """Takes output as it comes. Never raises: a full disk must not stop the broker."""
+        """Appends output. Never raises: a full disk must not stop the broker."""
         with self._changing, contextlib.suppress(OSError):
             self._append(chunk)
 
     def last_words(self, start: int = 0, lines: int = 3) -> str:
-        """The end of what it has logged after byte `start`, without times; its errors if there are any."""
+        """The last errors after byte `start`, or else the last lines, without their times."""
         try:
             with self.path.open("rb") as log:
                 log.seek(max(start, self._size() - 16_384))
@@ -73,12 +73,12 @@ class LogFile:
 
 
 def without_time(line: str) -> str:
-    """A line of Mosquitto's log without the time in front of it."""
+    """A line of Mosquitto's log without its time."""
     return _TIME.sub("", line)
 
 
 def _keep_end(path: Path, size: int) -> None:
-    """Cuts a file to its last `size` bytes if it has more."""
+    """Truncates a file to its last `size` bytes."""
     if path.stat().st_size <= size:
         return
     with path.open("rb") as file:

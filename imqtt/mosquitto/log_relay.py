@@ -14,62 +14,62 @@ from imqtt.problems import Problem
 log = logging.getLogger("imqtt.mosquitto")
 
 LOOK_SECONDS = 0.5
-CALM_SECONDS = 30.0  # without such a line: it is over
-READ_BYTES = 1024 * 1024  # at a look; what is older is not worth the time
+CALM_SECONDS = 30.0  # without such a line, the problem is over
+READ_BYTES = 1024 * 1024  # at most per look; older lines are skipped
 
-# Debian's Mosquitto asks TCP wrappers, which cannot open their files either, and then says that they refused.
+# Debian's Mosquitto uses TCP wrappers, which deny access if they cannot open their files.
 _OUT_OF_FILES = re.compile(r"system socket count has been exceeded|denied access by tcpd|Too many open files")
 _FULL = re.compile(r"denied: max_connections exceeded")
 _ERROR = re.compile(r"^Error\b")
 _WARNING = re.compile(r"^Warning\b")
-# What a single client does wrong is nothing that an operator can act on.
+# Faults of single clients, about which an operator can do nothing.
 _HARMLESS = re.compile(r"for an unknown packet identifier|Unrecognised command")
 
 
 class BrokerLog:
-    """Follows one Mosquitto's log from byte `start`, over rotations. Without one: from where it is now."""
+    """Follows Mosquitto's log from byte `start` (default: its present end) across rotations."""
 
     def __init__(self, path: Path, start: int | None = None) -> None:
         self._path = path
         try:
             found = path.stat()
             self._file, self._read = found.st_ino, found.st_size if start is None else start
-        except OSError:  # not there yet: all of it will be new
+        except OSError:  # it does not exist yet
             self._file = self._read = 0
         self._files = _problem(
-            "Mosquitto has no file descriptors left, and hangs up on devices and perhaps the server",
+            "Mosquitto has no file descriptors left and refuses connections",
             "Mosquitto has file descriptors again",
         )
-        self._full = _problem("Mosquitto takes no more devices", "Mosquitto takes as many devices as come")
-        self._error = _problem("Mosquitto reports an error", "Mosquitto has reported no error for a while")
-        self._warning = _problem("Mosquitto warns", "Mosquitto has not warned for a while")
+        self._full = _problem("Mosquitto accepts no more devices", "Mosquitto accepts devices again")
+        self._error = _problem("Mosquitto reports an error", "Mosquitto reports no more errors")
+        self._warning = _problem("Mosquitto warns", "Mosquitto warns no more")
 
     def look(self) -> None:
-        """Reads what was added since the last look."""
+        """Reads the lines that were added since the last look."""
         try:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
                 number, size = found.st_ino, found.st_size
-                if number != self._file or size < self._read:  # another file, or the same one cut
+                if number != self._file or size < self._read:  # rotated or truncated
                     self._file, self._read = number, 0
                 start = max(self._read, size - READ_BYTES)
                 file.seek(start)
                 added = file.read(READ_BYTES)
-                end = added.rfind(b"\n") + 1  # half a line is read when it is whole
+                end = added.rfind(b"\n") + 1  # an incomplete line is read later
                 self._read = start + end
         except OSError:
-            return  # it is being rotated, or the disk is gone: the next look tells
+            return  # it is being rotated: the next look reads it
         for line in added[:end].decode(errors="replace").splitlines():
             self.line(line)
 
     def line(self, line: str) -> None:
-        """Takes note of one line."""
+        """Handles one line."""
         said = without_time(line)
         if _OUT_OF_FILES.search(said):
             self._files.note(f"it may open {raise_file_limit()} (raise `ulimit -n` before `imqtt up`)")
         elif _FULL.search(said):
             self._full.note(
-                "a listener has its max_connections, which come from how many files it may open: "
+                "a listener has reached max_connections, which is derived from the limit of open files: "
                 f"{raise_file_limit()} (raise `ulimit -n` before `imqtt up`)"
             )
         elif _HARMLESS.search(said):
@@ -81,7 +81,7 @@ class BrokerLog:
 
 
 async def follow(broker_log: BrokerLog) -> None:
-    """Relays what matters of the broker's log to this process's own, until cancelled."""
+    """Relays errors and warnings of the broker's log until cancelled."""
     while True:
         broker_log.look()
         await asyncio.sleep(LOOK_SECONDS)

@@ -1,14 +1,14 @@
-"""One attempt to log in to a broker: whether it is there, and whether it takes these credentials.
+"""One attempt to log in to a broker.
 
-By hand rather than with a client library, since all that is asked is one packet and its answer, and
-`imqtt device add` should not wait for a library to load.
+It needs one packet and its answer. They are coded here, so that `imqtt device add` does not load an MQTT
+library.
 """
 
 import socket
 
 from imqtt.addresses import host_port
 
-TIMEOUT = 5.0  # seconds, for each of connecting and answering
+TIMEOUT = 5.0  # seconds, for the connection and for the answer
 
 _CONNECT, _CONNACK, _DISCONNECT = 0x10, 0x20, 0xE0
 _CLEAN, _PASSWORD, _USERNAME = 0x02, 0x40, 0x80
@@ -16,10 +16,10 @@ _REFUSED_CREDENTIALS = (4, 5)  # bad username or password; not authorised (MQTT 
 
 
 def log_in(host: str, port: int, username: str, password: str, client_id: str = "") -> bool:
-    """Connects with a clean session and disconnects at once; whether the broker accepted.
+    """Connects with a clean session and disconnects. Returns whether the broker accepted.
 
-    An empty `client_id` lets the broker choose one. A given one ends any connection and session that has
-    it, which is also the way to do just that. Raises `OSError` when nothing answers, or not as MQTT does.
+    The broker assigns a client id if `client_id` is empty; otherwise it ends the connection and session that
+    have this id. Raises `OSError` without an answer of MQTT.
     """
     body = _text("MQTT") + bytes((4, _USERNAME | _PASSWORD | _CLEAN, 0, 30))
     body += _text(client_id) + _text(username) + _text(password)
@@ -35,11 +35,11 @@ def log_in(host: str, port: int, username: str, password: str, client_id: str = 
             if answer[3] == 0:
                 connection.sendall(bytes((_DISCONNECT, 0)))
                 connection.shutdown(socket.SHUT_WR)
-                connection.recv(1)  # until the broker has closed it: the session is gone then
+                connection.recv(1)  # until the broker has closed the connection and dropped the session
                 return True
             if answer[3] in _REFUSED_CREDENTIALS:
                 return False
-        raise ConnectionError(f"{host_port(host, port)} does not answer as an MQTT broker does")
+        raise ConnectionError(f"{host_port(host, port)} does not answer like an MQTT broker")
 
 
 def _text(text: str) -> bytes:

@@ -1,7 +1,7 @@
-"""Mosquitto's password file: who may connect to the broker.
+"""Mosquitto's password file, which contains the accounts of the broker.
 
-One line an account: `username:$7$101$salt$hash`, PBKDF2 with SHA-512 as `mosquitto_passwd` writes it. The
-file is replaced as a whole, under a lock, so that a broker which reads it at any moment reads a complete one.
+Each account is a line `username:$7$101$salt$hash`: PBKDF2 with SHA-512, as written by `mosquitto_passwd`. The
+file is replaced atomically and under a lock, so a broker always reads a complete file.
 """
 
 import base64
@@ -24,28 +24,29 @@ from imqtt.protocol.topics import parse_username
 
 SERVER_ACCOUNT = "imqtt-server"
 
-ITERATIONS = 101  # Mosquitto's own default. Generated passwords hold 192 bits, so more would buy nothing,
-# and Mosquitto checks every connected client's password again at each reload, on its only thread.
-MAX_ITERATIONS = 10_000_000  # some seconds; the file may be damaged
+# Mosquitto's default. More would not protect generated passwords, which are random, and on each reload
+# Mosquitto checks the passwords of all connected clients in its only thread.
+ITERATIONS = 101
+MAX_ITERATIONS = 10_000_000  # takes some seconds; the file may be damaged
 SALT_BYTES = 12
 HASH_BYTES = 64
 RESEND_SECONDS = 0.05
 RELOAD_SECONDS = 15.0
 
 Login = Callable[[str, str], bool]
-"""Tries to log in with a username and password. Raises `OSError` when no broker answers."""
+"""Whether the broker accepts a username and password. Raises `OSError` if no broker answers."""
 
 
 class Passwords:
     """The accounts of one broker.
 
-    A change is followed by SIGHUP to the broker, if one runs: `broker` is its pid file, or returns its
-    process id. Where `login` is given, the call returns when the broker acts on the change. Mosquitto then
-    disconnects whoever is connected with a password that no longer holds.
+    After a change, a running broker gets a SIGHUP; `broker` is its pid file, or returns its process id. If
+    `login` is given, the call returns when the change is in effect. Mosquitto then disconnects clients whose
+    password is no longer valid.
 
-    A new file gets mode 0600. If root creates it and `account` exists, it belongs to that account, with mode
-    0640: a Mosquitto that is started by root becomes its own user before it reads the file, and 2.1 warns of
-    any other owner. A file that exists keeps its owner and mode, except that others lose access to it.
+    A new file has mode 0600. If root creates it and the system user `account` exists, it belongs to that user
+    and has mode 0640: a Mosquitto started by root switches to its own user before it reads the file, and 2.1
+    warns about other owners. An existing file keeps its owner and mode, but others lose access.
     """
 
     def __init__(
@@ -62,14 +63,14 @@ class Passwords:
         self._account = account
 
     def usernames(self) -> list[str]:
-        """Every account, the server's among them, in order of name."""
+        """All accounts including the server's, sorted."""
         return sorted(self._read())
 
     def add(self, username: str, password: str | None = None) -> str:
-        """Gives `username` this password, or a new random one, in place of any it had. Returns it.
+        """Sets the password of `username`, by default to a random one. Returns the password.
 
-        Raises `SetupError` for a name that is no device's, an unwritable file, or a broker that does not
-        take the change.
+        Raises `SetupError` if the name is not a device's, the file cannot be written, or the broker does not
+        apply the change.
         """
         return self.add_all([username], password)[username]
 
@@ -79,7 +80,7 @@ class Passwords:
         password: str | None = None,
         end_sessions: Callable[[Iterable[str]], None] | None = None,
     ) -> dict[str, str]:
-        """The same for many accounts with one reload. For `end_sessions` see `remove_all`."""
+        """`add` for many accounts with one reload. For `end_sessions` see `remove_all`."""
         given = {username: password or secrets.token_hex(16) for username in usernames}
         for username in given:
             if username != SERVER_ACCOUNT and parse_username(username) is None:
@@ -97,27 +98,27 @@ class Passwords:
         return given
 
     def remove(self, username: str) -> bool:
-        """Takes the account away; its live connection ends. False if there was none."""
+        """Removes an account, which ends its connection. False if there was none."""
         return bool(self.remove_all([username]))
 
     def remove_all(
         self, usernames: Iterable[str], end_sessions: Callable[[Iterable[str]], None] | None = None
     ) -> list[str]:
-        """The same for many accounts, with two reloads. Returns the accounts that there were.
+        """`remove` for many accounts with two reloads. Returns the accounts that existed.
 
-        `end_sessions` drops devices' sessions at the broker. Mosquitto 2.0 ends a session that has no
-        connection a second time when it reads that its password no longer holds, and crashes when the
-        session expires. So sessions are dropped before the broker reads the file, and those of devices that
-        it has cut off thereby before it reads the file again.
+        `end_sessions` drops devices' sessions at the broker. If the password of a session without a
+        connection becomes invalid, Mosquitto 2.0 ends the session twice, and crashes when it expires. So
+        sessions are dropped before the broker reads the file, and those of devices that it then disconnects
+        before it reads the file again.
         """
         known = self._read()
-        found = sorted({it for it in usernames if it in known})
+        found = sorted(known.keys() & usernames)
         if not found:
             return []
         given: dict[str, str] = {}
         if self._login:
-            # Nobody knows the old passwords, so that they are refused cannot be tried. A new one can be: once
-            # the broker accepts that, the old one is dead; once it refuses it, so is the account.
+            # The old passwords are unknown, so it cannot be tested whether the broker refuses them. Once it
+            # accepts a new one, the old one is invalid; once it refuses the new one, the account is.
             given = self.add_all(found, end_sessions=end_sessions)
         elif end_sessions is not None:
             end_sessions(found)
@@ -129,15 +130,14 @@ class Passwords:
         return found
 
     def outdated(self) -> dict[str, str]:
-        """The accounts called `user/device`, as in imqtt 0.1, and what each is called now."""
+        """The accounts with names of imqtt 0.1 (`user/device`), and their present names."""
         return {name: new for name in self._read() if (new := _present_name(name)) is not None}
 
     def migrate(self) -> list[str]:
-        """Renames accounts `user/device`, as imqtt 0.1 called them, to `user@device`.
+        """Renames accounts of imqtt 0.1 from `user/device` to `user@device`. Returns the new usernames.
 
-        Passwords stay valid, since a hash does not depend on the name. Where both names exist, the new one
-        keeps its password and the old one is removed. Returns the new usernames. A running broker is not
-        told.
+        Passwords stay valid, since a hash does not depend on the name. If both names exist, the new one keeps
+        its password and the old one is removed. A running broker does not reload the file.
         """
         with self._changing() as accounts:
             renamed = {name: new for name in accounts if (new := _present_name(name)) is not None}
@@ -158,7 +158,7 @@ class Passwords:
             if not 0 < iterations <= MAX_ITERATIONS:
                 return False
             found = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations, len(digest))
-        except ValueError:  # a damaged line: nobody gets in with it
+        except ValueError:  # a damaged line matches no password
             return False
         return secrets.compare_digest(found, digest)
 
@@ -170,15 +170,15 @@ class Passwords:
         except OSError as error:
             raise SetupError(f"cannot read the password file {self.path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise SetupError(f"{self.path} is no password file: {error}") from error
+            raise SetupError(f"{self.path} is not a password file: {error}") from error
         return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, str]]:
-        """Yields the accounts; whatever they are at the end is on disk when this returns."""
+        """Yields the accounts, and writes them to disk at the end of the block."""
         try:
             create_directory(self.path.parent)
-            # The lock is a file of its own: the password file's inode changes with each rename.
+            # A separate lock file, because each change replaces the password file.
             lock_file = self.path.with_name(self.path.name + ".lock")
             with os.fdopen(os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o600)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -198,7 +198,7 @@ class Passwords:
                 set_access(self.path, 0o640, SystemUser(self._account, account.pw_uid, account.pw_gid))
 
     def _reload(self) -> bool:
-        """Asks the running broker to read the file again. False if none runs."""
+        """Makes the running broker reload the file. False if none runs."""
         pid = self._broker_pid()
         if pid is None:
             return False
@@ -209,7 +209,7 @@ class Passwords:
         except PermissionError:
             raise SetupError(
                 f"the file is changed, but Mosquitto (process {pid}) belongs to another user: "
-                f"have it reload with `kill -HUP {pid}`"
+                f"make it reload the file with `kill -HUP {pid}`"
             ) from None
         return True
 
@@ -224,25 +224,25 @@ class Passwords:
                     return
             except OSError:
                 if self._broker_pid() is None:
-                    return  # it ended meanwhile, and reads the file when it starts
+                    return  # it has ended, and reads the file when it starts
             if time.monotonic() > deadline:
                 raise SetupError(
-                    f"the file is changed, but Mosquitto does not act on it after {RELOAD_SECONDS:.0f} s"
+                    f"the file is changed, but Mosquitto has not applied it after {RELOAD_SECONDS:.0f} s"
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
             if pause > RESEND_SECONDS:
-                self._reload()  # a broker that is just starting ignores the first
+                self._reload()  # a broker that is starting loses the first signal
 
 
 def _present_name(username: str) -> str | None:
-    """What a device of imqtt 0.1 is called now; None for any other account."""
+    """The present name of a device of imqtt 0.1; None for any other account."""
     new = username.replace("/", "@", 1)
     return new if "/" in username and parse_username(new) is not None else None
 
 
 def broker_pid(pid_file: Path) -> int | None:
-    """The process in `pid_file` if it is a Mosquitto: after a crash the number may be anybody's."""
+    """The process id in `pid_file`, if that process is a Mosquitto and not another one since a crash."""
     try:
         pid = int(pid_file.read_text())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""The file with the broker's process id, locked for as long as that process lives."""
+"""The file with the broker's process id, which is locked while that process lives."""
 
 import asyncio
 import contextlib
@@ -17,17 +17,17 @@ RESEND_SECONDS = 0.5
 
 
 class PidFile:
-    """Says which process is the broker of a data directory, whoever started it.
+    """Identifies the broker of a data directory, no matter which process started it.
 
-    The broker inherits a descriptor of the locked file. So the lock tells its process from another one, even
-    another Mosquitto, that has got its number since.
+    The broker inherits a descriptor of the locked file. So the lock distinguishes it from a later process
+    with the same id, even from another Mosquitto.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def process(self) -> int | None:
-        """The broker's process id while it runs."""
+        """The broker's process id; None if it does not run."""
         pid = broker_pid(self._path)
         if pid is None:
             return None
@@ -43,22 +43,22 @@ class PidFile:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[tuple[int, Callable[[int], None]]]:
-        """Yields a descriptor for the broker to inherit, and a function that writes down its process id.
+        """Yields a descriptor for the broker to inherit, and a function that writes its process id.
 
         Raises `OSError`.
         """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for no longer than `process` takes to look
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # only `process` has the lock, and for a moment
             os.ftruncate(descriptor, 0)
             yield descriptor, lambda pid: _write(descriptor, pid)
         finally:
             os.close(descriptor)
 
     async def end(self, within: float) -> None:
-        """Has the broker end if one runs. Raises `SetupError` if it does not in so many seconds.
+        """Terminates the broker if one runs. Raises `SetupError` if it still runs after `within` seconds.
 
-        SIGTERM is sent repeatedly, since a Mosquitto that is just starting loses the first one.
+        SIGTERM is sent repeatedly, since a Mosquitto that is starting loses the first one.
         """
         now = time.monotonic()
         deadline, asked = now + within, now - RESEND_SECONDS
@@ -69,11 +69,11 @@ class PidFile:
                     os.kill(pid, signal.SIGTERM)
                 asked = now
             if now > deadline:
-                raise SetupError(f"a Mosquitto of an earlier run (process {pid}) does not end")
+                raise SetupError(f"the Mosquitto of an earlier run (process {pid}) does not end")
             await asyncio.sleep(0.02)
 
     def remove(self) -> None:
-        """After the broker's end."""
+        """To be called after the broker's end."""
         self._path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""A program that runs as long as this process does, and whose output is read as it comes."""
+"""A child process that ends with this process, and whose output is read continuously."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,10 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
-    """For `preexec_fn`: the child gets `number` when this process ends, even by SIGKILL.
+    """For `preexec_fn`: the child gets the signal `number` when this process ends, even by SIGKILL.
 
-    Only Linux has this; elsewhere the result does nothing. The kernel watches the thread that starts the
-    child, so that thread must live as long as the child should. A later change of user clears it.
+    It does nothing except on Linux. The kernel watches the thread that starts the child, so that thread must
+    live as long as the child. A later change of user clears the setting.
     """
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     parent = os.getpid()
@@ -39,8 +39,8 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], Non
 class Process:
     """Starts `command` in `directory`, as `user` if one is given.
 
-    A session of its own keeps Ctrl-C in the terminal away from it, and it ignores SIGHUP until it installs a
-    handler. `output` gets its stdout and stderr in chunks, in a thread, and must not raise.
+    It does not get the terminal's Ctrl-C, and ignores SIGHUP until it installs a handler. `output` is called
+    in a thread with chunks of stdout and stderr, and must not raise.
 
     This uses `subprocess` rather than the event loop: uvloop resets what `preexec_fn` sets for signals.
     Raises `OSError` if the program cannot be run.
@@ -79,13 +79,13 @@ class Process:
         )
         self.pid = self._popen.pid
         self.status: int | None = None
-        """Its exit status once it has ended and all its output was read; negative for a signal."""
+        """The exit status once it has ended and all output was read; negative for a signal."""
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._changing = threading.Lock()
         threading.Thread(target=self._follow, args=(output,), name=f"output-{self.pid}", daemon=True).start()
 
     async def wait(self) -> int:
-        """Returns its exit status, once it has ended and all its output was read."""
+        """Returns the exit status once it has ended and all output was read."""
         while self.status is None:
             loop = asyncio.get_running_loop()
             ended = loop.create_future()
@@ -104,7 +104,7 @@ class Process:
     def _follow(self, output: Callable[[bytes], None]) -> None:
         assert self._popen.stdout is not None  # noqa: S101 - it is a pipe
         descriptor = self._popen.stdout.fileno()
-        with contextlib.suppress(AttributeError, OSError):  # Linux: room while this is busy
+        with contextlib.suppress(AttributeError, OSError):  # a larger buffer, on Linux only
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         while chunk := os.read(descriptor, 65_536):
             output(chunk)
@@ -113,7 +113,7 @@ class Process:
         with self._changing:
             self.status = status
             for loop, ended in self._waiting:
-                with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody waiting
+                with contextlib.suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(_resolve, ended)
             self._waiting.clear()
 

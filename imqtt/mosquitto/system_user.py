@@ -1,4 +1,4 @@
-"""Which system user the broker runs as when root starts it."""
+"""The system user as which the broker runs if root starts it."""
 
 import os
 import pwd
@@ -8,10 +8,11 @@ from pathlib import Path
 
 from imqtt.errors import SetupError
 
-PACKAGED = ("mosquitto", "_mosquitto")  # packages of Mosquitto create one of them
+PACKAGED = ("mosquitto", "_mosquitto")  # created by packages of Mosquitto
 NOBODY = 65_534  # in a container without a user database
 
-# What root needs to give files to another user, read and signal what that user owns, and become that user:
+# What root needs to give files to another user, to read that user's files and signal its processes, and to
+# become that user:
 # CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID (capabilities(7)). A container may withhold them.
 _CAPABILITIES = sum(1 << number for number in (0, 1, 3, 5, 6, 7))
 
@@ -24,16 +25,16 @@ class SystemUser:
     groups: list[int] = field(default_factory=list)
 
 
-class Powerless(Exception):
-    """Root cannot become another user here."""
+class CannotSwitchUser(Exception):
+    """Root lacks what it needs to become another user, as in some containers."""
 
 
 def broker_user(name: str = "") -> SystemUser | None:
-    """Returns the user that a broker started by this process should become; None: it stays who it is.
+    """The user that a broker started by this process should become; None: the user of this process.
 
-    `name` is the operator's choice. Without one, root gives way to Mosquitto's own user, or else to `nobody`.
-    Raises `SetupError` for a choice that is impossible, and `Powerless` if there is no choice and root lacks
-    the capabilities.
+    `name` is the operator's choice. Without one, root becomes Mosquitto's own user, or else `nobody`.
+    Raises `SetupError` if the choice is impossible, and `CannotSwitchUser` if there is no choice and root
+    lacks the capabilities.
     """
     own = os.geteuid()
     if not name and own != 0:
@@ -46,12 +47,12 @@ def broker_user(name: str = "") -> SystemUser | None:
     if reason := _obstacle(user):
         if name:
             raise SetupError(f"Mosquitto cannot run as {name}: {reason}")
-        raise Powerless(reason)
+        raise CannotSwitchUser(reason)
     return user
 
 
 def own_name() -> str:
-    """Returns the name of this process's user, or the number if it has no name."""
+    """The name of this process's user, or the number if it has no name."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -76,7 +77,7 @@ def _default() -> SystemUser:
 
 
 def _obstacle(user: SystemUser) -> str:
-    """Why root cannot become this user, as in some containers; empty if it can."""
+    """Why root cannot become this user; empty if it can."""
     try:
         status = Path("/proc/self/status").read_text()
         users, groups = (Path(f"/proc/self/{kind}_map").read_text() for kind in ("uid", "gid"))
@@ -84,7 +85,7 @@ def _obstacle(user: SystemUser) -> str:
         return ""
     capabilities = int(re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE).group(1), 16)  # type: ignore[union-attr]
     if capabilities & _CAPABILITIES != _CAPABILITIES:
-        return "this root may not change files' owners and become another user (capabilities)"
+        return "root lacks the capabilities to change owners of files and to become another user"
     if not (_is_mapped(user.uid, users) and _is_mapped(user.gid, groups)):
         return f"this user namespace has no user {user.name} (user_namespaces(7))"
     return ""

@@ -47,7 +47,7 @@ def format_of(payload: bytes) -> Format:
 def decode_command(payload: bytes, bounds: Bounds) -> AnyCommand:
     """A checked command. Raises `Malformed`, `Unsupported`, `Invalid` or `TooLarge`."""
     if len(payload) > bounds.command:
-        raise TooLarge("a command", len(payload), bounds.command)
+        raise TooLarge.of("a command", len(payload), bounds.command)
     if payload[:1] == b"{":
         command = json_format.decode_command(payload)
     else:

@@ -56,14 +56,14 @@ def check_content(content: Content, bounds: Bounds) -> None:
     if size == 0:
         raise Invalid("content is empty")
     if size > bounds.content:
-        raise TooLarge("content", size, bounds.content)
+        raise TooLarge.of("content", size, bounds.content)
     if content.content_type and (len(content.content_type) > 127 or not content.content_type.isprintable()):
         raise Invalid("content_type is at most 127 printable characters")
     if content.data is not None and not content.content_type:
         raise Invalid("data needs a content_type, such as application/octet-stream")
     if content.mentions:
         if len(content.mentions) > MAX_MENTIONS:
-            raise TooLarge("content", len(content.mentions), MAX_MENTIONS, "mentions")
+            raise TooLarge.of("content", len(content.mentions), MAX_MENTIONS, "mentions")
         if not all(map(is_name, content.mentions)):
             raise Invalid("mentions holds user ids")
     if content.reply_to is not None:
@@ -133,4 +133,4 @@ def _check_given(check_value: Check, value: Any, name: str) -> None:
 
 def _check_number(what: str, most: int, values: tuple[Any, ...], name: str) -> None:
     if len(values) > most:
-        raise TooLarge(what, len(values), most, name)
+        raise TooLarge.of(what, len(values), most, name)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from imqtt.broker.errors import describe
-from imqtt.broker.link import Link, Message
+from imqtt.broker.link import Link, Packet
 from imqtt.problems import Problem
 from imqtt.server.publisher import FAILURE
 
@@ -27,7 +27,7 @@ _ALL_UP, _ALL_DOWN = "imqtt/+/up/+", "imqtt/+/down"
 class Probe(NamedTuple):
     """A packet, the filter whose rights it tests, and whether this process is subscribed to it."""
 
-    message: Message
+    message: Packet
     filter: str
     hears: bool
 
@@ -54,7 +54,7 @@ class Access:
         """Call it when a packet that this process sent to itself has come back on `topic`."""
         self._awaited[topic].set()
 
-    async def granted(self, link: Link, said: Message) -> bool:
+    async def granted(self, link: Link, said: Packet) -> bool:
         """Whether the account has all rights that it needs; logs the missing ones.
 
         Publishes `said` to `servers`. Raises `Closed`.
@@ -63,8 +63,8 @@ class Access:
             event.clear()
         probes = (
             Probe(said, self._servers, hears=True),
-            Probe(Message(self._up, b""), _ALL_UP, hears=True),
-            Probe(Message(DOWN, b""), _ALL_DOWN, hears=False),
+            Probe(Packet(self._up, b""), _ALL_UP, hears=True),
+            Probe(Packet(DOWN, b""), _ALL_DOWN, hears=False),
         )
         codes = await link.publish([probe.message for probe in probes])
         taken = {probe for probe, code in zip(probes, codes, strict=True) if code < FAILURE}

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar, cast
 
-from imqtt.broker.link import Link, Received
-from imqtt.broker.link import Message as Packet
+from imqtt.broker.link import Link, Packet, Received
 from imqtt.core.sequencing import Incoming
 from imqtt.model import Command, Device, Hello, Rejected, Status
 from imqtt.protocol import Format

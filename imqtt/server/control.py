@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Collection, Iterable, Sequence
 
 import msgspec
 
-from imqtt.broker.link import Message
+from imqtt.broker.link import Packet
 from imqtt.errors import StoreUnreachable, Unavailable
 from imqtt.model import Device
 from imqtt.protocol.topics import parse_username
@@ -115,12 +115,12 @@ class Control:
         await asyncio.gather(*(self._tell(order) for order in orders if isinstance(order, Ask)))
         return revoked, self._publish([copy for order in revocations for copy in self._copies(order)])
 
-    def _copies(self, order: Revoke) -> list[Message]:
+    def _copies(self, order: Revoke) -> list[Packet]:
         """What has to go through the sessions of the other partitions, too."""
         if order.copy:
             return []
         payload = encode(msgspec.structs.replace(order, copy=True))
-        return [Message(f"{TOPICS}{partition}", payload) for partition in range(1, self._partitions)]
+        return [Packet(f"{TOPICS}{partition}", payload) for partition in range(1, self._partitions)]
 
     async def _revoke(self, devices: Sequence[Device]) -> None:
         try:
@@ -138,7 +138,7 @@ class Control:
             told = Told((), known=False)
         else:
             told = Told(tuple(Seen(str(it.device), it.state, it.since) for it in known))
-        self._publish([Message(REPLIES + ask.reply, encode(told))])
+        self._publish([Packet(REPLIES + ask.reply, encode(told))])
 
 
 def _devices(revocations: Iterable[Revoke]) -> list[Device]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from imqtt.broker.link import Message
+from imqtt.broker.link import Packet
 from imqtt.fields import MIN_PACKET
 from imqtt.model import AnyFrame, Content, Device, Event, PeerTyping, Presence, Registration
 from imqtt.protocol import Format, encode_frame, join
@@ -59,16 +59,16 @@ class Fanout:
             bundle.size += len(data) + 1
             bundle.durable = bundle.durable or durable
 
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[Packet]:
         """The packets, each device's in order."""
-        messages: list[Message] = []
+        messages: list[Packet] = []
         for device, bundle in self._bundles.items():
             topic, qos, frames = down(device), 1 if bundle.durable else 0, bundle.frames
             self._counters.frames += len(frames)
             if bundle.size <= bundle.room:
-                messages.append(Message(topic, join(frames, bundle.format), qos))
+                messages.append(Packet(topic, join(frames, bundle.format), qos))
             else:
-                messages.extend(Message(topic, packet, qos) for packet in _pack(bundle))
+                messages.extend(Packet(topic, packet, qos) for packet in _pack(bundle))
         self._counters.packets += len(messages)
         return messages
 

@@ -18,7 +18,7 @@ from functools import partial
 import msgspec
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, LinkError
-from imqtt.broker.link import Link, Message
+from imqtt.broker.link import Link, Packet
 from imqtt.broker.values import Will
 from imqtt.errors import SetupError
 from imqtt.problems import Problem
@@ -133,7 +133,7 @@ class PeerDiscovery:
         """Announces that this server leaves, so that the others need not wait for a timeout."""
         if self._link is None:
             return
-        goodbye = Message(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
+        goodbye = Packet(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
         with contextlib.suppress(LinkError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._link.publish([goodbye])
@@ -250,5 +250,5 @@ class PeerDiscovery:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since
         return msgspec.structs.replace(self._me, standing=round(standing, 1), away=self._liveness.away)
 
-    def _message(self, *, asks: bool) -> Message:
-        return Message(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))
+    def _message(self, *, asks: bool) -> Packet:
+        return Packet(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from imqtt.broker.errors import describe
-from imqtt.broker.link import Link, Message
+from imqtt.broker.link import Link, Packet
 from imqtt.problems import Problem
 from imqtt.server.connections import Line
 from imqtt.server.counters import Counters
 
-Publish = Callable[[Sequence[Message]], asyncio.Future[list[int]]]
+Publish = Callable[[Sequence[Packet]], asyncio.Future[list[int]]]
 """The type of `Publisher.publish`."""
 
 FAILURE = 0x80  # MQTT 5, 2.4: reason codes from here on are failures
@@ -32,9 +32,9 @@ class Publisher:
         self._refused = refused  # packets that the broker refuses
         self._link: Link | None = None
         self._since = 0.0  # when it was connected, by the event loop's clock
-        self._unconfirmed: dict[asyncio.Future[list[int]], Sequence[Message]] = {}  # in order of publication
+        self._unconfirmed: dict[asyncio.Future[list[int]], Sequence[Packet]] = {}  # in order of publication
 
-    def publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+    def publish(self, messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
         """Publishes in order. The future's result is the broker's reason code for each message.
 
         It is done when the broker has answered all of them, and never fails.
@@ -71,7 +71,7 @@ class Publisher:
         finally:
             self._link = None
 
-    def _put(self, link: Link, done: asyncio.Future[list[int]], messages: Sequence[Message]) -> None:
+    def _put(self, link: Link, done: asyncio.Future[list[int]], messages: Sequence[Packet]) -> None:
         link.publish(messages).add_done_callback(partial(self._confirm, done))
 
     def _confirm(self, done: asyncio.Future[list[int]], codes: asyncio.Future[list[int]]) -> None:

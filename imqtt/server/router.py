@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from imqtt.broker.link import Message as Packet
-from imqtt.broker.link import Received
+from imqtt.broker.link import Packet, Received
 from imqtt.core.conversations import Members
 from imqtt.core.partitions import partition_of, route
 from imqtt.core.sequencing import Incoming, receive

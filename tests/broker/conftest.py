@@ -1,4 +1,4 @@
-"""The folder under test stands alone, so its tests bring their own small Mosquitto."""
+"""The package under test is independent of imqtt, so its tests start Mosquitto themselves."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,12 +11,12 @@ from tests.broker.peers import Broker
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Transports differ in when they pause, report and close; the server runs on uvloop."""
+    """Both loops, because their transports differ in when they pause, report and close."""
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A running Mosquitto without limits of its own."""
+    """A running Mosquitto without limits."""
     async with Broker(tmp_path) as broker:
         yield broker

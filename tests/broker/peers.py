@@ -1,4 +1,4 @@
-"""What the link is tried against: a real Mosquitto, and peers that misbehave."""
+"""Peers of the link: a real Mosquitto, and ones that misbehave."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ set_tcp_nodelay true
 
 
 async def eventually(condition: Callable[[], object], within: float = WITHIN) -> None:
-    """Returns when `condition` holds (or what it awaits does); fails after `within` seconds."""
+    """Returns when `condition`, which may be a coroutine function, holds. Fails after `within` seconds."""
     async with asyncio.timeout(within):
         while True:
             answer = condition()
@@ -90,7 +90,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Peer:
-    """A TCP server that does to each connection what `talk` says, and then holds it open."""
+    """A TCP server that runs `talk` on each connection, and then keeps it open."""
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
@@ -120,7 +120,7 @@ class Peer:
 
 
 async def packet(reader: asyncio.StreamReader) -> bytes:
-    """The next whole packet from the link."""
+    """Reads the next packet from the link."""
     head = await reader.readexactly(2)
     while head[-1] & 0x80:
         head += await reader.readexactly(1)

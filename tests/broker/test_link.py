@@ -13,7 +13,7 @@ from imqtt.broker import (
     ConnackRefused,
     Link,
     LinkSettings,
-    Message,
+    Packet,
     Received,
     SubscriptionRefused,
     Will,
@@ -23,7 +23,7 @@ from tests.broker.peers import WITHIN, Broker, eventually
 
 
 class Open(Protocol):
-    """Connects; the link is closed at the end of the test."""
+    """Connects a link, which is closed at the end of the test."""
 
     async def __call__(self, settings: LinkSettings) -> Link: ...
 
@@ -41,7 +41,7 @@ async def open_link() -> AsyncIterator[Open]:
 
 
 async def take(link: Link, count: int) -> list[Received]:
-    """The next `count` messages, not acked."""
+    """The next `count` packets, not acked."""
     received: list[Received] = []
     async with asyncio.timeout(WITHIN):
         while len(received) < count:
@@ -49,8 +49,8 @@ async def take(link: Link, count: int) -> list[Received]:
     return received
 
 
-def numbered(count: int, start: int = 0) -> list[Message]:
-    return [Message("t/x", str(number).encode()) for number in range(start, start + count)]
+def numbered(count: int, start: int = 0) -> list[Packet]:
+    return [Packet("t/x", str(number).encode()) for number in range(start, start + count)]
 
 
 def numbers(received: list[Received]) -> list[int]:
@@ -65,9 +65,9 @@ async def test_messages_arrive_as_they_were_published(broker: Broker, open_link:
     await link.subscribe("t/+")
 
     codes = await link.publish([
-        Message("t/a", b"first", 1, (("name", "value"), ("name", "again"))),
-        Message("t/b", b"", 0),
-        Message("t/ç/none", b"nobody asked"),
+        Packet("t/a", b"first", 1, (("name", "value"), ("name", "again"))),
+        Packet("t/b", b"", 0),
+        Packet("t/ç/none", b"nobody asked"),
     ])  # fmt: skip
 
     assert codes == [0, 0, 0x10]
@@ -123,7 +123,7 @@ async def test_a_megabyte_arrives_whole(broker: Broker, open_link: Open) -> None
     await link.subscribe("t/x")
     payload = bytes(range(256)) * 4_096
 
-    assert await link.publish([Message("t/x", payload)] * 3) == [0, 0, 0]
+    assert await link.publish([Packet("t/x", payload)] * 3) == [0, 0, 0]
 
     assert [one.payload == payload for one in await take(link, 3)] == [True] * 3
 
@@ -136,7 +136,7 @@ async def test_the_broker_refuses_a_large_message_with_a_code_and_the_link_lives
     async with Broker(tmp_path, more=bounds) as broker:
         link = await open_link(broker.settings("one"))
 
-        assert await link.publish([Message("t", bytes(2_000)), Message("t", b"")]) == [0x95, 0x10]
+        assert await link.publish([Packet("t", bytes(2_000)), Packet("t", b"")]) == [0x95, 0x10]
 
 
 async def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_link_lives(
@@ -146,7 +146,7 @@ async def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_li
         link = await open_link(broker.settings("one"))
 
         assert link.max_packet_size == 1_000
-        assert await link.publish([Message("t", bytes(2_000)), Message("t", b"")]) == [0x95, 0x10]
+        assert await link.publish([Packet("t", bytes(2_000)), Packet("t", b"")]) == [0x95, 0x10]
 
 
 async def test_nothing_to_publish_is_answered_at_once(broker: Broker, open_link: Open) -> None:
@@ -158,10 +158,10 @@ async def test_nothing_to_publish_is_answered_at_once(broker: Broker, open_link:
 async def test_more_than_the_socket_takes_at_once_is_all_answered(broker: Broker, open_link: Open) -> None:
     link = await open_link(broker.settings("one"))
 
-    published = link.publish([Message("t", bytes(100_000))] * 500)
+    published = link.publish([Packet("t", bytes(100_000))] * 500)
     await asyncio.sleep(0)  # the one write of this iteration of the loop
 
-    assert link.buffered < 1_000_000
+    assert link._transport.get_write_buffer_size() < 1_000_000
     assert await published == [0x10] * 500
 
 
@@ -178,7 +178,7 @@ async def test_what_was_not_acked_comes_again_in_order(broker: Broker, open_link
     received = await take(link, 10)
     for one in received[:4]:
         link.ack(one)
-    link.ack(received[7])  # done with, but something before it is not
+    link.ack(received[7])  # while packets before it are not acked
     await link.close()
 
     link = await open_link(settings)
@@ -232,11 +232,11 @@ async def test_reading_pauses_at_the_bound_and_goes_on_below_half_of_it(
     link = await open_link(broker.settings("receiver", receive_bytes=100_000))
     await link.subscribe("t/x")
 
-    # More than a socket holds, of which at most one read's worth comes in above the bound.
-    await publisher.publish([Message("t/x", bytes(10_000))] * 900)
-    await eventually(lambda: not link.reading)
+    # More than a socket holds. At most one read of the socket exceeds the bound.
+    await publisher.publish([Packet("t/x", bytes(10_000))] * 900)
+    await eventually(lambda: not link._reading)
     held = await take(link, 11)
-    while not link.reading:
+    while not link._reading:
         link.ack(held.pop(0))
         held += await take(link, 1) if len(held) < 2 else []
 
@@ -251,10 +251,10 @@ async def test_a_subscription_is_granted_while_more_comes_than_there_is_room_for
     link = await open_link(settings)
     await link.subscribe("t/x")
     await link.close()
-    await publisher.publish([Message("t/x", bytes(10_000))] * 500)
+    await publisher.publish([Packet("t/x", bytes(10_000))] * 500)
 
     link = await open_link(settings)
-    await eventually(lambda: not link.reading)
+    await eventually(lambda: not link._reading)
     async with asyncio.timeout(WITHIN):
         await link.subscribe("t/x")
 
@@ -309,7 +309,7 @@ async def test_a_broker_that_is_killed_ends_everything_that_waits_on_the_link(
     receiving = asyncio.create_task(link.receive(1))
     await asyncio.sleep(0)
 
-    published = link.publish([Message("t", bytes(10_000))] * 5_000)
+    published = link.publish([Packet("t", bytes(10_000))] * 5_000)
     await broker.kill()
 
     async with asyncio.timeout(WITHIN):
@@ -399,8 +399,8 @@ async def test_a_wrong_password_is_refused_for_good(tmp_path: Path) -> None:
 
 
 async def test_a_filter_that_the_broker_does_not_take_is_refused(broker: Broker, open_link: Open) -> None:
-    # Mosquitto ends the connection for most of what is wrong with a filter; topics of 200 levels and
-    # more it refuses by ending it too. Either way nobody waits.
+    # Mosquitto ends the connection for most faults of a filter, and for topics of 200 levels or more. In
+    # either case, the call does not wait.
     link = await open_link(broker.settings("one"))
 
     with pytest.raises((SubscriptionRefused, Closed)):
@@ -425,6 +425,6 @@ async def test_acks_may_wait_for_others_but_not_for_ever(broker: Broker, open_li
     await sender.publish(numbered(10))
     for received in await take(receiver, 10):
         receiver.ack(received)
-    assert receiver._session.owing
+    assert receiver._connection.owing
 
-    await eventually(lambda: not receiver._session.owing)
+    await eventually(lambda: not receiver._connection.owing)

@@ -1,4 +1,4 @@
-"""What mqtt5 writes is read as what it was, and no bytes can do more than end the stream."""
+"""Packets that mqtt5 writes are parsed correctly, and no bytes do more than end the stream."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imqtt.broker import packets
-from imqtt.broker.packets import Bad, Cut, Cutter
+from imqtt.broker.packets import Cut, Cutter, ProtocolError
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0+#"), min_size=1, max_size=40)
 pairs = st.lists(st.tuples(text, text), max_size=3)
@@ -112,7 +112,7 @@ def test_rubbish_is_bad_and_nothing_worse(kind: int, flags: int, body: bytes) ->
     raw = bytes((kind | flags, len(body))) + body
     reader = READERS[kind]
 
-    with contextlib.suppress(Bad, IndexError, UnicodeDecodeError):
+    with contextlib.suppress(ProtocolError, IndexError, UnicodeDecodeError):
         reader(*only(raw))
 
 
@@ -122,7 +122,7 @@ def test_a_length_over_four_bytes_ends_the_stream_behind_what_was_whole() -> Non
     _, cuts = cutter.cut(b"\xd0\x00\x30\xff\xff\xff\xff\xff")
 
     assert len(cuts) == 1
-    assert cutter.bad is not None
+    assert cutter.error is not None
 
 
 def test_a_packet_larger_than_was_allowed_ends_the_stream_at_its_first_bytes() -> None:
@@ -130,5 +130,5 @@ def test_a_packet_larger_than_was_allowed_ends_the_stream_at_its_first_bytes() -
 
     cutter.cut(b"\x30\xff\xff\xff\x7f")
 
-    assert cutter.bad is not None
-    assert cutter.bad.code == 0x95
+    assert cutter.error is not None
+    assert cutter.error.code == 0x95

@@ -1,11 +1,11 @@
-"""Peers that are no broker, or no longer one: the link ends with a reason, and nobody waits for ever."""
+"""Peers that are not brokers, or stop being one: the link ends with a reason, and no call hangs."""
 
 import asyncio
 
 import mqtt5
 import pytest
 
-from imqtt.broker import Closed, ConnackRefused, Message, Received, connect
+from imqtt.broker import Closed, ConnackRefused, Packet, Received, connect
 from tests.broker.peers import WITHIN, Peer, eventually, packet
 
 CONNACK = mqtt5.ConnAckPacket().write()
@@ -60,7 +60,7 @@ async def test_a_peer_that_falls_silent_is_given_up_after_one_and_a_half_keep_al
     async with Peer(accept) as peer:
         link = await connect(peer.settings(keep_alive=1))
         began = asyncio.get_running_loop().time()
-        published = link.publish([Message("t", b"")])
+        published = link.publish([Packet("t", b"")])
 
         async with asyncio.timeout(WITHIN):
             closed = await link.wait_closed()
@@ -80,7 +80,7 @@ async def test_pings_keep_an_idle_link() -> None:
         while await packet(reader) == b"\xc0\x00":
             pings += 1
             writer.write(b"\xd0\x00")
-        writer.close()  # as a broker does after DISCONNECT; the link waits for it
+        writer.close()  # like a broker after DISCONNECT; the link waits for it
 
     async with Peer(talk) as peer:
         link = await connect(peer.settings(keep_alive=1))
@@ -148,7 +148,7 @@ async def test_a_peer_that_ignores_receive_maximum_is_not_read_further() -> None
 
     async with Peer(talk) as peer:
         link = await connect(peer.settings(receive_max=50, keep_alive=0))
-        await eventually(lambda: not link.reading)
+        await eventually(lambda: not link._reading)
         held: list[Received] = []
         while len(held) <= 50:
             held += await link.receive(1_000)
@@ -172,11 +172,11 @@ async def test_a_peer_that_ignores_receive_maximum_is_not_read_further() -> None
 async def test_a_peer_that_does_not_read_holds_back_what_is_published() -> None:
     async with Peer(accept) as peer:
         link = await connect(peer.settings(keep_alive=0))
-        published = link.publish([Message("t", bytes(100_000))] * 1_000)
+        published = link.publish([Packet("t", bytes(100_000))] * 1_000)
 
-        await eventually(lambda: not link.writable)
+        await eventually(lambda: not link._writable)
 
-        assert link.buffered < 1_000_000
+        assert link._transport.get_write_buffer_size() < 1_000_000
         link.abort()
         with pytest.raises(Closed):
             await published
@@ -185,8 +185,8 @@ async def test_a_peer_that_does_not_read_holds_back_what_is_published() -> None:
 async def test_close_gives_up_on_a_peer_that_does_not_read() -> None:
     async with Peer(accept) as peer:
         link = await connect(peer.settings(timeout=2.0, keep_alive=0))
-        link.publish([Message("t", bytes(100_000))] * 1_000)
-        await eventually(lambda: not link.writable)
+        link.publish([Packet("t", bytes(100_000))] * 1_000)
+        await eventually(lambda: not link._writable)
 
         async with asyncio.timeout(WITHIN):
             await link.close()

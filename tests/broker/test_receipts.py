@@ -9,7 +9,7 @@ from imqtt.broker.receipts import Receipts
 @given(st.data(), st.integers(1, 30))
 def test_any_order_of_acks_frees_packet_ids_in_order_of_receipt(data: st.DataObject, count: int) -> None:
     receipts = Receipts()
-    packet_ids = [100 + number % 7 for number in range(count)]  # ids come again while unacked
+    packet_ids = [100 + number % 7 for number in range(count)]  # ids repeat before they are acked
     numbers = [receipts.add(packet_id, 10) for packet_id in packet_ids]
     acked: set[int] = set()
     freed: list[int] = []
@@ -17,7 +17,7 @@ def test_any_order_of_acks_frees_packet_ids_in_order_of_receipt(data: st.DataObj
     for number in data.draw(st.permutations(numbers)):
         freed += receipts.ack(number)
         acked.add(number)
-        unbroken = next((place for place, it in enumerate(numbers) if it not in acked), count)
+        unbroken = next((place for place, number in enumerate(numbers) if number not in acked), count)
         assert freed == packet_ids[:unbroken]
         assert len(receipts) == count - unbroken
         assert receipts.size == 10 * (count - unbroken)

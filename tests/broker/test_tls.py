@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.broker import Message, connect
+from imqtt.broker import Packet, connect
 from tests.broker.peers import Broker
 
 
@@ -21,13 +21,13 @@ async def openssl(*arguments: str) -> None:
 
 @pytest.fixture
 async def certificate(tmp_path: Path) -> Path:
-    """Self-signed, for 127.0.0.1; its key lies beside it."""
+    """A self-signed certificate for 127.0.0.1. Its key is in the same directory."""
     await openssl(
         "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
         "-subj", "/CN=broker", "-addext", "subjectAltName=IP:127.0.0.1",
         "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "certificate.pem"),
     )  # fmt: skip
-    (tmp_path / "key.pem").chmod(0o644)  # Mosquitto started as root reads it as somebody else
+    (tmp_path / "key.pem").chmod(0o644)  # Mosquitto started by root reads it as another user
     return tmp_path / "certificate.pem"
 
 
@@ -43,7 +43,7 @@ async def test_a_link_over_tls(tls_broker: Broker, certificate: Path) -> None:
     link = await connect(tls_broker.settings("one", tls=context))
     await link.subscribe("t")
 
-    assert await link.publish([Message("t", bytes(1_000_000)), Message("t", b"x")]) == [0, 0]
+    assert await link.publish([Packet("t", bytes(1_000_000)), Packet("t", b"x")]) == [0, 0]
 
     received = await link.receive(1)
     assert len(received[0].payload) == 1_000_000

@@ -1,4 +1,4 @@
-"""Running `imqtt` as its users do."""
+"""Running `imqtt` commands."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """The one object of a command with one result."""
+        """The object of a command with one result."""
         return json.loads(self.out)
 
     @property
@@ -36,13 +36,13 @@ class Outcome(NamedTuple):
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, without settings for imqtt, and with a terminal width that wraps nothing."""
+    """The environment without settings for imqtt, and with a terminal width that wraps nothing."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("IMQTT_")}
     return kept | {"COLUMNS": "200", "NO_COLOR": "1"} | more
 
 
 async def imqtt(*arguments: object, stdin: str = "", **variables: str) -> Outcome:
-    """Runs one command to its end, in a thread of this process: most of a process's time is its start.
+    """Runs a command in a thread of this process, which is faster than starting a process.
 
     Not for commands that take signals. One at a time.
     """
@@ -63,7 +63,7 @@ def _run(arguments: list[str], stdin: str, variables: dict[str, str]) -> Outcome
 
 
 async def imqtt_process(*arguments: object, within: float = WITHIN, **variables: str) -> Outcome:
-    """Runs one command to its end, as a process."""
+    """Runs a command as a process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "imqtt", *map(str, arguments),
         env=environment(**variables),
@@ -80,9 +80,9 @@ async def imqtt_process(*arguments: object, within: float = WITHIN, **variables:
 
 
 class Up:
-    """`imqtt up --json` as a process. `ready` is what it says when it is.
+    """A process of `imqtt up --json`. `ready` is its first output.
 
-    `files`: how many it, its broker and whatever else it starts may have open.
+    `files`: the limit of open files of this process, its broker and other children.
     """
 
     def __init__(self, data: Path, *arguments: object, files: int = 0) -> None:
@@ -100,7 +100,7 @@ class Up:
 
     @property
     def log(self) -> str:
-        """What it has said on stderr."""
+        """Its stderr."""
         return self._log.read_text()
 
     async def start(self) -> None:
@@ -127,7 +127,7 @@ class Up:
         return begin
 
     async def end(self, how: signal.Signals = signal.SIGINT) -> int:
-        """Its exit status."""
+        """Returns the exit status."""
         if self.process.returncode is None:
             self.process.send_signal(how)
         async with asyncio.timeout(WITHIN):

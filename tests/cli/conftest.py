@@ -1,4 +1,4 @@
-"""A deployment as the commands find it: a broker, a server, and credentials in the data directory."""
+"""A deployment for the commands: a broker, a server, and credentials in the data directory."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`imqtt chat` as a person sees it: on a terminal, with keys."""
+"""`imqtt chat` on a terminal, used by keys."""
 
 import asyncio
 import codecs
@@ -26,12 +26,12 @@ UNFINISHED = re.compile(r"\x1b(\[[0-9;?]*)?$")
 
 
 class Grid:
-    """What a terminal shows after what was written to it: as much of one as a chat needs."""
+    """A terminal emulator with the features that the chat needs."""
 
     def __init__(self) -> None:
         self._rows = [[" "] * COLUMNS for _ in range(ROWS)]
         self._row = self._column = 0
-        self._unfinished = ""  # a sequence whose end has not come yet
+        self._unfinished = ""  # an incomplete escape sequence
 
     def __str__(self) -> str:
         return "\n".join("".join(row).rstrip() for row in self._rows)
@@ -42,7 +42,7 @@ class Grid:
         text, self._unfinished = (text[: cut.start()], cut[0]) if cut else (text, "")
         for part in PARTS.finditer(text):
             if part["code"]:
-                self._control(part["code"], [int(it or 0) for it in part["numbers"].strip("?").split(";")])
+                self._control(part["code"], [int(one or 0) for one in part["numbers"].strip("?").split(";")])
             elif part["character"]:
                 self._character(part["character"])
 
@@ -75,7 +75,7 @@ class Grid:
 
 
 class Terminal:
-    """A process on a terminal of its own."""
+    """A process on its own terminal."""
 
     def __init__(self, *arguments: object, **variables: str) -> None:
         self.written = ""
@@ -91,7 +91,7 @@ class Terminal:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "imqtt", *map(str, self._arguments),
             env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # it is told when the terminal closes
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # for SIGHUP when the terminal closes
         )  # fmt: skip
         os.close(slave)
         os.set_blocking(self._master, False)
@@ -117,7 +117,7 @@ class Terminal:
 
     @property
     def is_line_by_line(self) -> bool:
-        """Whether it echoes and edits lines by itself, as a shell expects."""
+        """Whether the terminal echoes and edits lines, as a shell expects."""
         wanted = termios.ICANON | termios.ECHO
         return termios.tcgetattr(self._master)[3] & wanted == wanted
 
@@ -144,7 +144,7 @@ def saved(data: Path, device: str) -> str:
 
 @pytest.fixture
 async def alice(data: Path, broker: Mosquitto) -> AsyncIterator[Terminal]:
-    """alice's chat with bob, open."""
+    """alice's open chat with bob."""
     async with Client(
         user="bob",
         device="laptop",
@@ -161,7 +161,7 @@ async def alice(data: Path, broker: Mosquitto) -> AsyncIterator[Terminal]:
 
 async def test_history_is_there_on_opening(alice: Terminal) -> None:
     await alice.shows("bob  before")
-    await alice.shows("This is where it begins.")
+    await alice.shows("The conversation begins here.")
 
 
 async def test_a_message_gets_its_ticks(alice: Terminal, data: Path) -> None:
@@ -254,7 +254,7 @@ async def test_another_process_with_the_same_credential_is_told(
     await alice.shows("alice@phone")
     password, address = saved(data, "alice@phone"), f"{broker.host}:{broker.port}"
     async with Client(user="alice", device="phone", password=password, brokers=address, wait=0):
-        await alice.shows("another process seems to use alice@phone; each needs a device of its own")
+        await alice.shows("another process seems to use alice@phone; each needs its own device")
 
 
 async def test_presence_is_not_shown_while_it_is_not_known(
@@ -285,7 +285,7 @@ async def test_a_message_can_be_taken_back_before_it_is_stored(
     alice: Terminal, broker: Mosquitto, data: Path
 ) -> None:
     alice.type("/discard\r")
-    await alice.shows("nothing here is waiting or refused")
+    await alice.shows("no message is waiting or refused")
     await broker.kill()
     await alice.shows("no connection, trying again")
     alice.type("one\r")
@@ -297,7 +297,7 @@ async def test_a_message_can_be_taken_back_before_it_is_stored(
     await broker.start()
     await alice.shows("one ✓")
     history = (await imqtt("history", "alice", "--user", "bob", "--data", data, "--json")).rows
-    assert [it["content"]["text"] for it in history] == ["before", "one"]
+    assert [event["content"]["text"] for event in history] == ["before", "one"]
 
 
 async def test_what_waits_in_one_conversation_is_not_shown_in_the_next(

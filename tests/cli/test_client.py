@@ -1,4 +1,4 @@
-"""What the command line says of a connection's state."""
+"""Reports of the command line about the connection."""
 
 from imqtt.cli.client import SILENT, StateNews
 from imqtt.client import ConnectionState, Phase
@@ -33,7 +33,7 @@ def test_a_takeover_is_told_when_the_broker_has_accepted_the_next_connection() -
     error = TakenOver("another process")
     connecting = ConnectionState(Phase.CONNECTING, reason=str(error), error=error)
     news = StateNews()
-    told = [news.of(it) for it in (idle(NotConnected("it ended")), connecting, connecting, ESTABLISHED)]
+    told = [news.of(state) for state in (idle(NotConnected("it ended")), connecting, connecting, ESTABLISHED)]
     assert told == [
         "no connection, trying again: it ended", "no connection, trying again: another process", "",
         "connected again",

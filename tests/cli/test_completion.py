@@ -1,4 +1,4 @@
-"""What a shell offers on TAB."""
+"""Shell completion."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ from tests.services import WITHIN
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data directory with credentials; nothing runs on it."""
+    """A data directory with credentials on which nothing runs."""
     (tmp_path / "listeners.json").write_text("{}")
     (tmp_path / "broker").mkdir()
     names = ("alice@phone", "alice@tablet", "bob@laptop", "imqtt-server")
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def offered(line: str, **variables: str) -> list[str]:
-    """What is offered for the last word of a command line, as zsh and fish split it."""
+    """The completions of the last word of a command line, as zsh and fish split it."""
     asked = {
         "_IMQTT_COMPLETE": "complete_bash",
         "COMP_WORDS": line.replace(" ", "\n"),
@@ -129,7 +129,7 @@ class Bash:
     def completed(self, line: str) -> str:
         """The line after a TAB at its end."""
         os.write(self._terminal, f"{line}\t".encode())
-        # Ctrl-A, a mark and Return print the line as it is then.
+        # Ctrl-A, a mark and Return print the present line.
         os.write(self._terminal, b"\x01echo '<\x05>'\n")
         return self._read_until(r"^<(.*)>\r?$")
 
@@ -138,7 +138,7 @@ class Bash:
         os.waitpid(self._process, 0)
 
     def _read_until(self, pattern: str) -> str:
-        """The last group of what matches."""
+        """Waits for a match. Returns its last group."""
         said = ""
         deadline = time.monotonic() + WITHIN
         while (found := re.search(pattern, said, re.MULTILINE)) is None:

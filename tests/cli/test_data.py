@@ -1,4 +1,4 @@
-"""The data directory's files of devices, whatever their names."""
+"""Devices' files in the data directory, for all names."""
 
 from pathlib import Path
 

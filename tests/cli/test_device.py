@@ -1,4 +1,4 @@
-"""`imqtt device`: credentials that hold, or no longer hold, when the command returns."""
+"""`imqtt device`: changes of credentials are in effect when the command returns."""
 
 import asyncio
 import contextlib
@@ -106,7 +106,7 @@ def test_a_password_that_is_typed_is_not_shown(tmp_path: Path, source: str) -> N
 async def test_who_is_not_there_cannot_be_revoked(broker: Mosquitto) -> None:
     outcome = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory)
     assert outcome.status == 1
-    assert outcome.err == "imqtt: alice@phone has no credential; `imqtt device list` shows who has\n"
+    assert outcome.err == "imqtt: alice@phone has no credential; `imqtt device list` shows all devices\n"
 
 
 async def test_a_name_that_is_no_devices_is_refused(broker: Mosquitto) -> None:
@@ -132,11 +132,11 @@ async def test_devices_can_be_added_while_nothing_runs(broker: Mosquitto) -> Non
 async def test_a_directory_without_data_is_told_apart(tmp_path: Path) -> None:
     outcome = await imqtt("device", "list", "--data", tmp_path / "nowhere")
     assert outcome.status == 1
-    assert "nowhere is no data directory of `imqtt up`: `imqtt up --data " in outcome.err
+    assert "nowhere is not a data directory of `imqtt up`: `imqtt up --data " in outcome.err
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "file").touch()
     other = await imqtt("device", "list", "--data", tmp_path)
-    assert other.err == f"imqtt: {tmp_path} is no data directory of `imqtt up`\n"
+    assert other.err == f"imqtt: {tmp_path} is not a data directory of `imqtt up`\n"
 
 
 async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquitto) -> None:
@@ -165,7 +165,8 @@ async def test_the_servers_own_account_is_added_with_its_password(tmp_path: Path
     (tmp_path / "broker-password").write_text("0123abcd\n")
     where = ("--passwords", tmp_path / "passwords")
     options = (*where, "--pid-file", tmp_path / "no.pid")
-    assert (await imqtt("device", "add", "imqtt-server", *options)).status == 1  # a random one helps nobody
+    refused = await imqtt("device", "add", "imqtt-server", *options)  # the server must know the password
+    assert refused.status == 1
     await imqtt("device", "add", "imqtt-server", *options, "--password-from", tmp_path / "broker-password")
     passwords = Passwords(tmp_path / "passwords", tmp_path / "no.pid")
     assert passwords.holds("imqtt-server", "0123abcd")
@@ -226,7 +227,7 @@ async def serves(broker: Mosquitto, stack: AsyncExitStack) -> Server:
 
 
 async def talking(broker: Mosquitto, stack: AsyncExitStack) -> tuple[RawDevice, RawDevice]:
-    """Alice's phone and Bob's laptop, each of which knows that the other is there."""
+    """Alice's phone and Bob's laptop, which see each other online."""
     alice = await stack.enter_async_context(RawDevice(broker, "alice@phone"))
     bob = await stack.enter_async_context(RawDevice(broker, "bob@laptop"))
     await alice.hello(nonce="a", platform="android 16")
@@ -244,7 +245,7 @@ async def is_told(bob: RawDevice, state: str) -> None:
 
 
 async def devices_of_alice(server: Server) -> tuple[str, ...]:
-    return tuple(str(it.device) for it in (await server._store.devices(["alice"]))["alice"])
+    return tuple(str(one.device) for one in (await server._store.devices(["alice"]))["alice"])
 
 
 async def test_a_revoked_device_is_gone_for_the_server_and_for_its_peers(
@@ -287,7 +288,7 @@ async def test_what_a_revoked_device_had_sent_before_does_not_register_it_again(
         phone, bob = await talking(broker, stack)
     home = partition_of(home_of("alice"), 16)
     assert home != 0
-    for number in range(300):  # they are carried out long after the order, which waits for nothing
+    for number in range(300):  # processed long after the revocation, which does not wait for them
         await phone.command(Hello(f"late-{number}"))
     await imqtt("device", "revoke", "alice@phone", "--data", broker.directory)
     async with serving(config) as server:
@@ -295,7 +296,7 @@ async def test_what_a_revoked_device_had_sent_before_does_not_register_it_again(
 
         async def forgotten() -> bool:
             known = await server._state.presence(["alice"])
-            states = [it.state for it in known["alice"]]
+            states = [presence.state for presence in known["alice"]]
             return await devices_of_alice(server) == () and states == ["offline"]
 
         await eventually(forgotten)
@@ -331,7 +332,7 @@ async def test_all_devices_of_a_user_are_revoked_after_a_question(broker: Mosqui
         "alice2@phone"
     ]
     again = await imqtt("device", "revoke", "alice", "--yes", *where)
-    assert again.err == "imqtt: alice has no credential; `imqtt device list` shows who has\n"
+    assert again.err == "imqtt: alice has no credential; `imqtt device list` shows all devices\n"
     one = await imqtt("device", "revoke", "alice2/phone", "--json", *where)
     assert one.rows[0]["device"] == "alice2@phone"
 
@@ -362,7 +363,7 @@ async def test_the_list_of_a_user_says_what_cannot_be_known(broker: Mosquitto) -
     assert listed.status == 0
     assert "not known" in listed.out
     assert "there is no store at" in listed.err
-    assert "states are not shown: no server serves this broker" in listed.err
+    assert "states are not shown: no server runs on this broker" in listed.err
 
 
 async def test_a_broker_of_ones_own_needs_the_servers_settings_to_tell_it(
@@ -400,8 +401,8 @@ async def test_devices_with_sessions_may_lose_their_passwords_and_the_broker_liv
     change: tuple[str, ...],
     connected: bool,
 ) -> None:
-    """Mosquitto 2.0.11 entered the expiry of such a session twice, and used it after it was freed."""
-    monkeypatch.setenv("MALLOC_PERTURB_", "165")  # so what is freed is not read without a crash
+    """Mosquitto 2.0.11 expired such a session twice, and used it after it was freed."""
+    monkeypatch.setenv("MALLOC_PERTURB_", "165")  # makes a use after free crash
     broker = await stack.enter_async_context(Mosquitto(tmp_path / "broker"))
     names = [f"alice@phone{number}" for number in range(4)]
     for name in [*names, "bob@phone"]:

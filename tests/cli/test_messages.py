@@ -1,4 +1,4 @@
-"""`imqtt send`, `tail` and `history`, on a broker and a server that run."""
+"""`imqtt send`, `tail` and `history` on a running broker and server."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ async def test_json_is_the_frame_of_the_wire(data: Path) -> None:
     sent = (await imqtt("send", "bob", "hi", "--user", "alice", "--data", data, "--json")).json
     assert (sent["type"], sent["conversation"], sent["seq"]) == ("accepted", "d:alice:bob", 1)
     history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).rows
-    assert [(it["type"], it["id"], it["content"]) for it in history] == [
+    assert [(event["type"], event["id"], event["content"]) for event in history] == [
         ("event", sent["id"], {"text": "hi"})
     ]
 
@@ -83,7 +83,7 @@ async def test_stdin_lines_json_and_files_can_be_sent(data: Path, tmp_path: Path
     await imqtt(*to_bob, "--content-type", "application/json", stdin='{"a": [1, 2]}')
     await imqtt(*to_bob, "--file", tmp_path / "picture", "--content-type", "image/png")
     history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).rows
-    assert [it["content"] for it in history] == [
+    assert [event["content"] for event in history] == [
         {"text": "from\nstdin"},
         {"text": "one"},
         {"text": "two"},
@@ -93,7 +93,7 @@ async def test_stdin_lines_json_and_files_can_be_sent(data: Path, tmp_path: Path
 
 
 async def test_tail_prints_what_comes_until_ctrl_c(data: Path) -> None:
-    await imqtt("history", "alice", "--user", "bob", "--data", data)  # so that bob's device has been here
+    await imqtt("history", "alice", "--user", "bob", "--data", data)  # registers bob's device
     async with tailing(data, "--user", "bob", "--resume") as tail:
         await imqtt("send", "bob", "one", "--user", "alice", "--data", data)
         assert (await next_event(tail))["content"] == {"text": "one"}
@@ -116,7 +116,10 @@ async def test_tail_goes_on_where_it_ended(data: Path) -> None:
     ("arguments", "said"),
     [
         (("bob", "x", "--user", "carol"), "imqtt: --device is needed: no credential of carol is saved in"),
-        (("bob", "x"), "imqtt: which one are you? --user and --device choose from alice@phone, bob@laptop"),
+        (
+            ("bob", "x"),
+            "imqtt: which device are you? Choose with --user and --device: alice@phone, bob@laptop",
+        ),
         (("d:bob:carol", "x", "--user", "alice"), "imqtt: alice is not in this conversation"),
         (("g:team", "x", "--user", "alice"), "imqtt: this server has no groups"),
         (("b ob", "x", "--user", "alice"), "imqtt: 'b ob' is neither a user nor a conversation"),
@@ -155,13 +158,13 @@ async def test_without_a_broker_a_message_waits_for_the_next_time(data: Path, br
     assert "it stays in the outbox, and the next command of alice@phone sends it" in unknown
     await imqtt(*to_bob, "now")
     history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).rows
-    assert [it["content"]["text"] for it in history] == ["later", "now"]
+    assert [event["content"]["text"] for event in history] == ["later", "now"]
 
 
 async def test_a_chat_needs_a_terminal(data: Path) -> None:
     outcome = await imqtt_process("chat", "bob", "--user", "alice", "--data", data)
     assert outcome.status == 1
-    assert outcome.err == "imqtt: a chat needs a terminal; `imqtt send` and `imqtt tail` do without\n"
+    assert outcome.err == "imqtt: a chat needs a terminal; `imqtt send` and `imqtt tail` do not\n"
 
 
 # --- a server that does not answer, and interrupted commands
@@ -220,7 +223,7 @@ async def test_lines_are_sent_as_they_come_and_ctrl_c_ends_it_at_once(data: Path
         out, err = await process.communicate()
         assert (out, err) == (b"", b"")
     history = (await imqtt("history", "bob", "--user", "alice", "--data", data, "--json")).rows
-    assert [it["content"]["text"] for it in history] == ["one", "two"]
+    assert [event["content"]["text"] for event in history] == ["one", "two"]
 
 
 async def test_a_line_that_cannot_be_sent_is_told_by_its_number(data: Path) -> None:
@@ -233,7 +236,7 @@ async def test_a_line_that_cannot_be_sent_is_told_by_its_number(data: Path) -> N
 
 
 async def interrupted_send(data: Path, text: str, how: signal.Signals = signal.SIGINT) -> tuple[int, str]:
-    """Sends without a broker, and is interrupted when the message is in the outbox: status and stderr."""
+    """Sends without a broker, interrupted when the message is in the outbox. Returns status and stderr."""
     log = data / "devices" / "alice@phone.db-wal"
     async with sending(data, text, "--broker", "127.0.0.1:1") as process, asyncio.timeout(WITHIN):
         await eventually(lambda: log.exists() and text.encode() in log.read_bytes())
@@ -262,7 +265,7 @@ async def test_an_interrupted_message_is_told_to_stay_in_the_outbox_and_can_be_t
     assert discarded.out == f"discarded: d:alice:bob {entry['client_msg_id']}\n"
     await imqtt("send", "bob", "now", *as_alice)
     history = (await imqtt("history", "bob", *as_alice, "--json")).rows
-    assert [it["content"]["text"] for it in history] == ["now"]
+    assert [event["content"]["text"] for event in history] == ["now"]
 
 
 async def test_the_whole_outbox_can_be_discarded(data: Path) -> None:
@@ -275,10 +278,10 @@ async def test_the_whole_outbox_can_be_discarded(data: Path) -> None:
     assert (unknown.status, unknown.err) == (1, "imqtt: not in the outbox of alice@phone: nothing\n")
     assert (await imqtt("outbox", "discard", *as_alice)).status == 2
     listed = await imqtt("outbox", *as_alice, "--json")
-    assert [it["content"]["text"] for it in listed.rows] == ["first-one", "second-one"]
+    assert [event["content"]["text"] for event in listed.rows] == ["first-one", "second-one"]
     assert (await imqtt("outbox", *as_alice, "list")).status == 2
     discarded = await imqtt("outbox", "discard", "--all", "--json", *as_alice)
-    assert [it["discarded"] for it in discarded.rows] == [True, True]
+    assert [row["discarded"] for row in discarded.rows] == [True, True]
     assert (await imqtt("outbox", "list", "--json", *as_alice)).out == ""
 
 
@@ -292,7 +295,9 @@ async def test_history_without_a_server_says_that_it_is_what_the_device_holds(
     await server.stop()
     alone = await imqtt("history", "bob", "--limit", "1", "--wait", "1", *as_alice)
     assert (alone.status, alone.out) == (0, connected.out)
-    assert "imqtt: without the server: this is what alice@phone holds; there may be more\n" in alone.err
+    assert (
+        "imqtt: no answer from the server: alice@phone has these messages; there may be more\n" in alone.err
+    )
 
 
 async def test_a_message_to_nobody_is_stored_and_told(data: Path) -> None:
@@ -443,7 +448,7 @@ async def test_what_is_in_the_way_of_tls_is_one_line_at_once(tls: TlsMosquitto) 
 
 
 async def test_tail_names_another_process_on_the_same_device(data: Path, tmp_path: Path) -> None:
-    """Each keeps what it has read elsewhere, so that only the broker can tell that there are two."""
+    """Each has its own store, so that only the broker can detect that there are two."""
     stores = [("--device-store", str(tmp_path / name)) for name in ("one.db", "two.db")]
     async with (
         tailing(data, "--user", "alice", *stores[0]) as one,

@@ -1,4 +1,4 @@
-"""The chat's screen draws quickly, however long and however many the messages are."""
+"""The chat's screen redraws quickly, regardless of the length and number of messages."""
 
 import asyncio
 import io
@@ -24,7 +24,7 @@ SECONDS_A_KEY = 0.05
 
 
 class Said:
-    """What was done at the screen."""
+    """Records the actions at the screen."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -58,7 +58,7 @@ async def at_work(transcript: Transcript) -> AsyncIterator[tuple[Screen, PipeInp
 
 
 async def seconds_a_key(screen: Screen, keys: PipeInput) -> float:
-    """The median CPU time of a keystroke. Each is drawn before the next one."""
+    """The median CPU time of a keystroke with its redraw."""
     seconds: list[float] = []
     for _ in range(KEYS):
         begun = time.process_time()
@@ -82,7 +82,7 @@ async def test_typing_beside_a_long_message_is_quick(text: str) -> None:
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
 async def test_typing_after_a_long_paste_is_quick_and_sends_all_of_it(text: str) -> None:
     async with at_work(Transcript("alice")) as (screen, keys, said, written):
-        # In a thread, since a pipe takes no more than 64 KiB before somebody reads.
+        # In a thread, since a pipe holds only 64 KiB.
         await asyncio.to_thread(keys.send_text, f"\x1b[200~{text}\x1b[201~")
         await eventually(lambda: len(screen._buffer.text) == len(text))
         assert await seconds_a_key(screen, keys) < SECONDS_A_KEY
@@ -107,7 +107,7 @@ async def test_a_page_covers_the_transcript_until_esc_or_a_message() -> None:
             screen.show_page("one\ntwo")
             screen.changed()
             await eventually(lambda: len(screen._lines) == 3)
-            keys.send_text("\x1b[5~")  # PageUp scrolls the page, and fetches nothing
+            keys.send_text("\x1b[5~")  # PageUp scrolls the page and fetches nothing
             keys.send_text(end)
             await eventually(lambda: len(screen._lines) > 100)
         assert (said.sent, said.fetched) == (["hi"], 0)

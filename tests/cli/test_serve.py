@@ -1,4 +1,4 @@
-"""`imqtt serve`: the server on a broker that somebody else runs."""
+"""`imqtt serve`: the server on a separate broker."""
 
 import asyncio
 import re
@@ -80,7 +80,7 @@ async def test_the_broker_that_it_waits_for_is_named_once_at_the_start_and_at_th
 
     def said() -> list[str]:
         lines = server.log.read_text().splitlines() if server.log.exists() else []
-        return [it.partition(" WARNING ")[2] for it in lines if " WARNING " in it]
+        return [line.partition(" WARNING ")[2] for line in lines if " WARNING " in line]
 
     await eventually(said, what="a warning")
     await broker.start()
@@ -100,7 +100,7 @@ async def test_the_broker_that_it_waits_for_is_named_once_at_the_start_and_at_th
     [
         (("--broker-certificate", "c.pem"), "broker_certificate asks for TLS"),
         (("--broker-port", "8883"), "broker_port 8883 asks for TLS"),
-        (("--broker-key", "k.pem", "--broker-ca", "ca.pem"), "it is the key of no certificate"),
+        (("--broker-key", "k.pem", "--broker-ca", "ca.pem"), "broker_key is a key without a certificate"),
     ],
 )
 async def test_settings_that_ask_for_tls_and_would_not_get_it_are_refused(

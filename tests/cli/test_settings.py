@@ -1,4 +1,4 @@
-"""One definition, three places to say it: a flag, the environment, a file."""
+"""Settings from flags, the environment and a file."""
 
 import re
 from pathlib import Path
@@ -182,9 +182,9 @@ def test_a_number_is_refused_outside_its_bounds(setting: Setting) -> None:
 async def test_a_server_runs_with_every_number_at_the_end_of_its_bounds(
     broker: Mosquitto, tmp_path: Path, end: str
 ) -> None:
-    # The broker's own; needs MongoDB; a worker starts with a few heartbeats; a connection each.
+    # They depend on the broker, on MongoDB, on the time of a start, and on the number of connections.
     others = ("broker_port", "workers", "worker_ttl", "partitions")
-    given = {it.name: getattr(it, end) for it in NUMBERS if it.name not in others}
+    given = {number.name: getattr(number, end) for number in NUMBERS if number.name not in others}
     async with serving(config_for(broker, tmp_path, **given)), RawDevice(broker, "alice@phone") as phone:
         welcome, _ = await phone.hello()
         assert welcome.limits.rate == given["device_rate"]
@@ -192,7 +192,7 @@ async def test_a_server_runs_with_every_number_at_the_end_of_its_bounds(
 
 
 def test_every_number_says_its_unit_where_it_is_described() -> None:
-    described = {it.name: it.bounds for it in NUMBERS}
+    described = {number.name: number.bounds for number in NUMBERS}
     assert described["max_packet"] == "bytes, 2,048 to 16,777,216"
     assert described["worker_ttl"] == "seconds, 1 to 60"
     assert [name for name, bounds in described.items() if not re.match("[a-z]", bounds)] == ["broker_port"]
@@ -241,11 +241,14 @@ def test_no_password_shows_in_the_settings_repr() -> None:
 
 
 def test_every_variable_of_the_command_line_is_known() -> None:
-    options = [it for command in _commands(typer.main.get_command(app)) for it in command.params]
-    variables = {str(it.envvar): "" for it in options if getattr(it, "envvar", None)}
+    options = [option for command in _commands(typer.main.get_command(app)) for option in command.params]
+    variables = {str(option.envvar): "" for option in options if getattr(option, "envvar", None)}
     assert len(variables) > 3
     assert unknown_variables(variables) == []
 
 
 def _commands(command: Any) -> list[Any]:
-    return [command, *(it for child in getattr(command, "commands", {}).values() for it in _commands(child))]
+    return [
+        command,
+        *(one for child in getattr(command, "commands", {}).values() for one in _commands(child)),
+    ]

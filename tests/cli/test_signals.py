@@ -1,4 +1,4 @@
-"""A command that runs until it ends, or something ends it."""
+"""A command that runs until it ends or a signal cancels it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`imqtt store copy`, as an operator runs it."""
+"""`imqtt store copy`."""
 
 import asyncio
 import os
@@ -137,7 +137,7 @@ async def test_a_store_that_is_open_is_refused_on_either_side(tmp_path: Path) ->
         assert "in use by another imqtt server" in outcome.err
         outcome = await imqtt("store", "copy", "--live", source, target)
         assert outcome.status == 0, outcome.err
-        assert "what was stored after that may not be in it" in outcome.out
+        assert "later changes may be missing" in outcome.out
 
 
 async def test_a_store_of_an_older_imqtt_gets_its_name_before_it_is_copied(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ async def test_a_store_of_an_older_imqtt_gets_its_name_before_it_is_copied(tmp_p
         connection.execute("DROP INDEX members_by_conversation")
     outcome = await imqtt("store", "copy", "--live", source, target)
     assert outcome.status == 1
-    assert "is of an older imqtt" in outcome.err
+    assert "an older imqtt wrote" in outcome.err
     assert not (tmp_path / "b.db").exists()
     assert (await imqtt("store", "copy", source, target)).status == 0
     assert (await imqtt("store", "copy", "--live", source, target)).status == 0
@@ -171,7 +171,7 @@ async def test_a_difference_is_named_and_the_target_not_served(tmp_path: Path) -
 
 
 async def heard(stream: asyncio.StreamReader, text: bytes) -> None:
-    """Returns at the line that holds the text."""
+    """Waits for the line that contains the text."""
     async with asyncio.timeout(WITHIN):
         while text not in (line := await stream.readline()):
             assert line, "it has ended"

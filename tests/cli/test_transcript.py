@@ -1,4 +1,4 @@
-"""What a chat shows: order, ticks and names, whatever order things happen in."""
+"""The text of a chat: order, ticks and names, for any order of changes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,4 +159,8 @@ def test_what_is_taken_back_is_gone() -> None:
 def test_no_text_can_steer_the_terminal(text: str) -> None:
     transcript = Transcript("alice")
     transcript.add([event(1, "bob", text="x" + text)])
-    assert all(it.isprintable() or it in "\u200c\u200d" for line in shown(transcript) for it in line)
+    assert all(
+        character.isprintable() or character in "\u200c\u200d"
+        for line in shown(transcript)
+        for character in line
+    )

@@ -1,4 +1,4 @@
-"""How the command line tells what it can do, and what went wrong."""
+"""Help and errors of the command line."""
 
 import subprocess
 import sys

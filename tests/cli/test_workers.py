@@ -1,4 +1,4 @@
-"""`imqtt serve --workers N` keeps N processes; `imqtt workers` shows who owns what."""
+"""`imqtt serve --workers N` runs N processes; `imqtt workers` shows their partitions."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.services import ServerProcess, eventually
 
 @pytest.fixture
 def address() -> tuple[str, str]:
-    """Of an empty store, and of a state."""
+    """Settings for an empty store and a state."""
     return database_url(), shared_redis()
 
 
@@ -40,9 +40,9 @@ async def workers(address: tuple[str, str]) -> list[dict[str, Any]]:
 
 
 async def all_owned(address: tuple[str, str], count: int) -> bool:
-    """Whether so many workers share the partitions: one that has just come holds none yet."""
+    """Whether this number of workers hold partitions; a new one holds none yet."""
     found = await workers(address)
-    held = sorted(it["partition"] for worker in found for it in worker["holdings"])
+    held = sorted(held["partition"] for worker in found for held in worker["holdings"])
     each = all(worker["holdings"] for worker in found)
     return each and len(found) == count and held == list(range(16))
 
@@ -134,7 +134,7 @@ async def test_what_is_wrong_with_all_of_them_ends_the_parent(
     )  # fmt: skip
     assert refused.status == 1
     assert "the broker does not take the server" in refused.err
-    assert "ended before it served" in refused.err.splitlines()[-1]
+    assert "before it was ready" in refused.err.splitlines()[-1]
 
 
 async def test_a_server_without_redis_has_no_workers_to_show(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text fits the columns of a terminal, whatever it is made of, in time that is linear in its length."""
+"""Any text is wrapped to the columns of a terminal in linear time."""
 
 import time
 
@@ -23,7 +23,7 @@ awkward = st.text(st.sampled_from("ab 日\u0301\u200d👩\x1b\x9b\t\n\u202e") | 
 
 
 def seconds_for(work: object) -> float:
-    """CPU time, which other processes do not change."""
+    """CPU time, which is independent of other processes."""
     begun = time.process_time()
     work()  # type: ignore[operator]
     return time.process_time() - begun

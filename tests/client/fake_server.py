@@ -10,7 +10,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from imqtt.broker.link import Link, LinkSettings, Message, connect
+from imqtt.broker.link import Link, LinkSettings, Packet, connect
 from imqtt.core.conversations import members_of
 from imqtt.model import (
     SNOWFLAKE_TIME_SHIFT,
@@ -136,7 +136,7 @@ class FakeServer:
 
     async def raw(self, device: str, payload: bytes) -> None:
         assert self._link is not None
-        await self._link.publish([Message(down(Device(*device.split("@"))), payload)])
+        await self._link.publish([Packet(down(Device(*device.split("@"))), payload)])
 
     def live(self, event: Event) -> Event:
         """The event as it is sent live: with the id of the previous one."""

@@ -60,7 +60,10 @@ def reference() -> str:
                 parts += _class(classes[name], source)
     parts.append("### Errors\n")
     parts.append(f"All are in `imqtt.errors` and derive from `ImqttError`. {_paragraph(errors.ImqttError)}\n")
-    parts += [f"- `{name}`: {_paragraph(getattr(errors, name))}" for name in ERRORS]
+    parts += [
+        f"- `{it.__name__}` (`{it.code}`): {_paragraph(it)}"
+        for it in (getattr(errors, name) for name in ERRORS)
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -139,8 +142,7 @@ def _markdown(doc: str) -> str:
 
 def _paragraph(of: type) -> str:
     words = " ".join((of.__doc__ or "").split())
-    words = words.removeprefix("The root. ")
-    return words or f"the server's answer `{of.code}`."  # type: ignore[attr-defined]
+    return words.removeprefix("The root. ")
 
 
 def public() -> set[str]:

@@ -1,4 +1,4 @@
-"""What the broker's configuration lets a device do, and what not."""
+"""What the broker's configuration allows a device to do."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ def device(broker: Mosquitto, username: str, password: str, identifier: str = "a
 
 @pytest.fixture
 async def server(broker: Mosquitto) -> AsyncIterator[aiomqtt.Client]:
-    """The server's account on the internal listener, subscribed to what every device sends."""
+    """The server's account on the internal listener, subscribed to the commands of all devices."""
     client = aiomqtt.Client(
         INTERNAL_HOST, broker.internal_port, username=SERVER_ACCOUNT, password=broker.server_password,
         identifier="imqtt-server-0", protocol=aiomqtt.ProtocolVersion.V5, timeout=WITHIN,
@@ -32,7 +32,7 @@ async def server(broker: Mosquitto) -> AsyncIterator[aiomqtt.Client]:
 
 
 async def heard(client: aiomqtt.Client, end: str) -> list[str]:
-    """The topics of what a client receives, up to the topic `end`."""
+    """The topics that a client receives, up to the topic `end`."""
     topics: list[str] = []
     async with asyncio.timeout(WITHIN):
         async for message in client.messages:

@@ -1,4 +1,4 @@
-"""A broker on a directory of its own: it starts, or says why not in words that help."""
+"""A broker with its own directory: it starts, or gives a helpful reason."""
 
 import asyncio
 import os
@@ -72,7 +72,7 @@ async def test_a_directory_of_imqtt_0_1_is_migrated_once_and_says_so(
 
 
 def directory_of_0_1(directory: Path, *devices: str) -> str:
-    """What imqtt 0.1 left in a data directory that had these devices. Returns their password."""
+    """A data directory of imqtt 0.1 with these devices. Returns their password."""
     passwords = Passwords(directory / "passwords", directory / "mosquitto.pid")
     passwords.add_all(devices, "secret")
     passwords.path.write_text(passwords.path.read_text().replace("@", "/"))
@@ -90,7 +90,7 @@ async def test_a_broker_of_imqtt_0_1_that_was_left_behind_is_ended(tmp_path: Pat
     )
     await eventually(lambda: broker_pid(tmp_path / "mosquitto.pid"), what="its pid file")
     async with Mosquitto(tmp_path) as broker:
-        assert await left.wait() in (0, -signal.SIGTERM)  # it may have had no handler yet
+        assert await left.wait() in (0, -signal.SIGTERM)  # perhaps before it installed its handler
         assert broker.pid != left.pid
 
 
@@ -137,7 +137,7 @@ async def test_nobody_but_its_user_reads_its_secrets(broker: Mosquitto) -> None:
 async def test_root_starts_it_as_another_user_who_reads_only_what_it_needs(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    tmp_path.chmod(0o700)  # above the data directory nothing lets that user in
+    tmp_path.chmod(0o700)  # that user cannot enter the parent of the data directory
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mosquitto.db").write_bytes(b"")  # of root's
     async with Mosquitto(tmp_path / "data") as broker:
@@ -154,7 +154,7 @@ async def test_root_starts_it_as_another_user_who_reads_only_what_it_needs(tmp_p
         assert broker.files.home.stat().st_mode & 0o022 == 0
         os.kill(broker.pid, signal.SIGUSR1)
         await eventually(broker.files.state.exists, what="its state on disk")
-        password = broker.passwords.add("alice@phone")  # it reads the file again
+        password = broker.passwords.add("alice@phone")  # makes it reload the file
         assert log_in(broker.host, broker.port, "alice@phone", password)
     async with Mosquitto(tmp_path / "data"):
         pass
@@ -182,7 +182,7 @@ async def test_a_root_without_capabilities_runs_it_and_says_so(
     async with Mosquitto(tmp_path) as broker:
         assert Path(f"/proc/{broker.pid}").stat().st_uid == 0
         assert broker.files.passwords.stat().st_uid == 0
-    assert "Mosquitto runs as root: this root may not" in caplog.text
+    assert "Mosquitto runs as root: root lacks the capabilities" in caplog.text
 
 
 async def test_secrets_in_the_environment_are_kept_from_it(
@@ -216,9 +216,13 @@ async def test_a_link_in_the_brokers_own_directory_gives_away_nothing(tmp_path: 
         secret.write_text("root's")
     broker.files.state.with_name("one").symlink_to(secrets[0])
     broker.files.state.with_name("two").hardlink_to(secrets[1])
-    before = [(it.st_uid, it.st_gid, it.st_mode) for it in (secret.stat() for secret in secrets)]
+
+    def access() -> list[tuple[int, int, int]]:
+        return [(found.st_uid, found.st_gid, found.st_mode) for found in map(Path.stat, secrets)]
+
+    before = access()
     async with broker:
-        assert [(it.st_uid, it.st_gid, it.st_mode) for it in (secret.stat() for secret in secrets)] == before
+        assert access() == before
 
 
 async def test_whoever_displaces_it_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -303,7 +307,7 @@ async def test_a_broker_left_behind_by_a_killed_process_is_ended_first(tmp_path:
     left = Mosquitto(tmp_path)
     await left.start()
     pid = left.pid
-    left._let_go()  # as the kernel does when a process dies
+    left._lock.release()  # as the kernel does when a process dies
     async with Mosquitto(tmp_path) as broker:
         assert broker.pid != pid
         assert await left.wait() == 0
@@ -349,7 +353,7 @@ async def test_ending_a_session_drops_what_it_held_and_its_connection(broker: Mo
 
 
 def persistent(broker: Mosquitto, username: str, password: str, *, present: bool) -> socket.socket:
-    """A connection with a persistent session, which the broker says is `present` or not (MQTT 3.1.1)."""
+    """A connection with a persistent session that is `present` at the broker or not (MQTT 3.1.1)."""
     connection = socket.create_connection((broker.host, broker.port), 5)
     texts = b"".join(len(text).to_bytes(2, "big") + text.encode() for text in ("any", username, password))
     body = b"\0\4MQTT\4\xc0\0\x3c" + texts

@@ -1,4 +1,4 @@
-"""Devices do not take the files that the broker needs for the server, and whoever runs out says so."""
+"""Devices cannot use up the broker's files, and a process without free files reports it."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ def test_a_soft_limit_is_raised_as_far_as_allowed() -> None:
 
 
 class Phones:
-    """Connections that are held, and made again at once when they are cut."""
+    """Connections that are held, and made again when they are cut."""
 
     def __init__(self, host: str, port: int, number: int) -> None:
         self._address = (host, port)
@@ -100,7 +100,9 @@ async def test_phones_that_have_taken_what_they_get_leave_room_for_a_server(
         phones = Phones(broker.host, broker.port, 200)
         task = asyncio.create_task(phones.run())
         try:
-            await eventually(lambda: any(it in broker.log.read_text() for it in ("denied", "exceeded")))
+            await eventually(
+                lambda: any(reason in broker.log.read_text() for reason in ("denied", "exceeded"))
+            )
             async with asyncio.timeout(WITHIN), serving(config_for(broker, tmp_path)) as server:
                 assert len(server.health().partitions) == 16
         finally:
@@ -116,7 +118,7 @@ async def test_after_a_kill_among_phones_that_want_every_file_the_server_is_back
         phones = Phones(up.ready["host"], up.ready["port"], 200)
         task = asyncio.create_task(phones.run())
         try:
-            await eventually(lambda: "Mosquitto takes no more devices" in up.log)
+            await eventually(lambda: "Mosquitto accepts no more devices" in up.log)
             assert "160" in up.log
             os.kill(up.ready["broker_pid"], signal.SIGKILL)
             await eventually(lambda: "Mosquitto runs again" in up.log)
@@ -134,7 +136,7 @@ async def test_after_a_kill_among_phones_that_want_every_file_the_server_is_back
 async def test_the_broker_knows_the_servers_sessions_after_a_crash_in_its_first_minute(
     tmp_path: Path,
 ) -> None:
-    """Otherwise what devices say before the server is back would reach nobody."""
+    """Otherwise commands would be lost that devices send before the server is back."""
     up = Up(tmp_path / "data")
     await up.start()
     await eventually((tmp_path / "data" / "broker" / "state" / "mosquitto.db").exists)
@@ -169,13 +171,13 @@ async def test_a_server_that_runs_out_of_files_says_so_and_goes_on_when_there_ar
             assert server.health().status == "degraded"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            for it in taken:
-                it.close()
+            for file in taken:
+                file.close()
         await eventually(lambda: server.health().status == "ok")
         await eventually(lambda: "there are file descriptors again" in caplog.text)
 
 
-# --- what Mosquitto's log says
+# --- Mosquitto's log
 
 
 @pytest.fixture
@@ -198,7 +200,7 @@ def add(log: Path, text: str) -> None:
             "Mosquitto has no file descriptors left",
         ),
         ("Client connection from 1.2.3.4 denied access by tcpd.", "Mosquitto has no file descriptors left"),
-        ("Client connection from ::1 denied: max_connections exceeded.", "Mosquitto takes no more devices"),
+        ("Client connection from ::1 denied: max_connections exceeded.", "Mosquitto accepts no more devices"),
         ("Warning: File passwords has world readable permissions.", "File passwords has world readable"),
         ("Error saving in-memory database, unable to open /x for writing.", "unable to open /x for writing"),
     ],

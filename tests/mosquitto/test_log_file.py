@@ -1,4 +1,4 @@
-"""The broker's log does not outgrow its bound."""
+"""The size of the broker's log is bounded."""
 
 import stat
 from pathlib import Path
@@ -19,7 +19,7 @@ def log(tmp_path: Path) -> LogFile:
 
 
 def logged(path: Path) -> bytes:
-    """What is in a log that another thread writes; nothing while that is about to begin a new one."""
+    """The text of a log that another thread writes; empty while that rotates it."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

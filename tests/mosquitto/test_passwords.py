@@ -1,4 +1,4 @@
-"""Accounts: what is written is what Mosquitto reads, and what changes holds at once."""
+"""Accounts: Mosquitto reads the written file, and changes take effect at once."""
 
 import asyncio
 import multiprocessing
@@ -176,6 +176,6 @@ def test_a_damaged_line_is_nobodys_password_and_can_be_replaced(tmp_path: Path, 
 def test_a_file_of_another_kind_is_named_and_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "passwords"
     file.write_bytes(b"\xff\xfe:\n")
-    with pytest.raises(SetupError, match=f"{file} is no password file"):
+    with pytest.raises(SetupError, match=f"{file} is not a password file"):
         Passwords(file, tmp_path / "pid").add("alice@phone")
     assert file.read_bytes() == b"\xff\xfe:\n"

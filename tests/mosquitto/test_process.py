@@ -1,4 +1,4 @@
-"""A program that runs as long as this process, and whose output is read as it comes."""
+"""A child process that ends with this process, and whose output is read continuously."""
 
 import asyncio
 import os

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.broker.link import Message, Received
+from imqtt.broker.link import Packet, Received
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.errors import StoreFull, StoreUnreachable
 from imqtt.model import Device, Hello
@@ -37,10 +37,10 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 class Answers:
     def __init__(self, place: Place) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[Packet] = []
         self.control = Control(place.devices, place.presences, self._publish, place.counters, partitions=4)
 
-    def _publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+    def _publish(self, messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
         self.messages += messages
         return published(messages)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.broker.link import Message
+from imqtt.broker.link import Packet
 from imqtt.errors import StoreUnreachable
 from imqtt.model import AnyFrame, Device, Head, Hello, Id, Presence, Registration, Status
 from imqtt.mosquitto.broker import Mosquitto
@@ -96,7 +96,7 @@ class Room:
         assert [(it.user, it.state) for it in self.told] == list(told)
         self.told.clear()
 
-    def _publish(self, messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+    def _publish(self, messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
         for message in messages:
             if message.topic == down(BOB):
                 self.told += [it for it in decode_frames(message.payload) if isinstance(it, Presence)]
@@ -473,7 +473,7 @@ async def test_two_users_who_begin_to_talk_are_told_nothing_old_after_something_
     first: list[asyncio.Future[list[int]]] = []  # the broker does not confirm the first publish for a while
     publish = room._publish
 
-    def held(messages: Sequence[Message]) -> asyncio.Future[list[int]]:
+    def held(messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
         done = publish(messages)
         if first:
             return done

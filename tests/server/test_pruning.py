@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.broker.link import Message
+from imqtt.broker.link import Packet
 from imqtt.errors import StoreFull
 from imqtt.model import Device, Hello, Registration, Status
 from imqtt.protocol import Format
@@ -27,7 +27,7 @@ from tests.services import eventually
 NOW = 1_790_000_000_000
 
 
-def published(_: Sequence[Message]) -> asyncio.Future[list[int]]:
+def published(_: Sequence[Packet]) -> asyncio.Future[list[int]]:
     done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
     done.set_result([])
     return done

@@ -16,10 +16,10 @@ from typing import Any
 from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
-from imqtt.broker.link import Link, LinkSettings, Message, Will, connect
+from imqtt.broker.link import Link, LinkSettings, Packet, Will, connect
 from tests.verification.chaos.console import Console, Started, run_device, until_one_ends
 from tests.verification.chaos.journal import Journal
-from tests.verification.chaos.journal import Message as Sent
+from tests.verification.chaos.journal import Packet as Sent
 from tests.verification.checker.history import Row, now
 
 TICK = 0.1
@@ -133,7 +133,7 @@ class PlainDevice:
         """The future of its PUBACK's reason code; None without a connection."""
         if self._link is None or self._link.closed is not None:
             return None
-        return self._link.publish([Message(self._topic(place), _text(command))])
+        return self._link.publish([Packet(self._topic(place), _text(command))])
 
     # --- sending
 

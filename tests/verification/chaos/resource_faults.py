@@ -6,7 +6,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import ClassVar
 
-from imqtt.broker.link import Message
+from imqtt.broker.link import Packet
 from imqtt.model import Device, Rejected, Sync
 from imqtt.protocol import Format, encode_command
 from imqtt.protocol.topics import up
@@ -183,7 +183,7 @@ class FullReads(Fault):
         self._device = RawDevice(self.stack.broker, "reader@greedy", Format.PROTOBUF)
         device = self._device
         await device.connect()
-        question = Message(up(Device("reader", "greedy"), 0), encode_command(Sync(heads=True), device.format))
+        question = Packet(up(Device("reader", "greedy"), 0), encode_command(Sync(heads=True), device.format))
 
         def refused() -> int:
             return sum(isinstance(frame, Rejected) and frame.code == "busy" for frame in device.frames)

@@ -117,8 +117,8 @@ class Broker(Mosquitto):
     def _prepare(self) -> None:
         super()._prepare()
         if self.options:
-            text = configure(self._config_file.read_text(), options=self.options, listeners={})
-            self._config_file.write_text(text)
+            text = configure(self.files.configuration.read_text(), options=self.options, listeners={})
+            self.files.configuration.write_text(text)
 
 
 class Worker:

@@ -1,6 +1,6 @@
 """Properties of the link's parser for any stream from a broker, split in any way.
 
-An input is three bytes, which set up the session and the splitting, and the stream.
+An input is three bytes, which set up the connection and the splitting, and the stream.
 """
 
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 import mqtt5
 
 from imqtt.broker import packets
-from imqtt.broker.packets import Bad, Cutter
+from imqtt.broker.connection import Connected, Connection, Ended, Event, State
+from imqtt.broker.packets import Cutter, ProtocolError
 from imqtt.broker.publications import Publication
-from imqtt.broker.session import Connected, Ended, Event, Session, State
-from imqtt.broker.values import LinkSettings, Message, Received
+from imqtt.broker.values import LinkSettings, Packet, Received
 
 HEAD: Final = 3  # bytes before the stream
 OPENED, BOUNDED, AT_ONCE, BACKWARDS = 1, 2, 4, 8  # bits of the first byte
@@ -81,50 +81,50 @@ def link(data: bytes) -> None:
 
 
 def _events_of(scenario: Scenario, pieces: list[bytes]) -> list[object]:
-    """The events of a session that receives these pieces, in a form independent of the splitting."""
-    session = Session(scenario.settings, 0.0)
-    session.subscribe(["t/#"])
-    publications = [session.publish([Message("u", b"")] * 2) for _ in range(scenario.published)]
-    session.send(0.0, ROOM)
+    """The events of a connection that receives these pieces, in a form independent of the splitting."""
+    connection = Connection(scenario.settings, 0.0)
+    connection.subscribe(["t/#"])
+    publications = [connection.publish([Packet("u", b"")] * 2) for _ in range(scenario.published)]
+    connection.send(0.0, ROOM)
     if scenario.opened:
-        assert session.receive(CONNACK, 0.0) == [Connected(False, "one", None)]
-        session.send(0.0, ROOM)
+        assert connection.receive(CONNACK, 0.0) == [Connected(False, "one", None)]
+        connection.send(0.0, ROOM)
     events: list[Event] = []
     received: list[Received] = []
     for piece in pieces:
-        ended = session.state is State.ENDED
-        news = session.receive(piece, 1.0)
+        ended = connection.state is State.ENDED
+        news = connection.receive(piece, 1.0)
         assert not (ended and news), "no event may follow the end"
         events += news
         fresh = [event for event in news if isinstance(event, Received) and event.qos]
         received += fresh
         if scenario.at_once:
             for message in reversed(fresh) if scenario.backwards else fresh:
-                session.ack(message)
-        _check_memory(session, scenario)
-    _check_end(session, events)
+                connection.ack(message)
+        _check_memory(connection, scenario)
+    _check_end(connection, events)
     _check_answers(publications, events)
     for message in reversed(received) if scenario.backwards else received:
-        session.ack(message)
-    _check_acks(session, received)
+        connection.ack(message)
+    _check_acks(connection, received)
     return [_outcome(event) for event in events]
 
 
-def _check_memory(session: Session, scenario: Scenario) -> None:
+def _check_memory(connection: Connection, scenario: Scenario) -> None:
     """It buffers less than the packet that it waits for, and that is bounded."""
-    cutter = session._cutter
-    if session.state is not State.ENDED:
+    cutter = connection._cutter
+    if connection.state is not State.ENDED:
         assert sum(map(len, cutter._kept)) < max(cutter._needed, LONGEST_HEAD)
         assert cutter._needed <= (scenario.max_packet or packets.LARGEST)
 
 
-def _check_end(session: Session, events: list[Event]) -> None:
+def _check_end(connection: Connection, events: list[Event]) -> None:
     ends = [event for event in events if isinstance(event, Ended)]
-    assert ends == (events[-1:] if session.state is State.ENDED else [])
+    assert ends == (events[-1:] if connection.state is State.ENDED else [])
     if ends:
         str(ends[0].error).encode("utf-8")
-        assert session.tick(1e9) == []
-        assert session.deadline is None
+        assert connection.tick(1e9) == []
+        assert connection.deadline is None
 
 
 def _check_answers(publications: list[Publication], events: list[Event]) -> None:
@@ -136,20 +136,20 @@ def _check_answers(publications: list[Publication], events: list[Event]) -> None
     assert all(0 <= publication.unanswered <= 2 for publication in publications)
 
 
-def _check_acks(session: Session, received: list[Received]) -> None:
+def _check_acks(connection: Connection, received: list[Received]) -> None:
     """When everything is acked, PUBACKs leave in the order of receipt, unless the connection has ended."""
     receipts = [message.receipt for message in received]
     assert receipts == sorted(set(receipts))
-    ended = session.state is State.ENDED
-    written, _ = session.send(2.0, ROOM)
+    ended = connection.state is State.ENDED
+    written, _ = connection.send(2.0, ROOM)
     said = list(_read_all(written))
     acks = [packet.packet_id for packet in said if isinstance(packet, mqtt5.PubAckPacket)]
     expected = [message.packet_id for message in received]
     assert acks == (expected[: len(acks)] if ended else expected)
     if not ended:
-        assert session.load(0) == 0
-    again, events = session.send(3.0, ROOM)
-    assert ended <= (not again and not events and not session.owing and not session.pending)
+        assert connection.load(0) == 0
+    again, events = connection.send(3.0, ROOM)
+    assert ended <= (not again and not events and not connection.owing and not connection.pending)
 
 
 def _read_all(written: bytes) -> Iterator[mqtt5.Packet]:
@@ -161,7 +161,7 @@ def _read_all(written: bytes) -> Iterator[mqtt5.Packet]:
 
 
 def _outcome(event: Event) -> object:
-    """The comparable part of an event: each session numbers receipts from another start."""
+    """The comparable part of an event: each connection numbers receipts from another start."""
     if isinstance(event, Received):
         return event._replace(receipt=0 if event.qos else -1)
     if isinstance(event, Publication):
@@ -177,7 +177,7 @@ def _check_copying(scenario: Scenario, pieces: list[bytes]) -> None:
     copied = 0
     for piece in pieces:
         copied += len(cutter.cut(piece)[0])
-        if cutter.bad is not None:
+        if cutter.error is not None:
             break
     assert copied <= 3 * len(scenario.stream) + 5 * len(pieces)
 
@@ -235,7 +235,7 @@ def _read(raw: bytes) -> object:
             return packets.read_suback(data, cut)
         if cut[0] & 0xF0 == packets.DISCONNECT:
             return packets.read_disconnect(data, cut)
-    except (Bad, IndexError, UnicodeDecodeError):
+    except (ProtocolError, IndexError, UnicodeDecodeError):
         pass
     return None
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from imqtt import fields
+from imqtt.broker.connection import Connection
 from imqtt.broker.packets import Cutter
 from imqtt.broker.receipts import Receipts
-from imqtt.broker.session import Session
 from imqtt.model import Event, Head, Id, JsonText, Limits, Marks, Value
 from tests.verification.fuzz.corpus import corpus_files
 from tests.verification.fuzz.seeds import seeds
@@ -100,11 +100,11 @@ def acks_out_of_order(patch: pytest.MonkeyPatch) -> None:
 
 
 def errors_reported_after_the_end(patch: pytest.MonkeyPatch) -> None:
-    def bad(self: Any, error: Any, events: list[Any]) -> None:
-        session = import_module("imqtt.broker.session")
-        events.append(self._end(session.Closed(error.reason, error.code), error.code))
+    def violated(self: Any, error: Any, events: list[Any]) -> None:
+        connection = import_module("imqtt.broker.connection")
+        events.append(self._end(connection.Closed(error.reason, error.code), error.code))
 
-    patch.setattr(Session, "_bad", bad)
+    patch.setattr(Connection, "_violated", violated)
 
 
 def payloads_to_the_end_of_the_buffer(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import mqtt5
 import pytest
 
 import imqtt
-from imqtt.broker.session import Session
+from imqtt.broker.connection import Connection
 from imqtt.broker.values import LinkSettings, Received
 from imqtt.errors import ImqttError
 from imqtt.model import Content, Cursor, Event, Id, Page, Send, Slice, Sync
@@ -86,14 +86,17 @@ def page(size: int, format: Format) -> Callable[[], object]:
 
 def hearing(pieces: list[bytes], *, ack: bool = False) -> Callable[[], object]:
     def hear() -> None:
-        session = Session(LinkSettings("host", 1883, "one", receive_max=65_535), 0.0)
-        session.receive(CONNACK, 0.0)
+        connection = Connection(LinkSettings("host", 1883, "one", receive_max=65_535), 0.0)
+        connection.receive(CONNACK, 0.0)
         received = [
-            event for piece in pieces for event in session.receive(piece, 0.0) if isinstance(event, Received)
+            event
+            for piece in pieces
+            for event in connection.receive(piece, 0.0)
+            if isinstance(event, Received)
         ]
         for message in reversed(received) if ack else ():
-            session.ack(message)
-        session.send(0.0, 1 << 20)
+            connection.ack(message)
+        connection.send(0.0, 1 << 20)
 
     return hear
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, SESSION_TAKEN_OVER, SUCCESS
-from imqtt.broker.values import LinkSettings, Message, Will
+from imqtt.broker.values import LinkSettings, Will
+from imqtt.broker.values import Packet as Message
 from tests.verification.simulation.loop import Loop, Process, current
 from tests.verification.simulation.network import Batch, Connection, Packet
 from tests.verification.simulation.release import DEBIAN, Release

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imqtt.broker.errors import SUCCESS, LinkError
-from imqtt.broker.link import LinkSettings, Message
+from imqtt.broker.link import LinkSettings, Packet
 from imqtt.client import Client, Timing
 from imqtt.client.feed import Queue
 from imqtt.client.transport import Transport
@@ -413,7 +413,7 @@ class PlainDevice:
             return False
         # Sometimes to partition 0, like a device that cannot compute its conversation's.
         number = partition_of(place, self._partitions) if self._loop.random.random() < 0.8 else 0
-        message = Message(up(self._device, number), encode_command(command, Format.JSON))
+        message = Packet(up(self._device, number), encode_command(command, Format.JSON))
         self.publishing += 1
         with contextlib.suppress(LinkError, OSError):
             (code,) = await link.publish([message])

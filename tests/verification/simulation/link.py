@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from imqtt.broker.connection import Connected, Ended, Event, State, Subscribed
 from imqtt.broker.errors import KEEP_ALIVE_TIMEOUT, PACKET_TOO_LARGE, SUCCESS, Closed, ConnackRefused
 from imqtt.broker.keepalive import DEAD_AFTER
 from imqtt.broker.link import Link
 from imqtt.broker.publications import Publication
 from imqtt.broker.receipts import Receipts
-from imqtt.broker.session import Connected, Ended, Event, State, Subscribed
-from imqtt.broker.values import LinkSettings, Message, Received
+from imqtt.broker.values import LinkSettings, Received
+from imqtt.broker.values import Packet as Message
 from tests.verification.simulation.broker import (
     ACK,
     CONNACK,
@@ -68,7 +69,7 @@ class SimLink(Link):
         super().__init__(settings, broker.loop)
         self._broker = broker
         self._wire = _Transport(broker, self)
-        self._session: Any = _Session(settings, broker, self._wire)
+        self._connection: Any = _Connection(settings, broker, self._wire)
 
     async def open(self) -> None:
         try:
@@ -144,7 +145,7 @@ class _Transport(asyncio.Transport):
         return default
 
 
-class _Session:
+class _Connection:
     """`imqtt.broker.session.Session` without an encoding: it sends and receives packets as objects."""
 
     def __init__(self, settings: LinkSettings, broker: Broker, wire: _Transport) -> None:
@@ -281,7 +282,7 @@ class _Session:
         return out, events
 
     def _send(self, publication: Publication, out: list[Packet]) -> None:
-        for place, message in enumerate(publication.messages):
+        for place, message in enumerate(publication.packets):
             if len(message.payload) > MAX_PACKET:
                 publication.codes[place] = PACKET_TOO_LARGE
                 publication.unanswered -= 1

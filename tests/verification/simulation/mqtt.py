@@ -4,7 +4,8 @@ import asyncio
 from typing import Any, Self
 
 from imqtt.broker.errors import SUCCESS, describe
-from imqtt.broker.values import LinkSettings, Message, Will
+from imqtt.broker.values import LinkSettings, Will
+from imqtt.broker.values import Packet as Message
 from imqtt.client.mqtt import MAX_WAITING, REFUSALS, TAKEN_OVER
 from imqtt.client.settings import Address
 from imqtt.client.transport import Login, LoginRefused, Lost, Untaken

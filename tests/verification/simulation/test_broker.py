@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pytest
 
 from imqtt.broker.errors import Closed, ConnackRefused
-from imqtt.broker.link import Link, LinkSettings, Message, Received, Will, connect
+from imqtt.broker.link import Link, LinkSettings, Packet, Received, Will, connect
 from imqtt.client.mqtt import Mqtt
 from imqtt.client.settings import Address
 from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
@@ -134,10 +134,10 @@ class _Bounded(Mosquitto):
 
     def _prepare(self) -> None:
         super()._prepare()
-        text = self._config_file.read_text()
+        text = self.files.configuration.read_text()
         short = text.replace("max_queued_messages 100000", f"max_queued_messages {MAX_QUEUED}")
         assert short != text
-        self._config_file.write_text(short)
+        self.files.configuration.write_text(short)
 
 
 class SimSide:
@@ -227,8 +227,8 @@ def on_simulated(
 # --- helpers
 
 
-def numbered(*numbers: int, qos: int = 1, topic: str = TOPIC) -> list[Message]:
-    return [Message(topic, str(number).encode(), qos) for number in numbers]
+def numbered(*numbers: int, qos: int = 1, topic: str = TOPIC) -> list[Packet]:
+    return [Packet(topic, str(number).encode(), qos) for number in numbers]
 
 
 async def take(link: Link, count: int) -> list[Received]:
@@ -251,7 +251,7 @@ def ack(link: Link, received: list[Received]) -> None:
 
 async def nothing_more(link: Link, publisher: Link, topic: str = TOPIC) -> None:
     """The broker holds nothing for this link: the next message is one that is published now."""
-    assert await publisher.publish([Message(topic, b"-1")]) == [0]
+    assert await publisher.publish([Packet(topic, b"-1")]) == [0]
     assert numbers(await take(link, 1)) == [-1]
 
 
@@ -262,7 +262,7 @@ async def nothing_more(link: Link, publisher: Link, topic: str = TOPIC) -> None:
 async def test_messages_arrive_with_their_payload_and_properties(side: Side) -> None:
     link = await side.connect("one")
     await link.subscribe("imqtt/+/up/0")
-    message = Message(TOPIC, b"\x00payload", 1, (("a", "b"), ("a", "c")))
+    message = Packet(TOPIC, b"\x00payload", 1, (("a", "b"), ("a", "c")))
 
     assert await link.publish([message]) == [0]
 
@@ -324,7 +324,7 @@ async def test_topic_filters_match_as_mqtt_specifies(side: Side) -> None:
         "imqtt/a//up/0": 0x00, "imqtt/x": 0x00, "imqtt/x/y/z": 0x00, "imqtt/xy": 0x10,
         "imqtt/$a/$b/up/0": 0x00, "imqtt": 0x10,
     }  # fmt: skip
-    codes = await publisher.publish([Message(topic, b"") for topic in topics if topic != "imqtt"])
+    codes = await publisher.publish([Packet(topic, b"") for topic in topics if topic != "imqtt"])
 
     assert codes == [code for topic, code in topics.items() if topic != "imqtt"]
 
@@ -902,7 +902,7 @@ async def test_a_device_publishes_and_receives(side: Side) -> None:
     await device.publish(TOPIC, b"1")
     await device.publish(TOPIC, b"2")
     assert numbers(await take(server, 2)) == [1, 2]
-    down = [Message("imqtt/alice@phone/down", str(number).encode()) for number in range(5)]
+    down = [Packet("imqtt/alice@phone/down", str(number).encode()) for number in range(5)]
     assert await server.publish(down) == [0] * 5
 
     received: list[bytes] = []
@@ -935,7 +935,7 @@ async def test_a_device_processes_received_messages_before_the_loss_of_its_broke
     server = await side.connect("server")
     device = await side.device("alice@phone")
     await device.subscribe("imqtt/alice@phone/down")
-    await server.publish([Message("imqtt/alice@phone/down", b"1"), Message("imqtt/alice@phone/down", b"2")])
+    await server.publish([Packet("imqtt/alice@phone/down", b"1"), Packet("imqtt/alice@phone/down", b"2")])
     with pytest.raises(Untaken, match="0x10"):
         await device.publish(TOPIC, b"")  # its PUBACK follows them
     assert await device.receive(1) == [b"1"]
@@ -1113,7 +1113,7 @@ async def test_a_link_that_resumes_reading_after_a_pause_has_missed_no_packets(s
     publisher = await side.connect("publisher")
     link = await side.connect("one", receive_bytes=100)
     await link.subscribe(TOPIC)
-    await publisher.publish([Message(TOPIC, b"%050d" % number) for number in range(20)])
+    await publisher.publish([Packet(TOPIC, b"%050d" % number) for number in range(20)])
     await eventually(lambda: not link.reading)
     await asyncio.sleep(100)  # a link that does not read does not check the broker
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imqtt.broker.link import LinkSettings, Message
+from imqtt.broker.link import LinkSettings, Packet
 from imqtt.client import Format, Restarted
 from imqtt.core.partitions import partition_of
 from imqtt.core.reorder import NOTHING
@@ -58,7 +58,7 @@ def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> No
         await device.subscribe(down(Device("alice", "plain")))
         await rival.close()  # and its session ends
         send = Send(CONVERSATION, "m1", Content(text="hello"))
-        await device.publish([Message(up(Device("alice", "plain"), 0), encode_command(send, Format.JSON))])
+        await device.publish([Packet(up(Device("alice", "plain"), 0), encode_command(send, Format.JSON))])
         heard.extend(decode_frames((await device.receive(1))[0].payload))
 
     run_world(scenario)

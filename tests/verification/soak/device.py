@@ -11,7 +11,7 @@ from random import Random
 from uuid import uuid4
 
 from imqtt.broker.errors import LinkError
-from imqtt.broker.link import Link, LinkSettings, Message, Will, connect
+from imqtt.broker.link import Link, LinkSettings, Packet, Will, connect
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.model import (
     Accepted,
@@ -177,7 +177,7 @@ class SoakDevice:
     def _say(self, command: AnyCommand) -> None:
         if self._link is not None:
             place = getattr(command, "conversation", home_of(self.device.user))
-            self._link.publish([Message(self._topic(place), encode_command(command, self._format))])
+            self._link.publish([Packet(self._topic(place), encode_command(command, self._format))])
 
     # --- a device that stops reading
 
@@ -213,7 +213,7 @@ class SoakDevice:
             self.open[name] = Open(conversation, payload, at, at + ANSWER_WITHIN)
             self._history.write(Invoke(self.name, at, conversation, name, value))
             self._history.write(Queued(self.name, at, conversation, name))
-            messages.append(Message(self._topic(conversation), payload))
+            messages.append(Packet(self._topic(conversation), payload))
         assert self._link is not None
         self._link.publish(messages)
 
@@ -242,7 +242,7 @@ class SoakDevice:
             message.due = at + self._wait(message.tries)
             message.tries += 1
         self.resent += len(due)
-        self._link.publish([Message(self._topic(message.conversation), message.payload) for message in due])
+        self._link.publish([Packet(self._topic(message.conversation), message.payload) for message in due])
 
     def _wait(self, tries: int) -> float:
         """Seconds to wait for an answer after this many tries."""

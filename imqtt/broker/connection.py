@@ -1,13 +1,13 @@
-"""An MQTT 5 client, without I/O: bytes in, events out, bytes to send.
+"""An MQTT 5 client connection without I/O: bytes in, events and bytes out.
 
-    session = Session(settings, now)              its CONNECT is the first thing to send
-    events = session.receive(data, now)           whatever arrives, in any pieces
-    session.publish(…), .subscribe(…), .ack(…)    never wait, never fail
-    data, events = session.send(now, room)        about `room` bytes; again while `pending` or `owing`
-    events = session.tick(now)                    at `session.deadline`, for the keep alive
+    connection = Connection(settings, now)           its CONNECT is the first packet to send
+    events = connection.receive(data, now)           pieces of any size
+    connection.publish(…), .subscribe(…), .ack(…)    never wait and never fail
+    data, events = connection.send(now, room)        about `room` bytes; again while `pending` or `owing`
+    events = connection.tick(now)                    at `connection.deadline`, for the keep alive
 
-`now` is in seconds, of any clock that does not step back. After an `Ended` the session does nothing more,
-but for what is still to be sent.
+`now` is in seconds, of any clock that does not go backwards. After an `Ended`, the connection only sends what
+is queued.
 """
 
 from collections.abc import Sequence
@@ -26,19 +26,19 @@ from imqtt.broker.errors import (
     ConnackRefused,
 )
 from imqtt.broker.keepalive import Due, KeepAlive
-from imqtt.broker.packets import Bad
+from imqtt.broker.packets import ProtocolError
 from imqtt.broker.publications import Publication, Publications
 from imqtt.broker.receipts import Receipts
-from imqtt.broker.values import LinkSettings, Message, Received
+from imqtt.broker.values import LinkSettings, Packet, Received
 
-_received = tuple.__new__  # what Received(...) does, at half the time
+_received = tuple.__new__  # takes half as long as Received(...)
 _PINGREQ: Final = b"\xc0\x00"
 _PUBACK: Final = b"\x40\x02"
 _DISCONNECT: Final = b"\xe0\x00"
 
 
 class Connected(NamedTuple):
-    """The broker took the CONNECT. `max_packet`: the largest packet that it takes, in bytes, or None."""
+    """The broker accepted. `max_packet`: the largest packet that it accepts, in bytes, or None."""
 
     session_present: bool
     client_id: str
@@ -59,18 +59,18 @@ class Ended(NamedTuple):
 
 
 Event = Connected | Received | Publication | Subscribed | Ended
-"""A `Publication` as an event is one whose messages are all answered."""
+"""A `Publication` becomes an event when all its packets are answered."""
 
 
 class State(Enum):
-    """Of the connection."""
+    """The state of a connection."""
 
     CONNECTING = "connecting"
     OPEN = "open"
     ENDED = "ended"
 
 
-class Session:
+class Connection:
     """One connection, from its CONNECT on."""
 
     def __init__(self, settings: LinkSettings, now: float) -> None:
@@ -87,7 +87,7 @@ class Session:
     # --- in
 
     def receive(self, data: bytes, now: float) -> list[Event]:
-        """What the bytes mean, in their order."""
+        """Handles bytes from the broker."""
         events: list[Event] = []
         if self.state is State.ENDED:
             return events
@@ -106,17 +106,19 @@ class Session:
                         events.append(answered)
                 else:
                     self._read(kind, buffer, cut, events)
-            if self._cutter.bad is not None:
-                raise self._cutter.bad
-        except Bad as bad:
-            self._bad(bad, events)
+            if self._cutter.error is not None:
+                raise self._cutter.error
+        except ProtocolError as error:
+            self._violated(error, events)
         except (IndexError, UnicodeDecodeError):
-            self._bad(Bad("a packet that is shorter than it says, or text that is not UTF-8"), events)
+            self._violated(
+                ProtocolError("a packet shorter than its length, or text that is not UTF-8"), events
+            )
         return events
 
-    def _bad(self, bad: Bad, events: list[Event]) -> None:
-        if not events or not isinstance(events[-1], Ended):  # nothing counts behind a DISCONNECT
-            events.append(self._end(Closed(f"the broker sent {bad.reason}", bad.code), bad.code))
+    def _violated(self, error: ProtocolError, events: list[Event]) -> None:
+        if not events or not isinstance(events[-1], Ended):  # what follows a DISCONNECT is ignored
+            events.append(self._end(Closed(f"the broker sent {error.reason}", error.code), error.code))
 
     def _read(self, kind: int, data: bytes, cut: packets.Cut, events: list[Event]) -> None:
         if kind == packets.SUBACK:
@@ -127,19 +129,19 @@ class Session:
             code, reason = packets.read_disconnect(data, cut)
             events.append(self._end(Closed(reason or "the broker ended the connection", code)))
         elif kind != packets.PINGRESP:
-            raise Bad(f"a packet of type {kind >> 4}, which nothing asked for", PROTOCOL_ERROR)
+            raise ProtocolError(f"an unexpected packet of type {kind >> 4}", PROTOCOL_ERROR)
 
     def _opened(self, data: bytes, cut: packets.Cut, now: float, events: list[Event]) -> None:
         if self.state is State.ENDED:
-            return  # what follows a DISCONNECT is not read
+            return  # what follows a DISCONNECT is ignored
         if cut[0] != packets.CONNACK:
-            raise Bad("something other than CONNACK first", PROTOCOL_ERROR)
+            raise ProtocolError("another packet before CONNACK", PROTOCOL_ERROR)
         answer = packets.read_connack(data, cut)
         if answer.code != SUCCESS:
             events.append(self._end(ConnackRefused(answer.code, answer.reason, answer.server)))
             return
         if answer.max_qos == 0:
-            events.append(self._end(ConnackRefused(QOS_NOT_SUPPORTED, "it knows QoS 0 alone"), SUCCESS))
+            events.append(self._end(ConnackRefused(QOS_NOT_SUPPORTED, "it only supports QoS 0"), SUCCESS))
             return
         self.state = State.OPEN
         self._publications.open(answer.receive_max, answer.max_packet)
@@ -153,12 +155,12 @@ class Session:
         if packet_id is None:
             return Received(topic, payload, None, dup, properties, 0, -1)
         if qos == 2:
-            raise Bad("a message at QoS 2, of a subscription that this link did not make", QOS_NOT_SUPPORTED)
+            raise ProtocolError("a PUBLISH at QoS 2, without such a subscription", QOS_NOT_SUPPORTED)
         receipt = self._receipts.add(packet_id, len(payload))
         return _received(Received, (topic, payload, packet_id, dup, properties, qos, receipt))
 
     def tick(self, now: float) -> list[Event]:
-        """Sends a PINGREQ when it is time, and gives up on a silent peer."""
+        """Queues a PINGREQ when it is due, and ends the connection if the peer is silent."""
         if self.state is not State.OPEN:
             return []
         due = self._keep_alive.due(now, reading=self._reading)
@@ -177,13 +179,13 @@ class Session:
     # --- received and not acked
 
     def ack(self, received: Received) -> None:
-        """Lets its PUBACK leave, as soon as all before it are acked."""
+        """Queues the PUBACK, once all packets before it are acked."""
         if self.state is State.OPEN:
             for packet_id in self._receipts.ack(received.receipt):
                 self._acks.append(_PUBACK + packet_id.to_bytes(2, "big"))
 
     def load(self, unread: int) -> float:
-        """How full the room for received messages is: 1 is the bound. `unread`: messages not yet taken."""
+        """Received packets in relation to their bounds: 1 is full. `unread`: those in the inbox."""
         settings = self._settings
         return max(
             max(len(self._receipts), unread) / settings.receive_max,
@@ -191,17 +193,17 @@ class Session:
         )
 
     def reading(self, reading: bool) -> None:
-        """Whether the socket is being read; a peer that nobody listens to is not given up."""
+        """Says whether the socket is being read. If not, a silent peer is not considered dead."""
         self._reading = reading
 
     # --- out
 
-    def publish(self, messages: Sequence[Message]) -> Publication:
-        """Queues messages; they leave in their order, as far as the broker's Receive Maximum allows."""
-        return self._publications.add(messages)
+    def publish(self, packets: Sequence[Packet]) -> Publication:
+        """Queues packets. They leave in order, within the broker's Receive Maximum."""
+        return self._publications.add(packets)
 
     def subscribe(self, patterns: Sequence[str]) -> int:
-        """Queues a SUBSCRIBE at QoS 1, without retained messages. Returns the packet id of its answer."""
+        """Queues a SUBSCRIBE at QoS 1 without retained messages. Returns its packet id."""
         packet_id = self._publications.take_id()
         filters = [
             mqtt5.TopicFilter(
@@ -215,13 +217,13 @@ class Session:
         return packet_id
 
     def disconnect(self) -> None:
-        """Queues a DISCONNECT, after which the broker drops the will."""
+        """Queues a DISCONNECT, for which the broker drops the will."""
         if self.state is State.OPEN:
             self._end(Closed("the link was closed here", SUCCESS), SUCCESS)
 
     @property
     def pending(self) -> bool:
-        """Whether there is something to send now, PUBACKs aside: they may wait."""
+        """Whether something other than PUBACKs, which may wait, is to be sent."""
         return bool(self._out) or (self.state is State.OPEN and self._publications.waiting)
 
     @property
@@ -230,7 +232,7 @@ class Session:
         return bool(self._acks)
 
     def send(self, now: float, room: int) -> tuple[bytes, list[Event]]:
-        """What to write, PUBACKs included, and what is done once it is written."""
+        """Returns bytes to write, including PUBACKs, and the events of having written them."""
         out, self._out = self._acks + self._out, []
         self._acks = []
         events: list[Event] = []
@@ -241,7 +243,7 @@ class Session:
         return b"".join(out), events
 
     def _end(self, error: ConnackRefused | Closed, disconnect: int | None = None) -> Ended:
-        """Ends the session; with a code, by a DISCONNECT of our own."""
+        """Ends the connection, with a DISCONNECT if a code is given."""
         if disconnect == SUCCESS:
             self._out.append(_DISCONNECT)
         elif disconnect is not None:

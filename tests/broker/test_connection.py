@@ -1,14 +1,14 @@
-"""The session without a socket."""
+"""The connection without a socket."""
 
 import mqtt5
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imqtt.broker.connection import Connected, Connection, Ended, Event, Subscribed
 from imqtt.broker.errors import Closed, ConnackRefused
 from imqtt.broker.publications import Publication
-from imqtt.broker.session import Connected, Ended, Event, Session, Subscribed
-from imqtt.broker.values import LinkSettings, Message, Received
+from imqtt.broker.values import LinkSettings, Packet, Received
 
 ROOM = 1 << 20
 
@@ -17,18 +17,18 @@ def settings(**more: object) -> LinkSettings:
     return LinkSettings("host", 1883, "one", **{"keep_alive": 10} | more)  # type: ignore[arg-type] # by name
 
 
-def opened(**connack: object) -> Session:
-    session = Session(settings(), 0.0)
-    session.send(0.0, ROOM)
-    session.receive(mqtt5.ConnAckPacket(**connack).write(), 0.0)  # type: ignore[arg-type] # by name
-    return session
+def opened(**connack: object) -> Connection:
+    connection = Connection(settings(), 0.0)
+    connection.send(0.0, ROOM)
+    connection.receive(mqtt5.ConnAckPacket(**connack).write(), 0.0)  # type: ignore[arg-type] # by name
+    return connection
 
 
-def sent(session: Session) -> list[mqtt5.Packet]:
-    """Everything that it has to say now."""
+def sent(connection: Connection) -> list[mqtt5.Packet]:
+    """All packets that it sends now."""
     found: list[mqtt5.Packet] = []
-    while session.pending or session.owing:
-        data, _ = session.send(0.0, ROOM)
+    while connection.pending or connection.owing:
+        data, _ = connection.send(0.0, ROOM)
         view = memoryview(data)
         while view:
             packet, size = mqtt5.read(view)
@@ -48,7 +48,7 @@ def publish(number: int, qos: int = 1) -> bytes:
 
 
 def outcome(event: Event) -> object:
-    """What counts of an event. Receipts are numbered from another place in each session."""
+    """An event without its receipt, which differs between connections."""
     if isinstance(event, Received):
         return event._replace(receipt=0 if event.qos else -1)
     if isinstance(event, Publication):
@@ -87,21 +87,21 @@ ENDINGS = [
 
 
 def heard(stream: bytes, cuts: list[int]) -> list[object]:
-    session = Session(settings(), 0.0)
-    session.subscribe(["t/#"])
-    session.publish([Message(f"u/{number}", b"") for number in range(3)])
-    session.send(0.0, ROOM)
+    connection = Connection(settings(), 0.0)
+    connection.subscribe(["t/#"])
+    connection.publish([Packet(f"u/{number}", b"") for number in range(3)])
+    connection.send(0.0, ROOM)
     events: list[Event] = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
-        events += session.receive(stream[start:end], 0.0)
-        session.send(0.0, ROOM)
+        events += connection.receive(stream[start:end], 0.0)
+        connection.send(0.0, ROOM)
     return [outcome(event) for event in events]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @given(data=st.data())
 def test_any_fragmentation_of_the_stream_gives_the_same_events(ending: bytes, data: st.DataObject) -> None:
-    # CONNACK apart: until it is read, nothing is sent that the rest could answer.
+    # CONNACK comes separately: before it is read, there are no publishes to answer.
     connack = len(mqtt5.ConnAckPacket(session_present=True, receive_max=50).write())
     stream = whole_conversation() + ending
     places = data.draw(st.sets(st.integers(connack + 1, len(stream) - 1), max_size=12))
@@ -121,20 +121,20 @@ def test_the_whole_conversation_is_heard() -> None:
 
 @given(st.binary(max_size=200), st.booleans())
 def test_no_bytes_raise(rubbish: bytes, connected: bool) -> None:
-    session = opened() if connected else Session(settings(), 0.0)
+    connection = opened() if connected else Connection(settings(), 0.0)
 
-    session.receive(rubbish, 0.0)
-    session.send(0.0, ROOM)
+    connection.receive(rubbish, 0.0)
+    connection.send(0.0, ROOM)
 
 
 @pytest.mark.parametrize("ending", ENDINGS[3:])
 def test_what_mqtt_does_not_allow_is_answered_with_a_disconnect_that_says_so(ending: bytes) -> None:
-    session = opened()
+    connection = opened()
 
-    events = session.receive(ending, 0.0)
+    events = connection.receive(ending, 0.0)
 
     assert isinstance(events[-1], Ended)
-    goodbye = sent(session)[-1]
+    goodbye = sent(connection)[-1]
     assert isinstance(goodbye, mqtt5.DisconnectPacket)
     assert goodbye.reason_code == events[-1].error.code
 
@@ -143,9 +143,11 @@ def test_what_mqtt_does_not_allow_is_answered_with_a_disconnect_that_says_so(end
 
 
 def test_connect_says_what_the_settings_say() -> None:
-    session = Session(settings(username="user", password="secret", session_expiry=60, receive_max=7), 0.0)
+    connection = Connection(
+        settings(username="user", password="secret", session_expiry=60, receive_max=7), 0.0
+    )
 
-    (connect,) = sent(session)
+    (connect,) = sent(connection)
 
     assert isinstance(connect, mqtt5.ConnectPacket)
     assert (connect.username, connect.password, connect.session_expiry_interval) == ("user", b"secret", 60)
@@ -154,9 +156,9 @@ def test_connect_says_what_the_settings_say() -> None:
 
 @pytest.mark.parametrize(("code", "retryable"), [(0x87, False), (0x86, False), (0x88, True), (0x97, True)])
 def test_a_refusal_carries_its_code_and_whether_to_try_again(code: int, retryable: bool) -> None:
-    session = Session(settings(), 0.0)
+    connection = Connection(settings(), 0.0)
 
-    (ended,) = session.receive(
+    (ended,) = connection.receive(
         mqtt5.ConnAckPacket(reason_code=mqtt5.ConnAckReasonCode(code), reason_str="because").write(), 0.0
     )
 
@@ -166,7 +168,7 @@ def test_a_refusal_carries_its_code_and_whether_to_try_again(code: int, retryabl
 
 
 def test_a_reason_code_that_nobody_knows_is_still_a_refusal() -> None:
-    (ended,) = Session(settings(), 0.0).receive(b"\x20\x03\x00\xfe\x00", 0.0)
+    (ended,) = Connection(settings(), 0.0).receive(b"\x20\x03\x00\xfe\x00", 0.0)
 
     assert isinstance(ended, Ended)
     assert "0xFE" in str(ended.error)
@@ -180,44 +182,44 @@ def test_the_password_does_not_show() -> None:
 
 
 def test_no_more_is_in_flight_than_the_broker_allows_and_the_rest_follows_in_order() -> None:
-    session = opened(receive_max=3)
-    publication = session.publish([Message(f"t/{number}", b"") for number in range(8)])
+    connection = opened(receive_max=3)
+    publication = connection.publish([Packet(f"t/{number}", b"") for number in range(8)])
     topics: list[str] = []
     for _ in range(8):
-        for packet in sent(session):
+        for packet in sent(connection):
             assert isinstance(packet, mqtt5.PublishPacket)
             topics.append(packet.topic)
             last = packet.packet_id or 0
         assert len(topics) <= 3 + 8 - publication.unanswered
-        session.receive(puback(last - min(3, publication.unanswered) + 1), 0.0)
+        connection.receive(puback(last - min(3, publication.unanswered) + 1), 0.0)
 
     assert topics == [f"t/{number}" for number in range(8)]
     assert publication.unanswered == 0
 
 
 def test_a_publication_is_answered_when_its_last_message_is_in_whatever_order() -> None:
-    session = opened()
-    first = session.publish([Message("t", b""), Message("t", b"")])
-    second = session.publish([Message("t", b"")])
-    sent(session)
+    connection = opened()
+    first = connection.publish([Packet("t", b""), Packet("t", b"")])
+    second = connection.publish([Packet("t", b"")])
+    sent(connection)
 
-    assert session.receive(puback(3, 0x10), 0.0) == [second]
-    assert session.receive(puback(2, 0x87), 0.0) == []
-    assert session.receive(puback(1), 0.0) == [first]
+    assert connection.receive(puback(3, 0x10), 0.0) == [second]
+    assert connection.receive(puback(2, 0x87), 0.0) == []
+    assert connection.receive(puback(1), 0.0) == [first]
     assert (first.codes, second.codes) == ([0, 0x87], [0x10])
 
 
 def test_packet_ids_run_round_and_step_over_those_in_use() -> None:
-    session = opened()
-    session.publish([Message("t", b"")])
-    sent(session)  # packet id 1 stays in use
+    connection = opened()
+    connection.publish([Packet("t", b"")])
+    sent(connection)  # packet id 1 stays in use
 
     used: list[int] = []
     for _ in range(140):
-        publication = session.publish([Message("t", b"")] * 500)
-        ids = [packet.packet_id for packet in sent(session) if isinstance(packet, mqtt5.PublishPacket)]
+        publication = connection.publish([Packet("t", b"")] * 500)
+        ids = [packet.packet_id for packet in sent(connection) if isinstance(packet, mqtt5.PublishPacket)]
         for packet_id in ids:
-            session.receive(puback(packet_id or 0), 0.0)
+            connection.receive(puback(packet_id or 0), 0.0)
         used += [packet_id or 0 for packet_id in ids]
         assert publication.unanswered == 0
 
@@ -225,12 +227,12 @@ def test_packet_ids_run_round_and_step_over_those_in_use() -> None:
 
 
 def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_others_leave() -> None:
-    session = opened(max_packet_size=1_000)
-    publication = session.publish([Message("t", bytes(size)) for size in (10, 2_000, 20)])
+    connection = opened(max_packet_size=1_000)
+    publication = connection.publish([Packet("t", bytes(size)) for size in (10, 2_000, 20)])
 
-    assert len(sent(session)) == 2
-    session.receive(puback(1), 0.0)
-    session.receive(puback(3), 0.0)
+    assert len(sent(connection)) == 2
+    connection.receive(puback(1), 0.0)
+    connection.receive(puback(3), 0.0)
 
     assert publication.unanswered == 0
     assert publication.codes == [0, 0x95, 0]
@@ -239,130 +241,130 @@ def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_others_l
 @pytest.mark.parametrize("topic", ["", "a/+", "#", "a\0b", "a\ud800", "x" * 70_000, "a\x07", "a\uffff"])
 @pytest.mark.parametrize("qos", [0, 1])
 def test_a_topic_that_mqtt_does_not_allow_gets_a_code_and_the_others_leave(topic: str, qos: int) -> None:
-    session = opened()
-    publication = session.publish([Message(topic, b"", qos), Message("naïve 👍", b"", 0)])
+    connection = opened()
+    publication = connection.publish([Packet(topic, b"", qos), Packet("naïve 👍", b"", 0)])
 
-    assert len(sent(session)) == 1
+    assert len(sent(connection)) == 1
     assert publication.codes == [0x90, 0]
     assert publication.unanswered == 0
 
 
 def test_a_user_property_that_mqtt_does_not_allow_gets_a_code() -> None:
-    session = opened()
-    publication = session.publish([Message("t", b"", 1, (("a", "b\0"),))])
+    connection = opened()
+    publication = connection.publish([Packet("t", b"", 1, (("a", "b\0"),))])
 
-    assert sent(session) == []
+    assert sent(connection) == []
     assert publication.codes == [0x90]
 
 
 def test_qos_0_is_done_when_written_and_keeps_its_place() -> None:
-    session = opened(receive_max=1)
-    publication = session.publish([Message("first", b""), Message("second", b""), Message("third", b"", 0)])
+    connection = opened(receive_max=1)
+    publication = connection.publish([Packet("first", b""), Packet("second", b""), Packet("third", b"", 0)])
 
-    assert len(sent(session)) == 1
-    session.receive(puback(1), 0.0)
-    assert len(sent(session)) == 1
-    assert session.receive(puback(2), 0.0) == []
-    data, events = session.send(0.0, ROOM)
+    assert len(sent(connection)) == 1
+    connection.receive(puback(1), 0.0)
+    assert len(sent(connection)) == 1
+    assert connection.receive(puback(2), 0.0) == []
+    data, events = connection.send(0.0, ROOM)
 
     assert b"third" in data
     assert events == [publication]
 
 
 def test_messages_are_made_only_as_far_as_there_is_room() -> None:
-    session = opened()
-    session.publish([Message("t", bytes(1_000))] * 100)
+    connection = opened()
+    connection.publish([Packet("t", bytes(1_000))] * 100)
 
-    data, _ = session.send(0.0, 10_000)
+    data, _ = connection.send(0.0, 10_000)
 
     assert 10_000 <= len(data) < 12_000
-    assert session.pending
+    assert connection.pending
 
 
 # --- acking
 
 
 def test_acks_leave_in_the_order_of_receipt() -> None:
-    session = opened()
+    connection = opened()
     received = [
         event
-        for event in session.receive(publish(5) + publish(3) + publish(9, 0) + publish(4), 0.0)
+        for event in connection.receive(publish(5) + publish(3) + publish(9, 0) + publish(4), 0.0)
         if isinstance(event, Received)
     ]
 
-    session.ack(received[3])
-    session.ack(received[2])
-    session.ack(received[1])
-    assert sent(session) == []
-    session.ack(received[0])
+    connection.ack(received[3])
+    connection.ack(received[2])
+    connection.ack(received[1])
+    assert sent(connection) == []
+    connection.ack(received[0])
 
-    acks = sent(session)
+    acks = sent(connection)
     assert [ack.packet_id for ack in acks if isinstance(ack, mqtt5.PubAckPacket)] == [5, 3, 4]
 
 
 def test_the_load_counts_messages_and_bytes_until_they_are_acked() -> None:
-    session = Session(settings(receive_max=10, receive_bytes=1_000), 0.0)
-    session.receive(mqtt5.ConnAckPacket().write(), 0.0)
-    (small,) = session.receive(publish(1), 0.0)
+    connection = Connection(settings(receive_max=10, receive_bytes=1_000), 0.0)
+    connection.receive(mqtt5.ConnAckPacket().write(), 0.0)
+    (small,) = connection.receive(publish(1), 0.0)
     assert isinstance(small, Received)
-    assert session.load(0) == 0.1
-    (large,) = session.receive(publish(500), 0.0)
+    assert connection.load(0) == 0.1
+    (large,) = connection.receive(publish(500), 0.0)
     assert isinstance(large, Received)
-    assert session.load(0) == 0.501
-    assert session.load(20) == 2.0
+    assert connection.load(0) == 0.501
+    assert connection.load(20) == 2.0
 
-    session.ack(small)
-    session.ack(large)
+    connection.ack(small)
+    connection.ack(large)
 
-    assert session.load(0) == 0.0
+    assert connection.load(0) == 0.0
 
 
 # --- keeping alive
 
 
 def test_an_idle_link_pings_and_gives_up_a_silent_peer() -> None:
-    session = opened()
-    assert session.deadline == 10.0
-    assert session.tick(9.9) == []
-    assert sent(session) == []
+    connection = opened()
+    assert connection.deadline == 10.0
+    assert connection.tick(9.9) == []
+    assert sent(connection) == []
 
-    assert session.tick(10.0) == []
-    assert isinstance(sent(session)[0], mqtt5.PingReqPacket)
-    assert session.deadline == 15.0
+    assert connection.tick(10.0) == []
+    assert isinstance(sent(connection)[0], mqtt5.PingReqPacket)
+    assert connection.deadline == 15.0
 
-    (ended,) = session.tick(15.0)
+    (ended,) = connection.tick(15.0)
     assert isinstance(ended, Ended)
     assert ended.error.code is None
-    assert session.deadline is None
+    assert connection.deadline is None
 
 
 def test_an_answer_to_the_ping_keeps_the_link() -> None:
-    session = opened()
-    session.tick(10.0)
-    session.receive(mqtt5.PingRespPacket().write(), 10.1)
+    connection = opened()
+    connection.tick(10.0)
+    connection.receive(mqtt5.PingRespPacket().write(), 10.1)
 
-    assert session.tick(15.0) == []
-    assert session.deadline == 20.0
+    assert connection.tick(15.0) == []
+    assert connection.deadline == 20.0
 
 
 def test_a_link_that_only_receives_pings_too() -> None:
-    session = opened()
-    sent(session)
+    connection = opened()
+    sent(connection)
     for second in range(1, 10):
-        session.receive(publish(second), float(second))
+        connection.receive(publish(second), float(second))
 
-    session.tick(10.0)
+    connection.tick(10.0)
 
-    assert isinstance(sent(session)[0], mqtt5.PingReqPacket)
+    assert isinstance(sent(connection)[0], mqtt5.PingReqPacket)
 
 
 def test_a_peer_that_nobody_reads_is_not_given_up() -> None:
-    session = opened()
-    session.reading(False)
+    connection = opened()
+    connection.reading(False)
 
-    assert session.tick(60.0) == []
-    session.reading(True)
-    assert session.tick(61.0) == []
+    assert connection.tick(60.0) == []
+    connection.reading(True)
+    assert connection.tick(61.0) == []
 
 
 def test_the_brokers_keep_alive_counts() -> None:
@@ -370,7 +372,7 @@ def test_the_brokers_keep_alive_counts() -> None:
 
 
 def test_without_keep_alive_there_is_no_deadline() -> None:
-    session = opened(server_keep_alive=0)
+    connection = opened(server_keep_alive=0)
 
-    assert session.deadline is None
-    assert session.tick(1e9) == []
+    assert connection.deadline is None
+    assert connection.tick(1e9) == []
