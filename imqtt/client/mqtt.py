@@ -14,7 +14,7 @@ from paho.mqtt.client import Client, DisconnectFlags, error_string
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from imqtt.client.probe import advice, spoken
+from imqtt.client.probe import advice, refusal, spoken
 from imqtt.client.settings import Address, Protocol
 from imqtt.client.tls import explain
 from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
@@ -100,6 +100,7 @@ class Mqtt:
         self._tell_disconnected = paho.on_disconnect
         paho.on_disconnect = self._disconnected
         paho.on_publish = self._published
+        paho.on_socket_register_write = self._register_write
 
     @classmethod
     async def open(cls, address: Address, login: Login) -> Self:
@@ -132,6 +133,22 @@ class Mqtt:
             raised = error.__context__ or mqtt._log.cause or error
             raise await _failure(address, raised, login) from None
         return mqtt
+
+    def _register_write(self, paho: Client, _: object, sock: Any) -> None:
+        """As aiomqtt's. But that registers a number, which by then may be no socket's or another one's."""
+
+        def write() -> None:
+            try:
+                paho.loop_write()
+            except Exception as error:  # noqa: BLE001 - the connection is lost, as in aiomqtt
+                if not self._client._disconnected.done():  # noqa: SLF001
+                    self._client._disconnected.set_exception(error)  # noqa: SLF001
+
+        def register() -> None:
+            if sock.fileno() >= 0:
+                self._loop.add_writer(sock.fileno(), write)
+
+        self._loop.call_soon_threadsafe(register)  # paho calls this in the thread that connects, too
 
     async def subscribe(self, topic: str) -> None:
         """As `MqttConnection.subscribe`."""
@@ -251,7 +268,13 @@ async def _failure(address: Address, cause: BaseException, login: Login) -> NotC
     certain = explain(cause)
     if certain:
         return TlsFailed(f"{address}: {certain}")
-    unclear = isinstance(cause, ssl.SSLError | ConnectionResetError)
+    unclear = isinstance(cause, ssl.SSLError | ConnectionResetError | BrokenPipeError)
+    if unclear and login.tls is not None:
+        # In TLS 1.3 the broker refuses a device's certificate after the handshake, and closes the connection.
+        # If the device was still writing, it has not read the reason.
+        refused = await refusal(address, login.tls.context(), min(2.0, login.timeout))
+        if refused is not None and (certain := explain(refused)):
+            return TlsFailed(f"{address}: {certain}")
     if isinstance(cause, OSError) and cause.errno is not None and not unclear:
         return Lost(f"{address}: {os.strerror(cause.errno) if cause.errno > 0 else cause.strerror}")
     if not login.proven:

@@ -49,6 +49,22 @@ async def answers(address: Address, within: float) -> bool:
         return False
 
 
+async def refusal(address: Address, context: ssl.SSLContext, within: float) -> ssl.SSLError | None:
+    """The error with which the listener ends a TLS connection on which nothing is sent, if it does so."""
+    try:
+        async with asyncio.timeout(within):
+            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
+            try:
+                await reader.read(1)
+            finally:
+                writer.transport.abort()
+    except ssl.SSLError as error:
+        return error
+    except OSError:  # TimeoutError is one
+        pass
+    return None
+
+
 def advice(address: Address, found: Protocol) -> str:
     """Advice about a listener that speaks `found`, as the end of an error's sentence."""
     place, path = address.place, address.path if address.is_websocket else ""

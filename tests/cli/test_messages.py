@@ -435,7 +435,7 @@ async def test_what_is_in_the_way_of_tls_is_one_line_at_once(tls: TlsMosquitto) 
             "cannot read missing.pem: No such file or directory",
         ),
         (("--broker", encrypted, "--key", authority.file), "is given without a certificate"),
-        (("--ca", authority.file), "ask for TLS: say with --broker where"),
+        (("--ca", authority.file), "ask for TLS: name a broker with --broker"),
     ]:
         for command in (("send", "bob", "hi"), ("history", "bob")):
             async with asyncio.timeout(WITHIN):

@@ -553,7 +553,7 @@ async def test_acks_are_sent_after_their_delay(side: Side) -> None:
     await receiver.subscribe(TOPIC)
     await publisher.publish(numbered(1, 2))
     ack(receiver, await take(receiver, 2))
-    await eventually(lambda: not receiver._session.owing)
+    await eventually(lambda: not receiver._connection.owing)
     await nothing_more(receiver, receiver)  # after the PUBACKs
 
     receiver = await side.connect("receiver")
@@ -604,7 +604,7 @@ async def test_a_puback_releases_one_message_or_the_receive_maximum_in_old_mosqu
     publisher = await side.connect("publisher")
     receiver = await side.connect("receiver", receive_max=5)
     # The link would stop reading at its own limits.
-    receiver._session._settings = replace(receiver._settings, receive_max=1_000)
+    receiver._connection._settings = replace(receiver._settings, receive_max=1_000)
     await receiver.subscribe(TOPIC)
     await publisher.publish(numbered(*range(30)))
     received = await take(receiver, 5)
@@ -1114,7 +1114,7 @@ async def test_a_link_that_resumes_reading_after_a_pause_has_missed_no_packets(s
     link = await side.connect("one", receive_bytes=100)
     await link.subscribe(TOPIC)
     await publisher.publish([Packet(TOPIC, b"%050d" % number) for number in range(20)])
-    await eventually(lambda: not link.reading)
+    await eventually(lambda: not link._reading)
     await asyncio.sleep(100)  # a link that does not read does not check the broker
 
     seen: list[int] = []
