@@ -36,7 +36,6 @@ from imqtt.server.head_cache import HeadCache
 from imqtt.server.health import Health, HealthPage
 from imqtt.server.liveness import Liveness
 from imqtt.server.marks import MarkRaiser
-from imqtt.server.memberships import Memberships
 from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
 from imqtt.server.peer_discovery import Peer, PeerDiscovery
@@ -134,17 +133,14 @@ class Server:
         elif status == "ok" and worker is not None and worker.trouble:
             status = "degraded"
         problems = self._problems
+        link = (problems.broker, problems.access, problems.cluster, problems.stranger, problems.contested)
+        trouble = next((it.text for it in link if it.text), "")
         return Health(
             status=status,
             worker=worker.id if worker is not None else "",
             store=problems.store.text or problems.storing.text or "ok",
             state=self._state.trouble or "ok",
-            broker=problems.broker.text
-            or problems.access.text
-            or problems.cluster.text
-            or problems.stranger.text
-            or problems.contested.text
-            or ("ok" if connected else "not connected"),
+            broker=trouble or ("ok" if connected else "not connected"),
             clock=problems.clock.text or "ok",
             process=problems.files.text or "ok",
             partitions=tuple(it.partition for it in holdings),
@@ -162,7 +158,8 @@ class Server:
         try:
             if page is not None:
                 await page.start()
-            self._tls = _tls(self.config)
+            if self.config.broker_ca:
+                self._tls = _tls(self.config)
             async with asyncio.TaskGroup() as tasks:
                 await self._start(tasks)
                 ready.set()
@@ -189,21 +186,22 @@ class Server:
         tasks.create_task(self._discovery.run(found), name="peer-discovery")
         for event in (found, *connected):
             await event.wait()
+        partitions = [
+            Partition(
+                number,
+                pipeline,
+                self._line(f"partition {number}", self._settings(str(number))),
+                self.config.max_batch,
+                broker_steady=events.steady,
+                taken=self._problems.contested,
+            )
+            for number in range(self.partitions)
+        ]
         self._assignment = Assignment(
             worker,
             state=self._state,
             pipeline=pipeline,
-            partitions=[
-                Partition(
-                    number,
-                    pipeline,
-                    self._line(f"partition {number}", self._settings(str(number))),
-                    self.config.max_batch,
-                    broker_steady=events.steady,
-                    taken=self._problems.contested,
-                )
-                for number in range(self.partitions)
-            ],
+            partitions=partitions,
             discovery=self._discovery,
             liveness=liveness,
             problems=self._problems,
@@ -217,14 +215,12 @@ class Server:
     def _pipeline(self, tasks: asyncio.TaskGroup, publish: Publish, publish_reads: Publish) -> Pipeline:
         """Everything that commands go through, from a partition's session to the devices."""
         config, counters, store, state = self.config, self.counters, self._store, self._state
-        partitions = store.identity.partitions
+        partitions, tolerance = self.partitions, config.clock_tolerance * 1_000
         bounds = Bounds(config.max_content, config.max_command)
-        memberships = Memberships()
         devices = Devices(store, state, self._problems, self._clock)
         presences = Presences(
             store=store,
             state=state,
-            memberships=memberships,
             devices=devices,
             publish=publish_reads,
             counters=counters,
@@ -233,7 +229,7 @@ class Server:
             clock=self._clock,
         )
         reads = Reads(
-            Pages(store, memberships),
+            Pages(store),
             presences,
             publish_reads,
             counters,
@@ -253,14 +249,11 @@ class Server:
         )
         pipeline = Pipeline(
             router=Router(partitions, bounds),
-            memberships=memberships,
             devices=devices,
             committer=Committer(
                 store=store,
                 state=state,
-                snowflakes=[
-                    Snowflake(partition, config.clock_tolerance * 1_000) for partition in range(partitions)
-                ],
+                snowflakes=[Snowflake(partition, tolerance) for partition in range(partitions)],
                 heads=HeadCache(config.conversations_cached),
                 counters=counters,
                 problems=self._problems,
@@ -290,60 +283,46 @@ class Server:
             max_age=config.device_days,
             per_user=config.devices_per_user,
             patience=config.presence_ttl,
-            sweeps=self._holds_first_partition,
+            sweeps=lambda: 0 in self.health().partitions,
             clock=self._clock,
         )
         for part in (reads, presences, pruning, pipeline):
             tasks.create_task(part.run(), name=type(part).__name__.lower())
         return pipeline
 
-    def _holds_first_partition(self) -> bool:
-        return 0 in self.health().partitions
-
     def _peer_discovery(self, worker: Worker, liveness: Liveness) -> PeerDiscovery:
-        config, store = self.config, self._store
-        me = Peer(
-            store.identity.cluster,
-            worker.id,
-            worker.host,
-            worker.pid,
-            worker.started,
-            exclusive=not store.shared,
-        )
+        cluster, exclusive = self._store.identity.cluster, not self._store.shared
         return PeerDiscovery(
-            me,
-            partial(self._connect, self._own("present")),
+            Peer(cluster, worker.id, worker.host, worker.pid, worker.started, exclusive=exclusive),
+            partial(self._connect, self._settings("present", own=True)),
             self._connections,
-            Access(worker.id, peer_discovery.TOPIC, config.broker_username, self._problems.access),
+            Access(worker.id, peer_discovery.TOPIC, self.config.broker_username, self._problems.access),
             liveness=liveness,
             foreign=self._problems.cluster,
         )
 
     def _publisher(self, name: str, *, looks: bool = False) -> Publisher:
-        line = self._line(name, self._own(name), looks=looks)
+        line = self._line(name, self._settings(name, own=True), looks=looks)
         return Publisher(line, self.counters, self._problems.refused_packets)
 
-    def _own(self, name: str) -> LinkSettings:
-        """Of a connection that no other process has, and that leaves nothing behind."""
-        return self._settings(f"{name}-{self._process}", clean=True)
-
-    def _settings(self, name: str, *, clean: bool = False) -> LinkSettings:
+    def _settings(self, name: str, *, own: bool = False) -> LinkSettings:
+        """`own`: no other process has this connection, and it leaves nothing behind."""
         config = self.config
         return LinkSettings(
             host=config.broker_host,
             port=config.broker_port,
-            client_id=f"imqtt-server-{name}",
+            client_id=f"imqtt-server-{name}-{self._process}" if own else f"imqtt-server-{name}",
             username=config.broker_username,
             password=config.broker_password,
-            clean_start=clean,
-            session_expiry=0 if clean else SESSION_EXPIRY,
+            clean_start=own,
+            session_expiry=0 if own else SESSION_EXPIRY,
             keep_alive=KEEP_ALIVE,
             receive_max=4 * config.max_batch,
             ack_delay=ACK_DELAY,
         )
 
     def _line(self, name: str, settings: LinkSettings, *, looks: bool = False) -> Line:
-        return self._connections.line(name, partial(self._connect, settings), looks=looks)
+        return Line(self._connections, name, partial(self._connect, settings), looks=looks)
 
     async def _connect(self, settings: LinkSettings, will: Will | None = None) -> Link:
         settings = replace(settings, will=will)
@@ -371,9 +350,7 @@ def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _tls(config: ServerConfig) -> TlsFiles | None:
-    if not config.broker_ca:
-        return None
+def _tls(config: ServerConfig) -> TlsFiles:
     tls = TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key)
     try:
         tls.context()

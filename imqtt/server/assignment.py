@@ -81,7 +81,7 @@ class Assignment:
             beats=self._known,
             holdings=self.holdings(),
             leaving=self._leaving,
-            stuck=self._problems.stuck > STUCK_SECONDS or self._is_refused(),
+            stuck=self._problems.store.seconds > STUCK_SECONDS or self._is_refused(),
             trouble=self._trouble(),
         )
 
@@ -241,7 +241,8 @@ class Assignment:
     def _is_refused(self) -> bool:
         """Whether the broker has refused this worker a session for long, now or lately; others may get it."""
         now = asyncio.get_running_loop().time()
-        if any(it.refusal and now - it.refused_at > STUCK_SECONDS for it in self._partitions):
+        lines = [it.line for it in self._partitions]
+        if any(line.refusal and now - line.refused_at > STUCK_SECONDS for line in lines):
             self._unfit_until = now + UNFIT_SECONDS
         return now < self._unfit_until
 
@@ -257,7 +258,7 @@ class Assignment:
         if contested:
             numbers = ", ".join(map(str, contested))
             problems.append(f"the sessions of partitions {numbers} are being taken from this worker")
-        if refused := [it for it in self._partitions if it.refusal]:
-            numbers = ", ".join(str(it.number) for it in refused)
-            problems.append(f"the broker refuses the sessions of partitions {numbers}: {refused[0].refusal}")
+        if refused := {it.number: it.line.refusal for it in self._partitions if it.line.refusal}:
+            numbers, refusal = ", ".join(map(str, refused)), next(iter(refused.values()))
+            problems.append(f"the broker refuses the sessions of partitions {numbers}: {refusal}")
         return "; ".join(it for it in problems if it)

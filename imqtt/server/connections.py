@@ -35,10 +35,6 @@ class Connections:
         self.problem = problem
         self._return: asyncio.Future[None] | None = None
 
-    def line(self, name: str, connect: Connect, *, looks: bool = False) -> "Line":
-        """One connection. `looks`: it is the one that looks for a broker that is gone."""
-        return Line(self, name, connect, looks=looks)
-
     def reached(self) -> None:
         """The broker has accepted a connection. Those that wait for it try at once."""
         if self._return is not None and not self._return.done():
@@ -53,9 +49,12 @@ class Connections:
 
 
 class Line:
-    """One connection by its name, over all the links that it has in its life."""
+    """One connection by its name, over all the links that it has in its life.
 
-    def __init__(self, connections: Connections, name: str, connect: Connect, *, looks: bool) -> None:
+    `looks`: it is the one that looks for a broker that is gone.
+    """
+
+    def __init__(self, connections: Connections, name: str, connect: Connect, *, looks: bool = False) -> None:
         self.name = name
         self._connections = connections
         self._connect = connect
@@ -95,7 +94,8 @@ class Line:
             try:
                 link = await self._open()
             except (OSError, LinkError) as error:
-                if _is_permanent(error) and ready is not None and not ready.is_set():
+                is_permanent = isinstance(error, ConnackRefused) and not error.retryable
+                if is_permanent and ready is not None and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
                 attempt += 1
                 await first_of(self._pause(attempt, error), until.wait())
@@ -122,10 +122,9 @@ class Line:
         try:
             link = await self._connect()
         except (OSError, LinkError) as error:
-            refusal = str(error) if isinstance(error, ConnackRefused) else ""
             if not self.refusal:
                 self.refused_at = asyncio.get_running_loop().time()
-            self.refusal = refusal
+            self.refusal = str(error) if isinstance(error, ConnackRefused) else ""
             self.failed(error)
             raise
         self.refusal = ""
@@ -142,10 +141,6 @@ class Line:
             await self._connections.returned(backoff(attempt, random(), base=FIRST_LOOK_SECONDS, cap=cap))
         else:
             await self._connections.returned(backoff(attempt, random()))
-
-
-def _is_permanent(error: Exception) -> bool:
-    return isinstance(error, ConnackRefused) and not error.retryable
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:

@@ -14,18 +14,19 @@ from imqtt.core.sequencing import Append, Decision, Known, Refuse
 from imqtt.errors import Busy, ImqttError, StoreUnreachable, Unavailable
 from imqtt.model import (
     Accepted,
+    Command,
     Device,
     Event,
     Hello,
     Id,
-    Key,
     Mark,
     PeerTyping,
     ReadCommand,
     Registration,
+    Status,
     Typing,
 )
-from imqtt.protocol import CommandInfo, Format
+from imqtt.protocol import Format
 from imqtt.server.batch import Batch, Forward, Rejection, Request
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
@@ -33,8 +34,8 @@ from imqtt.server.fanout import Fanout
 from imqtt.server.marks import Raised
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import FAILURE, Publish
-from imqtt.server.reads import Reads, info_of
-from imqtt.server.rejections import rejected, rejection, throttled
+from imqtt.server.reads import Reads
+from imqtt.server.rejections import info_of, rejected, rejection, throttled
 from imqtt.state.base import SeenKeys
 from imqtt.stores.base import LogStore
 
@@ -108,17 +109,19 @@ class Delivery:
         members, decisions = outcome.members, outcome.decisions
         events = await self._events(batch, decisions)
         raised = () if isinstance(outcome.raised, Unavailable) else outcome.raised
-        typing = _last_typing(batch)
+        # The last of each user in each conversation.
+        typing = {(it.command.conversation, it.device.user): it for it in batch.of(Typing)}
         told = {event.conversation for event in events if event is not None}
         told.update(marks.conversation for marks, _ in raised)
         told.update(conversation for conversation, _ in typing)
         users = {user for conversation in told for user in members.of(conversation)}
         users.update(device.user for device in batch.spoke)
         users.update(rejection.device.user for rejection in batch.rejections)
+        decided = zip(batch.messages, decisions, strict=True)
+        stored = [message.key for message, decision in decided if isinstance(decision, Append)]
         # The devices are read after the commit: a device that registers later finds the events by `Sync`.
-        lists, _ = await asyncio.gather(  # one round trip to the state
-            self._devices.of(users), self._state.mark_seen(_stored(batch, decisions))
-        )
+        # Together, for one round trip to the state.
+        lists, _ = await asyncio.gather(self._devices.of(users), self._state.mark_seen(stored))
         audience = Audience(lists, outcome.registered.current)
         fanout = Fanout(self._max_packet, self._counters)
         reads, rejections = self._admit(batch, outcome.registered, answered)
@@ -126,15 +129,17 @@ class Delivery:
         for marks, but in raised:
             fanout.add(marks, audience.of(members.of(marks.conversation)), but)
         for (conversation, user), (device, command, *_) in typing.items():
-            others = [member for member in members.of(conversation) if member != user]
-            fanout.add(PeerTyping(conversation, user, command.typing), audience.of(others), device)
+            peers = [member for member in members.of(conversation) if member != user]
+            fanout.add(PeerTyping(conversation, user, command.typing), audience.of(peers), device)
         for device, frame, format in throttled([*batch.rejections, *rejections], self._counters):
             fanout.add(frame, (audience.one(device, format),))
         begun: list[Awaitable[object]] = [self._publish(fanout.messages())]
         if batch.forwards:
             begun.append(asyncio.create_task(self._forward(batch.forwards), name="forward"))
         refused = outcome.registered.refused
-        heard = self._presences.hear(batch.spoke, [it for it in batch.status if it[0] not in refused])
+        others = [(it.device, it.command) for it in batch.others if it.device not in refused]
+        status = [(device, command) for device, command in others if isinstance(command, Hello | Status)]
+        heard = self._presences.hear(batch.spoke, status)
         serving = self._serve(reads, outcome.registered.current, heard)
         if heard is None:
             await serving
@@ -155,8 +160,7 @@ class Delivery:
         for message, decision, event in zip(batch.messages, outcome.decisions, events, strict=True):
             sender, command = message.sender, message.command
             if isinstance(decision, Refuse):
-                info = CommandInfo(command.name, command.conversation, command.client_msg_id)
-                rejections.append(_rejection(batch, sender, decision.error, info))
+                rejections.append(_rejection(batch, sender, command, decision.error))
                 continue
             if isinstance(decision, Known):
                 self._counters.known += 1
@@ -174,8 +178,7 @@ class Delivery:
                     self._presences.acquaint(*members)
         if isinstance(outcome.raised, Unavailable):
             for device, mark, *_ in batch.of(Mark):
-                info = CommandInfo(mark.name, mark.conversation)
-                rejections.append(_rejection(batch, device, outcome.raised, info))
+                rejections.append(_rejection(batch, device, mark, outcome.raised))
         return rejections
 
     async def answer_reads(
@@ -223,8 +226,7 @@ class Delivery:
             if error is None:
                 admitted.append(read)
             else:
-                info = info_of(read.command)
-                rejections.append(_rejection(batch, read.device, error, info))
+                rejections.append(_rejection(batch, read.device, read.command, error))
         return admitted, rejections
 
     async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
@@ -285,18 +287,5 @@ class Delivery:
         return self._publish(fanout.messages())
 
 
-def _rejection(batch: Batch, device: Device, error: ImqttError, info: CommandInfo) -> Rejection:
-    return Rejection(device, rejected(error, info), batch.spoke[device].format)
-
-
-def _stored(batch: Batch, decisions: Sequence[Decision]) -> list[Key]:
-    return [
-        message.key
-        for message, decision in zip(batch.messages, decisions, strict=True)
-        if isinstance(decision, Append)
-    ]
-
-
-def _last_typing(batch: Batch) -> dict[tuple[str, str], Request[Typing]]:
-    """The last `Typing` of each user in each conversation."""
-    return {(it.command.conversation, it.device.user): it for it in batch.of(Typing)}
+def _rejection(batch: Batch, device: Device, command: Command, error: ImqttError) -> Rejection:
+    return Rejection(device, rejected(error, info_of(command)), batch.spoke[device].format)

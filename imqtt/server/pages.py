@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+from imqtt.core.conversations import members_from_ids
 from imqtt.core.overlays import overlaid, registers_of
 from imqtt.core.view import EMPTY
 from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Position, Slice, Sync
 from imqtt.protocol import Format, encode_frame
 from imqtt.server.fanout import withhold
-from imqtt.server.memberships import Memberships
 from imqtt.stores.base import Store
 
 PAGE_EVENTS = 100
@@ -85,13 +85,12 @@ class Room:
 class Pages:
     """Reads the store for one device at a time. Nothing here waits for a partition's batches."""
 
-    def __init__(self, store: Store, memberships: Memberships) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._memberships = memberships
 
     async def hello(self, user: str, command: Hello, room: Room) -> Page:
         """The newest heads, and events for the cursors; without cursors, those of the newest conversation."""
-        cursors = await self._own(user, command.cursors)
+        cursors = _own(user, command.cursors)
         heads, more_heads = await self._heads(user, 0, cursors, room)
         if not command.cursors and heads:
             latest = await self._latest_slice(heads[0].conversation, room)
@@ -101,7 +100,7 @@ class Pages:
 
     async def sync(self, user: str, command: Sync, room: Room) -> Page:
         """Events for the cursors, and heads if they are asked for."""
-        cursors = await self._own(user, command.cursors)
+        cursors = _own(user, command.cursors)
         heads: list[Head] = []
         more_heads = Id(0)
         if command.heads:
@@ -123,11 +122,6 @@ class Pages:
         part = await self._before(command.conversation, command.before, limit, room)
         older = bool(part.events) and part.events[0].seq > 1
         return Page(command.ref, slices=(msgspec.structs.replace(part, history=True, more=older),))
-
-    async def _own(self, user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
-        """The cursors of conversations that the user is in; the others are passed over."""
-        members = await self._memberships.of([cursor.conversation for cursor in cursors])
-        return [cursor for cursor in cursors if members.include(cursor.conversation, user)]
 
     # --- heads
 
@@ -240,6 +234,12 @@ class Pages:
             leading.append(fitted)
             changes += changed_by
         return leading, changes
+
+
+def _own(user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
+    """The cursors of conversations that the user is in; the others are passed over."""
+    members = members_from_ids(cursor.conversation for cursor in cursors)
+    return [cursor for cursor in cursors if members.include(cursor.conversation, user)]
 
 
 def _beyond(changes: Sequence[Event], seq: int) -> tuple[Event, ...]:

@@ -56,13 +56,12 @@ class Partition:
     ) -> None:
         self.number = number
         self._pipeline = pipeline
-        self._line = line
+        self.line = line
         self._max_batch = max_batch
         self._broker_steady = broker_steady
         self._taken = taken
         self._stopping = asyncio.Event()
         self._cuts: deque[float] = deque()
-        self._held_before = False
         self.held_since: float | None = None
         """Start of the session, by the event loop's clock; None while it is not held."""
 
@@ -83,16 +82,6 @@ class Partition:
         """Whether another server keeps taking the session from this worker."""
         return self.cuts >= CONTESTED_CUTS
 
-    @property
-    def refusal(self) -> str:
-        """Why the broker refuses the session; the worker keeps trying."""
-        return self._line.refusal
-
-    @property
-    def refused_at(self) -> float:
-        """Start of the refusals, by the event loop's clock."""
-        return self._line.refused_at
-
     async def run(self, ready: asyncio.Event, confirmation: Confirmation, *, starting: bool) -> None:
         """Holds the session, and takes it again after every disconnection, until stopped or cancelled.
 
@@ -100,7 +89,7 @@ class Partition:
         `SetupError`. A worker that has served before keeps trying, and keeps its other partitions.
         """
         try:
-            await self._line.run(
+            await self.line.run(
                 partial(self._serve, ready),
                 ready=ready if starting else None,
                 until=self._stopping,
@@ -108,7 +97,7 @@ class Partition:
             )
         finally:
             self._stopping.clear()
-            self._line.works()  # the session is no longer this worker's to hold
+            self.line.works()  # the session is no longer this worker's to hold
 
     async def _recover(self, confirmation: Confirmation, attempt: int) -> None:
         """Waits after a disconnection until the session may be taken again."""
@@ -120,7 +109,7 @@ class Partition:
                 self._taken.start(
                     f"{self.cuts} times in {CUTS_REMEMBERED_SECONDS / 60:.0f} minutes; "
                     "does another imqtt serve this broker?",
-                    self._line.name,
+                    self.line.name,
                 )
             await asyncio.sleep(contention(self.cuts, random()))
             while self.contested and await confirmation.outranked():  # noqa: ASYNC110 - it asks others
@@ -131,11 +120,9 @@ class Partition:
         connected = asyncio.get_running_loop().time()
         await link.subscribe(all_up(self.number))
         self.held_since = connected
-        self._line.works()
+        self.line.works()
         ready.set()
-        if self._held_before:
-            self._pipeline.take_over()
-        self._held_before = True
+        self._pipeline.take_over()
         try:
             await first_of(self._receive(link, connected), self._stopping.wait())
             # Or until another worker has taken over; it redoes the unfinished work.

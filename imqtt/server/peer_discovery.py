@@ -117,7 +117,7 @@ class PeerDiscovery:
         Raises `SetupError` if a server of another store was on this broker before.
         """
         will = Will(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
-        line = self._connections.line("peer discovery", lambda: self._connect(will))
+        line = Line(self._connections, "peer discovery", lambda: self._connect(will))
         await line.run(partial(self._serve, ready, line), ready=ready)
 
     async def _serve(self, ready: asyncio.Event, line: Line, link: Link) -> None:

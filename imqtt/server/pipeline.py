@@ -19,9 +19,10 @@ from operator import attrgetter
 from random import random
 
 from imqtt.core.backoff import backoff
-from imqtt.core.conversations import Members
+from imqtt.core.conversations import Members, members_from_ids
 from imqtt.errors import Failed, Invalid, Unavailable
 from imqtt.model import Hello, Mark, ReadCommand, Status
+from imqtt.problems import explain
 from imqtt.server.batch import Batch, Inbound, Request
 from imqtt.server.committer import Committer
 from imqtt.server.control import Control
@@ -29,7 +30,6 @@ from imqtt.server.counters import Counters
 from imqtt.server.delivery import Delivery, Outcome
 from imqtt.server.devices import Devices
 from imqtt.server.marks import MarkRaiser
-from imqtt.server.memberships import Memberships
 from imqtt.server.problems import Problems
 from imqtt.server.rejections import rejection
 from imqtt.server.router import Router, conversations_of, of_members
@@ -81,7 +81,6 @@ class Pipeline:
         self,
         *,
         router: Router,
-        memberships: Memberships,
         devices: Devices,
         committer: Committer,
         marks: MarkRaiser,
@@ -92,7 +91,6 @@ class Pipeline:
         max_batch: int,
     ) -> None:
         self._router = router
-        self._memberships = memberships
         self._devices = devices
         self._committer = committer
         self._marks = marks
@@ -177,7 +175,7 @@ class Pipeline:
                 delivered = await self._stages(batch)
             except Unavailable as error:
                 # A store that cannot be read blocks, on purpose.
-                self._problems.store_failed("batches", error)
+                self._problems.store.start(explain(error), "batches")
                 attempt += 1
                 log.debug("a batch of %d, try %d: %s", len(batch), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
@@ -189,7 +187,7 @@ class Pipeline:
             batch = _again(batch)
 
     async def _stages(self, inbounds: Sequence[Inbound]) -> Awaitable[object]:
-        batch, members = await self._load(inbounds)
+        batch, members = self._load(inbounds)
         # Side by side, so that they share round trips and commits. All have ended before one's error is
         # raised.
         registered, decisions, raised = await asyncio.gather(
@@ -206,9 +204,9 @@ class Pipeline:
             raise raised
         return await self._deliver(batch, Outcome(members, registered, decisions, raised))
 
-    async def _load(self, inbounds: Sequence[Inbound]) -> tuple[Batch, Members]:
+    def _load(self, inbounds: Sequence[Inbound]) -> tuple[Batch, Members]:
         batch = self._router.sort(inbounds)
-        members = await self._memberships.of(conversations_of(batch))
+        members = members_from_ids(conversations_of(batch))
         return of_members(batch, members), members
 
     async def _deliver(self, batch: Batch, outcome: Outcome) -> Awaitable[object]:
@@ -282,7 +280,7 @@ class Pipeline:
             if not new:
                 continue
             try:
-                batch, _ = await self._load(new)
+                batch, _ = self._load(new)
                 await self._delivery.answer_reads(batch, self._claim)
             except Unavailable as error:
                 log.debug("reads wait for the store: %s", error)

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from imqtt.core.conversations import members_from_ids
 from imqtt.core.presence import of_user
 from imqtt.model import Device, Head, Hello, Presence, Status
 from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.fanout import Fanout
-from imqtt.server.memberships import Memberships
 from imqtt.server.publisher import Publish
 from imqtt.server.sliced_queue import SlicedQueue
 from imqtt.state.base import DevicePresence, PresenceState, StateAway
@@ -63,7 +63,6 @@ class Presences:
         *,
         store: MemberStore,
         state: PresenceState,
-        memberships: Memberships,
         devices: Devices,
         publish: Publish,
         counters: Counters,
@@ -73,7 +72,6 @@ class Presences:
     ) -> None:
         self._store = store
         self._state = state
-        self._memberships = memberships
         self._devices = devices
         self._publish = publish
         self._counters = counters
@@ -209,7 +207,7 @@ class Presences:
         If there are `more` conversations, or the state is away, the device is told of the rest later.
         """
         user = device.user
-        known = await self._known(await self._peers(user, [head.conversation for head in heads]))
+        known = await self._known(_peers(user, [head.conversation for head in heads]))
         if more or known is None:
             self._newcomers.put(Newcomer(device, back=False))
         return [it for it in _presences(known or {}) if it.state != "offline"]
@@ -329,17 +327,18 @@ class Presences:
     async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
         """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
         names = await self._store.conversations_of(user, after, PEERS_AT_ONCE)
-        return await self._peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
-
-    async def _peers(self, user: str, conversations: Sequence[str]) -> list[str]:
-        members = await self._memberships.of(conversations)
-        peers = dict.fromkeys(peer for name in conversations for peer in members.of(name))
-        return [peer for peer in peers if peer != user]
+        return _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
 
 
 def is_last_word(command: Hello | Status) -> bool:
     """Whether it is `offline`, from the device itself or its last will."""
     return isinstance(command, Status) and command.state == "offline"
+
+
+def _peers(user: str, conversations: Sequence[str]) -> list[str]:
+    members = members_from_ids(conversations)
+    peers = dict.fromkeys(peer for name in conversations for peer in members.of(name))
+    return [peer for peer in peers if peer != user]
 
 
 def _online(known: Mapping[str, Sequence[DevicePresence]]) -> set[Device]:

@@ -2,7 +2,7 @@
 
 import logging
 
-from imqtt.problems import Problem, explain
+from imqtt.problems import Problem
 
 log = logging.getLogger(__name__)
 
@@ -10,7 +10,7 @@ STORE = "imqtt.server.store"  # the logger for problems of the store
 REFUSED_CALM_SECONDS = 60.0
 CLOCK_CALM_SECONDS = 60.0
 
-_LOOK = "a look at it"  # the part of the store's problem that `store_probe` finds
+PROBE = "a look at it"  # the part of the store's problem that `store_probe` finds
 
 
 class Problems:
@@ -43,9 +43,7 @@ class Problems:
         )
         # A worker of this store that this one does not see in its state.
         self.stranger = Problem(
-            log,
-            "two workers do not see each other in Redis",
-            "this worker sees all others in Redis again",
+            log, "two workers do not see each other in Redis", "this worker sees all others in Redis again"
         )
         self.contested = Problem(
             log, "sessions are being taken from this worker", "no session is being taken from here any more"
@@ -63,22 +61,6 @@ class Problems:
         )  # fmt: skip
         self.files = Problem(log, "file descriptors are running out", "there are file descriptors again")
 
-    def store_failed(self, what: str, error: Exception) -> None:
-        """`what` failed on the store and is retried."""
-        self.store.start(explain(error), what)
-
     def store_answered(self) -> None:
         """The store has answered. Work that still waits reports its next failure."""
-        self.store.end_all(but=_LOOK)
-
-    def look_failed(self, error: Exception) -> None:
-        """The store did not answer a probe."""
-        self.store.start(explain(error), _LOOK)
-
-    def look_succeeded(self) -> None:
-        self.store.end(_LOOK)
-
-    @property
-    def stuck(self) -> float:
-        """Seconds for which nothing could be stored."""
-        return self.store.seconds
+        self.store.end_all(but=PROBE)

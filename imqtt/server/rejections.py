@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from imqtt.errors import ImqttError
-from imqtt.model import Device, Rejected
+from imqtt.model import Command, Device, Rejected
 from imqtt.protocol import CommandInfo, format_of, identify
 from imqtt.server.batch import Rejection
 from imqtt.server.counters import Counters
@@ -26,6 +26,11 @@ def rejected(error: ImqttError, command: CommandInfo) -> Rejected:
         ref=command.ref,
         retry_after=error.retry_after,
     )
+
+
+def info_of(command: Command) -> CommandInfo:
+    """The names of a decoded command."""
+    return CommandInfo(command.name, *(getattr(command, name, "") for name in CommandInfo._fields[1:]))
 
 
 def rejection(device: Device, payload: bytes, error: ImqttError) -> Rejection:

@@ -7,6 +7,7 @@ from random import random
 from typing import TypeVar
 
 from imqtt.core.backoff import backoff
+from imqtt.problems import explain
 from imqtt.server.problems import Problems
 from imqtt.stores.base import OutcomeUnknown
 
@@ -27,7 +28,7 @@ async def until_known(what: str, write: Callable[[int], Awaitable[T]], problems:
         try:
             result = await write(attempt)
         except OutcomeUnknown as error:
-            problems.store_failed(what, error)
+            problems.store.start(explain(error), what)
             log.debug("%s, try %d: %s", what, attempt, error)
             await asyncio.sleep(backoff(attempt, random()))
         else:

@@ -9,11 +9,11 @@ from imqtt.core.partitions import partition_of, route
 from imqtt.core.sequencing import Incoming, receive
 from imqtt.errors import ImqttError, Misrouted
 from imqtt.model import Command, Device, Hello, LogCommand, Status
-from imqtt.protocol import Bounds, CommandInfo, Format, decode_command, format_of
+from imqtt.protocol import Bounds, Format, decode_command, format_of
 from imqtt.protocol.topics import parse_up, up
 from imqtt.server import control
 from imqtt.server.batch import Batch, Forward, Inbound, Rejection, Request, Spoken
-from imqtt.server.rejections import rejected, rejection
+from imqtt.server.rejections import info_of, rejected, rejection
 
 FORWARDED = ("imqtt-passed-on", "1")
 TOPICS_CACHED = 50_000
@@ -92,8 +92,8 @@ def of_members(batch: Batch, members: Members) -> Batch:
             if conversation := getattr(command, "conversation", ""):
                 members.check(conversation, device.user)
         except ImqttError as error:
-            info = CommandInfo.of(command.name, conversation, "", getattr(command, "ref", ""))
-            refused.append(Rejection(device, rejected(error, info), batch.spoke[device].format))
+            frame = rejected(error, info_of(command))
+            refused.append(Rejection(device, frame, batch.spoke[device].format))
         else:
             others.append(other)
     return replace(batch, others=others, rejections=[*batch.rejections, *refused]) if refused else batch
