@@ -31,7 +31,7 @@ from imqtt.server.batch import Batch, Forward, Rejection, Request
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
 from imqtt.server.fanout import Fanout
-from imqtt.server.marks import Raised
+from imqtt.server.marks import MarksRefused, Raised
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import FAILURE, Publish
 from imqtt.server.reads import Reads
@@ -49,7 +49,7 @@ class Outcome:
     members: Members
     registered: Registered
     decisions: Sequence[Decision]
-    raised: Sequence[Raised] | Unavailable
+    raised: Sequence[Raised] | MarksRefused
 
 
 class Audience:
@@ -108,7 +108,7 @@ class Delivery:
         """
         members, decisions = outcome.members, outcome.decisions
         events = await self._events(batch, decisions)
-        raised = () if isinstance(outcome.raised, Unavailable) else outcome.raised
+        raised = () if isinstance(outcome.raised, MarksRefused) else outcome.raised
         # The last of each user in each conversation.
         typing = {(it.command.conversation, it.device.user): it for it in batch.of(Typing)}
         told = {event.conversation for event in events if event is not None}
@@ -176,9 +176,9 @@ class Delivery:
                 fanout.add(event, audience.of(members), sender)
                 if event.seq == 1 and len(members) == 2:
                     self._presences.acquaint(*members)
-        if isinstance(outcome.raised, Unavailable):
+        if isinstance(outcome.raised, MarksRefused):
             for device, mark, *_ in batch.of(Mark):
-                rejections.append(_rejection(batch, device, mark, outcome.raised))
+                rejections.append(_rejection(batch, device, mark, outcome.raised.error))
         return rejections
 
     async def answer_reads(

@@ -1,5 +1,6 @@
 """Raising marks, and telling the members of a conversation about those that grew."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,12 @@ class Raised(NamedTuple):
     but: Device | None
 
 
+class MarksRefused(NamedTuple):
+    """The store takes no writes, so nothing was raised."""
+
+    error: Unavailable
+
+
 class MarkRaiser:
     """Raises the marks of a batch in the store."""
 
@@ -27,20 +34,19 @@ class MarkRaiser:
         self._store = store
         self._problems = problems
 
-    async def raise_all(self, marked: Sequence[Request[Mark]]) -> Sequence[Raised] | Unavailable:
-        """Returns the marks that grew, or the error of a store that takes no writes.
+    async def raise_all(self, marked: Sequence[Request[Mark]]) -> Sequence[Raised] | MarksRefused:
+        """Returns the marks that grew.
 
         An earlier owner, or an attempt with an unknown outcome, may have raised marks and told nobody: those
         are returned as well. Raises `StoreUnreachable`.
         """
         if not marked:
             return ()
-        devices: dict[tuple[str, str], set[Device]] = {}
+        devices: defaultdict[tuple[str, str], set[Device]] = defaultdict(set)
+        asked: list[Marks] = []
         for device, mark, *_ in marked:
-            devices.setdefault((mark.conversation, device.user), set()).add(device)
-        asked = [
-            Marks(mark.conversation, device.user, mark.delivered, mark.read) for device, mark, *_ in marked
-        ]
+            devices[mark.conversation, device.user].add(device)
+            asked.append(Marks(mark.conversation, device.user, mark.delivered, mark.read))
         try:
             # The heads before this batch: nobody has received its events yet.
             merged = merge(asked, await self._store.heads({marks.conversation for marks in asked}))
@@ -59,7 +65,7 @@ class MarkRaiser:
             raise
         except Unavailable as error:
             self._problems.storing.start(explain(error), "marks")
-            return error
+            return MarksRefused(error)
         return [Raised(marks, _only(devices[marks.conversation, marks.user])) for marks in grown]
 
 

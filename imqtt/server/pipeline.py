@@ -200,7 +200,7 @@ class Pipeline:
             raise registered
         if isinstance(decisions, BaseException):
             raise decisions
-        if isinstance(raised, BaseException) and not isinstance(raised, Unavailable):
+        if isinstance(raised, BaseException):
             raise raised
         return await self._deliver(batch, Outcome(members, registered, decisions, raised))
 
