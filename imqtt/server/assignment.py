@@ -117,12 +117,15 @@ class Assignment:
         return other is not None
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Runs until cancelled. Sets `ready` when the first assignment is held."""
+        """Runs until cancelled. Sets `ready` when this worker holds its partitions that others do not."""
         try:
             while True:
                 await self._beat()
-                self._raise_failures()
-                if not ready.is_set() and self._is_ready():
+                for task in self._holding.values():
+                    if task.done():
+                        task.result()  # raises its error
+                held = all(self._ready[number].is_set() for number in self._holding)
+                if held and self._membership.acted is not None:
                     ready.set()
                 self._starting = self._starting and all(it.held_since is None for it in self._partitions)
                 with contextlib.suppress(TimeoutError):
@@ -156,7 +159,9 @@ class Assignment:
             log.debug("the live workers are unknown: %s", error)
             self._liveness.away = True
             self._membership.see_nothing()
-            self._without_the_gone()
+            if self._membership.acted is not None:
+                # Workers whose connections ended and did not come back are gone.
+                self._membership.acted -= self._liveness.gone(STABLE_BEATS * self._beat_seconds)
             self._follow(())
         else:
             self._liveness.away = False
@@ -183,11 +188,6 @@ class Assignment:
         async with self._beats:
             self._answered = number
             self._beats.notify_all()
-
-    def _without_the_gone(self) -> None:
-        """While the state is away, workers whose connections ended and did not come back are gone."""
-        if self._membership.acted is not None:
-            self._membership.acted -= self._liveness.gone(STABLE_BEATS * self._beat_seconds)
 
     def _follow(self, others: Sequence[Worker]) -> None:
         """Takes the partitions assigned to this worker, and releases the others."""
@@ -227,17 +227,6 @@ class Assignment:
             del self._holding[number]
         self._liveness.changed.set()  # other workers wait for the release
 
-    def _raise_failures(self) -> None:
-        for task in self._holding.values():
-            if task.done():
-                task.result()
-
-    def _is_ready(self) -> bool:
-        """Whether this worker holds every partition that is assigned to it and free."""
-        return self._membership.acted is not None and all(
-            self._ready[number].is_set() for number in self._holding
-        )
-
     def _is_refused(self) -> bool:
         """Whether the broker has refused this worker a session for long, now or lately; others may get it."""
         now = asyncio.get_running_loop().time()
@@ -247,16 +236,16 @@ class Assignment:
         return now < self._unfit_until
 
     def _trouble(self) -> str:
-        contested = [it.number for it in self._partitions if it.contested]
+        contested = [str(it.number) for it in self._partitions if it.contested]
         known = self._problems
         if not contested:
             known.stranger.end()
             known.contested.end_all()
-        problems = [it.text for it in (known.access, known.cluster, known.stranger)]
-        problems += [known.store.text, known.storing.text]
+        first = (known.access, known.cluster, known.stranger, known.store, known.storing)
+        problems = [it.text for it in first]
         problems += [self._state.trouble, known.broker.text, known.clock.text, known.files.text]
         if contested:
-            numbers = ", ".join(map(str, contested))
+            numbers = ", ".join(contested)
             problems.append(f"the sessions of partitions {numbers} are being taken from this worker")
         if refused := {it.number: it.line.refusal for it in self._partitions if it.line.refusal}:
             numbers, refusal = ", ".join(map(str, refused)), next(iter(refused.values()))

@@ -1,5 +1,4 @@
-"""Signs of other workers' life that come from the broker, sooner than their heartbeats in the state
-expire."""
+"""Signs from the broker that workers are gone, which come before their heartbeats expire in the state."""
 
 import asyncio
 from collections.abc import Collection

@@ -46,12 +46,9 @@ class Room:
         """That of a page for the same device that holds nothing yet."""
         return Room(self._format, self._size)
 
-    def take(self, size: int) -> bool:
-        """Takes bytes, if they are there."""
-        return self._take(size, self._bytes)
-
-    def _take(self, size: int, left: int) -> bool:
-        if size > left:
+    def take(self, size: int, *, is_first: bool = False) -> bool:
+        """Takes bytes, if they are there. The page's first event may take what is left of the packet."""
+        if size > (self._packet if is_first else self._bytes):
             return False
         self._packet -= size
         self._bytes -= size
@@ -65,8 +62,7 @@ class Room:
         if size > self._whole:
             event = withhold(event, size)
             size = len(encode_frame(event, self._format)) + 1
-        is_first = counted and self._events == PAGE_EVENTS
-        if not self._take(size, self._packet if is_first else self._bytes):
+        if not self.take(size, is_first=counted and self._events == PAGE_EVENTS):
             return None
         self._events -= counted
         return event
@@ -137,31 +133,16 @@ class Pages:
         for head in page:
             if heads and room.full_of_heads:
                 break
-            # One after the other: a device that logs in takes one of the store's readers and not all.
-            latest = None if head.conversation in known else await self._latest(head)
-            full = self._fit_head(head, tuple(marks.get(head.conversation, ())), latest, room)
+            latest: Sequence[Event] = ()
+            if head.conversation not in known:
+                # One after the other: a device that logs in takes one of the store's readers and not all.
+                latest = await self._store.events_after(head.conversation, head.seq - 1, 1)
+            full = _fit_head(head, tuple(marks.get(head.conversation, ())), latest, room)
             if full is None and heads:
                 break
             heads.append(full or head)
         more = len(heads) < len(found)
         return heads, heads[-1].id if more else Id(0)
-
-    def _fit_head(
-        self, head: Head, marks: tuple[Marks, ...], latest: Event | None, room: Room
-    ) -> Head | None:
-        size = HEAD_OVERHEAD + len(head.conversation)
-        size += sum(MARKS_OVERHEAD + len(it.conversation) + len(it.user) for it in marks)
-        if not room.take(size):
-            return None
-        if latest is not None:
-            latest = room.event(latest, counted=False)
-            if latest is None:
-                return None
-        return msgspec.structs.replace(head, latest=latest, marks=marks)
-
-    async def _latest(self, head: Head) -> Event | None:
-        events = await self._store.events_after(head.conversation, head.seq - 1, 1)
-        return events[0] if events else None
 
     # --- events
 
@@ -240,6 +221,18 @@ def _own(user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
     """The cursors of conversations that the user is in; the others are passed over."""
     members = members_from_ids(cursor.conversation for cursor in cursors)
     return [cursor for cursor in cursors if members.include(cursor.conversation, user)]
+
+
+def _fit_head(head: Head, marks: tuple[Marks, ...], latest: Sequence[Event], room: Room) -> Head | None:
+    """The head with its marks and latest event; None when the page is full."""
+    size = HEAD_OVERHEAD + len(head.conversation)
+    size += sum(MARKS_OVERHEAD + len(it.conversation) + len(it.user) for it in marks)
+    if not room.take(size):
+        return None
+    fitted = [room.event(event, counted=False) for event in latest]
+    if None in fitted:
+        return None
+    return msgspec.structs.replace(head, latest=fitted[0] if fitted else None, marks=marks)
 
 
 def _beyond(changes: Sequence[Event], seq: int) -> tuple[Event, ...]:

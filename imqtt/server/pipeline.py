@@ -11,10 +11,9 @@ store.
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from itertools import islice
 from operator import attrgetter
 from random import random
 
@@ -46,27 +45,21 @@ _partition = attrgetter("partition")
 
 
 class Unfinished:
-    """The packets of one partition that are not acknowledged: how many, and since when, oldest first."""
+    """The packets of one partition that are not acknowledged: when each arrived, oldest first."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.arrivals: deque[tuple[float, int]] = deque()
+        self.arrivals: deque[float] = deque()
         self.idle = asyncio.Event()
         self.idle.set()
 
     def begin(self, count: int, now: float) -> None:
-        self.count += count
-        self.arrivals.append((now, count))
+        self.arrivals.extend([now] * count)
         self.idle.clear()
 
-    def finish(self, count: int) -> None:
-        self.count -= count
-        while count:
-            since, waiting = self.arrivals.popleft()
-            if waiting > count:
-                self.arrivals.appendleft((since, waiting - count))
-            count -= min(waiting, count)
-        if not self.count:
+    def finish(self) -> None:
+        """The oldest is acknowledged."""
+        self.arrivals.popleft()
+        if not self.arrivals:
             self.idle.set()
 
 
@@ -105,7 +98,7 @@ class Pipeline:
         self._delivered: asyncio.Queue[tuple[Sequence[Inbound], Awaitable[object]]] = asyncio.Queue(
             UNFINISHED_BATCHES
         )
-        self._unfinished: dict[int, Unfinished] = {}  # by partition
+        self._unfinished: defaultdict[int, Unfinished] = defaultdict(Unfinished)  # by partition
         self._current: Sequence[Inbound] = ()  # the batch that is being processed
         self._current_since = 0.0  # by the event loop's clock
         self._answered: set[int] = set()  # receipts of reads that have overtaken their batch
@@ -122,8 +115,6 @@ class Pipeline:
             self._taken.clear()
             await self._taken.wait()
         self._inbox.extend(inbounds)
-        if partition not in self._unfinished:
-            self._unfinished[partition] = Unfinished()
         self._unfinished[partition].begin(len(inbounds), asyncio.get_running_loop().time())
         self._arrival.set()
 
@@ -133,15 +124,12 @@ class Pipeline:
 
     async def drained(self, partition: int) -> None:
         """Waits until every packet of a partition is finished."""
-        if (unfinished := self._unfinished.get(partition)) is not None:
-            await unfinished.idle.wait()
+        await self._unfinished[partition].idle.wait()
 
     def unfinished(self, partition: int) -> tuple[int, float]:
         """The number of a partition's unfinished packets, and the age of the oldest in seconds."""
-        unfinished = self._unfinished.get(partition)
-        if unfinished is None or not unfinished.count:
-            return 0, 0.0
-        return unfinished.count, asyncio.get_running_loop().time() - unfinished.arrivals[0][0]
+        arrivals = self._unfinished[partition].arrivals
+        return len(arrivals), asyncio.get_running_loop().time() - arrivals[0] if arrivals else 0.0
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -151,9 +139,7 @@ class Pipeline:
             while True:
                 await self._arrival.wait()
                 inbox = self._inbox
-                batch = list(islice(inbox, self._max_batch))
-                for _ in batch:
-                    inbox.popleft()
+                batch = [inbox.popleft() for _ in range(min(len(inbox), self._max_batch))]
                 self._taken.set()
                 if not inbox:
                     self._arrival.clear()
@@ -202,27 +188,20 @@ class Pipeline:
             raise decisions
         if isinstance(raised, BaseException):
             raise raised
-        return await self._deliver(batch, Outcome(members, registered, decisions, raised))
+        outcome = Outcome(members, registered, decisions, raised)
+        if not batch.orders:
+            return await self._delivery.deliver(batch, outcome, self._answered)
+        revoked, copied = await self._control.carry_out(batch.orders)
+        # A `Hello` of a revoked device in this very batch would make it present again.
+        said = Hello | Status
+        others = [it for it in batch.others if it.device not in revoked or not isinstance(it.command, said)]
+        batch = replace(batch, others=others)
+        return asyncio.gather(copied, await self._delivery.deliver(batch, outcome, self._answered))
 
     def _load(self, inbounds: Sequence[Inbound]) -> tuple[Batch, Members]:
         batch = self._router.sort(inbounds)
         members = members_from_ids(conversations_of(batch))
         return of_members(batch, members), members
-
-    async def _deliver(self, batch: Batch, outcome: Outcome) -> Awaitable[object]:
-        if not batch.orders:
-            return await self._delivery.deliver(batch, outcome, self._answered)
-        revoked, copied = await self._control.carry_out(batch.orders)
-        # A `Hello` of a revoked device in this very batch would make it present again.
-        batch = replace(
-            batch,
-            others=[
-                it
-                for it in batch.others
-                if it.device not in revoked or not isinstance(it.command, Hello | Status)
-            ],
-        )
-        return asyncio.gather(copied, await self._delivery.deliver(batch, outcome, self._answered))
 
     async def _split(self, batch: Sequence[Inbound], error: Exception) -> Awaitable[object]:
         """Nothing may block a partition: halves of a failed batch are tried until the culprit is alone.
@@ -255,12 +234,9 @@ class Pipeline:
         while True:
             batch, delivered = await self._delivered.get()
             await delivered
-            finished: Counter[int] = Counter()
             for inbound in batch:
                 inbound.link.ack(inbound.packet)
-                finished[inbound.partition] += 1
-            for partition, count in finished.items():
-                self._unfinished[partition].finish(count)
+                self._unfinished[inbound.partition].finish()
 
     # --- reads that overtake
 
@@ -284,12 +260,11 @@ class Pipeline:
                 await self._delivery.answer_reads(batch, self._claim)
             except Unavailable as error:
                 log.debug("reads wait for the store: %s", error)
+                continue
             except Exception:
                 self._counters.failures += 1
                 log.exception("reads could not overtake a batch")
-                looked_at.update(inbound.packet.receipt for inbound in new)
-            else:
-                looked_at.update(inbound.packet.receipt for inbound in new)
+            looked_at.update(inbound.packet.receipt for inbound in new)
 
     def _waiting(self) -> list[Inbound]:
         """The packets that were received at QoS 1 and are not processed yet."""

@@ -141,8 +141,7 @@ class Presences:
         for device, command in commands:
             if isinstance(command, Hello):  # it takes every peer for offline
                 self._unknown.pop(device, None)
-            known = isinstance(command, Hello) or is_last_word(command) or _is_connected(device, before or {})
-            if not known:
+            elif not is_last_word(command) and not _is_connected(device, before or {}):
                 self._newcomers.put(Newcomer(device, back=True))
                 self._settle(device)
         # A `Status` with another connection's nonce changes nothing, but it shows that the device is there.
@@ -356,8 +355,8 @@ def _state_of(user: str, known: dict[str, tuple[DevicePresence, ...]]) -> str:
 
 def _is_connected(device: Device, known: dict[str, tuple[DevicePresence, ...]]) -> bool:
     """Whether the device is present with a known nonce."""
-    found = [it for it in known.get(device.user, ()) if it.device == device]
-    return any(it.nonce and it.state != "offline" for it in found)
+    found = known.get(device.user, ())
+    return any(it.device == device and it.nonce and it.state != "offline" for it in found)
 
 
 def _presences(known: dict[str, tuple[DevicePresence, ...]]) -> list[Presence]:
