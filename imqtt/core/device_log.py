@@ -131,7 +131,10 @@ class DeviceLog:
                 key = OutboxKey(self.conversation, event.client_msg_id)
                 if key not in step.changes.sent:
                     step.changes.sent.append(key)
-                    step.accepted.append(_accepted(event))
+                    name, previous = event.client_msg_id, event.previous
+                    step.accepted.append(
+                        Accepted(self.conversation, name, event.seq, event.id, event.time, previous)
+                    )
             self._touch(step)
         self.raise_head(step, self.cursor)
 
@@ -265,9 +268,3 @@ def _was_in(end: Position, event: Event, held: int) -> bool:
     history, but only those before the first event that the device held.
     """
     return event.id == held if held else event.seq <= end.seq and event.id < end.id
-
-
-def _accepted(event: Event) -> Accepted:
-    return Accepted(
-        event.conversation, event.client_msg_id, event.seq, event.id, event.time, previous=event.previous
-    )
