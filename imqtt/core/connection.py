@@ -125,7 +125,6 @@ class Connection:
         return self._refusing >= (PATIENCE if self._was_let_in else 1)
 
     def lost(self, now: float) -> None:
-        """An established connection ended."""
         if now - self._since >= UNCONTESTED:
             self._takeovers = Failures()
         if now - self._since >= STABLE:

@@ -55,7 +55,6 @@ class Members:
 
 
 def members_from_ids(conversations: Iterable[str]) -> Members:
-    """The members that follow from the ids."""
     found: dict[str, tuple[str, ...] | ImqttError] = {}
     for conversation in conversations:
         try:

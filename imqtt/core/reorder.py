@@ -47,11 +47,9 @@ class Reorder:
 
     @property
     def buffered(self) -> list[Event]:
-        """The buffered events, in order of seq."""
         return [self._buffer[seq] for seq in sorted(self._buffer)]
 
     def holds(self, seq: int) -> bool:
-        """Whether the event of this seq is buffered."""
         return seq in self._buffer
 
     def offer(self, event: Event, held: int = 0) -> Step:

@@ -118,7 +118,6 @@ class Server:
 
     @property
     def worker(self) -> Worker:
-        """This process, as it shows itself to the other workers."""
         assert self._assignment is not None  # noqa: S101 - made on entering
         return self._assignment.worker
 
@@ -149,7 +148,6 @@ class Server:
 
     @property
     def partitions(self) -> int:
-        """How many partitions the store was created with."""
         return self._store.identity.partitions
 
     async def _run(self, ready: asyncio.Event) -> None:

@@ -86,7 +86,6 @@ class Assignment:
         )
 
     def holdings(self) -> tuple[Holding, ...]:
-        """The partitions whose sessions this worker holds."""
         loop_now, now = asyncio.get_running_loop().time(), self._clock()
         holdings: list[Holding] = []
         for it in self._partitions:

@@ -59,10 +59,8 @@ class Line:
         self._connections = connections
         self._connect = connect
         self._looks = looks
-        self.refusal = ""
-        """Why the broker refuses the connection."""
-        self.refused_at = 0.0
-        """Start of the refusals, by the event loop's clock."""
+        self.refusal = ""  # why the broker refuses the connection
+        self.refused_at = 0.0  # start of the refusals, by the event loop's clock
 
     def failed(self, error: Exception) -> None:
         """The connection cannot be made, was lost, or does not do what it is for."""

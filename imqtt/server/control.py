@@ -83,8 +83,6 @@ def parse_answer(payload: bytes) -> Told:
 
 
 class Control:
-    """Carries orders out."""
-
     def __init__(
         self, devices: Devices, presences: Presences, publish: Publish, counters: Counters, partitions: int
     ) -> None:

@@ -62,7 +62,6 @@ class Audience:
         self._spoke = spoke
 
     def of(self, users: Sequence[str]) -> Iterable[Registration]:
-        """Every device of these users."""
         if len(users) == 2:
             return self._lists[users[0]] + self._lists[users[1]]
         return [registration for user in users for registration in self._lists[user]]

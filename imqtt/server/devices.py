@@ -39,10 +39,9 @@ class Devices:
         self._state = state
         self._problems = problems
         self._clock = clock
-        self.seen: dict[Device, int] = {}
-        """When devices were last seen, for those whose stored time is older than a day."""
+        self.seen: dict[Device, int] = {}  # when, for devices whose stored time is older than a day
+        # Users with a new device, and how many devices they have. `Pruning` takes these and clears it.
         self.grown: dict[str, int] = {}
-        """Users with a new device, and how many devices they have. `Pruning` takes these and clears it."""
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user. To miss no device, call it after the commit of what it is for."""
@@ -144,14 +143,13 @@ class Devices:
 
         Raises `Unavailable`; then any of them may be removed. Waits while an outcome is unknown.
         """
-
-        async def remove(_: int) -> None:
-            await asyncio.gather(
-                *(self._store.remove_device(it, unseen_since=since) for it, since in devices.items())
-            )
-
+        remove = self._store.remove_device
         try:
-            await until_known("removing devices", remove, self._problems)
+            await until_known(
+                "removing devices",
+                lambda _: asyncio.gather(*(remove(it, unseen_since=at) for it, at in devices.items())),
+                self._problems,
+            )
         finally:
             await self._state.forget_devices({device.user for device in devices})
 
@@ -159,7 +157,6 @@ class Devices:
 def _registration(
     device: Device, before: Registration | None, format: Format, hello: Hello | None
 ) -> Registration:
-    """A device's registration after what it last sent."""
     if hello is not None:
         return Registration(
             device, format.value, hello.platform, hello.max_packet, 0 if before is None else before.seen

@@ -39,7 +39,6 @@ class Fanout:
         self._bundles: dict[Device, _Bundle] = {}
 
     def add(self, frame: AnyFrame, registrations: Iterable[Registration], but: Device | None = None) -> None:
-        """Adds `frame` for every device of `registrations` except `but`."""
         encoded: dict[Format, bytes] = {}
         durable = type(frame) not in SOFT
         for registration in registrations:

@@ -28,8 +28,6 @@ class MarksRefused(NamedTuple):
 
 
 class MarkRaiser:
-    """Raises the marks of a batch in the store."""
-
     def __init__(self, store: Store, problems: Problems) -> None:
         self._store = store
         self._problems = problems

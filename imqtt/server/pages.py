@@ -43,7 +43,6 @@ class Room:
         self._events = PAGE_EVENTS
 
     def emptied(self) -> "Room":
-        """That of a page for the same device that holds nothing yet."""
         return Room(self._format, self._size)
 
     def take(self, size: int, *, is_first: bool = False) -> bool:
@@ -69,7 +68,6 @@ class Room:
 
     @property
     def full_of_heads(self) -> bool:
-        """Whether heads have filled their part of the page."""
         return self._bytes < self._heads_end
 
     @property
@@ -112,7 +110,6 @@ class Pages:
         return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)
 
     async def history(self, command: History, room: Room) -> Page:
-        """Older events of one conversation."""
         room.take(SLICE_OVERHEAD + len(command.conversation))
         limit = min(command.limit or PAGE_EVENTS, PAGE_EVENTS)
         part = await self._before(command.conversation, command.before, limit, room)

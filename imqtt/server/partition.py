@@ -62,8 +62,7 @@ class Partition:
         self._taken = taken
         self._stopping = asyncio.Event()
         self._cuts: deque[float] = deque()
-        self.held_since: float | None = None
-        """Start of the session, by the event loop's clock; None while it is not held."""
+        self.held_since: float | None = None  # by the event loop's clock; None while it is not held
 
     def stop(self) -> None:
         """Stops receiving; `run` returns when the work begun is finished."""

@@ -123,7 +123,6 @@ class Pipeline:
         self._committer.forget()
 
     async def drained(self, partition: int) -> None:
-        """Waits until every packet of a partition is finished."""
         await self._unfinished[partition].idle.wait()
 
     def unfinished(self, partition: int) -> tuple[int, float]:
@@ -132,7 +131,6 @@ class Pipeline:
         return len(arrivals), asyncio.get_running_loop().time() - arrivals[0] if arrivals else 0.0
 
     async def run(self) -> None:
-        """Runs until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._acknowledge(), name="acknowledging")
             tasks.create_task(self._overtake(), name="overtaking-reads")

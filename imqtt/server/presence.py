@@ -304,7 +304,6 @@ class Presences:
         return ended
 
     async def _seen_lately(self, users: Collection[str]) -> set[str]:
-        """The users who may have been present lately."""
         lists, now = await self._devices.of(users), self._clock()
         return {user for user in users if any(it.seen and now - it.seen < LATELY for it in lists[user])}
 
@@ -341,7 +340,6 @@ def _peers(user: str, conversations: Sequence[str]) -> list[str]:
 
 
 def _online(known: Mapping[str, Sequence[DevicePresence]]) -> set[Device]:
-    """The devices that are not offline."""
     return {it.device for devices in known.values() for it in devices if it.state != "offline"}
 
 

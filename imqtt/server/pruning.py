@@ -81,7 +81,6 @@ class Pruning:
         self._crowded = SlicedQueue[str]("removing users' surplus devices", self._thin_out)
 
     async def run(self) -> None:
-        """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write_seen(), name="devices-seen")
             tasks.create_task(self._sweep_often(), name="devices-sweep")

@@ -64,11 +64,9 @@ class Reads:
         return self._waiting - self._queue.qsize()
 
     def submit(self, registration: Registration, command: ReadCommand) -> None:
-        """Has a read served."""
         self._queue.put_nowait((registration, command))
 
     async def run(self) -> None:
-        """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for number in range(self._at_once):
                 tasks.create_task(self._serve(), name=f"read-{number}")

@@ -29,7 +29,6 @@ def rejected(error: ImqttError, command: CommandInfo) -> Rejected:
 
 
 def info_of(command: Command) -> CommandInfo:
-    """The names of a decoded command."""
     return CommandInfo(command.name, *(getattr(command, name, "") for name in CommandInfo._fields[1:]))
 
 

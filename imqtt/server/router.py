@@ -29,7 +29,6 @@ class Router:
         self._devices: dict[str, Device | None] = {}
 
     def sort(self, inbounds: Sequence[Inbound]) -> Batch:
-        """One batch of everything that was received, in order."""
         spoke: dict[Device, Spoken] = {}
         messages: list[Incoming] = []
         others: list[Request[Command]] = []
@@ -73,7 +72,6 @@ class Router:
 
 
 def conversations_of(batch: Batch) -> set[str]:
-    """The conversations that the batch's commands name."""
     named = {message.command.conversation for message in batch.messages}
     named.update(getattr(other.command, "conversation", "") for other in batch.others)
     return named - {""}

@@ -42,11 +42,9 @@ class SlicedQueue(Generic[K]):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing is being done."""
         return not self._waiting and self._current is None
 
     async def run(self) -> None:
-        """Works until cancelled."""
         attempt = 0
         while True:
             while not self._waiting:
