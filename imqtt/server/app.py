@@ -60,11 +60,9 @@ def wall_clock() -> int:
 
 
 class Server:
-    """One worker: those partitions of a deployment that are its own, among the workers that share its state.
+    """One worker. Entering it returns when its partitions receive; leaving it finishes the work begun.
 
-    `async with Server(config, store, state)` returns when all that is its own receives; leaving it finishes
-    what was begun. Store and state are the caller's, to open and to close. Raises `SetupError` where the
-    operator has to change something.
+    The caller opens and closes store and state. Raises `SetupError` if the operator has to change something.
     """
 
     def __init__(

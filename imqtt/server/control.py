@@ -1,11 +1,8 @@
 """Orders from the operator's commands: forget revoked devices, and report which devices are present.
 
-They arrive in the session of partition 0. So the broker keeps them while no server is connected, and delivers
-them again if a worker is killed before it has carried them out.
-
-From there a revocation goes through the session of every other partition as well. What a device published
-before it was revoked may still wait in any of them and would register the device again; the revocation comes
-behind it.
+They arrive in the session of partition 0, so the broker keeps them while no server is connected, and delivers
+them again if a worker is killed before it has carried them out. From there a revocation goes through every
+other partition's session as well, behind commands that would register the device again.
 """
 
 import asyncio

@@ -4,6 +4,7 @@ import asyncio
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -52,28 +53,23 @@ class Outcome:
     raised: Sequence[Raised] | MarksRefused
 
 
-class Audience:
+class Audience(NamedTuple):
     """The devices of a batch's users, as they are registered after its commit."""
 
-    def __init__(
-        self, lists: Mapping[str, tuple[Registration, ...]], spoke: Mapping[Device, Registration]
-    ) -> None:
-        self._lists = lists
-        self._spoke = spoke
+    lists: Mapping[str, tuple[Registration, ...]]
+    spoke: Mapping[Device, Registration]
 
     def of(self, users: Sequence[str]) -> Iterable[Registration]:
         if len(users) == 2:
-            return self._lists[users[0]] + self._lists[users[1]]
-        return [registration for user in users for registration in self._lists[user]]
+            return self.lists[users[0]] + self.lists[users[1]]
+        return [registration for user in users for registration in self.lists[user]]
 
     def one(self, device: Device, format: Format) -> Registration:
         """A device of the batch. One that is not registered is answered in this format."""
-        if (spoke := self._spoke.get(device)) is not None:
+        if (spoke := self.spoke.get(device)) is not None:
             return spoke
-        for registration in self._lists[device.user]:
-            if registration.device == device:
-                return registration
-        return Registration(device, format.value)
+        registered = (it for it in self.lists[device.user] if it.device == device)
+        return next(registered, Registration(device, format.value))
 
 
 class Delivery:
@@ -229,9 +225,9 @@ class Delivery:
         return admitted, rejections
 
     async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
-        """The event that each message is told as to everybody but its sender; None: to nobody.
+        """The event to tell for each message; None: nothing to tell.
 
-        Stored events that an earlier owner may have told nobody of are read from the store and told again.
+        Stored events that an earlier owner may not have told are read from the store.
         """
         events: list[Event | None] = []
         read: dict[tuple[str, int], Event] = {}
@@ -265,9 +261,8 @@ class Delivery:
     async def _forward(self, forwards: Sequence[Forward]) -> None:
         """Returns when the broker has taken the commands, or their senders' rejections.
 
-        Senders get a retryable rejection if the partition has no session, because no worker has held it since
-        the broker lost its sessions, or if the broker refuses the publish. Waiting for the session would hold
-        up all partitions.
+        Senders get a retryable rejection if the broker refuses the publish, or if it has lost the partition's
+        session and no worker has held it since: waiting for the session would hold up all partitions.
         """
         self._counters.passed_on += len(forwards)
         codes = await self._publish([packet for _, packet in forwards])

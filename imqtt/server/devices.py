@@ -21,8 +21,7 @@ SEEN_EVERY = 86_400_000  # milliseconds after which a device's last-seen time is
 class Registered(NamedTuple):
     """The devices of a batch. `refused`: those that the store does not have, and why.
 
-    Nothing is published to them: whoever had a page would not be told what comes after it, so they get none.
-    Their messages are answered all the same.
+    They get answers to messages but no pages, since no later event would be published to them.
     """
 
     current: dict[Device, Registration]
@@ -111,8 +110,7 @@ class Devices:
     async def _complete(self, current: dict[Device, Registration], unheard: Collection[Device]) -> None:
         """Takes from the store what another worker may have heard of these. They keep the format they used.
 
-        A device whose first command came here and whose `Hello` went to another worker may have asked for
-        smaller packets than the server's own, and the broker silently drops larger ones.
+        Such a device may have asked for small packets, and the broker silently drops larger ones.
         """
         lists = await self.of({device.user for device in unheard})
         stored = {it.device: it for user in lists for it in lists[user]}

@@ -1,6 +1,7 @@
 """Frames on their way to devices, gathered so that each device gets one packet for a whole batch."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -13,21 +14,18 @@ from imqtt.server.counters import Counters
 
 PACKET_OVERHEAD = 160  # bytes: MQTT's header, the longest topic, and what joins the frames
 
-
 SOFT = (PeerTyping, Presence)  # nobody notices one that is lost: QoS 0
 
 
+@dataclass(slots=True)
 class _Bundle:
     """One device's frames, in the order in which they were added."""
 
-    __slots__ = ("durable", "format", "packets", "room", "size")
-
-    def __init__(self, format: Format, room: int) -> None:
-        self.format = format
-        self.room = room
-        self.packets: list[list[bytes]] = [[]]
-        self.size = 0  # bytes of the last packet's frames, and what joins them
-        self.durable = False  # whether a loss would be noticed: QoS 1
+    format: Format
+    room: int
+    packets: list[list[bytes]] = field(default_factory=lambda: [[]])
+    size: int = 0  # bytes of the last packet's frames, and what joins them
+    durable: bool = False  # whether a loss would be noticed: QoS 1
 
 
 class Fanout:

@@ -20,8 +20,7 @@ from imqtt.server.batch import Inbound
 from imqtt.server.connections import Line, first_of
 from imqtt.server.pipeline import Pipeline
 
-# For this long after connecting, duplicates count as the previous owner's unfinished work.
-TAKEOVER_SECONDS = 10.0
+TAKEOVER_SECONDS = 10.0  # after connecting: commands may be the previous owner's unfinished work
 CUTS_REMEMBERED_SECONDS = 600.0
 CONTESTED_CUTS = 4  # unexplained disconnections from which on another server must be taking the session
 YIELD_SECONDS = 10.0  # between two looks whether the worker that a session was left to is still there
@@ -84,8 +83,7 @@ class Partition:
     async def run(self, ready: asyncio.Event, confirmation: Confirmation, *, starting: bool) -> None:
         """Holds the session, and takes it again after every disconnection, until stopped or cancelled.
 
-        With `starting`, a permanent refusal by the broker is a mistake in the settings and raises
-        `SetupError`. A worker that has served before keeps trying, and keeps its other partitions.
+        With `starting`, a permanent refusal raises `SetupError`. Otherwise the worker keeps trying.
         """
         try:
             await self.line.run(

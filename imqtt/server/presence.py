@@ -24,9 +24,7 @@ DEVICES_AT_ONCE = 500  # of those looked up in the state
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
 # published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
-# Last-seen times are stored once a day, so a user who was present lately was seen within this time
-# (milliseconds).
-LATELY = 2 * 86_400_000
+LATELY = 2 * 86_400_000  # milliseconds; last-seen times are stored once a day
 
 Pair = tuple[str, str]
 
@@ -35,11 +33,9 @@ class Newcomer(NamedTuple):
     """A device that is to be sent the presence of its user's peers.
 
     `back`: it was absent without losing its connection, and missed changes, so it is sent offline peers too.
-    After a `Hello` a device takes every peer for offline anyway. A device that sends neither `Hello` nor
-    `Status` takes no part in presence.
-
-    `settled`: the state did not know the device, perhaps because it had lost everything, but has by now heard
-    of every present device. A user without a present device is offline, and may have left unnoticed.
+    After a `Hello` a device takes every peer for offline anyway. `settled`: the state did not know the
+    device, perhaps because it had lost everything, but has by now heard of every present device. A user
+    without a present device is offline, and may have left unnoticed.
     """
 
     device: Device
@@ -50,12 +46,10 @@ class Newcomer(NamedTuple):
 class Presences:
     """The presence of the users whose devices speak to this process.
 
-    Presence is soft: what is lost here is right again with the device's next command. But unknown is not
-    offline: while the state is away peers are told nothing, and afterwards what is true then.
-
-    Publishing to peers happens beside the batches, in slices, so a user with fifty thousand conversations
-    delays no one else. Presence is never kept here. It is read just before it is published, since another
-    worker may have changed it.
+    Presence is soft: a device's next command corrects what is lost here. But unknown is not offline: while
+    the state is away peers are told nothing. Publishing happens beside the batches, in slices, so a user with
+    fifty thousand conversations delays no one else. Presence is never kept here: it is read just before it is
+    published, since another worker may have changed it.
     """
 
     def __init__(
@@ -175,17 +169,11 @@ class Presences:
                 self._settle(device)
 
     def _settle(self, device: Device) -> None:
-        """Has the device told of offline peers once the state has heard of every present device.
-
-        Whenever the state loses its memory again, the wait begins anew.
-        """
+        """Has the device told of offline peers once the state has heard of every present device."""
         self._unknown[device] = self._clock() + self._ttl
 
     async def end(self, devices: Collection[Device]) -> None:
-        """Ends devices' presence on any connection, and has their peers told.
-
-        A device that is known to be offline already is not told of again.
-        """
+        """Ends devices' presence on any connection, and has their peers told unless they know."""
         known = await self._known({it.user for it in devices}) or {}
         offline = {it.device for them in known.values() for it in them if it.state == "offline"}
         now = self._clock()

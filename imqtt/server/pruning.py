@@ -39,9 +39,7 @@ class Pruning:
     connected device has sent a command, so a state that began empty knows which devices are present.
 
     A clock that is months ahead would make every device old. So a process removes no device for its age at
-    its first sweep, and at later ones counts no more time since the first than it has measured itself. A
-    clock does no harm if it is wrong at the start and corrected before the second sweep, or if it jumps
-    ahead later, for however long.
+    its first sweep, and at later ones counts no more time since the first than it has measured itself.
     """
 
     def __init__(
