@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 from imqtt.addresses import host_port
@@ -80,11 +79,10 @@ class Server:
         self._status = "starting"
         self._publishers: Sequence[Publisher] = ()
         self._assignment: Assignment | None = None
-        self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         ready = asyncio.Event()
-        self._running = asyncio.create_task(self._run(ready), name="server")
+        self._running: asyncio.Task[None] = asyncio.create_task(self._run(ready), name="server")
         try:
             await first_of(ready.wait(), self.wait())
         except BaseException:
@@ -93,9 +91,7 @@ class Server:
         self._status = "ok"
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._status = "leaving"
         try:
             assert self._assignment is not None  # noqa: S101 - made on entering
@@ -106,11 +102,9 @@ class Server:
 
     async def wait(self) -> None:
         """Runs until cancelled; raises what ended the server, if something did."""
-        assert self._running is not None  # noqa: S101 - made on entering
         await asyncio.shield(self._running)
 
     async def _end(self) -> None:
-        assert self._running is not None  # noqa: S101 - made on entering
         self._running.cancel()
         await asyncio.gather(self._running, return_exceptions=True)
 
@@ -150,17 +144,24 @@ class Server:
 
     async def _run(self, ready: asyncio.Event) -> None:
         """Everything that the server does, until cancelled. Raises the first error that ended it."""
-        page = HealthPage(self.config.health, self.health) if self.config.health else None
+        config = self.config
+        page = HealthPage(config.health, self.health) if config.health else None
         try:
             if page is not None:
                 await page.start()
-            if self.config.broker_ca:
-                self._tls = _tls(self.config)
+            if config.broker_ca:
+                self._tls = TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key)
+                self._tls.context()
             async with asyncio.TaskGroup() as tasks:
                 await self._start(tasks)
                 ready.set()
+        except TlsFileError as error:
+            raise SetupError(f"TLS to the broker: {error}") from error
         except BaseExceptionGroup as group:
-            raise _leaf(group) from None
+            first: BaseException = group
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from None
         finally:
             if page is not None:
                 page.stop()
@@ -210,19 +211,21 @@ class Server:
 
     def _pipeline(self, tasks: asyncio.TaskGroup, publish: Publish, publish_reads: Publish) -> Pipeline:
         """Everything that commands go through, from a partition's session to the devices."""
-        config, counters, store, state = self.config, self.counters, self._store, self._state
-        partitions, tolerance = self.partitions, config.clock_tolerance * 1_000
+        config, counters, problems, clock = self.config, self.counters, self._problems, self._clock
+        store, state, partitions = self._store, self._state, self.partitions
+        tolerance, ttl, packet = config.clock_tolerance * 1_000, config.presence_ttl, config.max_packet
         bounds = Bounds(config.max_content, config.max_command)
-        devices = Devices(store, state, self._problems, self._clock)
+        devices = Devices(store, state, problems, clock)
         presences = Presences(
-            store=store,
-            state=state,
-            devices=devices,
-            publish=publish_reads,
-            counters=counters,
-            max_packet=config.max_packet,
-            ttl=config.presence_ttl,
-            clock=self._clock,
+            store, state, devices, publish_reads, counters, max_packet=packet, ttl=ttl, clock=clock
+        )
+        limits = Limits(
+            content=bounds.content,
+            command=bounds.command,
+            page=PAGE_EVENTS,
+            cursors=bounds.cursors,
+            rate=config.device_rate,
+            presence=ttl,
         )
         reads = Reads(
             Pages(store),
@@ -230,57 +233,38 @@ class Server:
             publish_reads,
             counters,
             partitions=partitions,
-            limits=Limits(
-                content=bounds.content,
-                command=bounds.command,
-                page=PAGE_EVENTS,
-                cursors=bounds.cursors,
-                rate=config.device_rate,
-                presence=config.presence_ttl,
-            ),
-            max_packet=config.max_packet,
+            limits=limits,
+            max_packet=packet,
             at_once=config.reads_at_once,
             waiting=config.reads_waiting,
-            clock=self._clock,
+            clock=clock,
+        )
+        snowflakes = [Snowflake(partition, tolerance) for partition in range(partitions)]
+        heads = HeadCache(config.conversations_cached)
+        delivery = Delivery(
+            store, state, devices, presences, reads, publish=publish, counters=counters, max_packet=packet
         )
         pipeline = Pipeline(
-            router=Router(partitions, bounds),
-            devices=devices,
-            committer=Committer(
-                store=store,
-                state=state,
-                snowflakes=[Snowflake(partition, tolerance) for partition in range(partitions)],
-                heads=HeadCache(config.conversations_cached),
-                counters=counters,
-                problems=self._problems,
-                clock=self._clock,
-            ),
-            marks=MarkRaiser(store, self._problems),
-            control=Control(devices, presences, publish_reads, counters, partitions),
-            delivery=Delivery(
-                store=store,
-                state=state,
-                devices=devices,
-                presences=presences,
-                reads=reads,
-                publish=publish,
-                counters=counters,
-                max_packet=config.max_packet,
-            ),
+            Router(partitions, bounds),
+            devices,
+            Committer(store, state, snowflakes, heads, counters, problems=problems, clock=clock),
+            MarkRaiser(store, problems),
+            Control(devices, presences, publish_reads, counters, partitions),
+            delivery=delivery,
             counters=counters,
-            problems=self._problems,
+            problems=problems,
             max_batch=config.max_batch,
         )
         pruning = Pruning(
-            store=store,
-            devices=devices,
-            presences=presences,
-            counters=counters,
+            store,
+            devices,
+            presences,
+            counters,
             max_age=config.device_days,
             per_user=config.devices_per_user,
-            patience=config.presence_ttl,
+            patience=ttl,
             sweeps=lambda: 0 in self.health().partitions,
-            clock=self._clock,
+            clock=clock,
         )
         for part in (reads, presences, pruning, pipeline):
             tasks.create_task(part.run(), name=type(part).__name__.lower())
@@ -336,20 +320,3 @@ class Server:
         except (OSError, LinkError):
             self._tls.distrust()
             raise
-
-
-def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group that holds no others."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _tls(config: ServerConfig) -> TlsFiles:
-    tls = TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key)
-    try:
-        tls.context()
-    except TlsFileError as error:
-        raise SetupError(f"TLS to the broker: {error}") from error
-    return tls

@@ -35,12 +35,12 @@ class Committer:
 
     def __init__(
         self,
-        *,
         store: Store,
         state: State,
         snowflakes: Sequence[Snowflake],
         heads: HeadCache,
         counters: Counters,
+        *,
         problems: Problems,
         clock: Callable[[], int],
     ) -> None:

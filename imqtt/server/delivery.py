@@ -32,7 +32,7 @@ from imqtt.server.batch import Batch, Forward, Rejection, Request
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
 from imqtt.server.fanout import Fanout
-from imqtt.server.marks import MarksRefused, Raised
+from imqtt.server.marks import Raised
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import FAILURE, Publish
 from imqtt.server.reads import Reads
@@ -50,7 +50,8 @@ class Outcome:
     members: Members
     registered: Registered
     decisions: Sequence[Decision]
-    raised: Sequence[Raised] | MarksRefused
+    raised: Sequence[Raised]
+    marks_error: Unavailable | None  # of a store that takes no writes
 
 
 class Audience(NamedTuple):
@@ -77,12 +78,12 @@ class Delivery:
 
     def __init__(
         self,
-        *,
         store: LogStore,
         state: SeenKeys,
         devices: Devices,
         presences: Presences,
         reads: Reads,
+        *,
         publish: Publish,
         counters: Counters,
         max_packet: int,
@@ -103,11 +104,10 @@ class Delivery:
         """
         members, decisions = outcome.members, outcome.decisions
         events = await self._events(batch, decisions)
-        raised = () if isinstance(outcome.raised, MarksRefused) else outcome.raised
         # The last of each user in each conversation.
         typing = {(it.command.conversation, it.device.user): it for it in batch.of(Typing)}
         told = {event.conversation for event in events if event is not None}
-        told.update(marks.conversation for marks, _ in raised)
+        told.update(marks.conversation for marks, _ in outcome.raised)
         told.update(conversation for conversation, _ in typing)
         users = {user for conversation in told for user in members.of(conversation)}
         users.update(device.user for device in batch.spoke)
@@ -121,7 +121,7 @@ class Delivery:
         fanout = Fanout(self._max_packet, self._counters)
         reads, rejections = self._admit(batch, outcome.registered, answered)
         rejections += self._answer(fanout, audience, batch, outcome, events)
-        for marks, but in raised:
+        for marks, but in outcome.raised:
             fanout.add(marks, audience.of(members.of(marks.conversation)), but)
         for (conversation, user), (device, command, *_) in typing.items():
             peers = [member for member in members.of(conversation) if member != user]
@@ -171,9 +171,8 @@ class Delivery:
                 fanout.add(event, audience.of(members), sender)
                 if event.seq == 1 and len(members) == 2:
                     self._presences.acquaint(*members)
-        if isinstance(outcome.raised, MarksRefused):
-            for device, mark, *_ in batch.of(Mark):
-                rejections.append(_rejection(batch, device, mark, outcome.raised.error))
+        if (error := outcome.marks_error) is not None:
+            rejections += [_rejection(batch, device, mark, error) for device, mark, *_ in batch.of(Mark)]
         return rejections
 
     async def answer_reads(

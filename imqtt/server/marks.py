@@ -21,25 +21,19 @@ class Raised(NamedTuple):
     but: Device | None
 
 
-class MarksRefused(NamedTuple):
-    """The store takes no writes, so nothing was raised."""
-
-    error: Unavailable
-
-
 class MarkRaiser:
     def __init__(self, store: Store, problems: Problems) -> None:
         self._store = store
         self._problems = problems
 
-    async def raise_all(self, marked: Sequence[Request[Mark]]) -> Sequence[Raised] | MarksRefused:
-        """Returns the marks that grew.
+    async def raise_all(self, marked: Sequence[Request[Mark]]) -> tuple[Sequence[Raised], Unavailable | None]:
+        """Returns the marks that grew, and the error of a store that takes no writes.
 
         An earlier owner, or an attempt with an unknown outcome, may have raised marks and told nobody: those
         are returned as well. Raises `StoreUnreachable`.
         """
         if not marked:
-            return ()
+            return (), None
         devices: defaultdict[tuple[str, str], set[Device]] = defaultdict(set)
         asked: list[Marks] = []
         for device, mark, *_ in marked:
@@ -63,8 +57,8 @@ class MarkRaiser:
             raise
         except Unavailable as error:
             self._problems.storing.start(explain(error), "marks")
-            return MarksRefused(error)
-        return [Raised(marks, _only(devices[marks.conversation, marks.user])) for marks in grown]
+            return (), error
+        return [Raised(marks, _only(devices[marks.conversation, marks.user])) for marks in grown], None
 
 
 def _only(devices: set[Device]) -> Device | None:

@@ -72,12 +72,12 @@ class Pipeline:
 
     def __init__(
         self,
-        *,
         router: Router,
         devices: Devices,
         committer: Committer,
         marks: MarkRaiser,
         control: Control,
+        *,
         delivery: Delivery,
         counters: Counters,
         problems: Problems,
@@ -186,7 +186,7 @@ class Pipeline:
             raise decisions
         if isinstance(raised, BaseException):
             raise raised
-        outcome = Outcome(members, registered, decisions, raised)
+        outcome = Outcome(members, registered, decisions, *raised)
         if not batch.orders:
             return await self._delivery.deliver(batch, outcome, self._answered)
         revoked, copied = await self._control.carry_out(batch.orders)

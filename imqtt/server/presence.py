@@ -54,12 +54,12 @@ class Presences:
 
     def __init__(
         self,
-        *,
         store: MemberStore,
         state: PresenceState,
         devices: Devices,
         publish: Publish,
         counters: Counters,
+        *,
         max_packet: int,
         ttl: int,
         clock: Callable[[], int],

@@ -44,11 +44,11 @@ class Pruning:
 
     def __init__(
         self,
-        *,
         store: Store,
         devices: Devices,
         presences: Presences,
         counters: Counters,
+        *,
         max_age: int,
         per_user: int,
         patience: float,

@@ -42,15 +42,15 @@ def throttled(rejections: Sequence[Rejection], counters: Counters) -> Iterable[R
 
     The last of a device's has the number of those left out.
     """
-    left = Counter(rejection.device for rejection in rejections)
+    total = Counter(rejection.device for rejection in rejections)
     sent: Counter[Device] = Counter()
     for rejection in rejections:
         device = rejection.device
         counters.reject(rejection.frame.code)
         sent[device] += 1
-        left[device] -= 1
         if sent[device] < REJECTIONS_PER_BATCH:
             yield rejection
         elif sent[device] == REJECTIONS_PER_BATCH:
-            counters.unanswered += left[device]
-            yield rejection._replace(frame=replace(rejection.frame, omitted=left[device]))
+            omitted = total[device] - REJECTIONS_PER_BATCH
+            counters.unanswered += omitted
+            yield rejection._replace(frame=replace(rejection.frame, omitted=omitted))

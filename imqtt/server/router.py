@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from imqtt.broker.link import Packet, Received
 from imqtt.core.conversations import Members
@@ -26,7 +27,8 @@ class Router:
     def __init__(self, partitions: int, bounds: Bounds) -> None:
         self._partitions = partitions
         self._bounds = bounds
-        self._devices: dict[str, Device | None] = {}
+        # The publisher to a topic; None if its names are not ones that imqtt gives out.
+        self.device = lru_cache(TOPICS_CACHED)(parse_up)
 
     def sort(self, inbounds: Sequence[Inbound]) -> Batch:
         spoke: dict[Device, Spoken] = {}
@@ -59,16 +61,6 @@ class Router:
             hello = command if isinstance(command, Hello) else spoke.get(device, UNHEARD).hello
             spoke[device] = Spoken(format_of(packet.payload), hello)
         return Batch(spoke, messages, others, forwards, orders, rejections)
-
-    def device(self, topic: str) -> Device | None:
-        """The publisher to `topic`; None if its names are not ones that imqtt gives out."""
-        try:
-            return self._devices[topic]
-        except KeyError:
-            if len(self._devices) >= TOPICS_CACHED:
-                self._devices.clear()
-            device = self._devices[topic] = parse_up(topic)
-            return device
 
 
 def conversations_of(batch: Batch) -> set[str]:
