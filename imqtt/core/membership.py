@@ -38,8 +38,7 @@ class Membership:
 def contention(cuts: int, chance: float) -> float:
     """Seconds to wait before retaking a session after `cuts` recent unexplained disconnections.
 
-    Two workers that reconnect at once starve each other. If each waits twice as long after each
-    disconnection, one of them holds the session for longer and longer, and finally for good. `chance`:
-    random, 0 to 1.
+    Two workers that reconnect at once starve each other. As each waits twice as long every time, one of them
+    finally holds the session for good. `chance`: random, 0 to 1.
     """
     return backoff(cuts, chance, base=0.2, cap=300.0, least=0.5)

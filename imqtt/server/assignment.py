@@ -97,7 +97,7 @@ class Assignment:
         return tuple(holdings)
 
     async def confirmed(self) -> None:
-        """Waits for a fresh assignment, or until the state turns out to be unreachable."""
+        """Waits until a fresh assignment is carried out, or the state turns out to be unreachable."""
         asked = self._known
         self._liveness.changed.set()
         async with self._beats:
@@ -166,8 +166,7 @@ class Assignment:
             self._liveness.away = False
             now = asyncio.get_running_loop().time()
             if now - self._seen_at > self._ttl:
-                # The others have considered this worker dead meanwhile, and hold its partitions. They see its
-                # heartbeat now, and release them once their view has been stable for long enough.
+                # The others hold this worker's partitions, and release them once they trust its heartbeats.
                 self._membership.see_nothing()
             self._seen_at = now
             self._liveness.keep({other.id for other in alive}, self._ttl)
@@ -179,9 +178,8 @@ class Assignment:
             if not self._membership.see(now, frozenset(it.id for it in able)):
                 return
             if before is None or before - (self._membership.acted or frozenset()):
-                # A worker that is gone may have registered devices without invalidating the others' lists, so
-                # no cached list may be read once its partitions are taken over. This fails soon if the state
-                # is away.
+                # A worker that is gone may have registered devices without invalidating the others' lists: no
+                # cached list may be read once its partitions are taken over.
                 await self._state.distrust_devices()
             self._follow([it for it in alive if it.id != self._worker.id])
         async with self._beats:

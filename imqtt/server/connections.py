@@ -81,9 +81,8 @@ class Line:
     ) -> None:
         """Connects, has `serve` use the link, and reconnects when it ends, until cancelled or `until` is set.
 
-        Until `ready` is set, a permanent refusal by the broker is a mistake in the settings and raises
-        `SetupError`. `after` replaces the wait after a disconnection; its argument counts the connections
-        that ended soon, from 1 on.
+        Until `ready` is set, a permanent refusal by the broker raises `SetupError`. `after` replaces the wait
+        after a disconnection; its argument counts the connections that ended soon, from 1 on.
         """
         until = until or asyncio.Event()
         loop = asyncio.get_running_loop()

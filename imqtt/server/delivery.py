@@ -178,9 +178,8 @@ class Delivery:
     async def answer_reads(
         self, batch: Batch, claim: Callable[[Sequence[Request[ReadCommand]]], Sequence[Request[ReadCommand]]]
     ) -> None:
-        """Answers the reads of a batch for which nothing has to be written first.
+        """Answers the reads of registered devices, for which nothing has to be written first.
 
-        Those are the reads of devices that are registered already: later events will be published to them.
         For the others see `Registered`. `claim` takes reads just before they are answered, and returns those
         that nothing has answered meanwhile. Raises `Unavailable` if the registrations cannot be read.
         """

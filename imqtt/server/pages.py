@@ -116,8 +116,6 @@ class Pages:
         older = bool(part.events) and part.events[0].seq > 1
         return Page(command.ref, slices=(msgspec.structs.replace(part, history=True, more=older),))
 
-    # --- heads
-
     async def _heads(
         self, user: str, before: int, cursors: Sequence[Cursor], room: Room
     ) -> tuple[list[Head], Id]:
@@ -140,8 +138,6 @@ class Pages:
             heads.append(full or head)
         more = len(heads) < len(found)
         return heads, heads[-1].id if more else Id(0)
-
-    # --- events
 
     async def _slices(self, cursors: Sequence[Cursor], room: Room) -> tuple[list[Slice], bool]:
         """Slices for those cursors that are behind, in the order given, and whether there is more."""

@@ -27,13 +27,11 @@ YIELD_SECONDS = 10.0  # between two looks whether the worker that a session was 
 
 
 class Confirmation(Protocol):
-    """Whether a partition may take its session again after a disconnection."""
+    """Whether a partition may take its session again after a disconnection; see `Assignment`."""
 
-    async def confirmed(self) -> None:
-        """Waits for a fresh assignment, which stops the partition if it belongs to another worker."""
+    async def confirmed(self) -> None: ...
 
-    async def outranked(self) -> bool:
-        """Whether this worker must leave a contested session to another one."""
+    async def outranked(self) -> bool: ...
 
 
 class Partition:

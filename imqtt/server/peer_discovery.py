@@ -6,8 +6,6 @@ of a store has the same cluster id; if only one process can have a store open, e
 
 Workers of one deployment that do not see each other in Redis, because one cannot reach it or uses another
 Redis, decide here which of them keeps a contested session.
-
-Before that, the server tests whether the broker lets it receive anything at all: see `access`.
 """
 
 import asyncio
@@ -82,9 +80,8 @@ def gives_way(mine: Peer, other: Peer) -> bool:
 class PeerDiscovery:
     """The connection on which the servers of a broker announce themselves.
 
-    It tells `liveness` about each worker of this cluster that sends something, and about each that left or
-    whose connection ended: a killed worker is known to be gone at once, before its entry in the state
-    expires. `foreign` is the problem that a server of another store is on this broker.
+    It tells `liveness` which workers of this cluster send something, and which left or lost the connection.
+    `foreign` is the problem that a server of another store is on this broker.
     """
 
     def __init__(

@@ -287,7 +287,7 @@ class Presences:
         for presence in _presences(known):
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
-        # No await between reading the presences and publishing them, so a later publish is never older.
+        # No await between reading and publishing: what `_tell` publishes later is never older than this.
         await self._publish(fanout.messages())
         return ended
 
@@ -305,8 +305,7 @@ class Presences:
             presence = of_user(user, _states(known.get(user, ())))
             if presence.state != "offline":
                 fanout.add(presence, [it for it in lists[other] if it.device in online])
-        # No await between reading and publishing here either: waiting for the broker's PUBACK in between
-        # would let an old presence follow a newer one that `_tell` has published meanwhile.
+        # No await between reading and publishing here either.
         await self._publish(fanout.messages())
         return ""
 

@@ -17,10 +17,9 @@ T = TypeVar("T")
 
 
 async def until_known(what: str, write: Callable[[int], Awaitable[T]], problems: Problems) -> tuple[T, int]:
-    """Returns the result of `write` and the number of attempts.
+    """Returns the result of `write` and the number of attempts, from 1 on, which is also its argument.
 
-    Retries while the outcome is unknown; any other error passes through. `write` is given the number of the
-    attempt, from 1 on.
+    Retries while the outcome is unknown; any other error passes through.
     """
     attempt = 0
     while True:

@@ -1,7 +1,7 @@
 """Probes the store on a worker that stores nothing.
 
-A worker that stores messages notices at once that the store is gone. A worker whose partitions get only
-reads, or nothing, would keep reporting itself as healthy, and keep partitions that others could serve.
+Otherwise a worker whose partitions get only reads, or nothing, would not notice that the store is gone: it
+would report itself as healthy, and keep partitions that others could serve.
 """
 
 import asyncio
