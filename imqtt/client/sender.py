@@ -210,7 +210,7 @@ class Sender:
     def accepted(self, frame: Accepted) -> None:
         """The command's event is in the device's log, and the command is no longer in the outbox."""
         key = OutboxKey(frame.conversation, frame.client_msg_id)
-        self._outbox.accepted(key, time.monotonic())
+        self._outbox.discard(key, time.monotonic())
         self._entries.pop(key, None)
         self._unanswered.pop(key, None)
         for future in self._waiting.pop(key, ()):

@@ -4,13 +4,13 @@ Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 201
 """
 
 
-def backoff(attempt: int, chance: float, *, base: float = 0.1, cap: float = 5.0) -> float:
+def backoff(attempt: int, chance: float, *, base: float = 0.1, cap: float = 5.0, least: float = 0.1) -> float:
     """Seconds to wait before retry `attempt` (the first is 1). `chance`: random, 0 to 1.
 
-    At least a tenth of the bound, so that retries never become a busy loop.
+    `least`: the smallest part of the bound, so that retries never become a busy loop.
     """
     bound = min(cap, base * 2.0 ** min(attempt - 1, 30))
-    return bound * (0.1 + 0.9 * chance)
+    return bound * (least + (1 - least) * chance)
 
 
 def untaken(attempt: int, chance: float, *, most: float = 2.0, cap: float = 15.0) -> float:
@@ -19,5 +19,4 @@ def untaken(attempt: int, chance: float, *, most: float = 2.0, cap: float = 15.0
     Between half of `most` and `most`, since the server usually reconnects soon. The bound doubles from the
     fifth attempt on, up to `cap`, so that many devices do not keep the broker busy. `chance`: random, 0 to 1.
     """
-    bound = min(max(cap, most), most * 2.0 ** min(max(attempt - 4, 0), 30))
-    return bound * (0.5 + 0.5 * chance)
+    return backoff(max(attempt - 3, 1), chance, base=most, cap=max(cap, most), least=0.5)

@@ -36,5 +36,4 @@ class Rate(NamedTuple):
         return Bucket(level - taken * 1_000, now), taken
 
     def fresh(self, now: int) -> Bucket:
-        """A full bucket, for a new device."""
         return Bucket(self.full, now)

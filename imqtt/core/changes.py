@@ -1,14 +1,16 @@
 """What a device stores of its conversations, and what received frames change in it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 import msgspec
 
 from imqtt.core.outbox import OutboxKey
-from imqtt.model import Accepted, Event, Marks, Position, Value
+from imqtt.model import Accepted, Event, Id, Marks, Position, Value
 
 Place = tuple[str, int]  # a conversation and a seq
+Held = Mapping[Place, Id]  # the ids of the events that the device's store has at some places
 
 
 class LogState(msgspec.Struct, frozen=True):

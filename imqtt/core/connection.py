@@ -40,15 +40,14 @@ class Try(NamedTuple):
 class Failures:
     """The failures of one address, within a sliding window."""
 
-    def __init__(self, window: float = WINDOW) -> None:
-        self._window = window
+    def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=64)
 
     def add(self, now: float) -> None:
         self._times.append(now)
 
     def count(self, now: float) -> int:
-        while self._times and self._times[0] <= now - self._window:
+        while self._times and self._times[0] <= now - WINDOW:
             self._times.popleft()
         return len(self._times)
 
@@ -91,9 +90,9 @@ class Connection:
             rounds = 1 + (self.tries - 1) // len(self._failures)
             wait = backoff(rounds, self._chance(), base=self._base, cap=self._cap)
         if self.is_contested(now):
-            times = self._takeovers.count(now) - CONTESTED
-            bound = min(CONTEST_WAIT_MOST, CONTEST_WAIT * 2.0 ** min(times, 30))
-            wait = max(wait, bound * (0.5 + 0.5 * self._chance()))
+            times = self._takeovers.count(now) - CONTESTED + 1
+            longer = backoff(times, self._chance(), base=CONTEST_WAIT, cap=CONTEST_WAIT_MOST, least=0.5)
+            wait = max(wait, longer)
         self.phase = Phase.IDLE
         self._current = address
         return Try(address, wait)
@@ -126,7 +125,6 @@ class Connection:
         return self._refusing >= (PATIENCE if self._was_let_in else 1)
 
     def lost(self, now: float) -> None:
-        """An established connection ended."""
         if now - self._since >= UNCONTESTED:
             self._takeovers = Failures()
         if now - self._since >= STABLE:

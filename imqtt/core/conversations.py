@@ -1,9 +1,12 @@
 """A conversation's id says what kind it is and, unless it is a group, who its members are."""
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from imqtt.errors import ImqttError, Invalid, NotAllowed, Unsupported
+
+_USER = re.compile(r"[A-Za-z0-9._-]{1,62}")
 
 
 @lru_cache(maxsize=65_536)
@@ -16,10 +19,12 @@ def members_of(conversation: str) -> tuple[str, ...]:
     users = tuple(rest.split(":"))
     if kind == "g":
         raise Unsupported("this server has no groups")
-    if not all(map(_is_user, users)) or len(users) != {"d": 2, "u": 1}.get(kind):
+    if not all(map(_USER.fullmatch, users)) or len(users) != {"d": 2, "u": 1}.get(kind):
         raise Invalid("a conversation is d:{user}:{user} or u:{user}, of letters, digits, '.', '_' and '-'")
     if kind == "d" and users[0] >= users[1]:
-        raise Invalid(_hint(*users))
+        if users[0] == users[1]:
+            raise Invalid(f"a direct conversation has two users; notes to self go to u:{users[0]}")
+        raise Invalid(f"write the user ids in sorted order: d:{users[1]}:{users[0]}")
     return users
 
 
@@ -50,7 +55,6 @@ class Members:
 
 
 def members_from_ids(conversations: Iterable[str]) -> Members:
-    """The members that follow from the ids."""
     found: dict[str, tuple[str, ...] | ImqttError] = {}
     for conversation in conversations:
         try:
@@ -58,17 +62,3 @@ def members_from_ids(conversations: Iterable[str]) -> Members:
         except ImqttError as error:
             found[conversation] = error
     return Members(found)
-
-
-def _is_user(name: str) -> bool:
-    return (
-        0 < len(name) <= 62
-        and name.isascii()
-        and name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum()
-    )
-
-
-def _hint(first: str, second: str) -> str:
-    if first == second:
-        return f"a direct conversation has two users; notes to self go to u:{first}"
-    return f"write the user ids in sorted order: d:{second}:{first}"

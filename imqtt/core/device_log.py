@@ -1,12 +1,12 @@
 """One conversation's log on a device: what events, pages and heads change in it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from msgspec.structs import replace
 
-from imqtt.core.changes import LogState, Place, Restarted, Skipped, Step, Want
+from imqtt.core.changes import Held, LogState, Restarted, Skipped, Step, Want
 from imqtt.core.outbox import OutboxKey
 from imqtt.core.own_marks import OwnMarks
 from imqtt.core.reorder import NOTHING, Reorder
@@ -67,7 +67,7 @@ class DeviceLog:
 
     # --- events
 
-    def offer(self, step: Step, event: Event, held: Mapping[Place, Id]) -> None:
+    def offer(self, step: Step, event: Event, held: Held) -> None:
         """An event that arrived, in any order."""
         self.begun = self.begun or event.seq == 1
         if not self._advance(step, self.order.offer(event, self._held(step, event.seq, held))):
@@ -75,7 +75,7 @@ class DeviceLog:
         self.raise_head(step, event.position)
         self.want(step, Want.HOLE)
 
-    def compare(self, step: Step, position: Position, held: Mapping[Place, Id]) -> None:
+    def compare(self, step: Step, position: Position, held: Held) -> None:
         """A position of the server's log, without its event."""
         if position.seq <= self.cursor.seq:
             self._advance(step, self.order.compare(position, self._held(step, position.seq, held)))
@@ -101,7 +101,6 @@ class DeviceLog:
             step.wanted[self.conversation] = want
 
     def deliver(self, step: Step, seq: int) -> None:
-        """Raises the user's `delivered` mark."""
         self.marks.deliver(seq)
         step.touched.add(self.conversation)
 
@@ -131,7 +130,10 @@ class DeviceLog:
                 key = OutboxKey(self.conversation, event.client_msg_id)
                 if key not in step.changes.sent:
                     step.changes.sent.append(key)
-                    step.accepted.append(_accepted(event))
+                    name, previous = event.client_msg_id, event.previous
+                    step.accepted.append(
+                        Accepted(self.conversation, name, event.seq, event.id, event.time, previous)
+                    )
             self._touch(step)
         self.raise_head(step, self.cursor)
 
@@ -139,7 +141,7 @@ class DeviceLog:
         step.doubted.add(self.conversation)
         self.want(step, Want.CHECK)
 
-    def _held(self, step: Step, seq: int, held: Mapping[Place, Id]) -> int:
+    def _held(self, step: Step, seq: int, held: Held) -> int:
         """The id of the event that the device holds at `seq`, stored or not yet; 0: none."""
         place = self.conversation, seq
         unstored = step.changes.events.get(place)
@@ -151,7 +153,7 @@ class DeviceLog:
 
     # --- pages
 
-    def add(self, step: Step, part: Slice, events: list[Event], held: Mapping[Place, Id]) -> None:
+    def add(self, step: Step, part: Slice, events: list[Event], held: Held) -> None:
         """The usable events of a slice that answers a cursor; at least one."""
         if not self.begun:
             live = {event.seq for event in events if self.order.holds(event.seq)}
@@ -186,7 +188,7 @@ class DeviceLog:
         """The server knows the cursor."""
         self._advance(step, self.order.trust())
 
-    def restart(self, step: Step, part: Slice, events: list[Event], held: Mapping[Place, Id]) -> None:
+    def restart(self, step: Step, part: Slice, events: list[Event], held: Held) -> None:
         """Replaces the log with the slice's events: the server does not know the cursor."""
         name, old, changes = self.conversation, self.cursor, step.changes
         ids = {event.seq: self._held(step, event.seq, held) for event in events}
@@ -265,9 +267,3 @@ def _was_in(end: Position, event: Event, held: int) -> bool:
     history, but only those before the first event that the device held.
     """
     return event.id == held if held else event.seq <= end.seq and event.id < end.id
-
-
-def _accepted(event: Event) -> Accepted:
-    return Accepted(
-        event.conversation, event.client_msg_id, event.seq, event.id, event.time, previous=event.previous
-    )

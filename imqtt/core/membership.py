@@ -5,6 +5,8 @@ worker that stalls for a moment disappears and returns. Acting at once would mov
 two workers would take them from each other.
 """
 
+from imqtt.core.backoff import backoff
+
 
 class Membership:
     """The current view, and the last one that was stable for `period` seconds.
@@ -33,12 +35,10 @@ class Membership:
         self._seen = None
 
 
-def contention(cuts: int, chance: float, *, base: float = 0.2, cap: float = 300.0) -> float:
+def contention(cuts: int, chance: float) -> float:
     """Seconds to wait before retaking a session after `cuts` recent unexplained disconnections.
 
-    Two workers that reconnect at once starve each other. If each waits twice as long after each
-    disconnection, one of them holds the session for longer and longer, and finally for good. `chance`:
-    random, 0 to 1.
+    Two workers that reconnect at once starve each other. As each waits twice as long every time, one of them
+    finally holds the session for good. `chance`: random, 0 to 1.
     """
-    bound = min(cap, base * 2.0 ** min(cuts - 1, 30))
-    return bound * (0.5 + 0.5 * chance)
+    return backoff(cuts, chance, base=0.2, cap=300.0, least=0.5)

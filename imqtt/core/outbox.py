@@ -107,9 +107,8 @@ class Outbox:
         self._window = window
         self._queues: dict[str, _Queue] = {}
         self._in_flight: dict[str, float] = {}  # conversation: when the wait for its answer ends
-        self._schedule: list[
-            tuple[float, str]
-        ] = []  # a heap; items that differ from a queue's `due` are void
+        # A heap; items that differ from a queue's `due` are void.
+        self._schedule: list[tuple[float, str]] = []
 
     def __contains__(self, key: OutboxKey) -> bool:
         queue = self._queues.get(key.conversation)
@@ -151,20 +150,29 @@ class Outbox:
             times.append(self._queues[conversation].due)
         return min(times, default=None)
 
-    def accepted(self, key: OutboxKey, now: float) -> bool:
-        """The command's event is stored. False if it is not in the outbox: it was answered before."""
-        return self._remove(key, now)
-
     def discard(self, key: OutboxKey, now: float) -> bool:
-        """Removes a command. If it was sent, its event may be stored anyway."""
-        return self._remove(key, now)
+        """Removes a command; False if it is not there. If it was sent, its event may be stored anyway."""
+        conversation, name = key
+        queue = self._queues.get(conversation)
+        if queue is None or name not in queue.keys:
+            return False
+        first = queue.keys[0] == name
+        queue.keys.remove(name)
+        if first:
+            self._in_flight.pop(conversation, None)
+            queue.tries = queue.refusals = 0
+        if not queue.keys:
+            del self._queues[conversation]
+        elif first:
+            self._plan(conversation, now)
+        return True
 
     def rejected(self, key: OutboxKey, now: float, *, retryable: bool, retry_after: float = 0.0) -> Fate:
         """Removes a refused command, or sends it again after at least `retry_after` seconds."""
         if key not in self:
             return Fate.UNKNOWN
         if not retryable:
-            self._remove(key, now)
+            self.discard(key, now)
             return Fate.REFUSED
         conversation, queue = key.conversation, self._queues[key.conversation]
         if queue.keys[0] == key.client_msg_id:
@@ -193,22 +201,6 @@ class Outbox:
             # A command that makes the broker disconnect must not block the others.
             self._plan(conversation, now + (0.0 if tries == 1 else backoff(tries - 1, self._chance())))
         self._in_flight.clear()
-
-    def _remove(self, key: OutboxKey, now: float) -> bool:
-        conversation, name = key
-        queue = self._queues.get(conversation)
-        if queue is None or name not in queue.keys:
-            return False
-        first = queue.keys[0] == name
-        queue.keys.remove(name)
-        if first:
-            self._in_flight.pop(conversation, None)
-            queue.tries = queue.refusals = 0
-        if not queue.keys:
-            del self._queues[conversation]
-        elif first:
-            self._plan(conversation, now)
-        return True
 
     def _next(self) -> str | None:
         """The conversation that is due first, of those with nothing in flight."""

@@ -24,7 +24,6 @@ class OwnMarks:
         self.delivered, self.read = max(self.delivered, delivered), max(self.read, read)
 
     def deliver(self, seq: int) -> None:
-        """Raises `delivered`."""
         self.delivered = max(self.delivered, seq)
         self.is_raised = True
 

@@ -15,10 +15,9 @@ class Step(NamedTuple):
     """Apply `events`, in this order.
 
     `diverged`: an event cannot belong to the cursor's log, since ids grow with seq and an event may name its
-    predecessor (Raft's log matching). Either the store was restored from a backup, or the event is from
-    before a restore, so the server has to be asked about the cursor. Nothing is applied until it answers: an
-    event that follows by seq may have another predecessor, and a cursor after it would be in the server's
-    log, so that the wrong events before it stay unnoticed.
+    predecessor (Raft's log matching). The store or the event is from before a restore, so the server has to
+    be asked about the cursor. Nothing is applied until it answers: a cursor after the next event may be in
+    the server's log, and the wrong events before it would stay unnoticed.
     """
 
     events: tuple[Event, ...] = ()
@@ -47,11 +46,9 @@ class Reorder:
 
     @property
     def buffered(self) -> list[Event]:
-        """The buffered events, in order of seq."""
         return [self._buffer[seq] for seq in sorted(self._buffer)]
 
     def holds(self, seq: int) -> bool:
-        """Whether the event of this seq is buffered."""
         return seq in self._buffer
 
     def offer(self, event: Event, held: int = 0) -> Step:

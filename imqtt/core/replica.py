@@ -5,27 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from msgspec.structs import replace
 
 from imqtt.bodies import field_of
-from imqtt.core.changes import Memory, Place, Step, Want
+from imqtt.core.changes import Held, Memory, Place, Step, Want
 from imqtt.core.device_log import TOLD, DeviceLog
 from imqtt.core.outbox import OutboxKey, change_of
 from imqtt.core.own_marks import OwnMarks
 from imqtt.core.reorder import Reorder
 from imqtt.fields import MAX_ID, MAX_SEQ
-from imqtt.model import (
-    Accepted,
-    AnyFrame,
-    AnyLogCommand,
-    Device,
-    Event,
-    Head,
-    Id,
-    Marks,
-    Page,
-    Position,
-    Slice,
-)
-
-Held = Mapping[Place, Id]
+from imqtt.model import Accepted, AnyFrame, AnyLogCommand, Device, Event, Head, Marks, Page, Position, Slice
 
 
 class Replica:
@@ -62,7 +48,6 @@ class Replica:
 
     @property
     def ordinal(self) -> int:
-        """The ordinal of the newest event."""
         return self._step.ordinal
 
     def take(self) -> Step:
@@ -107,7 +92,6 @@ class Replica:
             log.offer(self._step, _own_event(self.device, frame, command), held)
 
     def marks(self, frame: Marks) -> None:
-        """A member's marks."""
         self._step.changes.marks.append(frame)
         self._step.notices.append(frame)
         if frame.user != self.device.user:
@@ -149,7 +133,9 @@ class Replica:
                 # The log has the cursor that was judged, even if events were added since.
                 log.restart(self._step, part, events, held)
         for head in page.heads:
-            self._head(head)
+            if self._plausible(head):
+                latest = head.latest if head.latest is not None and self._plausible(head.latest) else None
+                self._log(head.conversation).see_head(self._step, head, latest)
 
     def extend(self, conversation: str, part: Slice) -> None:
         """Adds a page of history before the log, if it meets the log."""
@@ -168,11 +154,6 @@ class Replica:
             is_known = undoubted and was_looked_at and not told.get(name, False)
             if log is not None and log.order.in_doubt and is_known:
                 log.trust(self._step)
-
-    def _head(self, head: Head) -> None:
-        if self._plausible(head):
-            latest = head.latest if head.latest is not None and self._plausible(head.latest) else None
-            self._log(head.conversation).see_head(self._step, head, latest)
 
     def _log(self, conversation: str) -> DeviceLog:
         log = self.logs.get(conversation)

@@ -25,9 +25,8 @@ class Snowflake:
 
     When the clock was set back further, or a conversation's last id is ahead of the row, an id is drawn
     beside the row. It has the clock's millisecond, or the one after the conversation's last id if that is
-    later, and a sequence number of the upper half. So a clock that was a day ahead delays nothing:
-    conversations that were not written meanwhile go by the clock at once, and those that were keep the date
-    of their last event until the clock has passed it. One that lies far ahead takes no other along.
+    later, and a sequence number of the upper half. So a clock that was a day ahead delays nothing, and a
+    conversation that lies far ahead takes no other along.
     """
 
     def __init__(self, partition: int, tolerance: int) -> None:

@@ -49,7 +49,6 @@ class SyncQueue:
         return found
 
     def next_at(self) -> float | None:
-        """When the next one is due."""
         while self._schedule:
             due, conversation = self._schedule[0]
             item = self._items.get(conversation)

@@ -6,8 +6,7 @@ depends on, and waits for them. A refused publish needs no such test: the PUBACK
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple
+import contextlib
 
 from imqtt.broker.errors import describe
 from imqtt.broker.link import Link, Packet
@@ -22,14 +21,6 @@ UP = "imqtt/$servers/up/"  # followed by the worker
 DOWN = "imqtt/$servers/down"
 
 _ALL_UP, _ALL_DOWN = "imqtt/+/up/+", "imqtt/+/down"
-
-
-class Probe(NamedTuple):
-    """A packet, the filter whose rights it tests, and whether this process is subscribed to it."""
-
-    message: Packet
-    filter: str
-    hears: bool
 
 
 class Access:
@@ -61,20 +52,18 @@ class Access:
         """
         for event in self._awaited.values():
             event.clear()
-        probes = (
-            Probe(said, self._servers, hears=True),
-            Probe(Packet(self._up, b""), _ALL_UP, hears=True),
-            Probe(Packet(DOWN, b""), _ALL_DOWN, hears=False),
-        )
-        codes = await link.publish([probe.message for probe in probes])
-        taken = {probe for probe, code in zip(probes, codes, strict=True) if code < FAILURE}
+        # By topic, the filter whose rights a packet tests.
+        filters = {self._servers: self._servers, self._up: _ALL_UP, DOWN: _ALL_DOWN}
+        codes = await link.publish([said, Packet(self._up, b""), Packet(DOWN, b"")])
+        refused = {topic: code for topic, code in zip(filters, codes, strict=True) if code >= FAILURE}
+        missing = [f"publish to {filters[topic]} ({describe(code)})" for topic, code in refused.items()]
         # A refused packet cannot come back.
-        unheard = await self._unheard([probe for probe in probes if probe.hears and probe in taken])
-        missing = [
-            f"publish to {probe.filter} ({describe(code)})"
-            for probe, code in zip(probes, codes, strict=True)
-            if probe not in taken
-        ] + [f"read {probe.filter}" for probe in unheard]
+        awaited = {topic: event for topic, event in self._awaited.items() if topic not in refused}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEAR_SECONDS):
+                for event in awaited.values():
+                    await event.wait()
+        missing += [f"read {filters[topic]}" for topic, event in awaited.items() if not event.is_set()]
         if missing:
             self._problem.start(
                 f"the account {self._account!r} may not {', nor '.join(missing)}. Mosquitto's acl_file "
@@ -83,14 +72,3 @@ class Access:
         else:
             self._problem.end()
         return not missing
-
-    async def _unheard(self, probes: Sequence[Probe]) -> list[Probe]:
-        """Those that have not come back in time."""
-        awaited = [(probe, self._awaited[probe.message.topic]) for probe in probes]
-        try:
-            async with asyncio.timeout(HEAR_SECONDS):
-                for _, event in awaited:
-                    await event.wait()
-        except TimeoutError:
-            return [probe for probe, event in awaited if not event.is_set()]
-        return []

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 from imqtt.addresses import host_port
@@ -36,7 +35,6 @@ from imqtt.server.head_cache import HeadCache
 from imqtt.server.health import Health, HealthPage
 from imqtt.server.liveness import Liveness
 from imqtt.server.marks import MarkRaiser
-from imqtt.server.memberships import Memberships
 from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
 from imqtt.server.peer_discovery import Peer, PeerDiscovery
@@ -61,11 +59,9 @@ def wall_clock() -> int:
 
 
 class Server:
-    """One worker: those partitions of a deployment that are its own, among the workers that share its state.
+    """One worker. Entering it returns when its partitions receive; leaving it finishes the work begun.
 
-    `async with Server(config, store, state)` returns when all that is its own receives; leaving it finishes
-    what was begun. Store and state are the caller's, to open and to close. Raises `SetupError` where the
-    operator has to change something.
+    The caller opens and closes store and state. Raises `SetupError` if the operator has to change something.
     """
 
     def __init__(
@@ -83,11 +79,10 @@ class Server:
         self._status = "starting"
         self._publishers: Sequence[Publisher] = ()
         self._assignment: Assignment | None = None
-        self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         ready = asyncio.Event()
-        self._running = asyncio.create_task(self._run(ready), name="server")
+        self._running: asyncio.Task[None] = asyncio.create_task(self._run(ready), name="server")
         try:
             await first_of(ready.wait(), self.wait())
         except BaseException:
@@ -96,9 +91,7 @@ class Server:
         self._status = "ok"
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._status = "leaving"
         try:
             assert self._assignment is not None  # noqa: S101 - made on entering
@@ -109,17 +102,14 @@ class Server:
 
     async def wait(self) -> None:
         """Runs until cancelled; raises what ended the server, if something did."""
-        assert self._running is not None  # noqa: S101 - made on entering
         await asyncio.shield(self._running)
 
     async def _end(self) -> None:
-        assert self._running is not None  # noqa: S101 - made on entering
         self._running.cancel()
         await asyncio.gather(self._running, return_exceptions=True)
 
     @property
     def worker(self) -> Worker:
-        """This process, as it shows itself to the other workers."""
         assert self._assignment is not None  # noqa: S101 - made on entering
         return self._assignment.worker
 
@@ -134,17 +124,14 @@ class Server:
         elif status == "ok" and worker is not None and worker.trouble:
             status = "degraded"
         problems = self._problems
+        link = (problems.broker, problems.access, problems.cluster, problems.stranger, problems.contested)
+        trouble = next((it.text for it in link if it.text), "")
         return Health(
             status=status,
             worker=worker.id if worker is not None else "",
             store=problems.store.text or problems.storing.text or "ok",
             state=self._state.trouble or "ok",
-            broker=problems.broker.text
-            or problems.access.text
-            or problems.cluster.text
-            or problems.stranger.text
-            or problems.contested.text
-            or ("ok" if connected else "not connected"),
+            broker=trouble or ("ok" if connected else "not connected"),
             clock=problems.clock.text or "ok",
             process=problems.files.text or "ok",
             partitions=tuple(it.partition for it in holdings),
@@ -153,21 +140,28 @@ class Server:
 
     @property
     def partitions(self) -> int:
-        """How many partitions the store was created with."""
         return self._store.identity.partitions
 
     async def _run(self, ready: asyncio.Event) -> None:
         """Everything that the server does, until cancelled. Raises the first error that ended it."""
-        page = HealthPage(self.config.health, self.health) if self.config.health else None
+        config = self.config
+        page = HealthPage(config.health, self.health) if config.health else None
         try:
             if page is not None:
                 await page.start()
-            self._tls = _tls(self.config)
+            if config.broker_ca:
+                self._tls = TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key)
+                self._tls.context()
             async with asyncio.TaskGroup() as tasks:
                 await self._start(tasks)
                 ready.set()
+        except TlsFileError as error:
+            raise SetupError(f"TLS to the broker: {error}") from error
         except BaseExceptionGroup as group:
-            raise _leaf(group) from None
+            first: BaseException = group
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from None
         finally:
             if page is not None:
                 page.stop()
@@ -189,21 +183,22 @@ class Server:
         tasks.create_task(self._discovery.run(found), name="peer-discovery")
         for event in (found, *connected):
             await event.wait()
+        partitions = [
+            Partition(
+                number,
+                pipeline,
+                self._line(f"partition {number}", self._settings(str(number))),
+                self.config.max_batch,
+                broker_steady=events.steady,
+                taken=self._problems.contested,
+            )
+            for number in range(self.partitions)
+        ]
         self._assignment = Assignment(
             worker,
             state=self._state,
             pipeline=pipeline,
-            partitions=[
-                Partition(
-                    number,
-                    pipeline,
-                    self._line(f"partition {number}", self._settings(str(number))),
-                    self.config.max_batch,
-                    broker_steady=events.steady,
-                    taken=self._problems.contested,
-                )
-                for number in range(self.partitions)
-            ],
+            partitions=partitions,
             discovery=self._discovery,
             liveness=liveness,
             problems=self._problems,
@@ -216,134 +211,98 @@ class Server:
 
     def _pipeline(self, tasks: asyncio.TaskGroup, publish: Publish, publish_reads: Publish) -> Pipeline:
         """Everything that commands go through, from a partition's session to the devices."""
-        config, counters, store, state = self.config, self.counters, self._store, self._state
-        partitions = store.identity.partitions
+        config, counters, problems, clock = self.config, self.counters, self._problems, self._clock
+        store, state, partitions = self._store, self._state, self.partitions
+        tolerance, ttl, packet = config.clock_tolerance * 1_000, config.presence_ttl, config.max_packet
         bounds = Bounds(config.max_content, config.max_command)
-        memberships = Memberships()
-        devices = Devices(store, state, self._problems, self._clock)
+        devices = Devices(store, state, problems, clock)
         presences = Presences(
-            store=store,
-            state=state,
-            memberships=memberships,
-            devices=devices,
-            publish=publish_reads,
-            counters=counters,
-            max_packet=config.max_packet,
-            ttl=config.presence_ttl,
-            clock=self._clock,
+            store, state, devices, publish_reads, counters, max_packet=packet, ttl=ttl, clock=clock
+        )
+        limits = Limits(
+            content=bounds.content,
+            command=bounds.command,
+            page=PAGE_EVENTS,
+            cursors=bounds.cursors,
+            rate=config.device_rate,
+            presence=ttl,
         )
         reads = Reads(
-            Pages(store, memberships),
+            Pages(store),
             presences,
             publish_reads,
             counters,
             partitions=partitions,
-            limits=Limits(
-                content=bounds.content,
-                command=bounds.command,
-                page=PAGE_EVENTS,
-                cursors=bounds.cursors,
-                rate=config.device_rate,
-                presence=config.presence_ttl,
-            ),
-            max_packet=config.max_packet,
+            limits=limits,
+            max_packet=packet,
             at_once=config.reads_at_once,
             waiting=config.reads_waiting,
-            clock=self._clock,
+            clock=clock,
+        )
+        snowflakes = [Snowflake(partition, tolerance) for partition in range(partitions)]
+        heads = HeadCache(config.conversations_cached)
+        delivery = Delivery(
+            store, state, devices, presences, reads, publish=publish, counters=counters, max_packet=packet
         )
         pipeline = Pipeline(
-            router=Router(partitions, bounds),
-            memberships=memberships,
-            devices=devices,
-            committer=Committer(
-                store=store,
-                state=state,
-                snowflakes=[
-                    Snowflake(partition, config.clock_tolerance * 1_000) for partition in range(partitions)
-                ],
-                heads=HeadCache(config.conversations_cached),
-                counters=counters,
-                problems=self._problems,
-                clock=self._clock,
-            ),
-            marks=MarkRaiser(store, self._problems),
-            control=Control(devices, presences, publish_reads, counters, partitions),
-            delivery=Delivery(
-                store=store,
-                state=state,
-                devices=devices,
-                presences=presences,
-                reads=reads,
-                publish=publish,
-                counters=counters,
-                max_packet=config.max_packet,
-            ),
+            Router(partitions, bounds),
+            devices,
+            Committer(store, state, snowflakes, heads, counters, problems=problems, clock=clock),
+            MarkRaiser(store, problems),
+            Control(devices, presences, publish_reads, counters, partitions),
+            delivery=delivery,
             counters=counters,
-            problems=self._problems,
+            problems=problems,
             max_batch=config.max_batch,
         )
         pruning = Pruning(
-            store=store,
-            devices=devices,
-            presences=presences,
-            counters=counters,
+            store,
+            devices,
+            presences,
+            counters,
             max_age=config.device_days,
             per_user=config.devices_per_user,
-            patience=config.presence_ttl,
-            sweeps=self._holds_first_partition,
-            clock=self._clock,
+            patience=ttl,
+            sweeps=lambda: 0 in self.health().partitions,
+            clock=clock,
         )
         for part in (reads, presences, pruning, pipeline):
             tasks.create_task(part.run(), name=type(part).__name__.lower())
         return pipeline
 
-    def _holds_first_partition(self) -> bool:
-        return 0 in self.health().partitions
-
     def _peer_discovery(self, worker: Worker, liveness: Liveness) -> PeerDiscovery:
-        config, store = self.config, self._store
-        me = Peer(
-            store.identity.cluster,
-            worker.id,
-            worker.host,
-            worker.pid,
-            worker.started,
-            exclusive=not store.shared,
-        )
+        cluster, exclusive = self._store.identity.cluster, not self._store.shared
         return PeerDiscovery(
-            me,
-            partial(self._connect, self._own("present")),
+            Peer(cluster, worker.id, worker.host, worker.pid, worker.started, exclusive=exclusive),
+            partial(self._connect, self._settings("present", own=True)),
             self._connections,
-            Access(worker.id, peer_discovery.TOPIC, config.broker_username, self._problems.access),
+            Access(worker.id, peer_discovery.TOPIC, self.config.broker_username, self._problems.access),
             liveness=liveness,
             foreign=self._problems.cluster,
         )
 
     def _publisher(self, name: str, *, looks: bool = False) -> Publisher:
-        line = self._line(name, self._own(name), looks=looks)
+        line = self._line(name, self._settings(name, own=True), looks=looks)
         return Publisher(line, self.counters, self._problems.refused_packets)
 
-    def _own(self, name: str) -> LinkSettings:
-        """Of a connection that no other process has, and that leaves nothing behind."""
-        return self._settings(f"{name}-{self._process}", clean=True)
-
-    def _settings(self, name: str, *, clean: bool = False) -> LinkSettings:
+    def _settings(self, name: str, *, own: bool = False) -> LinkSettings:
+        """`own`: no other process has this connection, and it leaves nothing behind."""
         config = self.config
         return LinkSettings(
             host=config.broker_host,
             port=config.broker_port,
-            client_id=f"imqtt-server-{name}",
+            client_id=f"imqtt-server-{name}-{self._process}" if own else f"imqtt-server-{name}",
             username=config.broker_username,
             password=config.broker_password,
-            clean_start=clean,
-            session_expiry=0 if clean else SESSION_EXPIRY,
+            clean_start=own,
+            session_expiry=0 if own else SESSION_EXPIRY,
             keep_alive=KEEP_ALIVE,
             receive_max=4 * config.max_batch,
             ack_delay=ACK_DELAY,
         )
 
     def _line(self, name: str, settings: LinkSettings, *, looks: bool = False) -> Line:
-        return self._connections.line(name, partial(self._connect, settings), looks=looks)
+        return Line(self._connections, name, partial(self._connect, settings), looks=looks)
 
     async def _connect(self, settings: LinkSettings, will: Will | None = None) -> Link:
         settings = replace(settings, will=will)
@@ -361,22 +320,3 @@ class Server:
         except (OSError, LinkError):
             self._tls.distrust()
             raise
-
-
-def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group that holds no others."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _tls(config: ServerConfig) -> TlsFiles | None:
-    if not config.broker_ca:
-        return None
-    tls = TlsFiles(config.broker_ca, config.broker_certificate, config.broker_key)
-    try:
-        tls.context()
-    except TlsFileError as error:
-        raise SetupError(f"TLS to the broker: {error}") from error
-    return tls

@@ -81,12 +81,11 @@ class Assignment:
             beats=self._known,
             holdings=self.holdings(),
             leaving=self._leaving,
-            stuck=self._problems.stuck > STUCK_SECONDS or self._is_refused(),
+            stuck=self._problems.store.seconds > STUCK_SECONDS or self._is_refused(),
             trouble=self._trouble(),
         )
 
     def holdings(self) -> tuple[Holding, ...]:
-        """The partitions whose sessions this worker holds."""
         loop_now, now = asyncio.get_running_loop().time(), self._clock()
         holdings: list[Holding] = []
         for it in self._partitions:
@@ -98,7 +97,7 @@ class Assignment:
         return tuple(holdings)
 
     async def confirmed(self) -> None:
-        """Waits for a fresh assignment, or until the state turns out to be unreachable."""
+        """Waits until a fresh assignment is carried out, or the state turns out to be unreachable."""
         asked = self._known
         self._liveness.changed.set()
         async with self._beats:
@@ -117,12 +116,15 @@ class Assignment:
         return other is not None
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Runs until cancelled. Sets `ready` when the first assignment is held."""
+        """Runs until cancelled. Sets `ready` when this worker holds its partitions that others do not."""
         try:
             while True:
                 await self._beat()
-                self._raise_failures()
-                if not ready.is_set() and self._is_ready():
+                for task in self._holding.values():
+                    if task.done():
+                        task.result()  # raises its error
+                held = all(self._ready[number].is_set() for number in self._holding)
+                if held and self._membership.acted is not None:
                     ready.set()
                 self._starting = self._starting and all(it.held_since is None for it in self._partitions)
                 with contextlib.suppress(TimeoutError):
@@ -156,14 +158,15 @@ class Assignment:
             log.debug("the live workers are unknown: %s", error)
             self._liveness.away = True
             self._membership.see_nothing()
-            self._without_the_gone()
+            if self._membership.acted is not None:
+                # Workers whose connections ended and did not come back are gone.
+                self._membership.acted -= self._liveness.gone(STABLE_BEATS * self._beat_seconds)
             self._follow(())
         else:
             self._liveness.away = False
             now = asyncio.get_running_loop().time()
             if now - self._seen_at > self._ttl:
-                # The others have considered this worker dead meanwhile, and hold its partitions. They see its
-                # heartbeat now, and release them once their view has been stable for long enough.
+                # The others hold this worker's partitions, and release them once they trust its heartbeats.
                 self._membership.see_nothing()
             self._seen_at = now
             self._liveness.keep({other.id for other in alive}, self._ttl)
@@ -175,19 +178,13 @@ class Assignment:
             if not self._membership.see(now, frozenset(it.id for it in able)):
                 return
             if before is None or before - (self._membership.acted or frozenset()):
-                # A worker that is gone may have registered devices without invalidating the others' lists, so
-                # no cached list may be read once its partitions are taken over. This fails soon if the state
-                # is away.
+                # A worker that is gone may have registered devices without invalidating the others' lists: no
+                # cached list may be read once its partitions are taken over.
                 await self._state.distrust_devices()
             self._follow([it for it in alive if it.id != self._worker.id])
         async with self._beats:
             self._answered = number
             self._beats.notify_all()
-
-    def _without_the_gone(self) -> None:
-        """While the state is away, workers whose connections ended and did not come back are gone."""
-        if self._membership.acted is not None:
-            self._membership.acted -= self._liveness.gone(STABLE_BEATS * self._beat_seconds)
 
     def _follow(self, others: Sequence[Worker]) -> None:
         """Takes the partitions assigned to this worker, and releases the others."""
@@ -227,37 +224,27 @@ class Assignment:
             del self._holding[number]
         self._liveness.changed.set()  # other workers wait for the release
 
-    def _raise_failures(self) -> None:
-        for task in self._holding.values():
-            if task.done():
-                task.result()
-
-    def _is_ready(self) -> bool:
-        """Whether this worker holds every partition that is assigned to it and free."""
-        return self._membership.acted is not None and all(
-            self._ready[number].is_set() for number in self._holding
-        )
-
     def _is_refused(self) -> bool:
         """Whether the broker has refused this worker a session for long, now or lately; others may get it."""
         now = asyncio.get_running_loop().time()
-        if any(it.refusal and now - it.refused_at > STUCK_SECONDS for it in self._partitions):
+        lines = [it.line for it in self._partitions]
+        if any(line.refusal and now - line.refused_at > STUCK_SECONDS for line in lines):
             self._unfit_until = now + UNFIT_SECONDS
         return now < self._unfit_until
 
     def _trouble(self) -> str:
-        contested = [it.number for it in self._partitions if it.contested]
+        contested = [str(it.number) for it in self._partitions if it.contested]
         known = self._problems
         if not contested:
             known.stranger.end()
             known.contested.end_all()
-        problems = [it.text for it in (known.access, known.cluster, known.stranger)]
-        problems += [known.store.text, known.storing.text]
+        first = (known.access, known.cluster, known.stranger, known.store, known.storing)
+        problems = [it.text for it in first]
         problems += [self._state.trouble, known.broker.text, known.clock.text, known.files.text]
         if contested:
-            numbers = ", ".join(map(str, contested))
+            numbers = ", ".join(contested)
             problems.append(f"the sessions of partitions {numbers} are being taken from this worker")
-        if refused := [it for it in self._partitions if it.refusal]:
-            numbers = ", ".join(str(it.number) for it in refused)
-            problems.append(f"the broker refuses the sessions of partitions {numbers}: {refused[0].refusal}")
+        if refused := {it.number: it.line.refusal for it in self._partitions if it.line.refusal}:
+            numbers, refusal = ", ".join(map(str, refused)), next(iter(refused.values()))
+            problems.append(f"the broker refuses the sessions of partitions {numbers}: {refusal}")
         return "; ".join(it for it in problems if it)

@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple, TypeVar, cast
 
 from imqtt.broker.link import Link, Packet, Received
 from imqtt.core.sequencing import Incoming
-from imqtt.model import Command, Device, Hello, Rejected, Status
+from imqtt.model import Command, Device, Hello, Rejected
 from imqtt.protocol import Format
 from imqtt.server.control import Order
 
@@ -67,11 +67,6 @@ class Batch:
     forwards: Sequence[Forward]
     orders: Sequence[Order]
     rejections: Sequence[Rejection]
-
-    @property
-    def status(self) -> list[tuple[Device, Hello | Status]]:
-        """What devices say of their presence."""
-        return [(it.device, it.command) for it in self.others if isinstance(it.command, Hello | Status)]
 
     def of(self, kind: type[C]) -> list[Request[C]]:
         """The commands of a class, other than log commands."""

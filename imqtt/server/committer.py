@@ -35,12 +35,12 @@ class Committer:
 
     def __init__(
         self,
-        *,
         store: Store,
         state: State,
         snowflakes: Sequence[Snowflake],
         heads: HeadCache,
         counters: Counters,
+        *,
         problems: Problems,
         clock: Callable[[], int],
     ) -> None:
@@ -185,14 +185,9 @@ class Committer:
         return View(heads, found, members, events, registers)
 
     async def _load_heads(self, conversations: set[str]) -> dict[str, Position]:
-        heads: dict[str, Position] = {}
-        missing: list[str] = []
-        for conversation in conversations:
-            if (head := self._heads.get(conversation)) is not None:
-                heads[conversation] = head
-            else:
-                missing.append(conversation)
-        if missing:
+        cached = {conversation: self._heads.get(conversation) for conversation in conversations}
+        heads = {conversation: head for conversation, head in cached.items() if head is not None}
+        if missing := conversations - heads.keys():
             found = await self._store.heads(missing)
             self._heads.put(found)
             heads.update(found)
@@ -203,12 +198,11 @@ class Committer:
 
         Raises `Unavailable` or `RecordRefused` if nothing was stored.
         """
-        places = [place for place, decision in enumerate(decisions) if isinstance(decision, Append)]
-        if not places:
+        appends = {place: it for place, it in enumerate(decisions) if isinstance(it, Append)}
+        if not appends:
             return len(decisions)
-        appends = [decision for decision in decisions if isinstance(decision, Append)]
-        records = [_record(commands[place], append) for place, append in zip(places, appends, strict=True)]
-        members = [row for append in appends for row in append.effects.members]
+        records = [_record(commands[place], append) for place, append in appends.items()]
+        members = [row for append in appends.values() for row in append.effects.members]
 
         async def write(attempt: int) -> int:
             # Nothing new is decided before it is known whether these very records are stored.
@@ -227,7 +221,7 @@ class Committer:
         self._counters.stored += stored
         self._heads.put({record.event.conversation: record.event.position for record in records[:stored]})
         # Whatever precedes the first append that failed depends only on those that did not.
-        return places[stored] if stored < len(places) else len(decisions)
+        return [*appends, len(decisions)][stored]
 
     async def _append_once(self, records: Sequence[Record], *, again: bool) -> int:
         try:

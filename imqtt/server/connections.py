@@ -35,10 +35,6 @@ class Connections:
         self.problem = problem
         self._return: asyncio.Future[None] | None = None
 
-    def line(self, name: str, connect: Connect, *, looks: bool = False) -> "Line":
-        """One connection. `looks`: it is the one that looks for a broker that is gone."""
-        return Line(self, name, connect, looks=looks)
-
     def reached(self) -> None:
         """The broker has accepted a connection. Those that wait for it try at once."""
         if self._return is not None and not self._return.done():
@@ -53,17 +49,18 @@ class Connections:
 
 
 class Line:
-    """One connection by its name, over all the links that it has in its life."""
+    """One connection by its name, over all the links that it has in its life.
 
-    def __init__(self, connections: Connections, name: str, connect: Connect, *, looks: bool) -> None:
+    `looks`: it is the one that looks for a broker that is gone.
+    """
+
+    def __init__(self, connections: Connections, name: str, connect: Connect, *, looks: bool = False) -> None:
         self.name = name
         self._connections = connections
         self._connect = connect
         self._looks = looks
-        self.refusal = ""
-        """Why the broker refuses the connection."""
-        self.refused_at = 0.0
-        """Start of the refusals, by the event loop's clock."""
+        self.refusal = ""  # why the broker refuses the connection
+        self.refused_at = 0.0  # start of the refusals, by the event loop's clock
 
     def failed(self, error: Exception) -> None:
         """The connection cannot be made, was lost, or does not do what it is for."""
@@ -84,9 +81,8 @@ class Line:
     ) -> None:
         """Connects, has `serve` use the link, and reconnects when it ends, until cancelled or `until` is set.
 
-        Until `ready` is set, a permanent refusal by the broker is a mistake in the settings and raises
-        `SetupError`. `after` replaces the wait after a disconnection; its argument counts the connections
-        that ended soon, from 1 on.
+        Until `ready` is set, a permanent refusal by the broker raises `SetupError`. `after` replaces the wait
+        after a disconnection; its argument counts the connections that ended soon, from 1 on.
         """
         until = until or asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -95,7 +91,8 @@ class Line:
             try:
                 link = await self._open()
             except (OSError, LinkError) as error:
-                if _is_permanent(error) and ready is not None and not ready.is_set():
+                is_permanent = isinstance(error, ConnackRefused) and not error.retryable
+                if is_permanent and ready is not None and not ready.is_set():
                     raise SetupError(f"the broker does not take the server: {error}") from error
                 attempt += 1
                 await first_of(self._pause(attempt, error), until.wait())
@@ -122,10 +119,9 @@ class Line:
         try:
             link = await self._connect()
         except (OSError, LinkError) as error:
-            refusal = str(error) if isinstance(error, ConnackRefused) else ""
             if not self.refusal:
                 self.refused_at = asyncio.get_running_loop().time()
-            self.refusal = refusal
+            self.refusal = str(error) if isinstance(error, ConnackRefused) else ""
             self.failed(error)
             raise
         self.refusal = ""
@@ -142,10 +138,6 @@ class Line:
             await self._connections.returned(backoff(attempt, random(), base=FIRST_LOOK_SECONDS, cap=cap))
         else:
             await self._connections.returned(backoff(attempt, random()))
-
-
-def _is_permanent(error: Exception) -> bool:
-    return isinstance(error, ConnackRefused) and not error.retryable
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:

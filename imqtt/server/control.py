@@ -1,11 +1,8 @@
 """Orders from the operator's commands: forget revoked devices, and report which devices are present.
 
-They arrive in the session of partition 0. So the broker keeps them while no server is connected, and delivers
-them again if a worker is killed before it has carried them out.
-
-From there a revocation goes through the session of every other partition as well. What a device published
-before it was revoked may still wait in any of them and would register the device again; the revocation comes
-behind it.
+They arrive in the session of partition 0, so the broker keeps them while no server is connected, and delivers
+them again if a worker is killed before it has carried them out. From there a revocation goes through every
+other partition's session as well, behind commands that would register the device again.
 """
 
 import asyncio
@@ -26,8 +23,8 @@ from imqtt.state.base import StateAway
 
 log = logging.getLogger(__name__)
 
-TOPIC = "imqtt/$control/up/0"  # no device's: user ids have no $
-TOPICS = "imqtt/$control/up/"  # followed by the partition
+TOPICS = "imqtt/$control/up/"  # followed by the partition; no device's, since user ids have no $
+TOPIC = f"{TOPICS}0"
 REPLIES = "imqtt/$control/down/"  # followed by a random string that the asking command has drawn
 
 
@@ -83,15 +80,8 @@ def parse_answer(payload: bytes) -> Told:
 
 
 class Control:
-    """Carries orders out."""
-
     def __init__(
-        self,
-        devices: Devices,
-        presences: Presences,
-        publish: Publish,
-        counters: Counters,
-        partitions: int,
+        self, devices: Devices, presences: Presences, publish: Publish, counters: Counters, partitions: int
     ) -> None:
         self._devices = devices
         self._presences = presences
@@ -113,14 +103,9 @@ class Control:
             self._counters.devices_revoked += len(devices)
             log.info("revoked: %s", ", ".join(map(str, devices)))
         await asyncio.gather(*(self._tell(order) for order in orders if isinstance(order, Ask)))
-        return revoked, self._publish([copy for order in revocations for copy in self._copies(order)])
-
-    def _copies(self, order: Revoke) -> list[Packet]:
-        """What has to go through the sessions of the other partitions, too."""
-        if order.copy:
-            return []
-        payload = encode(msgspec.structs.replace(order, copy=True))
-        return [Packet(f"{TOPICS}{partition}", payload) for partition in range(1, self._partitions)]
+        copies = [encode(Revoke(order.devices, copy=True)) for order in revocations if not order.copy]
+        others = range(1, self._partitions)
+        return revoked, self._publish([Packet(f"{TOPICS}{it}", copy) for copy in copies for it in others])
 
     async def _revoke(self, devices: Sequence[Device]) -> None:
         try:

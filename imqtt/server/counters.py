@@ -25,6 +25,5 @@ class Counters:
     by_code: dict[str, int] = field(default_factory=dict)  # commands refused, by error code
 
     def reject(self, code: str, count: int = 1) -> None:
-        """Counts refused commands."""
         self.rejected += count
         self.by_code[code] = self.by_code.get(code, 0) + count

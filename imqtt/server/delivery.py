@@ -4,6 +4,7 @@ import asyncio
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -14,18 +15,19 @@ from imqtt.core.sequencing import Append, Decision, Known, Refuse
 from imqtt.errors import Busy, ImqttError, StoreUnreachable, Unavailable
 from imqtt.model import (
     Accepted,
+    Command,
     Device,
     Event,
     Hello,
     Id,
-    Key,
     Mark,
     PeerTyping,
     ReadCommand,
     Registration,
+    Status,
     Typing,
 )
-from imqtt.protocol import CommandInfo, Format
+from imqtt.protocol import Format
 from imqtt.server.batch import Batch, Forward, Rejection, Request
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
@@ -33,8 +35,8 @@ from imqtt.server.fanout import Fanout
 from imqtt.server.marks import Raised
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import FAILURE, Publish
-from imqtt.server.reads import Reads, info_of
-from imqtt.server.rejections import rejected, rejection, throttled
+from imqtt.server.reads import Reads
+from imqtt.server.rejections import info_of, rejected, rejection, throttled
 from imqtt.state.base import SeenKeys
 from imqtt.stores.base import LogStore
 
@@ -48,32 +50,27 @@ class Outcome:
     members: Members
     registered: Registered
     decisions: Sequence[Decision]
-    raised: Sequence[Raised] | Unavailable
+    raised: Sequence[Raised]
+    marks_error: Unavailable | None  # of a store that takes no writes
 
 
-class Audience:
+class Audience(NamedTuple):
     """The devices of a batch's users, as they are registered after its commit."""
 
-    def __init__(
-        self, lists: Mapping[str, tuple[Registration, ...]], spoke: Mapping[Device, Registration]
-    ) -> None:
-        self._lists = lists
-        self._spoke = spoke
+    lists: Mapping[str, tuple[Registration, ...]]
+    spoke: Mapping[Device, Registration]
 
     def of(self, users: Sequence[str]) -> Iterable[Registration]:
-        """Every device of these users."""
         if len(users) == 2:
-            return self._lists[users[0]] + self._lists[users[1]]
-        return [registration for user in users for registration in self._lists[user]]
+            return self.lists[users[0]] + self.lists[users[1]]
+        return [registration for user in users for registration in self.lists[user]]
 
     def one(self, device: Device, format: Format) -> Registration:
         """A device of the batch. One that is not registered is answered in this format."""
-        if (spoke := self._spoke.get(device)) is not None:
+        if (spoke := self.spoke.get(device)) is not None:
             return spoke
-        for registration in self._lists[device.user]:
-            if registration.device == device:
-                return registration
-        return Registration(device, format.value)
+        registered = (it for it in self.lists[device.user] if it.device == device)
+        return next(registered, Registration(device, format.value))
 
 
 class Delivery:
@@ -81,12 +78,12 @@ class Delivery:
 
     def __init__(
         self,
-        *,
         store: LogStore,
         state: SeenKeys,
         devices: Devices,
         presences: Presences,
         reads: Reads,
+        *,
         publish: Publish,
         counters: Counters,
         max_packet: int,
@@ -107,34 +104,37 @@ class Delivery:
         """
         members, decisions = outcome.members, outcome.decisions
         events = await self._events(batch, decisions)
-        raised = () if isinstance(outcome.raised, Unavailable) else outcome.raised
-        typing = _last_typing(batch)
+        # The last of each user in each conversation.
+        typing = {(it.command.conversation, it.device.user): it for it in batch.of(Typing)}
         told = {event.conversation for event in events if event is not None}
-        told.update(marks.conversation for marks, _ in raised)
+        told.update(marks.conversation for marks, _ in outcome.raised)
         told.update(conversation for conversation, _ in typing)
         users = {user for conversation in told for user in members.of(conversation)}
         users.update(device.user for device in batch.spoke)
         users.update(rejection.device.user for rejection in batch.rejections)
+        decided = zip(batch.messages, decisions, strict=True)
+        stored = [message.key for message, decision in decided if isinstance(decision, Append)]
         # The devices are read after the commit: a device that registers later finds the events by `Sync`.
-        lists, _ = await asyncio.gather(  # one round trip to the state
-            self._devices.of(users), self._state.mark_seen(_stored(batch, decisions))
-        )
+        # Together, for one round trip to the state.
+        lists, _ = await asyncio.gather(self._devices.of(users), self._state.mark_seen(stored))
         audience = Audience(lists, outcome.registered.current)
         fanout = Fanout(self._max_packet, self._counters)
         reads, rejections = self._admit(batch, outcome.registered, answered)
         rejections += self._answer(fanout, audience, batch, outcome, events)
-        for marks, but in raised:
+        for marks, but in outcome.raised:
             fanout.add(marks, audience.of(members.of(marks.conversation)), but)
         for (conversation, user), (device, command, *_) in typing.items():
-            others = [member for member in members.of(conversation) if member != user]
-            fanout.add(PeerTyping(conversation, user, command.typing), audience.of(others), device)
+            peers = [member for member in members.of(conversation) if member != user]
+            fanout.add(PeerTyping(conversation, user, command.typing), audience.of(peers), device)
         for device, frame, format in throttled([*batch.rejections, *rejections], self._counters):
             fanout.add(frame, (audience.one(device, format),))
         begun: list[Awaitable[object]] = [self._publish(fanout.messages())]
         if batch.forwards:
             begun.append(asyncio.create_task(self._forward(batch.forwards), name="forward"))
         refused = outcome.registered.refused
-        heard = self._presences.hear(batch.spoke, [it for it in batch.status if it[0] not in refused])
+        others = [(it.device, it.command) for it in batch.others if it.device not in refused]
+        status = [(device, command) for device, command in others if isinstance(command, Hello | Status)]
+        heard = self._presences.hear(batch.spoke, status)
         serving = self._serve(reads, outcome.registered.current, heard)
         if heard is None:
             await serving
@@ -155,8 +155,7 @@ class Delivery:
         for message, decision, event in zip(batch.messages, outcome.decisions, events, strict=True):
             sender, command = message.sender, message.command
             if isinstance(decision, Refuse):
-                info = CommandInfo(command.name, command.conversation, command.client_msg_id)
-                rejections.append(_rejection(batch, sender, decision.error, info))
+                rejections.append(_rejection(batch, sender, command, decision.error))
                 continue
             if isinstance(decision, Known):
                 self._counters.known += 1
@@ -172,18 +171,15 @@ class Delivery:
                 fanout.add(event, audience.of(members), sender)
                 if event.seq == 1 and len(members) == 2:
                     self._presences.acquaint(*members)
-        if isinstance(outcome.raised, Unavailable):
-            for device, mark, *_ in batch.of(Mark):
-                info = CommandInfo(mark.name, mark.conversation)
-                rejections.append(_rejection(batch, device, outcome.raised, info))
+        if (error := outcome.marks_error) is not None:
+            rejections += [_rejection(batch, device, mark, error) for device, mark, *_ in batch.of(Mark)]
         return rejections
 
     async def answer_reads(
         self, batch: Batch, claim: Callable[[Sequence[Request[ReadCommand]]], Sequence[Request[ReadCommand]]]
     ) -> None:
-        """Answers the reads of a batch for which nothing has to be written first.
+        """Answers the reads of registered devices, for which nothing has to be written first.
 
-        Those are the reads of devices that are registered already: later events will be published to them.
         For the others see `Registered`. `claim` takes reads just before they are answered, and returns those
         that nothing has answered meanwhile. Raises `Unavailable` if the registrations cannot be read.
         """
@@ -223,14 +219,13 @@ class Delivery:
             if error is None:
                 admitted.append(read)
             else:
-                info = info_of(read.command)
-                rejections.append(_rejection(batch, read.device, error, info))
+                rejections.append(_rejection(batch, read.device, read.command, error))
         return admitted, rejections
 
     async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
-        """The event that each message is told as to everybody but its sender; None: to nobody.
+        """The event to tell for each message; None: nothing to tell.
 
-        Stored events that an earlier owner may have told nobody of are read from the store and told again.
+        Stored events that an earlier owner may not have told are read from the store.
         """
         events: list[Event | None] = []
         read: dict[tuple[str, int], Event] = {}
@@ -264,9 +259,8 @@ class Delivery:
     async def _forward(self, forwards: Sequence[Forward]) -> None:
         """Returns when the broker has taken the commands, or their senders' rejections.
 
-        Senders get a retryable rejection if the partition has no session, because no worker has held it since
-        the broker lost its sessions, or if the broker refuses the publish. Waiting for the session would hold
-        up all partitions.
+        Senders get a retryable rejection if the broker refuses the publish, or if it has lost the partition's
+        session and no worker has held it since: waiting for the session would hold up all partitions.
         """
         self._counters.passed_on += len(forwards)
         codes = await self._publish([packet for _, packet in forwards])
@@ -285,18 +279,5 @@ class Delivery:
         return self._publish(fanout.messages())
 
 
-def _rejection(batch: Batch, device: Device, error: ImqttError, info: CommandInfo) -> Rejection:
-    return Rejection(device, rejected(error, info), batch.spoke[device].format)
-
-
-def _stored(batch: Batch, decisions: Sequence[Decision]) -> list[Key]:
-    return [
-        message.key
-        for message, decision in zip(batch.messages, decisions, strict=True)
-        if isinstance(decision, Append)
-    ]
-
-
-def _last_typing(batch: Batch) -> dict[tuple[str, str], Request[Typing]]:
-    """The last `Typing` of each user in each conversation."""
-    return {(it.command.conversation, it.device.user): it for it in batch.of(Typing)}
+def _rejection(batch: Batch, device: Device, command: Command, error: ImqttError) -> Rejection:
+    return Rejection(device, rejected(error, info_of(command)), batch.spoke[device].format)

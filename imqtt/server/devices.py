@@ -21,8 +21,7 @@ SEEN_EVERY = 86_400_000  # milliseconds after which a device's last-seen time is
 class Registered(NamedTuple):
     """The devices of a batch. `refused`: those that the store does not have, and why.
 
-    Nothing is published to them: whoever had a page would not be told what comes after it, so they get none.
-    Their messages are answered all the same.
+    They get answers to messages but no pages, since no later event would be published to them.
     """
 
     current: dict[Device, Registration]
@@ -39,10 +38,9 @@ class Devices:
         self._state = state
         self._problems = problems
         self._clock = clock
-        self.seen: dict[Device, int] = {}
-        """When devices were last seen, for those whose stored time is older than a day."""
+        self.seen: dict[Device, int] = {}  # when, for devices whose stored time is older than a day
+        # Users with a new device, and how many devices they have. `Pruning` takes these and clears it.
         self.grown: dict[str, int] = {}
-        """Users with a new device, and how many devices they have. `Pruning` takes these and clears it."""
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         """Every device of each user. To miss no device, call it after the commit of what it is for."""
@@ -112,8 +110,7 @@ class Devices:
     async def _complete(self, current: dict[Device, Registration], unheard: Collection[Device]) -> None:
         """Takes from the store what another worker may have heard of these. They keep the format they used.
 
-        A device whose first command came here and whose `Hello` went to another worker may have asked for
-        smaller packets than the server's own, and the broker silently drops larger ones.
+        Such a device may have asked for small packets, and the broker silently drops larger ones.
         """
         lists = await self.of({device.user for device in unheard})
         stored = {it.device: it for user in lists for it in lists[user]}
@@ -144,14 +141,13 @@ class Devices:
 
         Raises `Unavailable`; then any of them may be removed. Waits while an outcome is unknown.
         """
-
-        async def remove(_: int) -> None:
-            await asyncio.gather(
-                *(self._store.remove_device(it, unseen_since=since) for it, since in devices.items())
-            )
-
+        remove = self._store.remove_device
         try:
-            await until_known("removing devices", remove, self._problems)
+            await until_known(
+                "removing devices",
+                lambda _: asyncio.gather(*(remove(it, unseen_since=at) for it, at in devices.items())),
+                self._problems,
+            )
         finally:
             await self._state.forget_devices({device.user for device in devices})
 
@@ -159,7 +155,6 @@ class Devices:
 def _registration(
     device: Device, before: Registration | None, format: Format, hello: Hello | None
 ) -> Registration:
-    """A device's registration after what it last sent."""
     if hello is not None:
         return Registration(
             device, format.value, hello.platform, hello.max_packet, 0 if before is None else before.seen

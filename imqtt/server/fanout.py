@@ -1,6 +1,9 @@
 """Frames on their way to devices, gathered so that each device gets one packet for a whole batch."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from imqtt.broker.link import Packet
 from imqtt.fields import MIN_PACKET
@@ -11,21 +14,18 @@ from imqtt.server.counters import Counters
 
 PACKET_OVERHEAD = 160  # bytes: MQTT's header, the longest topic, and what joins the frames
 
-
 SOFT = (PeerTyping, Presence)  # nobody notices one that is lost: QoS 0
 
 
+@dataclass(slots=True)
 class _Bundle:
     """One device's frames, in the order in which they were added."""
 
-    __slots__ = ("durable", "format", "frames", "room", "size")
-
-    def __init__(self, format: Format, room: int) -> None:
-        self.format = format
-        self.room = room
-        self.frames: list[bytes] = []
-        self.size = 0  # bytes of the frames, and what joins them
-        self.durable = False  # whether a loss would be noticed: QoS 1
+    format: Format
+    room: int
+    packets: list[list[bytes]] = field(default_factory=lambda: [[]])
+    size: int = 0  # bytes of the last packet's frames, and what joins them
+    durable: bool = False  # whether a loss would be noticed: QoS 1
 
 
 class Fanout:
@@ -37,7 +37,6 @@ class Fanout:
         self._bundles: dict[Device, _Bundle] = {}
 
     def add(self, frame: AnyFrame, registrations: Iterable[Registration], but: Device | None = None) -> None:
-        """Adds `frame` for every device of `registrations` except `but`."""
         encoded: dict[Format, bytes] = {}
         durable = type(frame) not in SOFT
         for registration in registrations:
@@ -55,20 +54,22 @@ class Fanout:
                 data = encoded[bundle.format] = encode_frame(frame, bundle.format)
             if len(data) > bundle.room and isinstance(frame, Event):
                 data = encode_frame(withhold(frame, len(data)), bundle.format)
-            bundle.frames.append(data)
-            bundle.size += len(data) + 1
+            size = len(data) + 1
+            if bundle.size and bundle.size + size > bundle.room:
+                bundle.packets.append([])
+                bundle.size = 0
+            bundle.packets[-1].append(data)
+            bundle.size += size
             bundle.durable = bundle.durable or durable
 
     def messages(self) -> list[Packet]:
         """The packets, each device's in order."""
         messages: list[Packet] = []
         for device, bundle in self._bundles.items():
-            topic, qos, frames = down(device), 1 if bundle.durable else 0, bundle.frames
-            self._counters.frames += len(frames)
-            if bundle.size <= bundle.room:
+            topic, qos = down(device), 1 if bundle.durable else 0
+            for frames in bundle.packets:
+                self._counters.frames += len(frames)
                 messages.append(Packet(topic, join(frames, bundle.format), qos))
-            else:
-                messages.extend(Packet(topic, packet, qos) for packet in _pack(bundle))
         self._counters.packets += len(messages)
         return messages
 
@@ -83,29 +84,4 @@ def packet_room(registration: Registration, max_packet: int) -> int:
 
 def withhold(event: Event, size: int) -> Event:
     """The event without its content, for a device whose packets cannot hold it."""
-    return Event(
-        conversation=event.conversation,
-        seq=event.seq,
-        id=event.id,
-        time=event.time,
-        sender=event.sender,
-        device=event.device,
-        client_msg_id=event.client_msg_id,
-        content=Content(),
-        kind=event.kind,
-        client_time=event.client_time,
-        withheld=size,
-        previous=event.previous,
-    )
-
-
-def _pack(bundle: _Bundle) -> Iterable[bytes]:
-    packed: list[bytes] = []
-    size = 0
-    for frame in bundle.frames:
-        if packed and size + len(frame) + 1 > bundle.room:
-            yield join(packed, bundle.format)
-            packed, size = [], 0
-        packed.append(frame)
-        size += len(frame) + 1
-    yield join(packed, bundle.format)
+    return replace(event, content=Content(), withheld=size)

@@ -29,8 +29,5 @@ class HeadCache:
 
     def forget(self, conversations: Collection[str] | None = None) -> None:
         """Drops some entries, or all: another owner may have appended since."""
-        if conversations is None:
-            self._positions.clear()
-            return
-        for conversation in conversations:
+        for conversation in tuple(self._positions) if conversations is None else conversations:
             self._positions.pop(conversation, None)

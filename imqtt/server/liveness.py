@@ -1,5 +1,4 @@
-"""Signs of other workers' life that come from the broker, sooner than their heartbeats in the state
-expire."""
+"""Signs from the broker that workers are gone, which come before their heartbeats expire in the state."""
 
 import asyncio
 from collections.abc import Collection
@@ -20,10 +19,8 @@ class Liveness:
     """Written by peer discovery, which hears of lost connections, and read by the assignment."""
 
     def __init__(self) -> None:
-        self.away = False
-        """Whether this worker cannot reach its state, so that the live workers are unknown."""
-        self.changed = asyncio.Event()
-        """Set when a worker is suspected."""
+        self.away = False  # whether this worker cannot reach its state: the live workers are unknown
+        self.changed = asyncio.Event()  # set when a worker is suspected
         self._suspects: dict[str, _Suspicion] = {}
 
     def suspect(self, worker: str) -> None:
@@ -32,7 +29,6 @@ class Liveness:
         self.changed.set()
 
     def trust(self, worker: str) -> None:
-        """A worker has sent something."""
         self._suspects.pop(worker, None)
 
     def is_gone(self, worker: Worker) -> bool:

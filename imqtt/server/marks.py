@@ -1,5 +1,6 @@
 """Raising marks, and telling the members of a conversation about those that grew."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,26 +22,23 @@ class Raised(NamedTuple):
 
 
 class MarkRaiser:
-    """Raises the marks of a batch in the store."""
-
     def __init__(self, store: Store, problems: Problems) -> None:
         self._store = store
         self._problems = problems
 
-    async def raise_all(self, marked: Sequence[Request[Mark]]) -> Sequence[Raised] | Unavailable:
-        """Returns the marks that grew, or the error of a store that takes no writes.
+    async def raise_all(self, marked: Sequence[Request[Mark]]) -> tuple[Sequence[Raised], Unavailable | None]:
+        """Returns the marks that grew, and the error of a store that takes no writes.
 
         An earlier owner, or an attempt with an unknown outcome, may have raised marks and told nobody: those
         are returned as well. Raises `StoreUnreachable`.
         """
         if not marked:
-            return ()
-        devices: dict[tuple[str, str], set[Device]] = {}
+            return (), None
+        devices: defaultdict[tuple[str, str], set[Device]] = defaultdict(set)
+        asked: list[Marks] = []
         for device, mark, *_ in marked:
-            devices.setdefault((mark.conversation, device.user), set()).add(device)
-        asked = [
-            Marks(mark.conversation, device.user, mark.delivered, mark.read) for device, mark, *_ in marked
-        ]
+            devices[mark.conversation, device.user].add(device)
+            asked.append(Marks(mark.conversation, device.user, mark.delivered, mark.read))
         try:
             # The heads before this batch: nobody has received its events yet.
             merged = merge(asked, await self._store.heads({marks.conversation for marks in asked}))
@@ -59,8 +57,8 @@ class MarkRaiser:
             raise
         except Unavailable as error:
             self._problems.storing.start(explain(error), "marks")
-            return error
-        return [Raised(marks, _only(devices[marks.conversation, marks.user])) for marks in grown]
+            return (), error
+        return [Raised(marks, _only(devices[marks.conversation, marks.user])) for marks in grown], None
 
 
 def _only(devices: set[Device]) -> Device | None:

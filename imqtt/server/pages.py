@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+from imqtt.core.conversations import members_from_ids
 from imqtt.core.overlays import overlaid, registers_of
 from imqtt.core.view import EMPTY
 from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Position, Slice, Sync
 from imqtt.protocol import Format, encode_frame
 from imqtt.server.fanout import withhold
-from imqtt.server.memberships import Memberships
 from imqtt.stores.base import Store
 
 PAGE_EVENTS = 100
@@ -43,15 +43,11 @@ class Room:
         self._events = PAGE_EVENTS
 
     def emptied(self) -> "Room":
-        """That of a page for the same device that holds nothing yet."""
         return Room(self._format, self._size)
 
-    def take(self, size: int) -> bool:
-        """Takes bytes, if they are there."""
-        return self._take(size, self._bytes)
-
-    def _take(self, size: int, left: int) -> bool:
-        if size > left:
+    def take(self, size: int, *, is_first: bool = False) -> bool:
+        """Takes bytes, if they are there. The page's first event may take what is left of the packet."""
+        if size > (self._packet if is_first else self._bytes):
             return False
         self._packet -= size
         self._bytes -= size
@@ -65,15 +61,13 @@ class Room:
         if size > self._whole:
             event = withhold(event, size)
             size = len(encode_frame(event, self._format)) + 1
-        is_first = counted and self._events == PAGE_EVENTS
-        if not self._take(size, self._packet if is_first else self._bytes):
+        if not self.take(size, is_first=counted and self._events == PAGE_EVENTS):
             return None
         self._events -= counted
         return event
 
     @property
     def full_of_heads(self) -> bool:
-        """Whether heads have filled their part of the page."""
         return self._bytes < self._heads_end
 
     @property
@@ -85,13 +79,12 @@ class Room:
 class Pages:
     """Reads the store for one device at a time. Nothing here waits for a partition's batches."""
 
-    def __init__(self, store: Store, memberships: Memberships) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._memberships = memberships
 
     async def hello(self, user: str, command: Hello, room: Room) -> Page:
         """The newest heads, and events for the cursors; without cursors, those of the newest conversation."""
-        cursors = await self._own(user, command.cursors)
+        cursors = _own(user, command.cursors)
         heads, more_heads = await self._heads(user, 0, cursors, room)
         if not command.cursors and heads:
             latest = await self._latest_slice(heads[0].conversation, room)
@@ -101,7 +94,7 @@ class Pages:
 
     async def sync(self, user: str, command: Sync, room: Room) -> Page:
         """Events for the cursors, and heads if they are asked for."""
-        cursors = await self._own(user, command.cursors)
+        cursors = _own(user, command.cursors)
         heads: list[Head] = []
         more_heads = Id(0)
         if command.heads:
@@ -117,19 +110,11 @@ class Pages:
         return Page(command.ref, tuple(heads), more_heads, tuple(slices), more)
 
     async def history(self, command: History, room: Room) -> Page:
-        """Older events of one conversation."""
         room.take(SLICE_OVERHEAD + len(command.conversation))
         limit = min(command.limit or PAGE_EVENTS, PAGE_EVENTS)
         part = await self._before(command.conversation, command.before, limit, room)
         older = bool(part.events) and part.events[0].seq > 1
         return Page(command.ref, slices=(msgspec.structs.replace(part, history=True, more=older),))
-
-    async def _own(self, user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
-        """The cursors of conversations that the user is in; the others are passed over."""
-        members = await self._memberships.of([cursor.conversation for cursor in cursors])
-        return [cursor for cursor in cursors if members.include(cursor.conversation, user)]
-
-    # --- heads
 
     async def _heads(
         self, user: str, before: int, cursors: Sequence[Cursor], room: Room
@@ -143,33 +128,16 @@ class Pages:
         for head in page:
             if heads and room.full_of_heads:
                 break
-            # One after the other: a device that logs in takes one of the store's readers and not all.
-            latest = None if head.conversation in known else await self._latest(head)
-            full = self._fit_head(head, tuple(marks.get(head.conversation, ())), latest, room)
+            latest: Sequence[Event] = ()
+            if head.conversation not in known:
+                # One after the other: a device that logs in takes one of the store's readers and not all.
+                latest = await self._store.events_after(head.conversation, head.seq - 1, 1)
+            full = _fit_head(head, tuple(marks.get(head.conversation, ())), latest, room)
             if full is None and heads:
                 break
             heads.append(full or head)
         more = len(heads) < len(found)
         return heads, heads[-1].id if more else Id(0)
-
-    def _fit_head(
-        self, head: Head, marks: tuple[Marks, ...], latest: Event | None, room: Room
-    ) -> Head | None:
-        size = HEAD_OVERHEAD + len(head.conversation)
-        size += sum(MARKS_OVERHEAD + len(it.conversation) + len(it.user) for it in marks)
-        if not room.take(size):
-            return None
-        if latest is not None:
-            latest = room.event(latest, counted=False)
-            if latest is None:
-                return None
-        return msgspec.structs.replace(head, latest=latest, marks=marks)
-
-    async def _latest(self, head: Head) -> Event | None:
-        events = await self._store.events_after(head.conversation, head.seq - 1, 1)
-        return events[0] if events else None
-
-    # --- events
 
     async def _slices(self, cursors: Sequence[Cursor], room: Room) -> tuple[list[Slice], bool]:
         """Slices for those cursors that are behind, in the order given, and whether there is more."""
@@ -240,6 +208,24 @@ class Pages:
             leading.append(fitted)
             changes += changed_by
         return leading, changes
+
+
+def _own(user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
+    """The cursors of conversations that the user is in; the others are passed over."""
+    members = members_from_ids(cursor.conversation for cursor in cursors)
+    return [cursor for cursor in cursors if members.include(cursor.conversation, user)]
+
+
+def _fit_head(head: Head, marks: tuple[Marks, ...], latest: Sequence[Event], room: Room) -> Head | None:
+    """The head with its marks and latest event; None when the page is full."""
+    size = HEAD_OVERHEAD + len(head.conversation)
+    size += sum(MARKS_OVERHEAD + len(it.conversation) + len(it.user) for it in marks)
+    if not room.take(size):
+        return None
+    fitted = [room.event(event, counted=False) for event in latest]
+    if None in fitted:
+        return None
+    return msgspec.structs.replace(head, latest=fitted[0] if fitted else None, marks=marks)
 
 
 def _beyond(changes: Sequence[Event], seq: int) -> tuple[Event, ...]:

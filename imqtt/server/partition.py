@@ -20,21 +20,18 @@ from imqtt.server.batch import Inbound
 from imqtt.server.connections import Line, first_of
 from imqtt.server.pipeline import Pipeline
 
-# For this long after connecting, duplicates count as the previous owner's unfinished work.
-TAKEOVER_SECONDS = 10.0
+TAKEOVER_SECONDS = 10.0  # after connecting: commands may be the previous owner's unfinished work
 CUTS_REMEMBERED_SECONDS = 600.0
 CONTESTED_CUTS = 4  # unexplained disconnections from which on another server must be taking the session
 YIELD_SECONDS = 10.0  # between two looks whether the worker that a session was left to is still there
 
 
 class Confirmation(Protocol):
-    """Whether a partition may take its session again after a disconnection."""
+    """Whether a partition may take its session again after a disconnection; see `Assignment`."""
 
-    async def confirmed(self) -> None:
-        """Waits for a fresh assignment, which stops the partition if it belongs to another worker."""
+    async def confirmed(self) -> None: ...
 
-    async def outranked(self) -> bool:
-        """Whether this worker must leave a contested session to another one."""
+    async def outranked(self) -> bool: ...
 
 
 class Partition:
@@ -56,15 +53,13 @@ class Partition:
     ) -> None:
         self.number = number
         self._pipeline = pipeline
-        self._line = line
+        self.line = line
         self._max_batch = max_batch
         self._broker_steady = broker_steady
         self._taken = taken
         self._stopping = asyncio.Event()
         self._cuts: deque[float] = deque()
-        self._held_before = False
-        self.held_since: float | None = None
-        """Start of the session, by the event loop's clock; None while it is not held."""
+        self.held_since: float | None = None  # by the event loop's clock; None while it is not held
 
     def stop(self) -> None:
         """Stops receiving; `run` returns when the work begun is finished."""
@@ -83,24 +78,13 @@ class Partition:
         """Whether another server keeps taking the session from this worker."""
         return self.cuts >= CONTESTED_CUTS
 
-    @property
-    def refusal(self) -> str:
-        """Why the broker refuses the session; the worker keeps trying."""
-        return self._line.refusal
-
-    @property
-    def refused_at(self) -> float:
-        """Start of the refusals, by the event loop's clock."""
-        return self._line.refused_at
-
     async def run(self, ready: asyncio.Event, confirmation: Confirmation, *, starting: bool) -> None:
         """Holds the session, and takes it again after every disconnection, until stopped or cancelled.
 
-        With `starting`, a permanent refusal by the broker is a mistake in the settings and raises
-        `SetupError`. A worker that has served before keeps trying, and keeps its other partitions.
+        With `starting`, a permanent refusal raises `SetupError`. Otherwise the worker keeps trying.
         """
         try:
-            await self._line.run(
+            await self.line.run(
                 partial(self._serve, ready),
                 ready=ready if starting else None,
                 until=self._stopping,
@@ -108,7 +92,7 @@ class Partition:
             )
         finally:
             self._stopping.clear()
-            self._line.works()  # the session is no longer this worker's to hold
+            self.line.works()  # the session is no longer this worker's to hold
 
     async def _recover(self, confirmation: Confirmation, attempt: int) -> None:
         """Waits after a disconnection until the session may be taken again."""
@@ -120,7 +104,7 @@ class Partition:
                 self._taken.start(
                     f"{self.cuts} times in {CUTS_REMEMBERED_SECONDS / 60:.0f} minutes; "
                     "does another imqtt serve this broker?",
-                    self._line.name,
+                    self.line.name,
                 )
             await asyncio.sleep(contention(self.cuts, random()))
             while self.contested and await confirmation.outranked():  # noqa: ASYNC110 - it asks others
@@ -131,11 +115,9 @@ class Partition:
         connected = asyncio.get_running_loop().time()
         await link.subscribe(all_up(self.number))
         self.held_since = connected
-        self._line.works()
+        self.line.works()
         ready.set()
-        if self._held_before:
-            self._pipeline.take_over()
-        self._held_before = True
+        self._pipeline.take_over()
         try:
             await first_of(self._receive(link, connected), self._stopping.wait())
             # Or until another worker has taken over; it redoes the unfinished work.

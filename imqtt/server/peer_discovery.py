@@ -6,8 +6,6 @@ of a store has the same cluster id; if only one process can have a store open, e
 
 Workers of one deployment that do not see each other in Redis, because one cannot reach it or uses another
 Redis, decide here which of them keeps a contested session.
-
-Before that, the server tests whether the broker lets it receive anything at all: see `access`.
 """
 
 import asyncio
@@ -38,10 +36,9 @@ class Peer(msgspec.Struct, frozen=True, tag="server", tag_field="type"):
     """A server process. `started` in milliseconds since the Unix epoch, `standing` in seconds.
 
     `standing`: how long the process has been on this broker without an objection; -1: not yet. This is a
-    duration, because clocks differ and a process may have come from another broker a moment ago. `asks`: the
-    others should answer. `away`: the process cannot reach its state, so it does not know the other workers.
-    `gone`: it has left, or the broker publishes this as its will. `exclusive`: no other process can have its
-    store open.
+    duration, because clocks differ and a process may have come from another broker a moment ago. `away`: the
+    process cannot reach its state, so it does not know the other workers. `gone`: it has left, or this is its
+    will. `asks`: the others should answer. `exclusive`: no other process can have its store open.
     """
 
     cluster: str
@@ -83,9 +80,8 @@ def gives_way(mine: Peer, other: Peer) -> bool:
 class PeerDiscovery:
     """The connection on which the servers of a broker announce themselves.
 
-    It tells `liveness` about each worker of this cluster that sends something, and about each that left or
-    whose connection ended: a killed worker is known to be gone at once, before its entry in the state
-    expires. `foreign` is the problem that a server of another store is on this broker.
+    It tells `liveness` which workers of this cluster send something, and which left or lost the connection.
+    `foreign` is the problem that a server of another store is on this broker.
     """
 
     def __init__(
@@ -102,6 +98,7 @@ class PeerDiscovery:
         self._connect = connect
         self._connections = connections
         self._access = access
+        self._goodbye = _encode(msgspec.structs.replace(me, gone=True))
         self._liveness = liveness
         self._foreign_problem = foreign
         self._link: Link | None = None
@@ -116,8 +113,8 @@ class PeerDiscovery:
 
         Raises `SetupError` if a server of another store was on this broker before.
         """
-        will = Will(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
-        line = self._connections.line("peer discovery", lambda: self._connect(will))
+        connect = partial(self._connect, Will(TOPIC, self._goodbye))
+        line = Line(self._connections, "peer discovery", connect)
         await line.run(partial(self._serve, ready, line), ready=ready)
 
     async def _serve(self, ready: asyncio.Event, line: Line, link: Link) -> None:
@@ -133,10 +130,9 @@ class PeerDiscovery:
         """Announces that this server leaves, so that the others need not wait for a timeout."""
         if self._link is None:
             return
-        goodbye = Packet(TOPIC, _encode(msgspec.structs.replace(self._me, gone=True)))
         with contextlib.suppress(LinkError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self._link.publish([goodbye])
+                await self._link.publish([Packet(TOPIC, self._goodbye)])
 
     async def outranked(self, known: Collection[str]) -> Peer | None:
         """Asks the other servers; returns the worker of this cluster that keeps contested sessions, if any.
@@ -147,12 +143,10 @@ class PeerDiscovery:
             self._asking = asyncio.create_task(self._ask(), name="peer-discovery-question")
         await asyncio.shield(self._asking)
         me = self._now()
-        better = [
-            peer
-            for peer in self._answers.values()
-            if peer.rank < me.rank and (me.away or peer.worker not in known)
-        ]
-        return min(better, key=lambda peer: peer.rank, default=None)
+        unknown = [peer for peer in self._answers.values() if me.away or peer.worker not in known]
+        return min(
+            (peer for peer in unknown if peer.rank < me.rank), key=lambda peer: peer.rank, default=None
+        )
 
     async def _ask(self) -> None:
         self._answers.clear()
@@ -228,23 +222,18 @@ class PeerDiscovery:
             if not self._foreign:
                 self._foreign_problem.end()
             return
-        if gives_way(self._now(), other):
-            raise SetupError(
-                f"this broker is served already, by {other.host} (pid {other.pid}) on "
-                f"{self._store_of(other)}; {self._remedy(other)}"
-            )
-        self._foreign.add(other.worker)
-        self._foreign_problem.start(f"{other.host} (pid {other.pid}) serves {self._store_of(other)}")
-
-    def _store_of(self, other: Peer) -> str:
-        # A claim in MongoDB expires if its holder is paused, so this may be the very same store.
-        here = "this store or a copy of it," if other.cluster == self._me.cluster else "the store"
-        return f"{here} of cluster {other.cluster}"
-
-    def _remedy(self, other: Peer) -> str:
+        who = f"{other.host} (pid {other.pid})"
         if other.cluster == self._me.cluster:
-            return "end one of the two servers"
-        return f"the store here is of cluster {self._me.cluster}. Give each its own broker"
+            # A claim in MongoDB expires if its holder is paused, so this may be the very same store.
+            store = f"this store or a copy of it, of cluster {other.cluster}"
+            remedy = "end one of the two servers"
+        else:
+            store = f"the store of cluster {other.cluster}"
+            remedy = f"the store here is of cluster {self._me.cluster}. Give each its own broker"
+        if gives_way(self._now(), other):
+            raise SetupError(f"this broker is served already, by {who} on {store}; {remedy}")
+        self._foreign.add(other.worker)
+        self._foreign_problem.start(f"{who} serves {store}")
 
     def _now(self) -> Peer:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since

@@ -11,17 +11,17 @@ store.
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from itertools import islice
 from operator import attrgetter
 from random import random
 
 from imqtt.core.backoff import backoff
-from imqtt.core.conversations import Members
+from imqtt.core.conversations import Members, members_from_ids
 from imqtt.errors import Failed, Invalid, Unavailable
 from imqtt.model import Hello, Mark, ReadCommand, Status
+from imqtt.problems import explain
 from imqtt.server.batch import Batch, Inbound, Request
 from imqtt.server.committer import Committer
 from imqtt.server.control import Control
@@ -29,7 +29,6 @@ from imqtt.server.counters import Counters
 from imqtt.server.delivery import Delivery, Outcome
 from imqtt.server.devices import Devices
 from imqtt.server.marks import MarkRaiser
-from imqtt.server.memberships import Memberships
 from imqtt.server.problems import Problems
 from imqtt.server.rejections import rejection
 from imqtt.server.router import Router, conversations_of, of_members
@@ -46,27 +45,21 @@ _partition = attrgetter("partition")
 
 
 class Unfinished:
-    """The packets of one partition that are not acknowledged: how many, and since when, oldest first."""
+    """The packets of one partition that are not acknowledged: when each arrived, oldest first."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.arrivals: deque[tuple[float, int]] = deque()
+        self.arrivals: deque[float] = deque()
         self.idle = asyncio.Event()
         self.idle.set()
 
     def begin(self, count: int, now: float) -> None:
-        self.count += count
-        self.arrivals.append((now, count))
+        self.arrivals.extend([now] * count)
         self.idle.clear()
 
-    def finish(self, count: int) -> None:
-        self.count -= count
-        while count:
-            since, waiting = self.arrivals.popleft()
-            if waiting > count:
-                self.arrivals.appendleft((since, waiting - count))
-            count -= min(waiting, count)
-        if not self.count:
+    def finish(self) -> None:
+        """The oldest is acknowledged."""
+        self.arrivals.popleft()
+        if not self.arrivals:
             self.idle.set()
 
 
@@ -79,20 +72,18 @@ class Pipeline:
 
     def __init__(
         self,
-        *,
         router: Router,
-        memberships: Memberships,
         devices: Devices,
         committer: Committer,
         marks: MarkRaiser,
         control: Control,
+        *,
         delivery: Delivery,
         counters: Counters,
         problems: Problems,
         max_batch: int,
     ) -> None:
         self._router = router
-        self._memberships = memberships
         self._devices = devices
         self._committer = committer
         self._marks = marks
@@ -107,7 +98,7 @@ class Pipeline:
         self._delivered: asyncio.Queue[tuple[Sequence[Inbound], Awaitable[object]]] = asyncio.Queue(
             UNFINISHED_BATCHES
         )
-        self._unfinished: dict[int, Unfinished] = {}  # by partition
+        self._unfinished: defaultdict[int, Unfinished] = defaultdict(Unfinished)  # by partition
         self._current: Sequence[Inbound] = ()  # the batch that is being processed
         self._current_since = 0.0  # by the event loop's clock
         self._answered: set[int] = set()  # receipts of reads that have overtaken their batch
@@ -124,8 +115,6 @@ class Pipeline:
             self._taken.clear()
             await self._taken.wait()
         self._inbox.extend(inbounds)
-        if partition not in self._unfinished:
-            self._unfinished[partition] = Unfinished()
         self._unfinished[partition].begin(len(inbounds), asyncio.get_running_loop().time())
         self._arrival.set()
 
@@ -134,28 +123,21 @@ class Pipeline:
         self._committer.forget()
 
     async def drained(self, partition: int) -> None:
-        """Waits until every packet of a partition is finished."""
-        if (unfinished := self._unfinished.get(partition)) is not None:
-            await unfinished.idle.wait()
+        await self._unfinished[partition].idle.wait()
 
     def unfinished(self, partition: int) -> tuple[int, float]:
         """The number of a partition's unfinished packets, and the age of the oldest in seconds."""
-        unfinished = self._unfinished.get(partition)
-        if unfinished is None or not unfinished.count:
-            return 0, 0.0
-        return unfinished.count, asyncio.get_running_loop().time() - unfinished.arrivals[0][0]
+        arrivals = self._unfinished[partition].arrivals
+        return len(arrivals), asyncio.get_running_loop().time() - arrivals[0] if arrivals else 0.0
 
     async def run(self) -> None:
-        """Runs until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._acknowledge(), name="acknowledging")
             tasks.create_task(self._overtake(), name="overtaking-reads")
             while True:
                 await self._arrival.wait()
                 inbox = self._inbox
-                batch = list(islice(inbox, self._max_batch))
-                for _ in batch:
-                    inbox.popleft()
+                batch = [inbox.popleft() for _ in range(min(len(inbox), self._max_batch))]
                 self._taken.set()
                 if not inbox:
                     self._arrival.clear()
@@ -177,7 +159,7 @@ class Pipeline:
                 delivered = await self._stages(batch)
             except Unavailable as error:
                 # A store that cannot be read blocks, on purpose.
-                self._problems.store_failed("batches", error)
+                self._problems.store.start(explain(error), "batches")
                 attempt += 1
                 log.debug("a batch of %d, try %d: %s", len(batch), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
@@ -189,7 +171,7 @@ class Pipeline:
             batch = _again(batch)
 
     async def _stages(self, inbounds: Sequence[Inbound]) -> Awaitable[object]:
-        batch, members = await self._load(inbounds)
+        batch, members = self._load(inbounds)
         # Side by side, so that they share round trips and commits. All have ended before one's error is
         # raised.
         registered, decisions, raised = await asyncio.gather(
@@ -202,29 +184,22 @@ class Pipeline:
             raise registered
         if isinstance(decisions, BaseException):
             raise decisions
-        if isinstance(raised, BaseException) and not isinstance(raised, Unavailable):
+        if isinstance(raised, BaseException):
             raise raised
-        return await self._deliver(batch, Outcome(members, registered, decisions, raised))
-
-    async def _load(self, inbounds: Sequence[Inbound]) -> tuple[Batch, Members]:
-        batch = self._router.sort(inbounds)
-        members = await self._memberships.of(conversations_of(batch))
-        return of_members(batch, members), members
-
-    async def _deliver(self, batch: Batch, outcome: Outcome) -> Awaitable[object]:
+        outcome = Outcome(members, registered, decisions, *raised)
         if not batch.orders:
             return await self._delivery.deliver(batch, outcome, self._answered)
         revoked, copied = await self._control.carry_out(batch.orders)
         # A `Hello` of a revoked device in this very batch would make it present again.
-        batch = replace(
-            batch,
-            others=[
-                it
-                for it in batch.others
-                if it.device not in revoked or not isinstance(it.command, Hello | Status)
-            ],
-        )
+        said = Hello | Status
+        others = [it for it in batch.others if it.device not in revoked or not isinstance(it.command, said)]
+        batch = replace(batch, others=others)
         return asyncio.gather(copied, await self._delivery.deliver(batch, outcome, self._answered))
+
+    def _load(self, inbounds: Sequence[Inbound]) -> tuple[Batch, Members]:
+        batch = self._router.sort(inbounds)
+        members = members_from_ids(conversations_of(batch))
+        return of_members(batch, members), members
 
     async def _split(self, batch: Sequence[Inbound], error: Exception) -> Awaitable[object]:
         """Nothing may block a partition: halves of a failed batch are tried until the culprit is alone.
@@ -257,12 +232,9 @@ class Pipeline:
         while True:
             batch, delivered = await self._delivered.get()
             await delivered
-            finished: Counter[int] = Counter()
             for inbound in batch:
                 inbound.link.ack(inbound.packet)
-                finished[inbound.partition] += 1
-            for partition, count in finished.items():
-                self._unfinished[partition].finish(count)
+                self._unfinished[inbound.partition].finish()
 
     # --- reads that overtake
 
@@ -282,16 +254,15 @@ class Pipeline:
             if not new:
                 continue
             try:
-                batch, _ = await self._load(new)
+                batch, _ = self._load(new)
                 await self._delivery.answer_reads(batch, self._claim)
             except Unavailable as error:
                 log.debug("reads wait for the store: %s", error)
+                continue
             except Exception:
                 self._counters.failures += 1
                 log.exception("reads could not overtake a batch")
-                looked_at.update(inbound.packet.receipt for inbound in new)
-            else:
-                looked_at.update(inbound.packet.receipt for inbound in new)
+            looked_at.update(inbound.packet.receipt for inbound in new)
 
     def _waiting(self) -> list[Inbound]:
         """The packets that were received at QoS 1 and are not processed yet."""

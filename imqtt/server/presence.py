@@ -5,13 +5,13 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from imqtt.core.conversations import members_from_ids
 from imqtt.core.presence import of_user
 from imqtt.model import Device, Head, Hello, Presence, Status
 from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.fanout import Fanout
-from imqtt.server.memberships import Memberships
 from imqtt.server.publisher import Publish
 from imqtt.server.sliced_queue import SlicedQueue
 from imqtt.state.base import DevicePresence, PresenceState, StateAway
@@ -24,9 +24,7 @@ DEVICES_AT_ONCE = 500  # of those looked up in the state
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
 # published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
-# Last-seen times are stored once a day, so a user who was present lately was seen within this time
-# (milliseconds).
-LATELY = 2 * 86_400_000
+LATELY = 2 * 86_400_000  # milliseconds; last-seen times are stored once a day
 
 Pair = tuple[str, str]
 
@@ -35,11 +33,9 @@ class Newcomer(NamedTuple):
     """A device that is to be sent the presence of its user's peers.
 
     `back`: it was absent without losing its connection, and missed changes, so it is sent offline peers too.
-    After a `Hello` a device takes every peer for offline anyway. A device that sends neither `Hello` nor
-    `Status` takes no part in presence.
-
-    `settled`: the state did not know the device, perhaps because it had lost everything, but has by now heard
-    of every present device. A user without a present device is offline, and may have left unnoticed.
+    After a `Hello` a device takes every peer for offline anyway. `settled`: the state did not know the
+    device, perhaps because it had lost everything, but has by now heard of every present device. A user
+    without a present device is offline, and may have left unnoticed.
     """
 
     device: Device
@@ -50,30 +46,26 @@ class Newcomer(NamedTuple):
 class Presences:
     """The presence of the users whose devices speak to this process.
 
-    Presence is soft: what is lost here is right again with the device's next command. But unknown is not
-    offline: while the state is away peers are told nothing, and afterwards what is true then.
-
-    Publishing to peers happens beside the batches, in slices, so a user with fifty thousand conversations
-    delays no one else. Presence is never kept here. It is read just before it is published, since another
-    worker may have changed it.
+    Presence is soft: a device's next command corrects what is lost here. But unknown is not offline: while
+    the state is away peers are told nothing. Publishing happens beside the batches, in slices, so a user with
+    fifty thousand conversations delays no one else. Presence is never kept here: it is read just before it is
+    published, since another worker may have changed it.
     """
 
     def __init__(
         self,
-        *,
         store: MemberStore,
         state: PresenceState,
-        memberships: Memberships,
         devices: Devices,
         publish: Publish,
         counters: Counters,
+        *,
         max_packet: int,
         ttl: int,
         clock: Callable[[], int],
     ) -> None:
         self._store = store
         self._state = state
-        self._memberships = memberships
         self._devices = devices
         self._publish = publish
         self._counters = counters
@@ -143,8 +135,7 @@ class Presences:
         for device, command in commands:
             if isinstance(command, Hello):  # it takes every peer for offline
                 self._unknown.pop(device, None)
-            known = isinstance(command, Hello) or is_last_word(command) or _is_connected(device, before or {})
-            if not known:
+            elif not is_last_word(command) and not _is_connected(device, before or {}):
                 self._newcomers.put(Newcomer(device, back=True))
                 self._settle(device)
         # A `Status` with another connection's nonce changes nothing, but it shows that the device is there.
@@ -178,17 +169,11 @@ class Presences:
                 self._settle(device)
 
     def _settle(self, device: Device) -> None:
-        """Has the device told of offline peers once the state has heard of every present device.
-
-        Whenever the state loses its memory again, the wait begins anew.
-        """
+        """Has the device told of offline peers once the state has heard of every present device."""
         self._unknown[device] = self._clock() + self._ttl
 
     async def end(self, devices: Collection[Device]) -> None:
-        """Ends devices' presence on any connection, and has their peers told.
-
-        A device that is known to be offline already is not told of again.
-        """
+        """Ends devices' presence on any connection, and has their peers told unless they know."""
         known = await self._known({it.user for it in devices}) or {}
         offline = {it.device for them in known.values() for it in them if it.state == "offline"}
         now = self._clock()
@@ -209,7 +194,7 @@ class Presences:
         If there are `more` conversations, or the state is away, the device is told of the rest later.
         """
         user = device.user
-        known = await self._known(await self._peers(user, [head.conversation for head in heads]))
+        known = await self._known(_peers(user, [head.conversation for head in heads]))
         if more or known is None:
             self._newcomers.put(Newcomer(device, back=False))
         return [it for it in _presences(known or {}) if it.state != "offline"]
@@ -302,12 +287,11 @@ class Presences:
         for presence in _presences(known):
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
-        # No await between reading the presences and publishing them, so a later publish is never older.
+        # No await between reading and publishing: what `_tell` publishes later is never older than this.
         await self._publish(fanout.messages())
         return ended
 
     async def _seen_lately(self, users: Collection[str]) -> set[str]:
-        """The users who may have been present lately."""
         lists, now = await self._devices.of(users), self._clock()
         return {user for user in users if any(it.seen and now - it.seen < LATELY for it in lists[user])}
 
@@ -321,20 +305,14 @@ class Presences:
             presence = of_user(user, _states(known.get(user, ())))
             if presence.state != "offline":
                 fanout.add(presence, [it for it in lists[other] if it.device in online])
-        # No await between reading and publishing here either: waiting for the broker's PUBACK in between
-        # would let an old presence follow a newer one that `_tell` has published meanwhile.
+        # No await between reading and publishing here either.
         await self._publish(fanout.messages())
         return ""
 
     async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
         """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
         names = await self._store.conversations_of(user, after, PEERS_AT_ONCE)
-        return await self._peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
-
-    async def _peers(self, user: str, conversations: Sequence[str]) -> list[str]:
-        members = await self._memberships.of(conversations)
-        peers = dict.fromkeys(peer for name in conversations for peer in members.of(name))
-        return [peer for peer in peers if peer != user]
+        return _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
 
 
 def is_last_word(command: Hello | Status) -> bool:
@@ -342,8 +320,13 @@ def is_last_word(command: Hello | Status) -> bool:
     return isinstance(command, Status) and command.state == "offline"
 
 
+def _peers(user: str, conversations: Sequence[str]) -> list[str]:
+    members = members_from_ids(conversations)
+    peers = dict.fromkeys(peer for name in conversations for peer in members.of(name))
+    return [peer for peer in peers if peer != user]
+
+
 def _online(known: Mapping[str, Sequence[DevicePresence]]) -> set[Device]:
-    """The devices that are not offline."""
     return {it.device for devices in known.values() for it in devices if it.state != "offline"}
 
 
@@ -357,8 +340,8 @@ def _state_of(user: str, known: dict[str, tuple[DevicePresence, ...]]) -> str:
 
 def _is_connected(device: Device, known: dict[str, tuple[DevicePresence, ...]]) -> bool:
     """Whether the device is present with a known nonce."""
-    found = [it for it in known.get(device.user, ()) if it.device == device]
-    return any(it.nonce and it.state != "offline" for it in found)
+    found = known.get(device.user, ())
+    return any(it.device == device and it.nonce and it.state != "offline" for it in found)
 
 
 def _presences(known: dict[str, tuple[DevicePresence, ...]]) -> list[Presence]:

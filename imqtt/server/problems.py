@@ -2,15 +2,14 @@
 
 import logging
 
-from imqtt.problems import Problem, explain
+from imqtt.problems import Problem
 
 log = logging.getLogger(__name__)
 
 STORE = "imqtt.server.store"  # the logger for problems of the store
-REFUSED_CALM_SECONDS = 60.0
-CLOCK_CALM_SECONDS = 60.0
+CALM_SECONDS = 60.0  # for problems that are noted now and then
 
-_LOOK = "a look at it"  # the part of the store's problem that `store_probe` finds
+PROBE = "a look at it"  # the part of the store's problem that `store_probe` finds
 
 
 class Problems:
@@ -31,21 +30,16 @@ class Problems:
         self.storing = Problem(
             store, "nothing can be stored", "the store takes everything again", level=logging.ERROR
         )
-        # The broker's access rules keep packets from this server, or refuse its own.
         self.access = Problem(
             log,
             f"the access rules of the broker{at} keep this server from its work",
             f"the access rules of the broker{at} let this server do its work",
         )
-        # A server of another store on this broker.
         self.cluster = Problem(
             log, "another imqtt is on this broker", "no other imqtt is on this broker any more"
         )
-        # A worker of this store that this one does not see in its state.
         self.stranger = Problem(
-            log,
-            "two workers do not see each other in Redis",
-            "this worker sees all others in Redis again",
+            log, "two workers do not see each other in Redis", "this worker sees all others in Redis again"
         )
         self.contested = Problem(
             log, "sessions are being taken from this worker", "no session is being taken from here any more"
@@ -54,31 +48,15 @@ class Problems:
             log,
             "the broker refuses packets to devices, which will sync",
             "the broker has refused no packets for a minute",
-            calm=REFUSED_CALM_SECONDS,
+            calm=CALM_SECONDS,
         )
         # Events show that this clock is wrong, or that the clock that dated them was.
         self.clock = Problem(
             log, "the clock may be wrong", "the clock and the ids of events agree again",
-            calm=CLOCK_CALM_SECONDS,
+            calm=CALM_SECONDS,
         )  # fmt: skip
         self.files = Problem(log, "file descriptors are running out", "there are file descriptors again")
 
-    def store_failed(self, what: str, error: Exception) -> None:
-        """`what` failed on the store and is retried."""
-        self.store.start(explain(error), what)
-
     def store_answered(self) -> None:
         """The store has answered. Work that still waits reports its next failure."""
-        self.store.end_all(but=_LOOK)
-
-    def look_failed(self, error: Exception) -> None:
-        """The store did not answer a probe."""
-        self.store.start(explain(error), _LOOK)
-
-    def look_succeeded(self) -> None:
-        self.store.end(_LOOK)
-
-    @property
-    def stuck(self) -> float:
-        """Seconds for which nothing could be stored."""
-        return self.store.seconds
+        self.store.end_all(but=PROBE)

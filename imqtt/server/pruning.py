@@ -6,8 +6,7 @@ of them. A removed device that comes back is registered like a new one.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from imqtt.errors import Unavailable
@@ -40,18 +39,16 @@ class Pruning:
     connected device has sent a command, so a state that began empty knows which devices are present.
 
     A clock that is months ahead would make every device old. So a process removes no device for its age at
-    its first sweep, and at later ones counts no more time since the first than it has measured itself. A
-    clock does no harm if it is wrong at the start and corrected before the second sweep, or if it jumps
-    ahead later, for however long.
+    its first sweep, and at later ones counts no more time since the first than it has measured itself.
     """
 
     def __init__(
         self,
-        *,
         store: Store,
         devices: Devices,
         presences: Presences,
         counters: Counters,
+        *,
         max_age: int,
         per_user: int,
         patience: float,
@@ -71,22 +68,17 @@ class Pruning:
         self._timer = timer
         self._first: tuple[int, float] | None = None  # clock and timer at the first sweep
         self._jump = Problem(
-            log,
-            "the clock has jumped ahead, and no device is removed for what it says",
-            "the clock is back",
+            log, "the clock has jumped ahead, and no device is removed for what it says", "the clock is back"
         )
         self._writing = Problem(
             log, "devices' last-seen times cannot be stored", "devices' last-seen times are stored again"
         )
         self._looking = Problem(
-            log,
-            "abandoned devices cannot be looked for",
-            "abandoned devices are looked for again",
+            log, "abandoned devices cannot be looked for", "abandoned devices are looked for again"
         )
         self._crowded = SlicedQueue[str]("removing users' surplus devices", self._thin_out)
 
     async def run(self) -> None:
-        """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write_seen(), name="devices-seen")
             tasks.create_task(self._sweep_often(), name="devices-sweep")
@@ -136,7 +128,9 @@ class Pruning:
             await self._devices.see({it.device: now for it in rows if not it.seen})
             oldest = time - self._max_age * DAY
             old = [it for it in rows if 0 < it.seen < oldest]
-            await self._remove(await self._absent(old), f"not seen for {self._max_age} days")
+            present = await self._presences.present({it.device.user for it in old})
+            absent = [it for it in old if it.device not in present]
+            await self._remove(absent, f"not seen for {self._max_age} days")
             for it in rows:
                 count = count + 1 if it.device.user == user else 1
                 user = it.device.user
@@ -175,23 +169,13 @@ class Pruning:
         await self._remove(surplus, f"{user} has more than {self._per_user}")
         return ""
 
-    async def _absent(self, registrations: Sequence[Registration]) -> list[Registration]:
-        """Those that are not present. Raises `StateAway` if that is not known."""
-        present = await self._presences.present({it.device.user for it in registrations})
-        return [it for it in registrations if it.device not in present]
-
     async def _remove(self, registrations: Sequence[Registration], why: str) -> None:
         if not registrations:
             return
-        for some in _chunks(registrations):
+        for start in range(0, len(registrations), REMOVED_AT_ONCE):
+            some = registrations[start : start + REMOVED_AT_ONCE]
             await self._devices.remove({it.device: it.seen for it in some})
         self._counters.devices_removed += len(registrations)
         names = ", ".join(str(it.device) for it in registrations[:NAMED])
         more = "" if len(registrations) <= NAMED else f" and {len(registrations) - NAMED} more"
         log.info("%d devices removed (%s): %s%s", len(registrations), why, names, more)
-
-
-def _chunks(registrations: Iterable[Registration]) -> Iterable[Collection[Registration]]:
-    remaining = iter(registrations)
-    while chunk := list(islice(remaining, REMOVED_AT_ONCE)):
-        yield chunk

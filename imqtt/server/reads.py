@@ -2,18 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from imqtt.errors import ImqttError, Unavailable
 from imqtt.model import AnyFrame, Device, Hello, History, Limits, ReadCommand, Registration, Sync, Welcome
-from imqtt.protocol import CommandInfo, Format
+from imqtt.protocol import Format
 from imqtt.server.counters import Counters
 from imqtt.server.fanout import Fanout, packet_room
 from imqtt.server.pages import Pages, Room
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import Publish
-from imqtt.server.rejections import rejected
+from imqtt.server.rejections import info_of, rejected
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,9 @@ class Reads:
         return self._waiting - self._queue.qsize()
 
     def submit(self, registration: Registration, command: ReadCommand) -> None:
-        """Has a read served."""
         self._queue.put_nowait((registration, command))
 
     async def run(self) -> None:
-        """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for number in range(self._at_once):
                 tasks.create_task(self._serve(), name=f"read-{number}")
@@ -77,7 +75,8 @@ class Reads:
         while True:
             registration, command = await self._queue.get()
             try:
-                frames = await self._answer(registration, command)
+                room = Room(Format.of(registration.format), packet_room(registration, self._max_packet))
+                frames = await self._answers[type(command)](registration.device, command, room)
             except ImqttError as error:
                 self._counters.reject(error.code)
                 frames = [rejected(error, info_of(command))]
@@ -87,11 +86,10 @@ class Reads:
                 self._counters.failures += 1
                 frames = [rejected(Unavailable("the read failed; ask again"), info_of(command))]
             self._counters.reads += 1
-            await self._send(registration, frames)
-
-    async def _answer(self, registration: Registration, command: ReadCommand) -> list[AnyFrame]:
-        room = Room(Format.of(registration.format), packet_room(registration, self._max_packet))
-        return await self._answers[type(command)](registration.device, command, room)
+            fanout = Fanout(self._max_packet, self._counters)
+            for frame in frames:
+                fanout.add(frame, (registration,))
+            await self._publish(fanout.messages())
 
     async def _hello(self, device: Device, command: Hello, room: Room) -> list[AnyFrame]:
         welcome = Welcome(
@@ -112,14 +110,3 @@ class Reads:
 
     async def _history(self, device: Device, command: History, room: Room) -> list[AnyFrame]:
         return [await self._pages.history(command, room)]
-
-    def _send(self, registration: Registration, frames: Sequence[AnyFrame]) -> asyncio.Future[list[int]]:
-        fanout = Fanout(self._max_packet, self._counters)
-        for frame in frames:
-            fanout.add(frame, (registration,))
-        return self._publish(fanout.messages())
-
-
-def info_of(command: ReadCommand) -> CommandInfo:
-    """The names of a read."""
-    return CommandInfo(command.name, getattr(command, "conversation", ""), "", getattr(command, "ref", ""))

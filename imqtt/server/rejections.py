@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from imqtt.errors import ImqttError
-from imqtt.model import Device, Rejected
+from imqtt.model import Command, Device, Rejected
 from imqtt.protocol import CommandInfo, format_of, identify
 from imqtt.server.batch import Rejection
 from imqtt.server.counters import Counters
@@ -28,6 +28,10 @@ def rejected(error: ImqttError, command: CommandInfo) -> Rejected:
     )
 
 
+def info_of(command: Command) -> CommandInfo:
+    return CommandInfo(command.name, *(getattr(command, name, "") for name in CommandInfo._fields[1:]))
+
+
 def rejection(device: Device, payload: bytes, error: ImqttError) -> Rejection:
     """The rejection of a command that may be malformed."""
     return Rejection(device, rejected(error, identify(payload)), format_of(payload))
@@ -38,15 +42,15 @@ def throttled(rejections: Sequence[Rejection], counters: Counters) -> Iterable[R
 
     The last of a device's has the number of those left out.
     """
-    left = Counter(rejection.device for rejection in rejections)
+    total = Counter(rejection.device for rejection in rejections)
     sent: Counter[Device] = Counter()
     for rejection in rejections:
         device = rejection.device
         counters.reject(rejection.frame.code)
         sent[device] += 1
-        left[device] -= 1
         if sent[device] < REJECTIONS_PER_BATCH:
             yield rejection
         elif sent[device] == REJECTIONS_PER_BATCH:
-            counters.unanswered += left[device]
-            yield rejection._replace(frame=replace(rejection.frame, omitted=left[device]))
+            omitted = total[device] - REJECTIONS_PER_BATCH
+            counters.unanswered += omitted
+            yield rejection._replace(frame=replace(rejection.frame, omitted=omitted))

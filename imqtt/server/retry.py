@@ -7,6 +7,7 @@ from random import random
 from typing import TypeVar
 
 from imqtt.core.backoff import backoff
+from imqtt.problems import explain
 from imqtt.server.problems import Problems
 from imqtt.stores.base import OutcomeUnknown
 
@@ -16,10 +17,9 @@ T = TypeVar("T")
 
 
 async def until_known(what: str, write: Callable[[int], Awaitable[T]], problems: Problems) -> tuple[T, int]:
-    """Returns the result of `write` and the number of attempts.
+    """Returns the result of `write` and the number of attempts, from 1 on, which is also its argument.
 
-    Retries while the outcome is unknown; any other error passes through. `write` is given the number of the
-    attempt, from 1 on.
+    Retries while the outcome is unknown; any other error passes through.
     """
     attempt = 0
     while True:
@@ -27,7 +27,7 @@ async def until_known(what: str, write: Callable[[int], Awaitable[T]], problems:
         try:
             result = await write(attempt)
         except OutcomeUnknown as error:
-            problems.store_failed(what, error)
+            problems.store.start(explain(error), what)
             log.debug("%s, try %d: %s", what, attempt, error)
             await asyncio.sleep(backoff(attempt, random()))
         else:

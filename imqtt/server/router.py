@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from imqtt.broker.link import Packet, Received
 from imqtt.core.conversations import Members
@@ -9,11 +10,11 @@ from imqtt.core.partitions import partition_of, route
 from imqtt.core.sequencing import Incoming, receive
 from imqtt.errors import ImqttError, Misrouted
 from imqtt.model import Command, Device, Hello, LogCommand, Status
-from imqtt.protocol import Bounds, CommandInfo, Format, decode_command, format_of
+from imqtt.protocol import Bounds, Format, decode_command, format_of
 from imqtt.protocol.topics import parse_up, up
 from imqtt.server import control
 from imqtt.server.batch import Batch, Forward, Inbound, Rejection, Request, Spoken
-from imqtt.server.rejections import rejected, rejection
+from imqtt.server.rejections import info_of, rejected, rejection
 
 FORWARDED = ("imqtt-passed-on", "1")
 TOPICS_CACHED = 50_000
@@ -26,10 +27,10 @@ class Router:
     def __init__(self, partitions: int, bounds: Bounds) -> None:
         self._partitions = partitions
         self._bounds = bounds
-        self._devices: dict[str, Device | None] = {}
+        # The publisher to a topic; None if its names are not ones that imqtt gives out.
+        self.device = lru_cache(TOPICS_CACHED)(parse_up)
 
     def sort(self, inbounds: Sequence[Inbound]) -> Batch:
-        """One batch of everything that was received, in order."""
         spoke: dict[Device, Spoken] = {}
         messages: list[Incoming] = []
         others: list[Request[Command]] = []
@@ -61,19 +62,8 @@ class Router:
             spoke[device] = Spoken(format_of(packet.payload), hello)
         return Batch(spoke, messages, others, forwards, orders, rejections)
 
-    def device(self, topic: str) -> Device | None:
-        """The publisher to `topic`; None if its names are not ones that imqtt gives out."""
-        try:
-            return self._devices[topic]
-        except KeyError:
-            if len(self._devices) >= TOPICS_CACHED:
-                self._devices.clear()
-            device = self._devices[topic] = parse_up(topic)
-            return device
-
 
 def conversations_of(batch: Batch) -> set[str]:
-    """The conversations that the batch's commands name."""
     named = {message.command.conversation for message in batch.messages}
     named.update(getattr(other.command, "conversation", "") for other in batch.others)
     return named - {""}
@@ -92,8 +82,8 @@ def of_members(batch: Batch, members: Members) -> Batch:
             if conversation := getattr(command, "conversation", ""):
                 members.check(conversation, device.user)
         except ImqttError as error:
-            info = CommandInfo.of(command.name, conversation, "", getattr(command, "ref", ""))
-            refused.append(Rejection(device, rejected(error, info), batch.spoke[device].format))
+            frame = rejected(error, info_of(command))
+            refused.append(Rejection(device, frame, batch.spoke[device].format))
         else:
             others.append(other)
     return replace(batch, others=others, rejections=[*batch.rejections, *refused]) if refused else batch

@@ -21,8 +21,7 @@ class SlicedQueue(Generic[K]):
     """Keys whose work `do` carries out in slices, in turn. No key waits for all the work of another one.
 
     `do(key, after)` does the slice that follows `after` ("": the first one) and returns where it ended, or ""
-    after the last one. While the store or the state is away, everything waits. `what` names the work in the
-    log.
+    after the last one. While the store or the state is away, everything waits. The log calls the work `what`.
     """
 
     def __init__(self, what: str, do: Callable[[K, str], Awaitable[str]]) -> None:
@@ -42,11 +41,9 @@ class SlicedQueue(Generic[K]):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing is being done."""
         return not self._waiting and self._current is None
 
     async def run(self) -> None:
-        """Works until cancelled."""
         attempt = 0
         while True:
             while not self._waiting:

@@ -1,14 +1,15 @@
 """Probes the store on a worker that stores nothing.
 
-A worker that stores messages notices at once that the store is gone. A worker whose partitions get only
-reads, or nothing, would keep reporting itself as healthy, and keep partitions that others could serve.
+Otherwise a worker whose partitions get only reads, or nothing, would not notice that the store is gone: it
+would report itself as healthy, and keep partitions that others could serve.
 """
 
 import asyncio
 
 from imqtt.errors import Unavailable
+from imqtt.problems import explain
 from imqtt.server.counters import Counters
-from imqtt.server.problems import Problems
+from imqtt.server.problems import PROBE, Problems
 from imqtt.stores.base import LogStore, OutcomeUnknown
 
 LOOK_SECONDS = 2.0
@@ -21,12 +22,10 @@ async def watch(store: LogStore, counters: Counters, problems: Problems) -> None
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         stored, before = counters.stored, stored
-        if stored != before:
-            problems.look_succeeded()
-            continue
         try:
-            await store.heads([LOOKED_UP])
+            if stored == before:
+                await store.heads([LOOKED_UP])
         except (Unavailable, OutcomeUnknown) as error:
-            problems.look_failed(error)
+            problems.store.start(explain(error), PROBE)
         else:
-            problems.look_succeeded()
+            problems.store.end(PROBE)

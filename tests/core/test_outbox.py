@@ -24,7 +24,7 @@ def test_one_message_of_a_conversation_is_under_way_and_conversations_go_side_by
     box = outbox(A1, A2, B1, B2)
     assert box.take(0.0) == [A1, B1]
     assert box.take(1.0) == []
-    assert box.accepted(B1, 1.0)
+    assert box.discard(B1, 1.0)
     assert box.take(1.0) == [B2]
     assert len(box) == 3
 
@@ -57,7 +57,7 @@ def test_what_the_broker_had_nobody_for_is_sent_again_soon() -> None:
     box.untaken(A2, now)  # it is not in flight
     box.untaken(B1, now)
     assert box.next_at() == now + 11.0
-    box.accepted(A1, now)
+    box.discard(A1, now)
     box.take(now)
     box.untaken(A2, now)
     assert box.next_at() == now + 1.5
@@ -67,8 +67,8 @@ def test_a_late_answer_counts() -> None:
     box = outbox(A1, A2)
     box.take(0.0)
     box.rejected(A1, 1.0, retryable=True, retry_after=100.0)
-    assert box.accepted(A1, 2.0)
-    assert not box.accepted(A1, 2.0)
+    assert box.discard(A1, 2.0)
+    assert not box.discard(A1, 2.0)
     assert box.take(2.0) == [A2]
 
 
@@ -76,7 +76,7 @@ def test_a_retryable_rejection_waits_as_long_as_it_was_told_and_keeps_its_place(
     box = outbox(A1, A2, B1)
     box.take(0.0)
     assert box.rejected(A1, 1.0, retryable=True, retry_after=5.0) is Fate.AGAIN
-    box.accepted(B1, 1.0)
+    box.discard(B1, 1.0)
     assert box.take(6.0) == []
     due = box.next_at()
     assert due is not None
@@ -138,7 +138,7 @@ def test_a_discarded_message_is_not_sent() -> None:
     box.take(0.0)
     assert box.discard(A2, 0.0)
     assert not box.discard(A2, 0.0)
-    box.accepted(A1, 0.0)
+    box.discard(A1, 0.0)
     assert box.take(0.0) == [A3]
     assert A3 in box
     assert A2 not in box
@@ -181,7 +181,7 @@ class World(RuleBasedStateMachine):
             if key.client_msg_id not in log:
                 log.append(key.client_msg_id)
             if outcome == "stored":
-                self.box.accepted(key, self.now)
+                self.box.discard(key, self.now)
         elif outcome == "busy" and key.client_msg_id not in log:
             self.box.rejected(key, self.now, retryable=True, retry_after=0.1)
 
@@ -211,7 +211,7 @@ class World(RuleBasedStateMachine):
         log = self.stored.setdefault(key.conversation, [])
         if key.client_msg_id not in log:
             log.append(key.client_msg_id)
-        self.box.accepted(key, self.now)
+        self.box.discard(key, self.now)
 
 
 TestWorld = World.TestCase

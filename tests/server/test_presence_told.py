@@ -18,7 +18,6 @@ from imqtt.protocol.topics import down
 from imqtt.server.app import Server
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
-from imqtt.server.memberships import Memberships
 from imqtt.server.presence import Presences
 from imqtt.server.problems import Problems
 from imqtt.serving import serving
@@ -53,7 +52,6 @@ class Room:
         self.presences = Presences(
             store=store,
             state=state,
-            memberships=Memberships(),
             devices=Devices(store, state, Problems(), lambda: self.now),
             publish=self._publish,
             counters=Counters(),

@@ -14,7 +14,6 @@ from imqtt.protocol import Format
 from imqtt.server import pruning
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
-from imqtt.server.memberships import Memberships
 from imqtt.server.presence import Presences
 from imqtt.server.problems import Problems
 from imqtt.server.pruning import DAY, Pruning
@@ -44,7 +43,7 @@ class Place:
         self.counters = Counters()
         self.devices = Devices(store, self.state, Problems(), lambda: self.now)
         self.presences = Presences(
-            store=store, state=self.state, memberships=Memberships(), devices=self.devices,
+            store=store, state=self.state, devices=self.devices,
             publish=published, counters=self.counters, max_packet=1 << 20, ttl=300, clock=lambda: self.now,
         )  # fmt: skip
         self.pruning = Pruning(

@@ -15,7 +15,7 @@ from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.problems import Problem
 from imqtt.server.app import Server
 from imqtt.server.assignment import Assignment
-from imqtt.server.connections import Connections
+from imqtt.server.connections import Connections, Line
 from imqtt.server.liveness import Liveness
 from imqtt.server.partition import Partition
 from imqtt.server.peer_discovery import PeerDiscovery
@@ -48,7 +48,7 @@ class Alone:
 
 def refused_partition(number: int = 3, pipeline: object = None) -> Partition:
     return Partition(
-        number, cast("Pipeline", pipeline), Connections(problem()).line("a partition", connect), 100,
+        number, cast("Pipeline", pipeline), Line(Connections(problem()), "a partition", connect), 100,
         broker_steady=lambda _: True, taken=problem(),
     )  # fmt: skip
 
@@ -61,11 +61,11 @@ async def test_a_server_that_starts_says_that_it_is_refused() -> None:
 async def test_a_worker_that_serves_goes_on_though_a_partition_that_comes_to_it_is_refused() -> None:
     partition = refused_partition()
     running = asyncio.create_task(partition.run(asyncio.Event(), Alone(), starting=False))
-    await eventually(lambda: "not authorized" in partition.refusal)
+    await eventually(lambda: "not authorized" in partition.line.refusal)
     assert not running.done()
     partition.stop()
     await asyncio.wait_for(running, WITHIN)
-    assert partition.refusal == ""
+    assert partition.line.refusal == ""
 
 
 class Shared(MemoryState):
@@ -99,7 +99,7 @@ async def test_a_worker_that_joins_and_gets_nothing_of_what_is_to_be_its_own_end
 
 async def test_a_worker_that_is_long_refused_a_session_leaves_it_to_others_for_a_while() -> None:
     assignment = assignment_of_a_joining_worker()
-    line = assignment._partitions[3]._line
+    line = assignment._partitions[3].line
     now = asyncio.get_running_loop().time()
     line.refusal, line.refused_at = "no", now - 5
     assert not assignment.worker.stuck

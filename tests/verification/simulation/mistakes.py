@@ -116,15 +116,15 @@ def _puback_before_the_devices_packets() -> AbstractContextManager[object]:
 @contextlib.contextmanager
 def _devices_read_before_the_commit() -> Iterator[None]:
     """The device list is read before the messages are stored."""
-    load, deliver, of = Pipeline._load, Delivery.deliver, Devices.of
+    stages, deliver, of = Pipeline._stages, Delivery.deliver, Devices.of
     loaded: dict[int, dict[str, tuple[Registration, ...]]] = {}  # by the world's devices, as is the next
     early: dict[int, dict[str, tuple[Registration, ...]]] = {}
 
-    async def load_with_lists(self: Pipeline, inbounds: Sequence[Inbound]) -> Any:
-        batch, members = await load(self, inbounds)
+    async def load_lists_first(self: Pipeline, inbounds: Sequence[Inbound]) -> Any:
+        batch, members = self._load(inbounds)
         users = {user for message in batch.messages for user in members.of(message.command.conversation)}
         loaded[id(self._devices)] = await of(self._devices, users) if users else {}
-        return batch, members
+        return await stages(self, inbounds)
 
     async def deliver_to_early_lists(self: Delivery, *stage: Any) -> Any:
         early[id(self._devices)] = loaded.pop(id(self._devices), {})
@@ -134,7 +134,7 @@ def _devices_read_before_the_commit() -> Iterator[None]:
         return await of(self, users) | early.pop(id(self), {})
 
     stack = ExitStack()
-    stack.enter_context(_replaced(Pipeline, "_load", load_with_lists))
+    stack.enter_context(_replaced(Pipeline, "_stages", load_lists_first))
     stack.enter_context(_replaced(Delivery, "deliver", deliver_to_early_lists))
     stack.enter_context(_replaced(Devices, "of", use_early_lists))
     with stack:
