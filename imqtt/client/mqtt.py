@@ -17,7 +17,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from imqtt.client.probe import advice, refusal, spoken
 from imqtt.client.settings import Address, Protocol
 from imqtt.client.tls import explain
-from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
+from imqtt.client.transport import Login, LoginRefused, Lost, MqttConnection, Untaken
 from imqtt.errors import NotConnected, SetupError, TlsFailed
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class _Incoming(asyncio.Queue[aiomqtt.Message]):
         return await super().get()
 
 
-class Mqtt:
+class Mqtt(MqttConnection):
     """An open connection with clean start: the client requests what it misses; the broker queues nothing."""
 
     def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
@@ -151,7 +151,6 @@ class Mqtt:
         self._loop.call_soon_threadsafe(register)  # paho calls this in the thread that connects, too
 
     async def subscribe(self, topic: str) -> None:
-        """As `MqttConnection.subscribe`."""
         try:
             granted = await _cancellable(self._client.subscribe(topic, qos=1))
         except (aiomqtt.MqttError, ValueError) as error:
@@ -161,11 +160,7 @@ class Mqtt:
                 raise Lost(f"the broker does not grant {topic}: {code}")
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """As `MqttConnection.publish`. The PUBACK does not mean that the command was processed.
-
-        aiomqtt's own `publish` ignores the PUBACK's reason code, and keeps waiting after the connection is
-        lost.
-        """
+        # aiomqtt's `publish` ignores the PUBACK's reason code, and waits on after the connection is lost.
         try:
             info = self._paho.publish(topic, payload, qos=1)
         except ValueError as error:
@@ -191,7 +186,6 @@ class Mqtt:
             raise Untaken(topic, code)
 
     async def receive(self, limit: int = 500) -> list[bytes]:
-        """As `MqttConnection.receive`, at most `limit` payloads."""
         messages = self._client.messages
         try:
             batch = [await anext(messages)]
@@ -203,11 +197,9 @@ class Mqtt:
 
     @property
     def is_receiving(self) -> bool:
-        """As `MqttConnection.is_receiving`."""
         return bool(self._paho._in_packet["command"])  # noqa: SLF001 - paho has no method for it
 
     async def close(self) -> None:
-        """As `MqttConnection.close`."""
         try:
             await self._client.__aexit__(None, None, None)
         except aiomqtt.MqttError as error:
@@ -216,7 +208,6 @@ class Mqtt:
             _hang_up(self._client)
 
     def drop(self) -> None:
-        """As `MqttConnection.drop`."""
         _hang_up(self._client)
 
     # --- paho's callbacks
@@ -224,8 +215,7 @@ class Mqtt:
     def _published(
         self, _client: object, _userdata: object, mid: int, code: ReasonCode, _properties: object
     ) -> None:
-        answer = self._publishing.get(mid)
-        if answer is not None and not answer.done():
+        if (answer := self._publishing.get(mid)) is not None and not answer.done():
             answer.set_result(code.value)
 
     def _disconnected(

@@ -101,20 +101,14 @@ class Parts:
 
     async def start(self, wait: float) -> None:
         """Returns when the device has caught up, or a first try has failed, or after `wait` seconds."""
-        running = asyncio.create_task(self._run(), name=f"imqtt-client-{self._settings.name}")
-        self._running = running
-        complete = asyncio.create_task(self.catchup.complete.wait())
-        try:
+        self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{self._settings.name}")
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self.connector.tried.wait()
                 if self.uplink.is_attached:
-                    await asyncio.wait([complete, running], return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            pass
-        finally:
-            complete.cancel()
+                    await self.caught_up()
         self.check()
-        if wait and not self.catchup.complete.is_set() and not self._states.is_heard:
+        if wait and not self.catchup.complete.is_set() and not self._states.queues:
             # The program would otherwise wait without a reason, for example on another program's broker.
             reason = self.connector.state.reason or "a broker is connected, and no imqtt server has answered"
             log.warning("%s is not connected yet, and keeps trying: %s", self._settings.name, reason)

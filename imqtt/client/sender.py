@@ -1,6 +1,7 @@
 """Sends the commands in the outbox, and tells their waiting callers whether they were stored."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -153,18 +154,13 @@ class Sender:
                     if keys:
                         for entry in await self._load(keys):
                             tasks.create_task(self._publish(entry))
-                    await self._until_due()
+                    due = self._outbox.next_at()
+                    wait = None if due is None else max(0.0, due - time.monotonic())
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait):
+                            await self._changed.wait()
         finally:
             self._outbox.lost(time.monotonic())
-
-    async def _until_due(self) -> None:
-        due = self._outbox.next_at()
-        wait = None if due is None else max(0.0, due - time.monotonic())
-        try:
-            async with asyncio.timeout(wait):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
 
     async def _load(self, keys: Collection[OutboxKey]) -> list[Entry]:
         if len(self._entries) > MAX_ENTRIES:
