@@ -93,12 +93,6 @@ class ConnectionOptions:
     ] = None  # fmt: skip
     data: Data = DEFAULT
 
-    def tls_context(self) -> "ssl.SSLContext":
-        """Raises `SetupError`."""
-        from imqtt.client.tls import files_context
-
-        return files_context(self.ca, self.cert, self.key)
-
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
@@ -158,7 +152,11 @@ def resolve(options: ConnectionOptions) -> DeviceAccess:
     # IMQTT_BROKER as printed by `imqtt up` names the directory's own broker, too.
     users = directory.users(device) if options.brokers in (None, [], [own]) else None
     brokers = options.brokers or [str(own)]
-    tls = options.tls_context if uses_tls else None
+    tls = None
+    if uses_tls:
+        from imqtt.client.tls import files_context
+
+        tls = partial(files_context, options.ca, options.cert, options.key)
     return DeviceAccess(device, password, brokers, store, options.data, users, tls)
 
 
