@@ -160,23 +160,14 @@ def resolve(options: ConnectionOptions) -> DeviceAccess:
     return DeviceAccess(device, password, brokers, store, options.data, users, tls)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalDevice:
-    """A device and its store on this machine."""
-
-    device: Device
-    store: Path
-    data: Path
-
-
-def resolve_store(options: StoreOptions) -> LocalDevice:
-    """Completes the options from the data directory. Raises `SetupError` if something is still missing."""
+def resolve_store(options: StoreOptions) -> tuple[Device, Path]:
+    """The device and the file of its store. Raises `SetupError` if one is missing."""
     directory = DataDirectory(options.data)
     device = _device(directory, options, is_identified=False)
     store = options.device_store
     if store is None and directory.password(device) is None:
         raise SetupError(f"no store of {device} in {directory.path}: --device-store FILE names another")
-    return LocalDevice(device, store or directory.device_store(device), options.data)
+    return device, store or directory.device_store(device)
 
 
 def _device(

@@ -33,7 +33,6 @@ class DeviceRecord(msgspec.Struct, frozen=True):
 
     @property
     def seen(self) -> str:
-        """`last_seen` as text."""
         if not self.last_seen:
             return ""
         time = datetime.fromtimestamp(self.last_seen / 1_000, UTC)

@@ -36,7 +36,6 @@ async def serve(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
 async def up(
     broker: Mosquitto, directory: DataDirectory, flags: dict[str, Any], say_ready: Callable[[int], None]
 ) -> None:
-    """Runs a broker, and the server on it."""
     async with (
         broker,
         _beside(_keep_running(broker), "broker"),
@@ -54,14 +53,15 @@ async def up(
             store=directory.store,
             state="memory:",
         )
-        async with serving(config) as server:
+
+        def say_saved(partitions: int) -> None:
             # The broker must remember the server's sessions after a crash. Otherwise, in the first minute of
             # a new data directory, commands of devices that reconnect before the server would be lost.
             broker.save()
-            await _warn_if_exposed(broker)
-            _tune_collector()
-            say_ready(server.partitions)
-            await server.wait()
+            say_ready(partitions)
+
+        await _warn_if_exposed(broker)
+        await serve(config, say_saved)
 
 
 async def _warn_if_exposed(broker: Mosquitto) -> None:
@@ -99,7 +99,6 @@ async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 
 async def _keep_running(broker: Mosquitto) -> None:
-    """Restarts the broker whenever it ends."""
     first, longest = RESTART_SECONDS
     pause = first
     while True:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -114,7 +114,10 @@ async def _copy(
             target_url, source.identity, password=passwords[1], driver=driver, copying=True
         )
         try:
-            with _progress(quiet=quiet, as_json=as_json) as tell:
+            if quiet:
+                return await copy(source, target, live=live)
+            has_bar = sys.stderr.isatty() and not as_json
+            with _bar() if has_bar else nullcontext(_lines()) as tell:
                 return await copy(source, target, live=live, tell=tell)
         except CopyDiffers as error:
             raise _different(error, target_url, as_json=as_json) from error
@@ -160,29 +163,16 @@ def _different(error: "CopyDiffers", target: str, *, as_json: bool) -> ImqttErro
 # --- progress
 
 
-@contextmanager
-def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[["Progress"], None]]:
-    if quiet:
-        yield lambda progress: None
-    elif sys.stderr.isatty() and not as_json:
-        with _bar() as tell:
-            yield tell
-    else:
-        yield _Lines().tell
-
-
-class _Lines:
+def _lines() -> Callable[["Progress"], None]:
     """Prints a line at the start of each phase, and every few seconds."""
+    phase, due = "", 0.0
 
-    def __init__(self) -> None:
-        self._phase = ""
-        self._next = 0.0
-
-    def tell(self, progress: "Progress") -> None:
+    def tell(progress: "Progress") -> None:
+        nonlocal phase, due
         now = time.monotonic()
-        if progress.phase == self._phase and now < self._next:
+        if progress.phase == phase and now < due:
             return
-        self._phase, self._next = progress.phase, now + LINE_SECONDS
+        phase, due = progress.phase, now + LINE_SECONDS
         all_events = f" of {progress.all_events:,}" if progress.all_events else ""
         all_conversations = f" of {progress.all_conversations:,}" if progress.all_conversations else ""
         print(
@@ -191,6 +181,8 @@ class _Lines:
             file=sys.stderr,
             flush=True,
         )
+
+    return tell
 
 
 @contextmanager
@@ -216,14 +208,13 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
                     progress.phase, total=None, conversations=0, events="", rate=""
                 )
             task = bar.tasks[tasks[progress.phase]]
+            all_events = f"/{progress.all_events:,}" if progress.all_events else ""
             bar.update(
                 task.id,
                 completed=progress.events,
                 total=progress.all_events or None,
                 conversations=progress.conversations,
-                events=f"{progress.events:,}/{progress.all_events:,}"
-                if progress.all_events
-                else f"{progress.events:,}",
+                events=f"{progress.events:,}{all_events}",
                 rate=f", {task.speed:,.0f}/s" if task.speed else "",
             )
 

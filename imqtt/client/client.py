@@ -242,7 +242,7 @@ class Client:
         hold as history. With `conversation`, only that one's events.
         """
         one = None if conversation is None else self._id_of(conversation)
-        return self._parts.feed.events(consumer, one)
+        return Events(self._parts.feed, self._parts.store, consumer, one)
 
     def notices(self) -> Queue[Notice]:
         """An async iterator of marks, presence, typing, restarted or skipped logs, and refused commands.

@@ -43,12 +43,11 @@ class Signal:
 class Feed:
     """The new events of a device, in order of their ordinals."""
 
-    def __init__(self, store: LocalStore, ordinal: int) -> None:
+    def __init__(self, ordinal: int) -> None:
         self.signal = Signal()
         self.ordinal = ordinal  # of the newest stored event
         self.restarts = 0  # of logs in the store: events read ahead may no longer be in their logs
         self.iterators: WeakSet[Events] = WeakSet()  # an iterator may be dropped without `close`
-        self._store = store
 
     def advance(self, ordinal: int) -> None:
         """Events up to this one are stored."""
@@ -60,9 +59,6 @@ class Feed:
     def wanted_after(self) -> int | None:
         """The ordinal after which some iterator has not read yet."""
         return min((events.position for events in self.iterators), default=None)
-
-    def events(self, consumer: str | None, conversation: str | None) -> "Events":
-        return Events(self, self._store, consumer, conversation)
 
 
 class Events:

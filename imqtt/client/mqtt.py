@@ -254,7 +254,6 @@ class Mqtt(MqttConnection):
 
 
 async def _failure(address: Address, cause: BaseException, login: Login) -> NotConnected:
-    """The error of a connection that cannot be made."""
     certain = explain(cause)
     if certain:
         return TlsFailed(f"{address}: {certain}")

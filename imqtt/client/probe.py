@@ -53,11 +53,7 @@ async def refusal(address: Address, context: ssl.SSLContext, within: float) -> s
     """The error with which the listener ends a TLS connection on which nothing is sent, if it does so."""
     try:
         async with asyncio.timeout(within):
-            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
-            try:
-                await reader.read(1)
-            finally:
-                writer.transport.abort()
+            await _first_byte(address, b"", context)
     except ssl.SSLError as error:
         return error
     except OSError:  # TimeoutError is one
@@ -105,8 +101,8 @@ async def _speaks_tls(address: Address) -> bool:
     return True
 
 
-async def _first_byte(address: Address, request: bytes) -> int:
-    reader, writer = await asyncio.open_connection(address.host, address.port)
+async def _first_byte(address: Address, request: bytes, tls: ssl.SSLContext | None = None) -> int:
+    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=tls)
     try:
         writer.write(request)
         answer = await reader.read(1)

@@ -46,8 +46,21 @@ class TlsContexts:
 
     def context(self) -> ssl.SSLContext:
         """The context of a new connection. Raises `SetupError`."""
-        context = self._given if isinstance(self._given, ssl.SSLContext) else _made(self._given)
-        _check(context)
+        context: object = self._given
+        if not isinstance(context, ssl.SSLContext) and callable(context):
+            try:
+                context = context()
+            except (OSError, ValueError) as error:
+                raise SetupError(f"tls: the context cannot be made: {error}") from error
+        if not isinstance(context, ssl.SSLContext):
+            raise SetupError("tls: neither an ssl.SSLContext nor a function that returns one")
+        if context.protocol is ssl.PROTOCOL_TLS_SERVER:
+            raise SetupError("tls: this SSLContext is for servers: use ssl.create_default_context(cafile=…)")
+        if context.verify_mode is ssl.CERT_NONE:
+            raise SetupError(
+                "tls: this SSLContext verifies no certificate, so anybody could pretend to be the broker and"
+                " take the password: use ssl.create_default_context(cafile=…)"
+            )
         return context
 
 
@@ -90,26 +103,6 @@ def explain(error: BaseException) -> str:
                 return meaning
         return f"the broker ended the TLS handshake: {_reason(error)}"
     return ""
-
-
-def _made(make: MakeContext) -> ssl.SSLContext:
-    try:
-        made = make() if callable(make) else None
-    except (OSError, ValueError) as error:
-        raise SetupError(f"tls: the context cannot be made: {error}") from error
-    if not isinstance(made, ssl.SSLContext):
-        raise SetupError("tls: neither an ssl.SSLContext nor a function that returns one")
-    return made
-
-
-def _check(context: ssl.SSLContext) -> None:
-    if context.protocol is ssl.PROTOCOL_TLS_SERVER:
-        raise SetupError("tls: this SSLContext is for servers: use ssl.create_default_context(cafile=…)")
-    if context.verify_mode is ssl.CERT_NONE:
-        raise SetupError(
-            "tls: this SSLContext verifies no certificate, so anybody could pretend to be the broker and take"
-            " the password: use ssl.create_default_context(cafile=…)"
-        )
 
 
 def _reason(error: Exception) -> str:
