@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli.connection import StoreOptions, resolve_store
+from imqtt.cli.formatting import local, words_of_command
 from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table
 from imqtt.errors import SetupError
@@ -45,7 +46,6 @@ def list_(*, as_json: Json = False, options: StoreOptions) -> None:
 
     import msgspec
 
-    from imqtt.cli.formatting import local, words_of_command
     from imqtt.protocol import Format, encode_command
 
     entries = asyncio.run(_entries(options))

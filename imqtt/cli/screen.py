@@ -177,8 +177,6 @@ class Screen:
     def _width(self) -> int:
         return self.application.output.get_size().columns
 
-    # --- the transcript
-
     def _text(self, width: int) -> list[Line]:
         if self._page:
             rows = [row for line in self._page.split("\n") for row in wrapped(line, max(width - 2, 10))]
@@ -208,8 +206,6 @@ class Screen:
             last = len(self._lines) - 1
             bottom = shown.last_visible_line() + step
             self._anchor = bottom if bottom < last else last if self._page else None
-
-    # --- the input
 
     def _changed(self, buffer: Buffer) -> None:
         self._actions.typing(typing=bool(buffer.text) and not buffer.text.startswith("/"))

@@ -160,9 +160,6 @@ def _different(error: "CopyDiffers", target: str, *, as_json: bool) -> ImqttErro
     )
 
 
-# --- progress
-
-
 def _lines() -> Callable[["Progress"], None]:
     """Prints a line at the start of each phase, and every few seconds."""
     phase, due = "", 0.0

@@ -94,8 +94,6 @@ class CatchUp:
                 # a new `Welcome`; until then, a rare request does no harm.
                 await asyncio.sleep(self.timing.patience)
 
-    # --- heads
-
     async def _walk(self, page: Page) -> None:
         """Reads the list of heads down to where nothing can have changed since the last walk."""
         newest = page.heads[0].id if page.heads else Id(0)
@@ -128,8 +126,6 @@ class CatchUp:
             await self.commit()
         # The heads are stored already, so the logs that are behind are known after a restart too.
         await self.store.apply(changes)
-
-    # --- events
 
     async def _repair(self) -> None:
         """Sends one `Sync` for the conversations that are due."""

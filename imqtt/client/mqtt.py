@@ -277,10 +277,7 @@ async def _failure(address: Address, cause: BaseException, login: Login) -> NotC
 
 
 async def _cancellable(call: Awaitable[Answer]) -> Answer:
-    """Awaits a call of aiomqtt, whose `wait_for` loses a cancellation that arrives with the answer.
-
-    Only Python 3.11 needs this.
-    """
+    """aiomqtt calls `wait_for`, which loses a cancellation that arrives with the answer on Python 3.11."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine is awaited in one
     cancelled_before = task.cancelling()

@@ -183,8 +183,6 @@ class Sender:
             self._outbox.untaken(entry.key, time.monotonic())
             self._changed.set()
 
-    # --- answers
-
     async def entries(self, keys: Collection[OutboxKey]) -> dict[OutboxKey, Entry]:
         """The entries with these keys that are in the outbox."""
         known = {key: self._entries[key] for key in keys if key in self._entries}
