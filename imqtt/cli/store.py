@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli.output import Json, complain, print_json, print_line, read_secret
-from imqtt.errors import ImqttError, SetupError, StoreInUse, Unavailable
+from imqtt.errors import SetupError, StoreInUse, Unavailable
 from imqtt.redaction import redacted
 
 if TYPE_CHECKING:
-    from imqtt.stores.base import Store
-    from imqtt.stores.copy.comparison import Copied, CopyDiffers
+    from imqtt.stores.copy.comparison import Copied
     from imqtt.stores.copy.source import Progress, Source
 
 LINE_SECONDS = 5.0  # between two lines of progress, without a terminal
@@ -120,7 +119,13 @@ async def _copy(
             with _bar() if has_bar else nullcontext(_lines()) as tell:
                 return await copy(source, target, live=live, tell=tell)
         except CopyDiffers as error:
-            raise _different(error, target_url, as_json=as_json) from error
+            if as_json:
+                where = {"conversation": error.conversation, "seq": error.seq}
+                print_json({"done": False, "difference": error.reason, **where})
+            raise SetupError(
+                f"{error.reason}; {redacted(target_url)} is marked as unfinished, and no server opens it:"
+                " remove it, and copy again"
+            ) from error
         except (OutcomeUnknown, Unavailable) as error:
             raise SetupError(f"{error.reason}; {HOW_TO_FINISH}") from error
         except asyncio.CancelledError:
@@ -143,21 +148,9 @@ async def _open_source(url: str, password: str, driver: str, *, live: bool) -> "
     if live:
         raise SetupError(f"an older imqtt wrote {redacted(url)}; start the present server on it first")
     try:
-        store: Store = await open_store(url, reader.identity, password=password, driver=driver)
+        return await open_store(url, reader.identity, password=password, driver=driver)
     except StoreInUse as error:
         raise SetupError(f"{error.reason}; or use --live for a backup while it runs") from error
-    return store
-
-
-def _different(error: "CopyDiffers", target: str, *, as_json: bool) -> ImqttError:
-    if as_json:
-        print_json(
-            {"done": False, "difference": error.reason, "conversation": error.conversation, "seq": error.seq}
-        )
-    return SetupError(
-        f"{error.reason}; {redacted(target)} is marked as unfinished, and no server opens it:"
-        " remove it, and copy again"
-    )
 
 
 def _lines() -> Callable[["Progress"], None]:
