@@ -116,13 +116,17 @@ class Connector:
         self._proven.add(address)
         settled: asyncio.TimerHandle | None = None
 
+        def settle() -> None:  # the connection has lasted: the contest is over
+            self._error = None
+            self._show(address)
+
         def established() -> None:
             nonlocal settled
             self._machine.established(time.monotonic())
             if not self._machine.is_contested(time.monotonic()):
                 self._error = None
             elif settled is None:
-                settled = asyncio.get_running_loop().call_later(UNCONTESTED, self._settle, address)
+                settled = asyncio.get_running_loop().call_later(UNCONTESTED, settle)
             self._show(address)
             self.tried.set()
 
@@ -136,11 +140,6 @@ class Connector:
                 settled.cancel()
             self._is_open = False
             mqtt.drop()
-
-    def _settle(self, address: Address) -> None:
-        """The connection has lasted: the contest is over."""
-        self._error = None
-        self._show(address)
 
     async def _look_for_another(self, address: Address, lost: Lost) -> None:
         """Finds out whether another process connects as this device, and reports it.

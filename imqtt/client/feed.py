@@ -135,7 +135,7 @@ class Events:
                 await changed.wait()
 
     def _still_ahead(self) -> deque[tuple[int, Event]]:
-        """The events read ahead that are still valid."""
+        """The events read ahead that are still valid. `Feed` does not know iterators of named consumers."""
         if self._restarts != self._feed.restarts:
             self._restarts = self._feed.restarts
             self._ahead.clear()

@@ -5,8 +5,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Awaitable
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
@@ -26,8 +25,6 @@ MAX_WAITING = 2_000  # received packets that wait; one more ends the connection 
 MAX_IN_FLIGHT = 100  # publishes without PUBACK; paho queues further ones
 TAKEN_OVER, KEEP_ALIVE_TIMEOUT, NOT_AUTHORIZED = 0x8E, 0x8D, 0x87  # MQTT 5, 2.4
 REFUSALS = (0x85, 0x86, 0x87, 0x8A, 0x8C)  # MQTT 5, 3.2.2.2: client id, password, authorization, ban, method
-
-Answer = TypeVar("Answer")
 
 
 class _PahoLog(logging.LoggerAdapter[logging.Logger]):
@@ -151,10 +148,16 @@ class Mqtt(MqttConnection):
         self._loop.call_soon_threadsafe(register)  # paho calls this in the thread that connects, too
 
     async def subscribe(self, topic: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine is awaited in one
+        cancelled_before = task.cancelling()
         try:
-            granted = await _cancellable(self._client.subscribe(topic, qos=1))
+            granted = await self._client.subscribe(topic, qos=1)
         except (aiomqtt.MqttError, ValueError) as error:
             raise self._end or Lost(f"subscribing to {topic}: {error}") from None
+        # aiomqtt calls `wait_for`, which loses a cancellation that arrives with the answer on Python 3.11.
+        if task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
         for code in granted:
             if (code if isinstance(code, int) else code.value) != 1:
                 raise Lost(f"the broker does not grant {topic}: {code}")
@@ -274,17 +277,6 @@ async def _failure(address: Address, cause: BaseException, login: Login) -> NotC
     if isinstance(cause, TimeoutError):
         return Lost(f"{address}: no answer within {login.timeout:g} s")
     return Lost(f"{address}: {cause}")
-
-
-async def _cancellable(call: Awaitable[Answer]) -> Answer:
-    """aiomqtt calls `wait_for`, which loses a cancellation that arrives with the answer on Python 3.11."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine is awaited in one
-    cancelled_before = task.cancelling()
-    answer = await call
-    if task.cancelling() > cancelled_before:
-        raise asyncio.CancelledError
-    return answer
 
 
 def _abandon(client: aiomqtt.Client, opening: "asyncio.Task[aiomqtt.Client]") -> None:

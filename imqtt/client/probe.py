@@ -4,6 +4,7 @@ It takes at most three short connections, which carry no secrets.
 """
 
 import asyncio
+import contextlib
 import ssl
 from base64 import b64encode
 from os import urandom
@@ -17,7 +18,7 @@ _CONNACK, _HTTP = 0x20, ord("H")
 
 async def spoken(address: Address, within: float) -> Protocol | None:
     """The listener's protocol; None if it is not known after `within` seconds."""
-    try:
+    with contextlib.suppress(OSError):  # TimeoutError is one
         async with asyncio.timeout(within):
             if await _speaks_tls(address):
                 return Protocol.TLS
@@ -26,8 +27,6 @@ async def spoken(address: Address, within: float) -> Protocol | None:
                 return Protocol.MQTT
             if _HTTP in (answer, await _first_byte(address, _upgrade(address))):
                 return Protocol.HTTP
-    except OSError:  # TimeoutError is one
-        pass
     return None
 
 
