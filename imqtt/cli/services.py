@@ -53,15 +53,14 @@ async def up(
             store=directory.store,
             state="memory:",
         )
-
-        def say_saved(partitions: int) -> None:
+        async with serving(config) as server:
             # The broker must remember the server's sessions after a crash. Otherwise, in the first minute of
             # a new data directory, commands of devices that reconnect before the server would be lost.
             broker.save()
-            say_ready(partitions)
-
-        await _warn_if_exposed(broker)
-        await serve(config, say_saved)
+            await _warn_if_exposed(broker)
+            _tune_collector()
+            say_ready(server.partitions)
+            await server.wait()
 
 
 async def _warn_if_exposed(broker: Mosquitto) -> None:
