@@ -5,10 +5,7 @@ import sys
 
 
 def main() -> int:
-    """Runs the command in `sys.argv`. Returns its exit status.
-
-    0: success; 1: refused or failed; 2: wrong usage; 128 + N: ended by signal N.
-    """
+    """Runs the command in `sys.argv`. Returns its exit status, which the help of `imqtt` explains."""
     _open_standard_streams()
     from imqtt.cli.app import app, run
 

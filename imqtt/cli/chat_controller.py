@@ -19,7 +19,6 @@ from imqtt.printable import printable
 
 PAGE = 100  # messages per fetch
 TYPING_SECONDS = 6.0  # for which a peer is shown as typing after its last notice
-TYPING_EVERY = 3.0  # seconds between our own typing notices
 NOTE_SECONDS = 8.0  # for which a note is shown above the input
 HINT = "Enter sends · /help or F1 shows all commands and keys · /quit leaves"
 HELP = """\
@@ -79,7 +78,6 @@ class Chat:
         self._transcript = Transcript(self._device.user)
         self._typing_until = 0.0
         self._typed = False
-        self._typing_told_until = 0.0
         self._note = (0.0, "")
         self._fetching = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,11 +117,9 @@ class Chat:
         self._do(self._post(self._conversation, message, content))
 
     def typing(self, *, typing: bool) -> None:
-        now = time.monotonic()
-        if now < self._typing_told_until if typing else not self._typed:
-            return  # the peer knows already
-        self._typed, self._typing_told_until = typing, now + TYPING_EVERY if typing else 0.0
-        self._do(self._client.typing(self._conversation, typing))
+        if typing or self._typed:
+            self._typed = typing
+            self._do(self._client.typing(self._conversation, typing))
 
     def older(self) -> None:
         if not self._transcript.begins and not self._fetching:

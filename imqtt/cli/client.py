@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import difflib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +25,16 @@ SILENT = "connected to the broker; the imqtt server does not answer"
 
 
 @contextlib.asynccontextmanager
-async def open_client(access: DeviceAccess, *, wait: float, patient: bool = False) -> AsyncIterator[Client]:
+async def open_client(
+    access: DeviceAccess, conversations: Collection[str], *, wait: float, patient: bool = False
+) -> AsyncIterator[Client]:
     """Yields a client that has caught up, or has tried for `wait` seconds. Raises like `Client`.
 
-    Unless `patient`, raises `TlsFailed` at once, because waiting does not help.
+    Unless `patient`, raises `TlsFailed` at once, because waiting does not help. Warns of strangers.
     """
+    for conversation in sorted(conversations):
+        if warning := stranger(access, conversation):
+            complain(warning)
     client = make_client(access, platform="imqtt command line", wait=wait)
     telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
     try:

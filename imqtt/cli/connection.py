@@ -93,12 +93,6 @@ class ConnectionOptions:
     ] = None  # fmt: skip
     data: Data = DEFAULT
 
-    def tls_context(self) -> "ssl.SSLContext":
-        """Raises `SetupError`."""
-        from imqtt.client.tls import files_context
-
-        return files_context(self.ca, self.cert, self.key)
-
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
@@ -158,27 +152,22 @@ def resolve(options: ConnectionOptions) -> DeviceAccess:
     # IMQTT_BROKER as printed by `imqtt up` names the directory's own broker, too.
     users = directory.users(device) if options.brokers in (None, [], [own]) else None
     brokers = options.brokers or [str(own)]
-    tls = options.tls_context if uses_tls else None
+    tls = None
+    if uses_tls:
+        from imqtt.client.tls import files_context
+
+        tls = partial(files_context, options.ca, options.cert, options.key)
     return DeviceAccess(device, password, brokers, store, options.data, users, tls)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalDevice:
-    """A device and its store on this machine."""
-
-    device: Device
-    store: Path
-    data: Path
-
-
-def resolve_store(options: StoreOptions) -> LocalDevice:
-    """Completes the options from the data directory. Raises `SetupError` if something is still missing."""
+def resolve_store(options: StoreOptions) -> tuple[Device, Path]:
+    """The device and the file of its store. Raises `SetupError` if one is missing."""
     directory = DataDirectory(options.data)
     device = _device(directory, options, is_identified=False)
     store = options.device_store
     if store is None and directory.password(device) is None:
         raise SetupError(f"no store of {device} in {directory.path}: --device-store FILE names another")
-    return LocalDevice(device, store or directory.device_store(device), options.data)
+    return device, store or directory.device_store(device)
 
 
 def _device(

@@ -48,19 +48,14 @@ class DataDirectory:
         """Whether `imqtt up` has created this directory."""
         return self.broker.listeners.is_file()
 
-    def _is_occupied(self) -> bool:
-        """Whether it contains anything."""
-        try:
-            return any(self.path.iterdir())
-        except NotADirectoryError:
-            return True
-        except OSError:
-            return False
-
     def check_exists(self) -> None:
         """Raises `SetupError` unless `imqtt up` of this version has created this directory."""
         if not self.exists():
-            advice = "" if self._is_occupied() else f": `imqtt up{data_option(self.path)}` creates it"
+            try:
+                is_occupied = any(self.path.iterdir())
+            except OSError as error:
+                is_occupied = isinstance(error, NotADirectoryError)
+            advice = "" if is_occupied else f": `imqtt up{data_option(self.path)}` creates it"
             raise SetupError(f"{self.path} is not a data directory of `imqtt up`{advice}")
         if self.broker.outdated():
             raise SetupError(
@@ -70,7 +65,7 @@ class DataDirectory:
 
     # --- credentials that `imqtt device add --save` saves for the other commands
 
-    def save(self, device: Device, password: str) -> Path:
+    def save(self, device: Device, password: str) -> None:
         """Saves a device's password in a file that only this user can read."""
         path = self._credential(device)
         try:
@@ -78,7 +73,6 @@ class DataDirectory:
             write_private(path, password + "\n")
         except OSError as error:
             raise SetupError(f"cannot save the credential in {path}: {error.strerror}") from error
-        return path
 
     def devices(self) -> list[Device]:
         """The devices with a credential here, as far as this user can read it, sorted."""
@@ -119,15 +113,14 @@ class DataDirectory:
     def forget(self, device: Device) -> None:
         """Removes a device's saved password and its store."""
         self._credential(device).unlink(missing_ok=True)
-        store = self._stores / f"{device}.db"
         for suffix in DATABASE_SUFFIXES:  # no wildcard: `phone.db2` is another device
-            store.with_name(store.name + suffix).unlink(missing_ok=True)
+            (self._stores / f"{device}.db{suffix}").unlink(missing_ok=True)
 
     def device_store(self, device: Device) -> Path:
         """The file with a device's outbox and cursors."""
         create_private_directory(self._stores)
-        return self._stores / f"{device.user}@{device.device}.db"
+        return self._stores / f"{device}.db"
 
     def _credential(self, device: Device) -> Path:
         # One file name, not a path of two names: a name may be `..`.
-        return self._credentials / f"{device.user}@{device.device}"
+        return self._credentials / str(device)

@@ -1,6 +1,6 @@
 """`imqtt device`: the devices that may connect to the broker."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +15,10 @@ from imqtt.cli.settings import server_flags
 from imqtt.config import SETTINGS
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.mosquitto.control import Access, ServerUnreachable
+from imqtt.mosquitto.control import ServerUnreachable
 
 if TYPE_CHECKING:
-    from imqtt.config import ServerConfig
+    from imqtt.cli.device_records import DeviceRecord
 
 app = typer.Typer(
     help="Give devices credentials, and revoke them.\n\n"
@@ -134,6 +134,7 @@ def list_(
     `imqtt serve`, which say where both are. "Last seen" is exact if the server knows it, otherwise
     accurate to a day.
     """
+    from imqtt.cli.device_records import read_records
     from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 
     deployment = Deployment(data, password_file, PID_FILE)
@@ -141,7 +142,8 @@ def list_(
     saved = set() if broker is None else {str(device) for device in directory.saved()}
     names = [name for name in deployment.passwords.usernames() if name != SERVER_ACCOUNT]
     if user:
-        _list_one(parse_user(user), names, saved, *server_of(directory, broker, flags), as_json=as_json)
+        records, problems = read_records(parse_user(user), names, saved, *server_of(directory, broker, flags))
+        _print_records(user, records, problems, as_json=as_json)
     elif as_json:
         for name in names:
             print_json({"device": name, "saved": name in saved})
@@ -291,18 +293,9 @@ def _agrees(question: str) -> bool:
         return False
 
 
-def _list_one(
-    user: str,
-    names: Collection[str],
-    saved: Collection[str],
-    config: "ServerConfig",
-    access: Access | None,
-    *,
-    as_json: bool,
+def _print_records(
+    user: str, records: Sequence["DeviceRecord"], problems: Sequence[str], *, as_json: bool
 ) -> None:
-    from imqtt.cli.device_records import read_records
-
-    records, problems = read_records(user, names, saved, config, access)
     if as_json:
         for record in records:
             print_json(record)

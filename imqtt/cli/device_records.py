@@ -33,7 +33,6 @@ class DeviceRecord(msgspec.Struct, frozen=True):
 
     @property
     def seen(self) -> str:
-        """`last_seen` as text."""
         if not self.last_seen:
             return ""
         time = datetime.fromtimestamp(self.last_seen / 1_000, UTC)
@@ -55,7 +54,6 @@ def read_records(
     except SetupError as error:
         problems.append(f"platforms and when devices were last seen are not shown: {error.reason}")
     seen, trouble = _presence(user, access)
-    known = not trouble
     if trouble:
         problems.append(f"states are not shown: {trouble}")
     names = {name for name in credentials if name.startswith(f"{user}@")} | registrations.keys()
@@ -71,7 +69,7 @@ def read_records(
                 credential=name in credentials,
                 saved=name in saved,
                 platform=registration.platform if registration is not None else "",
-                state=presence.state if presence is not None else ("offline" if known else ""),
+                state=presence.state if presence is not None else ("" if trouble else "offline"),
                 last_seen=last,
                 exact=presence is not None,
             )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli import completion
-from imqtt.cli.connection import ConnectionOptions, DeviceAccess, resolve
+from imqtt.cli.connection import ConnectionOptions, resolve
 from imqtt.cli.data import data_option
+from imqtt.cli.formatting import conversation_with, local, words_of
 from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line
 from imqtt.errors import ImqttError, NotConnected, SetupError
@@ -70,7 +71,6 @@ def send(
 
     from imqtt.cli import signals
     from imqtt.cli.client import open_client
-    from imqtt.cli.formatting import conversation_with
     from imqtt.cli.outgoing import Outgoing, body_of, content_of
     from imqtt.cli.stdin import lines_of_stdin
 
@@ -83,11 +83,12 @@ def send(
     first = None if lines else content_of(body_of(text, file), content_type)
 
     async def main() -> None:
-        _warn_of_stranger(access, conversation)
         begun = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             try:
-                client = await stack.enter_async_context(open_client(access, wait=min(wait, 3.0)))
+                client = await stack.enter_async_context(
+                    open_client(access, {conversation}, wait=min(wait, 3.0))
+                )
             except asyncio.CancelledError:
                 complain("interrupted before anything was sent; nothing is in the outbox")
                 raise
@@ -141,7 +142,6 @@ def tail(
     """
     from imqtt.cli import signals
     from imqtt.cli.client import open_client
-    from imqtt.cli.formatting import conversation_with
 
     access = resolve(options)
     if resume and access.store is None:
@@ -150,9 +150,7 @@ def tail(
 
     async def main() -> None:
         left = count
-        for conversation in sorted(wanted):
-            _warn_of_stranger(access, conversation)
-        async with open_client(access, wait=10.0, patient=True) as client:
+        async with open_client(access, wanted, wait=10.0, patient=True) as client:
             events = client.events("tail" if resume else None)
             async for event in events:
                 if wanted and event.conversation not in wanted:
@@ -188,7 +186,6 @@ def history(
 
     from imqtt.cli import signals
     from imqtt.cli.client import SILENT, open_client
-    from imqtt.cli.formatting import conversation_with
     from imqtt.client import Phase
 
     access = resolve(options)
@@ -196,9 +193,8 @@ def history(
     events: list[Event] = []
 
     async def main() -> None:
-        _warn_of_stranger(access, conversation)
         deadline = time.monotonic() + wait
-        async with open_client(access, wait=min(wait, 10.0)) as client:
+        async with open_client(access, {conversation}, wait=min(wait, 10.0)) as client:
             left = deadline - time.monotonic()
             try:
                 # At least a second, for reading the device's own store.
@@ -219,19 +215,7 @@ def history(
         complain(f"nothing in {conversation} yet")
 
 
-# --- shared by the commands
-
-
-def _warn_of_stranger(access: DeviceAccess, conversation: str) -> None:
-    from imqtt.cli.client import stranger
-
-    if warning := stranger(access, conversation):
-        complain(warning)
-
-
 def _print_event(event: "Event", *, as_json: bool) -> None:
-    from imqtt.cli.formatting import local, words_of
-
     if as_json:
         print_json(event)
         return

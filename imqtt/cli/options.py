@@ -8,10 +8,7 @@ from typing import Any
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command one option per field of each parameter that is annotated with a dataclass.
-
-    The command receives instances of these dataclasses.
-    """
+    """Gives a command one option per field of each parameter that is annotated with a dataclass."""
     parameters: list[Parameter] = []
     shared: dict[str, Any] = {}
     for parameter in inspect.signature(command).parameters.values():

@@ -1,21 +1,19 @@
 """`imqtt outbox`: messages and other commands of a device that are not stored yet, or were refused."""
 
 import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imqtt.cli.connection import StoreOptions, resolve_store
+from imqtt.cli.formatting import local, words_of_command
 from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table
 from imqtt.errors import SetupError
 
 if TYPE_CHECKING:
-    from imqtt.cli.connection import LocalDevice
     from imqtt.client import Entry
-    from imqtt.client.store import LocalStore
 
 app = typer.Typer(
     help="Show and discard messages of this device that are not stored yet.\n\n"
@@ -48,10 +46,9 @@ def list_(*, as_json: Json = False, options: StoreOptions) -> None:
 
     import msgspec
 
-    from imqtt.cli.formatting import local, words_of_command
     from imqtt.protocol import Format, encode_command
 
-    entries = asyncio.run(_entries(resolve_store(options)))
+    entries = asyncio.run(_entries(options))
     if as_json:
         for entry in entries:
             command = msgspec.json.decode(encode_command(entry.command, Format.JSON))
@@ -96,8 +93,7 @@ def discard(
 
     if bool(messages) == everything:
         raise typer.BadParameter("give message ids, or --all")
-    where = resolve_store(options)
-    discarded = asyncio.run(_discard(where, messages or None))
+    discarded = asyncio.run(_entries(options, messages or None, discard=True))
     for entry in discarded:
         if as_json:
             print_json(
@@ -109,40 +105,28 @@ def discard(
         complain("the outbox is empty")
 
 
-async def _entries(where: "LocalDevice") -> "list[Entry]":
-    async with _opened(where) as store:
-        return [] if store is None else list((await store.entries()).values())
-
-
-async def _discard(where: "LocalDevice", messages: list[str] | None) -> "list[Entry]":
-    """Discards `messages`, or all if None, and returns them. Raises `SetupError` if one is missing."""
-    async with _opened(where) as store:
-        entries = [] if store is None else list((await store.entries()).values())
-        known = {entry.client_msg_id for entry in entries}
-        if missing := [message for message in messages or () if message not in known]:
-            raise SetupError(f"not in the outbox of {where.device}: {', '.join(missing)}")
-        chosen = [entry for entry in entries if messages is None or entry.client_msg_id in messages]
-        for entry in chosen:
-            assert store is not None  # noqa: S101 - the entry came from it
-            await store.discard(entry.key)
-        return chosen
-
-
-@contextlib.asynccontextmanager
-async def _opened(where: "LocalDevice") -> "AsyncIterator[LocalStore | None]":
-    """Yields the device's store; None if it does not exist yet."""
+async def _entries(
+    options: StoreOptions, messages: list[str] | None = None, *, discard: bool = False
+) -> "list[Entry]":
+    """Returns the named entries or all, and may discard them. Raises `SetupError` if one is missing."""
     from imqtt.cli.client import naming_the_holder
     from imqtt.client.store import LocalStore
 
-    if not where.store.exists():
-        yield None
-        return
-    with naming_the_holder(where.device, where.data):
-        store = await LocalStore.open(where.store, where.device)
-    try:
-        yield store
-    finally:
-        await store.close()
+    device, path = resolve_store(options)
+    entries: list[Entry] = []
+    async with contextlib.AsyncExitStack() as stack:
+        if path.exists():
+            with naming_the_holder(device, options.data):
+                store = await LocalStore.open(path, device)
+            stack.push_async_callback(store.close)
+            entries += (await store.entries()).values()
+        known = {entry.client_msg_id for entry in entries}
+        if missing := [message for message in messages or () if message not in known]:
+            raise SetupError(f"not in the outbox of {device}: {', '.join(missing)}")
+        chosen = [entry for entry in entries if messages is None or entry.client_msg_id in messages]
+        for entry in chosen if discard else ():
+            await store.discard(entry.key)
+        return chosen
 
 
 def _shortened(text: str, most: int = 60) -> str:

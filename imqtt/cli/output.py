@@ -79,10 +79,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def read_secret(path: str) -> str:
-    """The first line of a file with a password; `-` is stdin. A terminal does not echo it.
-
-    Raises `SetupError`.
-    """
+    """The first line of a file, or of stdin for `-`. A terminal does not echo it. Raises `SetupError`."""
     try:
         with contextlib.nullcontext(sys.stdin) if path == "-" else open(path) as file:  # noqa: PTH123
             if file.isatty():

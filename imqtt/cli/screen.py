@@ -9,17 +9,8 @@ from prompt_toolkit.data_structures import Point
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.layout import (
-    BufferControl,
-    FormattedTextControl,
-    HSplit,
-    Layout,
-    UIContent,
-    UIControl,
-    VSplit,
-    Window,
-    WindowAlign,
-)
+from prompt_toolkit.layout import HSplit, Layout, VSplit, Window, WindowAlign
+from prompt_toolkit.layout.controls import BufferControl, FormattedTextControl, UIContent, UIControl
 from prompt_toolkit.styles import Style
 
 from imqtt.cli.transcript import Line, Transcript
@@ -138,17 +129,14 @@ class Screen:
         )
         control = _Input(self._buffer)
         entry = Window(control, height=lambda: min(len(control.rows(self._width()).texts), INPUT_ROWS))
-        bar = VSplit(
-            [
-                Window(FormattedTextControl(lambda: f" {title()}"), style="class:bar"),
-                Window(
-                    FormattedTextControl(lambda: [_state(*state())]),
-                    style="class:bar",
-                    align=WindowAlign.RIGHT,
-                ),
-            ],
-            height=1,
-        )
+
+        def right() -> StyleAndTextTuples:
+            good, text = state()
+            return [("class:bar.good" if good else "class:bar.bad", f"{text} ")]
+
+        left_window = Window(FormattedTextControl(lambda: f" {title()}"), style="class:bar")
+        right_window = Window(FormattedTextControl(right), style="class:bar", align=WindowAlign.RIGHT)
+        bar = VSplit([left_window, right_window], height=1)
         note = Window(FormattedTextControl(lambda: [("class:typing", f"  {hint()}")]), height=1)
         self.application: Application[None] = Application(
             Layout(HSplit([bar, self._pane, note, entry]), focused_element=entry),
@@ -189,8 +177,6 @@ class Screen:
     def _width(self) -> int:
         return self.application.output.get_size().columns
 
-    # --- the transcript
-
     def _text(self, width: int) -> list[Line]:
         if self._page:
             rows = [row for line in self._page.split("\n") for row in wrapped(line, max(width - 2, 10))]
@@ -205,11 +191,12 @@ class Screen:
         last = max(len(self._lines) - 1, 0)
         return last if self._anchor is None else min(self._anchor, last)
 
-    def _scroll(self, pages: float) -> None:
+    def _scroll(self, pages: int) -> None:
+        """One page up (-1) or down (1)."""
         shown = self._pane.render_info
         if shown is None:
             return
-        step = max(int(shown.window_height * abs(pages)), 1)
+        step = max(shown.window_height, 1)
         if pages < 0:
             top = shown.first_visible_line()
             self._anchor = max(top - step, 0)
@@ -219,8 +206,6 @@ class Screen:
             last = len(self._lines) - 1
             bottom = shown.last_visible_line() + step
             self._anchor = bottom if bottom < last else last if self._page else None
-
-    # --- the input
 
     def _changed(self, buffer: Buffer) -> None:
         self._actions.typing(typing=bool(buffer.text) and not buffer.text.startswith("/"))
@@ -241,42 +226,18 @@ class Screen:
             if text:
                 self._actions.send(text)
 
-        @keys.add("escape", "enter")
-        def _(event: KeyPressEvent) -> None:
-            self._buffer.insert_text("\n")
-
-        @keys.add("escape", filter=Condition(lambda: bool(self._page)), eager=True)
-        def _(event: KeyPressEvent) -> None:
-            self._close_page()
-
-        @keys.add("f1")
-        def _(event: KeyPressEvent) -> None:
-            self._actions.help()
-
-        @keys.add("c-c")
-        @keys.add("c-q")
-        def _(event: KeyPressEvent) -> None:
-            event.app.exit()
-
-        @keys.add("c-d", filter=Condition(lambda: not self._buffer.text))
-        def _(event: KeyPressEvent) -> None:
-            event.app.exit()
-
-        @keys.add("pageup")
-        def _(event: KeyPressEvent) -> None:
-            self._scroll(-1)
-
-        @keys.add("pagedown")
-        def _(event: KeyPressEvent) -> None:
-            self._scroll(1)
-
         @keys.add("c-end")
         def _(event: KeyPressEvent) -> None:
             self._close_page()
             self._anchor = None
 
+        is_empty, has_page = Condition(lambda: not self._buffer.text), Condition(lambda: bool(self._page))
+        keys.add("escape", "enter")(lambda event: self._buffer.insert_text("\n"))
+        keys.add("escape", filter=has_page, eager=True)(lambda event: self._close_page())
+        keys.add("f1")(lambda event: self._actions.help())
+        keys.add("pageup")(lambda event: self._scroll(-1))
+        keys.add("pagedown")(lambda event: self._scroll(1))
+        keys.add("c-c")(lambda event: event.app.exit())
+        keys.add("c-q")(lambda event: event.app.exit())
+        keys.add("c-d", filter=is_empty)(lambda event: event.app.exit())
         return keys
-
-
-def _state(good: bool, text: str) -> tuple[str, str]:
-    return ("class:bar.good" if good else "class:bar.bad", f"{text} ")

@@ -36,7 +36,6 @@ async def serve(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
 async def up(
     broker: Mosquitto, directory: DataDirectory, flags: dict[str, Any], say_ready: Callable[[int], None]
 ) -> None:
-    """Runs a broker, and the server on it."""
     async with (
         broker,
         _beside(_keep_running(broker), "broker"),
@@ -99,7 +98,6 @@ async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 
 async def _keep_running(broker: Mosquitto) -> None:
-    """Restarts the broker whenever it ends."""
     first, longest = RESTART_SECONDS
     pause = first
     while True:

@@ -48,8 +48,7 @@ def server_flags(without: Collection[str] = ()) -> Callable[[Callable[..., Any]]
 def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
     """The settings from a command's flags, else the environment, else the file of `--config`.
 
-    `given` overrides all of them. Raises `BadSetting`, and `SetupError` if the file of a secret cannot be
-    read.
+    `given` overrides all of them. Raises `BadSetting`, or `SetupError` for an unreadable file of a secret.
     """
     values: dict[str, Any] = {setting.name: flags.get(setting.name) for setting in SETTINGS}
     try:
@@ -72,10 +71,7 @@ def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
 
 
 def ignored_settings(flags: dict[str, str | None], names: Collection[str]) -> list[str]:
-    """Which of `names`, which the command sets itself, are in the environment or the file of `--config`.
-
-    Raises `BadSetting`.
-    """
+    """The settings of `names` that are in the environment or the file of `--config`. Raises `BadSetting`."""
     own = [setting for setting in SETTINGS if setting.name in names]
     keys = {setting.name: setting.variable for setting in own}
     keys |= {f"{setting.name}_file": f"{setting.variable}_FILE" for setting in own if setting.secret}

@@ -37,25 +37,20 @@ async def _chunk() -> bytes:
     except OSError:  # not a file, if a program has replaced sys.stdin
         return stdin.read(CHUNK)
     loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
+    readable = asyncio.Event()
     try:
-        loop.add_reader(number, _set, readable)
+        loop.add_reader(number, readable.set)
     except PermissionError:
         pass  # a regular file is always readable
     else:
         try:
-            await readable
+            await readable.wait()
         finally:
             loop.remove_reader(number)
     try:
         return os.read(number, CHUNK)
     except OSError as error:
         raise SetupError(f"cannot read stdin: {error.strerror}") from error
-
-
-def _set(readable: "asyncio.Future[None]") -> None:
-    if not readable.done():
-        readable.set_result(None)
 
 
 def _stdin() -> BinaryIO:

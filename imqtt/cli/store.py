@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imqtt.cli.output import Json, complain, print_json, print_line, read_secret
-from imqtt.errors import ImqttError, SetupError, StoreInUse, Unavailable
+from imqtt.errors import SetupError, StoreInUse, Unavailable
 from imqtt.redaction import redacted
 
 if TYPE_CHECKING:
-    from imqtt.stores.base import Store
-    from imqtt.stores.copy.comparison import Copied, CopyDiffers
+    from imqtt.stores.copy.comparison import Copied
     from imqtt.stores.copy.source import Progress, Source
 
 LINE_SECONDS = 5.0  # between two lines of progress, without a terminal
@@ -114,10 +113,19 @@ async def _copy(
             target_url, source.identity, password=passwords[1], driver=driver, copying=True
         )
         try:
-            with _progress(quiet=quiet, as_json=as_json) as tell:
+            if quiet:
+                return await copy(source, target, live=live)
+            has_bar = sys.stderr.isatty() and not as_json
+            with _bar() if has_bar else nullcontext(_lines()) as tell:
                 return await copy(source, target, live=live, tell=tell)
         except CopyDiffers as error:
-            raise _different(error, target_url, as_json=as_json) from error
+            if as_json:
+                where = {"conversation": error.conversation, "seq": error.seq}
+                print_json({"done": False, "difference": error.reason, **where})
+            raise SetupError(
+                f"{error.reason}; {redacted(target_url)} is marked as unfinished, and no server opens it:"
+                " remove it, and copy again"
+            ) from error
         except (OutcomeUnknown, Unavailable) as error:
             raise SetupError(f"{error.reason}; {HOW_TO_FINISH}") from error
         except asyncio.CancelledError:
@@ -140,49 +148,21 @@ async def _open_source(url: str, password: str, driver: str, *, live: bool) -> "
     if live:
         raise SetupError(f"an older imqtt wrote {redacted(url)}; start the present server on it first")
     try:
-        store: Store = await open_store(url, reader.identity, password=password, driver=driver)
+        return await open_store(url, reader.identity, password=password, driver=driver)
     except StoreInUse as error:
         raise SetupError(f"{error.reason}; or use --live for a backup while it runs") from error
-    return store
 
 
-def _different(error: "CopyDiffers", target: str, *, as_json: bool) -> ImqttError:
-    if as_json:
-        print_json(
-            {"done": False, "difference": error.reason, "conversation": error.conversation, "seq": error.seq}
-        )
-    return SetupError(
-        f"{error.reason}; {redacted(target)} is marked as unfinished, and no server opens it:"
-        " remove it, and copy again"
-    )
-
-
-# --- progress
-
-
-@contextmanager
-def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[["Progress"], None]]:
-    if quiet:
-        yield lambda progress: None
-    elif sys.stderr.isatty() and not as_json:
-        with _bar() as tell:
-            yield tell
-    else:
-        yield _Lines().tell
-
-
-class _Lines:
+def _lines() -> Callable[["Progress"], None]:
     """Prints a line at the start of each phase, and every few seconds."""
+    phase, due = "", 0.0
 
-    def __init__(self) -> None:
-        self._phase = ""
-        self._next = 0.0
-
-    def tell(self, progress: "Progress") -> None:
+    def tell(progress: "Progress") -> None:
+        nonlocal phase, due
         now = time.monotonic()
-        if progress.phase == self._phase and now < self._next:
+        if progress.phase == phase and now < due:
             return
-        self._phase, self._next = progress.phase, now + LINE_SECONDS
+        phase, due = progress.phase, now + LINE_SECONDS
         all_events = f" of {progress.all_events:,}" if progress.all_events else ""
         all_conversations = f" of {progress.all_conversations:,}" if progress.all_conversations else ""
         print(
@@ -191,6 +171,8 @@ class _Lines:
             file=sys.stderr,
             flush=True,
         )
+
+    return tell
 
 
 @contextmanager
@@ -216,14 +198,13 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
                     progress.phase, total=None, conversations=0, events="", rate=""
                 )
             task = bar.tasks[tasks[progress.phase]]
+            all_events = f"/{progress.all_events:,}" if progress.all_events else ""
             bar.update(
                 task.id,
                 completed=progress.events,
                 total=progress.all_events or None,
                 conversations=progress.conversations,
-                events=f"{progress.events:,}/{progress.all_events:,}"
-                if progress.all_events
-                else f"{progress.events:,}",
+                events=f"{progress.events:,}{all_events}",
                 rate=f", {task.speed:,.0f}/s" if task.speed else "",
             )
 

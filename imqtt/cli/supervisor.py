@@ -83,12 +83,9 @@ class _Member:
             await asyncio.sleep(wait)
 
     async def _once(self) -> int:
+        command = (sys.executable, "-m", "imqtt", "serve", "--json")
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "imqtt",
-            "serve",
-            "--json",
+            *command,
             env=self._environment,
             stdin=PIPE,
             stdout=PIPE,

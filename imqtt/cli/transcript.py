@@ -144,10 +144,6 @@ class Transcript:
         """The seq of the first event; 0 if there is none."""
         return min(self._events, default=0)
 
-    @property
-    def last(self) -> int:
-        return max(self._events, default=0)
-
     def __len__(self) -> int:
         return len(self._events)
 

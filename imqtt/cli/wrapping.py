@@ -26,7 +26,6 @@ def widths(text: str) -> bytes:
 
 
 def columns(text: str) -> int:
-    """The width of `text`."""
     return len(text) if text.isascii() else sum(widths(text))
 
 

@@ -5,8 +5,10 @@ complete last time, and requests the conversations that are behind, many in one 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import InitVar, dataclass
 from random import random, uniform
 
 from imqtt.client.requests import Requests
@@ -14,7 +16,6 @@ from imqtt.client.settings import Timing
 from imqtt.client.store import LocalStore
 from imqtt.client.uplink import Uplink
 from imqtt.core.changes import Changes, Want
-from imqtt.core.partitions import home_of
 from imqtt.core.replica import Replica
 from imqtt.core.sync_queue import SyncQueue
 from imqtt.errors import ImqttError, NotConnected
@@ -25,28 +26,20 @@ MARGIN = 3_600_000 << SNOWFLAKE_TIME_SHIFT  # one worker's clock may be an hour 
 WHOLE_WALK_EVERY = 86_400  # seconds: once a day the device reads the whole list
 
 
+@dataclass(kw_only=True, eq=False)
 class CatchUp:
     """Outlives connections, and keeps the wanted conversations between them."""
 
-    def __init__(
-        self,
-        *,
-        replica: Replica,
-        store: LocalStore,
-        uplink: Uplink,
-        requests: Requests,
-        timing: Timing,
-        meta: Mapping[str, str],
-        commit: Callable[[], Awaitable[None]],
-    ) -> None:
+    replica: Replica
+    store: LocalStore
+    uplink: Uplink
+    requests: Requests
+    timing: Timing
+    meta: InitVar[Mapping[str, str]]
+    commit: Callable[[], Awaitable[None]]
+
+    def __post_init__(self, meta: Mapping[str, str]) -> None:
         self.complete = asyncio.Event()  # everything missed has arrived on this connection
-        self._replica = replica
-        self._store = store
-        self._uplink = uplink
-        self._requests = requests
-        self._timing = timing
-        self._commit = commit
-        self._home = home_of(uplink.device.user)
         self._wanted = SyncQueue(random)
         self._firm: set[str] = set()  # to be requested even if no event is known to be missing
         self._changed = asyncio.Event()
@@ -58,26 +51,26 @@ class CatchUp:
         now = time.monotonic()
         self._firm.update(name for name, want in wanted.items() if want is not Want.HOLE)
         for conversation, want in wanted.items():
-            wait = uniform(0.1, 1.0) * self._timing.hole if want is Want.HOLE else 0.0
+            wait = uniform(0.1, 1.0) * self.timing.hole if want is Want.HOLE else 0.0
             self._wanted.add(conversation, now + wait, firm=want is not Want.HOLE)
         if wanted:
             self._changed.set()
 
     def cursors(self, before: int = 1 << 63) -> tuple[Cursor, ...]:
         """The cursors of the conversations that come first in the list of heads."""
-        newest = self._replica.newest(self._at_once, before)
+        newest = self.replica.newest(self._at_once, before)
         return tuple(_cursor(log.conversation, log.cursor) for log in newest)
 
     @property
     def _at_once(self) -> int:
-        limits = self._uplink.limits
+        limits = self.uplink.limits
         return CURSORS if limits is None else max(1, min(CURSORS, limits.cursors))
 
     async def run(self, page: Page) -> None:
         """Catches up from `page`, which answers `Hello`, and stays up to date until the connection ends."""
         while True:
             await self._walk(page)
-            next_walk = time.monotonic() + self._timing.sync * uniform(0.75, 1.25)
+            next_walk = time.monotonic() + self.timing.sync * uniform(0.75, 1.25)
             while (now := time.monotonic()) < next_walk:
                 self._changed.clear()
                 due = self._wanted.next_at()
@@ -85,34 +78,27 @@ class CatchUp:
                     await self._repair()
                     continue
                 self.complete.set()
-                await self._wait(min(next_walk, due or next_walk) - now)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(next_walk, due or next_walk) - now):
+                        await self._changed.wait()
             page = await self._ask(Sync(cursors=self.cursors(), heads=True))
-
-    async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
 
     async def _ask(self, sync: Sync) -> Page:
         while True:
             try:
-                return await self._requests.ask(sync, self._home)
+                return await self.requests.ask(sync, self.uplink.home)
             except NotConnected:
                 raise
             except ImqttError:
                 # Not retryable: this device is mistaken about the server. The next connection begins with
                 # a new `Welcome`; until then, a rare request does no harm.
-                await asyncio.sleep(self._timing.patience)
-
-    # --- heads
+                await asyncio.sleep(self.timing.patience)
 
     async def _walk(self, page: Page) -> None:
         """Reads the list of heads down to where nothing can have changed since the last walk."""
         newest = page.heads[0].id if page.heads else Id(0)
         bound = self._complete_to - MARGIN
-        whole = self._replica.adopting or time.time() - self._whole_walk_at > WHOLE_WALK_EVERY
+        whole = self.replica.adopting or time.time() - self._whole_walk_at > WHOLE_WALK_EVERY
         if newest < self._complete_to:
             whole = True  # the store is older than the device's events: it was restored from a backup
         listed: set[str] = set()
@@ -129,24 +115,22 @@ class CatchUp:
                 break  # a list that does not descend would never end
         if whole and not page.more_heads:
             # A conversation that the store has lost entirely has no head.
-            self.want(dict.fromkeys(self._replica.known() - listed, Want.CHECK))
+            self.want(dict.fromkeys(self.replica.known() - listed, Want.CHECK))
         self._complete_to = newest
         changes = Changes(meta={"complete_to": str(newest), "adopted": "1"})
         if whole:
             self._whole_walk_at = int(time.time())
             changes.meta["whole_walk_at"] = str(self._whole_walk_at)
-        if self._replica.adopting:
-            self._replica.end_adoption()
-            await self._commit()
+        if self.replica.adopting:
+            self.replica.end_adoption()
+            await self.commit()
         # The heads are stored already, so the logs that are behind are known after a restart too.
-        await self._store.apply(changes)
-
-    # --- events
+        await self.store.apply(changes)
 
     async def _repair(self) -> None:
         """Sends one `Sync` for the conversations that are due."""
         names = self._wanted.due(time.monotonic(), self._at_once)
-        logs = {name: self._replica.logs[name] for name in names}
+        logs = {name: self.replica.logs[name] for name in names}
         for name in names:
             if not logs[name].is_open and name not in self._firm:
                 self._wanted.done(name)  # the missing events have arrived meanwhile

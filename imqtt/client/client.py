@@ -5,7 +5,6 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 from uuid import uuid4
 
@@ -149,9 +148,7 @@ class Client:
             raise ClientError("the client is not open: use it as `async with Client(...) as client`")
         return self._made
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -259,7 +256,7 @@ class Client:
         hold as history. With `conversation`, only that one's events.
         """
         one = None if conversation is None else self._id_of(conversation)
-        return self._parts.feed.events(consumer, one)
+        return Events(self._parts.feed, self._parts.store, consumer, one)
 
     def notices(self) -> Queue[Notice]:
         """An async iterator of marks, presence, typing, restarted or skipped logs, and refused commands.

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import random, uniform
 
 import msgspec
@@ -18,7 +19,6 @@ from imqtt.client.settings import ClientSettings
 from imqtt.client.transport import Lost, MqttConnection, Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.core.backoff import untaken
-from imqtt.core.partitions import home_of
 from imqtt.errors import NotConnected
 from imqtt.model import Cursor, Hello, Status, Welcome
 from imqtt.protocol.topics import down
@@ -26,52 +26,43 @@ from imqtt.protocol.topics import down
 log = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False)
 class ConnectionTasks:
     """Runs the tasks of each connection. Outlives connections."""
 
-    def __init__(
-        self,
-        *,
-        settings: ClientSettings,
-        uplink: Uplink,
-        inbox: Inbox,
-        requests: Requests,
-        catchup: CatchUp,
-        sender: Sender,
-        marker: Marker,
-    ) -> None:
+    settings: ClientSettings
+    uplink: Uplink
+    inbox: Inbox
+    requests: Requests
+    catchup: CatchUp
+    sender: Sender
+    marker: Marker
+
+    def __post_init__(self) -> None:
         self.status = Status("online", "")  # as the program last reported it
-        self._settings = settings
-        self._uplink = uplink
-        self._inbox = inbox
-        self._requests = requests
-        self._catchup = catchup
-        self._sender = sender
-        self._marker = marker
         self._untaken = asyncio.Event()  # the last status met no subscriber
-        self._home = home_of(settings.device.user)
 
     async def run(self, mqtt: MqttConnection, nonce: str, established: Callable[[], None]) -> None:
         """Runs until the connection ends. Raises `Lost`, or another error."""
-        self._catchup.complete.clear()
-        self._inbox.connected()
+        self.catchup.complete.clear()
+        self.inbox.connected()
         # Before anything arrives on this connection: an event may follow a cursor by its seq, but be of a
         # restored store's log. A cursor after it would be in that log, and the difference stay unnoticed.
-        cursors = self._catchup.cursors()
+        cursors = self.catchup.cursors()
         try:
             # Before `Hello`, so that nothing is published to the device before it is subscribed.
-            await mqtt.subscribe(down(self._settings.device))
-            self._uplink.attach(mqtt, nonce)
+            await mqtt.subscribe(down(self.settings.device))
+            self.uplink.attach(mqtt, nonce)
             async with asyncio.TaskGroup() as tasks:
                 welcomed = asyncio.Event()
                 tasks.create_task(self._receive(mqtt, nonce, welcomed), name="imqtt-receive")
-                tasks.create_task(self._requests.listen(), name="imqtt-silence")
+                tasks.create_task(self.requests.listen(), name="imqtt-silence")
                 tasks.create_task(self._converse(cursors, welcomed, established), name="imqtt-converse")
         except BaseExceptionGroup as group:
             raise _cause(group) from group
         finally:
-            self._uplink.detach()
-            self._catchup.complete.clear()
+            self.uplink.detach()
+            self.catchup.complete.clear()
 
     async def set_status(self, status: Status) -> None:
         """Reports the device's state, now if it is connected, and on every later connection."""
@@ -82,45 +73,40 @@ class ConnectionTasks:
     async def farewell(self) -> None:
         """Publishes the waiting marks and `offline` before DISCONNECT, after which no will is published."""
         with contextlib.suppress(Untaken):
-            await self._marker.flush()
+            await self.marker.flush()
         await self._say(Status("offline", ""))
 
     async def _receive(self, mqtt: MqttConnection, nonce: str, welcomed: asyncio.Event) -> None:
         def welcome(frame: Welcome) -> None:
             if frame.nonce != nonce:
                 return  # the answer to an earlier connection's `Hello`
-            self._uplink.partitions = frame.partitions
-            self._uplink.limits = frame.limits
+            self.uplink.partitions = frame.partitions
+            self.uplink.limits = frame.limits
             welcomed.set()
 
         while True:
             payloads = await mqtt.receive()
-            self._requests.heard()
-            await self._inbox.take(payloads, welcome)
+            self.requests.heard()
+            await self.inbox.take(payloads, welcome)
 
     async def _converse(
         self, cursors: tuple[Cursor, ...], welcomed: asyncio.Event, established: Callable[[], None]
     ) -> None:
-        hello = Hello(
-            self._uplink.nonce,
-            self._settings.platform,
-            self._settings.max_packet,
-            cursors,
-        )
-        page = await self._requests.ask(hello, self._home)
+        hello = Hello(self.uplink.nonce, self.settings.platform, self.settings.max_packet, cursors)
+        page = await self.requests.ask(hello, self.uplink.home)
         try:
-            async with asyncio.timeout(self._settings.timing.answer):
+            async with asyncio.timeout(self.settings.timing.answer):
                 await welcomed.wait()  # it precedes the page, unless it was lost
         except TimeoutError:
             raise Lost("the server answered without a Welcome") from None
         established()
-        self._requests.renew()
+        self.requests.renew()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._catchup.run(page), name="imqtt-catch-up")
-            tasks.create_task(self._sender.run(), name="imqtt-outbox")
-            tasks.create_task(self._marker.run(), name="imqtt-marks")
+            tasks.create_task(self.catchup.run(page), name="imqtt-catch-up")
+            tasks.create_task(self.sender.run(), name="imqtt-outbox")
+            tasks.create_task(self.marker.run(), name="imqtt-marks")
             tasks.create_task(self._stay_present(), name="imqtt-presence")
-            tasks.create_task(self._requests.check_idle(self._home), name="imqtt-idle")
+            tasks.create_task(self.requests.check_idle(self.uplink.home), name="imqtt-idle")
 
     async def _stay_present(self) -> None:
         """Repeats a status that had no subscriber; sends one before the server considers the device gone."""
@@ -130,12 +116,12 @@ class ConnectionTasks:
         while True:
             if self._untaken.is_set():
                 refusals += 1
-                await asyncio.sleep(untaken(refusals, random(), most=self._settings.timing.untaken))
+                await asyncio.sleep(untaken(refusals, random(), most=self.settings.timing.untaken))
             else:
                 refusals = 0
-                limits = self._uplink.limits
+                limits = self.uplink.limits
                 ttl = 300 if limits is None or limits.presence <= 0 else limits.presence
-                due = self._uplink.spoke_at + ttl * uniform(0.3, 0.5)
+                due = self.uplink.spoke_at + ttl * uniform(0.3, 0.5)
                 if (wait := due - time.monotonic()) > 0:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(wait):
@@ -152,20 +138,14 @@ class ConnectionTasks:
             self._untaken.set()
 
     async def _say(self, status: Status) -> None:
-        await self._uplink.publish(msgspec.structs.replace(status, nonce=self._uplink.nonce), self._home)
+        await self.uplink.publish(msgspec.structs.replace(status, nonce=self.uplink.nonce), self.uplink.home)
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that ended a connection: a fault, if the group has one."""
-    causes: list[BaseException] = []
-    groups: list[BaseExceptionGroup[BaseException]] = [group]
-    while groups:
-        for error in groups.pop().exceptions:
-            if isinstance(error, BaseExceptionGroup):
-                groups.append(error)
-            else:
-                causes.append(error)
-    faults = [error for error in causes if not isinstance(error, NotConnected)]
-    if faults:
-        return faults[0]
-    return next((error for error in causes if isinstance(error, Lost)), Lost(str(causes[0])))
+    _, faults = group.split(NotConnected)
+    cause: BaseException = faults or group.subgroup(Lost) or group
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    is_lost = isinstance(cause, NotConnected) and not isinstance(cause, Lost)
+    return Lost(str(cause)) if is_lost else cause

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import random
 from uuid import uuid4
 
@@ -16,7 +16,6 @@ from imqtt.client.transport import Login, LoginRefused, Lost, Transport
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import ConnectionState
 from imqtt.core.connection import UNCONTESTED, Connection, Phase
-from imqtt.core.partitions import home_of
 from imqtt.errors import CredentialsRefused, DeviceStoreError, ImqttError, NotConnected, TakenOver
 from imqtt.model import Status
 
@@ -25,41 +24,36 @@ log = logging.getLogger(__name__)
 ONE_PROCESS = "each process needs a device of its own (`imqtt device add`)"
 
 
+@dataclass(kw_only=True, eq=False)
 class Connector:
     """Drives the connection's state machine. `changed` is called with every state."""
 
-    def __init__(
-        self,
-        *,
-        settings: ClientSettings,
-        uplink: Uplink,
-        connection: ConnectionTasks,
-        requests: Requests,
-        transport: Transport,
-        changed: Callable[[ConnectionState], None],
-    ) -> None:
+    settings: ClientSettings
+    uplink: Uplink
+    connection: ConnectionTasks
+    requests: Requests
+    transport: Transport
+    changed: Callable[[ConnectionState], None]
+
+    def __post_init__(self) -> None:
         self.state = ConnectionState()
         self.tried = asyncio.Event()  # one address accepted the device, or all failed
-        self._settings = settings
-        self._uplink = uplink
-        self._connection = connection
-        self._requests = requests
-        self._transport = transport
-        self._changed = changed
         self._is_open = False  # a broker is connected
-        requests.silence_changed = self._show_silence
+        self.requests.silence_changed = self._show_silence
         self._stopping = False
         self._proven: set[Address] = set()  # addresses that have accepted the device
         self._error: ImqttError | None = None  # the end of the last attempt or connection
         self._suspicion: TakenOver | None = None  # why the last connection ended, if the next one is accepted
-        timing = settings.timing
-        self._machine = Connection(len(settings.addresses), random, base=timing.retry, cap=timing.retry_most)
+        timing = self.settings.timing
+        self._machine = Connection(
+            len(self.settings.addresses), random, base=timing.retry, cap=timing.retry_most
+        )
 
     async def run(self) -> None:
         """Runs until cancelled. Raises `CredentialsRefused` or `DeviceStoreError`."""
         while not self._stopping:
             number, wait = self._machine.next(time.monotonic())
-            address = self._settings.addresses[number]
+            address = self.settings.addresses[number]
             self._show(address, wait)
             await asyncio.sleep(wait)
             self._machine.connecting()
@@ -73,7 +67,7 @@ class Connector:
                 self._error = NotConnected(f"refused: {refusal}")
                 if self._machine.refused(time.monotonic()):
                     raise CredentialsRefused(
-                        f"no broker accepts the password of {self._settings.name}: {refusal}"
+                        f"no broker accepts the password of {self.settings.name}: {refusal}"
                     ) from None
             except ImqttError as error:
                 self._error = error
@@ -84,7 +78,7 @@ class Connector:
                 if isinstance(error, Lost):
                     await self._look_for_another(address, error)
             log.info("no connection to %s: %s", address, self._error)
-            if self._machine.tries >= len(self._settings.addresses):
+            if self._machine.tries >= len(self.settings.addresses):
                 self.tried.set()
         # The cancellation met the loss of a connection, and Python 3.11's TaskGroup raised only the loss.
         raise asyncio.CancelledError
@@ -104,16 +98,16 @@ class Connector:
         """One connection, from opening it until it is lost."""
         nonce = uuid4().hex
         login = Login(
-            name=self._settings.name,
-            password=self._settings.password,
-            will_topic=self._uplink.topic(home_of(self._settings.device.user)),
-            will=self._uplink.encode(Status("offline", nonce)),
-            keep_alive=self._settings.timing.keep_alive,
-            timeout=self._settings.timing.connect,
-            tls=self._settings.tls,
+            name=self.settings.name,
+            password=self.settings.password,
+            will_topic=self.uplink.topic(self.uplink.home),
+            will=self.uplink.encode(Status("offline", nonce)),
+            keep_alive=self.settings.timing.keep_alive,
+            timeout=self.settings.timing.connect,
+            tls=self.settings.tls,
             proven=address in self._proven,
         )
-        mqtt = await self._transport(address, login)
+        mqtt = await self.transport(address, login)
         self._is_open = True
         if self._suspicion is not None:
             self._error, self._suspicion = self._suspicion, None
@@ -122,18 +116,22 @@ class Connector:
         self._proven.add(address)
         settled: asyncio.TimerHandle | None = None
 
+        def settle() -> None:  # the connection has lasted: the contest is over
+            self._error = None
+            self._show(address)
+
         def established() -> None:
             nonlocal settled
             self._machine.established(time.monotonic())
             if not self._machine.is_contested(time.monotonic()):
                 self._error = None
             elif settled is None:
-                settled = asyncio.get_running_loop().call_later(UNCONTESTED, self._settle, address)
+                settled = asyncio.get_running_loop().call_later(UNCONTESTED, settle)
             self._show(address)
             self.tried.set()
 
         try:
-            await self._connection.run(mqtt, nonce, established)
+            await self.connection.run(mqtt, nonce, established)
         except asyncio.CancelledError:
             await mqtt.close()
             raise
@@ -143,20 +141,15 @@ class Connector:
             self._is_open = False
             mqtt.drop()
 
-    def _settle(self, address: Address) -> None:
-        """The connection has lasted: the contest is over."""
-        self._error = None
-        self._show(address)
-
     async def _look_for_another(self, address: Address, lost: Lost) -> None:
         """Finds out whether another process connects as this device, and reports it.
 
         The broker's reason code is not enough: Mosquitto 2.1 sends the same code to a revoked device, which
         it does not accept again.
         """
-        name = self._settings.name
+        name = self.settings.name
         # Mosquitto 2.0 closes the socket without a reason. A broker that ends does too, but does not answer.
-        within = self._settings.timing.connect
+        within = self.settings.timing.connect
         if not lost.taken_over and not (lost.hung_up and await answers(address, within)):
             return
         self._machine.taken_over(time.monotonic())
@@ -174,7 +167,7 @@ class Connector:
 
     def _show(self, address: Address | None, retry_in: float = 0.0) -> None:
         error = self._error
-        silent = self._is_open and self._requests.is_silent
+        silent = self._is_open and self.requests.is_silent
         self.state = ConnectionState(
             self._machine.phase,
             str(address or ""),
@@ -184,10 +177,10 @@ class Connector:
             silent,
             error,
         )
-        self._changed(self.state)
+        self.changed(self.state)
 
     def _show_silence(self) -> None:
-        silent = self._is_open and self._requests.is_silent
+        silent = self._is_open and self.requests.is_silent
         if silent != self.state.silent:
             self.state = replace(self.state, silent=silent)
-            self._changed(self.state)
+            self.changed(self.state)

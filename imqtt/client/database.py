@@ -56,7 +56,7 @@ class Database(Protocol):
         """Finishes the submitted operations and releases the database."""
 
 
-class SqliteDatabase:
+class SqliteDatabase(Database):
     """One exclusive connection: a second process that opens the file gets `DeviceStoreInUse`.
 
     The file is private to its owner. Without a path, the database is temporary: SQLite keeps it in memory and
@@ -77,7 +77,6 @@ class SqliteDatabase:
         return str(self._path or "the temporary store")
 
     async def open(self, schema: str, version: int, upgrades: Upgrades) -> None:
-        """As `Database.open`."""
         self._loop = asyncio.get_running_loop()
         try:
             await self._loop.run_in_executor(self._thread, self._open, schema, version, upgrades)
@@ -91,7 +90,6 @@ class SqliteDatabase:
     def submit(
         self, operation: Operation[T], *, durable: bool = False, chained: bool = False
     ) -> "asyncio.Future[T]":
-        """As `Database.submit`."""
         done: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             done.set_exception(DeviceStoreError(f"{self}: the client is closed"))
@@ -105,7 +103,6 @@ class SqliteDatabase:
         return done
 
     async def close(self) -> None:
-        """As `Database.close`."""
         if self._closed:
             return
         self._closed = True

@@ -43,12 +43,11 @@ class Signal:
 class Feed:
     """The new events of a device, in order of their ordinals."""
 
-    def __init__(self, store: LocalStore, ordinal: int) -> None:
+    def __init__(self, ordinal: int) -> None:
         self.signal = Signal()
         self.ordinal = ordinal  # of the newest stored event
-        self.restarts = 0
-        self._store = store
-        self._iterators: WeakSet[Events] = WeakSet()
+        self.restarts = 0  # of logs in the store: events read ahead may no longer be in their logs
+        self.iterators: WeakSet[Events] = WeakSet()  # an iterator may be dropped without `close`
 
     def advance(self, ordinal: int) -> None:
         """Events up to this one are stored."""
@@ -56,23 +55,10 @@ class Feed:
             self.ordinal = ordinal
             self.signal.notify()
 
-    def restart(self) -> None:
-        """Logs were restarted in the store: events read ahead may no longer be in their logs."""
-        self.restarts += 1
-
     @property
     def wanted_after(self) -> int | None:
         """The ordinal after which some iterator has not read yet."""
-        return min((events.position for events in self._iterators), default=None)
-
-    def events(self, consumer: str | None, conversation: str | None) -> "Events":
-        return Events(self, self._store, consumer, conversation)
-
-    def enter(self, events: "Events") -> None:
-        self._iterators.add(events)
-
-    def leave(self, events: "Events") -> None:
-        self._iterators.discard(events)
+        return min((events.position for events in self.iterators), default=None)
 
 
 class Events:
@@ -95,7 +81,7 @@ class Events:
         self._restarts = feed.restarts  # when `_ahead` was read
         self._read_to = self.position
         if consumer is None:
-            feed.enter(self)
+            feed.iterators.add(self)
 
     def __aiter__(self) -> Self:
         return self
@@ -122,7 +108,7 @@ class Events:
 
     def close(self) -> None:
         """Ends the iteration, so that the store may trim the events it has not read."""
-        self._feed.leave(self)
+        self._feed.iterators.discard(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,7 +124,7 @@ class Events:
     async def _look_ahead(self) -> None:
         """Returns when an event is available. Raises the exception that ends the iteration."""
         signal = self._feed.signal
-        while not self._up_to_date():
+        while not self._still_ahead():
             changed = signal.watch()
             if self._read_to < self._feed.ordinal:
                 await self._read()
@@ -148,11 +134,8 @@ class Events:
             else:
                 await changed.wait()
 
-    def _up_to_date(self) -> deque[tuple[int, Event]]:
-        """The events read ahead that are still valid.
-
-        `Feed.restart` cannot discard the others: it does not know the iterators of named consumers.
-        """
+    def _still_ahead(self) -> deque[tuple[int, Event]]:
+        """The events read ahead that are still valid. `Feed` does not know iterators of named consumers."""
         if self._restarts != self._feed.restarts:
             self._restarts = self._feed.restarts
             self._ahead.clear()
@@ -199,7 +182,7 @@ class Queue(Generic[T]):
 
     def close(self) -> None:
         """Ends the iteration."""
-        self._broadcast.leave(self)
+        self._broadcast.queues.discard(self)
 
 
 class Broadcast(Generic[T]):
@@ -207,16 +190,11 @@ class Broadcast(Generic[T]):
 
     def __init__(self, size: int) -> None:
         self.signal = Signal()
+        self.queues: WeakSet[Queue[T]] = WeakSet()  # an iterator may be dropped without `close`
         self._size = size
-        self._queues: WeakSet[Queue[T]] = WeakSet()  # an iterator may be dropped without `close`
-
-    @property
-    def is_heard(self) -> bool:
-        """Whether there is an iterator."""
-        return bool(self._queues)
 
     def tell(self, item: T) -> None:
-        for queue in self._queues:
+        for queue in self.queues:
             queue.put(item)
         self.signal.notify()
 
@@ -224,8 +202,5 @@ class Broadcast(Generic[T]):
         queue = Queue(self, self._size)
         for item in first:
             queue.put(item)
-        self._queues.add(queue)
+        self.queues.add(queue)
         return queue
-
-    def leave(self, queue: Queue[T]) -> None:
-        self._queues.discard(queue)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from imqtt.client.catchup import CatchUp
 from imqtt.client.feed import Broadcast, Feed
@@ -24,33 +25,24 @@ log = logging.getLogger(__name__)
 MAX_PRESENCES = 10_000  # users whose presence is remembered
 
 
+@dataclass(kw_only=True, eq=False)
 class Inbox:
     """Processes frames in order of arrival. Outlives connections."""
 
-    def __init__(
-        self,
-        *,
-        replica: Replica,
-        store: LocalStore,
-        sender: Sender,
-        requests: Requests,
-        catchup: CatchUp,
-        marker: Marker,
-        feed: Feed,
-        notices: Broadcast[Notice],
-    ) -> None:
+    replica: Replica
+    store: LocalStore
+    sender: Sender
+    requests: Requests
+    catchup: CatchUp
+    marker: Marker
+    feed: Feed
+    notices: Broadcast[Notice]
+
+    def __post_init__(self) -> None:
         self.counts: Counter[str] = Counter()  # unusable packets and answers, by kind
         self.presences: OrderedDict[str, Presence] = OrderedDict()
         self._unsure: list[str] = []  # users who were present on the last connection
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # see `commit`
-        self._replica = replica
-        self._store = store
-        self._sender = sender
-        self._requests = requests
-        self._catchup = catchup
-        self._marker = marker
-        self._feed = feed
-        self._notices = notices
         self._settling: set[asyncio.Task[None]] = set()
 
     def connected(self) -> None:
@@ -70,19 +62,19 @@ class Inbox:
                 log.warning("a packet is dropped: %s", error)
         accepted = [frame for frame in frames if isinstance(frame, Accepted)]
         keys = [OutboxKey(frame.conversation, frame.client_msg_id) for frame in accepted]
-        entries = await self._sender.entries(keys) if keys else {}
-        overlaps = self._replica.overlaps(frames)
-        held = await self._store.ids(overlaps) if overlaps else {}
+        entries = await self.sender.entries(keys) if keys else {}
+        overlaps = self.replica.overlaps(frames)
+        held = await self.store.ids(overlaps) if overlaps else {}
         answers: list[Page | Rejected] = []
         welcomed = False
         for frame in frames:
             if isinstance(frame, Event):
-                self._replica.event(frame, held)
+                self.replica.event(frame, held)
             elif isinstance(frame, Accepted):
                 entry = entries.get(OutboxKey(frame.conversation, frame.client_msg_id))
-                self._replica.accepted(frame, None if entry is None else entry.command, held)
+                self.replica.accepted(frame, None if entry is None else entry.command, held)
             elif isinstance(frame, Page):
-                self._replica.page(frame, self._requests.asked(frame.ref), held)
+                self.replica.page(frame, self.requests.asked(frame.ref), held)
                 answers.append(frame)
             elif isinstance(frame, Rejected):
                 answers.append(frame)
@@ -101,11 +93,11 @@ class Inbox:
         If storing fails, the replica is ahead of the store and must not be used any more: `failed` gets the
         error, even if the caller was cancelled.
         """
-        step = self._replica.take()
-        self._requests.revise(step.doubted, step.voided)
+        step = self.replica.take()
+        self.requests.revise(step.doubted, step.voided)
         if step.changes:
-            step.changes.wanted_after = self._feed.wanted_after
-        stored = self._store.apply(step.changes) if step.changes else None
+            step.changes.wanted_after = self.feed.wanted_after
+        stored = self.store.apply(step.changes) if step.changes else None
         # Even if the connection ends now: the replica has changed, so this has to be reported.
         task = asyncio.create_task(self._settle(step, stored, answers))
         self._settling.add(task)
@@ -125,10 +117,10 @@ class Inbox:
     ) -> None:
         try:
             if stored is not None:
-                self._replica.trimmed(await stored)
+                self.replica.trimmed(await stored)
                 if step.changes.restarted:
-                    self._feed.restart()
-                self._feed.advance(step.ordinal)
+                    self.feed.restarts += 1
+                self.feed.advance(step.ordinal)
             self.check()
             await self._report(step, answers)
         except Exception as error:
@@ -138,16 +130,16 @@ class Inbox:
 
     async def _report(self, step: Step, answers: Sequence[Page | Rejected]) -> None:
         for accepted in step.accepted:
-            self._sender.accepted(accepted)
+            self.sender.accepted(accepted)
         for notice in step.notices:
-            self._notices.tell(notice)
-        self._catchup.want(step.wanted)
-        self._marker.add(step.marked)
+            self.notices.tell(notice)
+        self.catchup.want(step.wanted)
+        self.marker.add(step.marked)
         for answer in answers:
-            if self._requests.answer(answer) or isinstance(answer, Page):
+            if self.requests.answer(answer) or isinstance(answer, Page):
                 continue
             if answer.client_msg_id:
-                await self._sender.rejected(answer)
+                await self.sender.rejected(answer)
             else:
                 self.counts[f"rejected {answer.code}"] += 1
                 log.warning(
@@ -158,15 +150,15 @@ class Inbox:
         unsure, self._unsure = self._unsure, []
         for user in unsure:
             if (presence := self.presences.get(user)) is not None and presence.state == "offline":
-                self._notices.tell(presence)
+                self.notices.tell(presence)
 
     def _tell(self, frame: Marks | Presence | PeerTyping) -> None:
         if isinstance(frame, Marks):
-            self._replica.marks(frame)
+            self.replica.marks(frame)
             return
         if isinstance(frame, Presence):
             self.presences[frame.user] = frame
             self.presences.move_to_end(frame.user)
             if len(self.presences) > MAX_PRESENCES:
                 self.presences.popitem(last=False)
-        self._notices.tell(frame)
+        self.notices.tell(frame)

@@ -5,8 +5,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Awaitable
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
@@ -17,7 +16,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from imqtt.client.probe import advice, refusal, spoken
 from imqtt.client.settings import Address, Protocol
 from imqtt.client.tls import explain
-from imqtt.client.transport import Login, LoginRefused, Lost, Untaken
+from imqtt.client.transport import Login, LoginRefused, Lost, MqttConnection, Untaken
 from imqtt.errors import NotConnected, SetupError, TlsFailed
 
 log = logging.getLogger(__name__)
@@ -26,8 +25,6 @@ MAX_WAITING = 2_000  # received packets that wait; one more ends the connection 
 MAX_IN_FLIGHT = 100  # publishes without PUBACK; paho queues further ones
 TAKEN_OVER, KEEP_ALIVE_TIMEOUT, NOT_AUTHORIZED = 0x8E, 0x8D, 0x87  # MQTT 5, 2.4
 REFUSALS = (0x85, 0x86, 0x87, 0x8A, 0x8C)  # MQTT 5, 3.2.2.2: client id, password, authorization, ban, method
-
-Answer = TypeVar("Answer")
 
 
 class _PahoLog(logging.LoggerAdapter[logging.Logger]):
@@ -66,7 +63,7 @@ class _Incoming(asyncio.Queue[aiomqtt.Message]):
         return await super().get()
 
 
-class Mqtt:
+class Mqtt(MqttConnection):
     """An open connection with clean start: the client requests what it misses; the broker queues nothing."""
 
     def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
@@ -151,21 +148,22 @@ class Mqtt:
         self._loop.call_soon_threadsafe(register)  # paho calls this in the thread that connects, too
 
     async def subscribe(self, topic: str) -> None:
-        """As `MqttConnection.subscribe`."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine is awaited in one
+        cancelled_before = task.cancelling()
         try:
-            granted = await _cancellable(self._client.subscribe(topic, qos=1))
+            granted = await self._client.subscribe(topic, qos=1)
         except (aiomqtt.MqttError, ValueError) as error:
             raise self._end or Lost(f"subscribing to {topic}: {error}") from None
+        # aiomqtt calls `wait_for`, which loses a cancellation that arrives with the answer on Python 3.11.
+        if task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
         for code in granted:
             if (code if isinstance(code, int) else code.value) != 1:
                 raise Lost(f"the broker does not grant {topic}: {code}")
 
     async def publish(self, topic: str, payload: bytes) -> None:
-        """As `MqttConnection.publish`. The PUBACK does not mean that the command was processed.
-
-        aiomqtt's own `publish` ignores the PUBACK's reason code, and keeps waiting after the connection is
-        lost.
-        """
+        # aiomqtt's `publish` ignores the PUBACK's reason code, and waits on after the connection is lost.
         try:
             info = self._paho.publish(topic, payload, qos=1)
         except ValueError as error:
@@ -191,7 +189,6 @@ class Mqtt:
             raise Untaken(topic, code)
 
     async def receive(self, limit: int = 500) -> list[bytes]:
-        """As `MqttConnection.receive`, at most `limit` payloads."""
         messages = self._client.messages
         try:
             batch = [await anext(messages)]
@@ -203,11 +200,9 @@ class Mqtt:
 
     @property
     def is_receiving(self) -> bool:
-        """As `MqttConnection.is_receiving`."""
         return bool(self._paho._in_packet["command"])  # noqa: SLF001 - paho has no method for it
 
     async def close(self) -> None:
-        """As `MqttConnection.close`."""
         try:
             await self._client.__aexit__(None, None, None)
         except aiomqtt.MqttError as error:
@@ -216,7 +211,6 @@ class Mqtt:
             _hang_up(self._client)
 
     def drop(self) -> None:
-        """As `MqttConnection.drop`."""
         _hang_up(self._client)
 
     # --- paho's callbacks
@@ -224,8 +218,7 @@ class Mqtt:
     def _published(
         self, _client: object, _userdata: object, mid: int, code: ReasonCode, _properties: object
     ) -> None:
-        answer = self._publishing.get(mid)
-        if answer is not None and not answer.done():
+        if (answer := self._publishing.get(mid)) is not None and not answer.done():
             answer.set_result(code.value)
 
     def _disconnected(
@@ -264,7 +257,6 @@ class Mqtt:
 
 
 async def _failure(address: Address, cause: BaseException, login: Login) -> NotConnected:
-    """The error of a connection that cannot be made."""
     certain = explain(cause)
     if certain:
         return TlsFailed(f"{address}: {certain}")
@@ -285,20 +277,6 @@ async def _failure(address: Address, cause: BaseException, login: Login) -> NotC
     if isinstance(cause, TimeoutError):
         return Lost(f"{address}: no answer within {login.timeout:g} s")
     return Lost(f"{address}: {cause}")
-
-
-async def _cancellable(call: Awaitable[Answer]) -> Answer:
-    """Awaits a call of aiomqtt, whose `wait_for` loses a cancellation that arrives with the answer.
-
-    Only Python 3.11 needs this.
-    """
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine is awaited in one
-    cancelled_before = task.cancelling()
-    answer = await call
-    if task.cancelling() > cancelled_before:
-        raise asyncio.CancelledError
-    return answer
 
 
 def _abandon(client: aiomqtt.Client, opening: "asyncio.Task[aiomqtt.Client]") -> None:

@@ -43,56 +43,50 @@ class Parts:
             await self.inbox.commit()
 
         adopting = settings.start == "latest" and "adopted" not in memory.meta
-        uplink = Uplink(settings.device, settings.format)
-        requests = Requests(uplink, settings.timing)
-        replica = Replica(settings.device, memory, adopting=adopting, keep=settings.keep)
-        sender = Sender(uplink, store, settings.timing, memory.unsent, notices.tell)
-        marker = Marker(replica, uplink, settings.timing)
-        catchup = CatchUp(
-            replica=replica,
+        self.store = store
+        self.uplink = Uplink(settings.device, settings.format)
+        self.requests = Requests(self.uplink, settings.timing)
+        self.replica = Replica(settings.device, memory, adopting=adopting, keep=settings.keep)
+        self.sender = Sender(self.uplink, store, settings.timing, memory.unsent, notices.tell)
+        self.feed = Feed(self.replica.ordinal)
+        self.reader = Reader(self.replica, store, self.requests, commit)
+        self.catchup = CatchUp(
+            replica=self.replica,
             store=store,
-            uplink=uplink,
-            requests=requests,
+            uplink=self.uplink,
+            requests=self.requests,
             timing=settings.timing,
             meta=memory.meta,
             commit=commit,
         )
-        feed = Feed(store, replica.ordinal)
+        marker = Marker(self.replica, self.uplink, settings.timing)
         self.inbox = Inbox(
-            replica=replica,
+            replica=self.replica,
             store=store,
-            sender=sender,
-            requests=requests,
-            catchup=catchup,
+            sender=self.sender,
+            requests=self.requests,
+            catchup=self.catchup,
             marker=marker,
-            feed=feed,
+            feed=self.feed,
             notices=notices,
         )
         self.connection = ConnectionTasks(
             settings=settings,
-            uplink=uplink,
+            uplink=self.uplink,
             inbox=self.inbox,
-            requests=requests,
-            catchup=catchup,
-            sender=sender,
+            requests=self.requests,
+            catchup=self.catchup,
+            sender=self.sender,
             marker=marker,
         )
         self.connector = Connector(
             settings=settings,
-            uplink=uplink,
+            uplink=self.uplink,
             connection=self.connection,
-            requests=requests,
+            requests=self.requests,
             transport=transport,
             changed=states.tell,
         )
-        self.reader = Reader(replica, store, requests, commit)
-        self.store = store
-        self.uplink = uplink
-        self.requests = requests
-        self.replica = replica
-        self.sender = sender
-        self.catchup = catchup
-        self.feed = feed
         self.failure: Exception | None = None
         self._settings = settings
         self._notices = notices
@@ -101,20 +95,14 @@ class Parts:
 
     async def start(self, wait: float) -> None:
         """Returns when the device has caught up, or a first try has failed, or after `wait` seconds."""
-        running = asyncio.create_task(self._run(), name=f"imqtt-client-{self._settings.name}")
-        self._running = running
-        complete = asyncio.create_task(self.catchup.complete.wait())
-        try:
+        self._running = asyncio.create_task(self._run(), name=f"imqtt-client-{self._settings.name}")
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self.connector.tried.wait()
                 if self.uplink.is_attached:
-                    await asyncio.wait([complete, running], return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            pass
-        finally:
-            complete.cancel()
+                    await self.caught_up()
         self.check()
-        if wait and not self.catchup.complete.is_set() and not self._states.is_heard:
+        if wait and not self.catchup.complete.is_set() and not self._states.queues:
             # The program would otherwise wait without a reason, for example on another program's broker.
             reason = self.connector.state.reason or "a broker is connected, and no imqtt server has answered"
             log.warning("%s is not connected yet, and keeps trying: %s", self._settings.name, reason)
@@ -140,7 +128,6 @@ class Parts:
             raise self.failure
 
     async def close(self) -> None:
-        """Disconnects and closes the store."""
         if self._running is None:
             return
         running, self._running = self._running, None

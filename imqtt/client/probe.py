@@ -4,6 +4,7 @@ It takes at most three short connections, which carry no secrets.
 """
 
 import asyncio
+import contextlib
 import ssl
 from base64 import b64encode
 from os import urandom
@@ -17,7 +18,7 @@ _CONNACK, _HTTP = 0x20, ord("H")
 
 async def spoken(address: Address, within: float) -> Protocol | None:
     """The listener's protocol; None if it is not known after `within` seconds."""
-    try:
+    with contextlib.suppress(OSError):  # TimeoutError is one
         async with asyncio.timeout(within):
             if await _speaks_tls(address):
                 return Protocol.TLS
@@ -26,8 +27,6 @@ async def spoken(address: Address, within: float) -> Protocol | None:
                 return Protocol.MQTT
             if _HTTP in (answer, await _first_byte(address, _upgrade(address))):
                 return Protocol.HTTP
-    except OSError:  # TimeoutError is one
-        pass
     return None
 
 
@@ -53,11 +52,7 @@ async def refusal(address: Address, context: ssl.SSLContext, within: float) -> s
     """The error with which the listener ends a TLS connection on which nothing is sent, if it does so."""
     try:
         async with asyncio.timeout(within):
-            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
-            try:
-                await reader.read(1)
-            finally:
-                writer.transport.abort()
+            await _first_byte(address, b"", context)
     except ssl.SSLError as error:
         return error
     except OSError:  # TimeoutError is one
@@ -105,8 +100,8 @@ async def _speaks_tls(address: Address) -> bool:
     return True
 
 
-async def _first_byte(address: Address, request: bytes) -> int:
-    reader, writer = await asyncio.open_connection(address.host, address.port)
+async def _first_byte(address: Address, request: bytes, tls: ssl.SSLContext | None = None) -> int:
+    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=tls)
     try:
         writer.write(request)
         answer = await reader.read(1)

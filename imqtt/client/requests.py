@@ -1,6 +1,7 @@
 """Requests to the server and their answers, matched by `ref`."""
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -151,11 +152,9 @@ class Requests:
             else:
                 left = (silence if doubtful else min(silence, self._timing.answer)) - silent_for
             self._changed.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if asked_at == math.inf else left):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
 
     def _set_silent(self, silent: bool) -> None:
         if silent != self.is_silent:
@@ -164,10 +163,7 @@ class Requests:
             self.silence_changed()
 
     def asked(self, ref: str) -> Mapping[str, bool]:
-        """The conversations whose cursors the answer judges; true if no doubt arose since.
-
-        Empty if nobody waits for the answer.
-        """
+        """The conversations whose cursors an awaited answer judges; true if no doubt arose since."""
         question = self._questions.get(ref)
         return {} if question is None else dict(question.asked)
 

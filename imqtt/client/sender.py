@@ -1,6 +1,7 @@
 """Sends the commands in the outbox, and tells their waiting callers whether they were stored."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -55,9 +56,6 @@ class Sender:
         for key in unsent:
             self._outbox.put(key, time.monotonic())
 
-    def __len__(self) -> int:
-        return len(self._outbox)
-
     def check(self, command: AnyLogCommand) -> None:
         """Raises the error with which the server would reject the command, by the limits that it reported.
 
@@ -76,12 +74,22 @@ class Sender:
     async def send(self, command: AnyLogCommand) -> Accepted:
         """Puts the command into the outbox and returns when its event is stored."""
         key = OutboxKey(command.conversation, command.client_msg_id)
-        stored = self.wait(key)
+        stored: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        if self._failure is None:
+            self._waiting.setdefault(key, []).append(stored)  # before `put`, so that no answer is missed
+        else:
+            stored.set_exception(self._failure)
         try:
             await self.put(command)
             return await stored
         finally:
-            self.forget(key, stored)
+            waiting = self._waiting.get(key, [])
+            if stored in waiting:
+                waiting.remove(stored)
+            if not waiting:
+                self._waiting.pop(key, None)
+            if stored.done() and not stored.cancelled():
+                stored.exception()  # retrieved, in case `put` has raised another one
 
     async def put(self, command: AnyLogCommand) -> None:
         """Returns when the command is durable; it is then sent. Raises `Conflict`, and as `check`.
@@ -101,25 +109,6 @@ class Sender:
                 self._changed.set()
 
         await _followed(self._store.put(entry), follow)
-
-    def wait(self, key: OutboxKey) -> "asyncio.Future[Accepted]":
-        """A future of the command's answer. Call it right before `put`, so that no answer is missed."""
-        future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        if self._failure is None:
-            self._waiting.setdefault(key, []).append(future)
-        else:
-            future.set_exception(self._failure)
-        return future
-
-    def forget(self, key: OutboxKey, future: "asyncio.Future[Accepted]") -> None:
-        """The caller of `wait` has stopped waiting."""
-        waiting = self._waiting.get(key, [])
-        if future in waiting:
-            waiting.remove(future)
-        if not waiting:
-            self._waiting.pop(key, None)
-        if future.done() and not future.cancelled():
-            future.exception()  # retrieved, in case `put` has raised another one
 
     def fail(self, error: Exception) -> None:
         """Nothing more will be sent by this client. The outbox keeps its entries."""
@@ -153,18 +142,13 @@ class Sender:
                     if keys:
                         for entry in await self._load(keys):
                             tasks.create_task(self._publish(entry))
-                    await self._until_due()
+                    due = self._outbox.next_at()
+                    wait = None if due is None else max(0.0, due - time.monotonic())
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait):
+                            await self._changed.wait()
         finally:
             self._outbox.lost(time.monotonic())
-
-    async def _until_due(self) -> None:
-        due = self._outbox.next_at()
-        wait = None if due is None else max(0.0, due - time.monotonic())
-        try:
-            async with asyncio.timeout(wait):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
 
     async def _load(self, keys: Collection[OutboxKey]) -> list[Entry]:
         if len(self._entries) > MAX_ENTRIES:
@@ -198,8 +182,6 @@ class Sender:
             log.debug("%s", error)
             self._outbox.untaken(entry.key, time.monotonic())
             self._changed.set()
-
-    # --- answers
 
     async def entries(self, keys: Collection[OutboxKey]) -> dict[OutboxKey, Entry]:
         """The entries with these keys that are in the outbox."""

@@ -63,25 +63,23 @@ def parse_address(text: str, *, encrypted: bool = False) -> Address:
     Without a scheme it is mqtts if `encrypted`, or if the port is the one registered for mqtts.
     """
     has_scheme = "://" in text
+    wrong = f"not a broker's address: {redacted(text)!r}"
     try:
         parts = urlsplit(text if has_scheme else f"mqtt://{text}")
         host, port = parts.hostname, parts.port
     except ValueError:  # its text may quote part of a password
-        raise SetupError(f"not a broker's address: {redacted(text)!r}{_hint(text)}") from None
+        raise SetupError(f"{wrong}{_hint(text)}") from None
     scheme = parts.scheme
     if not host or scheme not in DEFAULT_PORTS:
-        raise SetupError(
-            f"not a broker's address: {redacted(text)!r}; host:port, or mqtt, mqtts, ws or wss://…"
-            + _hint(text)
-        )
+        raise SetupError(f"{wrong}; host:port, or mqtt, mqtts, ws or wss://…{_hint(text)}")
     if not has_scheme and (encrypted or port == DEFAULT_PORTS["mqtts"]):
         scheme = "mqtts"
     path = parts.path or "/"
     # No part of an address is ignored: it may be meant as a request for TLS.
     if parts.username is not None or parts.query or parts.fragment:
-        raise SetupError(f"not a broker's address: {redacted(text)!r}; it has no account and no options")
+        raise SetupError(f"{wrong}; it has no account and no options")
     if path != "/" and scheme not in ("ws", "wss"):
-        raise SetupError(f"not a broker's address: {redacted(text)!r}; only ws:// and wss:// have a path")
+        raise SetupError(f"{wrong}; only ws:// and wss:// have a path")
     return Address(host, port or DEFAULT_PORTS[scheme], scheme, path)
 
 
@@ -153,12 +151,9 @@ def parse_addresses(brokers: str | Iterable[str], *, encrypted: bool = False) ->
         raise SetupError("a client needs the address of a broker")
     addresses = tuple(dict.fromkeys(parse_address(text, encrypted=encrypted) for text in given))
     plain = [address for address in addresses if not address.is_encrypted]
-    if plain and (encrypted or len(plain) < len(addresses)):
-        asked = (
-            "TLS is asked for"
-            if encrypted
-            else f"{next(address for address in addresses if address.is_encrypted)} uses TLS"
-        )
+    others = [address for address in addresses if address.is_encrypted]
+    if plain and (encrypted or others):
+        asked = "TLS is asked for" if encrypted else f"{others[0]} uses TLS"
         instead = "wss" if plain[0].is_websocket else "mqtts"
         raise SetupError(f"{asked}, but {plain[0]} would send the password unencrypted: use {instead}://")
     return addresses

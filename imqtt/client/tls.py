@@ -8,9 +8,17 @@ from imqtt.errors import SetupError
 
 MakeContext = Callable[[], ssl.SSLContext]
 
+_UNKNOWN_AUTHORITY = (
+    "the broker's certificate is signed by an unknown authority: give the authority's file with --ca,"
+    " or tls=ssl.create_default_context(cafile=…)"
+)
+
 # OpenSSL's codes for untrusted certificates (x509_vfy.h).
-_NOT_YET_VALID, _EXPIRED = (9,), (10,)
-_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+_UNTRUSTED = {
+    9: "the broker's certificate is not valid yet (or this machine's clock is wrong)",
+    10: "the broker's certificate has expired",
+    **dict.fromkeys((18, 19, 20, 21), _UNKNOWN_AUTHORITY),
+}
 _OTHER_HOST = (62, 64)
 
 # The broker's alerts (RFC 8446, section 6), by OpenSSL's names.
@@ -33,20 +41,27 @@ class TlsContexts:
 
     def __init__(self, given: ssl.SSLContext | MakeContext | None) -> None:
         """`None`: certificates are verified by the system's authorities. Raises `SetupError`."""
-        self._make: MakeContext | None = None
-        if given is None:
-            given = ssl.create_default_context()
-        elif not isinstance(given, ssl.SSLContext):
-            self._make, given = given, _made(given)
-        _check(given)
-        self._context = given
+        self._given = ssl.create_default_context() if given is None else given
+        self.context()
 
     def context(self) -> ssl.SSLContext:
         """The context of a new connection. Raises `SetupError`."""
-        if self._make is not None:
-            self._context = _made(self._make)
-            _check(self._context)
-        return self._context
+        context: object = self._given
+        if not isinstance(context, ssl.SSLContext) and callable(context):
+            try:
+                context = context()
+            except (OSError, ValueError) as error:
+                raise SetupError(f"tls: the context cannot be made: {error}") from error
+        if not isinstance(context, ssl.SSLContext):
+            raise SetupError("tls: neither an ssl.SSLContext nor a function that returns one")
+        if context.protocol is ssl.PROTOCOL_TLS_SERVER:
+            raise SetupError("tls: this SSLContext is for servers: use ssl.create_default_context(cafile=…)")
+        if context.verify_mode is ssl.CERT_NONE:
+            raise SetupError(
+                "tls: this SSLContext verifies no certificate, so anybody could pretend to be the broker and"
+                " take the password: use ssl.create_default_context(cafile=…)"
+            )
+        return context
 
 
 def files_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
@@ -78,51 +93,16 @@ def files_context(ca: Path | None, certificate: Path | None, key: Path | None) -
 def explain(error: BaseException) -> str:
     """Why a handshake failed; "" if that is not certain."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _distrust(error)
+        if error.verify_code in _OTHER_HOST:
+            return f"the broker's certificate is for another host ({error.verify_message.rstrip('.')})"
+        unknown = f"the broker's certificate is not trusted: {error.verify_message}"
+        return _UNTRUSTED.get(error.verify_code, unknown)
     if isinstance(error, ssl.SSLError) and error.reason and "ALERT" in error.reason:
         for name, meaning in _ALERTS.items():
             if error.reason.endswith(name):
                 return meaning
         return f"the broker ended the TLS handshake: {_reason(error)}"
     return ""
-
-
-def _distrust(error: ssl.SSLCertVerificationError) -> str:
-    code = error.verify_code
-    if code in _EXPIRED:
-        return "the broker's certificate has expired"
-    if code in _NOT_YET_VALID:
-        return "the broker's certificate is not valid yet (or this machine's clock is wrong)"
-    if code in _UNKNOWN_AUTHORITY:
-        return (
-            "the broker's certificate is signed by an unknown authority: give the authority's file with --ca,"
-            " or tls=ssl.create_default_context(cafile=…)"
-        )
-    if code in _OTHER_HOST:
-        return f"the broker's certificate is for another host ({error.verify_message.rstrip('.')})"
-    return f"the broker's certificate is not trusted: {error.verify_message}"
-
-
-def _made(make: MakeContext) -> ssl.SSLContext:
-    if not callable(make):
-        raise SetupError("tls: neither an ssl.SSLContext nor a function that returns one")
-    try:
-        made = make()
-    except (OSError, ValueError) as error:
-        raise SetupError(f"tls: the context cannot be made: {error}") from error
-    if not isinstance(made, ssl.SSLContext):
-        raise SetupError("tls: neither an ssl.SSLContext nor a function that returns one")
-    return made
-
-
-def _check(context: ssl.SSLContext) -> None:
-    if context.protocol is ssl.PROTOCOL_TLS_SERVER:
-        raise SetupError("tls: this SSLContext is for servers: use ssl.create_default_context(cafile=…)")
-    if context.verify_mode is ssl.CERT_NONE:
-        raise SetupError(
-            "tls: this SSLContext verifies no certificate, so anybody could pretend to be the broker and take"
-            " the password: use ssl.create_default_context(cafile=…)"
-        )
 
 
 def _reason(error: Exception) -> str:

@@ -3,7 +3,7 @@
 import time
 
 from imqtt.client.transport import MqttConnection
-from imqtt.core.partitions import partition_of
+from imqtt.core.partitions import home_of, partition_of
 from imqtt.errors import NotConnected
 from imqtt.model import AnyCommand, Device, Limits
 from imqtt.protocol import Format, encode_command
@@ -15,6 +15,7 @@ class Uplink:
 
     def __init__(self, device: Device, format: Format) -> None:
         self.device = device
+        self.home = home_of(device.user)
         self.partitions = 0  # 0: unknown
         self.limits: Limits | None = None
         self.nonce = ""

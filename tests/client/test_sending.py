@@ -42,7 +42,7 @@ async def test_what_was_put_before_the_limits_were_known_is_refused_and_not_publ
         posted = await alice.post(TALK, HUGE, content_type=PICTURE)
         sending = asyncio.create_task(alice.send("d:alice:carol", HUGE, content_type=PICTURE))
         await alice.post(TALK, "small")
-        await eventually(lambda: len(alice._parts.sender) == 3 and little.commands(Hello))
+        await eventually(lambda: len(alice._parts.sender._outbox) == 3 and little.commands(Hello))
         await little.speak()
         refused = await asyncio.wait_for(anext(notices), WITHIN)
         assert isinstance(refused, Refused)
@@ -50,7 +50,7 @@ async def test_what_was_put_before_the_limits_were_known_is_refused_and_not_publ
         error = await told(sending)
         assert isinstance(error, TooLarge)
         assert (error.size, error.limit) == (len(HUGE), 65_536)
-        await eventually(lambda: len(alice._parts.sender) == 0)
+        await eventually(lambda: len(alice._parts.sender._outbox) == 0)
         assert contents(little) == ["small"]
         assert [it.refused for it in await alice.outbox()] == ["too_large"]
         assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
@@ -90,7 +90,7 @@ async def test_who_waits_for_a_message_is_told_that_it_was_discarded(
         assert await alice.discard(TALK, "m1")
         assert isinstance(await told(sending), Discarded)
         assert await alice.outbox() == []
-        assert len(alice._parts.sender) == 0
+        assert len(alice._parts.sender._outbox) == 0
 
 
 async def test_a_message_is_discarded_while_it_is_on_its_way_into_the_outbox(
@@ -108,7 +108,7 @@ async def test_a_message_is_discarded_while_it_is_on_its_way_into_the_outbox(
         assert isinstance(await told(sending), Discarded)
         assert await told(again) is None
         assert contents(little) == ["hello"]
-        assert len(alice._parts.sender) == 0
+        assert len(alice._parts.sender._outbox) == 0
 
 
 async def test_a_discard_is_whole_though_nobody_waits_for_it(little: FakeServer, device: Devices) -> None:
@@ -122,7 +122,7 @@ async def test_a_discard_is_whole_though_nobody_waits_for_it(little: FakeServer,
             discarding.cancel()
             await asyncio.wait([discarding])
         assert isinstance(await told(sending), Discarded)
-        assert len(alice._parts.sender) == 0
+        assert len(alice._parts.sender._outbox) == 0
 
 
 async def test_a_discard_that_fails_changes_nothing(
