@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,10 +97,13 @@ class Delivery:
         self._counters = counters
         self._max_packet = max_packet
 
-    async def deliver(self, batch: Batch, outcome: Outcome, answered: Container[int]) -> Awaitable[object]:
+    async def deliver(
+        self, batch: Batch, outcome: Outcome, answered: Container[int], revoked: Collection[Device] = ()
+    ) -> Awaitable[object]:
         """Publishes a batch's frames. The result is done when the batch may be acknowledged.
 
-        `answered` has the receipts of reads that are answered already.
+        `answered` has the receipts of reads that are answered already. A `Hello` of a `revoked` device would
+        make it present again, so it is answered and not heard.
         """
         members, decisions = outcome.members, outcome.decisions
         events = await self._events(batch, decisions)
@@ -131,9 +134,12 @@ class Delivery:
         begun: list[Awaitable[object]] = [self._publish(fanout.messages())]
         if batch.forwards:
             begun.append(asyncio.create_task(self._forward(batch.forwards), name="forward"))
-        refused = outcome.registered.refused
-        others = [(it.device, it.command) for it in batch.others if it.device not in refused]
-        status = [(device, command) for device, command in others if isinstance(command, Hello | Status)]
+        unheard = outcome.registered.refused.keys() | set(revoked)
+        status = [
+            (device, command)
+            for device, command, *_ in batch.others
+            if isinstance(command, Hello | Status) and device not in unheard
+        ]
         heard = self._presences.hear(batch.spoke, status)
         serving = self._serve(reads, outcome.registered.current, heard)
         if heard is None:

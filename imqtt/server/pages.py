@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from imqtt.core.conversations import members_from_ids
 from imqtt.core.overlays import overlaid, registers_of
 from imqtt.core.view import EMPTY
 from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Position, Slice, Sync
 from imqtt.protocol import Format, encode_frame
 from imqtt.server.fanout import withhold
+from imqtt.server.memberships import members_of
 from imqtt.stores.base import Store
 
 PAGE_EVENTS = 100
@@ -84,7 +84,7 @@ class Pages:
 
     async def hello(self, user: str, command: Hello, room: Room) -> Page:
         """The newest heads, and events for the cursors; without cursors, those of the newest conversation."""
-        cursors = _own(user, command.cursors)
+        cursors = await _own(user, command.cursors)
         heads, more_heads = await self._heads(user, 0, cursors, room)
         if not command.cursors and heads:
             latest = await self._latest_slice(heads[0].conversation, room)
@@ -94,7 +94,7 @@ class Pages:
 
     async def sync(self, user: str, command: Sync, room: Room) -> Page:
         """Events for the cursors, and heads if they are asked for."""
-        cursors = _own(user, command.cursors)
+        cursors = await _own(user, command.cursors)
         heads: list[Head] = []
         more_heads = Id(0)
         if command.heads:
@@ -210,9 +210,9 @@ class Pages:
         return leading, changes
 
 
-def _own(user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
+async def _own(user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
     """The cursors of conversations that the user is in; the others are passed over."""
-    members = members_from_ids(cursor.conversation for cursor in cursors)
+    members = await members_of(cursor.conversation for cursor in cursors)
     return [cursor for cursor in cursors if members.include(cursor.conversation, user)]
 
 

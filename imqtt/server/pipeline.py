@@ -13,14 +13,13 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from random import random
 
 from imqtt.core.backoff import backoff
-from imqtt.core.conversations import Members, members_from_ids
+from imqtt.core.conversations import Members
 from imqtt.errors import Failed, Invalid, Unavailable
-from imqtt.model import Hello, Mark, ReadCommand, Status
+from imqtt.model import Mark, ReadCommand
 from imqtt.problems import explain
 from imqtt.server.batch import Batch, Inbound, Request
 from imqtt.server.committer import Committer
@@ -29,6 +28,7 @@ from imqtt.server.counters import Counters
 from imqtt.server.delivery import Delivery, Outcome
 from imqtt.server.devices import Devices
 from imqtt.server.marks import MarkRaiser
+from imqtt.server.memberships import members_of
 from imqtt.server.problems import Problems
 from imqtt.server.rejections import rejection
 from imqtt.server.router import Router, conversations_of, of_members
@@ -171,7 +171,7 @@ class Pipeline:
             batch = _again(batch)
 
     async def _stages(self, inbounds: Sequence[Inbound]) -> Awaitable[object]:
-        batch, members = self._load(inbounds)
+        batch, members = await self._load(inbounds)
         # Side by side, so that they share round trips and commits. All have ended before one's error is
         # raised.
         registered, decisions, raised = await asyncio.gather(
@@ -190,15 +190,11 @@ class Pipeline:
         if not batch.orders:
             return await self._delivery.deliver(batch, outcome, self._answered)
         revoked, copied = await self._control.carry_out(batch.orders)
-        # A `Hello` of a revoked device in this very batch would make it present again.
-        said = Hello | Status
-        others = [it for it in batch.others if it.device not in revoked or not isinstance(it.command, said)]
-        batch = replace(batch, others=others)
-        return asyncio.gather(copied, await self._delivery.deliver(batch, outcome, self._answered))
+        return asyncio.gather(copied, await self._delivery.deliver(batch, outcome, self._answered, revoked))
 
-    def _load(self, inbounds: Sequence[Inbound]) -> tuple[Batch, Members]:
+    async def _load(self, inbounds: Sequence[Inbound]) -> tuple[Batch, Members]:
         batch = self._router.sort(inbounds)
-        members = members_from_ids(conversations_of(batch))
+        members = await members_of(conversations_of(batch))
         return of_members(batch, members), members
 
     async def _split(self, batch: Sequence[Inbound], error: Exception) -> Awaitable[object]:
@@ -254,7 +250,7 @@ class Pipeline:
             if not new:
                 continue
             try:
-                batch, _ = self._load(new)
+                batch, _ = await self._load(new)
                 await self._delivery.answer_reads(batch, self._claim)
             except Unavailable as error:
                 log.debug("reads wait for the store: %s", error)

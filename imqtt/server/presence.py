@@ -5,13 +5,13 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from imqtt.core.conversations import members_from_ids
 from imqtt.core.presence import of_user
 from imqtt.model import Device, Head, Hello, Presence, Status
 from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.fanout import Fanout
+from imqtt.server.memberships import members_of
 from imqtt.server.publisher import Publish
 from imqtt.server.sliced_queue import SlicedQueue
 from imqtt.state.base import DevicePresence, PresenceState, StateAway
@@ -194,7 +194,7 @@ class Presences:
         If there are `more` conversations, or the state is away, the device is told of the rest later.
         """
         user = device.user
-        known = await self._known(_peers(user, [head.conversation for head in heads]))
+        known = await self._known(await _peers(user, [head.conversation for head in heads]))
         if more or known is None:
             self._newcomers.put(Newcomer(device, back=False))
         return [it for it in _presences(known or {}) if it.state != "offline"]
@@ -312,7 +312,7 @@ class Presences:
     async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
         """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
         names = await self._store.conversations_of(user, after, PEERS_AT_ONCE)
-        return _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
+        return await _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
 
 
 def is_last_word(command: Hello | Status) -> bool:
@@ -320,8 +320,8 @@ def is_last_word(command: Hello | Status) -> bool:
     return isinstance(command, Status) and command.state == "offline"
 
 
-def _peers(user: str, conversations: Sequence[str]) -> list[str]:
-    members = members_from_ids(conversations)
+async def _peers(user: str, conversations: Sequence[str]) -> list[str]:
+    members = await members_of(conversations)
     peers = dict.fromkeys(peer for name in conversations for peer in members.of(name))
     return [peer for peer in peers if peer != user]
 

@@ -121,7 +121,7 @@ def _devices_read_before_the_commit() -> Iterator[None]:
     early: dict[int, dict[str, tuple[Registration, ...]]] = {}
 
     async def load_lists_first(self: Pipeline, inbounds: Sequence[Inbound]) -> Any:
-        batch, members = self._load(inbounds)
+        batch, members = await self._load(inbounds)
         users = {user for message in batch.messages for user in members.of(message.command.conversation)}
         loaded[id(self._devices)] = await of(self._devices, users) if users else {}
         return await stages(self, inbounds)
