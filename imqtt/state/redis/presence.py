@@ -9,7 +9,7 @@ import msgspec
 
 from imqtt.model import Device
 from imqtt.state.base import DevicePresence, StateAway
-from imqtt.state.redis.connection import Connection, undelivered
+from imqtt.state.redis.connection import Connection, Refusal, undelivered
 from imqtt.state.redis.keys import Keys
 from imqtt.state.redis.scripts import APPEAR, EXPIRE, PRESENCE, PUT
 
@@ -100,19 +100,26 @@ class Presences:
                 self._miss_commands(spoke)
         return appeared
 
-    async def of(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
-        """Raises `StateAway`."""
+    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         if not users:
             return {}
         users = list(users)
         hashes = [self._keys.presence(user) for user in users]
-        answer = await self._link.call("EVAL", PRESENCE, 1 + len(users), self._keys.expiries, *hashes, *users)
+        try:
+            answer = await self._link.call(
+                "EVAL", PRESENCE, 1 + len(users), self._keys.expiries, *hashes, *users
+            )
+        except Refusal:
+            return {}  # Redis would refuse it again, and the caller would retry for ever
         found: dict[str, list[DevicePresence]] = {}
         for number, device, entry, expires in answer:
             presence = _presence(Device(users[number], device.decode(errors="replace")), entry, expires)
             if presence is not None:
                 found.setdefault(users[number], []).append(presence)
-        return {user: tuple(sorted(devices, key=_device)) for user, devices in found.items()}
+        return {
+            user: tuple(sorted(devices, key=lambda presence: presence.device))
+            for user, devices in found.items()
+        }
 
     async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
         """At most about `EXPIRED_AT_MOST`; fewer if Redis goes away."""
@@ -184,13 +191,13 @@ class Presences:
     def _looked(self, spoke: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
         if undelivered(answer):
             self._miss_commands(spoke | self._spoke)
-        elif answer.exception() is None and (absent := _absent(spoke, answer.result())):
+        elif absent := _absent(spoke, answer.result()):
             self._appear(absent).add_done_callback(partial(self._appeared_late, absent))
 
     def _appeared_late(self, absent: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
         if undelivered(answer):
             self._miss_commands(absent | self._spoke)
-        elif answer.exception() is None:
+        else:
             self._appeared |= _numbered(absent, answer.result())
 
 
@@ -213,7 +220,3 @@ def _presence(device: Device, entry: bytes, expires: bytes | None) -> DevicePres
         return None
     until = known.expires if expires is None else int(float(expires))
     return DevicePresence(device, known.nonce, known.state, known.since, until)
-
-
-def _device(presence: DevicePresence) -> Device:
-    return presence.device
