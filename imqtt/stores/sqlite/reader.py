@@ -139,10 +139,10 @@ class SqliteReader:
     In WAL mode a read never waits for the writer, and sees everything committed before it began.
     """
 
-    def __init__(self, path: Path, identity: Identity, readers: int = READERS) -> None:
+    def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
-        self._identity = identity
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="imqtt-sqlite-reader")
+        self.identity = identity
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="imqtt-sqlite-reader")
         self._local = threading.local()
         self._connections: set[sqlite3.Connection] = set()
         self._reading = True
@@ -153,10 +153,6 @@ class SqliteReader:
         path = await asyncio.to_thread(path.resolve)
         return SqliteReader(path, await asyncio.to_thread(sqlite_file.inspect, path))
 
-    @property
-    def identity(self) -> Identity:
-        return self._identity
-
     async def close(self) -> None:
         """Waits for pending reads."""
         self._reading = False
@@ -165,24 +161,17 @@ class SqliteReader:
             self._connections.pop().close()
 
     async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
-        if not conversations:
-            return {}
-        rows = await self._rows(_HEADS, _json(conversations))
+        rows = await self._rows_of(_HEADS, conversations)
         return {name: Position(seq, Id(number)) for name, seq, number in rows}
 
     async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
-        if not keys:
-            return {}
         keys = list(keys)
-        rows = await self._rows(_FIND, _json(keys))
+        rows = await self._rows_of(_FIND, keys)
         return {keys[place]: Stored(Position(seq, Id(number)), digest) for place, seq, number, digest in rows}
 
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        if not places:
-            return {}
         places = list(places)
-        rows = await self._rows(_IDS_AT, _json(places))
-        return {places[place]: number for place, number in rows}
+        return {places[place]: number for place, number in await self._rows_of(_IDS_AT, places)}
 
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
         return await self._read(lambda db: _events_of(db, _EVENTS_AT, places))
@@ -207,10 +196,8 @@ class SqliteReader:
         return [name for (name,) in await self._rows(_CONVERSATIONS_OF, user, after, limit)]
 
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
-        if not conversations:
-            return {}
         marks: dict[str, list[Marks]] = {}
-        for name, user, delivered, read in await self._rows(_MARKS, _json(conversations)):
+        for name, user, delivered, read in await self._rows_of(_MARKS, conversations):
             marks.setdefault(name, []).append(Marks(name, user, delivered, read))
         return marks
 
@@ -218,8 +205,8 @@ class SqliteReader:
         if not users:
             return {}
         lists: dict[str, list[Registration]] = {user: [] for user in users}
-        for user, device, *rest in await self._read(lambda db: _devices(db, _DEVICES, _json(users))):
-            lists[user].append(Registration(Device(user, device), *rest))
+        for registration in await self._read(lambda db: _registrations(db, _DEVICES, _json(users))):
+            lists[registration.device.user].append(registration)
         return {user: tuple(registrations) for user, registrations in lists.items()}
 
     # --- everything, for a copy of the store
@@ -232,18 +219,18 @@ class SqliteReader:
         return await self._read(lambda db: _records(db, conversation, seq, limit))
 
     async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
-        if not conversations:
-            return {}
         members: dict[str, list[str]] = {}
-        for name, user in await self._rows(_MEMBERS, _json(conversations)):
+        for name, user in await self._rows_of(_MEMBERS, conversations):
             members.setdefault(name, []).append(user)
         return members
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
-        rows = await self._read(lambda db: _devices(db, _REGISTRATIONS, *after, limit))
-        return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
+        return await self._read(lambda db: _registrations(db, _REGISTRATIONS, *after, limit))
 
     # --- in the pool
+
+    async def _rows_of(self, sql: str, wanted: Collection[object]) -> list[Any]:
+        return await self._rows(sql, _json(wanted)) if wanted else []
 
     async def _rows(self, sql: str, *parameters: object) -> list[Any]:
         return await self._read(lambda db: db.execute(sql, parameters).fetchall())
@@ -284,9 +271,10 @@ def _events_of(
     return {(conversation, item): _event(conversation, row) for conversation, item, *row in rows}
 
 
-def _devices(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Any]:
+def _registrations(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Registration]:
     seen = "d.seen" if sqlite_file.schema_of(connection) >= sqlite_file.SCHEMA_WITH_SEEN else "0"
-    return connection.execute(sql.format(seen=seen), parameters).fetchall()
+    rows = connection.execute(sql.format(seen=seen), parameters).fetchall()
+    return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
 
 
 def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit: int) -> list[Record]:
