@@ -158,8 +158,6 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The definition of one setting of `ServerConfig`."""
-
     name: str
     default: str | int
     help: str

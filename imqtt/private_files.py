@@ -81,6 +81,5 @@ def create_private_database(path: Path) -> None:
 
 
 def make_database_private(path: Path) -> None:
-    """`make_private` for a SQLite database and its auxiliary files."""
     for suffix in DATABASE_SUFFIXES:
         make_private(path.with_name(path.name + suffix))

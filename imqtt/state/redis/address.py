@@ -58,7 +58,6 @@ def _is_forbidden(error: Exception) -> bool:
 
 
 def pack(command: tuple[str | bytes | int, ...]) -> bytes:
-    """The command as Redis's protocol encodes it."""
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # typed as a pair of one
     return packed
 
@@ -118,7 +117,6 @@ class Address:
 
 
 async def ask(connection: AbstractConnection, *command: str | bytes | int) -> object:
-    """Sends one command and returns its answer."""
     await connection.send_packed_command(pack(command), check_health=False)
     answer: object = await connection.read_response()
     return answer

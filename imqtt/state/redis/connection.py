@@ -120,7 +120,6 @@ class Connection:
                 recovered()
 
     async def _serve(self, connection: AbstractConnection) -> None:
-        """Makes round trips until one fails."""
         while True:
             if not self._waiting:
                 self._wake.clear()

@@ -89,7 +89,6 @@ class Claim:
             _held.discard(self.id)
 
     async def _write(self) -> None:
-        """Writes the document."""
         fields = {
             "host": socket.gethostname(),
             "machine": _machine(),

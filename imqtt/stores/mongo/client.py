@@ -57,8 +57,21 @@ Collection = AsyncCollection[Document]
 Cursor = AsyncCommandCursor[Document]
 
 
-def database_name(url: str) -> str:
-    """The database named in the address. Raises `SetupError`."""
+def connect(url: str, password: str, driver: str) -> Database:
+    """The database named in the address, without connecting yet.
+
+    Whatever the address says, reads return only what a majority has, which is never rolled back. Raises
+    `SetupError`, which never contains the password.
+    """
+    return _connect(url, password, driver).get_database(
+        _database_name(url),
+        read_concern=ReadConcern("majority"),
+        read_preference=ReadPreference.PRIMARY,
+        write_concern=WriteConcern("majority", j=True),
+    )
+
+
+def _database_name(url: str) -> str:
     _, _, rest = url.partition("://")
     _, _, path = rest.partition("?")[0].partition("/")
     name = unquote(path) or DEFAULT_DATABASE
@@ -69,8 +82,7 @@ def database_name(url: str) -> str:
     return name
 
 
-def connect(url: str, password: str, driver: str) -> Client:
-    """A client that has not connected yet. Raises `SetupError`, which never contains the password."""
+def _connect(url: str, password: str, driver: str) -> Client:
     defaults: dict[str, Any] = {
         "serverSelectionTimeoutMS": SELECTION_SECONDS * 1_000,
         "connectTimeoutMS": CONNECT_SECONDS * 1_000,
@@ -108,18 +120,7 @@ def _client(driver: str) -> type[Client]:
     return cast("type[Client]", AsyncIOMotorClient)
 
 
-def database_of(client: Client, name: str) -> Database:
-    """Whatever the address says, reads return only what a majority has, which is never rolled back."""
-    return client.get_database(
-        name,
-        read_concern=ReadConcern("majority"),
-        read_preference=ReadPreference.PRIMARY,
-        write_concern=WriteConcern("majority", j=True),
-    )
-
-
 async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
-    """All documents of the pipeline."""
     begun: Awaitable[Cursor] | Cursor = collection.aggregate(pipeline)
     cursor = await begun if inspect.isawaitable(begun) else begun  # Motor's is not awaited
     documents = await cursor.to_list(None)
@@ -138,8 +139,9 @@ def raise_swallowed_cancellation() -> None:
         raise asyncio.CancelledError
 
 
-async def disconnect(client: Client) -> None:
+async def disconnect(database: Database) -> None:
     """Closes the client, with a bound for a server that does not answer."""
+    client = database.client
     with suppress(TimeoutError):
         async with asyncio.timeout(DISCONNECT_SECONDS):
             if isinstance(client, AsyncMongoClient):

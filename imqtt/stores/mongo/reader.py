@@ -1,23 +1,20 @@
 """Reads of a MongoDB store, beside servers that write to it or without one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from itertools import chain, islice
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 from imqtt.core.partitions import partition_of
 from imqtt.errors import Unavailable
 from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
-from imqtt.stores.base import Identity, Record
+from imqtt.stores.base import Identity, Record, chunks
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.client import (
-    Client,
     Database,
     Document,
     aggregate,
     connect,
-    database_name,
-    database_of,
     disconnect,
     raise_swallowed_cancellation,
     reading,
@@ -42,51 +39,36 @@ NAMES_AT_ONCE = 1_000  # in one `$in`
 
 _POSITION = {"_id": 0, "s": 1, "i": 1}
 
-T = TypeVar("T")
-
 
 class MongoReader:
     """The reads of `Store`, all from the primary and with read concern `majority`."""
 
-    def __init__(self, client: Client, database: Database, identity: Identity) -> None:
-        self._client = client
+    def __init__(self, database: Database, identity: Identity) -> None:
+        self.identity = identity
         self._database = database
-        self._identity = identity
         self._events = database.get_collection("events")
         self._open = True
 
     @staticmethod
     async def attach(url: str, *, password: str = "", driver: str = "pymongo") -> "MongoReader":
-        """Opens a store for reading, whether or not servers have it open. Writes nothing.
-
-        Raises `SetupError`, also if there is no store.
-        """
-        name = database_name(url)
-        client = connect(url, password, driver)
+        """As `imqtt.stores.attach_store`. Writes nothing. Raises `SetupError`, also if there is no store."""
+        database = connect(url, password, driver)
         try:
-            database = database_of(client, name)
-            return MongoReader(client, database, await mongo_opening.inspect(client, database))
+            return MongoReader(database, await mongo_opening.inspect(database))
         except BaseException:
-            await disconnect(client)
+            await disconnect(database)
             raise
-
-    @property
-    def identity(self) -> Identity:
-        return self._identity
 
     async def close(self) -> None:
         if self._open:
             self._open = False
-            await disconnect(self._client)
+            await disconnect(self._database)
 
     # --- the log
 
     async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
         rows: list[Document] = [self._place(name) for name in dict.fromkeys(conversations)]
-        if len(rows) <= QUERIES_AT_ONCE:
-            found = await self._each(rows, self._head)
-        else:
-            found = await self._joined(rows, _NEWEST)
+        found = await self._found(rows, self._head, _NEWEST)
         return {row["c"]: _position(document) for row, document in found}
 
     async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
@@ -94,10 +76,7 @@ class MongoReader:
             {**self._place(key.conversation), "u": key.sender, "m": key.client_msg_id}
             for key in dict.fromkeys(keys)
         ]
-        if len(rows) <= QUERIES_AT_ONCE:
-            found = await self._each(rows, self._row)
-        else:
-            found = await self._joined(rows, _OF_KEY)
+        found = await self._found(rows, self._row, _OF_KEY)
         return {
             Key(row["c"], row["u"], row["m"]): Stored(_position(document), document["h"])
             for row, document in found
@@ -105,10 +84,7 @@ class MongoReader:
 
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
         rows = [{**self._place(name), "s": seq} for name, seq in dict.fromkeys(places) if 0 < seq <= END]
-        if len(rows) <= QUERIES_AT_ONCE:
-            found = await self._each(rows, self._row)
-        else:
-            found = await self._joined(rows, _AT_SEQ)
+        found = await self._found(rows, self._row, _AT_SEQ)
         return {(row["c"], row["s"]): document["i"] for row, document in found}
 
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
@@ -167,7 +143,7 @@ class MongoReader:
 
     async def conversations(self, after: str, limit: int) -> list[str]:
         # Every log begins at seq 1, so one seek finds each conversation.
-        in_events = {"p": {"$in": list(range(self._identity.partitions))}, "s": 1}
+        in_events = {"p": {"$in": list(range(self.identity.partitions))}, "s": 1}
         names = await asyncio.gather(
             self._names("events", in_events, after, limit),
             self._names("members", {}, after, limit),
@@ -192,7 +168,7 @@ class MongoReader:
     # --- reading
 
     def _place(self, conversation: str) -> Document:
-        return {"p": partition_of(conversation, self._identity.partitions), "c": conversation}
+        return {"p": partition_of(conversation, self.identity.partitions), "c": conversation}
 
     async def _head(self, row: Document) -> Document | None:
         return await self._events.find_one(row, _POSITION, sort={"s": -1})
@@ -200,13 +176,18 @@ class MongoReader:
     async def _row(self, row: Document) -> Document | None:
         return await self._events.find_one(row, {**_POSITION, "h": 1})
 
-    async def _each(
-        self, rows: Sequence[Document], read: Callable[[Document], Awaitable[Document | None]]
+    async def _found(
+        self,
+        rows: Sequence[Document],
+        read: Callable[[Document], Awaitable[Document | None]],
+        join: Sequence[Mapping[str, Any]],
     ) -> list[tuple[Document, Document]]:
-        """The rows for which `read` finds a document, with that document."""
+        """The rows for which there is an event, with that event: by `read` for a few, else by `join`."""
+        if len(rows) > QUERIES_AT_ONCE:
+            return await self._joined(rows, join)
         self._check_open()
         with reading():
-            documents = await asyncio.gather(*(read(row) for row in rows))
+            documents = await asyncio.gather(*map(read, rows))
         return [(row, found) for row, found in zip(rows, documents, strict=True) if found is not None]
 
     async def _joined(
@@ -345,10 +326,3 @@ _NEWEST_OF_EACH_REGISTER: Sequence[Mapping[str, Any]] = [
 
 def _position(document: Document) -> Position:
     return Position(document["s"], Id(document["i"]))
-
-
-def chunks(values: Iterable[T], size: int) -> Iterable[list[T]]:
-    """Lists of at most `size`."""
-    remaining = iter(values)
-    while chunk := list(islice(remaining, size)):
-        yield chunk

@@ -154,7 +154,6 @@ class SqliteReader:
         return SqliteReader(path, await asyncio.to_thread(sqlite_file.inspect, path))
 
     async def close(self) -> None:
-        """Waits for pending reads."""
         self._reading = False
         await asyncio.to_thread(self._pool.shutdown)
         while self._connections:

@@ -7,6 +7,7 @@ from imqtt.model import Device, DeviceFormat, Marks, Registration
 from imqtt.stores.base import Record
 
 NUMBERS_KEPT = 200_000  # conversations whose number is cached
+BUSY_MILLISECONDS = 20  # waiting for another program that writes; then the caller tries again
 
 _PUT_CONVERSATION = "INSERT INTO conversations (name) VALUES (?) ON CONFLICT DO NOTHING"
 _NUMBER = "SELECT number FROM conversations WHERE name = ?"
@@ -38,6 +39,7 @@ class Tables:
     """Writes rows over one connection, within the transaction that the caller has begun."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
         self.connection = connection
         self._numbers: dict[str, int] = {}
 
@@ -62,13 +64,11 @@ class Tables:
         self.connection.executemany(_PUT_EVENT, rows)
 
     def put_members(self, rows: Collection[tuple[str, str]]) -> None:
-        """`rows`: (user, conversation)."""
         self.connection.executemany(
             _PUT_MEMBER, [(user, self._number(name, create=True)) for user, name in rows]
         )
 
     def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
-        """Returns the merged marks that grew."""
         grown: list[Marks] = []
         for mark in marks:
             if not (mark.delivered or mark.read):

@@ -24,8 +24,6 @@ from imqtt.stores.sqlite.checkpoint import Checkpointer
 from imqtt.stores.sqlite.errors import is_of_all, is_of_connection, write_error
 from imqtt.stores.sqlite.tables import Tables
 
-BUSY_MILLISECONDS = 20  # waiting for another program that writes; then the caller tries again
-
 
 class Request(NamedTuple):
     """One caller's write: records to append, and a function to call in the same transaction."""
@@ -43,7 +41,7 @@ class Writer:
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
-        self._tables: Tables | None = Tables(_impatient(connection))
+        self._tables: Tables | None = Tables(connection)
         self._loop = asyncio.get_running_loop()
         self._submitted: list[Request] = []
         self._checkpointer = Checkpointer(path)
@@ -66,7 +64,6 @@ class Writer:
         return future
 
     def close(self) -> None:
-        """Commits pending writes and checkpoints the log."""
         if self._closed:
             return
         self._flush()
@@ -144,7 +141,7 @@ class Writer:
 
     def _connect(self) -> Tables:
         if self._tables is None:
-            self._tables = Tables(_impatient(sqlite_file.connect_to_write(self._path)))
+            self._tables = Tables(sqlite_file.connect_to_write(self._path))
         return self._tables
 
     def _disconnect(self) -> None:
@@ -161,8 +158,3 @@ class Writer:
                 tables.connection.execute("ROLLBACK")
             except sqlite3.Error:
                 self._disconnect()
-
-
-def _impatient(connection: sqlite3.Connection) -> sqlite3.Connection:
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-    return connection
