@@ -53,8 +53,6 @@ class Subscribed(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The connection is over."""
-
     error: ConnackRefused | Closed
 
 
@@ -63,8 +61,6 @@ Event = Connected | Received | Publication | Subscribed | Ended
 
 
 class State(Enum):
-    """The state of a connection."""
-
     CONNECTING = "connecting"
     OPEN = "open"
     ENDED = "ended"
@@ -80,14 +76,13 @@ class Connection:
         self._receipts = Receipts()
         self._publications = Publications()
         self._keep_alive = KeepAlive(settings.keep_alive, now)
-        self._reading = True
+        self.reading = True  # whether the socket is being read; else a silent peer is not dead
         self._out: list[bytes] = [_connect(settings)]
         self._acks: list[bytes] = []
 
     # --- in
 
     def receive(self, data: bytes, now: float) -> list[Event]:
-        """Handles bytes from the broker."""
         events: list[Event] = []
         if self.state is State.ENDED:
             return events
@@ -163,7 +158,7 @@ class Connection:
         """Queues a PINGREQ when it is due, and ends the connection if the peer is silent."""
         if self.state is not State.OPEN:
             return []
-        due = self._keep_alive.due(now, reading=self._reading)
+        due = self._keep_alive.due(now, reading=self.reading)
         if due is Due.PING:
             self._out.append(_PINGREQ)
         elif due is Due.DEAD:
@@ -191,10 +186,6 @@ class Connection:
             max(len(self._receipts), unread) / settings.receive_max,
             self._receipts.size / settings.receive_bytes,
         )
-
-    def reading(self, reading: bool) -> None:
-        """Says whether the socket is being read. If not, a silent peer is not considered dead."""
-        self._reading = reading
 
     # --- out
 

@@ -6,8 +6,6 @@ DEAD_AFTER = 1.5  # keep alive intervals without a byte; a broker waits as long 
 
 
 class Due(Enum):
-    """What to do now."""
-
     NOTHING = "nothing"
     PING = "ping"
     DEAD = "dead"

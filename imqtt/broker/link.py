@@ -282,7 +282,10 @@ class Link(asyncio.Protocol):
                 if answer is not None and not answer.done():
                     answer.set_result(event.codes)
             elif isinstance(event, Connected):
-                self._open(event)
+                self.session_present, self.client_id, self.max_packet_size = event
+                self._tick()
+                if not self._accepted.done():
+                    self._accepted.set_result(None)
             else:
                 self._flush()
                 self._end(event.error)
@@ -292,12 +295,6 @@ class Link(asyncio.Protocol):
                 self._arrival.set_result(None)
             if not self._subscribing and self._connection.load(len(self._inbox)) > 1:
                 self._set_reading(False)
-
-    def _open(self, event: Connected) -> None:
-        self.session_present, self.client_id, self.max_packet_size = event
-        self._tick()
-        if not self._accepted.done():
-            self._accepted.set_result(None)
 
     def _tick(self) -> None:
         self._handle(self._connection.tick(self._loop.time()))
@@ -317,7 +314,7 @@ class Link(asyncio.Protocol):
         if reading is self._reading or self._transport is None or self.closed is not None:
             return
         self._reading = reading
-        self._connection.reading(reading)
+        self._connection.reading = reading
         if reading:
             self._transport.resume_reading()
         else:

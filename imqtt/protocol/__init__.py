@@ -28,8 +28,6 @@ __all__ = [
 
 
 class Format(Enum):
-    """The two forms of the wire protocol."""
-
     JSON = "json"
     PROTOBUF = "protobuf"
 
@@ -40,7 +38,6 @@ class Format(Enum):
 
 
 def format_of(payload: bytes) -> Format:
-    """JSON if the first byte is `{`, else protobuf."""
     return Format.JSON if payload[:1] == b"{" else Format.PROTOBUF
 
 
@@ -64,7 +61,6 @@ def identify(payload: bytes) -> CommandInfo:
 
 
 def encode_command(command: AnyCommand, format: Format) -> bytes:
-    """The payload to publish."""
     if format is Format.JSON:
         return json_format.encode_command(command)
     return protobuf_format.encode_command(command)

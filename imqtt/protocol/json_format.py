@@ -68,7 +68,6 @@ def encode_frame(frame: AnyFrame) -> bytes:
 
 
 def join(frames: list[bytes]) -> bytes:
-    """A packet of encoded frames."""
     return b'{"frames":[' + b",".join(frames) + b"]}"
 
 

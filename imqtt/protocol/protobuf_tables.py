@@ -30,7 +30,6 @@ OVERRIDES: dict[type[Value], Codec] = {}
 
 @cache
 def codec(cls: type[Value]) -> Codec:
-    """The codec of a class of the model."""
     if cls in OVERRIDES:
         return OVERRIDES[cls]
     hints = get_type_hints(cls, include_extras=True)
@@ -48,7 +47,6 @@ def codec(cls: type[Value]) -> Codec:
 
 
 def _field(name: str, annotation: Any) -> Codec:
-    """One field, by its type."""
     for constraint in getattr(annotation, "__metadata__", ()):
         if isinstance(constraint, fields.Inverse):
             return _inverse(name, constraint.name)
