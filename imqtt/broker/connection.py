@@ -1,13 +1,8 @@
 """An MQTT 5 client connection without I/O: bytes in, events and bytes out.
 
-    connection = Connection(settings, now)           its CONNECT is the first packet to send
-    events = connection.receive(data, now)           pieces of any size
-    connection.publish(…), .subscribe(…), .ack(…)    never wait and never fail
-    data, events = connection.send(now, room)        about `room` bytes; again while `pending` or `owing`
-    events = connection.tick(now)                    at `connection.deadline`, for the keep alive
-
-`now` is in seconds, of any clock that does not go backwards. After an `Ended`, the connection only sends what
-is queued.
+The driver passes bytes to `receive` in pieces of any size, calls `send` while something is `pending` or
+`owing`, and `tick` at `deadline`. `publish`, `subscribe` and `ack` never wait and never fail. `now` is in
+seconds, of any clock that does not go backwards. After an `Ended`, the connection only sends what is queued.
 """
 
 from collections.abc import Sequence
@@ -25,7 +20,7 @@ from imqtt.broker.errors import (
     Closed,
     ConnackRefused,
 )
-from imqtt.broker.keepalive import Due, KeepAlive
+from imqtt.broker.keepalive import NEVER, KeepAlive
 from imqtt.broker.packets import ProtocolError
 from imqtt.broker.publications import Publication, Publications
 from imqtt.broker.receipts import Receipts
@@ -158,18 +153,22 @@ class Connection:
         """Queues a PINGREQ when it is due, and ends the connection if the peer is silent."""
         if self.state is not State.OPEN:
             return []
-        due = self._keep_alive.due(now, reading=self.reading)
-        if due is Due.PING:
-            self._out.append(_PINGREQ)
-        elif due is Due.DEAD:
-            silent = now - self._keep_alive.received
+        alive = self._keep_alive
+        if not self.reading:
+            alive.received = now
+        if now >= alive.death:
+            silent = now - alive.received
             return [self._end(Closed(f"the broker was silent for {silent:.0f} s"), KEEP_ALIVE_TIMEOUT)]
+        if now >= alive.ping:
+            alive.pinged = now
+            self._out.append(_PINGREQ)
         return []
 
     @property
     def deadline(self) -> float | None:
         """When to call `tick`."""
-        return self._keep_alive.next() if self.state is State.OPEN else None
+        due = min(self._keep_alive.ping, self._keep_alive.death)
+        return due if self.state is State.OPEN and due < NEVER else None
 
     # --- received and not acked
 

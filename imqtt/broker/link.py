@@ -1,17 +1,11 @@
 """One connection to a broker, on asyncio.
 
-    link = await connect(settings)          raises ConnackRefused, OSError (Closed is one) or TimeoutError
-    link.session_present                    whether the broker had a session for this client id
-    link.max_packet_size                    the largest packet that the broker accepts, in bytes, or None
-    link.client_id                          as given, or as assigned by the broker
-    link.closed                             the Closed that ended it, or None
-    await link.subscribe(*patterns)         QoS 1, nothing retained; raises SubscriptionRefused or Closed
-    batch = await link.receive(limit)       list[Received], at least one; raises Closed
-    link.ack(received)                      its PUBACK leaves once all before it are acked
-    future = link.publish(packets)          Future[list[int]] of reason codes; fails with Closed
-    await link.close()                      sends DISCONNECT after queued PUBACKs, and waits for the end
-    link.abort()                            cuts the connection, so that the broker publishes the will
-    closed = await link.wait_closed()       why it ended
+    link = await connect(settings)
+    await link.subscribe(*patterns)
+    codes = await link.publish(packets)
+    for received in await link.receive(limit):
+        link.ack(received)
+    await link.close()
 
 A link does not reconnect: its owner decides when, because the broker redelivers packets that were not acked,
 and the outcome of unanswered publishes is unknown.
@@ -59,10 +53,10 @@ class Link(asyncio.Protocol):
     """
 
     def __init__(self, settings: LinkSettings, loop: asyncio.AbstractEventLoop) -> None:
-        self.session_present = False
-        self.max_packet_size: int | None = None
-        self.client_id = settings.client_id
-        self.closed: Closed | None = None
+        self.session_present = False  # whether the broker had a session for this client id
+        self.max_packet_size: int | None = None  # the largest packet that the broker accepts, in bytes
+        self.client_id = settings.client_id  # as given, or as assigned by the broker
+        self.closed: Closed | None = None  # why it ended
         self._settings = settings
         self._loop = loop
         self._connection = Connection(settings, loop.time())
@@ -125,7 +119,7 @@ class Link(asyncio.Protocol):
         return batch
 
     def ack(self, received: Received) -> None:
-        """Lets the broker forget the packet.
+        """Lets the broker forget the packet. Its PUBACK leaves once all packets before it are acked.
 
         Does nothing if the link has ended, or for a packet of QoS 0, of another link or acked before.
         """
@@ -141,7 +135,7 @@ class Link(asyncio.Protocol):
             self._read_on()
 
     async def subscribe(self, *patterns: str) -> None:
-        """Returns once the broker has granted all patterns."""
+        """Subscribes at QoS 1 without retained messages. Raises `SubscriptionRefused` or `Closed`."""
         if self.closed is not None:
             raise _again(self.closed)
         packet_id = self._connection.subscribe(patterns)
@@ -196,7 +190,7 @@ class Link(asyncio.Protocol):
             self.abort()
 
     def abort(self) -> None:
-        """Ends the link at once, without a DISCONNECT."""
+        """Ends the link at once, without a DISCONNECT, so that the broker publishes the will."""
         self._end(Closed("the link was aborted here"))
         if self._transport is not None:
             self._transport.abort()
