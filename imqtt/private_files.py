@@ -21,10 +21,7 @@ DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of a SQLite database and
 
 
 def create_private_file(path: Path) -> None:
-    """Creates an empty file of mode 0600, or makes an existing file private.
-
-    Raises like `make_private`, and `OSError` if it cannot be created.
-    """
+    """Creates an empty file, or makes an existing one private. Raises `OSError` and as `make_private`."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
     except FileExistsError:
@@ -32,10 +29,7 @@ def create_private_file(path: Path) -> None:
 
 
 def create_private_directory(path: Path) -> None:
-    """Creates a directory of mode 0700 and its parents, or makes an existing directory private.
-
-    Raises like `create_private_file`.
-    """
+    """Creates a directory and its parents, or makes an existing one private. Raises likewise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.mkdir(mode=PRIVATE_DIRECTORY)

@@ -59,7 +59,9 @@ def _field(name: str, annotation: Any) -> Codec:
         return _optional(name, arguments[0])
     if issubclass(annotation, msgspec.Struct):
         return _message(name, annotation)
-    return _id(name) if annotation is Id else _scalar(name)
+    if annotation is Id:
+        return Codec(_scalar(name).fill, lambda message: Id(getattr(message, name)))
+    return _scalar(name)
 
 
 def _scalar(name: str) -> Codec:
@@ -68,10 +70,6 @@ def _scalar(name: str) -> Codec:
             setattr(message, name, scalar)
 
     return Codec(fill, lambda message: getattr(message, name))
-
-
-def _id(name: str) -> Codec:
-    return Codec(_scalar(name).fill, lambda message: Id(getattr(message, name)))
 
 
 def _inverse(name: str, opposite: str) -> Codec:

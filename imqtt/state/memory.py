@@ -144,7 +144,10 @@ class _Presences:
         else:
             self._devices.setdefault(device.user, set()).add(device)
             if len(self._entries) > self._most_devices:
-                self._drop_oldest()
+                oldest, _ = self._entries.popitem(last=False)
+                self._devices[oldest.user].discard(oldest)
+                if not self._devices[oldest.user]:
+                    del self._devices[oldest.user]
         self._last = max(self._last, entry.expires)
         if entry.state != "offline" and (not entry.due or presence.expires < entry.due):
             self._enqueue(device, entry)
@@ -219,13 +222,6 @@ class _Presences:
             ]
             heapq.heapify(self._queue)
 
-    def _drop_oldest(self) -> None:
-        device, _ = self._entries.popitem(last=False)
-        devices = self._devices[device.user]
-        devices.discard(device)
-        if not devices:
-            del self._devices[device.user]
-
 
 class _RateLimits:
     """The devices' token buckets, in LRU order.
@@ -250,15 +246,12 @@ class _RateLimits:
         self._buckets[device], taken = self._rate.take(bucket, wanted, now)
         self._buckets.move_to_end(device)
         if len(self._buckets) > self._most_buckets:
-            self._drop_bucket(now)
+            _, bucket = self._buckets.popitem(last=False)
+            emptiest = self._rate.refill(bucket, now)
+            if self._dropped is not None:
+                emptiest = min(emptiest, self._rate.refill(self._dropped, now))
+            self._dropped = emptiest if emptiest.level < self._rate.full else None
         return taken
-
-    def _drop_bucket(self, now: int) -> None:
-        _, bucket = self._buckets.popitem(last=False)
-        emptiest = self._rate.refill(bucket, now)
-        if self._dropped is not None:
-            emptiest = min(emptiest, self._rate.refill(self._dropped, now))
-        self._dropped = emptiest if emptiest.level < self._rate.full else None
 
 
 class MemoryState(_Workers, _SeenKeys, _DeviceLists, _Presences, _RateLimits):

@@ -6,13 +6,13 @@ store is written against PyMongo's types, and its other modules import them from
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
 
 from imqtt.distribution import how_to_install
-from imqtt.errors import SetupError, StoreFull, StoreUnreachable
+from imqtt.errors import SetupError, StoreFull
 from imqtt.stores.base import OutcomeUnknown, RecordRefused
 
 try:
@@ -191,15 +191,6 @@ async def write(database: Database, command: Document) -> list[WriteFailure]:
         WriteFailure(error["index"], error.get("code", 0), error.get("errmsg", ""))
         for error in reply.get("writeErrors", ())
     ]
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Turns the driver's errors into `StoreUnreachable`."""
-    try:
-        yield
-    except PyMongoError as error:
-        raise StoreUnreachable(f"the store cannot be read: {brief(error)}", retry_after=1_000) from error
 
 
 def brief(error: PyMongoError) -> str:

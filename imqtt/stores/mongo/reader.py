@@ -1,23 +1,25 @@
 """Reads of a MongoDB store, beside servers that write to it or without one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 from imqtt.core.partitions import partition_of
-from imqtt.errors import Unavailable
+from imqtt.errors import StoreUnreachable, Unavailable
 from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
 from imqtt.stores.base import Identity, Record, chunks
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.client import (
     Database,
     Document,
+    PyMongoError,
     aggregate,
+    brief,
     connect,
     disconnect,
     raise_swallowed_cancellation,
-    reading,
 )
 from imqtt.stores.mongo.documents import (
     END,
@@ -101,7 +103,8 @@ class MongoReader:
         return [event_of(document) for document in await self._after(conversation, seq, limit)]
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        documents = await self._span(conversation, {"$lt": seq or END}, -1, limit)
+        earlier = {**self._place(conversation), "s": {"$lt": seq or END}}
+        documents = await self._find("events", earlier, {"s": -1}, limit)
         return [event_of(document) for document in reversed(documents)]
 
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
@@ -185,8 +188,7 @@ class MongoReader:
         """The rows for which there is an event, with that event: by `read` for a few, else by `join`."""
         if len(rows) > QUERIES_AT_ONCE:
             return await self._joined(rows, join)
-        self._check_open()
-        with reading():
+        with self._reading():
             documents = await asyncio.gather(*map(read, rows))
         return [(row, found) for row, found in zip(rows, documents, strict=True) if found is not None]
 
@@ -233,11 +235,8 @@ class MongoReader:
         return list(chain.from_iterable(found))
 
     async def _after(self, conversation: str, seq: int, limit: int) -> list[Document]:
-        return await self._span(conversation, {"$gt": min(seq, END)}, 1, limit)
-
-    async def _span(self, conversation: str, seqs: Document, order: int, limit: int) -> list[Document]:
-        place = self._place(conversation)
-        return await self._find("events", {**place, "s": seqs}, {"s": order}, limit)
+        later = {**self._place(conversation), "s": {"$gt": min(seq, END)}}
+        return await self._find("events", later, {"s": 1}, limit)
 
     async def _names(self, collection: str, among: Document, after: str, limit: int) -> list[str]:
         """The first `limit` conversations after `after` in a collection, each once, in order."""
@@ -260,10 +259,9 @@ class MongoReader:
         *,
         fields: Mapping[str, int] | None = None,
     ) -> list[Document]:
-        self._check_open()
         if limit is not None and limit <= 0:  # MongoDB takes 0 as no limit
             return []
-        with reading():
+        with self._reading():
             cursor = self._database.get_collection(collection).find(
                 documents, fields, sort=list(order.items()), limit=limit or 0
             )
@@ -272,9 +270,17 @@ class MongoReader:
         return found
 
     async def _aggregate(self, collection: str, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
-        self._check_open()
-        with reading():
+        with self._reading():
             return await aggregate(self._database.get_collection(collection), pipeline)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turns the driver's errors into `StoreUnreachable`."""
+        self._check_open()
+        try:
+            yield
+        except PyMongoError as error:
+            raise StoreUnreachable(f"the store cannot be read: {brief(error)}", retry_after=1_000) from error
 
     def _check_open(self) -> None:
         if not self._open:

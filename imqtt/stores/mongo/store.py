@@ -153,7 +153,18 @@ class MongoStore(MongoReader):
         return await self._finished(self._raise_marks(marks), "marks")
 
     async def _raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
-        before = await self._marks_before(marks)
+        before: dict[tuple[str, str], tuple[int, int]] = {}
+        for some in chunks(marks, WRITES_AT_ONCE):
+            among = {
+                "c": {"$in": list({mark.conversation for mark in some})},
+                "u": {"$in": list({mark.user for mark in some})},
+            }
+            try:
+                found = await self._database.get_collection("marks").find(among).to_list(None)
+            except PyMongoError as error:
+                raise OutcomeUnknown(f"the marks cannot be read: {brief(error)}") from error
+            for mark in map(marks_of, found):
+                before[mark.conversation, mark.user] = (mark.delivered, mark.read)
         grown = []
         for mark in marks:
             delivered, read = before.get((mark.conversation, mark.user), (0, 0))
@@ -172,21 +183,6 @@ class MongoStore(MongoReader):
             ],
         )
         return grown
-
-    async def _marks_before(self, marks: Sequence[Marks]) -> dict[tuple[str, str], tuple[int, int]]:
-        before: dict[tuple[str, str], tuple[int, int]] = {}
-        for some in chunks(marks, WRITES_AT_ONCE):
-            among = {
-                "c": {"$in": list({mark.conversation for mark in some})},
-                "u": {"$in": list({mark.user for mark in some})},
-            }
-            try:
-                found = await self._database.get_collection("marks").find(among).to_list(None)
-            except PyMongoError as error:
-                raise OutcomeUnknown(f"the marks cannot be read: {brief(error)}") from error
-            for mark in map(marks_of, found):
-                before[mark.conversation, mark.user] = (mark.delivered, mark.read)
-        return before
 
     async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
         updates = [

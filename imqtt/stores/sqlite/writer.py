@@ -91,7 +91,7 @@ class Writer:
     def _commit(self, requests: Sequence[Request]) -> list[Outcome]:
         """One outcome per request, in order. Never raises, and leaves no transaction open."""
         try:
-            tables = self._connect()
+            tables = self._tables = self._tables or Tables(sqlite_file.connect_to_write(self._path))
             try:
                 return self._together(tables, requests)
             except Exception as error:
@@ -138,11 +138,6 @@ class Writer:
             connection.execute("RELEASE request")
         connection.execute("COMMIT")
         return outcomes
-
-    def _connect(self) -> Tables:
-        if self._tables is None:
-            self._tables = Tables(sqlite_file.connect_to_write(self._path))
-        return self._tables
 
     def _disconnect(self) -> None:
         if self._tables is not None:
