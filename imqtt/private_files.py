@@ -65,10 +65,9 @@ def make_private(path: Path) -> None:
 
 
 def create_private_database(path: Path) -> None:
-    """Makes a new or empty database private. SQLite gives its auxiliary files the same mode.
+    """To be called before SQLite opens a database. SQLite gives its auxiliary files the same mode.
 
-    To be called before SQLite opens it. A file with content may belong to another program and is not changed.
-    Raises like `create_private_file`.
+    A file with content may belong to another program and is not changed. Raises like `create_private_file`.
     """
     if not path.exists() or path.stat().st_size == 0:
         create_private_file(path)

@@ -80,8 +80,14 @@ class Problem:
 
     def end(self, part: str = "") -> None:
         """To be called on every success of `part`."""
-        if self._causes.pop(part, None) is not None and not self._causes:
-            self._end()
+        if self._causes.pop(part, None) is None or self._causes:
+            return
+        self._ended = self._clock()
+        if self._calm:
+            with contextlib.suppress(RuntimeError):  # in a thread
+                self._ending = asyncio.get_running_loop().call_later(self._calm, self._say_over)
+                return
+        self._say_over()
 
     def end_all(self, *, but: str | None = None) -> None:
         """No part has the problem, except perhaps `but`."""
@@ -120,14 +126,6 @@ class Problem:
             self._logged.clear()
         self._logged[key] = now
         return True
-
-    def _end(self) -> None:
-        self._ended = self._clock()
-        if self._calm:
-            with contextlib.suppress(RuntimeError):  # in a thread
-                self._ending = asyncio.get_running_loop().call_later(self._calm, self._say_over)
-                return
-        self._say_over()
 
     def _say_over(self) -> None:
         self._ending = None

@@ -75,8 +75,6 @@ class Connection:
         self._out: list[bytes] = [_connect(settings)]
         self._acks: list[bytes] = []
 
-    # --- in
-
     def receive(self, data: bytes, now: float) -> list[Event]:
         events: list[Event] = []
         if self.state is State.ENDED:
@@ -170,8 +168,6 @@ class Connection:
         due = min(self._keep_alive.ping, self._keep_alive.death)
         return due if self.state is State.OPEN and due < NEVER else None
 
-    # --- received and not acked
-
     def ack(self, received: Received) -> None:
         """Queues the PUBACK, once all packets before it are acked."""
         if self.state is State.OPEN:
@@ -185,8 +181,6 @@ class Connection:
             max(len(self._receipts), unread) / settings.receive_max,
             self._receipts.size / settings.receive_bytes,
         )
-
-    # --- out
 
     def publish(self, packets: Sequence[Packet]) -> Publication:
         """Queues packets. They leave in order, within the broker's Receive Maximum."""

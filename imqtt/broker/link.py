@@ -91,8 +91,6 @@ class Link(asyncio.Protocol):
             self.abort()
             raise
 
-    # --- receiving
-
     async def receive(self, limit: int) -> list[Received]:
         """Waits for packets, and returns at most `limit` in the order of receipt. For one caller at a time.
 
@@ -149,8 +147,6 @@ class Link(asyncio.Protocol):
             if code >= 0x80:
                 raise SubscriptionRefused(pattern, code)
 
-    # --- publishing
-
     def publish(self, packets: Sequence[Packet]) -> asyncio.Future[list[int]]:
         """Publishes packets in order. The result of the future is a reason code for each.
 
@@ -167,8 +163,6 @@ class Link(asyncio.Protocol):
         else:
             future.set_result([])
         return future
-
-    # --- the end
 
     async def close(self) -> None:
         """Ends the link with a DISCONNECT after the queued PUBACKs, so that the broker drops the will.

@@ -98,9 +98,6 @@ def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
     return 0, 0
 
 
-# --- PUBLISH and PUBACK -----------------------------------------------------------------------------
-
-
 def read_publish(data: bytes, cut: Cut) -> tuple[str, bytes, int | None, bool, UserProperties, int]:
     """Topic, payload, packet id, dup, user properties, QoS (section 3.3)."""
     first, start, end = cut
@@ -130,9 +127,6 @@ def read_puback(data: bytes, cut: Cut) -> tuple[int, int]:
     if end - start < 2:
         raise ProtocolError("a PUBACK without a packet identifier")
     return data[start] << 8 | data[start + 1], data[start + 2] if end - start > 2 else SUCCESS
-
-
-# --- the rest ---------------------------------------------------------------------------------------
 
 
 class ConnAck(NamedTuple):

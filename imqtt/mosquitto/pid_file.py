@@ -43,10 +43,7 @@ class PidFile:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[tuple[int, Callable[[int], object]]]:
-        """Yields a descriptor for the broker to inherit, and a function that writes its process id.
-
-        Raises `OSError`.
-        """
+        """Yields a descriptor to inherit, and a function that writes the broker's pid. Raises `OSError`."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # only `process` has the lock, and for a moment

@@ -13,17 +13,8 @@ from imqtt.protocol.check import Bounds, check, check_frame
 from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 __all__ = [
-    "Bounds",
-    "CommandInfo",
-    "Format",
-    "check",
-    "decode_command",
-    "decode_frames",
-    "encode_command",
-    "encode_frame",
-    "format_of",
-    "identify",
-    "join",
+    "Bounds", "CommandInfo", "Format", "check", "decode_command", "decode_frames", "encode_command",
+    "encode_frame", "format_of", "identify", "join",
 ]  # fmt: skip
 
 

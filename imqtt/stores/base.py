@@ -16,6 +16,8 @@ from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position,
 
 HOW_TO_FINISH = "run the same `imqtt store copy` again to complete it"
 
+END = (1 << 63) - 1  # the largest integer that any store holds
+
 T = TypeVar("T")
 
 

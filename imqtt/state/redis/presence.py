@@ -41,11 +41,7 @@ class Change(NamedTuple):
     presence: DevicePresence
 
 
-class Spoke(NamedTuple):
-    """The time of a device's last command, and the expiry that it sets. Milliseconds."""
-
-    now: int
-    expires: int
+Spoke = tuple[int, int]  # the time of a device's last command, and the expiry that it sets, in milliseconds
 
 
 class Presences:
@@ -90,7 +86,7 @@ class Presences:
             # tells whether one is absent. Querying the scores as well doubled the cost of each batch.
             stepped_back = self._latest - expires > CLOCK_STEP
             self._latest = expires if stepped_back else max(expires, self._latest + 1)
-            spoke = dict.fromkeys(devices, Spoke(now, self._latest))
+            spoke = dict.fromkeys(devices, (now, self._latest))
             try:
                 if await self._refresh(spoke) < len(spoke) and (
                     absent := _absent(spoke, await self._look(spoke))
@@ -152,7 +148,7 @@ class Presences:
 
     def _refresh(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
         """The number of scores that changed. XX: skips offline devices. GT: scores only grow."""
-        scores = [part for device, spoken in spoke.items() for part in (spoken.expires, str(device))]
+        scores = [part for device, (_, expires) in spoke.items() for part in (expires, str(device))]
         return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
 
     def _look(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:

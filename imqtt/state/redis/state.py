@@ -1,8 +1,4 @@
-"""State in Redis, for servers of many processes on many machines.
-
-Correctness does not depend on it. A Redis that is slow, away, wiped or restored from an older copy costs
-reads of the store, or safe assumptions.
-"""
+"""State in Redis, for servers of many processes on many machines."""
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress

@@ -61,9 +61,6 @@ async def copy(source: Source, target: Store, *, live: bool = False, tell: Tell 
     return copied._replace(added=added)
 
 
-# --- checks before a copy
-
-
 class Plan(NamedTuple):
     """The size of the source. `held`: its events that the target already has."""
 
@@ -102,9 +99,6 @@ async def survey(source: Source, target: Source, tell: Tell = lambda _: None) ->
 
 def _named(identity: Identity) -> str:
     return f"{identity.cluster or '(without an id)'} of {identity.partitions} partitions"
-
-
-# --- copying
 
 
 async def _transfer(source: Source, target: Store, plan: Plan, tell: Tell) -> int:

@@ -150,9 +150,6 @@ async def disconnect(database: Database) -> None:
                 await asyncio.to_thread(client.close)
 
 
-# --- writing
-
-
 class WriteFailure(NamedTuple):
     """A failed write of a command. `place`: its index in the command."""
 

@@ -1,7 +1,4 @@
-"""Checks a MongoDB database and creates the store in it.
-
-A `SetupError` of one sentence tells the operator what to correct.
-"""
+"""Checks a MongoDB database and creates the store in it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -122,20 +119,16 @@ async def _identity(database: Database, *, copying: bool = False) -> Identity:
             "name another database in the store's address"
         )
     schema, partitions, cluster = (meta.get(name) for name in ("schema", "partitions", "cluster"))
+    store = f"the store in MongoDB's {database.name!r}"
     if schema != SCHEMA_VERSION:
         raise SetupError(
-            f"the store in MongoDB's {database.name!r} has schema {schema}, and this imqtt supports "
-            f"{SCHEMA_VERSION}; use the imqtt that created it, or a newer one"
+            f"{store} has schema {schema}, and this imqtt supports {SCHEMA_VERSION}; "
+            "use the imqtt that created it, or a newer one"
         )
     if not isinstance(partitions, int) or partitions < 1:
-        raise SetupError(
-            f"the store in MongoDB's {database.name!r} does not contain its number of partitions; "
-            "restore it from a backup"
-        )
+        raise SetupError(f"{store} does not contain its number of partitions; restore it from a backup")
     if not isinstance(cluster, str) or not _CLUSTER.fullmatch(cluster):
-        raise SetupError(
-            f"the store in MongoDB's {database.name!r} has no valid cluster id; restore it from a backup"
-        )
+        raise SetupError(f"{store} has no valid cluster id; restore it from a backup")
     if meta.get("unfinished") and not copying:
         raise SetupError(f"MongoDB's {database.name!r} is an unfinished copy; {HOW_TO_FINISH}")
     return Identity(partitions, cluster)

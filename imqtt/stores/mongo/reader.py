@@ -9,7 +9,7 @@ from typing import Any
 from imqtt.core.partitions import partition_of
 from imqtt.errors import StoreUnreachable, Unavailable
 from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
-from imqtt.stores.base import Identity, Record, chunks
+from imqtt.stores.base import END, Identity, Record, chunks
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.client import (
     Database,
@@ -22,7 +22,6 @@ from imqtt.stores.mongo.client import (
     raise_swallowed_cancellation,
 )
 from imqtt.stores.mongo.documents import (
-    END,
     META_ID,
     event_of,
     marks_of,
@@ -65,8 +64,6 @@ class MongoReader:
         if self._open:
             self._open = False
             await disconnect(self._database)
-
-    # --- the log
 
     async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
         rows: list[Document] = [self._place(name) for name in dict.fromkeys(conversations)]
@@ -123,8 +120,6 @@ class MongoReader:
         )
         return [Head(row["c"], row["e"]["s"], Id(row["e"]["i"])) for row in rows]
 
-    # --- members, marks, devices
-
     async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
         return await self._names("members", {"u": user}, after, limit)
 
@@ -141,8 +136,6 @@ class MongoReader:
             for document in await self._find("devices", {"u": {"$in": names}}, {"d": 1}):
                 lists[document["u"]].append(registration_of(document))
         return {user: tuple(registrations) for user, registrations in lists.items()}
-
-    # --- everything, for a copy of the store
 
     async def conversations(self, after: str, limit: int) -> list[str]:
         # Every log begins at seq 1, so one seek finds each conversation.
@@ -167,8 +160,6 @@ class MongoReader:
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
         follows = {"$or": [{"u": after.user, "d": {"$gt": after.device}}, {"u": {"$gt": after.user}}]}
         return list(map(registration_of, await self._find("devices", follows, {"u": 1, "d": 1}, limit)))
-
-    # --- reading
 
     def _place(self, conversation: str) -> Document:
         return {"p": partition_of(conversation, self.identity.partitions), "c": conversation}

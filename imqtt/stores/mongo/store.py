@@ -1,8 +1,4 @@
-"""The store for scale: a MongoDB replica set or sharded cluster, written by any number of processes.
-
-A write returns when a majority has it in its journal. If a failover leaves an outcome unknown, the caller
-sends the same again: see `MongoStore.append`.
-"""
+"""The store for scale: a MongoDB replica set or sharded cluster, written by any number of processes."""
 
 import asyncio
 from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
@@ -72,7 +68,6 @@ class MongoStore(MongoReader):
         return self._claim is None or self._claim.shared
 
     async def close(self) -> None:
-        """Waits for pending writes and releases the claim."""
         if not self._open:
             return
         self._open = False
@@ -81,8 +76,6 @@ class MongoStore(MongoReader):
         if self._claim is not None:
             await self._claim.release()
         await disconnect(self._database)
-
-    # --- the log
 
     async def append(self, records: Sequence[Record]) -> None:
         """As `Store.append`: one ordered insert, which commits the records before the first that fails.
@@ -135,8 +128,6 @@ class MongoStore(MongoReader):
             await self._update("meta", [{"q": {"_id": META_ID}, "u": {"$currentDate": {"barrier": True}}}])
         except OutcomeUnknown as error:
             raise StoreUnreachable(str(error), retry_after=1_000) from error
-
-    # --- members, marks, devices
 
     async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
         partitions = self.identity.partitions
@@ -211,13 +202,9 @@ class MongoStore(MongoReader):
         self._check_open()
         await self._finished(change(), "devices")
 
-    # --- everything, for a copy of the store
-
     async def set_unfinished(self, unfinished: bool) -> None:
         change = {"$set" if unfinished else "$unset": {"unfinished": True}}
         await self._update("meta", [{"q": {"_id": META_ID}, "u": change}])
-
-    # --- writing
 
     async def _update(self, collection: str, updates: Sequence[Document]) -> None:
         self._check_open()

@@ -94,10 +94,7 @@ CREATE TABLE devices (
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
-    """Opens the database at `path` through `connect_to_write`. Raises `SetupError`.
-
-    A new file is private from its first byte. SQLite creates the files beside it with the same mode.
-    """
+    """Opens the database at `path` through `connect_to_write`. A new file is private. Raises `SetupError`."""
     _check_sqlite()
     if path.exists() and not path.is_file():
         raise SetupError(f"{path} is not a file; name another path for the store")

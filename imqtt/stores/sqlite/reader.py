@@ -14,13 +14,11 @@ import msgspec
 from imqtt.bodies import decode_body
 from imqtt.errors import Unavailable
 from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
-from imqtt.stores.base import Identity, Record
+from imqtt.stores.base import END, Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.errors import is_of_connection, read_error
 
 READERS = 8  # more than the reads of pages at once, so that a partition's own reads need not wait
-
-_END = (1 << 63) - 1
 
 _HEADS = """
 SELECT c.name, e.seq, e.id
@@ -182,13 +180,13 @@ class SqliteReader:
         return await self._read(lambda db: _events(db, _EVENTS_AFTER, conversation, seq, limit))
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        before = seq or _END
+        before = seq or END
         events = await self._read(lambda db: _events(db, _EVENTS_BEFORE, conversation, before, limit))
         events.reverse()
         return events
 
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
-        rows = await self._rows(_HEADS_OF, user, int(before) or _END, limit)
+        rows = await self._rows(_HEADS_OF, user, int(before) or END, limit)
         return [Head(name, seq, Id(number)) for name, seq, number in rows]
 
     async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
@@ -208,8 +206,6 @@ class SqliteReader:
             lists[registration.device.user].append(registration)
         return {user: tuple(registrations) for user, registrations in lists.items()}
 
-    # --- everything, for a copy of the store
-
     async def conversations(self, after: str, limit: int) -> list[str]:
         # A conversation gets its number in the transaction that writes its first event, member or mark.
         return [name for (name,) in await self._rows(_CONVERSATIONS, after, limit)]
@@ -225,8 +221,6 @@ class SqliteReader:
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
         return await self._read(lambda db: _registrations(db, _REGISTRATIONS, *after, limit))
-
-    # --- in the pool
 
     async def _rows_of(self, sql: str, wanted: Collection[object]) -> list[Any]:
         return await self._rows(sql, _json(wanted)) if wanted else []

@@ -1,8 +1,4 @@
-"""The embedded store: one SQLite database, written by one process.
-
-All writes share the transactions of one connection (`writer`); reads use connections of their own
-(`reader`). In WAL mode with `synchronous=FULL` a commit is on the disk when it returns.
-"""
+"""The embedded store: one SQLite database, written by one process."""
 
 import asyncio
 import contextlib
@@ -52,7 +48,6 @@ class SqliteStore(SqliteReader):
         self._lock.close()
 
     async def append(self, records: Sequence[Record]) -> None:
-        """As `Store.append`. If it raises, it has stored nothing."""
         if records:
             await self._writer.append(records)
 

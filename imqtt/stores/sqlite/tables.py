@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 
 from imqtt.model import Device, DeviceFormat, Marks, Registration
-from imqtt.stores.base import Record
+from imqtt.stores.base import END, Record
 
 NUMBERS_KEPT = 200_000  # conversations whose number is cached
 BUSY_MILLISECONDS = 20  # waiting for another program that writes; then the caller tries again
@@ -32,7 +32,6 @@ _PUT_FORMAT = """
 """
 _SEE_DEVICE = "UPDATE devices SET seen = max(seen, ?) WHERE user = ? AND device = ?"
 _REMOVE_DEVICE = "DELETE FROM devices WHERE user = ? AND device = ? AND seen <= ?"
-_END = (1 << 63) - 1
 
 
 class Tables:
@@ -91,7 +90,7 @@ class Tables:
         self.connection.executemany(_SEE_DEVICE, [(time, *device) for device, time in seen.items()])
 
     def remove_device(self, device: Device, unseen_since: int | None) -> None:
-        self.connection.execute(_REMOVE_DEVICE, (*device, _END if unseen_since is None else unseen_since))
+        self.connection.execute(_REMOVE_DEVICE, (*device, END if unseen_since is None else unseen_since))
 
     def _number(self, name: str, *, create: bool) -> int | None:
         number = self._numbers.get(name)
