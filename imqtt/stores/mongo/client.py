@@ -63,8 +63,9 @@ def connect(url: str, password: str, driver: str) -> Database:
     Whatever the address says, reads return only what a majority has, which is never rolled back. Raises
     `SetupError`, which never contains the password.
     """
+    name = _database_name(url)
     return _connect(url, password, driver).get_database(
-        _database_name(url),
+        name,
         read_concern=ReadConcern("majority"),
         read_preference=ReadPreference.PRIMARY,
         write_concern=WriteConcern("majority", j=True),

@@ -250,9 +250,9 @@ class MongoReader:
         *,
         fields: Mapping[str, int] | None = None,
     ) -> list[Document]:
-        if limit is not None and limit <= 0:  # MongoDB takes 0 as no limit
-            return []
         with self._reading():
+            if limit is not None and limit <= 0:  # MongoDB takes 0 as no limit
+                return []
             cursor = self._database.get_collection(collection).find(
                 documents, fields, sort=list(order.items()), limit=limit or 0
             )
