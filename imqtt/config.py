@@ -94,22 +94,16 @@ class ServerConfig:
     )
     max_batch: int = _setting(500, "maximum number of commands in one batch", "commands", 1, 10_000)
     conversations_cached: int = _setting(
-        100_000,
-        "heads of conversations kept in memory, all partitions together",
-        "conversations",
-        1,
-        100_000_000,
-    )
+        100_000, "heads of conversations kept in memory, all partitions together",
+        "conversations", 1, 100_000_000,
+    )  # fmt: skip
     reads_at_once: int = _setting(
         4, "`Sync` and `History` commands that are served at the same time", "commands", 1, 1_000
     )
     reads_waiting: int = _setting(
-        2_000,
-        "`Sync` and `History` commands that may wait; more are rejected as busy",
-        "commands",
-        1,
-        1_000_000,
-    )
+        2_000, "`Sync` and `History` commands that may wait; more are rejected as busy",
+        "commands", 1, 1_000_000,
+    )  # fmt: skip
     presence_ttl: int = _setting(
         300, "time without a command after which a device is considered offline", "seconds", 1, 604_800
     )
@@ -143,8 +137,12 @@ class ServerConfig:
                 value = environment.get(setting.variable)
             if value is None and file is not None:
                 value = file.settings.get(setting.name)
-            if value is not None:
-                values[setting.name] = _checked(setting, value)
+            if value is None:
+                continue
+            try:
+                values[setting.name] = setting.check(value) if setting.number else str(value)
+            except SetupError as error:
+                raise SetupError(f"{setting.name}: {error.reason}") from None
         return cls(**values)
 
     def __repr__(self) -> str:
@@ -158,8 +156,6 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The definition of one setting of `ServerConfig`."""
-
     name: str
     default: str | int
     help: str
@@ -255,16 +251,6 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
             raise SetupError(f"{name}: no such setting; did you mean {bare[near[0]]}?")
         unknown.append(name)
     return unknown
-
-
-def _checked(setting: Setting, value: Any) -> str | int:
-    """Converts a value of a flag, a variable or a file to the setting's type. Raises `SetupError`."""
-    if not setting.number:
-        return str(value)
-    try:
-        return setting.check(value)
-    except SetupError as error:
-        raise SetupError(f"{setting.name}: {error.reason}") from None
 
 
 def _check_line(key: str, value: object, settings: Mapping[str, object], *, public: bool) -> None:

@@ -15,5 +15,4 @@ def installed_version() -> str:
 
 
 def how_to_install(extra: str) -> str:
-    """How to install the packages of an optional dependency."""
     return f"run pip install '.[{extra}]' in a checkout of imqtt"

@@ -1,8 +1,8 @@
 """What a field of a command or frame may hold: constraints that stand in the field's annotation.
 
 `imqtt.protocol.check` compiles them into one check for each class. A number out of range is `Malformed`, in
-commands and in frames, since a store could not keep it. Text is checked in commands only: a server of a later
-version may send a device what this version would not.
+commands and in frames, since a store could not keep it. The rest is `Invalid`, in commands only: a server of
+a later version may send a device what this version would not.
 """
 
 import re
@@ -26,7 +26,6 @@ class Range:
     description: str
 
     def check(self, value: int, name: str) -> None:
-        """Raises `Malformed`."""
         if not 0 <= value <= self.most:
             raise Malformed(f"{name} is out of range: {self.description}")
 
@@ -41,7 +40,6 @@ class Pattern:
     optional: bool = False
 
     def check(self, value: str, name: str) -> None:
-        """Raises `Invalid`."""
         if self.pattern.fullmatch(value) is None and not (self.optional and not value):
             raise Invalid(f"{self.subject or name} is {self.description}")
 
@@ -51,7 +49,6 @@ class Label:
     """Text for people: short and printable."""
 
     def check(self, value: str, name: str) -> None:
-        """Raises `Invalid`."""
         if len(value) > 64 or not value.isprintable():
             raise Invalid(f"{name} is at most 64 printable characters")
 
@@ -63,7 +60,6 @@ class OneOf:
     values: tuple[str, ...]
 
     def check(self, value: str, name: str) -> None:
-        """Raises `Invalid`."""
         if value not in self.values:
             raise Invalid(f"{name} is one of {', '.join(self.values)}")
 
@@ -77,7 +73,6 @@ class Within:
     description: str
 
     def check(self, value: int | None, name: str) -> None:
-        """Raises `Invalid`."""
         if value and not self.least <= value <= self.most:
             raise Invalid(f"{name} is {self.description}")
 

@@ -21,10 +21,7 @@ DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of a SQLite database and
 
 
 def create_private_file(path: Path) -> None:
-    """Creates an empty file of mode 0600, or makes an existing file private.
-
-    Raises like `make_private`, and `OSError` if it cannot be created.
-    """
+    """Creates an empty file, or makes an existing one private. Raises `OSError` and as `make_private`."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
     except FileExistsError:
@@ -32,10 +29,7 @@ def create_private_file(path: Path) -> None:
 
 
 def create_private_directory(path: Path) -> None:
-    """Creates a directory of mode 0700 and its parents, or makes an existing directory private.
-
-    Raises like `create_private_file`.
-    """
+    """Creates a directory and its parents, or makes an existing one private. Raises likewise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.mkdir(mode=PRIVATE_DIRECTORY)
@@ -71,16 +65,14 @@ def make_private(path: Path) -> None:
 
 
 def create_private_database(path: Path) -> None:
-    """Makes a new or empty database private. SQLite gives its auxiliary files the same mode.
+    """To be called before SQLite opens a database. SQLite gives its auxiliary files the same mode.
 
-    To be called before SQLite opens it. A file with content may belong to another program and is not changed.
-    Raises like `create_private_file`.
+    A file with content may belong to another program and is not changed. Raises like `create_private_file`.
     """
     if not path.exists() or path.stat().st_size == 0:
         create_private_file(path)
 
 
 def make_database_private(path: Path) -> None:
-    """`make_private` for a SQLite database and its auxiliary files."""
     for suffix in DATABASE_SUFFIXES:
         make_private(path.with_name(path.name + suffix))

@@ -1,10 +1,5 @@
 """Lasting problems, each logged when it starts, when its cause changes and when it ends.
 
-    problem = Problem(log, "no connection to the broker at 10.0.0.5:1884", "the broker at … is connected")
-    problem.start(explain(error), "partition 3")    on every failure, in a loop
-    problem.end("partition 3")                      on every success
-    problem.text                                    for health pages; "" without a problem
-
 Otherwise a retry loop would log every attempt, or log the first one and hide later causes and the recovery. A
 problem has any number of parts, because one cause, such as a lost broker, often affects many connections, and
 one line is enough for all of them.
@@ -67,7 +62,7 @@ class Problem:
         self._ending: asyncio.TimerHandle | None = None
 
     def start(self, cause: str, part: str = "") -> None:
-        """`part` has the problem. Another call for the same part changes the cause."""
+        """To be called on every failure of `part`. Another call for the same part changes the cause."""
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -84,9 +79,15 @@ class Problem:
             self._log.log(self._level, "%s%s, for %s now: %s", self._what, where, lasted, cause)
 
     def end(self, part: str = "") -> None:
-        """`part` does not have the problem."""
-        if self._causes.pop(part, None) is not None and not self._causes:
-            self._end()
+        """To be called on every success of `part`."""
+        if self._causes.pop(part, None) is None or self._causes:
+            return
+        self._ended = self._clock()
+        if self._calm:
+            with contextlib.suppress(RuntimeError):  # in a thread
+                self._ending = asyncio.get_running_loop().call_later(self._calm, self._say_over)
+                return
+        self._say_over()
 
     def end_all(self, *, but: str | None = None) -> None:
         """No part has the problem, except perhaps `but`."""
@@ -126,14 +127,6 @@ class Problem:
         self._logged[key] = now
         return True
 
-    def _end(self) -> None:
-        self._ended = self._clock()
-        if self._calm:
-            with contextlib.suppress(RuntimeError):  # in a thread
-                self._ending = asyncio.get_running_loop().call_later(self._calm, self._say_over)
-                return
-        self._say_over()
-
     def _say_over(self) -> None:
         self._ending = None
         if self._causes or self._since is None:
@@ -161,16 +154,12 @@ def duration(seconds: float) -> str:
 
 def explain(error: BaseException) -> str:
     """The text of an error, with its file, and with the limit if too many files are open."""
-    if isinstance(error, OSError) and error.errno in _OUT_OF_FILES and error.strerror is not None:
-        return f"{os.strerror(error.errno)}: {file_limit()}"
-    if (
-        isinstance(error, OSError)
-        and error.errno
-        and error.errno > 0
-        and type(error).__module__ == "builtins"
-    ):
+    number = error.errno or 0 if isinstance(error, OSError) else 0
+    if number in _OUT_OF_FILES:
+        return f"{os.strerror(number)}: {file_limit()}"
+    if isinstance(error, OSError) and number > 0 and type(error).__module__ == "builtins":
         where = f"{error.filename}: " if error.filename else ""
-        return where + os.strerror(error.errno)
+        return where + os.strerror(number)
     return str(error).rstrip(".") or repr(error)
 
 

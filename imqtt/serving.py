@@ -1,7 +1,7 @@
 """A server with the store and the state that its settings name."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from imqtt.config import ServerConfig
 from imqtt.errors import SetupError
@@ -21,14 +21,15 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
     `clock` returns milliseconds since the Unix epoch. Raises `SetupError`.
     """
     check_tls(config)
-    store = await open_store(
-        config.store,
-        Identity.draw(config.partitions or PARTITIONS),
-        shared=config.state != "memory:",
-        password=config.store_password,
-        driver=config.mongo_driver,
-    )
-    try:
+    async with AsyncExitStack() as opened:
+        store = await open_store(
+            config.store,
+            Identity.draw(config.partitions or PARTITIONS),
+            shared=config.state != "memory:",
+            password=config.store_password,
+            driver=config.mongo_driver,
+        )
+        opened.push_async_callback(store.close)
         asked, created = config.partitions, store.identity.partitions
         if asked and asked != created:
             raise SetupError(
@@ -41,13 +42,8 @@ async def serving(config: ServerConfig, clock: Callable[[], int] = wall_clock) -
             burst=config.device_burst,
             password=config.state_password,
         )
-        try:
-            async with Server(config, store, state, clock) as server:
-                yield server
-        finally:
-            await state.close()
-    finally:
-        await store.close()
+        opened.push_async_callback(state.close)
+        yield await opened.enter_async_context(Server(config, store, state, clock))
 
 
 def check_tls(config: ServerConfig) -> None:

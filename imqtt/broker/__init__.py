@@ -8,14 +8,6 @@ from imqtt.broker.link import Link, connect
 from imqtt.broker.values import LinkSettings, Packet, Received, Will
 
 __all__ = [
-    "Closed",
-    "ConnackRefused",
-    "Link",
-    "LinkError",
-    "LinkSettings",
-    "Packet",
-    "Received",
-    "SubscriptionRefused",
-    "Will",
-    "connect",
+    "Closed", "ConnackRefused", "Link", "LinkError", "LinkSettings", "Packet", "Received",
+    "SubscriptionRefused", "Will", "connect",
 ]  # fmt: skip

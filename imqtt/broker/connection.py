@@ -1,13 +1,8 @@
 """An MQTT 5 client connection without I/O: bytes in, events and bytes out.
 
-    connection = Connection(settings, now)           its CONNECT is the first packet to send
-    events = connection.receive(data, now)           pieces of any size
-    connection.publish(…), .subscribe(…), .ack(…)    never wait and never fail
-    data, events = connection.send(now, room)        about `room` bytes; again while `pending` or `owing`
-    events = connection.tick(now)                    at `connection.deadline`, for the keep alive
-
-`now` is in seconds, of any clock that does not go backwards. After an `Ended`, the connection only sends what
-is queued.
+The driver passes bytes to `receive` in pieces of any size, calls `send` while something is `pending` or
+`owing`, and `tick` at `deadline`. `publish`, `subscribe` and `ack` never wait and never fail. `now` is in
+seconds, of any clock that does not go backwards. After an `Ended`, the connection only sends what is queued.
 """
 
 from collections.abc import Sequence
@@ -25,7 +20,7 @@ from imqtt.broker.errors import (
     Closed,
     ConnackRefused,
 )
-from imqtt.broker.keepalive import Due, KeepAlive
+from imqtt.broker.keepalive import NEVER, KeepAlive
 from imqtt.broker.packets import ProtocolError
 from imqtt.broker.publications import Publication, Publications
 from imqtt.broker.receipts import Receipts
@@ -53,8 +48,6 @@ class Subscribed(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The connection is over."""
-
     error: ConnackRefused | Closed
 
 
@@ -63,8 +56,6 @@ Event = Connected | Received | Publication | Subscribed | Ended
 
 
 class State(Enum):
-    """The state of a connection."""
-
     CONNECTING = "connecting"
     OPEN = "open"
     ENDED = "ended"
@@ -80,14 +71,11 @@ class Connection:
         self._receipts = Receipts()
         self._publications = Publications()
         self._keep_alive = KeepAlive(settings.keep_alive, now)
-        self._reading = True
+        self.reading = True  # whether the socket is being read; else a silent peer is not dead
         self._out: list[bytes] = [_connect(settings)]
         self._acks: list[bytes] = []
 
-    # --- in
-
     def receive(self, data: bytes, now: float) -> list[Event]:
-        """Handles bytes from the broker."""
         events: list[Event] = []
         if self.state is State.ENDED:
             return events
@@ -163,20 +151,22 @@ class Connection:
         """Queues a PINGREQ when it is due, and ends the connection if the peer is silent."""
         if self.state is not State.OPEN:
             return []
-        due = self._keep_alive.due(now, reading=self._reading)
-        if due is Due.PING:
-            self._out.append(_PINGREQ)
-        elif due is Due.DEAD:
-            silent = now - self._keep_alive.received
+        alive = self._keep_alive
+        if not self.reading:
+            alive.received = now
+        if now >= alive.death:
+            silent = now - alive.received
             return [self._end(Closed(f"the broker was silent for {silent:.0f} s"), KEEP_ALIVE_TIMEOUT)]
+        if now >= alive.ping:
+            alive.pinged = now
+            self._out.append(_PINGREQ)
         return []
 
     @property
     def deadline(self) -> float | None:
         """When to call `tick`."""
-        return self._keep_alive.next() if self.state is State.OPEN else None
-
-    # --- received and not acked
+        due = min(self._keep_alive.ping, self._keep_alive.death)
+        return due if self.state is State.OPEN and due < NEVER else None
 
     def ack(self, received: Received) -> None:
         """Queues the PUBACK, once all packets before it are acked."""
@@ -191,12 +181,6 @@ class Connection:
             max(len(self._receipts), unread) / settings.receive_max,
             self._receipts.size / settings.receive_bytes,
         )
-
-    def reading(self, reading: bool) -> None:
-        """Says whether the socket is being read. If not, a silent peer is not considered dead."""
-        self._reading = reading
-
-    # --- out
 
     def publish(self, packets: Sequence[Packet]) -> Publication:
         """Queues packets. They leave in order, within the broker's Receive Maximum."""

@@ -1,16 +1,7 @@
 """When to send PINGREQ, and when a silent peer is considered dead (section 3.1.2.10)."""
 
-from enum import Enum
-
 DEAD_AFTER = 1.5  # keep alive intervals without a byte; a broker waits as long for a client
-
-
-class Due(Enum):
-    """What to do now."""
-
-    NOTHING = "nothing"
-    PING = "ping"
-    DEAD = "dead"
+NEVER = float("inf")
 
 
 class KeepAlive:
@@ -21,27 +12,17 @@ class KeepAlive:
     """
 
     def __init__(self, interval: float, now: float) -> None:
-        self.interval = interval  # 0: never
+        self._interval = interval or NEVER
         self.sent = now  # the last byte in each direction
         self.received = now
-        self._pinged = now
+        self.pinged = now
 
-    def due(self, now: float, *, reading: bool) -> Due:
-        """`reading`: whether the link reads its socket. If not, the peer is never considered dead."""
-        if not self.interval:
-            return Due.NOTHING
-        if not reading:
-            self.received = now
-        if now >= self.received + DEAD_AFTER * self.interval:
-            return Due.DEAD
-        if now >= max(min(self.sent, self.received), self._pinged) + self.interval:
-            self._pinged = now
-            return Due.PING
-        return Due.NOTHING
+    @property
+    def ping(self) -> float:
+        """When to send a PINGREQ."""
+        return max(min(self.sent, self.received), self.pinged) + self._interval
 
-    def next(self) -> float | None:
-        """When to call `due` again."""
-        if not self.interval:
-            return None
-        ping = max(min(self.sent, self.received), self._pinged) + self.interval
-        return min(ping, self.received + DEAD_AFTER * self.interval)
+    @property
+    def death(self) -> float:
+        """When the peer is considered dead."""
+        return self.received + DEAD_AFTER * self._interval

@@ -1,17 +1,11 @@
 """One connection to a broker, on asyncio.
 
-    link = await connect(settings)          raises ConnackRefused, OSError (Closed is one) or TimeoutError
-    link.session_present                    whether the broker had a session for this client id
-    link.max_packet_size                    the largest packet that the broker accepts, in bytes, or None
-    link.client_id                          as given, or as assigned by the broker
-    link.closed                             the Closed that ended it, or None
-    await link.subscribe(*patterns)         QoS 1, nothing retained; raises SubscriptionRefused or Closed
-    batch = await link.receive(limit)       list[Received], at least one; raises Closed
-    link.ack(received)                      its PUBACK leaves once all before it are acked
-    future = link.publish(packets)          Future[list[int]] of reason codes; fails with Closed
-    await link.close()                      sends DISCONNECT after queued PUBACKs, and waits for the end
-    link.abort()                            cuts the connection, so that the broker publishes the will
-    closed = await link.wait_closed()       why it ended
+    link = await connect(settings)
+    await link.subscribe(*patterns)
+    codes = await link.publish(packets)
+    for received in await link.receive(limit):
+        link.ack(received)
+    await link.close()
 
 A link does not reconnect: its owner decides when, because the broker redelivers packets that were not acked,
 and the outcome of unanswered publishes is unknown.
@@ -59,10 +53,10 @@ class Link(asyncio.Protocol):
     """
 
     def __init__(self, settings: LinkSettings, loop: asyncio.AbstractEventLoop) -> None:
-        self.session_present = False
-        self.max_packet_size: int | None = None
-        self.client_id = settings.client_id
-        self.closed: Closed | None = None
+        self.session_present = False  # whether the broker had a session for this client id
+        self.max_packet_size: int | None = None  # the largest packet that the broker accepts, in bytes
+        self.client_id = settings.client_id  # as given, or as assigned by the broker
+        self.closed: Closed | None = None  # why it ended
         self._settings = settings
         self._loop = loop
         self._connection = Connection(settings, loop.time())
@@ -97,8 +91,6 @@ class Link(asyncio.Protocol):
             self.abort()
             raise
 
-    # --- receiving
-
     async def receive(self, limit: int) -> list[Received]:
         """Waits for packets, and returns at most `limit` in the order of receipt. For one caller at a time.
 
@@ -125,7 +117,7 @@ class Link(asyncio.Protocol):
         return batch
 
     def ack(self, received: Received) -> None:
-        """Lets the broker forget the packet.
+        """Lets the broker forget the packet. Its PUBACK leaves once all packets before it are acked.
 
         Does nothing if the link has ended, or for a packet of QoS 0, of another link or acked before.
         """
@@ -141,7 +133,7 @@ class Link(asyncio.Protocol):
             self._read_on()
 
     async def subscribe(self, *patterns: str) -> None:
-        """Returns once the broker has granted all patterns."""
+        """Subscribes at QoS 1 without retained messages. Raises `SubscriptionRefused` or `Closed`."""
         if self.closed is not None:
             raise _again(self.closed)
         packet_id = self._connection.subscribe(patterns)
@@ -154,8 +146,6 @@ class Link(asyncio.Protocol):
         for pattern, code in zip(patterns, codes, strict=False):
             if code >= 0x80:
                 raise SubscriptionRefused(pattern, code)
-
-    # --- publishing
 
     def publish(self, packets: Sequence[Packet]) -> asyncio.Future[list[int]]:
         """Publishes packets in order. The result of the future is a reason code for each.
@@ -173,8 +163,6 @@ class Link(asyncio.Protocol):
         else:
             future.set_result([])
         return future
-
-    # --- the end
 
     async def close(self) -> None:
         """Ends the link with a DISCONNECT after the queued PUBACKs, so that the broker drops the will.
@@ -196,7 +184,7 @@ class Link(asyncio.Protocol):
             self.abort()
 
     def abort(self) -> None:
-        """Ends the link at once, without a DISCONNECT."""
+        """Ends the link at once, without a DISCONNECT, so that the broker publishes the will."""
         self._end(Closed("the link was aborted here"))
         if self._transport is not None:
             self._transport.abort()
@@ -282,7 +270,10 @@ class Link(asyncio.Protocol):
                 if answer is not None and not answer.done():
                     answer.set_result(event.codes)
             elif isinstance(event, Connected):
-                self._open(event)
+                self.session_present, self.client_id, self.max_packet_size = event
+                self._tick()
+                if not self._accepted.done():
+                    self._accepted.set_result(None)
             else:
                 self._flush()
                 self._end(event.error)
@@ -292,12 +283,6 @@ class Link(asyncio.Protocol):
                 self._arrival.set_result(None)
             if not self._subscribing and self._connection.load(len(self._inbox)) > 1:
                 self._set_reading(False)
-
-    def _open(self, event: Connected) -> None:
-        self.session_present, self.client_id, self.max_packet_size = event
-        self._tick()
-        if not self._accepted.done():
-            self._accepted.set_result(None)
 
     def _tick(self) -> None:
         self._handle(self._connection.tick(self._loop.time()))
@@ -317,7 +302,7 @@ class Link(asyncio.Protocol):
         if reading is self._reading or self._transport is None or self.closed is not None:
             return
         self._reading = reading
-        self._connection.reading(reading)
+        self._connection.reading = reading
         if reading:
             self._transport.resume_reading()
         else:

@@ -69,16 +69,13 @@ class Cutter:
                 )
                 break
             if not at < end <= size:
-                self._keep(data[at:], end - at)
+                self._kept.append(data[at:])
+                self._size = size - at
+                self._needed = end - at
                 break
             cuts.append((data[at], start, end))
             at = end
         return data, cuts
-
-    def _keep(self, rest: bytes, needed: int) -> None:
-        self._kept.append(rest)
-        self._size = len(rest)
-        self._needed = needed
 
 
 def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
@@ -99,9 +96,6 @@ def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
     if shift == 28:
         raise ProtocolError("a packet length of more than four bytes")
     return 0, 0
-
-
-# --- PUBLISH and PUBACK -----------------------------------------------------------------------------
 
 
 def read_publish(data: bytes, cut: Cut) -> tuple[str, bytes, int | None, bool, UserProperties, int]:
@@ -135,9 +129,6 @@ def read_puback(data: bytes, cut: Cut) -> tuple[int, int]:
     return data[start] << 8 | data[start + 1], data[start + 2] if end - start > 2 else SUCCESS
 
 
-# --- the rest ---------------------------------------------------------------------------------------
-
-
 class ConnAck(NamedTuple):
     """Section 3.2. None if the broker does not say."""
 
@@ -156,11 +147,10 @@ def read_connack(data: bytes, cut: Cut) -> ConnAck:
     _, start, end = cut
     if end - start < 2:
         raise ProtocolError("a CONNACK without a reason code")
-    numbers: dict[int, int] = {}
-    texts: dict[int, str] = {}
+    properties = Properties({}, {}, [])
     if end - start > 2:  # the refusal of an MQTT 3.1.1 broker has no properties
         properties, _ = read_properties(data, start + 2, end)
-        numbers, texts = properties.numbers, properties.texts
+    numbers, texts, _ = properties
     return ConnAck(
         session_present=data[start] & 1 != 0,
         code=data[start + 1],
@@ -168,8 +158,8 @@ def read_connack(data: bytes, cut: Cut) -> ConnAck:
         server=texts.get(SERVER_REFERENCE, ""),
         client_id=texts.get(ASSIGNED_CLIENT_ID, ""),
         keep_alive=numbers.get(SERVER_KEEP_ALIVE),
-        receive_max=numbers.get(RECEIVE_MAXIMUM, 0)
-        or 0xFFFF,  # Mosquitto sends 0, which MQTT forbids, for "no limit"
+        # Mosquitto sends 0, which MQTT forbids, for "no limit".
+        receive_max=numbers.get(RECEIVE_MAXIMUM, 0) or 0xFFFF,
         max_packet=numbers.get(MAXIMUM_PACKET_SIZE),
         max_qos=numbers.get(MAXIMUM_QOS, 2),
     )

@@ -42,20 +42,12 @@ class Receipts:
         """
         if not self._first <= receipt < self._next:
             return []
-        if receipt != self._first:
-            self._done.add(receipt)
-            return []
-        packet_id, size = self._waiting.popleft()
-        self.size -= size
-        self._first = receipt = receipt + 1
-        if not self._done:
-            return [packet_id]
-        free = [packet_id]
-        while receipt in self._done:
-            self._done.remove(receipt)
+        self._done.add(receipt)
+        free: list[int] = []
+        while self._first in self._done:
+            self._done.remove(self._first)
+            self._first += 1
             packet_id, size = self._waiting.popleft()
             self.size -= size
             free.append(packet_id)
-            receipt += 1
-        self._first = receipt
         return free

@@ -23,6 +23,7 @@ class TlsFiles:
         self.authorities = authorities
         self.certificate = certificate
         self.key = key
+        self._names = [name for name in (authorities, certificate, key) if name]
         self._made: tuple[Stamp, ssl.SSLContext] | None = None
 
     def context(self) -> ssl.SSLContext:
@@ -38,18 +39,15 @@ class TlsFiles:
         self._made = None
 
     def _stamps(self) -> Iterator[tuple[int, int, int]]:
-        for name in self._names():
+        for name in self._names:
             try:
                 found = Path(name).stat()  # follows links, which may be switched to another file
             except OSError as error:
                 raise TlsFileError(f"{name}: {_why(error)}") from error
             yield found.st_ino, found.st_mtime_ns, found.st_size
 
-    def _names(self) -> list[str]:
-        return [name for name in (self.authorities, self.certificate, self.key) if name]
-
     def _make(self) -> ssl.SSLContext:
-        for name in self._names():  # OpenSSL's errors do not name the file
+        for name in self._names:  # OpenSSL's errors do not name the file
             try:
                 with Path(name).open("rb"):
                     pass

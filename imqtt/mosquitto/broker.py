@@ -125,8 +125,6 @@ class Mosquitto:
         """Whether this directory's broker runs, no matter which process started it."""
         return self._pid_file.process() is not None
 
-    # --- starting and stopping
-
     async def start(self) -> None:
         """Returns when the broker accepts connections. Does nothing if it runs already.
 
@@ -294,7 +292,9 @@ class Mosquitto:
                 error: type[SetupError] = SetupError
                 if os.strerror(errno.EADDRINUSE) in said:
                     error = PortTaken
-                    said += self._holders()
+                    ports = (self.port, self.websocket_port, self.internal_port)
+                    held = [f"port {port} by {program}" for port in ports if (program := holder(port))]
+                    said += f" ({', '.join(held)})" if held else ""
                 raise error(f"Mosquitto did not start: {said}; its log is {self.log}")
             if time.monotonic() > deadline:
                 raise SetupError(
@@ -302,12 +302,6 @@ class Mosquitto:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
-
-    def _holders(self) -> str:
-        """For an error: which programs use this broker's ports; empty if unknown."""
-        ports = (self.port, self.websocket_port, self.internal_port)
-        held = [f"port {port} by {program}" for port in ports if (program := holder(port))]
-        return f" ({', '.join(held)})" if held else ""
 
     def _spawn(self, program: str, user: SystemUser | None) -> Process:
         with self._pid_file.claimed() as (descriptor, write):

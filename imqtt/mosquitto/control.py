@@ -49,13 +49,8 @@ class Access:
         """The access to an `imqtt serve` with these settings; None without the server's credentials."""
         if not (config.broker_password or config.broker_certificate):
             return None
-        return cls(
-            config.broker_host,
-            config.broker_port,
-            config.broker_username,
-            config.broker_password,
-            _tls(config),
-        )
+        host, port, username = config.broker_host, config.broker_port, config.broker_username
+        return cls(host, port, username, config.broker_password, _tls(config))
 
     def login(self, username: str, password: str) -> bool:
         """Whether the broker accepts these credentials, like `log_in`. Raises `OSError`."""
@@ -66,11 +61,9 @@ class Access:
         async def log_in() -> bool:
             try:
                 link = await self._connect("", username, password)
-            except ConnackRefused as error:
-                if error.code in _REFUSED_CREDENTIALS:
-                    return False
-                raise ConnectionError(str(error)) from error
             except LinkError as error:
+                if isinstance(error, ConnackRefused) and error.code in _REFUSED_CREDENTIALS:
+                    return False
                 raise ConnectionError(str(error)) from error
             await link.close()
             return True
@@ -112,7 +105,6 @@ class Access:
         _run(tell())
 
     def ask(self, user: str) -> "Told":
-        """Asks the server about a user's devices."""
         import asyncio
 
         from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
@@ -142,11 +134,11 @@ class Access:
 
         return await connect(
             LinkSettings(
-                host=self.host,
-                port=self.port,
-                client_id=client_id,
-                username=username,
-                password=password,
+                self.host,
+                self.port,
+                client_id,
+                username,
+                password,
                 clean_start=True,
                 tls=self.tls,
                 timeout=TIMEOUT,

@@ -19,7 +19,6 @@ class DirectoryLock:
 
     @property
     def held(self) -> bool:
-        """Whether this object has the lock."""
         return self._file is not None
 
     def acquire(self) -> None:

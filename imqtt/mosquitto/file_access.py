@@ -67,5 +67,4 @@ def set_access(path: Path, mode: int, user: SystemUser | None = None) -> None:
 
 
 def create_directory(path: Path) -> None:
-    """Creates a directory of mode 0700 and its parents, unless it exists."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

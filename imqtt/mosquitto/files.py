@@ -68,15 +68,18 @@ class BrokerFiles:
         for path in (self.listeners, self.lock, self.log, self.pid, self.server_password):
             set_access(path, 0o600)
         set_access(self.log.with_name(self.log.name + ".1"), 0o600)
-        self._close_credentials()
+        for directory in (self.directory / "credentials", self.directory / "devices"):
+            set_access(directory, 0o700)
+        with contextlib.suppress(FileNotFoundError):
+            for path in (self.directory / "credentials").iterdir():
+                set_access(path, 0o600)
         own = SystemUser(own_name(), os.geteuid(), os.getegid())
         owner = user or (own if os.geteuid() == 0 else None)
         for path in (self.configuration, self.acl, self.passwords):
             set_access(path, 0o600, owner)
-        with os.scandir(self.state.parent) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):  # a link, or gone
-                    set_access(Path(entry.path), 0o600, owner)
+        for path in self.state.parent.iterdir():
+            with contextlib.suppress(OSError):  # a link, or gone
+                set_access(path, 0o600, owner)
         set_access(self.state.parent, 0o700, owner)
         if user is None:
             set_access(self.home, 0o700, owner)
@@ -87,11 +90,8 @@ class BrokerFiles:
         mode = stat.S_IMODE(self.directory.stat().st_mode)
         if mode & 0o077 == 0:
             return
-        others = sorted(
-            name
-            for name in os.listdir(self.directory)  # noqa: PTH208 - names are all it takes
-            if not name.startswith((*_OWN, "lost+found"))
-        )
+        names = sorted(path.name for path in self.directory.iterdir())
+        others = [name for name in names if not name.startswith((*_OWN, "lost+found"))]
         if others:
             log.warning(
                 "others may enter the data directory %s (mode %04o), which also holds %s; "
@@ -109,10 +109,3 @@ class BrokerFiles:
                 "the data directory %s was open to others (mode %04o); now only %s may enter it (0700)",
                 self.directory, mode, own_name(),
             )  # fmt: skip
-
-    def _close_credentials(self) -> None:
-        for directory in (self.directory / "credentials", self.directory / "devices"):
-            set_access(directory, 0o700)
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory / "credentials") as entries:
-            for entry in entries:
-                set_access(Path(entry.path), 0o600)

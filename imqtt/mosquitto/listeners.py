@@ -111,18 +111,12 @@ def _bind(host: str, port: int, held: contextlib.ExitStack) -> int:
         # port may get the same port for itself, connect to itself, and block the port for the broker.
         for candidate in random.sample(FREE, 100):
             with contextlib.suppress(OSError):
-                _check_unused(family, candidate)
+                # Fails if a program listens on the port or an ended connection lingers on it: Mosquitto
+                # listens for WebSockets on every address, and cannot bind a port with lingering connections.
+                with socket.socket(family, socket.SOCK_STREAM) as probe:
+                    probe.bind(("", candidate))
                 return _bind(host, candidate, held)
     taken = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # even if old connections linger on it
     taken.bind((host, port))
     return int(taken.getsockname()[1])
-
-
-def _check_unused(family: socket.AddressFamily, port: int) -> None:
-    """Raises `OSError` if a program listens on the port, or if an ended connection lingers on it.
-
-    Mosquitto listens for WebSockets on every address, and cannot bind a port with lingering connections.
-    """
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind(("", port))

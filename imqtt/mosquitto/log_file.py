@@ -20,12 +20,9 @@ class LogFile:
 
     def __init__(self, path: Path, *, limit: int = LOG_BYTES) -> None:
         self.path = path
+        self.older = path.with_name(path.name + ".1")
         self.limit = limit
         self._changing = threading.Lock()  # a thread reads the broker's output
-
-    @property
-    def older(self) -> Path:
-        return self.path.with_name(self.path.name + ".1")
 
     def begin(self) -> int:
         """To be called before a broker starts. Returns the size of the file. Raises `OSError`.
@@ -41,9 +38,16 @@ class LogFile:
     def write(self, chunk: bytes) -> None:
         """Appends output. Never raises: a full disk must not stop the broker."""
         with self._changing, contextlib.suppress(OSError):
-            self._append(chunk)
+            if self._size() + len(chunk) > self.limit:
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.replace(self.older)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, chunk)
+            finally:
+                os.close(descriptor)
 
-    def last_words(self, start: int = 0, lines: int = 3) -> str:
+    def last_words(self, start: int = 0) -> str:
         """The last errors after byte `start`, or else the last lines, without their times."""
         try:
             with self.path.open("rb") as log:
@@ -53,17 +57,7 @@ class LogFile:
             return ""
         said = [without_time(line).strip() for line in text.splitlines()]
         errors = [line for line in said if line.startswith(("Error", "Warning: Unable"))]
-        return "; ".join((errors or [line for line in said if line])[-lines:])
-
-    def _append(self, chunk: bytes) -> None:
-        if self._size() + len(chunk) > self.limit:
-            with contextlib.suppress(FileNotFoundError):
-                self.path.replace(self.older)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, chunk)
-        finally:
-            os.close(descriptor)
+        return "; ".join((errors or [line for line in said if line])[-3:])
 
     def _size(self) -> int:
         try:
@@ -73,12 +67,10 @@ class LogFile:
 
 
 def without_time(line: str) -> str:
-    """A line of Mosquitto's log without its time."""
     return _TIME.sub("", line)
 
 
 def _keep_end(path: Path, size: int) -> None:
-    """Truncates a file to its last `size` bytes."""
     if path.stat().st_size <= size:
         return
     with path.open("rb") as file:

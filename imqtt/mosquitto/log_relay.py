@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from imqtt.mosquitto.file_limits import raise_file_limit
@@ -36,13 +37,14 @@ class BrokerLog:
             self._file, self._read = found.st_ino, found.st_size if start is None else start
         except OSError:  # it does not exist yet
             self._file = self._read = 0
-        self._files = _problem(
+        problem = partial(Problem, log, calm=CALM_SECONDS)
+        self._files = problem(
             "Mosquitto has no file descriptors left and refuses connections",
             "Mosquitto has file descriptors again",
         )
-        self._full = _problem("Mosquitto accepts no more devices", "Mosquitto accepts devices again")
-        self._error = _problem("Mosquitto reports an error", "Mosquitto reports no more errors")
-        self._warning = _problem("Mosquitto warns", "Mosquitto warns no more")
+        self._full = problem("Mosquitto accepts no more devices", "Mosquitto accepts devices again")
+        self._error = problem("Mosquitto reports an error", "Mosquitto reports no more errors")
+        self._warning = problem("Mosquitto warns", "Mosquitto warns no more")
 
     def look(self) -> None:
         """Reads the lines that were added since the last look."""
@@ -63,7 +65,6 @@ class BrokerLog:
             self.line(line)
 
     def line(self, line: str) -> None:
-        """Handles one line."""
         said = without_time(line)
         if _OUT_OF_FILES.search(said):
             self._files.note(f"it may open {raise_file_limit()} (raise `ulimit -n` before `imqtt up`)")
@@ -85,7 +86,3 @@ async def follow(broker_log: BrokerLog) -> None:
     while True:
         broker_log.look()
         await asyncio.sleep(LOOK_SECONDS)
-
-
-def _problem(what: str, over: str) -> Problem:
-    return Problem(log, what, over, calm=CALM_SECONDS)

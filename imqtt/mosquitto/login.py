@@ -15,14 +15,13 @@ _CLEAN, _PASSWORD, _USERNAME = 0x02, 0x40, 0x80
 _REFUSED_CREDENTIALS = (4, 5)  # bad username or password; not authorised (MQTT 3.1.1, section 3.2.2.3)
 
 
-def log_in(host: str, port: int, username: str, password: str, client_id: str = "") -> bool:
+def log_in(host: str, port: int, username: str, password: str) -> bool:
     """Connects with a clean session and disconnects. Returns whether the broker accepted.
 
-    The broker assigns a client id if `client_id` is empty; otherwise it ends the connection and session that
-    have this id. Raises `OSError` without an answer of MQTT.
+    The broker assigns the client id. Raises `OSError` without an answer of MQTT.
     """
     body = _text("MQTT") + bytes((4, _USERNAME | _PASSWORD | _CLEAN, 0, 30))
-    body += _text(client_id) + _text(username) + _text(password)
+    body += _text("") + _text(username) + _text(password)
     with socket.create_connection((host, port), TIMEOUT) as connection:
         connection.sendall(bytes((_CONNECT,)) + _length(len(body)) + body)
         answer = b""

@@ -131,7 +131,7 @@ class Passwords:
 
     def outdated(self) -> dict[str, str]:
         """The accounts with names of imqtt 0.1 (`user/device`), and their present names."""
-        return {name: new for name in self._read() if (new := _present_name(name)) is not None}
+        return _outdated(self._read())
 
     def migrate(self) -> list[str]:
         """Renames accounts of imqtt 0.1 from `user/device` to `user@device`. Returns the new usernames.
@@ -140,7 +140,7 @@ class Passwords:
         its password and the old one is removed. A running broker does not reload the file.
         """
         with self._changing() as accounts:
-            renamed = {name: new for name in accounts if (new := _present_name(name)) is not None}
+            renamed = _outdated(accounts)
             for old, new in renamed.items():
                 accounts.setdefault(new, accounts[old])
                 del accounts[old]
@@ -235,10 +235,9 @@ class Passwords:
                 self._reload()  # a broker that is starting loses the first signal
 
 
-def _present_name(username: str) -> str | None:
-    """The present name of a device of imqtt 0.1; None for any other account."""
-    new = username.replace("/", "@", 1)
-    return new if "/" in username and parse_username(new) is not None else None
+def _outdated(accounts: Iterable[str]) -> dict[str, str]:
+    present = {name: name.replace("/", "@", 1) for name in accounts if "/" in name}
+    return {name: new for name, new in present.items() if parse_username(new) is not None}
 
 
 def broker_pid(pid_file: Path) -> int | None:

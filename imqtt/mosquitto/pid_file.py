@@ -42,16 +42,13 @@ class PidFile:
         return pid if str(self._path.with_name("mosquitto.conf")) in command_line(pid) else None
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[tuple[int, Callable[[int], None]]]:
-        """Yields a descriptor for the broker to inherit, and a function that writes its process id.
-
-        Raises `OSError`.
-        """
+    def claimed(self) -> Iterator[tuple[int, Callable[[int], object]]]:
+        """Yields a descriptor to inherit, and a function that writes the broker's pid. Raises `OSError`."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # only `process` has the lock, and for a moment
             os.ftruncate(descriptor, 0)
-            yield descriptor, lambda pid: _write(descriptor, pid)
+            yield descriptor, lambda pid: os.write(descriptor, str(pid).encode())
         finally:
             os.close(descriptor)
 
@@ -75,7 +72,3 @@ class PidFile:
     def remove(self) -> None:
         """To be called after the broker's end."""
         self._path.unlink(missing_ok=True)
-
-
-def _write(descriptor: int, pid: int) -> None:
-    os.write(descriptor, str(pid).encode())

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import cast
 
 from imqtt.mosquitto.system_user import SystemUser
 
@@ -80,22 +82,21 @@ class Process:
         self.pid = self._popen.pid
         self.status: int | None = None
         """The exit status once it has ended and all output was read; negative for a signal."""
-        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._changing = threading.Lock()
+        self._ended: Future[None] = Future()
         threading.Thread(target=self._follow, args=(output,), name=f"output-{self.pid}", daemon=True).start()
 
     async def wait(self) -> int:
         """Returns the exit status once it has ended and all output was read."""
-        while self.status is None:
-            loop = asyncio.get_running_loop()
-            ended = loop.create_future()
-            with self._changing:
-                if self.status is None:
-                    self._waiting.append((loop, ended))
-                else:
-                    ended.set_result(None)
-            await ended
-        return self.status
+        loop = asyncio.get_running_loop()
+        told = asyncio.Event()
+
+        def tell(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(told.set)
+
+        self._ended.add_done_callback(tell)
+        await told.wait()
+        return cast("int", self.status)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Does nothing if it has ended."""
@@ -108,16 +109,6 @@ class Process:
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         while chunk := os.read(descriptor, 65_536):
             output(chunk)
-        status = self._popen.wait()
+        self.status = self._popen.wait()
         self._popen.stdout.close()
-        with self._changing:
-            self.status = status
-            for loop, ended in self._waiting:
-                with contextlib.suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(_resolve, ended)
-            self._waiting.clear()
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+        self._ended.set_result(None)

@@ -1,5 +1,6 @@
 """The system user as which the broker runs if root starts it."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -69,10 +70,8 @@ def _named(name: str) -> SystemUser:
 
 def _default() -> SystemUser:
     for name in (*PACKAGED, "nobody"):
-        try:
+        with contextlib.suppress(SetupError):
             return _named(name)
-        except SetupError:
-            continue
     return SystemUser(str(NOBODY), NOBODY, NOBODY)
 
 

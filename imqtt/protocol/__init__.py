@@ -13,23 +13,12 @@ from imqtt.protocol.check import Bounds, check, check_frame
 from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 __all__ = [
-    "Bounds",
-    "CommandInfo",
-    "Format",
-    "check",
-    "decode_command",
-    "decode_frames",
-    "encode_command",
-    "encode_frame",
-    "format_of",
-    "identify",
-    "join",
+    "Bounds", "CommandInfo", "Format", "check", "decode_command", "decode_frames", "encode_command",
+    "encode_frame", "format_of", "identify", "join",
 ]  # fmt: skip
 
 
 class Format(Enum):
-    """The two forms of the wire protocol."""
-
     JSON = "json"
     PROTOBUF = "protobuf"
 
@@ -40,7 +29,6 @@ class Format(Enum):
 
 
 def format_of(payload: bytes) -> Format:
-    """JSON if the first byte is `{`, else protobuf."""
     return Format.JSON if payload[:1] == b"{" else Format.PROTOBUF
 
 
@@ -64,7 +52,6 @@ def identify(payload: bytes) -> CommandInfo:
 
 
 def encode_command(command: AnyCommand, format: Format) -> bytes:
-    """The payload to publish."""
     if format is Format.JSON:
         return json_format.encode_command(command)
     return protobuf_format.encode_command(command)

@@ -1,6 +1,7 @@
 """The JSON form. A command is one object with a `type`; a packet down is `{"frames": [...]}`."""
 
 import re
+from contextlib import suppress
 
 import msgspec
 
@@ -53,11 +54,8 @@ def decode_command(payload: bytes) -> AnyCommand:
 def identify(payload: bytes) -> CommandInfo:
     """What names the command in `payload`, as far as it can be read."""
     if len(payload) <= READ_UP_TO:
-        try:
+        with suppress(*_UNREADABLE):
             found = _names.decode(payload)
-        except _UNREADABLE:
-            pass
-        else:
             return CommandInfo.of(found.type, found.conversation, found.client_msg_id, found.ref)
     return _scan(payload)
 
@@ -68,7 +66,6 @@ def encode_frame(frame: AnyFrame) -> bytes:
 
 
 def join(frames: list[bytes]) -> bytes:
-    """A packet of encoded frames."""
     return b'{"frames":[' + b",".join(frames) + b"]}"
 
 
@@ -77,10 +74,7 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
     try:
         return _packet.decode(payload).frames
     except _UNREADABLE:
-        return _known_frames(payload)
-
-
-def _known_frames(payload: bytes) -> tuple[AnyFrame, ...]:
+        pass
     try:
         frames = _raw_packet.decode(payload).frames
         return tuple(_frame.decode(frame) for frame in frames if _names.decode(frame).type in FRAMES)

@@ -30,7 +30,6 @@ OVERRIDES: dict[type[Value], Codec] = {}
 
 @cache
 def codec(cls: type[Value]) -> Codec:
-    """The codec of a class of the model."""
     if cls in OVERRIDES:
         return OVERRIDES[cls]
     hints = get_type_hints(cls, include_extras=True)
@@ -48,7 +47,6 @@ def codec(cls: type[Value]) -> Codec:
 
 
 def _field(name: str, annotation: Any) -> Codec:
-    """One field, by its type."""
     for constraint in getattr(annotation, "__metadata__", ()):
         if isinstance(constraint, fields.Inverse):
             return _inverse(name, constraint.name)
@@ -61,7 +59,9 @@ def _field(name: str, annotation: Any) -> Codec:
         return _optional(name, arguments[0])
     if issubclass(annotation, msgspec.Struct):
         return _message(name, annotation)
-    return _id(name) if annotation is Id else _scalar(name)
+    if annotation is Id:
+        return Codec(_scalar(name).fill, lambda message: Id(getattr(message, name)))
+    return _scalar(name)
 
 
 def _scalar(name: str) -> Codec:
@@ -70,10 +70,6 @@ def _scalar(name: str) -> Codec:
             setattr(message, name, scalar)
 
     return Codec(fill, lambda message: getattr(message, name))
-
-
-def _id(name: str) -> Codec:
-    return Codec(_scalar(name).fill, lambda message: Id(getattr(message, name)))
 
 
 def _inverse(name: str, opposite: str) -> Codec:

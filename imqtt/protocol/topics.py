@@ -29,12 +29,10 @@ def parse_username(username: str) -> Device | None:
 
 
 def up(device: Device, partition: int) -> str:
-    """Where a device publishes commands for a partition."""
     return f"imqtt/{device}/up/{partition}"
 
 
 def down(device: Device) -> str:
-    """Where a device receives frames."""
     return f"imqtt/{device}/down"
 
 

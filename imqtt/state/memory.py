@@ -6,9 +6,10 @@ Everything is bounded by count. A dropped entry costs a read of the store, or a 
 import asyncio
 import heapq
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from itertools import count
 
+import msgspec
 from msgspec.structs import replace
 
 from imqtt.core.bucket import Bucket, Rate
@@ -16,32 +17,9 @@ from imqtt.model import Device, Key, Registration
 from imqtt.state.base import SILENCED_MOST, DevicePresence, Worker
 
 
-class MemoryState:
-    """A `State` of one event loop. A device may take `rate` tokens a second and `burst` at once.
-
-    The bounds are counts: `seen` keys, `users` with cached device lists, `devices` with a presence and a
-    bucket.
-    """
-
-    def __init__(
-        self, rate: int, burst: int, *, seen: int = 200_000, users: int = 100_000, devices: int = 200_000
-    ) -> None:
-        self._seen = _Seen(seen)
-        self._lists = _DeviceLists(users)
-        self._presences = _Presences(devices)
-        self._buckets = _Buckets(Rate(rate, burst), devices)
+class _Workers:
+    def __init__(self) -> None:
         self._workers: dict[str, tuple[Worker, float]] = {}  # with its expiry by the loop's clock
-
-    @property
-    def shared(self) -> bool:
-        return False
-
-    @property
-    def trouble(self) -> str:
-        return ""
-
-    async def close(self) -> None:
-        return
 
     async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
         self._workers[worker.id] = (worker, asyncio.get_running_loop().time() + ttl / 1_000)
@@ -55,49 +33,8 @@ class MemoryState:
     async def leave(self, worker: str) -> None:
         self._workers.pop(worker, None)
 
-    async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
-        return self._seen.among(keys)
 
-    async def mark_seen(self, keys: Collection[Key]) -> None:
-        self._seen.add(keys)
-
-    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
-        return self._lists.of(users)
-
-    async def lease_devices(self, users: Collection[str]) -> int:
-        return self._lists.lease
-
-    async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
-        self._lists.fill(lease, lists)
-
-    async def forget_devices(self, users: Collection[str]) -> None:
-        self._lists.forget(users)
-
-    async def distrust_devices(self) -> None:
-        self._lists.forget_all()
-
-    async def arrive(self, presence: DevicePresence) -> None:
-        self._presences.put(presence)
-
-    async def update(self, presence: DevicePresence) -> bool:
-        return self._presences.update(presence)
-
-    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
-        return self._presences.refresh(devices, now, expires)
-
-    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
-        return self._presences.of(users)
-
-    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
-        if longest is not None:
-            self._presences.shorten(now + longest)
-        return list(self._presences.expire(now))
-
-    async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
-        return {device: self._buckets.take(device, tokens, now) for device, tokens in wanted.items()}
-
-
-class _Seen:
+class _SeenKeys:
     """The last `size / 2` to `size` keys in two generations; when one is full, the older one is dropped.
 
     Keeping only hashes takes a quarter of the memory. A collision does no harm, since the answer is "maybe".
@@ -108,10 +45,10 @@ class _Seen:
         self._new: set[int] = set()
         self._old: set[int] = set()
 
-    def among(self, keys: Collection[Key]) -> frozenset[Key]:
+    async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
         return frozenset(key for key in keys if (seen := hash(key)) in self._new or seen in self._old)
 
-    def add(self, keys: Collection[Key]) -> None:
+    async def mark_seen(self, keys: Collection[Key]) -> None:
         for key in keys:
             if len(self._new) >= self._half:
                 self._old, self._new = self._new, set()
@@ -126,13 +63,13 @@ class _DeviceLists:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self._most_users = size
         self._lists: OrderedDict[str, tuple[Registration, ...]] = OrderedDict()
         self._forgotten: OrderedDict[str, int] = OrderedDict()  # user -> the first lease given after
         self._oldest = 0  # leases before this one are older than the entries of `_forgotten`
-        self.lease = 0
+        self._lease = 0
 
-    def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
         found: dict[str, tuple[Registration, ...]] = {}
         for user in users:
             if (devices := self._lists.get(user)) is not None:
@@ -140,45 +77,43 @@ class _DeviceLists:
                 found[user] = devices
         return found
 
-    def fill(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
+    async def lease_devices(self, users: Collection[str]) -> int:
+        return self._lease
+
+    async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
         if lease < self._oldest:
             return
         for user, devices in lists.items():
             if self._forgotten.get(user, 0) <= lease:
                 self._lists[user] = devices
                 self._lists.move_to_end(user)
-        while len(self._lists) > self._size:
+        while len(self._lists) > self._most_users:
             self._lists.popitem(last=False)
 
-    def forget_all(self) -> None:
-        self.lease += 1
-        self._oldest = self.lease
+    async def distrust_devices(self) -> None:
+        self._lease += 1
+        self._oldest = self._lease
         self._lists.clear()
         self._forgotten.clear()
 
-    def forget(self, users: Collection[str]) -> None:
-        self.lease += 1
+    async def forget_devices(self, users: Collection[str]) -> None:
+        self._lease += 1
         for user in users:
             self._lists.pop(user, None)
-            self._forgotten[user] = self.lease
+            self._forgotten[user] = self._lease
             self._forgotten.move_to_end(user)
-        while len(self._forgotten) > self._size:
+        while len(self._forgotten) > self._most_users:
             _, self._oldest = self._forgotten.popitem(last=False)
 
 
-class _Entry:
+class _Entry(msgspec.Struct):
     """A device's presence. `due`: the time of its entry in the queue of expiries; 0: it has none."""
 
-    __slots__ = ("due", "expires", "nonce", "since", "state")
-
-    def __init__(self) -> None:
-        self.due = 0
-
-    def set(self, presence: DevicePresence) -> None:
-        self.nonce = presence.nonce
-        self.state = presence.state
-        self.since = presence.since
-        self.expires = presence.expires
+    nonce: str
+    state: str
+    since: int
+    expires: int
+    due: int = 0
 
     def of(self, device: Device) -> DevicePresence:
         return DevicePresence(device, self.nonce, self.state, self.since, self.expires)
@@ -192,39 +127,42 @@ class _Presences:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self._most_devices = size
         self._entries: OrderedDict[Device, _Entry] = OrderedDict()
         self._devices: dict[str, set[Device]] = {}
         self._queue: list[tuple[int, int, Device]] = []
         self._order = count()
         self._last = 0  # no presence lasts beyond this
 
-    def put(self, presence: DevicePresence) -> None:
+    async def arrive(self, presence: DevicePresence) -> None:
         device = presence.device
-        entry = self._entries.get(device)
-        if entry is None:
-            entry = self._entries[device] = _Entry()
-            self._devices.setdefault(device.user, set()).add(device)
-            if len(self._entries) > self._size:
-                self._drop_oldest()
+        known = self._entries.pop(device, None)
+        entry = _Entry(presence.nonce, presence.state, presence.since, presence.expires)
+        self._entries[device] = entry
+        if known is not None:
+            entry.due = known.due
         else:
-            self._entries.move_to_end(device)
-        entry.set(presence)
+            self._devices.setdefault(device.user, set()).add(device)
+            if len(self._entries) > self._most_devices:
+                oldest, _ = self._entries.popitem(last=False)
+                self._devices[oldest.user].discard(oldest)
+                if not self._devices[oldest.user]:
+                    del self._devices[oldest.user]
         self._last = max(self._last, entry.expires)
         if entry.state != "offline" and (not entry.due or presence.expires < entry.due):
             self._enqueue(device, entry)
 
-    def update(self, presence: DevicePresence) -> bool:
+    async def update(self, presence: DevicePresence) -> bool:
         entry = self._entries.get(presence.device)
         nonce = entry.nonce if entry is not None else ""
         if nonce not in ("", presence.nonce):
             return False
         if not nonce and presence.state == "offline":
             presence = replace(presence, nonce="")
-        self.put(presence)
+        await self.arrive(presence)
         return True
 
-    def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
+    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
         self._last = max(self._last, expires)
         appeared: dict[Device, str] = {}
         for device in devices:
@@ -234,29 +172,21 @@ class _Presences:
                 self._entries.move_to_end(device)
             elif entry is None or not 0 < entry.expires - now <= SILENCED_MOST:
                 nonce = entry.nonce if entry is not None and entry.expires == entry.since else ""
-                self.put(DevicePresence(device, nonce, "online", now, expires))
+                await self.arrive(DevicePresence(device, nonce, "online", now, expires))
                 appeared[device] = nonce
         return appeared
 
-    def of(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
+    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         return {
             user: tuple(self._entries[device].of(device) for device in sorted(self._devices[user]))
             for user in users
             if user in self._devices
         }
 
-    def shorten(self, latest: int) -> None:
-        """Ends every presence by `latest`. Costs nothing if none lasts longer, which is the usual case."""
-        if self._last <= latest:
-            return
-        self._last = latest
-        for device, entry in self._entries.items():
-            if entry.expires > latest:
-                entry.expires = latest
-                if entry.due > latest:
-                    self._enqueue(device, entry)
-
-    def expire(self, now: int) -> Iterator[DevicePresence]:
+    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
+        if longest is not None:
+            self._shorten(now + longest)
+        gone: list[DevicePresence] = []
         while self._queue and self._queue[0][0] <= now:
             due, _, device = heapq.heappop(self._queue)
             entry = self._entries.get(device)
@@ -269,26 +199,31 @@ class _Presences:
                 self._enqueue(device, entry)
                 continue
             entry.state, entry.since = "offline", entry.expires
-            yield entry.of(device)
+            gone.append(entry.of(device))
+        return gone
+
+    def _shorten(self, latest: int) -> None:
+        """Ends every presence by `latest`. Costs nothing if none lasts longer, which is the usual case."""
+        if self._last <= latest:
+            return
+        self._last = latest
+        for device, entry in self._entries.items():
+            if entry.expires > latest:
+                entry.expires = latest
+                if entry.due > latest:
+                    self._enqueue(device, entry)
 
     def _enqueue(self, device: Device, entry: _Entry) -> None:
         entry.due = entry.expires
         heapq.heappush(self._queue, (entry.due, next(self._order), device))
-        if len(self._queue) > 2 * self._size:  # mostly devices that were dropped
+        if len(self._queue) > 2 * self._most_devices:  # mostly devices that were dropped
             self._queue = [
                 (entry.due, next(self._order), device) for device, entry in self._entries.items() if entry.due
             ]
             heapq.heapify(self._queue)
 
-    def _drop_oldest(self) -> None:
-        device, _ = self._entries.popitem(last=False)
-        devices = self._devices[device.user]
-        devices.discard(device)
-        if not devices:
-            del self._devices[device.user]
 
-
-class _Buckets:
+class _RateLimits:
     """The devices' token buckets, in LRU order.
 
     A bucket that was not used for long is full, and dropping it changes nothing. If an emptier one is
@@ -297,23 +232,46 @@ class _Buckets:
 
     def __init__(self, rate: Rate, size: int) -> None:
         self._rate = rate
-        self._size = size
+        self._most_buckets = size
         self._buckets: OrderedDict[Device, Bucket] = OrderedDict()
         self._dropped: Bucket | None = None
 
-    def take(self, device: Device, wanted: int, now: int) -> int:
+    async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
+        return {device: self._take(device, tokens, now) for device, tokens in wanted.items()}
+
+    def _take(self, device: Device, wanted: int, now: int) -> int:
         bucket = self._buckets.get(device)
         if bucket is None:
             bucket = self._dropped or self._rate.fresh(now)
         self._buckets[device], taken = self._rate.take(bucket, wanted, now)
         self._buckets.move_to_end(device)
-        if len(self._buckets) > self._size:
-            self._drop_oldest(now)
+        if len(self._buckets) > self._most_buckets:
+            _, bucket = self._buckets.popitem(last=False)
+            emptiest = self._rate.refill(bucket, now)
+            if self._dropped is not None:
+                emptiest = min(emptiest, self._rate.refill(self._dropped, now))
+            self._dropped = emptiest if emptiest.level < self._rate.full else None
         return taken
 
-    def _drop_oldest(self, now: int) -> None:
-        _, bucket = self._buckets.popitem(last=False)
-        emptiest = self._rate.refill(bucket, now)
-        if self._dropped is not None:
-            emptiest = min(emptiest, self._rate.refill(self._dropped, now))
-        self._dropped = emptiest if emptiest.level < self._rate.full else None
+
+class MemoryState(_Workers, _SeenKeys, _DeviceLists, _Presences, _RateLimits):
+    """A `State` of one event loop. A device may take `rate` tokens a second and `burst` at once.
+
+    The bounds are counts: `seen` keys, `users` with cached device lists, `devices` with a presence and a
+    bucket.
+    """
+
+    shared = False
+    trouble = ""
+
+    def __init__(
+        self, rate: int, burst: int, *, seen: int = 200_000, users: int = 100_000, devices: int = 200_000
+    ) -> None:
+        _Workers.__init__(self)
+        _SeenKeys.__init__(self, seen)
+        _DeviceLists.__init__(self, users)
+        _Presences.__init__(self, devices)
+        _RateLimits.__init__(self, Rate(rate, burst), devices)
+
+    async def close(self) -> None:
+        return

@@ -5,8 +5,9 @@ therefore a compare-and-set on the conversation's head, and two simultaneous own
 """
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -14,6 +15,10 @@ from imqtt.errors import ImqttError
 from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
 
 HOW_TO_FINISH = "run the same `imqtt store copy` again to complete it"
+
+END = (1 << 63) - 1  # the largest integer that any store holds
+
+T = TypeVar("T")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -72,6 +77,13 @@ class RecordRefused(ImqttError):
     """The store refuses all of the records because it cannot hold one of them."""
 
     code = "record_refused"
+
+
+def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of at most `size`."""
+    remaining = iter(values)
+    while chunk := list(islice(remaining, size)):
+        yield chunk
 
 
 class LogStore(Protocol):
@@ -176,13 +188,6 @@ class DeviceStore(Protocol):
 class CopyStore(Protocol):
     """All rows, for a copy of the store."""
 
-    async def set_unfinished(self, unfinished: bool) -> None:
-        """Marks the store as an unfinished copy, or as a finished one.
-
-        An unfinished copy can only be opened with `copying`: a server would treat its missing conversations
-        as conversations that never existed.
-        """
-
     async def conversations(self, after: str, limit: int) -> list[str]:
         """The first `limit` conversations after `after` that have events, members or marks.
 
@@ -215,6 +220,13 @@ class Store(LogStore, MemberStore, MarkStore, DeviceStore, CopyStore, Protocol):
     @property
     def shared(self) -> bool:
         """Whether other processes may also have the store open."""
+
+    async def set_unfinished(self, unfinished: bool) -> None:
+        """Marks the store as an unfinished copy, or as a finished one.
+
+        An unfinished copy can only be opened with `copying`: a server would treat its missing conversations
+        as conversations that never existed.
+        """
 
     async def close(self) -> None:
         """Completes pending writes and releases files or connections."""

@@ -360,10 +360,10 @@ def test_a_link_that_only_receives_pings_too() -> None:
 
 def test_a_peer_that_nobody_reads_is_not_given_up() -> None:
     connection = opened()
-    connection.reading(False)
+    connection.reading = False
 
     assert connection.tick(60.0) == []
-    connection.reading(True)
+    connection.reading = True
     assert connection.tick(61.0) == []
 
 

@@ -258,7 +258,7 @@ async def test_whoever_spoke_while_redis_was_away_and_wiped_is_told_of(room: Roo
     await room.presences.refresh([ALICE])
     room.redis.resume(room.state)
     await back(room.state)
-    await eventually(lambda: room.state._presences._appeared, what="Alice's presence in Redis")
+    await eventually(lambda: room.state._appeared, what="Alice's presence in Redis")
     await room.presences.refresh([BOB])
     await room.hears(("alice", "online"))
 

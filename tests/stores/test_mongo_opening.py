@@ -106,9 +106,9 @@ async def test_a_file_in_the_address_that_is_not_there(driver: str) -> None:
     ],
 )
 async def test_an_option_counts_if_the_driver_takes_it(driver: str, options: str, seconds: float) -> None:
-    client = mongo_client.connect(f"mongodb://127.0.0.1/imqtt?{options}", "", driver)
-    assert client.options.pool_options.socket_timeout == seconds
-    await mongo_client.disconnect(client)
+    database = mongo_client.connect(f"mongodb://127.0.0.1/imqtt?{options}", "", driver)
+    assert database.client.options.pool_options.socket_timeout == seconds
+    await mongo_client.disconnect(database)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -58,7 +58,6 @@ def _is_forbidden(error: Exception) -> bool:
 
 
 def pack(command: tuple[str | bytes | int, ...]) -> bytes:
-    """The command as Redis's protocol encodes it."""
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # typed as a pair of one
     return packed
 
@@ -89,11 +88,8 @@ class Address:
         if password:
             arguments["password"] = password
         self._arguments: Mapping[str, Any] = arguments
-        where = (
-            parts.path
-            if parts.scheme == "unix"
-            else f"{host_port(parts.hostname or 'localhost', port or 6379)}"
-        )
+        where = host_port(parts.hostname or "localhost", port or 6379)
+        where = parts.path if parts.scheme == "unix" else where
         self._text = f"{where}, database {arguments.get('db', 0)}"
 
     def __str__(self) -> str:
@@ -121,7 +117,6 @@ class Address:
 
 
 async def ask(connection: AbstractConnection, *command: str | bytes | int) -> object:
-    """Sends one command and returns its answer."""
     await connection.send_packed_command(pack(command), check_health=False)
     answer: object = await connection.read_response()
     return answer
@@ -145,19 +140,16 @@ async def open_first(address: Address, keys: Keys) -> AbstractConnection:
 
 def _problem(error: Exception, address: Address) -> str:
     """The error's text for the operator, or "" if it may pass, such as while Redis is starting."""
-    sentence = ""
     if isinstance(error, AuthenticationError | AuthorizationError):
-        sentence = f"the Redis at {address} refuses this user and password: {error}"
-    elif _is_forbidden(error):
-        sentence = (
+        return f"the Redis at {address} refuses this user and password: {error}"
+    if _is_forbidden(error):
+        return (
             f"the Redis at {address} does not give this user enough permissions: {error}. imqtt needs "
             "~imqtt:* +@read +@write +@scripting +@connection +info +time"
         )
-    elif isinstance(error, ResponseError) and not is_away(error):
-        sentence = f"the Redis at {address} refuses a command: {error}"
-    elif isinstance(error, InvalidResponse):
-        sentence = f"the server at {address} is not a Redis"
-    return sentence
+    if isinstance(error, ResponseError) and not is_away(error):
+        return f"the Redis at {address} refuses a command: {error}"
+    return f"the server at {address} is not a Redis" if isinstance(error, InvalidResponse) else ""
 
 
 async def _check(connection: AbstractConnection, address: Address, keys: Keys) -> None:

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from imqtt.core.backoff import backoff
 from imqtt.problems import Problem, explain
 from imqtt.state.base import StateAway
-from imqtt.state.redis.address import Address, is_away, open_first, pack
+from imqtt.state.redis.address import Address, is_away, pack
 from imqtt.state.redis.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,12 @@ class Connection:
         self._address = address
         self._keys = keys
         self._loop = asyncio.get_running_loop()
-        self._recovered: list[Callable[[], None]] = []
+        self._recovered: list[Callable[[], object]] = []
         self._refusals: set[str] = set()
         self._waiting: list[Request] = []
         self._under_way: deque[Request] = deque()
         self._wake = asyncio.Event()
-        self._trouble = ""
+        self.trouble = ""  # the time and cause since which Redis is away
         self._problem = Problem(
             log,
             f"Redis at {address} is away and the store is read instead",
@@ -72,20 +72,7 @@ class Connection:
         self._closed = False
         self._task = self._loop.create_task(self._run(connection), name="redis-link")
 
-    @classmethod
-    async def open(cls, address: Address, keys: Keys, trip_seconds: float) -> "Connection":
-        """Redis counts as away if a round trip takes longer than `trip_seconds`.
-
-        Raises `SetupError` if there is no suitable Redis.
-        """
-        return cls(address, keys, await open_first(address, keys), trip_seconds)
-
-    @property
-    def trouble(self) -> str:
-        """The time and cause since which Redis is away, or ""."""
-        return self._trouble
-
-    def when_back(self, recovered: Callable[[], None]) -> None:
+    def when_back(self, recovered: Callable[[], object]) -> None:
         """Calls `recovered` on each reconnect, before other calls are accepted."""
         self._recovered.append(recovered)
 
@@ -99,8 +86,8 @@ class Connection:
         If one fails with `StateAway`, all later ones fail too, until Redis is back.
         """
         answer: asyncio.Future[Any] = self._loop.create_future()
-        if self._trouble or self._closed:
-            answer.set_exception(StateAway(self._trouble or "the state is closed"))
+        if self.trouble or self._closed:
+            answer.set_exception(StateAway(self.trouble or "the state is closed"))
             return answer
         self._waiting.append(Request(pack(command), answer))
         self._wake.set()
@@ -128,12 +115,11 @@ class Connection:
                 attempt = 0
             connection, attempt = await self._connect_again(attempt)
             self._problem.end()
-            self._trouble = ""
+            self.trouble = ""
             for recovered in self._recovered:
                 recovered()
 
     async def _serve(self, connection: AbstractConnection) -> None:
-        """Makes round trips until one fails."""
         while True:
             if not self._waiting:
                 self._wake.clear()
@@ -194,11 +180,11 @@ class Connection:
     def _away(self, error: Exception) -> None:
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         why = explain(error)
-        self._trouble = f"Redis at {self._address} is away since {since}: {why}"
+        self.trouble = f"Redis at {self._address} is away since {since}: {why}"
         self._problem.start(why)
         if not is_away(error):
             log.error("Redis at %s: a bug in imqtt", self._address, exc_info=error)
-        self._fail(self._trouble)
+        self._fail(self.trouble)
 
     def _fail(self, reason: str) -> None:
         requests = [*self._under_way, *self._waiting]
@@ -220,10 +206,5 @@ class Connection:
 
 
 def undelivered(answer: asyncio.Future[Any]) -> bool:
-    """Whether a call that nobody awaited has to be repeated. Logs other errors, which are bugs."""
-    if answer.cancelled():
-        return True
-    error = answer.exception()
-    if error is not None and not isinstance(error, StateAway):
-        log.error("Redis refuses a command", exc_info=error)
-    return isinstance(error, StateAway)
+    """Whether a call that nobody awaited has to be repeated."""
+    return answer.cancelled() or answer.exception() is not None

@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 
 from imqtt.model import Device, Registration
+from imqtt.state.base import StateAway
 from imqtt.state.redis.connection import Connection, undelivered
 from imqtt.state.redis.keys import Keys
 from imqtt.state.redis.scripts import FILL, FORGET, FORGET_ALL, LEASE
@@ -28,8 +31,6 @@ class _Row(msgspec.Struct, array_like=True, frozen=True):
 
 _decode = msgspec.msgpack.Decoder(list[_Row]).decode
 
-Lists = dict[str, tuple[Registration, ...]]
-
 
 class DeviceLists:
     """Leases as in memcached (Nishtala et al., "Scaling Memcache at Facebook", 2013).
@@ -43,17 +44,18 @@ class DeviceLists:
         self._link = link
         self._keys = keys
         self._decoded: dict[str, tuple[bytes, tuple[Registration, ...]]] = {}
-        link.when_back(self._is_back)
+        link.when_back(self._forget_all)
 
-    async def of(self, users: Collection[str]) -> Lists:
-        """The cached lists. Raises `StateAway`."""
+    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
+        found: dict[str, tuple[Registration, ...]] = {}
         if not users:
-            return {}
+            return found
         users = list(users)
-        key = self._keys.devices
-        answer = await self._link.call("MGET", self._keys.forgotten, *[key(user) for user in users])
+        try:
+            answer = await self._link.call("MGET", self._keys.forgotten, *map(self._keys.devices, users))
+        except StateAway:
+            return found
         forgotten = answer[0] or b""
-        found: Lists = {}
         for user, value in zip(users, answer[1:], strict=True):
             if value is None or len(value) == TICK or value[:TICK] < forgotten:
                 continue
@@ -66,12 +68,15 @@ class DeviceLists:
                 found[user] = registrations
         return found
 
-    async def lease(self) -> int:
-        """Raises `StateAway`."""
-        return int(await self._link.call("EVAL", LEASE, 1, self._keys.lists))
+    async def lease_devices(self, users: Collection[str]) -> int:
+        try:
+            return int(await self._link.call("EVAL", LEASE, 1, self._keys.lists))
+        except StateAway:
+            return 0  # older than every list
 
-    async def fill(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
-        """Raises `StateAway`."""
+    async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
+        if not (lists and lease):
+            return
         values = [
             _encode(
                 [
@@ -81,31 +86,31 @@ class DeviceLists:
             )
             for devices in lists.values()
         ]
-        await self._link.call("EVAL", FILL, *self._names(lists), lease, *values)
+        with suppress(StateAway):
+            await self._link.call("EVAL", FILL, *self._names(lists), lease, *values)
 
-    async def forget(self, users: Collection[str]) -> None:
-        """Raises `StateAway`; then everything is forgotten on reconnect."""
-        await self._told("EVAL", FORGET, *self._names(users))
+    async def forget_devices(self, users: Collection[str]) -> None:
+        if users:
+            await asyncio.wait([self._forget(FORGET, *self._names(users))])
 
-    async def forget_all(self) -> None:
-        """As `forget`, for every user."""
-        await self._told("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
+    async def distrust_devices(self) -> None:
+        await asyncio.wait([self._forget_all()])
 
-    def _is_back(self) -> None:
-        answer = self._link.submit("EVAL", FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
-        answer.add_done_callback(undelivered)  # if it fails, it is sent again on the next reconnect
+    def _forget_all(self) -> asyncio.Future[Any]:
+        return self._forget(FORGET_ALL, 2, self._keys.lists, self._keys.forgotten)
 
-    async def _told(self, *command: str | int) -> None:
-        """Sends the command even if the caller is cancelled: the change of the store is committed."""
-        answer = self._link.submit(*command)
+    def _forget(self, *script: str | int) -> asyncio.Future[Any]:
+        """Sent even if the caller is cancelled, since the change of the store is committed.
+
+        If it fails, Redis is away, and everything is forgotten on reconnect.
+        """
+        answer = self._link.submit("EVAL", *script)
         answer.add_done_callback(undelivered)
-        await asyncio.wait([answer])
-        answer.result()
+        return answer
 
     def _names(self, users: Collection[str]) -> list[str | int]:
         """A script's keys: their number, the clock's and the users'."""
-        key = self._keys.devices
-        return [1 + len(users), self._keys.lists, *[key(user) for user in users]]
+        return [1 + len(users), self._keys.lists, *map(self._keys.devices, users)]
 
 
 def _registrations(user: str, packed: bytes) -> tuple[Registration, ...] | None:

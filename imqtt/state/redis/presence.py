@@ -9,7 +9,7 @@ import msgspec
 
 from imqtt.model import Device
 from imqtt.state.base import DevicePresence, StateAway
-from imqtt.state.redis.connection import Connection, undelivered
+from imqtt.state.redis.connection import Connection, Refusal, undelivered
 from imqtt.state.redis.keys import Keys
 from imqtt.state.redis.scripts import APPEAR, EXPIRE, PRESENCE, PUT
 
@@ -41,11 +41,7 @@ class Change(NamedTuple):
     presence: DevicePresence
 
 
-class Spoke(NamedTuple):
-    """The time of a device's last command, and the expiry that it sets. Milliseconds."""
-
-    now: int
-    expires: int
+Spoke = tuple[int, int]  # the time of a device's last command, and the expiry that it sets, in milliseconds
 
 
 class Presences:
@@ -90,7 +86,7 @@ class Presences:
             # tells whether one is absent. Querying the scores as well doubled the cost of each batch.
             stepped_back = self._latest - expires > CLOCK_STEP
             self._latest = expires if stepped_back else max(expires, self._latest + 1)
-            spoke = dict.fromkeys(devices, Spoke(now, self._latest))
+            spoke = dict.fromkeys(devices, (now, self._latest))
             try:
                 if await self._refresh(spoke) < len(spoke) and (
                     absent := _absent(spoke, await self._look(spoke))
@@ -100,19 +96,26 @@ class Presences:
                 self._miss_commands(spoke)
         return appeared
 
-    async def of(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
-        """Raises `StateAway`."""
+    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
         if not users:
             return {}
         users = list(users)
         hashes = [self._keys.presence(user) for user in users]
-        answer = await self._link.call("EVAL", PRESENCE, 1 + len(users), self._keys.expiries, *hashes, *users)
+        try:
+            answer = await self._link.call(
+                "EVAL", PRESENCE, 1 + len(users), self._keys.expiries, *hashes, *users
+            )
+        except Refusal:
+            return {}  # Redis would refuse it again, and the caller would retry for ever
         found: dict[str, list[DevicePresence]] = {}
         for number, device, entry, expires in answer:
             presence = _presence(Device(users[number], device.decode(errors="replace")), entry, expires)
             if presence is not None:
                 found.setdefault(users[number], []).append(presence)
-        return {user: tuple(sorted(devices, key=_device)) for user, devices in found.items()}
+        return {
+            user: tuple(sorted(devices, key=lambda presence: presence.device))
+            for user, devices in found.items()
+        }
 
     async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
         """At most about `EXPIRED_AT_MOST`; fewer if Redis goes away."""
@@ -145,7 +148,7 @@ class Presences:
 
     def _refresh(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
         """The number of scores that changed. XX: skips offline devices. GT: scores only grow."""
-        scores = [part for device, spoken in spoke.items() for part in (spoken.expires, str(device))]
+        scores = [part for device, (_, expires) in spoke.items() for part in (expires, str(device))]
         return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
 
     def _look(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
@@ -184,13 +187,13 @@ class Presences:
     def _looked(self, spoke: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
         if undelivered(answer):
             self._miss_commands(spoke | self._spoke)
-        elif answer.exception() is None and (absent := _absent(spoke, answer.result())):
+        elif absent := _absent(spoke, answer.result()):
             self._appear(absent).add_done_callback(partial(self._appeared_late, absent))
 
     def _appeared_late(self, absent: dict[Device, Spoke], answer: asyncio.Future[Any]) -> None:
         if undelivered(answer):
             self._miss_commands(absent | self._spoke)
-        elif answer.exception() is None:
+        else:
             self._appeared |= _numbered(absent, answer.result())
 
 
@@ -213,7 +216,3 @@ def _presence(device: Device, entry: bytes, expires: bytes | None) -> DevicePres
         return None
     until = known.expires if expires is None else int(float(expires))
     return DevicePresence(device, known.nonce, known.state, known.since, until)
-
-
-def _device(presence: DevicePresence) -> Device:
-    return presence.device

@@ -1,8 +1,4 @@
-"""State in Redis, for servers of many processes on many machines.
-
-Correctness does not depend on it. A Redis that is slow, away, wiped or restored from an older copy costs
-reads of the store, or safe assumptions.
-"""
+"""State in Redis, for servers of many processes on many machines."""
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -11,11 +7,11 @@ from time import time
 
 import msgspec
 
-from imqtt.model import Device, Key, Registration
-from imqtt.state.base import DevicePresence, StateAway, Worker
+from imqtt.model import Device, Key
+from imqtt.state.base import StateAway, Worker
 from imqtt.state.memory import MemoryState
-from imqtt.state.redis.address import Address
-from imqtt.state.redis.connection import TRIP_SECONDS, Connection, Refusal
+from imqtt.state.redis.address import Address, open_first
+from imqtt.state.redis.connection import TRIP_SECONDS, Connection
 from imqtt.state.redis.device_lists import DeviceLists
 from imqtt.state.redis.keys import SEEN_DIGEST, Keys
 from imqtt.state.redis.presence import Presences
@@ -24,19 +20,19 @@ from imqtt.state.redis.scripts import BEAT, MARK_SEEN, SEEN, TAKE, WORKERS
 _worker = msgspec.json.Decoder(Worker).decode
 
 
-class RedisState:
+class RedisState(DeviceLists, Presences):
     """A `State` that all processes of a cluster share. See `open`."""
+
+    shared = True
 
     def __init__(
         self, link: Connection, keys: Keys, rate: int, burst: int, clock: Callable[[], float] = time
     ) -> None:
-        self._link = link
-        self._keys = keys
+        DeviceLists.__init__(self, link, keys)
+        Presences.__init__(self, link, keys)
         self._rate = rate
         self._full = burst * 1_000
         self._clock = clock
-        self._lists = DeviceLists(link, keys)
-        self._presences = Presences(link, keys)
         self._meanwhile = MemoryState(rate, burst)  # limits each process while Redis is away
 
     @classmethod
@@ -55,12 +51,9 @@ class RedisState:
         TLS takes `?ssl_ca_certs=/path`, `ssl_certfile` and `ssl_keyfile`. Redis counts as away if a round
         trip takes longer than `trip_seconds`. Raises `SetupError` if the operator has to correct something.
         """
-        keys = Keys(cluster)
-        return cls(await Connection.open(Address(url, password), keys, trip_seconds), keys, rate, burst)
-
-    @property
-    def shared(self) -> bool:
-        return True
+        address, keys = Address(url, password), Keys(cluster)
+        connection = await open_first(address, keys)
+        return cls(Connection(address, keys, connection, trip_seconds), keys, rate, burst)
 
     @property
     def trouble(self) -> str:
@@ -96,50 +89,6 @@ class RedisState:
         if keys:
             with suppress(StateAway):
                 await self._link.call("EVAL", MARK_SEEN, 1, self._filters()[0], _digests(keys))
-
-    async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
-        try:
-            return await self._lists.of(users)
-        except StateAway:
-            return {}
-
-    async def lease_devices(self, users: Collection[str]) -> int:
-        try:
-            return await self._lists.lease()
-        except StateAway:
-            return 0  # older than every list
-
-    async def fill_devices(self, lease: int, lists: Mapping[str, tuple[Registration, ...]]) -> None:
-        if lists and lease:
-            with suppress(StateAway):
-                await self._lists.fill(lease, lists)
-
-    async def forget_devices(self, users: Collection[str]) -> None:
-        if users:
-            with suppress(StateAway):
-                await self._lists.forget(users)
-
-    async def distrust_devices(self) -> None:
-        with suppress(StateAway):
-            await self._lists.forget_all()
-
-    async def arrive(self, presence: DevicePresence) -> None:
-        await self._presences.arrive(presence)
-
-    async def update(self, presence: DevicePresence) -> bool:
-        return await self._presences.update(presence)
-
-    async def refresh(self, devices: Collection[Device], now: int, expires: int) -> dict[Device, str]:
-        return await self._presences.refresh(devices, now, expires)
-
-    async def presence(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]]:
-        try:
-            return await self._presences.of(users)
-        except Refusal:
-            return {}  # Redis would refuse it again, and the caller would retry for ever
-
-    async def expired(self, now: int, longest: int | None = None) -> list[DevicePresence]:
-        return await self._presences.expired(now, longest)
 
     async def take(self, wanted: Mapping[Device, int], now: int) -> dict[Device, int]:
         if not wanted:

@@ -1,7 +1,7 @@
 """Verifies a copy: reads both stores again and compares digests, conversation by conversation."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -11,13 +11,12 @@ from imqtt.errors import ImqttError
 from imqtt.model import Marks
 from imqtt.stores.base import Record
 from imqtt.stores.copy.source import (
-    CONVERSATIONS,
     FIRST_EVENTS,
     LANES,
-    ROWS,
     Progress,
     Reading,
     Source,
+    Tell,
     both,
     device_of,
     device_pages,
@@ -55,14 +54,14 @@ class CopyDiffers(ImqttError):
         self.seq = seq
 
 
-async def verify(source: Source, target: Source, tell: Callable[[Progress], None], *, live: bool) -> Copied:
+async def verify(source: Source, target: Source, tell: Tell, *, live: bool) -> Copied:
     """Raises `CopyDiffers` at the first difference, in order of conversations.
 
     If the source is `live`, it may have more than the target.
     """
     whole = blake2b(digest_size=DIGEST_SIZE)
     copied = Copied(0, 0, 0, 0, 0, 0, "")
-    async for names in both(pages(source), pages(target), CONVERSATIONS, str):
+    async for names in both(pages(source), pages(target), str):
         page = [name for name, ours, theirs in names if _is_in_target(name, ours, theirs, live)]
         logs = await _compare_logs(source, target, page, live)
         members = await _compare_members(source, target, page, live)
@@ -77,7 +76,7 @@ async def verify(source: Source, target: Source, tell: Callable[[Progress], None
         )
         tell(Progress("verifying", copied.conversations, copied.events))
     devices = 0
-    async for rows in both(device_pages(source), device_pages(target), ROWS, device_of):
+    async for rows in both(device_pages(source), device_pages(target), device_of):
         for device, ours, theirs in rows:
             # During a live copy a device may register again, as each `Hello` does, or be removed. The target
             # may have it as before; a device that was removed is pruned there later.
@@ -129,7 +128,6 @@ async def _compare_logs(
 
 
 async def _digest(reading: Reading, conversation: str, end: int) -> bytes:
-    """The digest of a log up to seq `end`."""
     digest = blake2b(digest_size=DIGEST_SIZE)
     seq = 0
     while seq < end:
@@ -156,7 +154,6 @@ def _row(record: Record) -> bytes:
 
 
 async def _first_difference(source: Source, target: Source, conversation: str) -> int:
-    """The first seq at which two logs differ."""
     seq = 0
     while True:
         ours = await source.records_after(conversation, seq, FIRST_EVENTS)

@@ -9,12 +9,12 @@ consistent: first the marks, which are bounded by the head at that time, then th
 members, whose rows are written before the events that add them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from imqtt.errors import SetupError
-from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused, Store
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused, Store, chunks
 from imqtt.stores.copy.comparison import Copied, CopyDiffers, verify
 from imqtt.stores.copy.source import (
     BYTES,
@@ -24,6 +24,7 @@ from imqtt.stores.copy.source import (
     Progress,
     Reading,
     Source,
+    Tell,
     both,
     device_of,
     device_pages,
@@ -33,16 +34,8 @@ from imqtt.stores.copy.source import (
     side_by_side,
 )
 
-T = TypeVar("T")
 
-
-def _silent(_: Progress) -> None:
-    pass
-
-
-async def copy(
-    source: Source, target: Store, *, live: bool = False, tell: Callable[[Progress], None] = _silent
-) -> Copied:
+async def copy(source: Source, target: Store, *, live: bool = False, tell: Tell = lambda _: None) -> Copied:
     """Copies what the target lacks, and verifies all of it.
 
     `live`: others may write to the source meanwhile; the target then has a prefix of each log as of about
@@ -68,9 +61,6 @@ async def copy(
     return copied._replace(added=added)
 
 
-# --- checks before a copy
-
-
 class Plan(NamedTuple):
     """The size of the source. `held`: its events that the target already has."""
 
@@ -79,9 +69,15 @@ class Plan(NamedTuple):
     held: int
 
 
-async def survey(source: Source, target: Source, tell: Callable[[Progress], None] = _silent) -> Plan:
+async def survey(source: Source, target: Source, tell: Tell = lambda _: None) -> Plan:
     """Raises `SetupError` unless the target is empty or has only prefixes of the source's logs."""
-    await _check_identity(source, target)
+    if source.identity != target.identity:
+        empty = not await retry(target.conversations, "", 1)
+        raise SetupError(
+            f"the target is store {_named(target.identity)}, but the source is store"
+            f" {_named(source.identity)}; "
+            + ("the target is empty: remove it, and the copy creates it" if empty else "name another target")
+        )
     held = conversations = events = 0
     async for names in pages(target):
         heads = await retry(target.heads, names)
@@ -101,24 +97,11 @@ async def survey(source: Source, target: Source, tell: Callable[[Progress], None
     return Plan(conversations, events, held)
 
 
-async def _check_identity(source: Source, target: Source) -> None:
-    if source.identity == target.identity:
-        return
-    empty = not await retry(target.conversations, "", 1)
-    raise SetupError(
-        f"the target is store {_named(target.identity)}, but the source is store {_named(source.identity)}; "
-        + ("the target is empty: remove it, and the copy creates it" if empty else "name another target")
-    )
-
-
 def _named(identity: Identity) -> str:
     return f"{identity.cluster or '(without an id)'} of {identity.partitions} partitions"
 
 
-# --- copying
-
-
-async def _transfer(source: Source, target: Store, plan: Plan, tell: Callable[[Progress], None]) -> int:
+async def _transfer(source: Source, target: Store, plan: Plan, tell: Tell) -> int:
     """Returns the number of events that were appended."""
     done = Progress("copying", 0, plan.held, plan.conversations, plan.events)
     tell(done)
@@ -133,23 +116,23 @@ async def _transfer(source: Source, target: Store, plan: Plan, tell: Callable[[P
         heads = await retry(source.heads, names)
         there = await retry(target.heads, names)
         behind = (
-            (name, there[name].seq if name in there else 0, head.seq)
+            (name, seq_of(there, name), head.seq)
             for name, head in heads.items()
-            if name not in there or there[name].seq < head.seq
+            if seq_of(there, name) < head.seq
         )
         await side_by_side(_append_logs(source, target, behind, appended) for _ in range(LANES))
-        for raised in batches(chain.from_iterable(marks.values())):
+        for raised in chunks(chain.from_iterable(marks.values()), ROWS):
             await retry(target.raise_marks, raised)
         members = await retry(source.members, names)
         pairs = ((user, name) for name, users in members.items() for user in users)
-        for rows in batches(pairs):
+        for rows in chunks(pairs, ROWS):
             await retry(target.put_members, rows)
         done = done._replace(conversations=done.conversations + len(names))
         tell(done)
     async for registrations in device_pages(source):
         await retry(target.put_devices, registrations)
     # An earlier run may have copied devices that the source has removed since.
-    async for page in both(device_pages(source), device_pages(target), ROWS, device_of):
+    async for page in both(device_pages(source), device_pages(target), device_of):
         for device in [device for device, ours, _ in page if ours is None]:
             await retry(target.remove_device, device)
     return done.events - plan.held
@@ -193,7 +176,13 @@ async def _append(target: Store, records: Sequence[Record]) -> None:
             heads = await target.heads({record.event.conversation for record in rest})
             left = [record for record in rest if record.event.seq > seq_of(heads, record.event.conversation)]
             if len(left) == len(rest) and isinstance(error, AppendConflict):
-                raise _taken(rest[0], error) from error
+                event = rest[0].event
+                raise CopyDiffers(
+                    f"the target refuses the events of {event.conversation} after {event.seq - 1}:"
+                    f" {error.reason}",
+                    event.conversation,
+                    event.seq,
+                ) from error
             rest = left
             if rest:
                 raise OutcomeUnknown(error.reason) from error
@@ -206,24 +195,3 @@ async def _append(target: Store, records: Sequence[Record]) -> None:
             raise SetupError(f"the target cannot store event {event.seq} of {event.conversation}") from None
         for record in rest:
             await _append(target, [record])
-
-
-def _taken(record: Record, error: AppendConflict) -> CopyDiffers:
-    event = record.event
-    return CopyDiffers(
-        f"the target refuses the events of {event.conversation} after {event.seq - 1}: {error.reason}",
-        event.conversation,
-        event.seq,
-    )
-
-
-def batches(rows: Iterable[T]) -> Iterator[list[T]]:
-    """Lists of at most `ROWS` rows, which are written together."""
-    batch: list[T] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

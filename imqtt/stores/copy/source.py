@@ -16,9 +16,9 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 from imqtt.core.backoff import backoff
 from imqtt.errors import StoreUnreachable
 from imqtt.model import Device, Marks, Position, Registration
-from imqtt.stores.base import Identity, OutcomeUnknown, Record
+from imqtt.stores.base import CopyStore, Identity, OutcomeUnknown, Record
 
-CONVERSATIONS = 500  # in one page
+CONVERSATIONS = 500  # in one page; also devices to compare
 ROWS = 1_000  # members, marks or devices read or written together
 EVENTS = 1_000  # of a log, or in one append, at most
 FIRST_EVENTS = 100  # in the first read of a log, while the size of its events is unknown
@@ -41,7 +41,10 @@ class Progress(NamedTuple):
     all_events: int = 0
 
 
-class Source(Protocol):
+Tell = Callable[[Progress], None]
+
+
+class Source(CopyStore, Protocol):
     """The reads of a copy: a `Store`, or a reader beside the store's server."""
 
     @property
@@ -53,15 +56,7 @@ class Source(Protocol):
 
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]: ...
 
-    async def conversations(self, after: str, limit: int) -> list[str]: ...
-
-    async def records_after(self, conversation: str, seq: int, limit: int) -> list[Record]: ...
-
-    async def members(self, conversations: Collection[str]) -> dict[str, list[str]]: ...
-
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]: ...
-
-    async def registrations(self, after: Device, limit: int) -> list[Registration]: ...
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]: ...
 
@@ -113,7 +108,7 @@ async def _rows(pages: AsyncIterator[list[T]]) -> AsyncIterator[T]:
 
 
 async def both(
-    ours: AsyncIterator[list[T]], theirs: AsyncIterator[list[T]], size: int, key: Callable[[T], K]
+    ours: AsyncIterator[list[T]], theirs: AsyncIterator[list[T]], key: Callable[[T], K]
 ) -> AsyncIterator[list[tuple[K, T | None, T | None]]]:
     """Merges two stores' rows in order of their keys into pages of (key, ours, theirs); None: missing."""
     page: list[tuple[K, T | None, T | None]] = []
@@ -124,7 +119,7 @@ async def both(
         here = mine if mine is not None and key(mine) == at else None
         there = other if other is not None and key(other) == at else None
         page.append((at, here, there))
-        if len(page) == size:
+        if len(page) == CONVERSATIONS:
             yield page
             page = []
         if here is not None:

@@ -89,7 +89,6 @@ class Claim:
             _held.discard(self.id)
 
     async def _write(self) -> None:
-        """Writes the document."""
         fields = {
             "host": socket.gethostname(),
             "machine": _machine(),
@@ -163,12 +162,10 @@ class Claim:
 
 
 def _is_dead(other: Document) -> bool:
-    return _is_gone(other) or (other.get("age") or 0) > LEASE_SECONDS * 1_000
-
-
-def _is_gone(other: Document) -> bool:
-    """Whether the holder ran on this machine and has ended, so that its lease need not expire."""
+    """Whether its lease has expired, or it ran on this machine and has ended."""
     pid = other.get("pid")
+    if (other.get("age") or 0) > LEASE_SECONDS * 1_000:
+        return True
     if other.get("machine") != _machine() or not isinstance(pid, int):
         return False
     if pid == os.getpid():

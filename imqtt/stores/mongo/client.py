@@ -6,13 +6,13 @@ store is written against PyMongo's types, and its other modules import them from
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
 
 from imqtt.distribution import how_to_install
-from imqtt.errors import SetupError, StoreFull, StoreUnreachable
+from imqtt.errors import SetupError, StoreFull
 from imqtt.stores.base import OutcomeUnknown, RecordRefused
 
 try:
@@ -57,8 +57,22 @@ Collection = AsyncCollection[Document]
 Cursor = AsyncCommandCursor[Document]
 
 
-def database_name(url: str) -> str:
-    """The database named in the address. Raises `SetupError`."""
+def connect(url: str, password: str, driver: str) -> Database:
+    """The database named in the address, without connecting yet.
+
+    Whatever the address says, reads return only what a majority has, which is never rolled back. Raises
+    `SetupError`, which never contains the password.
+    """
+    name = _database_name(url)
+    return _connect(url, password, driver).get_database(
+        name,
+        read_concern=ReadConcern("majority"),
+        read_preference=ReadPreference.PRIMARY,
+        write_concern=WriteConcern("majority", j=True),
+    )
+
+
+def _database_name(url: str) -> str:
     _, _, rest = url.partition("://")
     _, _, path = rest.partition("?")[0].partition("/")
     name = unquote(path) or DEFAULT_DATABASE
@@ -69,8 +83,7 @@ def database_name(url: str) -> str:
     return name
 
 
-def connect(url: str, password: str, driver: str) -> Client:
-    """A client that has not connected yet. Raises `SetupError`, which never contains the password."""
+def _connect(url: str, password: str, driver: str) -> Client:
     defaults: dict[str, Any] = {
         "serverSelectionTimeoutMS": SELECTION_SECONDS * 1_000,
         "connectTimeoutMS": CONNECT_SECONDS * 1_000,
@@ -108,18 +121,7 @@ def _client(driver: str) -> type[Client]:
     return cast("type[Client]", AsyncIOMotorClient)
 
 
-def database_of(client: Client, name: str) -> Database:
-    """Whatever the address says, reads return only what a majority has, which is never rolled back."""
-    return client.get_database(
-        name,
-        read_concern=ReadConcern("majority"),
-        read_preference=ReadPreference.PRIMARY,
-        write_concern=WriteConcern("majority", j=True),
-    )
-
-
 async def aggregate(collection: Collection, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
-    """All documents of the pipeline."""
     begun: Awaitable[Cursor] | Cursor = collection.aggregate(pipeline)
     cursor = await begun if inspect.isawaitable(begun) else begun  # Motor's is not awaited
     documents = await cursor.to_list(None)
@@ -138,17 +140,15 @@ def raise_swallowed_cancellation() -> None:
         raise asyncio.CancelledError
 
 
-async def disconnect(client: Client) -> None:
+async def disconnect(database: Database) -> None:
     """Closes the client, with a bound for a server that does not answer."""
+    client = database.client
     with suppress(TimeoutError):
         async with asyncio.timeout(DISCONNECT_SECONDS):
             if isinstance(client, AsyncMongoClient):
                 await client.close()
             else:  # Motor's call blocks
                 await asyncio.to_thread(client.close)
-
-
-# --- writing
 
 
 class WriteFailure(NamedTuple):
@@ -189,15 +189,6 @@ async def write(database: Database, command: Document) -> list[WriteFailure]:
         WriteFailure(error["index"], error.get("code", 0), error.get("errmsg", ""))
         for error in reply.get("writeErrors", ())
     ]
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Turns the driver's errors into `StoreUnreachable`."""
-    try:
-        yield
-    except PyMongoError as error:
-        raise StoreUnreachable(f"the store cannot be read: {brief(error)}", retry_after=1_000) from error
 
 
 def brief(error: PyMongoError) -> str:

@@ -41,7 +41,6 @@ from imqtt.stores.mongo.client import BSONError, Document, RawBSONDocument, enco
 SCHEMA_VERSION = 1
 META_ID = "imqtt"
 MAX_DOCUMENT_BYTES = 16 << 20  # MongoDB's limit
-END = (1 << 63) - 1
 
 
 class Index(NamedTuple):

@@ -1,7 +1,4 @@
-"""Checks a MongoDB database and creates the store in it.
-
-A `SetupError` of one sentence tells the operator what to correct.
-"""
+"""Checks a MongoDB database and creates the store in it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +8,6 @@ from typing import Any
 from imqtt.errors import SetupError
 from imqtt.stores.base import HOW_TO_FINISH, Identity
 from imqtt.stores.mongo.client import (
-    Client,
     ConfigurationError,
     ConnectionFailure,
     Database,
@@ -28,13 +24,13 @@ _DENIED = {13, 18, 8000}  # unauthorized, authentication failed, either on a hos
 _CLUSTER = re.compile(r"[0-9a-f]{16}")
 
 
-async def prepare(client: Client, database: Database, new: Identity, *, copying: bool = False) -> Identity:
+async def prepare(database: Database, new: Identity, *, copying: bool = False) -> Identity:
     """Creates the store `new` in an empty database; returns the store's identity.
 
     `copying`: a new store is marked as an unfinished copy, and an unfinished copy is accepted.
     """
     with setting_up(database):
-        await _check_server(client)
+        await _check_server(database)
         if await _is_empty(database):
             # One write, before any other: if this is interrupted, there is either a store or nothing. If two
             # processes do it at once, one of them creates the store.
@@ -50,10 +46,10 @@ async def prepare(client: Client, database: Database, new: Identity, *, copying:
     return identity
 
 
-async def inspect(client: Client, database: Database) -> Identity:
+async def inspect(database: Database) -> Identity:
     """Returns the identity of an existing store. Writes nothing."""
     with setting_up(database):
-        await _check_server(client)
+        await _check_server(database)
         if await _is_empty(database):
             raise SetupError(
                 f"there is no store in MongoDB's {database.name!r}; start a server on it to create one"
@@ -88,15 +84,15 @@ def setting_up(database: Database) -> Iterator[None]:
         raise SetupError(f"the store cannot be opened: {brief(error)}") from error
 
 
-async def _check_server(client: Client) -> None:
-    hello = await client.admin.command("hello")
+async def _check_server(database: Database) -> None:
+    hello = await database.client.admin.command("hello")
     sharded = hello.get("msg") == "isdbgrid"
     if not sharded and "setName" not in hello:
         raise SetupError(
             "this MongoDB is not a replica set, which majority reads and retried writes need; "
             "start mongod with --replSet and call rs.initiate() once; one node is enough"
         )
-    version: list[int] = (await client.admin.command("buildInfo"))["versionArray"]
+    version: list[int] = (await database.client.admin.command("buildInfo"))["versionArray"]
     if tuple(version[:2]) < OLDEST_SERVER:
         found, oldest = ".".join(map(str, version[:3])), ".".join(map(str, OLDEST_SERVER))
         raise SetupError(f"this MongoDB is version {found}; the store needs {oldest} or newer")
@@ -123,20 +119,16 @@ async def _identity(database: Database, *, copying: bool = False) -> Identity:
             "name another database in the store's address"
         )
     schema, partitions, cluster = (meta.get(name) for name in ("schema", "partitions", "cluster"))
+    store = f"the store in MongoDB's {database.name!r}"
     if schema != SCHEMA_VERSION:
         raise SetupError(
-            f"the store in MongoDB's {database.name!r} has schema {schema}, and this imqtt supports "
-            f"{SCHEMA_VERSION}; use the imqtt that created it, or a newer one"
+            f"{store} has schema {schema}, and this imqtt supports {SCHEMA_VERSION}; "
+            "use the imqtt that created it, or a newer one"
         )
     if not isinstance(partitions, int) or partitions < 1:
-        raise SetupError(
-            f"the store in MongoDB's {database.name!r} does not contain its number of partitions; "
-            "restore it from a backup"
-        )
+        raise SetupError(f"{store} does not contain its number of partitions; restore it from a backup")
     if not isinstance(cluster, str) or not _CLUSTER.fullmatch(cluster):
-        raise SetupError(
-            f"the store in MongoDB's {database.name!r} has no valid cluster id; restore it from a backup"
-        )
+        raise SetupError(f"{store} has no valid cluster id; restore it from a backup")
     if meta.get("unfinished") and not copying:
         raise SetupError(f"MongoDB's {database.name!r} is an unfinished copy; {HOW_TO_FINISH}")
     return Identity(partitions, cluster)
@@ -145,7 +137,7 @@ async def _identity(database: Database, *, copying: bool = False) -> Identity:
 async def _index(database: Database, collection: str, indexes: tuple[Index, ...]) -> None:
     """Creates missing indexes. Raises `SetupError` if an index of the same name differs."""
     there = await database.get_collection(collection).index_information()
-    missing = []
+    missing: list[Document] = []
     for index in indexes:
         if index.name not in there:
             missing.append({"name": index.name, "key": dict(index.key), **_options(index)})
@@ -154,15 +146,12 @@ async def _index(database: Database, collection: str, indexes: tuple[Index, ...]
                 f"index {index.name} of {database.name}.{collection} is not the one that imqtt creates; "
                 "drop it while no server runs, and start again"
             )
-    if missing:
-        await _create(database, collection, missing)
-
-
-async def _create(database: Database, collection: str, indexes: list[Document]) -> None:
+    if not missing:
+        return
     try:
-        await database.command({"createIndexes": collection, "indexes": indexes})
+        await database.command({"createIndexes": collection, "indexes": missing})
     except OperationFailure as error:
-        names = ", ".join(index["name"] for index in indexes)
+        names = ", ".join(index["name"] for index in missing)
         raise SetupError(
             f"index {names} of {database.name}.{collection} cannot be created: {brief(error)}; "
             "remove the cause, or restore the store from a backup"

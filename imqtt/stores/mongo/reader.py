@@ -1,29 +1,27 @@
 """Reads of a MongoDB store, beside servers that write to it or without one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from itertools import chain, islice
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
 
 from imqtt.core.partitions import partition_of
-from imqtt.errors import Unavailable
+from imqtt.errors import StoreUnreachable, Unavailable
 from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
-from imqtt.stores.base import Identity, Record
+from imqtt.stores.base import END, Identity, Record, chunks
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.client import (
-    Client,
     Database,
     Document,
+    PyMongoError,
     aggregate,
+    brief,
     connect,
-    database_name,
-    database_of,
     disconnect,
     raise_swallowed_cancellation,
-    reading,
 )
 from imqtt.stores.mongo.documents import (
-    END,
     META_ID,
     event_of,
     marks_of,
@@ -42,51 +40,34 @@ NAMES_AT_ONCE = 1_000  # in one `$in`
 
 _POSITION = {"_id": 0, "s": 1, "i": 1}
 
-T = TypeVar("T")
-
 
 class MongoReader:
     """The reads of `Store`, all from the primary and with read concern `majority`."""
 
-    def __init__(self, client: Client, database: Database, identity: Identity) -> None:
-        self._client = client
+    def __init__(self, database: Database, identity: Identity) -> None:
+        self.identity = identity
         self._database = database
-        self._identity = identity
         self._events = database.get_collection("events")
         self._open = True
 
     @staticmethod
     async def attach(url: str, *, password: str = "", driver: str = "pymongo") -> "MongoReader":
-        """Opens a store for reading, whether or not servers have it open. Writes nothing.
-
-        Raises `SetupError`, also if there is no store.
-        """
-        name = database_name(url)
-        client = connect(url, password, driver)
+        """As `imqtt.stores.attach_store`. Writes nothing. Raises `SetupError`, also if there is no store."""
+        database = connect(url, password, driver)
         try:
-            database = database_of(client, name)
-            return MongoReader(client, database, await mongo_opening.inspect(client, database))
+            return MongoReader(database, await mongo_opening.inspect(database))
         except BaseException:
-            await disconnect(client)
+            await disconnect(database)
             raise
-
-    @property
-    def identity(self) -> Identity:
-        return self._identity
 
     async def close(self) -> None:
         if self._open:
             self._open = False
-            await disconnect(self._client)
-
-    # --- the log
+            await disconnect(self._database)
 
     async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
         rows: list[Document] = [self._place(name) for name in dict.fromkeys(conversations)]
-        if len(rows) <= QUERIES_AT_ONCE:
-            found = await self._each(rows, self._head)
-        else:
-            found = await self._joined(rows, _NEWEST)
+        found = await self._found(rows, self._head, _NEWEST)
         return {row["c"]: _position(document) for row, document in found}
 
     async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
@@ -94,10 +75,7 @@ class MongoReader:
             {**self._place(key.conversation), "u": key.sender, "m": key.client_msg_id}
             for key in dict.fromkeys(keys)
         ]
-        if len(rows) <= QUERIES_AT_ONCE:
-            found = await self._each(rows, self._row)
-        else:
-            found = await self._joined(rows, _OF_KEY)
+        found = await self._found(rows, self._row, _OF_KEY)
         return {
             Key(row["c"], row["u"], row["m"]): Stored(_position(document), document["h"])
             for row, document in found
@@ -105,10 +83,7 @@ class MongoReader:
 
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
         rows = [{**self._place(name), "s": seq} for name, seq in dict.fromkeys(places) if 0 < seq <= END]
-        if len(rows) <= QUERIES_AT_ONCE:
-            found = await self._each(rows, self._row)
-        else:
-            found = await self._joined(rows, _AT_SEQ)
+        found = await self._found(rows, self._row, _AT_SEQ)
         return {(row["c"], row["s"]): document["i"] for row, document in found}
 
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
@@ -125,7 +100,8 @@ class MongoReader:
         return [event_of(document) for document in await self._after(conversation, seq, limit)]
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        documents = await self._span(conversation, {"$lt": seq or END}, -1, limit)
+        earlier = {**self._place(conversation), "s": {"$lt": seq or END}}
+        documents = await self._find("events", earlier, {"s": -1}, limit)
         return [event_of(document) for document in reversed(documents)]
 
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
@@ -144,8 +120,6 @@ class MongoReader:
         )
         return [Head(row["c"], row["e"]["s"], Id(row["e"]["i"])) for row in rows]
 
-    # --- members, marks, devices
-
     async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
         return await self._names("members", {"u": user}, after, limit)
 
@@ -163,11 +137,9 @@ class MongoReader:
                 lists[document["u"]].append(registration_of(document))
         return {user: tuple(registrations) for user, registrations in lists.items()}
 
-    # --- everything, for a copy of the store
-
     async def conversations(self, after: str, limit: int) -> list[str]:
         # Every log begins at seq 1, so one seek finds each conversation.
-        in_events = {"p": {"$in": list(range(self._identity.partitions))}, "s": 1}
+        in_events = {"p": {"$in": list(range(self.identity.partitions))}, "s": 1}
         names = await asyncio.gather(
             self._names("events", in_events, after, limit),
             self._names("members", {}, after, limit),
@@ -189,10 +161,8 @@ class MongoReader:
         follows = {"$or": [{"u": after.user, "d": {"$gt": after.device}}, {"u": {"$gt": after.user}}]}
         return list(map(registration_of, await self._find("devices", follows, {"u": 1, "d": 1}, limit)))
 
-    # --- reading
-
     def _place(self, conversation: str) -> Document:
-        return {"p": partition_of(conversation, self._identity.partitions), "c": conversation}
+        return {"p": partition_of(conversation, self.identity.partitions), "c": conversation}
 
     async def _head(self, row: Document) -> Document | None:
         return await self._events.find_one(row, _POSITION, sort={"s": -1})
@@ -200,13 +170,17 @@ class MongoReader:
     async def _row(self, row: Document) -> Document | None:
         return await self._events.find_one(row, {**_POSITION, "h": 1})
 
-    async def _each(
-        self, rows: Sequence[Document], read: Callable[[Document], Awaitable[Document | None]]
+    async def _found(
+        self,
+        rows: Sequence[Document],
+        read: Callable[[Document], Awaitable[Document | None]],
+        join: Sequence[Mapping[str, Any]],
     ) -> list[tuple[Document, Document]]:
-        """The rows for which `read` finds a document, with that document."""
-        self._check_open()
-        with reading():
-            documents = await asyncio.gather(*(read(row) for row in rows))
+        """The rows for which there is an event, with that event: by `read` for a few, else by `join`."""
+        if len(rows) > QUERIES_AT_ONCE:
+            return await self._joined(rows, join)
+        with self._reading():
+            documents = await asyncio.gather(*map(read, rows))
         return [(row, found) for row, found in zip(rows, documents, strict=True) if found is not None]
 
     async def _joined(
@@ -252,11 +226,8 @@ class MongoReader:
         return list(chain.from_iterable(found))
 
     async def _after(self, conversation: str, seq: int, limit: int) -> list[Document]:
-        return await self._span(conversation, {"$gt": min(seq, END)}, 1, limit)
-
-    async def _span(self, conversation: str, seqs: Document, order: int, limit: int) -> list[Document]:
-        place = self._place(conversation)
-        return await self._find("events", {**place, "s": seqs}, {"s": order}, limit)
+        later = {**self._place(conversation), "s": {"$gt": min(seq, END)}}
+        return await self._find("events", later, {"s": 1}, limit)
 
     async def _names(self, collection: str, among: Document, after: str, limit: int) -> list[str]:
         """The first `limit` conversations after `after` in a collection, each once, in order."""
@@ -279,10 +250,9 @@ class MongoReader:
         *,
         fields: Mapping[str, int] | None = None,
     ) -> list[Document]:
-        self._check_open()
-        if limit is not None and limit <= 0:  # MongoDB takes 0 as no limit
-            return []
-        with reading():
+        with self._reading():
+            if limit is not None and limit <= 0:  # MongoDB takes 0 as no limit
+                return []
             cursor = self._database.get_collection(collection).find(
                 documents, fields, sort=list(order.items()), limit=limit or 0
             )
@@ -291,9 +261,17 @@ class MongoReader:
         return found
 
     async def _aggregate(self, collection: str, pipeline: Sequence[Mapping[str, Any]]) -> list[Document]:
-        self._check_open()
-        with reading():
+        with self._reading():
             return await aggregate(self._database.get_collection(collection), pipeline)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turns the driver's errors into `StoreUnreachable`."""
+        self._check_open()
+        try:
+            yield
+        except PyMongoError as error:
+            raise StoreUnreachable(f"the store cannot be read: {brief(error)}", retry_after=1_000) from error
 
     def _check_open(self) -> None:
         if not self._open:
@@ -345,10 +323,3 @@ _NEWEST_OF_EACH_REGISTER: Sequence[Mapping[str, Any]] = [
 
 def _position(document: Document) -> Position:
     return Position(document["s"], Id(document["i"]))
-
-
-def chunks(values: Iterable[T], size: int) -> Iterable[list[T]]:
-    """Lists of at most `size`."""
-    remaining = iter(values)
-    while chunk := list(islice(remaining, size)):
-        yield chunk

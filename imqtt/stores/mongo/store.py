@@ -1,8 +1,4 @@
-"""The store for scale: a MongoDB replica set or sharded cluster, written by any number of processes.
-
-A write returns when a majority has it in its journal. If a failover leaves an outcome unknown, the caller
-sends the same again: see `MongoStore.append`.
-"""
+"""The store for scale: a MongoDB replica set or sharded cluster, written by any number of processes."""
 
 import asyncio
 from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
@@ -11,26 +7,22 @@ from typing import Any, Self, TypeVar
 from imqtt.core.partitions import partition_of
 from imqtt.errors import StoreUnreachable
 from imqtt.model import Device, DeviceFormat, Marks, Registration
-from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record
+from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, chunks
 from imqtt.stores.mongo import opening as mongo_opening
 from imqtt.stores.mongo.claim import Claim
 from imqtt.stores.mongo.client import (
     DUPLICATE_KEY,
-    Client,
     Database,
     Document,
     PyMongoError,
     RawBSONDocument,
-    WriteFailure,
     brief,
     connect,
-    database_name,
-    database_of,
     disconnect,
     write,
 )
 from imqtt.stores.mongo.documents import META_ID, device_update, event_document, marks_of
-from imqtt.stores.mongo.reader import MongoReader, chunks
+from imqtt.stores.mongo.reader import MongoReader
 
 BYTES_AT_ONCE = 16 << 20  # in one command: a third of MongoDB's limit, and room for any event
 WRITES_AT_ONCE = 1_000
@@ -41,10 +33,8 @@ T = TypeVar("T")
 class MongoStore(MongoReader):
     """A `Store` in a MongoDB database. `MongoReader.attach` reads a store that servers may be using."""
 
-    def __init__(
-        self, client: Client, database: Database, identity: Identity, claim: Claim | None = None
-    ) -> None:
-        super().__init__(client, database, identity)
+    def __init__(self, database: Database, identity: Identity, claim: Claim | None = None) -> None:
+        super().__init__(database, identity)
         self._claim = claim
         self._writing: set[asyncio.Task[Any]] = set()
         self._device_writes = asyncio.Lock()  # granted in the order of the requests
@@ -62,18 +52,15 @@ class MongoStore(MongoReader):
     ) -> Self:
         """Opens the store at `url`, or creates it with the identity `new`; `copying`, as an unfinished copy.
 
-        `mongodb://user@host,host/database?authSource=admin`, with any of MongoDB's options. Any number of
-        processes may open it `shared`; otherwise it belongs to this process alone. Raises `SetupError` within
-        about 10 s if the operator has to correct something.
+        `mongodb://user@host,host/database?authSource=admin`, with any of MongoDB's options. For `shared` see
+        `imqtt.stores.open_store`. Raises `SetupError` within about 10 s.
         """
-        name = database_name(url)
-        client = connect(url, password, driver)
+        database = connect(url, password, driver)
         try:
-            database = database_of(client, name)
-            identity = await mongo_opening.prepare(client, database, new, copying=copying)
-            return cls(client, database, identity, await Claim.take(database, shared=shared))
+            identity = await mongo_opening.prepare(database, new, copying=copying)
+            return cls(database, identity, await Claim.take(database, shared=shared))
         except BaseException:
-            await disconnect(client)
+            await disconnect(database)
             raise
 
     @property
@@ -81,7 +68,6 @@ class MongoStore(MongoReader):
         return self._claim is None or self._claim.shared
 
     async def close(self) -> None:
-        """Waits for pending writes and releases the claim."""
         if not self._open:
             return
         self._open = False
@@ -89,9 +75,7 @@ class MongoStore(MongoReader):
             await asyncio.wait(self._writing)
         if self._claim is not None:
             await self._claim.release()
-        await disconnect(self._client)
-
-    # --- the log
+        await disconnect(self._database)
 
     async def append(self, records: Sequence[Record]) -> None:
         """As `Store.append`: one ordered insert, which commits the records before the first that fails.
@@ -101,7 +85,7 @@ class MongoStore(MongoReader):
         """
         self._check_open()
         if records:
-            documents = [event_document(record, self._identity.partitions) for record in records]
+            documents = [event_document(record, self.identity.partitions) for record in records]
             await self._finished(self._insert(records, documents), "append")
 
     async def _insert(self, records: Sequence[Record], documents: Sequence[RawBSONDocument]) -> None:
@@ -145,10 +129,8 @@ class MongoStore(MongoReader):
         except OutcomeUnknown as error:
             raise StoreUnreachable(str(error), retry_after=1_000) from error
 
-    # --- members, marks, devices
-
     async def put_members(self, rows: Collection[tuple[str, str]]) -> None:
-        partitions = self._identity.partitions
+        partitions = self.identity.partitions
         await self._update(
             "members",
             [
@@ -162,26 +144,6 @@ class MongoStore(MongoReader):
         return await self._finished(self._raise_marks(marks), "marks")
 
     async def _raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
-        before = await self._marks_before(marks)
-        grown = []
-        for mark in marks:
-            delivered, read = before.get((mark.conversation, mark.user), (0, 0))
-            if mark.delivered > delivered or mark.read > read:
-                merged = max(mark.delivered, delivered), max(mark.read, read)
-                grown.append(Marks(mark.conversation, mark.user, *merged))
-        await self._send_updates(
-            "marks",
-            [
-                _upsert(
-                    {"c": mark.conversation, "u": mark.user},
-                    {"$max": {"delivered": mark.delivered, "read": mark.read}},
-                )
-                for mark in grown
-            ],
-        )
-        return grown
-
-    async def _marks_before(self, marks: Sequence[Marks]) -> dict[tuple[str, str], tuple[int, int]]:
         before: dict[tuple[str, str], tuple[int, int]] = {}
         for some in chunks(marks, WRITES_AT_ONCE):
             among = {
@@ -194,62 +156,68 @@ class MongoStore(MongoReader):
                 raise OutcomeUnknown(f"the marks cannot be read: {brief(error)}") from error
             for mark in map(marks_of, found):
                 before[mark.conversation, mark.user] = (mark.delivered, mark.read)
-        return before
+        grown = []
+        for mark in marks:
+            delivered, read = before.get((mark.conversation, mark.user), (0, 0))
+            if mark.delivered > delivered or mark.read > read:
+                merged = max(mark.delivered, delivered), max(mark.read, read)
+                grown.append(Marks(mark.conversation, mark.user, *merged))
+        await self._send(
+            "update",
+            "marks",
+            [
+                _upsert(
+                    {"c": mark.conversation, "u": mark.user},
+                    {"$max": {"delivered": mark.delivered, "read": mark.read}},
+                )
+                for mark in grown
+            ],
+        )
+        return grown
 
     async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        async def put() -> None:
-            async with self._device_writes:
-                updates = [
-                    _upsert({"u": new.device.user, "d": new.device.device}, device_update(new))
-                    for new in said
-                ]
-                await self._send_updates("devices", updates)
-
-        self._check_open()
-        await self._finished(put(), "devices")
+        updates = [
+            _upsert({"u": new.device.user, "d": new.device.device}, device_update(new)) for new in said
+        ]
+        await self._change_devices("update", updates)
 
     async def see_devices(self, seen: Mapping[Device, int]) -> None:
-        async def see() -> None:
-            async with self._device_writes:
-                await self._send_updates(
-                    "devices",
-                    [
-                        {"q": {"u": user, "d": device}, "u": {"$max": {"seen": time}}}
-                        for (user, device), time in seen.items()
-                    ],
-                )
-
-        self._check_open()
-        await self._finished(see(), "devices")
+        updates = [
+            {"q": {"u": user, "d": device}, "u": {"$max": {"seen": time}}}
+            for (user, device), time in seen.items()
+        ]
+        await self._change_devices("update", updates)
 
     async def remove_device(self, device: Device, *, unseen_since: int | None = None) -> None:
-        async def remove() -> None:
+        query: Document = {"u": device.user, "d": device.device}
+        if unseen_since is not None:
+            query["$or"] = [{"seen": {"$lte": unseen_since}}, {"seen": {"$exists": False}}]
+        await self._change_devices("delete", [{"q": query, "limit": 1}])
+
+    async def _change_devices(self, verb: str, changes: Sequence[Document]) -> None:
+        async def change() -> None:
             async with self._device_writes:
-                query: Document = {"u": device.user, "d": device.device}
-                if unseen_since is not None:
-                    query["$or"] = [{"seen": {"$lte": unseen_since}}, {"seen": {"$exists": False}}]
-                matched = {"q": query, "limit": 1}
-                _raise_any(await write(self._database, {"delete": "devices", "deletes": [matched]}))
+                await self._send(verb, "devices", changes)
 
         self._check_open()
-        await self._finished(remove(), "devices")
-
-    # --- everything, for a copy of the store
+        await self._finished(change(), "devices")
 
     async def set_unfinished(self, unfinished: bool) -> None:
         change = {"$set" if unfinished else "$unset": {"unfinished": True}}
         await self._update("meta", [{"q": {"_id": META_ID}, "u": change}])
 
-    # --- writing
-
     async def _update(self, collection: str, updates: Sequence[Document]) -> None:
         self._check_open()
-        await self._finished(self._send_updates(collection, updates), collection)
+        await self._finished(self._send("update", collection, updates), collection)
 
-    async def _send_updates(self, collection: str, updates: Sequence[Document]) -> None:
-        for some in chunks(updates, WRITES_AT_ONCE):
-            command: Document = {"update": collection, "updates": some, "ordered": False}
-            _raise_any(await write(self._database, command))
+    async def _send(self, verb: str, collection: str, changes: Sequence[Document]) -> None:
+        """Changes are idempotent, so the caller may send all of them again."""
+        for some in chunks(changes, WRITES_AT_ONCE):
+            command: Document = {verb: collection, f"{verb}s": some, "ordered": False}
+            for failure in await write(self._database, command):
+                if failure.place:
+                    raise OutcomeUnknown(failure.reason)
+                raise failure.of_all("an update was not stored")
 
     def _finished(self, writing: Coroutine[Any, Any, T], what: str) -> Awaitable[T]:
         """A write that continues if its caller is cancelled, since the command may be half sent."""
@@ -266,14 +234,6 @@ class MongoStore(MongoReader):
 
 def _upsert(matched: Document, update: Document) -> Document:
     return {"q": matched, "u": update, "upsert": True}
-
-
-def _raise_any(failures: Sequence[WriteFailure]) -> None:
-    """Updates are idempotent, so the caller may send all of them again."""
-    for failure in failures:
-        if failure.place:
-            raise OutcomeUnknown(failure.reason)
-        raise failure.of_all("an update was not stored")
 
 
 def _messages(documents: Sequence[RawBSONDocument]) -> Iterable[list[RawBSONDocument]]:

@@ -39,11 +39,9 @@ class Checkpointer:
         self._thread.start()
 
     def committed(self) -> None:
-        """Called after each commit."""
         self._committed.set()
 
     def stop(self) -> None:
-        """Stops the thread and waits for it."""
         self._stopping.set()
         self._committed.set()
         self._thread.join()

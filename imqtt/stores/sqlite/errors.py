@@ -7,9 +7,11 @@ from imqtt.errors import ImqttError, StoreFull, StoreReadOnly, StoreUnreachable
 from imqtt.problems import explain
 from imqtt.stores.base import OutcomeUnknown, RecordRefused
 
-# These fail the whole transaction, whichever request caused them.
-_OF_ALL = {
+# Both kinds fail the whole transaction, whichever request caused them.
+_PASSING = {
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
+}  # fmt: skip
+_OF_CONNECTION = {
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_INTERRUPT,
     sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_SCHEMA,
@@ -24,14 +26,12 @@ def primary_code(error: BaseException) -> int:
 
 def is_of_all(error: Exception) -> bool:
     """Whether the error concerns the database rather than the values of one request."""
-    return primary_code(error) in _OF_ALL
+    return primary_code(error) in _PASSING | _OF_CONNECTION
 
 
 def is_of_connection(error: Exception) -> bool:
     """Whether the connection should be replaced."""
-    return is_of_all(error) and primary_code(error) not in (
-        sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
-    )  # fmt: skip
+    return primary_code(error) in _OF_CONNECTION
 
 
 def write_error(error: Exception, path: Path) -> ImqttError:

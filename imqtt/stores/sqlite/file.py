@@ -94,10 +94,7 @@ CREATE TABLE devices (
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
-    """Opens the database at `path` through `connect_to_write`. Raises `SetupError`.
-
-    A new file is private from its first byte. SQLite creates the files beside it with the same mode.
-    """
+    """Opens the database at `path` through `connect_to_write`. A new file is private. Raises `SetupError`."""
     _check_sqlite()
     if path.exists() and not path.is_file():
         raise SetupError(f"{path} is not a file; name another path for the store")
@@ -160,18 +157,16 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
     )
-    try:
-        connection.execute("PRAGMA synchronous = FULL")  # a commit returns when the log is on the disk
-        connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")  # see `imqtt.stores.sqlite.checkpoint`
-        connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_KEPT}")
+    return _configured(
+        connection,
+        "synchronous = FULL",  # a commit returns when the log is on the disk
+        f"cache_size = -{WRITER_CACHE_KIB}",
+        "wal_autocheckpoint = 0",  # see `imqtt.stores.sqlite.checkpoint`
+        f"journal_size_limit = {LOG_BYTES_KEPT}",
         # A conversation's number is looked up in the transaction that uses it, so it cannot dangle. Checking
         # it again would cost another search per row.
-        connection.execute("PRAGMA foreign_keys = OFF")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
+        "foreign_keys = OFF",
+    )
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
@@ -183,8 +178,13 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    return _configured(connection, f"cache_size = -{READER_CACHE_KIB}")
+
+
+def _configured(connection: sqlite3.Connection, *settings: str) -> sqlite3.Connection:
     try:
-        connection.execute(f"PRAGMA cache_size = -{READER_CACHE_KIB}")
+        for setting in settings:
+            connection.execute(f"PRAGMA {setting}")
     except sqlite3.Error:
         connection.close()
         raise

@@ -14,13 +14,11 @@ import msgspec
 from imqtt.bodies import decode_body
 from imqtt.errors import Unavailable
 from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
-from imqtt.stores.base import Identity, Record
+from imqtt.stores.base import END, Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.errors import is_of_connection, read_error
 
 READERS = 8  # more than the reads of pages at once, so that a partition's own reads need not wait
-
-_END = (1 << 63) - 1
 
 _HEADS = """
 SELECT c.name, e.seq, e.id
@@ -139,10 +137,10 @@ class SqliteReader:
     In WAL mode a read never waits for the writer, and sees everything committed before it began.
     """
 
-    def __init__(self, path: Path, identity: Identity, readers: int = READERS) -> None:
+    def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
-        self._identity = identity
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="imqtt-sqlite-reader")
+        self.identity = identity
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="imqtt-sqlite-reader")
         self._local = threading.local()
         self._connections: set[sqlite3.Connection] = set()
         self._reading = True
@@ -153,36 +151,24 @@ class SqliteReader:
         path = await asyncio.to_thread(path.resolve)
         return SqliteReader(path, await asyncio.to_thread(sqlite_file.inspect, path))
 
-    @property
-    def identity(self) -> Identity:
-        return self._identity
-
     async def close(self) -> None:
-        """Waits for pending reads."""
         self._reading = False
         await asyncio.to_thread(self._pool.shutdown)
         while self._connections:
             self._connections.pop().close()
 
     async def heads(self, conversations: Collection[str]) -> dict[str, Position]:
-        if not conversations:
-            return {}
-        rows = await self._rows(_HEADS, _json(conversations))
+        rows = await self._rows_of(_HEADS, conversations)
         return {name: Position(seq, Id(number)) for name, seq, number in rows}
 
     async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
-        if not keys:
-            return {}
         keys = list(keys)
-        rows = await self._rows(_FIND, _json(keys))
+        rows = await self._rows_of(_FIND, keys)
         return {keys[place]: Stored(Position(seq, Id(number)), digest) for place, seq, number, digest in rows}
 
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        if not places:
-            return {}
         places = list(places)
-        rows = await self._rows(_IDS_AT, _json(places))
-        return {places[place]: number for place, number in rows}
+        return {places[place]: number for place, number in await self._rows_of(_IDS_AT, places)}
 
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
         return await self._read(lambda db: _events_of(db, _EVENTS_AT, places))
@@ -194,23 +180,21 @@ class SqliteReader:
         return await self._read(lambda db: _events(db, _EVENTS_AFTER, conversation, seq, limit))
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
-        before = seq or _END
+        before = seq or END
         events = await self._read(lambda db: _events(db, _EVENTS_BEFORE, conversation, before, limit))
         events.reverse()
         return events
 
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
-        rows = await self._rows(_HEADS_OF, user, int(before) or _END, limit)
+        rows = await self._rows(_HEADS_OF, user, int(before) or END, limit)
         return [Head(name, seq, Id(number)) for name, seq, number in rows]
 
     async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
         return [name for (name,) in await self._rows(_CONVERSATIONS_OF, user, after, limit)]
 
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
-        if not conversations:
-            return {}
         marks: dict[str, list[Marks]] = {}
-        for name, user, delivered, read in await self._rows(_MARKS, _json(conversations)):
+        for name, user, delivered, read in await self._rows_of(_MARKS, conversations):
             marks.setdefault(name, []).append(Marks(name, user, delivered, read))
         return marks
 
@@ -218,11 +202,9 @@ class SqliteReader:
         if not users:
             return {}
         lists: dict[str, list[Registration]] = {user: [] for user in users}
-        for user, device, *rest in await self._read(lambda db: _devices(db, _DEVICES, _json(users))):
-            lists[user].append(Registration(Device(user, device), *rest))
+        for registration in await self._read(lambda db: _registrations(db, _DEVICES, _json(users))):
+            lists[registration.device.user].append(registration)
         return {user: tuple(registrations) for user, registrations in lists.items()}
-
-    # --- everything, for a copy of the store
 
     async def conversations(self, after: str, limit: int) -> list[str]:
         # A conversation gets its number in the transaction that writes its first event, member or mark.
@@ -232,18 +214,16 @@ class SqliteReader:
         return await self._read(lambda db: _records(db, conversation, seq, limit))
 
     async def members(self, conversations: Collection[str]) -> dict[str, list[str]]:
-        if not conversations:
-            return {}
         members: dict[str, list[str]] = {}
-        for name, user in await self._rows(_MEMBERS, _json(conversations)):
+        for name, user in await self._rows_of(_MEMBERS, conversations):
             members.setdefault(name, []).append(user)
         return members
 
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
-        rows = await self._read(lambda db: _devices(db, _REGISTRATIONS, *after, limit))
-        return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
+        return await self._read(lambda db: _registrations(db, _REGISTRATIONS, *after, limit))
 
-    # --- in the pool
+    async def _rows_of(self, sql: str, wanted: Collection[object]) -> list[Any]:
+        return await self._rows(sql, _json(wanted)) if wanted else []
 
     async def _rows(self, sql: str, *parameters: object) -> list[Any]:
         return await self._read(lambda db: db.execute(sql, parameters).fetchall())
@@ -284,9 +264,10 @@ def _events_of(
     return {(conversation, item): _event(conversation, row) for conversation, item, *row in rows}
 
 
-def _devices(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Any]:
+def _registrations(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Registration]:
     seen = "d.seen" if sqlite_file.schema_of(connection) >= sqlite_file.SCHEMA_WITH_SEEN else "0"
-    return connection.execute(sql.format(seen=seen), parameters).fetchall()
+    rows = connection.execute(sql.format(seen=seen), parameters).fetchall()
+    return [Registration(Device(user, device), *rest) for user, device, *rest in rows]
 
 
 def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit: int) -> list[Record]:

@@ -1,8 +1,4 @@
-"""The embedded store: one SQLite database, written by one process.
-
-All writes share the transactions of one connection (`writer`); reads use connections of their own
-(`reader`). In WAL mode with `synchronous=FULL` a commit is on the disk when it returns.
-"""
+"""The embedded store: one SQLite database, written by one process."""
 
 import asyncio
 import contextlib
@@ -15,7 +11,7 @@ from imqtt.errors import SetupError
 from imqtt.model import Device, DeviceFormat, Marks, Registration
 from imqtt.stores.base import Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
-from imqtt.stores.sqlite.reader import READERS, SqliteReader
+from imqtt.stores.sqlite.reader import SqliteReader
 from imqtt.stores.sqlite.writer import Writer
 
 
@@ -26,20 +22,17 @@ class SqliteStore(SqliteReader):
     `VACUUM INTO`, not by copying the file. An open store holds `<path>.lock`.
     """
 
+    shared = False
+
     def __init__(
-        self,
-        path: Path,
-        identity: Identity,
-        connection: sqlite3.Connection,
-        lock: sqlite3.Connection,
-        readers: int = READERS,
+        self, path: Path, identity: Identity, connection: sqlite3.Connection, lock: sqlite3.Connection
     ) -> None:
-        super().__init__(path, identity, readers)
+        super().__init__(path, identity)
         self._writer = Writer(path, connection)
         self._lock = lock
 
     @classmethod
-    async def open(cls, path: Path, new: Identity, *, copying: bool = False, readers: int = READERS) -> Self:
+    async def open(cls, path: Path, new: Identity, *, copying: bool = False) -> Self:
         """Opens the store at `path`, or creates it with the identity `new`; `copying`, as an unfinished copy.
 
         Raises `SetupError` if the directory is missing or read-only, or the file is read-only, locked, of
@@ -47,20 +40,14 @@ class SqliteStore(SqliteReader):
         """
         path = await asyncio.to_thread(path.resolve)
         identity, connection, lock = await asyncio.to_thread(_open, path, new, copying)
-        return cls(path, identity, connection, lock, readers)
-
-    @property
-    def shared(self) -> bool:
-        return False
+        return cls(path, identity, connection, lock)
 
     async def close(self) -> None:
-        """Commits pending writes, checkpoints the log and closes the file."""
         await super().close()
         self._writer.close()
         self._lock.close()
 
     async def append(self, records: Sequence[Record]) -> None:
-        """As `Store.append`. If it raises, it has stored nothing."""
         if records:
             await self._writer.append(records)
 

@@ -4,9 +4,10 @@ import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 
 from imqtt.model import Device, DeviceFormat, Marks, Registration
-from imqtt.stores.base import Record
+from imqtt.stores.base import END, Record
 
 NUMBERS_KEPT = 200_000  # conversations whose number is cached
+BUSY_MILLISECONDS = 20  # waiting for another program that writes; then the caller tries again
 
 _PUT_CONVERSATION = "INSERT INTO conversations (name) VALUES (?) ON CONFLICT DO NOTHING"
 _NUMBER = "SELECT number FROM conversations WHERE name = ?"
@@ -31,13 +32,13 @@ _PUT_FORMAT = """
 """
 _SEE_DEVICE = "UPDATE devices SET seen = max(seen, ?) WHERE user = ? AND device = ?"
 _REMOVE_DEVICE = "DELETE FROM devices WHERE user = ? AND device = ? AND seen <= ?"
-_END = (1 << 63) - 1
 
 
 class Tables:
     """Writes rows over one connection, within the transaction that the caller has begun."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
         self.connection = connection
         self._numbers: dict[str, int] = {}
 
@@ -62,13 +63,11 @@ class Tables:
         self.connection.executemany(_PUT_EVENT, rows)
 
     def put_members(self, rows: Collection[tuple[str, str]]) -> None:
-        """`rows`: (user, conversation)."""
         self.connection.executemany(
             _PUT_MEMBER, [(user, self._number(name, create=True)) for user, name in rows]
         )
 
     def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
-        """Returns the merged marks that grew."""
         grown: list[Marks] = []
         for mark in marks:
             if not (mark.delivered or mark.read):
@@ -91,7 +90,7 @@ class Tables:
         self.connection.executemany(_SEE_DEVICE, [(time, *device) for device, time in seen.items()])
 
     def remove_device(self, device: Device, unseen_since: int | None) -> None:
-        self.connection.execute(_REMOVE_DEVICE, (*device, _END if unseen_since is None else unseen_since))
+        self.connection.execute(_REMOVE_DEVICE, (*device, END if unseen_since is None else unseen_since))
 
     def _number(self, name: str, *, create: bool) -> int | None:
         number = self._numbers.get(name)

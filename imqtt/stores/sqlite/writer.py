@@ -24,21 +24,13 @@ from imqtt.stores.sqlite.checkpoint import Checkpointer
 from imqtt.stores.sqlite.errors import is_of_all, is_of_connection, write_error
 from imqtt.stores.sqlite.tables import Tables
 
-BUSY_MILLISECONDS = 20  # waiting for another program that writes; then the caller tries again
-
 
 class Request(NamedTuple):
-    """One caller's write: records to append, or else a function to call in a transaction."""
+    """One caller's write: records to append, and a function to call in the same transaction."""
 
     future: asyncio.Future[Any]
-    records: Sequence[Record] | None
-    write: Callable[[Tables], Any] | None
-
-    def carry_out(self, tables: Tables) -> Any:
-        if self.records is not None:
-            return tables.put_events(self.records)
-        assert self.write is not None  # noqa: S101 - one of the two is given
-        return self.write(tables)
+    records: Sequence[Record]
+    write: Callable[[Tables], Any]
 
 
 Outcome = tuple[Any, Exception | None]  # a result, or the error to raise
@@ -49,7 +41,7 @@ class Writer:
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
-        self._tables: Tables | None = Tables(_impatient(connection))
+        self._tables: Tables | None = Tables(connection)
         self._loop = asyncio.get_running_loop()
         self._submitted: list[Request] = []
         self._checkpointer = Checkpointer(path)
@@ -57,26 +49,10 @@ class Writer:
 
     def append(self, records: Sequence[Record]) -> asyncio.Future[None]:
         """The future fails with `AppendConflict` if a seq or key is taken."""
-        return self._submit(records, None)
+        return self.submit(lambda tables: None, records)
 
-    def submit(self, write: Callable[[Tables], Any]) -> asyncio.Future[Any]:
+    def submit(self, write: Callable[[Tables], Any], records: Sequence[Record] = ()) -> asyncio.Future[Any]:
         """Calls `write` in a transaction, in order of submission. It may be called twice."""
-        return self._submit(None, write)
-
-    def close(self) -> None:
-        """Commits pending writes and checkpoints the log."""
-        if self._closed:
-            return
-        self._flush()
-        self._closed = True
-        self._checkpointer.stop()
-        if self._tables is not None:
-            self._checkpointer.checkpoint(self._tables.connection, "TRUNCATE")
-        self._disconnect()
-
-    def _submit(
-        self, records: Sequence[Record] | None, write: Callable[[Tables], Any] | None
-    ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._closed:
             future.set_exception(Unavailable("the store is closed"))
@@ -86,6 +62,16 @@ class Writer:
             self._loop.call_soon(self._flush)
         self._submitted.append(Request(future, records, write))
         return future
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._flush()
+        self._closed = True
+        self._checkpointer.stop()
+        if self._tables is not None:
+            self._checkpointer.checkpoint(self._tables.connection, "TRUNCATE")
+        self._disconnect()
 
     def _flush(self) -> None:
         requests, self._submitted = self._submitted, []
@@ -105,7 +91,7 @@ class Writer:
     def _commit(self, requests: Sequence[Request]) -> list[Outcome]:
         """One outcome per request, in order. Never raises, and leaves no transaction open."""
         try:
-            tables = self._connect()
+            tables = self._tables = self._tables or Tables(sqlite_file.connect_to_write(self._path))
             try:
                 return self._together(tables, requests)
             except Exception as error:
@@ -125,8 +111,8 @@ class Writer:
     def _together(self, tables: Tables, requests: Sequence[Request]) -> list[Outcome]:
         """All in one transaction, and all records in one insert. Raises if any request fails."""
         tables.connection.execute("BEGIN IMMEDIATE")
-        tables.put_events([record for request in requests for record in request.records or ()])
-        results = [request.write(tables) if request.write else None for request in requests]
+        tables.put_events([record for request in requests for record in request.records])
+        results = [request.write(tables) for request in requests]
         tables.connection.execute("COMMIT")
         return [(result, None) for result in results]
 
@@ -138,24 +124,20 @@ class Writer:
         for request in requests:
             connection.execute("SAVEPOINT request")
             try:
-                outcomes.append((request.carry_out(tables), None))
+                tables.put_events(request.records)
+                outcomes.append((request.write(tables), None))
             except Exception as error:
                 if is_of_all(error):
                     raise
                 connection.execute("ROLLBACK TO request")
                 tables.forget()
-                taken = request.records is not None and isinstance(error, sqlite3.IntegrityError)
+                taken = request.records and isinstance(error, sqlite3.IntegrityError)
                 failure = AppendConflict(0) if taken else write_error(error, self._path)
                 failure.__cause__ = error
                 outcomes.append((None, failure))
             connection.execute("RELEASE request")
         connection.execute("COMMIT")
         return outcomes
-
-    def _connect(self) -> Tables:
-        if self._tables is None:
-            self._tables = Tables(_impatient(sqlite_file.connect_to_write(self._path)))
-        return self._tables
 
     def _disconnect(self) -> None:
         if self._tables is not None:
@@ -171,8 +153,3 @@ class Writer:
                 tables.connection.execute("ROLLBACK")
             except sqlite3.Error:
                 self._disconnect()
-
-
-def _impatient(connection: sqlite3.Connection) -> sqlite3.Connection:
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-    return connection

@@ -36,9 +36,9 @@ class SharedState:
 
     def flush(self) -> None:
         """FLUSHALL. Earlier leases fill nothing any more, as in Redis."""
-        ended = self.memory._lists.lease
+        ended = self.memory._lease
         self.memory = MemoryState(*self._limits)
-        self.memory._lists.lease = self.memory._lists._oldest = ended + 1
+        self.memory._lease = self.memory._oldest = ended + 1
 
 
 class _Asked(NamedTuple):
