@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from imqtt.model import Content, Value, from_json_type, to_json_type
+from imqtt.model import Content, RecallBody, Value, from_json_type, to_json_type
 
 log = logging.getLogger(__name__)
 
-Body = Content
+Body = Content | RecallBody
 DIGEST_SIZE = 16  # bytes
 
 
@@ -26,7 +26,10 @@ class BodyType(NamedTuple):
     field: str  # of `Event`
 
 
-BODIES: Mapping[str, BodyType] = {"message": BodyType(Content, "content")}
+BODIES: Mapping[str, BodyType] = {
+    "message": BodyType(Content, "content"),
+    "recall": BodyType(RecallBody, "recall"),
+}
 
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
 _decoders = {kind: msgspec.json.Decoder(body.cls, dec_hook=from_json_type) for kind, body in BODIES.items()}

@@ -1,7 +1,8 @@
 """Every error that imqtt raises or sends. `code` identifies the class, on the wire and in a program.
 
     ImqttError
-    +-- Malformed, Invalid, TooLarge, NotAllowed, Conflict, Unsupported, Misrouted, RateLimited, Busy, Failed
+    +-- Malformed, Invalid, TooLarge, NotAllowed, NotFound, AlreadyRecalled, Conflict, Unsupported, Misrouted,
+    |   RateLimited, Busy, Failed
     +-- Unavailable
     |   +-- StoreFull, StoreReadOnly, StoreUnreachable, ClockWrong    sent as `unavailable`
     +-- ClientError                                                   raised by the SDK only
@@ -68,13 +69,25 @@ class TooLarge(ImqttError):
 
 
 class NotAllowed(ImqttError):
-    """The user is not a member of the conversation."""
+    """The user is not a member of the conversation, or may not do this there."""
 
     code = "not_allowed"
 
 
+class NotFound(ImqttError):
+    """There is no such message."""
+
+    code = "not_found"
+
+
+class AlreadyRecalled(ImqttError):
+    """The message was recalled before."""
+
+    code = "already_recalled"
+
+
 class Conflict(ImqttError):
-    """The client_msg_id was used for other content."""
+    """The client_msg_id was used for another command or other content."""
 
     code = "conflict"
 
@@ -199,8 +212,8 @@ class StoreInUse(SetupError):
 WIRE_ERRORS: dict[str, type[ImqttError]] = {
     error.code: error
     for error in (
-        Malformed, Invalid, TooLarge, NotAllowed, Conflict, Unsupported, Misrouted, RateLimited, Busy, Failed,
-        Unavailable,
+        Malformed, Invalid, TooLarge, NotAllowed, NotFound, AlreadyRecalled, Conflict, Unsupported, Misrouted,
+        RateLimited, Busy, Failed, Unavailable,
     )
 }  # fmt: skip
 """The error class of each `code` of a `Rejected` frame."""

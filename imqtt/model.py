@@ -103,6 +103,12 @@ class Content(Value, frozen=True):
 NO_CONTENT = Content()
 
 
+class RecallBody(Value, frozen=True):
+    """What a recall says: the message that its sender has taken back."""
+
+    target: Position
+
+
 class Event(Value, frozen=True, tag="event", tag_field="type"):
     """One entry of a conversation's log; also the frame that carries it to a device.
 
@@ -119,11 +125,12 @@ class Event(Value, frozen=True, tag="event", tag_field="type"):
     sender: str
     device: str
     client_msg_id: str
-    content: Content = NO_CONTENT
+    content: Content = msgspec.field(default_factory=Content)
     kind: str = "message"
     client_time: Time = 0
     withheld: Count = 0
     previous: EventId = Id(0)
+    recall: RecallBody | None = None
 
     @property
     def position(self) -> Position:
@@ -183,6 +190,13 @@ class Send(LogCommand, frozen=True):
     client_time: Time = 0
 
 
+class Recall(LogCommand, frozen=True):
+    """Takes a message back. Only its sender may, from any of their devices."""
+
+    target: Position
+    client_time: Time = 0
+
+
 class Mark(Signal, frozen=True):
     """Raises the user's delivered and read marks in a conversation."""
 
@@ -228,7 +242,7 @@ class Status(Signal, frozen=True):
     battery: Annotated[int | None, fields.PERCENT] = None  # percent
 
 
-AnyLogCommand = Send
+AnyLogCommand = Send | Recall
 AnyCommand = Hello | AnyLogCommand | Mark | Typing | Sync | History | Status
 COMMANDS: dict[str, type[Command]] = {command.name: command for command in AnyCommand.__args__}
 

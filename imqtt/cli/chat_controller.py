@@ -25,7 +25,8 @@ HINT = "Enter sends · /help or F1 shows all commands and keys · /quit leaves"
 HELP = """\
 Commands
   /to USER         chat with USER; your own name opens your notes
-  /discard         take back the newest message that is waiting or refused
+  /discard         remove the newest message that is waiting or refused
+  /recall          take back your newest message: nobody is shown its text any more
   /help            this page
   /quit, /exit     leave
   //text           send a text that begins with /
@@ -144,6 +145,8 @@ class Chat:
                     self._do(self._open(conversation))
             case "/discard", "":
                 self._do(self._discard())
+            case "/recall", "":
+                self._do(self._recall())
             case "/help", _:
                 self.help()
             case _:
@@ -165,6 +168,16 @@ class Chat:
             self._say("removed")
         else:
             self._say("taken back; if it was sent already, it may be stored nevertheless")
+
+    async def _recall(self) -> None:
+        """Recalls the person's newest stored message."""
+        message = self._transcript.own_newest
+        if message is None:
+            self._say("none of your messages here can be recalled")
+            return
+        if self._client.state.phase is not Phase.ESTABLISHED:
+            self._say("recalled as soon as the server answers")
+        await self._client.recall(self._conversation, message.position)
 
     async def _post(self, conversation: str, message: str, content: Content) -> None:
         try:
@@ -216,7 +229,7 @@ class Chat:
                 if event.sender != self._device.user:
                     self._typing_until = 0.0
                     await self._client.mark_read(event.conversation, event.seq)
-            elif event.sender != self._device.user:
+            elif event.sender != self._device.user and event.kind == "message":
                 self._say(f"{event.sender} wrote to you: /to {event.sender}")
             self._screen.changed()
 

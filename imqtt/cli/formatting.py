@@ -4,7 +4,7 @@ from datetime import datetime
 
 from imqtt.core.conversations import members_of
 from imqtt.errors import Invalid
-from imqtt.model import AnyLogCommand, Content, Event, Send
+from imqtt.model import NO_CONTENT, AnyLogCommand, Content, Event, Recall, Send
 from imqtt.printable import printable
 
 
@@ -32,13 +32,19 @@ def peer_of(user: str, conversation: str) -> str:
 
 def words_of(event: Event) -> str:
     """An event as text."""
+    if event.recall is not None:
+        return f"[recalls message {event.recall.target.seq}]"
     if event.withheld:
         return f"[{event.withheld} bytes, more than this device accepts]"
+    if event.kind == "message" and event.content == NO_CONTENT:
+        return "[recalled]"
     return words_of_content(event.content)
 
 
 def words_of_command(command: AnyLogCommand) -> str:
     """What a command in the outbox says, in text."""
+    if isinstance(command, Recall):
+        return f"[recalls message {command.target.seq}]"
     return words_of_content(command.content) if isinstance(command, Send) else f"[{command.name}]"
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from imqtt.cli.formatting import clock, day, words_of, words_of_content
 from imqtt.cli.wrapping import columns, unstacked, wrapped
+from imqtt.core.overlays import OVERLAYS, counts_as_unread, target_of
 from imqtt.model import Content, Event, Marks
 
 Fragment = tuple[str, str]
@@ -70,6 +71,15 @@ class Transcript:
                 self.discard(event.client_msg_id)
             if event.seq == 1:
                 self._begins = True
+            self._apply(event)
+
+    def _apply(self, event: Event) -> None:
+        """Shows the message that the event changes as it is now. A message added later comes so already."""
+        target = target_of(event)
+        message = None if target is None else self._events.get(target.seq)
+        if message is not None and message.position == target:
+            self._events[message.seq] = OVERLAYS[event.kind].show(message)
+            self._blocks.pop(message.seq, None)
 
     def wait(self, client_msg_id: str, content: Content, time: int) -> None:
         """Adds a message that waits to be stored."""
@@ -124,6 +134,12 @@ class Transcript:
         return list(self._pending)
 
     @property
+    def own_newest(self) -> Event | None:
+        """The user's newest message that is stored and not recalled."""
+        own = (event for event in self._events.values() if event.sender == self.user)
+        return max(filter(counts_as_unread, own), key=lambda event: event.seq, default=None)
+
+    @property
     def first(self) -> int:
         """The seq of the first event; 0 if there is none."""
         return min(self._events, default=0)
@@ -160,6 +176,8 @@ class Transcript:
         read = max((marks.read for marks in others), default=0)
         for seq in sorted(self._events):
             event = self._events[seq]
+            if target_of(event) is not None:
+                continue  # the message that it changes shows it
             tick = ("", "") if event.sender != self.user else _tick(seq, delivered, read)
             block = self._blocks.get(seq)
             if block is None:

@@ -21,6 +21,7 @@ from imqtt.client.transport import Transport
 from imqtt.client.values import ConnectionState, Notice, Summary
 from imqtt.core.conversation_view import ConversationView
 from imqtt.core.outbox import Entry, OutboxKey
+from imqtt.core.overlays import counts_as_unread
 from imqtt.core.partitions import home_of
 from imqtt.errors import ClientError, Invalid, NotConnected, SetupError
 from imqtt.model import (
@@ -30,6 +31,7 @@ from imqtt.model import (
     Marks,
     Position,
     Presence,
+    Recall,
     Send,
     Status,
     Typing,
@@ -205,6 +207,19 @@ class Client:
         await self._parts.sender.put(command)
         return command.client_msg_id
 
+    async def recall(
+        self, conversation: str, message: Position, *, client_msg_id: str | None = None
+    ) -> Accepted:
+        """Takes back a message of this user, and returns when the server has stored that.
+
+        `message` is the message's `position`. All devices then show it as recalled, without its content. The
+        recall is in the outbox until it is stored or refused, as in `send`. Raises `NotFound`, `NotAllowed`
+        for another user's message, `AlreadyRecalled`, and as `send`.
+        """
+        self._parts.check()
+        command = Recall(self._id_of(conversation), client_msg_id or uuid4().hex, message, _now())
+        return await self._parts.sender.send(command)
+
     async def outbox(self) -> list[Entry]:
         """The commands that are not stored yet or were refused, in the order of sending."""
         return list((await self._parts.store.entries()).values())
@@ -231,8 +246,7 @@ class Client:
 
     def _message(self, conversation: str, content: Content, client_msg_id: str | None) -> Send:
         self._parts.check()
-        now = time.time_ns() // 1_000_000
-        return Send(self._id_of(conversation), client_msg_id or uuid4().hex, content, now)
+        return Send(self._id_of(conversation), client_msg_id or uuid4().hex, content, _now())
 
     # --- events and notices
 
@@ -285,7 +299,7 @@ class Client:
         return found[0] if found else None
 
     async def unread(self, conversation: str) -> int:
-        """The exact number of unread events: those after the user's `read` mark that are not the user's own.
+        """The exact number of unread messages: after the `read` mark, not recalled, and of other users.
 
         Requests the events after `read` that the device does not hold. Raises `NotConnected` if that is not
         possible; `conversation` still returns the bounds.
@@ -295,7 +309,8 @@ class Client:
             return 0 if summary is None else summary.unread
         events = await self._parts.reader.after(summary.conversation, summary.read, summary.head.seq)
         self._parts.inbox.check()
-        return sum(event.sender != self.settings.device.user for event in events)
+        user = self.settings.device.user
+        return sum(event.sender != user and counts_as_unread(event) for event in events)
 
     # --- marks, presence, typing
 
@@ -369,6 +384,10 @@ class Client:
         """How many received packets and answers were unusable, by kind. Empty in normal operation."""
         odd = self._parts.replica.odd
         return dict(self._parts.inbox.counts) | ({"events": odd} if odd else {})
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _content(

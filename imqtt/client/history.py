@@ -58,14 +58,16 @@ class Reader:
             head = max(log.head.seq, last)
             ahead = [] if log.order.in_doubt else log.order.buffered
         # Submitted at once, so that no change of the store comes between them.
-        events, marks, outbox = await asyncio.gather(
+        events, registers, marks, outbox = await asyncio.gather(
             self._store.events(conversation, first, last),
+            self._store.registers(conversation, first),
             self._store.marks(conversation),
             self._store.entries(),
         )
         return view_of(
             conversation,
             events + ahead,
+            registers=registers,
             marks=marks.values(),
             outbox=outbox.values(),
             first=events[0].seq if events else first,

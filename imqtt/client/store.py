@@ -16,6 +16,7 @@ from imqtt.client.database import Database, SqliteDatabase
 from imqtt.client.values import Summary
 from imqtt.core.changes import Changes, LogState, Memory, Place
 from imqtt.core.outbox import Entry, OutboxKey, change_of
+from imqtt.core.overlays import counts_as_unread, overlaid, register_of, registers_of, target_of
 from imqtt.core.partitions import home_of
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import (
@@ -41,6 +42,14 @@ CREATE TABLE outbox (
     UNIQUE (conversation, client_msg_id)
 )"""
 
+# The events that change messages. `target` is the message's seq; the event may be ahead of the log.
+REGISTERS = """
+CREATE TABLE registers (
+    conversation TEXT NOT NULL, register TEXT NOT NULL, target INTEGER NOT NULL, seq INTEGER NOT NULL,
+    body BLOB NOT NULL, PRIMARY KEY (conversation, register)
+) WITHOUT ROWID"""
+
+# An event's `sender` is empty if it does not count as unread.
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE conversations (
@@ -57,8 +66,11 @@ CREATE TABLE marks (
     PRIMARY KEY (conversation, user)
 ) WITHOUT ROWID;
 {OUTBOX};
+{REGISTERS};
 CREATE TABLE consumers (name TEXT PRIMARY KEY, ordinal INTEGER NOT NULL) WITHOUT ROWID
 """
+
+EVENT = "SELECT body FROM events WHERE conversation = ? AND seq = ?"
 
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
 _event = msgspec.json.Decoder(Event, dec_hook=from_json_type).decode
@@ -135,12 +147,18 @@ class LocalStore:
             ]
         )
 
+    def registers(self, conversation: str, first: int) -> Future[list[Event]]:
+        """The events that change messages from seq `first` on, in order of seq."""
+        query = "SELECT body FROM registers WHERE conversation = ? AND target >= ? ORDER BY seq"
+        return self._database.submit(
+            lambda connection: [_event(body) for (body,) in connection.execute(query, (conversation, first))]
+        )
+
     def ids(self, places: Collection[Place]) -> Future[dict[Place, Id]]:
         """The ids of the events at these places. A place without an event is left out."""
-        query = "SELECT body FROM events WHERE conversation = ? AND seq = ?"
 
         def read(connection: sqlite3.Connection) -> dict[Place, Id]:
-            found = ((place, connection.execute(query, place).fetchone()) for place in places)
+            found = ((place, connection.execute(EVENT, place).fetchone()) for place in places)
             return {place: _event(row[0]).id for place, row in found if row is not None}
 
         return self._database.submit(read)
@@ -208,6 +226,7 @@ def _upgrade_to_2(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE meta SET value = replace(value, '/', '@') WHERE name = 'device'")
     connection.execute("ALTER TABLE outbox RENAME TO contents")
     connection.execute(OUTBOX)
+    connection.execute(REGISTERS)
     query = "SELECT conversation, client_msg_id, content, client_time, refused, reason FROM contents"
     for conversation, name, content, time, refused, reason in connection.execute(
         f"{query} ORDER BY position"
@@ -250,13 +269,16 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
         unread |= _still_new(connection, conversation, changes)
         connection.execute("DELETE FROM events WHERE conversation = ?", (conversation,))
         connection.execute("DELETE FROM marks WHERE conversation = ?", (conversation,))
+        connection.execute("DELETE FROM registers WHERE conversation = ?", (conversation,))
+    _set_registers(connection, [*changes.registers, *(event for _, event in changes.events.values())])
+    shown = [(key, ordinal, _shown(connection, event)) for key, (ordinal, event) in changes.events.items()]
     connection.executemany(
         # An event that arrives again as history stays new for consumers that have not read it.
         "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT (conversation, seq) DO UPDATE"
         " SET body = excluded.body, sender = excluded.sender, ordinal = coalesce(excluded.ordinal, ordinal)",
         (
-            (*key, unread.get(key) if ordinal is None else ordinal, event.sender, _encode(event))
-            for key, (ordinal, event) in changes.events.items()
+            (*key, unread.get(key) if ordinal is None else ordinal, _counted_sender(event), _encode(event))
+            for key, ordinal, event in shown
         ),
     )
     connection.executemany(
@@ -284,6 +306,38 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
     return {name: _trim(connection, name, seq, changes.wanted_after) for name, seq in changes.trim}
 
 
+def _set_registers(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
+    """Keeps the events that change messages, and changes the messages that are stored."""
+    for event in events:
+        if (target := target_of(event)) is None:
+            continue
+        connection.execute(
+            "INSERT INTO registers VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+            " SET seq = excluded.seq, body = excluded.body WHERE excluded.seq >= seq",
+            (event.conversation, register_of(event, target), target.seq, event.seq, _encode(event)),
+        )
+        place = (event.conversation, target.seq)
+        for (body,) in connection.execute(EVENT, place).fetchall():
+            message = _shown(connection, _event(body))
+            connection.execute(
+                "UPDATE events SET body = ?, sender = ? WHERE conversation = ? AND seq = ?",
+                (_encode(message), _counted_sender(message), *place),
+            )
+
+
+def _shown(connection: sqlite3.Connection, event: Event) -> Event:
+    """The event as the known registers change it."""
+    query = "SELECT body FROM registers WHERE conversation = ? AND register = ?"
+    registers = {
+        name: _event(body) for name in registers_of([event]) for (body,) in connection.execute(query, name)
+    }
+    return overlaid(event, registers)[0]
+
+
+def _counted_sender(event: Event) -> str:
+    return event.sender if counts_as_unread(event) else ""
+
+
 def _still_new(
     connection: sqlite3.Connection, conversation: str, changes: Changes
 ) -> dict[tuple[str, int], int]:
@@ -309,6 +363,7 @@ def _trim(connection: sqlite3.Connection, conversation: str, seq: int, wanted_af
     ).fetchone()
     upto = seq if kept is None else min(seq, kept - 1)
     connection.execute("DELETE FROM events WHERE conversation = ? AND seq <= ?", (conversation, upto))
+    connection.execute("DELETE FROM registers WHERE conversation = ? AND target <= ?", (conversation, upto))
     connection.execute(
         "UPDATE conversations SET base = max(base, ?) WHERE conversation = ?", (upto, conversation)
     )
@@ -328,7 +383,7 @@ def _summaries(
         )
         SELECT c.conversation, max(head_seq, c.seq), max(head_id, id), delivered, read,
             (SELECT body FROM events e WHERE e.conversation = c.conversation AND e.seq = c.seq),
-            count(e.seq), count(CASE WHEN e.sender <> ? THEN 1 END)
+            count(e.seq), count(CASE WHEN e.sender NOT IN ('', ?) THEN 1 END)
         FROM c LEFT JOIN events e ON e.conversation = c.conversation AND e.seq > c.read
         GROUP BY c.conversation ORDER BY max(head_id, id) DESC
         """,  # noqa: S608 - a clause of this function's own

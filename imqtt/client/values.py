@@ -36,7 +36,7 @@ class Summary(Value, frozen=True):
     `head` is the position of its newest known event, `last` the newest event that has arrived. `delivered`
     and `read` are the user's own marks, set on any device.
 
-    Events after `read` that are not the user's own are unread. The device knows the senders only of the
+    Messages after `read` that are neither recalled nor the user's own are unread. The device knows only the
     events that it holds: at least `unread` and at most `unread_at_most` events are unread. The two differ if
     the device does not hold all events after `read`; `Client.unread` requests them from the server.
     """

@@ -73,6 +73,7 @@ class Changes:
 
     restarted: set[str] = field(default_factory=set)
     events: dict[Place, tuple[int | None, Event]] = field(default_factory=dict)
+    registers: list[Event] = field(default_factory=list)  # events ahead of their place, see `Slice`
     logs: dict[str, LogState] = field(default_factory=dict)
     marks: list[Marks] = field(default_factory=list)
     sent: list[OutboxKey] = field(default_factory=list)
@@ -81,8 +82,17 @@ class Changes:
     meta: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(
-            self.restarted or self.events or self.logs or self.marks or self.sent or self.trim or self.meta
+        return any(
+            (
+                self.restarted,
+                self.events,
+                self.registers,
+                self.logs,
+                self.marks,
+                self.sent,
+                self.trim,
+                self.meta,
+            )
         )
 
 

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from msgspec.structs import replace
 
 from imqtt.core.outbox import Entry
-from imqtt.model import Content, Event, Marks, Position, Send, Value
+from imqtt.core.rules import recall
+from imqtt.model import NO_CONTENT, Content, Event, Marks, Position, Send, Value
 
 
 class Message(Value, frozen=True):
     """A message of a conversation.
 
-    `delivered` and `read` name the members, other than the sender, whose marks have reached it. `recalled` is
-    always false in this version. `withheld` is as in `Event`.
+    `delivered` and `read` name the members, other than the sender, whose marks have reached it. A `recalled`
+    message has no content. `withheld` is as in `Event`.
     """
 
     position: Position
@@ -59,6 +60,7 @@ def view_of(
     conversation: str,
     events: Iterable[Event],
     *,
+    registers: Iterable[Event] = (),
     marks: Iterable[Marks] = (),
     outbox: Iterable[Entry] = (),
     first: int = 1,
@@ -66,9 +68,12 @@ def view_of(
 ) -> ConversationView:
     """The view of a conversation from seq `first` on. `head` is the seq of its newest known event.
 
-    `events` are in order of seq. `outbox` may have entries of other conversations.
+    `events` are in order of seq, and so are `registers`: events that change messages and may have no place in
+    the view. `outbox` may have entries of other conversations.
     """
-    places = fold(events)
+    places = dict(fold(events))
+    for event in registers:
+        KINDS[event.kind](places, event)
     members = tuple(marks)
     items: list[Message | Hole] = []
     expected = first
@@ -106,7 +111,17 @@ def _message(places: dict[int, Message | None], event: Event) -> None:
     )
 
 
-KINDS: Mapping[str, Callable[[dict[int, Message | None], Event], None]] = {"message": _message}
+def _recall(places: dict[int, Message | None], event: Event) -> None:
+    target = recall.target(event)
+    message = None if target is None else places.get(target.seq)
+    if message is not None and message.position == target:
+        places[target.seq] = replace(message, content=NO_CONTENT, withheld=0, recalled=True)
+
+
+KINDS: Mapping[str, Callable[[dict[int, Message | None], Event], None]] = {
+    "message": _message,
+    "recall": _recall,
+}
 """What an event of each kind changes. It may change its own place and earlier ones."""
 
 

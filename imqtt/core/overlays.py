@@ -8,17 +8,22 @@ each part of the log shows a message as the whole log does.
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from imqtt.model import Event
+from imqtt.core.rules import recall
+from imqtt.model import NO_CONTENT, Event, Position
 
 
 class Overlay(NamedTuple):
-    """`register` names the register of the message at a seq; `show` changes the message by the event."""
+    """What events of a `kind` change about the message that is their `target`."""
 
+    kind: str
     register: Callable[[int], str]
-    show: Callable[[Event, Event], Event]
+    """The register's name, by the message's seq."""
+    target: Callable[[Event], Position | None]
+    show: Callable[[Event], Event]
+    """The message as it is shown once the register is set."""
 
 
-OVERLAYS: tuple[Overlay, ...] = ()
+OVERLAYS = {"recall": Overlay("recall", recall.register, recall.target, recall.show)}
 
 Registers = Mapping[tuple[str, str], Event]
 """The events that set registers, by (conversation, register)."""
@@ -30,7 +35,7 @@ def registers_of(events: Iterable[Event]) -> list[tuple[str, str]]:
         (event.conversation, overlay.register(event.seq))
         for event in events
         if event.kind == "message"
-        for overlay in OVERLAYS
+        for overlay in OVERLAYS.values()
     ]
 
 
@@ -38,9 +43,25 @@ def overlaid(event: Event, registers: Registers) -> tuple[Event, list[Event]]:
     """The event as it is shown, and the events that change it."""
     changes: list[Event] = []
     if registers and event.kind == "message":
-        for overlay in OVERLAYS:
+        for overlay in OVERLAYS.values():
             change = registers.get((event.conversation, overlay.register(event.seq)))
-            if change is not None:
+            if change is not None and overlay.target(change) == event.position:
                 changes.append(change)
-                event = overlay.show(event, change)
+                event = overlay.show(event)
     return event, changes
+
+
+def target_of(event: Event) -> Position | None:
+    """The message that an event changes, if it changes one."""
+    overlay = OVERLAYS.get(event.kind)
+    return None if overlay is None else overlay.target(event)
+
+
+def register_of(event: Event, target: Position) -> str:
+    """The register that an event with this target sets."""
+    return OVERLAYS[event.kind].register(target.seq)
+
+
+def counts_as_unread(event: Event) -> bool:
+    """Whether a user has something to read: a message that is not recalled."""
+    return event.kind == "message" and (event.content != NO_CONTENT or event.withheld > 0)

@@ -140,6 +140,7 @@ class Replica:
             events = [
                 it for it in part.events if it.conversation == part.conversation and self._plausible(it)
             ]
+            self._step.changes.registers += part.registers
             log = self.logs.get(part.conversation)
             if not part.restart:
                 if events:
@@ -154,6 +155,7 @@ class Replica:
         """Adds a page of history before the log, if it meets the log."""
         log = self.logs.get(conversation)
         if log is not None and log.begun and self._keep is None:
+            self._step.changes.registers += part.registers
             events = [it for it in part.events if it.seq <= log.base and self._plausible(it)]
             log.extend(self._step, part, events)
 

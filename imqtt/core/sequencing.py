@@ -114,7 +114,7 @@ def duplicate(incoming: Incoming, stored: Stored) -> Decision:
     position, digest = stored
     if digest != incoming.digest:
         return Refuse(
-            Conflict(f"this client_msg_id was used for other content, at seq {position.seq}; draw a new one")
+            Conflict(f"this client_msg_id was used for another change, at seq {position.seq}; draw a new one")
         )
     return Known(position)
 

@@ -20,6 +20,7 @@ from imqtt.model import (
     Id,
     JsonText,
     Position,
+    RecallBody,
     Send,
     Value,
     canonical_json,
@@ -182,14 +183,20 @@ def _fill_event(out: pb.Event, event: Event) -> None:
         out.withheld = event.withheld
     if event.previous:
         out.previous = event.previous
+    if event.recall is not None:
+        _fill(out.recall, event.recall)
 
 
 def _event_in(event: pb.Event) -> Event:
     return Event(
         event.conversation, event.seq, Id(event.id), event.time, event.sender, event.device,
         event.client_msg_id, _content_in(event.content), event.kind or "message", event.client_time,
-        event.withheld, Id(event.previous),
+        event.withheld, Id(event.previous), _recall_in(event),
     )  # fmt: skip
+
+
+def _recall_in(event: pb.Event) -> RecallBody | None:
+    return codec(RecallBody).read(event.recall) if event.HasField("recall") else None
 
 
 OVERRIDES.update(

@@ -2,10 +2,11 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from imqtt.cli.transcript import Transcript
 from imqtt.cli.wrapping import columns, unstacked
-from imqtt.model import Content, Event, Id, Marks
+from imqtt.model import NO_CONTENT, Content, Event, Id, Marks, RecallBody
 from imqtt.printable import printable
 
 CONVERSATION = "d:alice:bob"
@@ -164,3 +165,16 @@ def test_no_text_can_steer_the_terminal(text: str) -> None:
         for line in shown(transcript)
         for character in line
     )
+
+
+def test_a_recalled_message_keeps_its_place_and_loses_its_text() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1), event(2), event(3, sender="bob")])
+    assert transcript.own_newest == event(2)
+    target = event(2).position
+    recall = replace(event(4), kind="recall", content=NO_CONTENT, recall=RecallBody(target))
+    transcript.add([recall])
+    lines = [line for line in shown(transcript) if "  alice  " in line or "  bob  " in line]
+    assert [line.split("  ")[-1].removesuffix(" ✓") for line in lines] == ["text 1", "[recalled]", "text 3"]
+    assert transcript.own_newest == event(1)
+    assert transcript.last == 4

@@ -9,6 +9,7 @@ import pytest
 import imqtt.client
 from imqtt.client import Client, Format, Notice, Phase
 from imqtt.errors import ClientError
+from imqtt.model import Id, Position
 from tests.client.conftest import Devices
 from tests.client.fake_server import FakeServer
 
@@ -27,6 +28,7 @@ NEED_AN_OPEN_CLIENT: dict[str, Callable[[Client], object]] = {
     "outbox": lambda client: client.outbox(),
     "post": lambda client: client.post(TALK, "hi"),
     "presence_of": lambda client: client.presence_of("bob"),
+    "recall": lambda client: client.recall(TALK, Position(1, Id(1))),
     "send": lambda client: client.send(TALK, "hi"),
     "set_status": lambda client: client.set_status("away"),
     "typing": lambda client: client.typing(TALK),

@@ -81,7 +81,7 @@ async def make_version_1(path: Path) -> None:
     await store.apply(changes(1, 2))
     await store.close()
     with contextlib.closing(sqlite3.connect(path)) as before:
-        before.executescript(f"DROP TABLE outbox; {CONTENTS}")
+        before.executescript(f"DROP TABLE outbox; DROP TABLE registers; {CONTENTS}")
 
 
 async def test_a_store_of_version_1_is_upgraded_once(tmp_path: Path) -> None:

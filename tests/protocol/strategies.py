@@ -65,6 +65,7 @@ states = st.sampled_from(model.PRESENCE_STATES)
 sends = st.builds(model.Send, conversations, tokens, contents, times)
 commands = (
     sends
+    | st.builds(model.Recall, conversations, tokens, positions, times)
     | st.builds(model.Hello, tokens, labels, sizes, cursors, refs)
     | st.builds(model.Mark, conversations, seqs, seqs)
     | st.builds(model.Typing, conversations, st.booleans())
@@ -73,11 +74,20 @@ commands = (
     | st.builds(model.Status, states, tokens, labels, st.none() | st.integers(0, 100))
 )
 
-events = st.builds(
+_beginnings = (conversations, seqs, ids, times, users, names, tokens)
+_endings = (times, counts, ids)
+messages = st.builds(
+    model.Event, *_beginnings, contents | st.just(model.Content()), st.just("message"), *_endings
+)
+recalls = st.builds(
     model.Event,
-    conversations, seqs, ids, times, users, names, tokens, contents | st.just(model.Content()),
-    st.just("message") | tokens, times, counts, ids,
-)  # fmt: skip
+    *_beginnings,
+    st.just(model.Content()),
+    st.just("recall"),
+    *_endings,
+    st.builds(model.RecallBody, positions),
+)
+events = messages | recalls | st.builds(model.Event, *_beginnings, contents, tokens, *_endings)
 marks = st.builds(model.Marks, conversations, users, seqs, seqs)
 heads = st.builds(
     model.Head, conversations, seqs, ids, st.none() | events, st.lists(marks, max_size=3).map(tuple)
@@ -90,6 +100,7 @@ slices = st.builds(
     st.booleans(),
     st.sampled_from(["", "start", "archived", "before_joined"]),
     st.booleans(),
+    st.lists(recalls, max_size=2).map(tuple),
 )
 limits = st.builds(model.Limits, counts, counts, counts, counts, counts, counts)
 frames = (

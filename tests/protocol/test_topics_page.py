@@ -13,7 +13,7 @@ from imqtt import errors, model
 from imqtt.config import ServerConfig
 from imqtt.core.partitions import partition_of
 from imqtt.fields import MAX_CONVERSATION, MAX_ID, MAX_SEQ, MIN_PACKET
-from imqtt.model import NO_CONTENT, Id
+from imqtt.model import Id
 from imqtt.mosquitto.broker import configuration
 from imqtt.protocol import Bounds
 from imqtt.protocol.check import MAX_MENTIONS
@@ -30,6 +30,7 @@ TABLES = list(topics_page.tables(PAGE))
 DESCRIBED: dict[tuple[str, str], tuple[type[msgspec.Struct], type[Message]]] = {
     ("Commands", "hello"): (model.Hello, pb.Hello),
     ("Commands", "send"): (model.Send, pb.Send),
+    ("Commands", "recall"): (model.Recall, pb.Recall),
     ("Commands", "Content"): (model.Content, pb.Content),
     ("Commands", "Position"): (model.Position, pb.Position),
     ("Commands", "mark"): (model.Mark, pb.Mark),
@@ -38,6 +39,7 @@ DESCRIBED: dict[tuple[str, str], tuple[type[msgspec.Struct], type[Message]]] = {
     ("Commands", "Cursors"): (model.Cursor, pb.Cursor),
     ("Commands", "history"): (model.History, pb.History),
     ("Commands", "status"): (model.Status, pb.Status),
+    ("Frames", "Recall body"): (model.RecallBody, pb.RecallBody),
     ("Frames", "welcome"): (model.Welcome, pb.Welcome),
     ("Frames", "page"): (model.Page, pb.Page),
     ("Frames", "Heads"): (model.Head, pb.Head),
@@ -59,6 +61,7 @@ PROTOBUF_TYPES = {
     descriptor.FieldDescriptor.TYPE_FIXED64: {"id"},
     descriptor.FieldDescriptor.TYPE_MESSAGE: {
         "content", "cursor", "position", "event", "head", "slice", "marks", "limits",
+        "recall body",
     },
 }  # fmt: skip
 
@@ -115,7 +118,7 @@ def default_in(row: dict[str, str]) -> object:
 
 def default_of(field: msgspec.structs.FieldInfo) -> object:
     default = field.default
-    if default in (msgspec.NODEFAULT, NO_CONTENT):
+    if msgspec.NODEFAULT is default:
         return ""
     if default is None:
         return "none"

@@ -5,9 +5,9 @@ from typing import Any, Protocol
 
 from imqtt.bodies import Change
 from imqtt.core.effects import Effects
-from imqtt.core.rules import send
+from imqtt.core.rules import recall, send
 from imqtt.core.view import Needs, View
-from imqtt.model import Device, Event, LogCommand, Send
+from imqtt.model import Device, Event, LogCommand, Recall, Send
 
 
 class Rule(Protocol):
@@ -26,4 +26,4 @@ class Rule(Protocol):
         """What follows from the event."""
 
 
-RULES: Mapping[type[LogCommand], Rule] = {Send: send}
+RULES: Mapping[type[LogCommand], Rule] = {Send: send, Recall: recall}

@@ -41,7 +41,7 @@ class Cursor(_message.Message):
     def __init__(self, conversation: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("send", "mark", "typing", "sync", "history", "status", "hello")
+    __slots__ = ("send", "mark", "typing", "sync", "history", "status", "hello", "recall")
     SEND_FIELD_NUMBER: _ClassVar[int]
     MARK_FIELD_NUMBER: _ClassVar[int]
     TYPING_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,7 @@ class Command(_message.Message):
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
     send: Send
     mark: Mark
     typing: Typing
@@ -56,7 +57,8 @@ class Command(_message.Message):
     history: History
     status: Status
     hello: Hello
-    def __init__(self, send: _Optional[_Union[Send, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ..., typing: _Optional[_Union[Typing, _Mapping]] = ..., sync: _Optional[_Union[Sync, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ...) -> None: ...
+    recall: Recall
+    def __init__(self, send: _Optional[_Union[Send, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ..., typing: _Optional[_Union[Typing, _Mapping]] = ..., sync: _Optional[_Union[Sync, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("nonce", "platform", "max_packet", "cursors", "ref")
@@ -83,6 +85,24 @@ class Send(_message.Message):
     content: Content
     client_time: int
     def __init__(self, conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., content: _Optional[_Union[Content, _Mapping]] = ..., client_time: _Optional[int] = ...) -> None: ...
+
+class Recall(_message.Message):
+    __slots__ = ("conversation", "client_msg_id", "target", "client_time")
+    CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_MSG_ID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    conversation: str
+    client_msg_id: str
+    target: Position
+    client_time: int
+    def __init__(self, conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., target: _Optional[_Union[Position, _Mapping]] = ..., client_time: _Optional[int] = ...) -> None: ...
+
+class RecallBody(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: Position
+    def __init__(self, target: _Optional[_Union[Position, _Mapping]] = ...) -> None: ...
 
 class Mark(_message.Message):
     __slots__ = ("conversation", "delivered", "read")
@@ -237,7 +257,7 @@ class Rejected(_message.Message):
     def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ..., retryable: _Optional[bool] = ..., command: _Optional[str] = ..., conversation: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., ref: _Optional[str] = ..., retry_after: _Optional[int] = ..., omitted: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("conversation", "seq", "id", "time", "sender", "device", "client_msg_id", "content", "kind", "client_time", "withheld", "previous")
+    __slots__ = ("conversation", "seq", "id", "time", "sender", "device", "client_msg_id", "content", "recall", "kind", "client_time", "withheld", "previous")
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +266,7 @@ class Event(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_MSG_ID_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_TIME_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
@@ -258,11 +279,12 @@ class Event(_message.Message):
     device: str
     client_msg_id: str
     content: Content
+    recall: RecallBody
     kind: str
     client_time: int
     withheld: int
     previous: int
-    def __init__(self, conversation: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ..., time: _Optional[int] = ..., sender: _Optional[str] = ..., device: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., content: _Optional[_Union[Content, _Mapping]] = ..., kind: _Optional[str] = ..., client_time: _Optional[int] = ..., withheld: _Optional[int] = ..., previous: _Optional[int] = ...) -> None: ...
+    def __init__(self, conversation: _Optional[str] = ..., seq: _Optional[int] = ..., id: _Optional[int] = ..., time: _Optional[int] = ..., sender: _Optional[str] = ..., device: _Optional[str] = ..., client_msg_id: _Optional[str] = ..., content: _Optional[_Union[Content, _Mapping]] = ..., recall: _Optional[_Union[RecallBody, _Mapping]] = ..., kind: _Optional[str] = ..., client_time: _Optional[int] = ..., withheld: _Optional[int] = ..., previous: _Optional[int] = ...) -> None: ...
 
 class Marks(_message.Message):
     __slots__ = ("conversation", "user", "delivered", "read")

@@ -27,6 +27,8 @@ from imqtt.model import (
     PeerTyping,
     Position,
     Presence,
+    Recall,
+    RecallBody,
     Rejected,
     Send,
     Slice,
@@ -74,6 +76,8 @@ COMMANDS: dict[str, AnyCommand] = {
         Content(json=JsonText("[-9223372036854775808,9223372036854775807]"))
     ),
     "send to oneself": Send("u:alice", "!~", Content(text="milk")),
+    "recall": Recall("d:alice:bob", "m2", Position(1, FIRST), 1_767_604_199_880),
+    "recall, the greatest position": Recall("u:alice", "m2", Position(MAX_SEQ, MAX_ID)),
     "mark": Mark("d:alice:bob", 3, 2),
     "mark, the greatest seq": Mark("d:alice:bob", MAX_SEQ, MAX_SEQ),
     "mark nothing": Mark("d:alice:bob"),
@@ -140,6 +144,11 @@ _ANSWER = Event(
     "d:alice:bob", 2, SECOND, SECOND.time, "bob", "phone", "m1",
     Content(json=JsonText('{"ok":true}'), reply_to=Position(1, FIRST), mentions=("alice",)),
 )  # fmt: skip
+_RECALL = Event(
+    "d:alice:bob", 3, SECOND, SECOND.time, "alice", "phone", "m2", kind="recall",
+    recall=RecallBody(Position(1, FIRST)),
+)  # fmt: skip
+_RECALLED = msgspec.structs.replace(_HELLO, content=Content())
 _MARKS = Marks("d:alice:bob", "alice", 2, 1)
 
 FRAMES: dict[str, tuple[AnyFrame, ...]] = {
@@ -183,6 +192,10 @@ FRAMES: dict[str, tuple[AnyFrame, ...]] = {
     ),
     "event of another kind": (
         Event("u:alice", 9, SECOND, SECOND.time, "alice", "phone", "m7", Content(text="x"), kind="edit"),
+    ),
+    "recall": (_RECALL,),
+    "page of history, with a recalled message": (
+        Page("r1", slices=(Slice("d:alice:bob", (_RECALLED,), history=True, registers=(_RECALL,)),)),
     ),
     "marks": (_MARKS,),
     "presence": (Presence("bob", "online", 1_767_604_231_500),),

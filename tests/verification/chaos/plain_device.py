@@ -19,8 +19,8 @@ from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, LinkSettings, Packet, Will, connect
 from tests.verification.chaos.console import Console, Started, run_device, until_one_ends
 from tests.verification.chaos.journal import Journal
-from tests.verification.chaos.journal import Packet as Sent
-from tests.verification.checker.history import Row, now
+from tests.verification.chaos.journal import Message as Sent
+from tests.verification.checker.history import Row, now, recall_of
 
 TICK = 0.1
 ANSWER_WITHIN = 3.0  # seconds for the first try; topics.md suggests 10, but a run is short
@@ -322,8 +322,11 @@ def _text(command: Frame) -> bytes:
 
 
 def _row(event: Frame) -> Row:
-    text = event["content"].get("text", "")
-    return Row(event["seq"], int(event["id"]), event["sender"], event["client_msg_id"], text)
+    value = event["content"].get("text", "")
+    if "recall" in event:
+        target = event["recall"]["target"]
+        value = recall_of(target["seq"], int(target["id"]))
+    return Row(event["seq"], int(event["id"]), event["sender"], event["client_msg_id"], value)
 
 
 if __name__ == "__main__":

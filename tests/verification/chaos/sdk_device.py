@@ -16,8 +16,9 @@ from imqtt.model import Device, Marks, Page, Sync
 from tests.verification.chaos.console import Console, Plan, Started, run_device, until_one_ends
 from tests.verification.chaos.journal import Journal, Message
 from tests.verification.checker.history import Row, now
-from tests.verification.events import row_of
+from tests.verification.events import recall_value, recalled_by, row_of
 
+RECALLED = 0.05  # share of the user's messages that a device recalls when it sees them
 TICK = 0.1  # seconds between checks of what is due
 RETRY_SECONDS = 1.0  # after a failure of the client itself
 
@@ -169,9 +170,15 @@ class SdkDevice:
     async def _await_answer(self, message: Message) -> None:
         """`send` returns the answer to a queued message; if that was answered, it is sent again."""
         conversation, name, value, _ = message
+        if name not in self._journal.messages:
+            self._journal.invoke(message)  # a recall is in the outbox before the next await ends
+        target = recalled_by(value)
         while name in self._open:
             try:
-                accepted = await self._client.send(conversation, value, client_msg_id=name)
+                if target is None:
+                    accepted = await self._client.send(conversation, value, client_msg_id=name)
+                else:
+                    accepted = await self._client.recall(conversation, target, client_msg_id=name)
             except ClientError as error:  # the device's own failure: the message is still in the outbox
                 self._journal.info(message, f"{error.code}: {error}")
                 await asyncio.sleep(RETRY_SECONDS)
@@ -195,6 +202,12 @@ class SdkDevice:
             # Asking for the next event finishes this one: after a kill in between, it is seen again.
             self._take_notices()
             self._journal.see(event.conversation, row_of(event))
+            is_own = event.kind == "message" and event.sender == self._plan.user
+            if is_own and self._may_send.is_set() and self._journal.random.random() < RECALLED:
+                message = self._journal.compose(event.conversation)
+                message = message._replace(value=recall_value(event.position))
+                self._open[message.name] = message
+                self._queued.put_nowait(message)
 
     async def _listen(self) -> None:
         async for notice in self._notices:

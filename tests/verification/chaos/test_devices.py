@@ -82,8 +82,9 @@ async def test_the_histories_of_devices_match_the_store(
     verdict = check(lines)
     assert verdict.findings == []
     assert not verdict.unseen
-    # The last message before a kill may never have left the device.
-    assert verdict.sent - 1 <= verdict.stored <= verdict.sent
+    # The last message before a kill may never have left the device, and of two recalls one is refused.
+    refused = {(line.process, line.name) for line in of_type(lines, history.Fail)}
+    assert verdict.sent - len(refused) - 1 <= verdict.stored <= verdict.sent - len(refused)
     assert verdict.accepted > verdict.stored - 5
     assert verdict.stored >= 100
     # The histories contain something to check.
@@ -114,15 +115,16 @@ async def ended(
 
 def seen_again_without_a_restart(lines: list[Line]) -> list[Row]:
     """Events seen more than once, except for the one that a kill left unfinished."""
-    seen: list[Row] = []
+    seen: list[tuple[int, int, str, str]] = []
     repeated: list[Row] = []
     begins = False
     for line in lines:
         begins = begins or isinstance(line, history.Start)
         if isinstance(line, history.Seen):
-            if line.row in seen and not (begins and line.row == seen[-1]):
+            place = line.row[:4]  # a recalled message has another value
+            if place in seen and not (begins and place == seen[-1]):
                 repeated.append(line.row)
-            seen.append(line.row)
+            seen.append(place)
             begins = False
     return repeated
 
@@ -168,7 +170,7 @@ async def test_a_device_that_is_killed_repeatedly_sees_each_event_once(
     for device in (phone, laptop):
         await device.finish(WITHIN)
     seen = {
-        device.name: [line.row for line in of_type(lines_of(device), history.Seen)]
+        device.name: [line.row[:4] for line in of_type(lines_of(device), history.Seen)]
         for device in (phone, laptop)
     }
     assert seen_again_without_a_restart(lines_of(phone)) == []

@@ -16,6 +16,13 @@ def value_of(process: str, name: str, conversation: str = TALK) -> str:
     return f"{process} says {name} in {conversation}"
 
 
+def shown(rows: Iterable[Row]) -> list[Row]:
+    """Rows as a device holds them: a recalled message without its value."""
+    rows = list(rows)
+    recalled = {history.target_of(row) for row in rows}
+    return [row._replace(value="") if (row.seq, row.id) in recalled else row for row in rows]
+
+
 class HistoryBuilder:
     """`logs` and `marks` are the store's contents. Each line is one second after the previous one."""
 
@@ -98,6 +105,24 @@ class HistoryBuilder:
         for row in rows:
             self._add(history.Seen, process, conversation=conversation, row=row)
 
+    def get_page(
+        self, process: str, rows: Iterable[Row], registers: Iterable[Row] = (), known: Iterable[Row] = ()
+    ) -> None:
+        """A page that was requested when the recalls of `known` messages had arrived."""
+        places = tuple((row.seq, row.id) for row in known)
+        self._add(
+            history.Paged, process, conversation=TALK, rows=tuple(rows), registers=tuple(registers),
+            known=places,
+        )  # fmt: skip
+
+    def recall(self, process: str, row: Row, name: str = "r1") -> Row:
+        """A recall of a row, invoked, stored and accepted."""
+        value = history.recall_of(row.seq, row.id)
+        self.invoke(process, name, value=value)
+        recall = self.store(process, name, value=value)
+        self.ok(process, recall)
+        return recall
+
     def restart_log(self, process: str, conversation: str = TALK) -> None:
         self._add(history.LogRestarted, process, conversation=conversation)
 
@@ -126,6 +151,6 @@ class HistoryBuilder:
         """Syncs a fresh device of every member, reads the store, and checks."""
         for name, log in self.logs.items():
             for user in name.split(":")[1:]:
-                self.hold(f"{user}@fresh", log, fresh=True, conversation=name)
+                self.hold(f"{user}@fresh", shown(log), fresh=True, conversation=name)
         self.read_store()
         return self.verdict()

@@ -24,12 +24,14 @@ from tests.verification.checker.history import (
     LogRestarted,
     Marked,
     Ok,
+    Paged,
     Queued,
     Restored,
     Row,
     Seen,
     Start,
     Stored,
+    target_of,
 )
 
 
@@ -46,6 +48,8 @@ class Kind(StrEnum):
     MARK_BACK = "mark went back"
     CHANGED_ANSWER = "answer changed"
     FORGOTTEN = "forgotten"
+    WRONG_RECALL = "wrong recall"
+    SHOWN = "shown though recalled"
 
 
 class Finding(NamedTuple):
@@ -187,6 +191,7 @@ class _Conversation:
     sent: dict[str, dict[str, _Sent]] = field(default_factory=dict)  # by process and name
     seen: dict[str, list[_SeenLog]] = field(default_factory=dict)
     held: dict[tuple[str, bool], tuple[int, tuple[Row, ...]]] = field(default_factory=dict)
+    pages: list[Paged] = field(default_factory=list)
     restarted: list[tuple[str, int]] = field(default_factory=list)  # with the epoch
     marked: dict[tuple[str, str], tuple[int, Marked]] = field(default_factory=dict)  # with the epoch
     reported: dict[str, _HighestMarks] = field(default_factory=dict)
@@ -221,6 +226,7 @@ class _HistoryReader:
             Fail: self._fail,
             Info: self._info,
             Seen: self._seen,
+            Paged: self._paged,
             LogRestarted: self._restarted,
             Marked: self._marked,
             Held: self._held,
@@ -336,8 +342,9 @@ class _HistoryReader:
         if not seen_logs:
             seen_logs.append(_SeenLog(process.incarnation, self._epoch))
         seen_log = seen_logs[-1]
-        if seen_log.rows and seen_log.rows[-1] is row and process.unfinished == (log.name, row):
-            # A killed device may not have finished the last event, and sees it again.
+        last = process.unfinished
+        if seen_log.rows and last == (log.name, seen_log.rows[-1]) and last[1][:4] == row[:4]:
+            # A killed device may not have finished the last event, and sees it again, perhaps recalled.
             process.unfinished = None
         else:
             if seen_log.incarnation != process.incarnation and self._was_rolled_back(log.name, seen_log):
@@ -347,6 +354,9 @@ class _HistoryReader:
             seen_log.rows.append(row)
         seen_log.incarnation, seen_log.epoch = process.incarnation, self._epoch
         process.last = log.name, row
+
+    def _paged(self, line: Paged) -> None:
+        self._conversation(line.conversation).pages.append(line)
 
     def _was_rolled_back(self, conversation: str, seen_log: _SeenLog) -> bool:
         """Whether a later restore removed events that were seen."""
@@ -440,6 +450,11 @@ class _ConversationCheck:
                 if row not in self._known:
                     self._known.add(row)
                     self._places.setdefault((row.sender, row.name), []).append(row)
+        # By (seq, id): every message, and the recalls of every epoch and of the last one.
+        self._messages_at = {(row.seq, row.id): row for row in self._known}
+        self._recalled = [
+            {target for row in rows.values() if (target := target_of(row)) is not None} for rows in self._logs
+        ]
         self.messages: dict[tuple[str, str], list[_Sent]] = {}  # by user and name
         for process, names in log.sent.items():
             user = _user(process)
@@ -452,6 +467,8 @@ class _ConversationCheck:
         self._check_restores()
         self._check_answers()
         self._check_own_order()
+        self._check_recalls()
+        self._check_pages()
         self._check_seen()
         for process, fresh in sorted(reporters):
             if (process, fresh) not in self._log.held and self.end:
@@ -569,6 +586,42 @@ class _ConversationCheck:
     def _at_seq(self, seq: int) -> Row | None:
         return next((rows[seq] for rows in reversed(self._logs) if seq in rows), None)
 
+    # --- recalls
+
+    def _check_recalls(self) -> None:
+        """A recall follows a message of its sender, and each message has one at most."""
+        for rows in self._logs:
+            recalls: dict[tuple[int, int], Row] = {}
+            for row in sorted(rows.values()):
+                if (target := target_of(row)) is None:
+                    continue
+                message = rows.get(target[0])
+                if message is None or (message.seq, message.id) != target or message.seq >= row.seq:
+                    self._find(Kind.WRONG_RECALL, f"{_at(row)} recalls seq {target[0]}, where no message was")
+                elif message.sender != row.sender or target_of(message) is not None:
+                    self._find(Kind.WRONG_RECALL, f"{_at(row)} recalls {_at(message)}")
+                if (other := recalls.setdefault(target, row)) is not row:
+                    self._find(Kind.WRONG_RECALL, f"{_at(row)} recalls what {_at(other)} has recalled")
+
+    def _check_pages(self) -> None:
+        """A page shows no content of a message whose recall the device knew, and has the recall."""
+        if self._rollbacks:
+            return  # the page may be of a log without the recall
+        for page in self._log.pages:
+            recalled = {target_of(row) for row in (*page.rows, *page.registers)}
+            for row in page.rows:
+                if row.value and (row.seq, row.id) in page.known:
+                    self._find(Kind.SHOWN, f"{page.process} got {_at(row)} in a page after its recall")
+                if not row.value and (row.seq, row.id) not in recalled:
+                    self._find(Kind.SHOWN, f"{page.process} got {_at(row)} without the recall of it")
+
+    def _whole(self, row: Row, recalled: Iterable[set[tuple[int, int]]]) -> Row:
+        """The stored row of a message that a device shows without its content, if it is recalled there."""
+        place = row.seq, row.id
+        if not row.value and any(place in places for places in recalled):
+            return self._messages_at.get(place, row)
+        return row
+
     # --- answers
 
     def _check_answers(self) -> None:
@@ -684,9 +737,10 @@ class _ConversationCheck:
     def _check_seen(self) -> None:
         for process, seen_logs in self._log.seen.items():
             for seen_log in seen_logs:
-                self._check_rows(f"what {process} saw", seen_log.rows, after=None)
-                self._check_unknown(process, seen_log.rows)
-                self._check_one_log(process, seen_log.rows)
+                rows = [self._whole(row, self._recalled) for row in seen_log.rows]
+                self._check_rows(f"what {process} saw", rows, after=None)
+                self._check_unknown(process, rows)
+                self._check_one_log(process, rows)
             self._check_member(process, any(seen_log.rows for seen_log in seen_logs))
         for process, epoch in self._log.restarted:
             if not any(self._rolled_back[:epoch]):
@@ -704,6 +758,10 @@ class _ConversationCheck:
 
     def _check_held(self, process: str, fresh: bool, base: int, rows: Sequence[Row]) -> None:
         who = _device(process, fresh=fresh)
+        for row in rows:
+            if row.value and (row.seq, row.id) in self._recalled[-1] and self.end.get(row.seq) is row:
+                self._find(Kind.SHOWN, f"{who} holds the content of {_at(row)}, which is recalled")
+        rows = [self._whole(row, self._recalled[-1:]) for row in rows]
         fine = self._check_rows(f"what {who} holds", rows, after=base)
         self._check_unknown(who, rows)
         other = [row for row in rows if self.end.get(row.seq) is not row]

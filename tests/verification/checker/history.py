@@ -19,13 +19,30 @@ import msgspec
 
 
 class Row(NamedTuple):
-    """One event, wherever it was found. `name` is its client_msg_id, `value` its text."""
+    """One event, wherever it was found. `name` is its client_msg_id, `value` its text.
+
+    The value is empty if a device shows a message as recalled, and `recall SEQ ID` for a recall.
+    """
 
     seq: int
     id: int
     sender: str
     name: str
     value: str
+
+
+RECALL = "recall"  # the first word of a recall's value
+
+
+def recall_of(seq: int, id: int) -> str:
+    """The value of a recall of the message at this place."""
+    return f"{RECALL} {seq} {id}"
+
+
+def target_of(row: Row) -> tuple[int, int] | None:
+    """The seq and id of the message that the row recalls, if it recalls one."""
+    word, *numbers = row.value.split(" ")
+    return (int(numbers[0]), int(numbers[1])) if word == RECALL and len(numbers) == 2 else None
 
 
 class Entry(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -92,6 +109,18 @@ class Seen(Entry, frozen=True):
 
     conversation: str
     row: Row
+
+
+class Paged(Entry, frozen=True):
+    """A page of a conversation as the server sent it: its events, and later ones that change them.
+
+    `known`: recalls that the device knew when it asked, as (seq, id) of the recalled messages.
+    """
+
+    conversation: str
+    rows: tuple[Row, ...]
+    registers: tuple[Row, ...]
+    known: tuple[tuple[int, int], ...]
 
 
 class LogRestarted(Entry, frozen=True):
@@ -168,6 +197,7 @@ Line = (
     | Fail
     | Info
     | Seen
+    | Paged
     | LogRestarted
     | Marked
     | Held

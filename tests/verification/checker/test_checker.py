@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.verification.checker.builder import TALK, HistoryBuilder, value_of
+from tests.verification.checker.builder import TALK, HistoryBuilder, shown, value_of
 from tests.verification.checker.check import Kind, Verdict, check
 from tests.verification.checker.history import Held, Line, Row, Stored
 
@@ -806,3 +806,68 @@ def test_equal_rows_from_different_writers_are_equal() -> None:
     history.hold(BOB, copies)
     assert history.end().ok
     assert {type(line) for line in history.lines} >= {Held, Stored}
+
+
+# --- recalls
+
+
+def test_a_recalled_message_is_held_without_its_value() -> None:
+    history, rows = accepted_messages(3)
+    recall = history.recall(ALICE, rows[1])
+    history.see(BOB, *rows, recall)  # it had the value before
+    history.hold(BOB, shown([*rows, recall]))
+    history.get_page(BOB, [rows[0], rows[1]._replace(value="")], registers=[recall], known=[rows[1]])
+    assert history.end().ok
+
+
+def test_a_device_that_keeps_the_value_of_a_recalled_message_is_found() -> None:
+    history, rows = accepted_messages(2)
+    history.hold(BOB, [*rows, history.recall(ALICE, rows[0])])
+    assert kinds(history.end()) == [Kind.SHOWN]
+
+
+def test_a_device_that_lacks_the_value_of_a_message_that_is_not_recalled_is_found() -> None:
+    history, rows = accepted_messages(2)
+    history.hold(BOB, [rows[0]._replace(value=""), rows[1]])
+    assert kinds(history.end()) == [Kind.DIFFERS, Kind.PHANTOM, Kind.REWRITTEN]
+
+
+def test_a_page_that_shows_a_message_after_its_recall_or_lacks_the_recall_is_found() -> None:
+    history, rows = accepted_messages(2)
+    recall = history.recall(ALICE, rows[0])
+    blank = rows[0]._replace(value="")
+    history.get_page(BOB, [rows[0]])  # it may have been read before the recall
+    history.get_page(BOB, [blank, rows[1], recall], known=[rows[0]])
+    history.get_page(BOB, [rows[0]], registers=[recall], known=[rows[0]])
+    history.get_page(BOB, [blank, rows[1]], known=[rows[0]])
+    assert kinds(history.end()) == [Kind.SHOWN] * 2
+
+
+def test_a_recall_of_another_users_message_or_of_nothing_or_of_a_recall_is_found() -> None:
+    for target in ("other", "nothing", "recall", "later"):
+        history, rows = accepted_messages(2)
+        if target == "other":
+            history.recall(BOB, rows[0])
+        elif target == "nothing":
+            history.recall(ALICE, rows[0]._replace(id=rows[0].id + 1))
+        elif target == "recall":
+            history.recall(ALICE, history.recall(ALICE, rows[0]), "r2")
+        else:
+            history.recall(ALICE, history.make(ALICE, "m9", 9))
+        assert Kind.WRONG_RECALL in kinds(history.end()), target
+
+
+def test_a_second_recall_of_a_message_is_found() -> None:
+    history, rows = accepted_messages(2)
+    history.recall(ALICE, rows[0], "r1")
+    history.recall("alice@tablet", rows[0], "r2")
+    assert Kind.WRONG_RECALL in kinds(history.end())
+
+
+def test_a_killed_device_may_see_its_last_event_again_as_recalled() -> None:
+    history, rows = accepted_messages(2)
+    history.see(BOB, *rows)
+    history.start(BOB, ordered=True, durable=True)
+    recall = history.recall(ALICE, rows[1])
+    history.see(BOB, rows[1]._replace(value=""), recall)
+    assert history.end().ok

@@ -24,6 +24,7 @@ from imqtt.errors import ImqttError, Invalid, Malformed, NotAllowed, TooLarge, U
 from imqtt.fields import MAX_CONVERSATION, MIN_PACKET
 from imqtt.model import (
     MAX_JSON_DEPTH,
+    NO_CONTENT,
     Accepted,
     AnyCommand,
     AnyFrame,
@@ -222,8 +223,9 @@ def _check_encodings(packet: tuple[AnyFrame, ...]) -> None:
 def _is_common(event: Event) -> bool:
     """protobuf has no two bodies and reads "" as the kind `message`; JSON has no null content."""
     content = event.content
-    bodies = 3 - [content.text, content.data, content.json].count(None)
-    return bodies <= 1 and content.json != "null" and event.kind != ""
+    bodies = 4 - [content.text, content.data, content.json, event.recall].count(None)
+    has_content = content != NO_CONTENT and event.recall is not None
+    return bodies <= 1 and not has_content and content.json != "null" and event.kind != ""
 
 
 def _events(frame: AnyFrame) -> list[Event]:
@@ -232,7 +234,7 @@ def _events(frame: AnyFrame) -> list[Event]:
     if not isinstance(frame, Page):
         return []
     latest = [head.latest for head in frame.heads if head.latest is not None]
-    return latest + [event for part in frame.slices for event in part.events]
+    return latest + [event for part in frame.slices for event in (*part.events, *part.registers)]
 
 
 def _check_device(packet: tuple[AnyFrame, ...]) -> None:

@@ -25,10 +25,12 @@ from imqtt.model import (
     Device,
     Event,
     Hello,
+    History,
     Mark,
     Marks,
     Page,
     Position,
+    Recall,
     Rejected,
     Send,
 )
@@ -36,7 +38,7 @@ from imqtt.protocol import Format, decode_frames, encode_command
 from imqtt.protocol.topics import down, up
 from tests.verification.checker import history
 from tests.verification.checker.history import Line
-from tests.verification.events import row_of
+from tests.verification.events import recall_value, row_of
 from tests.verification.simulation.database import Disk, SimDatabase
 from tests.verification.simulation.link import SimLink
 from tests.verification.simulation.loop import Loop, Process
@@ -44,6 +46,7 @@ from tests.verification.simulation.loop import Loop, Process
 # The defaults except for the keep-alive, which finds half-open connections sooner.
 TIMING = Timing(keep_alive=10, retry_most=8.0, patience=20.0)
 PASSWORD = "secret"
+RECALLED = 0.1  # share of a user's messages that a device recalls when it sees them
 PATIENCE = 3.0  # seconds after which a plain device resends unanswered messages
 
 
@@ -100,6 +103,7 @@ class SdkDevice:
         self._transport = transport
         self._outbox_is_read = False  # messages of an earlier process are awaited again
         self._more: asyncio.Event
+        self._tasks: asyncio.TaskGroup
         self._notices: Queue[Notice]
         self._shown: set[int] = set()  # the ids of all events shown, including those of earlier logs
         self._restarted: dict[str, None] = {}  # conversations whose restart is not recorded yet
@@ -174,8 +178,9 @@ class SdkDevice:
         )
 
     async def _send(self, client: Client, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
         for entry in await client.outbox():  # of an earlier process
-            self._await(client, tasks, entry.conversation, entry.client_msg_id, entry.content.text)
+            self._await(client, tasks, entry.command)
         self._outbox_is_read = True
         while True:
             message = await self._plan.take(self._loop)
@@ -189,19 +194,36 @@ class SdkDevice:
             self._write(history.Invoke(self.name, self._loop.time(), conversation, name, value))
             await client.post(conversation, value, client_msg_id=name)
             self._write(history.Queued(self.name, self._loop.time(), conversation, name))
-            self._await(client, tasks, conversation, name, value)
+            self._await(client, tasks, Send(conversation, name, Content(text=value)))
 
-    def _await(
-        self, client: Client, tasks: asyncio.TaskGroup, conversation: str, name: str, value: str
-    ) -> None:
-        self.pending.add(name)
-        tasks.create_task(self._answer(client, conversation, name, value))
+    def _recall(self, client: Client, event: Event) -> None:
+        """Recalls a message of the user, as another device of the user may do at the same time."""
+        recall = Recall(event.conversation, f"recall-{self.device}-{event.id}", event.position)
+        self.pending.add(recall.client_msg_id)
 
-    async def _answer(self, client: Client, conversation: str, name: str, value: str) -> None:
+        async def send() -> None:
+            # With no await before the outbox: messages that are invoked later follow it.
+            value = recall_value(recall.target)
+            self._write(
+                history.Invoke(self.name, self._loop.time(), recall.conversation, recall.client_msg_id, value)
+            )
+            await self._answer(client, recall)
+
+        self._tasks.create_task(send())
+
+    def _await(self, client: Client, tasks: asyncio.TaskGroup, command: Send | Recall) -> None:
+        self.pending.add(command.client_msg_id)
+        tasks.create_task(self._answer(client, command))
+
+    async def _answer(self, client: Client, command: Send | Recall) -> None:
+        conversation, name = command.conversation, command.client_msg_id
         try:
             while True:
                 try:
-                    answer = await client.send(conversation, value, client_msg_id=name)
+                    if isinstance(command, Send):
+                        answer = await client.send(conversation, command.content, client_msg_id=name)
+                    else:
+                        answer = await client.recall(conversation, command.target, client_msg_id=name)
                     break
                 except (DeviceStoreError, NotConnected) as error:  # the message may be in the outbox
                     self._write(history.Info(self.name, self._loop.time(), conversation, name, error.code))
@@ -220,6 +242,9 @@ class SdkDevice:
             self._write(history.Seen(self.name, self._loop.time(), event.conversation, row_of(event)))
             self.seen[event.conversation] = int(event.id)
             self._shown.add(event.id)
+            is_own = event.kind == "message" and event.sender == self.user
+            if is_own and self._loop.random.random() < RECALLED:
+                self._recall(client, event)
             if self._loop.random.random() < 0.1:
                 await client.mark_read(event.conversation, event.seq)
 
@@ -293,7 +318,7 @@ class PlainDevice:
         self.process: Process | None = None
         self.failure: BaseException | None = None
         self.seen: dict[str, int] = {}
-        self.pending: dict[str, Send] = {}
+        self.pending: dict[str, Send | Recall] = {}
         self.publishing = 0  # commands without a PUBACK
         self._device = Device(*name.split("@"))
         self._loop = loop
@@ -303,7 +328,9 @@ class PlainDevice:
         self._partitions = partitions
         self._resends = resends
         self._link: SimLink | None = None
-        self._sent: list[Send] = []
+        self._sent: list[Send | Recall] = []
+        self._recalled: dict[str, list[tuple[int, int]]] = {}  # known recalls, by conversation
+        self._asked: dict[str, tuple[tuple[int, int], ...]] = {}  # known when a page was requested, by ref
 
     def start(self) -> None:
         self.process = self._loop.new_process(self.name)
@@ -380,11 +407,42 @@ class PlainDevice:
         elif isinstance(frame, Rejected) and frame.client_msg_id:
             self.pending.pop(frame.client_msg_id, None)
             self._write(history.Fail(self.name, now, frame.conversation, frame.client_msg_id, frame.code))
-        elif isinstance(frame, Event | Page) and self._loop.random.random() < 0.05:
-            for event in [frame] if isinstance(frame, Event) else []:
-                assert self.process is not None
-                mark = Mark(event.conversation, event.seq, event.seq)
-                self.process.spawn(self._publish(mark, event.conversation))
+        elif isinstance(frame, Event):
+            self._hear_event(frame)
+        elif isinstance(frame, Page) and frame.ref in self._asked:
+            for part in frame.slices:
+                self._write(
+                    history.Paged(
+                        self.name, now, part.conversation, tuple(map(row_of, part.events)),
+                        tuple(map(row_of, part.registers)), self._asked[frame.ref],
+                    )
+                )  # fmt: skip
+
+    def _hear_event(self, event: Event) -> None:
+        assert self.process is not None
+        draw = self._loop.random.random
+        if draw() < 0.05:
+            mark = Mark(event.conversation, event.seq, event.seq)
+            self.process.spawn(self._publish(mark, event.conversation))
+        if event.recall is not None:
+            target = event.recall.target
+            known = self._recalled.setdefault(event.conversation, [])
+            known.append((target.seq, int(target.id)))
+            ref = f"history-{event.id}"
+            self._asked[ref] = tuple(known)
+            page = History(event.conversation, target.seq + 1 + int(draw() * 3), 1 + int(draw() * 4), ref)
+            self.process.spawn(self._publish(page, event.conversation))
+        elif event.kind == "message" and event.sender == self.user and draw() < RECALLED:
+            recall = Recall(event.conversation, f"recall-{self._device.device}-{event.id}", event.position)
+            self.pending[recall.client_msg_id] = recall
+            self._sent.append(recall)
+            self._write(
+                history.Invoke(
+                    self.name, self._loop.time(), recall.conversation, recall.client_msg_id,
+                    recall_value(recall.target),
+                )
+            )  # fmt: skip
+            self.process.spawn(self._publish_command(recall))
 
     async def _send(self) -> None:
         while (message := await self._plan.take(self._loop)) is not None:
@@ -394,17 +452,19 @@ class PlainDevice:
             self.pending[name] = send
             self._sent.append(send)
             self._write(history.Invoke(self.name, self._loop.time(), conversation, name, send.content.text))
-            await self._publish_send(send)
+            await self._publish_command(send)
 
     async def _resend(self) -> None:
         while True:
             await asyncio.sleep(PATIENCE)
             for send in list(self.pending.values()):
-                await self._publish_send(send)
+                await self._publish_command(send)
 
-    async def _publish_send(self, send: Send) -> None:
-        if await self._publish(send, send.conversation):
-            self._write(history.Queued(self.name, self._loop.time(), send.conversation, send.client_msg_id))
+    async def _publish_command(self, command: Send | Recall) -> None:
+        if await self._publish(command, command.conversation):
+            self._write(
+                history.Queued(self.name, self._loop.time(), command.conversation, command.client_msg_id)
+            )
 
     async def _publish(self, command: AnyCommand, place: str) -> bool:
         """Whether the broker acked it."""

@@ -13,9 +13,12 @@ from typing import Any
 from unittest import mock
 from weakref import WeakKeyDictionary
 
+from imqtt.client import store as client_store
 from imqtt.client.sender import Sender
 from imqtt.core.sequencing import Append, Decision, Incoming
+from imqtt.core.view import View
 from imqtt.model import Key, Registration, Stored
+from imqtt.server import pages
 from imqtt.server.batch import Batch, Inbound
 from imqtt.server.committer import Committer
 from imqtt.server.delivery import Delivery, Outcome
@@ -37,6 +40,7 @@ class Mistake:
     faults: tuple[str, ...]
     workers: int = 2
     partitions: int = 2
+    sdk: int = 3
     messages: int = 8
     seconds: float = 8.0
     resends: float = 0.5
@@ -50,7 +54,7 @@ class Mistake:
             partitions=self.partitions,
             prefix=True,
             max_batch=500,
-            sdk=3,
+            sdk=self.sdk,
             plain=2,
             messages=self.messages,
             seconds=self.seconds,
@@ -60,7 +64,7 @@ class Mistake:
         )
 
 
-def _replaced(owner: type, name: str, method: Callable[..., Any]) -> AbstractContextManager[object]:
+def _replaced(owner: object, name: str, method: Callable[..., Any]) -> AbstractContextManager[object]:
     return mock.patch.object(owner, name, method)
 
 
@@ -195,6 +199,18 @@ def _cursor_trusted_without_its_id() -> AbstractContextManager[object]:
     return _replaced(Pages, "_look_up", ignore_ids)
 
 
+def _register_not_looked_up() -> AbstractContextManager[object]:
+    return _replaced(View, "register", lambda *_: None)
+
+
+def _pages_without_recalls() -> AbstractContextManager[object]:
+    return _replaced(pages, "overlaid", lambda event, _: (event, []))
+
+
+def _recalled_content_kept_on_the_device() -> AbstractContextManager[object]:
+    return _replaced(client_store, "_set_registers", lambda *_: None)
+
+
 MISTAKES = [
     Mistake(
         "the dedupe record is written before the commit and trusted",
@@ -270,6 +286,27 @@ MISTAKES = [
         _cursor_trusted_without_its_id,
         frozenset({Kind.DIFFERS, Kind.REWRITTEN}),
         ("store restored", "store restored"),
+    ),
+    Mistake(
+        "a recall is decided without looking at its register",
+        _register_not_looked_up,
+        frozenset({Kind.WRONG_RECALL}),
+        ("store slow",),
+        sdk=6,
+        messages=16,
+    ),
+    Mistake(
+        "a page shows messages without their recalls",
+        _pages_without_recalls,
+        frozenset({Kind.SHOWN}),
+        (),
+        messages=16,
+    ),
+    Mistake(
+        "a device keeps the content of a recalled message",
+        _recalled_content_kept_on_the_device,
+        frozenset({Kind.SHOWN}),
+        (),
     ),
 ]
 

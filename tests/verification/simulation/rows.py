@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
 from imqtt.stores.base import AppendConflict, Identity, Record, RecordRefused
 from tests.verification.checker.history import Row
+from tests.verification.events import row_of
 
 INT64 = 1 << 63
 
@@ -105,7 +106,7 @@ class Rows:
         """Each conversation's events in order of seq, and its marks: (user, delivered, read)."""
         return {
             name: (
-                tuple(_row(record) for record in log.after(0, len(log.seqs))),
+                tuple(row_of(record.event) for record in log.after(0, len(log.seqs))),
                 tuple((mark.user, mark.delivered, mark.read) for mark in self._marks_of(name)),
             )
             for name, log in sorted(self._logs.items())
@@ -316,8 +317,3 @@ def check(record: Record) -> None:
         f"{event.conversation}{event.sender}{event.device}{event.client_msg_id}{event.kind}{record.register}".encode()
     except UnicodeError as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
-
-
-def _row(record: Record) -> Row:
-    event = record.event
-    return Row(event.seq, int(event.id), event.sender, event.client_msg_id, event.content.text or "")
