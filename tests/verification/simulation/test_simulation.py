@@ -14,7 +14,7 @@ from tests.verification.simulation.faults import FAULTS
 from tests.verification.simulation.loop import Deadlock, simulated
 from tests.verification.simulation.mistakes import MISTAKES
 
-SEEDS = 60
+SEEDS = 100
 RESTORED_SEEDS = 40  # with two faults only, each of them fires in most worlds
 MANY_SEEDS = 2_000
 WORLDS_FOR_A_MISTAKE = 1_500  # worlds within which a mistake must be found
