@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Tests run in two processes more than there are cores. JOBS=2 makes it two, JOBS=0 none beside pytest's own.
 JOBS ?= auto
-PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
+# Without bytecode on disk, every process would rewrite the assertions of all test modules in every run.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help demo test verify chaos soak fuzz check bench proto docs lock format mosquitto redis clean
 

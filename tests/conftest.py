@@ -65,5 +65,5 @@ async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
 @pytest.fixture
 async def server(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[ServerProcess]:
     """A running `imqtt serve` on `broker`, in its own process."""
-    async with ServerProcess(broker, tmp_path) as server:
+    async with ServerProcess(broker, tmp_path, forked=True) as server:
         yield server

@@ -12,6 +12,7 @@ from typing import Self
 from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
 from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.mosquitto.process import end_with_parent
+from tests.forked import Forked, fork
 
 READY = "imqtt is ready"  # how `imqtt serve` begins its ready line
 # A generous upper bound for busy machines. It measures nothing; it only ends a test that hangs.
@@ -40,7 +41,7 @@ class ServerProcess:
     """`imqtt serve` as a process on a broker, with a store in `directory`.
 
     `settings` are those of `ServerConfig` and replace the defaults here. `command` is the Python module to
-    run, and its arguments.
+    run, and its arguments. With `forked`, it begins quickly: see `tests.forked`.
     """
 
     def __init__(
@@ -49,14 +50,16 @@ class ServerProcess:
         directory: Path,
         *,
         command: Sequence[str] = ("imqtt", "serve"),
+        forked: bool = False,
         **settings: object,
     ) -> None:
         self.broker = broker
         self._command = command
+        self._forked = forked
         self.store = directory / "imqtt.db"
         self.log = directory / "server.log"
         self._settings = settings
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Forked | None = None
 
     @property
     def pid(self) -> int | None:
@@ -78,10 +81,13 @@ class ServerProcess:
         environment |= {f"IMQTT_{name.upper()}": str(value) for name, value in settings.items()}
         start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *self._command, env=environment, stdout=log, stderr=log,
-                preexec_fn=end_with_parent(signal.SIGKILL),
-            )  # fmt: skip
+            if self._forked:
+                self._process = fork(*self._command, env=environment, out=log.fileno())
+            else:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", *self._command, env=environment, stdout=log, stderr=log,
+                    preexec_fn=end_with_parent(signal.SIGKILL),
+                )  # fmt: skip
         process = self._process
 
         def is_ready() -> bool:
@@ -104,7 +110,7 @@ class ServerProcess:
         """SIGKILL."""
         return await self._end(lambda process: process.kill())
 
-    async def _end(self, how: Callable[[asyncio.subprocess.Process], None]) -> int:
+    async def _end(self, how: Callable[[asyncio.subprocess.Process | Forked], None]) -> int:
         if self._process is None:
             return 0
         with contextlib.suppress(ProcessLookupError):

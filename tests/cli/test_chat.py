@@ -18,6 +18,7 @@ import pytest
 from imqtt.client import Client
 from imqtt.mosquitto.broker import Mosquitto
 from tests.cli.commands import environment, imqtt
+from tests.forked import Forked, fork
 from tests.services import WITHIN, ServerProcess, eventually
 
 ROWS, COLUMNS = 20, 80
@@ -75,10 +76,11 @@ class Grid:
 
 
 class Terminal:
-    """A process on its own terminal."""
+    """A process on its own terminal: a fork (see `tests.forked`), or one of `python -m imqtt`."""
 
-    def __init__(self, *arguments: object, **variables: str) -> None:
+    def __init__(self, *arguments: object, forked: bool = True, **variables: str) -> None:
         self.written = ""
+        self._forked = forked
         self._arguments = arguments
         self._variables = variables
         self._grid = Grid()
@@ -88,11 +90,16 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         variables = environment(TERM="xterm-256color", COLUMNS=str(COLUMNS), **self._variables)
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "imqtt", *map(str, self._arguments),
-            env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # for SIGHUP when the terminal closes
-        )  # fmt: skip
+        arguments = ("imqtt", *map(str, self._arguments))
+        self.process: Forked | asyncio.subprocess.Process
+        if self._forked:
+            self.process = fork(*arguments, env=variables, out=slave, terminal=True)
+        else:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", *arguments,
+                env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # for SIGHUP
+            )  # fmt: skip
         os.close(slave)
         os.set_blocking(self._master, False)
         asyncio.get_running_loop().add_reader(self._master, self._read)
@@ -142,8 +149,11 @@ def saved(data: Path, device: str) -> str:
     return (data / "credentials" / device).read_text().strip()
 
 
+by_python = pytest.mark.parametrize("alice", [pytest.param(False, id="python -m")], indirect=True)
+
+
 @pytest.fixture
-async def alice(data: Path, broker: Mosquitto) -> AsyncIterator[Terminal]:
+async def alice(data: Path, broker: Mosquitto, request: pytest.FixtureRequest) -> AsyncIterator[Terminal]:
     """alice's open chat with bob."""
     async with Client(
         user="bob",
@@ -152,7 +162,8 @@ async def alice(data: Path, broker: Mosquitto) -> AsyncIterator[Terminal]:
         brokers=f"{broker.host}:{broker.port}",
     ) as bob:
         await bob.send("alice", "before")
-    terminal = Terminal("chat", "bob", "--user", "alice", "--data", data)
+    forked = getattr(request, "param", True)
+    terminal = Terminal("chat", "bob", "--user", "alice", "--data", data, forked=forked)
     await terminal.start()
     await terminal.shows("Enter sends")
     yield terminal
@@ -216,6 +227,7 @@ async def test_a_signal_ends_it_cleanly(alice: Terminal, data: Path, number: sig
     assert not list(data.rglob("alice@phone.db-wal"))  # SQLite removes it when a store is closed
 
 
+@by_python
 async def test_a_terminal_that_closes_ends_it_cleanly(alice: Terminal, data: Path) -> None:
     await alice.shows("alice@phone")
     alice.close()
@@ -330,6 +342,7 @@ async def test_a_user_who_does_not_exist_is_told(alice: Terminal) -> None:
     await alice.shows_no("did you mean")
 
 
+@by_python
 async def test_another_command_on_its_device_is_told_which_process_has_it(
     alice: Terminal, data: Path
 ) -> None:

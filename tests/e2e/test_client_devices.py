@@ -99,7 +99,7 @@ async def test_presence_and_typing_reach_the_other(
     broker: Mosquitto, device: Devices, tmp_path: Path
 ) -> None:
     # A long interval, so that no device repeats its status within the test.
-    server = ServerProcess(broker, tmp_path, presence_ttl=10 * int(WITHIN))
+    server = ServerProcess(broker, tmp_path, forked=True, presence_ttl=10 * int(WITHIN))
     async with server, device("alice@phone") as alice:
         await alice.send(TALK, "hi")
         async with device("bob@phone") as bob:

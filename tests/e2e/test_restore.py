@@ -73,7 +73,7 @@ async def test_devices_notice_nothing_when_the_store_is_moved(
     broker: Mosquitto, device: Devices, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     first = f"sqlite:///{tmp_path / 'imqtt.db'}"
-    server = await stack.enter_async_context(ServerProcess(broker, tmp_path, store=first))
+    server = await stack.enter_async_context(ServerProcess(broker, tmp_path, forked=True, store=first))
     alice = await stack.enter_async_context(device("alice@phone", start="beginning"))
     carol = await stack.enter_async_context(RawDevice(broker, "carol@sensor"))
     notices, everything = alice.notices(), alice.events("everything")
@@ -93,7 +93,7 @@ async def test_devices_notice_nothing_when_the_store_is_moved(
         start = len(carol.frames)
         await carol.command(Send(TO_CAROL, f"unanswered-{number}", Content(text="hi")))
         url = await copied(url, target)
-        server = await stack.enter_async_context(ServerProcess(broker, tmp_path, store=url))
+        server = await stack.enter_async_context(ServerProcess(broker, tmp_path, forked=True, store=url))
         # Unanswered messages are answered once, and answered ones get the same answer again.
         accepted = await carol.answer(f"unanswered-{number}", since=start)
         assert isinstance(accepted, Accepted)
@@ -150,7 +150,7 @@ class Installation:
 
     def _made(self) -> ServerProcess:
         state = {} if self._redis is None else {"state": self._redis.url}
-        return ServerProcess(self._broker, self._directory, store=self.url, **state)
+        return ServerProcess(self._broker, self._directory, forked=True, store=self.url, **state)
 
     async def __aenter__(self) -> "Installation":
         if self._state != "memory":

@@ -48,7 +48,7 @@ def start_worker(
         directory = tmp_path / f"worker-{next(numbers)}"
         directory.mkdir()
         given = {"store": mongo.url, "state": redis.url, **settings}
-        return await stack.enter_async_context(ServerProcess(broker, directory, **given))
+        return await stack.enter_async_context(ServerProcess(broker, directory, forked=True, **given))
 
     return start
 

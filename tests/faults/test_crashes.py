@@ -49,7 +49,7 @@ async def test_server_and_device_wait_for_a_broker_that_is_not_running_yet(
     broker: Mosquitto, tmp_path: Path, device: Make
 ) -> None:
     await broker.stop()
-    server = ServerProcess(broker, tmp_path)
+    server = ServerProcess(broker, tmp_path, forked=True)
     starting = asyncio.create_task(server.start())
     await eventually(lambda: server.pid is not None)
     await broker.start()
