@@ -95,6 +95,7 @@ class SdkDevice:
         self.disk_failed = False  # its process ended because of that and was not restarted
         self.process: Process | None = None
         self.client: Client | None = None
+        self.recalls = RECALLED
         self._loop = loop
         self._plan = plan
         self._write = write
@@ -243,7 +244,7 @@ class SdkDevice:
             self.seen[event.conversation] = int(event.id)
             self._shown.add(event.id)
             is_own = event.kind == "message" and event.sender == self.user
-            if is_own and self._loop.random.random() < RECALLED:
+            if is_own and self._loop.random.random() < self.recalls:
                 self._recall(client, event)
             if self._loop.random.random() < 0.1:
                 await client.mark_read(event.conversation, event.seq)

@@ -39,7 +39,9 @@ def run_world(scenario: Callable[[World], Coroutine[Any, Any, None]]) -> None:
 
 def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
     plan = MessagePlan(world.loop, [CONVERSATION], messages, 0.1)
-    return world.sdk_device(f"{user}@phone", plan, Format.JSON)
+    device = world.sdk_device(f"{user}@phone", plan, Format.JSON)
+    device.recalls = 0.0  # tests count events
+    return device
 
 
 def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> None:
