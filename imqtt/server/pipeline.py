@@ -20,7 +20,7 @@ from random import random
 
 from imqtt.core.backoff import backoff
 from imqtt.core.conversations import Members
-from imqtt.errors import Failed, Invalid, Unavailable
+from imqtt.errors import Failed, Invalid, StoreUnreachable, Unavailable
 from imqtt.model import Hello, Mark, ReadCommand, Status
 from imqtt.server.batch import Batch, Inbound, Request
 from imqtt.server.committer import Committer
@@ -202,7 +202,8 @@ class Pipeline:
             raise registered
         if isinstance(decisions, BaseException):
             raise decisions
-        if isinstance(raised, BaseException) and not isinstance(raised, Unavailable):
+        # `Unavailable` is returned if the store takes no marks, and raised if it cannot be read.
+        if isinstance(raised, StoreUnreachable) or not isinstance(raised, Unavailable | Sequence):
             raise raised
         return await self._deliver(batch, Outcome(members, registered, decisions, raised))
 

@@ -7,7 +7,19 @@ import pytest
 
 from imqtt.core import sequencing
 from imqtt.errors import SetupError, StoreFull, StoreUnreachable
-from imqtt.model import Accepted, Content, Device, Event, Hello, Mark, Marks, Registration, Rejected, Send
+from imqtt.model import (
+    Accepted,
+    Content,
+    Device,
+    Event,
+    Hello,
+    Mark,
+    Marks,
+    Position,
+    Registration,
+    Rejected,
+    Send,
+)
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.server import router
 from imqtt.server.app import Server
@@ -99,6 +111,26 @@ async def test_a_store_that_cannot_be_read_after_the_commit_costs_time_only(
     assert isinstance(answer, Accepted)
     assert not failures
     await bob.until(lambda frame: isinstance(frame, Event) and frame.seq == answer.seq)
+
+
+async def test_a_mark_waits_for_a_store_that_cannot_be_read(
+    running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await device("alice@phone"), await device("bob@laptop")
+    await alice.hello()
+    await alice.send("d:alice:bob", "1")
+    real, failures = SqliteStore.heads, [StoreUnreachable("no"), StoreUnreachable("still no")]
+
+    async def failing(store: SqliteStore, conversations: Collection[str]) -> dict[str, Position]:
+        if failures:
+            raise failures.pop()
+        return await real(store, conversations)
+
+    monkeypatch.setattr(SqliteStore, "heads", failing)
+    await bob.command(Mark("d:alice:bob", read=1))
+    assert await alice.frame(Marks) == Marks("d:alice:bob", "bob", 1, 1)
+    assert not failures
+    assert not [frame for frame in bob.frames if isinstance(frame, Rejected)]
 
 
 async def test_marks_that_an_owner_raised_and_told_nobody_are_told_by_the_next(
