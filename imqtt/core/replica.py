@@ -140,7 +140,6 @@ class Replica:
             events = [
                 it for it in part.events if it.conversation == part.conversation and self._plausible(it)
             ]
-            self._step.changes.registers += part.registers
             log = self.logs.get(part.conversation)
             if not part.restart:
                 if events:
@@ -148,6 +147,9 @@ class Replica:
             elif log is not None and part.conversation in asked:
                 # The log has the cursor that was judged, even if events were added since.
                 log.restart(self._step, part, events, held)
+            else:
+                continue
+            self._step.changes.registers += part.registers
         for head in page.heads:
             self._head(head)
 
