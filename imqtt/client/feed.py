@@ -46,7 +46,7 @@ class Feed:
     def __init__(self, store: LocalStore, ordinal: int) -> None:
         self.signal = Signal()
         self.ordinal = ordinal  # of the newest stored event
-        self.restarts = 0
+        self.invalidations = 0
         self._store = store
         self._iterators: WeakSet[Events] = WeakSet()
 
@@ -56,9 +56,9 @@ class Feed:
             self.ordinal = ordinal
             self.signal.notify()
 
-    def restart(self) -> None:
-        """Logs were restarted in the store: events read ahead may no longer be in their logs."""
-        self.restarts += 1
+    def invalidate(self) -> None:
+        """Stored events were changed or removed: events read ahead are read again."""
+        self.invalidations += 1
 
     @property
     def wanted_after(self) -> int | None:
@@ -92,7 +92,7 @@ class Events:
         self._begun = False
         self._unfinished = False
         self._ahead: deque[tuple[int, Event]] = deque()
-        self._restarts = feed.restarts  # when `_ahead` was read
+        self._invalidations = feed.invalidations  # when `_ahead` was read
         self._read_to = self.position
         if consumer is None:
             feed.enter(self)
@@ -151,10 +151,10 @@ class Events:
     def _up_to_date(self) -> deque[tuple[int, Event]]:
         """The events read ahead that are still valid.
 
-        `Feed.restart` cannot discard the others: it does not know the iterators of named consumers.
+        `Feed.invalidate` cannot discard the others: it does not know the iterators of named consumers.
         """
-        if self._restarts != self._feed.restarts:
-            self._restarts = self._feed.restarts
+        if self._invalidations != self._feed.invalidations:
+            self._invalidations = self._feed.invalidations
             self._ahead.clear()
             self._read_to = self.position
         return self._ahead

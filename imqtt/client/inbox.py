@@ -126,8 +126,8 @@ class Inbox:
         try:
             if stored is not None:
                 self._replica.trimmed(await stored)
-                if step.changes.restarted:
-                    self._feed.restart()
+                if step.changes.restarted or step.changes.overlays:
+                    self._feed.invalidate()
                 self._feed.advance(step.ordinal)
             self.check()
             await self._report(step, answers)
