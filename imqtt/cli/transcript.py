@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from imqtt.cli.formatting import clock, day, words_of, words_of_content
 from imqtt.cli.wrapping import columns, unstacked, wrapped
-from imqtt.core.overlays import OVERLAYS, counts_as_unread, target_of
+from imqtt.core.overlays import counts_as_unread, overlaid, register_of, target_of
 from imqtt.model import Content, Event, Marks
 
 Fragment = tuple[str, str]
@@ -49,6 +49,7 @@ class Transcript:
         self.user = user
         self._begins = False
         self._events: dict[int, Event] = {}
+        self._registers: dict[tuple[str, str], Event] = {}  # the events that change messages
         self._pending: dict[str, Pending] = {}
         self._marks: dict[str, Marks] = {}
         self._names: dict[str, int] = {}
@@ -64,22 +65,22 @@ class Transcript:
         """Adds events of the conversation, in any order."""
         self._lines = None
         for event in events:
-            if self._events.get(event.seq) != event:
-                self._events[event.seq] = event
-                self._blocks.pop(event.seq, None)
+            self._show(event)
             if event.sender == self.user and event.client_msg_id in self._pending:
                 self.discard(event.client_msg_id)
             if event.seq == 1:
                 self._begins = True
-            self._apply(event)
 
-    def _apply(self, event: Event) -> None:
-        """Shows the message that the event changes as it is now. A message added later comes so already."""
-        target = target_of(event)
-        message = None if target is None else self._events.get(target.seq)
-        if message is not None and message.position == target:
-            self._events[message.seq] = OVERLAYS[event.kind].show(message)
-            self._blocks.pop(message.seq, None)
+    def _show(self, event: Event) -> None:
+        """Shows the event, and the message that it changes, as the known events change them."""
+        shown, _ = overlaid(event, self._registers)
+        if self._events.get(event.seq) != shown:
+            self._events[event.seq] = shown
+            self._blocks.pop(event.seq, None)
+        if (target := target_of(event)) is not None:
+            self._registers[event.conversation, register_of(event, target)] = event
+            if (message := self._events.get(target.seq)) is not None:
+                self._show(message)
 
     def wait(self, client_msg_id: str, content: Content, time: int) -> None:
         """Adds a message that waits to be stored."""
@@ -112,6 +113,7 @@ class Transcript:
         self._blocks.clear()
         self._waiting_blocks.clear()
         self._events.clear()
+        self._registers.clear()
         self._pending.clear()
         self._marks.clear()
         self._begins = False

@@ -124,6 +124,8 @@ class SqliteDatabase(Database):
                 if self._path is not None:
                     connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA cache_size = -8192")
+                # The content of recalled messages must not stay in free pages. Not every SQLite's default.
+                connection.execute("PRAGMA secure_delete = ON")
                 self._prepare(connection, schema, version, upgrades)
                 if self._path is not None:
                     make_database_private(self._path)

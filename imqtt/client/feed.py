@@ -46,7 +46,7 @@ class Feed:
     def __init__(self, ordinal: int) -> None:
         self.signal = Signal()
         self.ordinal = ordinal  # of the newest stored event
-        self.restarts = 0  # of logs in the store: events read ahead may no longer be in their logs
+        self.invalidations = 0  # events in the store were changed or removed: events read ahead are void
         self.iterators: WeakSet[Events] = WeakSet()  # an iterator may be dropped without `close`
 
     def advance(self, ordinal: int) -> None:
@@ -78,7 +78,7 @@ class Events:
         self._begun = False
         self._unfinished = False
         self._ahead: deque[tuple[int, Event]] = deque()
-        self._restarts = feed.restarts  # when `_ahead` was read
+        self._invalidations = feed.invalidations  # when `_ahead` was read
         self._read_to = self.position
         if consumer is None:
             feed.iterators.add(self)
@@ -136,8 +136,8 @@ class Events:
 
     def _still_ahead(self) -> deque[tuple[int, Event]]:
         """The events read ahead that are still valid. `Feed` does not know iterators of named consumers."""
-        if self._restarts != self._feed.restarts:
-            self._restarts = self._feed.restarts
+        if self._invalidations != self._feed.invalidations:
+            self._invalidations = self._feed.invalidations
             self._ahead.clear()
             self._read_to = self.position
         return self._ahead

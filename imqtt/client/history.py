@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from imqtt.client.requests import Requests
 from imqtt.client.store import LocalStore
 from imqtt.core.conversation_view import ConversationView, view_of
+from imqtt.core.overlays import overlaid, registers_by_name
 from imqtt.core.replica import Replica
 from imqtt.errors import NotConnected
 from imqtt.model import Event, History, Slice
@@ -91,8 +92,14 @@ class Reader:
             part = next((part for part in page.slices if part.history), Slice(conversation))
             self._replica.extend(conversation, part)
             await self._commit()
-            events[:0] = part.events
+            events[:0] = await self._as_known(conversation, part.events)
             if not part.events or not part.more:
                 break
             before = part.events[0].seq
         return events
+
+    async def _as_known(self, conversation: str, events: Sequence[Event]) -> list[Event]:
+        """The events of a page as they are now: a recall may have overtaken the page."""
+        first = events[0].seq if events else 0
+        registers = registers_by_name(await self._store.registers(conversation, first))
+        return [overlaid(event, registers)[0] for event in events]

@@ -118,8 +118,8 @@ class Inbox:
         try:
             if stored is not None:
                 self.replica.trimmed(await stored)
-                if step.changes.restarted:
-                    self.feed.restarts += 1
+                if step.changes.restarted or step.changes.overlays:
+                    self.feed.invalidations += 1
                 self.feed.advance(step.ordinal)
             self.check()
             await self._report(step, answers)

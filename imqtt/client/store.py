@@ -270,7 +270,7 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
         connection.execute("DELETE FROM events WHERE conversation = ?", (conversation,))
         connection.execute("DELETE FROM marks WHERE conversation = ?", (conversation,))
         connection.execute("DELETE FROM registers WHERE conversation = ?", (conversation,))
-    _set_registers(connection, [*changes.registers, *(event for _, event in changes.events.values())])
+    _set_registers(connection, changes.overlays)
     shown = [(key, ordinal, _shown(connection, event)) for key, (ordinal, event) in changes.events.items()]
     connection.executemany(
         # An event that arrives again as history stays new for consumers that have not read it.

@@ -7,6 +7,7 @@ from enum import Enum
 import msgspec
 
 from imqtt.core.outbox import OutboxKey
+from imqtt.core.overlays import target_of
 from imqtt.model import Accepted, Event, Id, Marks, Position, Value
 
 Place = tuple[str, int]  # a conversation and a seq
@@ -82,6 +83,12 @@ class Changes:
     trim: list[tuple[str, int]] = field(default_factory=list)  # up to which seq
     wanted_after: int | None = None  # an iterator has not read the events after this ordinal
     meta: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def overlays(self) -> list[Event]:
+        """The events that change how earlier ones are shown."""
+        events = (*self.registers, *(event for _, event in self.events.values()))
+        return [event for event in events if target_of(event) is not None]
 
     def __bool__(self) -> bool:
         return any(

@@ -196,6 +196,7 @@ class DeviceLog:
         changes.restarted.add(name)
         unstored = {seq: value for (at, seq), value in changes.events.items() if at == name}
         changes.events = {key: value for key, value in changes.events.items() if key[0] != name}
+        changes.registers = [event for event in changes.registers if event.conversation != name]
         changes.marks = [marks for marks in changes.marks if marks.conversation != name]
         self.order = Reorder(events[-1].position if events else NOTHING)
         self.base = events[0].seq - 1 if events else 0

@@ -62,6 +62,15 @@ def register_of(event: Event, target: Position) -> str:
     return OVERLAYS[event.kind].register(target.seq)
 
 
+def registers_by_name(events: Iterable[Event]) -> Registers:
+    """The registers that these events set."""
+    return {
+        (event.conversation, register_of(event, target)): event
+        for event in events
+        if (target := target_of(event)) is not None
+    }
+
+
 def counts_as_unread(event: Event) -> bool:
     """Whether a user has something to read: a message that is not recalled."""
     return event.kind == "message" and (event.content != NO_CONTENT or event.withheld > 0)

@@ -124,7 +124,6 @@ class Replica:
             events = [
                 it for it in part.events if it.conversation == part.conversation and self._plausible(it)
             ]
-            self._step.changes.registers += part.registers
             log = self.logs.get(part.conversation)
             if not part.restart:
                 if events:
@@ -132,6 +131,9 @@ class Replica:
             elif log is not None and part.conversation in asked:
                 # The log has the cursor that was judged, even if events were added since.
                 log.restart(self._step, part, events, held)
+            else:
+                continue
+            self._step.changes.registers += part.registers
         for head in page.heads:
             if self._plausible(head):
                 latest = head.latest if head.latest is not None and self._plausible(head.latest) else None

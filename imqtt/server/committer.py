@@ -15,7 +15,7 @@ from imqtt.core.conversations import Members
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, decide, duplicate, needs_of
 from imqtt.core.snowflake import Snowflake
 from imqtt.core.view import NOTHING, View
-from imqtt.errors import ClockWrong, Unavailable
+from imqtt.errors import ClockWrong, Conflict, Unavailable
 from imqtt.model import Device, Id, Key, Position, Stored
 from imqtt.problems import explain
 from imqtt.server.counters import Counters
@@ -114,14 +114,15 @@ class Committer:
     async def _look_up_refused(
         self, commands: Sequence[Incoming], decisions: list[Decision]
     ) -> list[Decision]:
-        """Commands that are refused for now are answered as duplicates if they are stored.
+        """Commands that are refused are answered as duplicates if they are stored.
 
-        The state does not know every stored key, since it may have lost some.
+        The state does not know every stored key, since it may have lost some. A rule may refuse a command
+        because of the command's own event: a message that it has recalled cannot be recalled again.
         """
         keys = [
             command.key
             for command, decision in zip(commands, decisions, strict=True)
-            if isinstance(decision, Refuse) and decision.error.retryable
+            if isinstance(decision, Refuse) and not isinstance(decision.error, Conflict)
         ]
         if not keys or not (stored := await self._store.find(keys)):
             return decisions

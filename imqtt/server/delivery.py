@@ -181,6 +181,11 @@ class Delivery:
             rejections += [_rejection(batch, device, mark, error) for device, mark, *_ in batch.of(Mark)]
         return rejections
 
+    @property
+    def room(self) -> int:
+        """How many more reads may wait."""
+        return self._reads.room
+
     async def answer_reads(
         self, batch: Batch, claim: Callable[[Sequence[Request[ReadCommand]]], Sequence[Request[ReadCommand]]]
     ) -> None:
@@ -192,8 +197,7 @@ class Delivery:
         known = await self._devices.known(
             {read.device: batch.spoke[read.device] for read in batch.of(ReadCommand)}
         )
-        answerable = [read for read in batch.of(ReadCommand) if read.device in known]
-        claimed = claim(answerable[: self._reads.room])
+        claimed = claim([read for read in batch.of(ReadCommand) if read.device in known])
         hellos = [(read.device, read.command) for read in claimed if isinstance(read.command, Hello)]
         # The commands may wait for long, but the devices are there.
         await self._serve(claimed, known, self._presences.hear(batch.spoke, hellos))

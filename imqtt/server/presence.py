@@ -80,6 +80,7 @@ class Presences:
         self._spoke: dict[Device, None] = {}  # to be noted, and so are the following
         self._status: list[tuple[Device, Hello | Status]] = []
         self._noted: asyncio.Future[None] | None = None
+        self._noting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._unknown: dict[Device, int] = {}  # devices unknown to the state, and when it will be settled
         self._looking = Problem(
@@ -111,14 +112,15 @@ class Presences:
             status, self._status = self._status, []
             noted, self._noted = self._noted, None
             try:
-                if spoke:
-                    await self.refresh(spoke)
-                if status:
-                    await self.note(status)
+                async with self._noting:
+                    if spoke:
+                        await self.refresh(spoke)
+                    if status:
+                        await self.note(status)
             except Exception:  # presence is soft: the devices' next commands set it right
                 log.exception("the presence of %d devices was not noted", len(spoke) + len(status))
             finally:
-                if noted is not None:
+                if noted is not None and not noted.done():  # a cancelled waiter cancels it
                     noted.set_result(None)
 
     async def note(self, commands: Sequence[tuple[Device, Hello | Status]]) -> None:
@@ -173,7 +175,17 @@ class Presences:
         self._unknown[device] = self._clock() + self._ttl
 
     async def end(self, devices: Collection[Device]) -> None:
-        """Ends devices' presence on any connection, and has their peers told unless they know."""
+        """Ends devices' presence on any connection, and has their peers told.
+
+        A device that is known to be offline already is not told of again. What earlier batches have heard of
+        the devices does not make them present afterwards.
+        """
+        self._status = [it for it in self._status if it[0] not in devices]
+        self._spoke = {device: None for device in self._spoke if device not in devices}
+        async with self._noting:
+            await self._end(devices)
+
+    async def _end(self, devices: Collection[Device]) -> None:
         known = await self._known({it.user for it in devices}) or {}
         offline = {it.device for them in known.values() for it in them if it.state == "offline"}
         now = self._clock()

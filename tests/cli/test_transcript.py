@@ -174,6 +174,7 @@ def test_a_recalled_message_keeps_its_place_and_loses_its_text() -> None:
     target = event(2).position
     recall = replace(event(4), kind="recall", content=NO_CONTENT, recall=RecallBody(target))
     transcript.add([recall])
+    transcript.add([event(2)])  # read before the recall arrived
     lines = [line for line in shown(transcript) if "  alice  " in line or "  bob  " in line]
     assert [line.split("  ")[-1].removesuffix(" ✓") for line in lines] == ["text 1", "[recalled]", "text 3"]
     assert transcript.own_newest == event(1)

@@ -11,12 +11,28 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from imqtt.client.history import Reader
+from imqtt.client.requests import Requests
 from imqtt.client.store import SCHEMA, LocalStore, _apply, _summaries
-from imqtt.core.changes import Changes, LogState
+from imqtt.core.changes import Changes, LogState, Memory
 from imqtt.core.outbox import Entry, OutboxKey
+from imqtt.core.replica import Replica
 from imqtt.errors import Conflict, DeviceStoreError
-from imqtt.model import Content, Device, Event, Id, JsonText, Marks, Position, Send
+from imqtt.model import (
+    Content,
+    Device,
+    Event,
+    Id,
+    JsonText,
+    Marks,
+    Page,
+    Position,
+    RecallBody,
+    Send,
+    Slice,
+)
 
 ALICE = Device("alice", "phone")
 TALK = "d:alice:bob"
@@ -283,3 +299,46 @@ async def test_a_store_of_another_device_or_version_or_kind_is_not_opened(tmp_pa
         await LocalStore.open(tmp_path / "b.db", ALICE)
     with pytest.raises(DeviceStoreError):
         await LocalStore.open(tmp_path / "nowhere" / "c.db", ALICE)
+
+
+def recall_of(event: Event, seq: int) -> Event:
+    body = RecallBody(event.position)
+    return replace(
+        event, seq=seq, id=Id(seq * 10), client_msg_id="r", content=Content(), kind="recall", recall=body
+    )
+
+
+async def test_the_file_of_a_store_keeps_nothing_of_a_recalled_message(tmp_path: Path) -> None:
+    store = await LocalStore.open(tmp_path / "a.db", ALICE)
+    small = replace(event(1), content=Content(text="secret"))
+    large = replace(event(2), content=Content(text="secret" * 5_000))
+    await store.apply(Changes(events={(TALK, it.seq): (it.seq, it) for it in (small, large)}))
+    for seq, message in ((3, small), (4, large)):
+        await store.apply(Changes(events={(TALK, seq): (seq, recall_of(message, seq))}))
+    await store.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
+    assert b"secret" not in (tmp_path / "a.db").read_bytes()
+
+
+class Answering(Requests):
+    """Answers every question with one page."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+
+    async def ask(self, *_: object) -> Page:
+        return self._page
+
+
+async def test_a_page_that_a_recall_has_overtaken_is_returned_without_the_content(path: Path | None) -> None:
+    store = await LocalStore.open(path, ALICE)
+    await store.apply(Changes(events={(TALK, 3): (1, recall_of(event(1), 3))}))
+    page = Page(slices=(Slice(TALK, (event(1), event(2)), history=True),))
+    replica = Replica(ALICE, Memory((), (), (), {}), adopting=True)
+
+    async def commit() -> None:
+        pass
+
+    events = await Reader(replica, store, Answering(page), commit).history(TALK, None, 2)
+    assert [it.content for it in events] == [Content(), event(2).content]
+    await store.close()

@@ -5,11 +5,26 @@ from typing import NamedTuple, cast
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import replace
 
 from imqtt.core.changes import Memory, Step, Want
 from imqtt.core.device_log import DeviceLog
 from imqtt.core.replica import Replica
-from imqtt.model import Accepted, Cursor, Device, Event, Head, Id, Marks, Page, Send, Sync
+from imqtt.model import (
+    Accepted,
+    Content,
+    Cursor,
+    Device,
+    Event,
+    Head,
+    Id,
+    Marks,
+    Page,
+    RecallBody,
+    Send,
+    Slice,
+    Sync,
+)
 from imqtt.mosquitto.broker import Mosquitto
 from tests.client.fake_server import FakeServer
 
@@ -229,6 +244,29 @@ def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() 
     assert changes.restarted == {talk}
     assert changes.events[talk, 4] == (4, fourth)
     assert sorted(seq for _, seq in changes.events) == [1, 2, 3, 4]
+
+
+def test_a_log_that_begins_anew_keeps_no_recall_of_the_log_before_it() -> None:
+    server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
+    replica = Replica(ALICE, EMPTY, adopting=False)
+    first = server.store(talk, "old")
+    replica.event(first, {})
+    replica.take()
+    old = replace(
+        first, seq=9, id=Id(99), content=Content(), kind="recall", recall=RecallBody(first.position)
+    )
+    again = Page(slices=(Slice(talk, (first,), registers=(old,)),))
+    replica.page(again, {talk: True}, {})
+    server.restore(talk, 0)
+    other = server.store(talk, "another first")
+    assert other.position != first.position
+    anew = Page(slices=(Slice(talk, (other,), restart=True),))
+    replica.page(anew, {talk: True}, {})
+    changes = replica.take().changes
+    assert changes.restarted == {talk}
+    assert changes.registers == []
+    replica.page(replace(anew, slices=(replace(anew.slices[0], registers=(old,)),)), {}, {})
+    assert replica.take().changes.registers == []  # it judges a cursor that no longer exists
 
 
 def test_what_is_kept_does_not_depend_on_whether_it_came_live_or_in_a_page() -> None:

@@ -61,6 +61,29 @@ async def test_all_devices_show_a_recalled_message_without_its_content(
         assert await tablet.outbox() == []
 
 
+async def test_an_iterator_that_has_read_ahead_returns_a_recalled_message_without_its_content(
+    server: ServerProcess, client: Devices
+) -> None:
+    async with client("alice@phone") as alice, client("bob@phone") as bob:
+        events, named = bob.events(), bob.events("bot")
+        await alice.send(TALK, "first")
+        secret = await alice.send(TALK, "secret")
+        await eventually(lambda: _shows(bob, [("first", False), ("secret", False)]))
+        for each in (events, named):
+            assert [event.content.text for event in await take(each, 1)] == ["first"]
+        await alice.recall(TALK, Position(secret.seq, secret.id))
+        await eventually(lambda: _shows(bob, [("first", False), (None, True)]))
+        for each in (events, named):
+            later = await take(each, 2)
+            assert [(event.kind, event.content) for event in later] == [
+                ("message", Content()), ("recall", Content()),
+            ]  # fmt: skip
+
+
+async def _shows(client: Client, expected: list[tuple[str | None, bool]]) -> bool:
+    return await shown(client) == expected
+
+
 async def test_a_recall_without_a_connection_is_sent_later(
     broker: Mosquitto, server: ServerProcess, client: Devices
 ) -> None:

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from imqtt.core.conversations import Members, members_from_ids
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, receive
 from imqtt.core.snowflake import Snowflake
-from imqtt.errors import ImqttError, StoreFull, Unavailable
-from imqtt.model import Content, Device, Send
+from imqtt.errors import AlreadyRecalled, Conflict, ImqttError, StoreFull, Unavailable
+from imqtt.model import Content, Device, Recall, Send
 from imqtt.server.app import wall_clock
 from imqtt.server.committer import Committer
 from imqtt.server.counters import Counters
@@ -189,6 +190,30 @@ async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_for
     )
     decisions = await forgetful.commit(*batch("1", "2", "3"))
     assert [type(it) for it in decisions[:2]] == [Known, Known]
+
+
+async def test_a_recall_that_is_stored_is_known_when_the_state_has_forgotten_it(store: FaultyStore) -> None:
+    """Its own event sets the register that refuses another recall."""
+    commands, members = batch("1", "2")
+    first, second = await committer(store).commit(commands, members)
+    assert isinstance(first, Append)
+    assert isinstance(second, Append)
+    recall = Recall("u:alice", "r1", first.event.position)
+    (recalled,) = await committer(store).commit([receive(ALICE, recall)], members)
+    assert isinstance(recalled, Append)
+    again, other, conflict = await committer(store).commit(
+        [
+            receive(ALICE, recall),
+            receive(ALICE, replace(recall, client_msg_id="r2")),
+            receive(ALICE, replace(recall, target=second.event.position)),
+        ],
+        members,
+    )
+    assert again == Known(recalled.event.position)
+    assert isinstance(other, Refuse)
+    assert isinstance(other.error, AlreadyRecalled)
+    assert isinstance(conflict, Refuse)
+    assert isinstance(conflict.error, Conflict)
 
 
 async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_well(

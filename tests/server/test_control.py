@@ -17,10 +17,11 @@ from imqtt.server import control
 from imqtt.server.app import Server
 from imqtt.server.batch import Inbound
 from imqtt.server.control import Ask, Control, Revoke, Seen, Told
-from imqtt.state.base import StateAway
+from imqtt.state.base import DevicePresence, StateAway
 from imqtt.stores.base import Identity
 from imqtt.stores.sqlite.store import SqliteStore
 from tests.server.test_pruning import NOW, Place, published
+from tests.services import eventually
 
 PHONE = Device("alice", "phone")
 
@@ -117,3 +118,49 @@ async def test_a_hello_that_waited_with_its_revocation_makes_nobody_present(runn
         await (await pipeline._stages(batch))
         assert [it.state for it in (await running._state.presence(["alice"]))["alice"]] == [state]
     assert await running._store.devices(["alice"]) == {"alice": ()}
+
+
+async def test_a_hello_of_an_earlier_batch_makes_no_revoked_device_present(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presences, arrive = place.presences, place.state.arrive
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(presence: DevicePresence) -> None:
+        if presence.state == "online":
+            begun.set()
+            await go.wait()
+        await arrive(presence)
+
+    monkeypatch.setattr(place.state, "arrive", slow)
+    async with asyncio.TaskGroup() as tasks:
+        listening = tasks.create_task(presences._listen())
+        presences.hear([PHONE], [(PHONE, Hello("n1"))])
+        await begun.wait()
+        heard = presences.hear([PHONE], [(PHONE, Hello("n2"))])
+        assert heard is not None
+        revoked = tasks.create_task(Answers(place).control.carry_out([Revoke(("alice@phone",))]))
+        await eventually(lambda: _names(place))
+        go.set()
+        await asyncio.gather(revoked, heard)
+        listening.cancel()
+    assert [it.state for it in await presences.of_devices("alice")] == ["offline"]
+
+
+async def _names(place: Place) -> bool:
+    return await place.names() == ["alice@tablet"]
+
+
+async def test_a_cancelled_batch_does_not_end_the_noting_of_presence(place: Place) -> None:
+    presences = place.presences
+    for nonce in ("n1", "n2"):
+        heard = presences.hear([PHONE], [(PHONE, Hello(nonce))])
+        assert heard is not None
+        if nonce == "n1":
+            listening = asyncio.create_task(presences._listen())
+            await asyncio.sleep(0)
+            heard.cancel()
+        else:
+            await heard
+    assert not listening.done()
+    listening.cancel()

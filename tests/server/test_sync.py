@@ -1,4 +1,6 @@
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +18,15 @@ from imqtt.model import (
     Sync,
     Welcome,
 )
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.protocol import Format, encode_frame
 from imqtt.server.app import Server
 from imqtt.server.pages import PAGE_BYTES
+from imqtt.serving import serving
+from imqtt.stores.base import Record
+from imqtt.stores.sqlite.store import SqliteStore
 from tests.device import RawDevice
+from tests.server.conftest import config_for
 
 Make = Callable[..., Awaitable[RawDevice]]
 
@@ -296,3 +303,25 @@ async def test_many_conversations_begin_anew_in_small_packets(running: Server, d
         if not page.more:
             break
     assert sorted(restarted) == names
+
+
+async def test_more_reads_than_may_wait_are_answered_while_a_batch_waits_for_the_store(
+    broker: Mosquitto, tmp_path: Path, device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, go = SqliteStore.append, asyncio.Event()
+
+    async def stalled(store: SqliteStore, records: Sequence[Record]) -> None:
+        await go.wait()
+        await append(store, records)
+
+    async with serving(config_for(broker, tmp_path, reads_waiting=1, reads_at_once=1)):
+        alice = await device("alice@phone")
+        await alice.hello()
+        monkeypatch.setattr(SqliteStore, "append", stalled)
+        await alice.command(Send("u:alice", "m", Content(text="hi")))
+        for ref in ("1", "2", "3"):
+            await alice.command(Sync(ref=ref))
+        for ref in ("1", "2", "3"):
+            await alice.until(lambda frame, ref=ref: isinstance(frame, Page) and frame.ref == ref)
+        go.set()
+        assert (await alice.answer("m")).client_msg_id == "m"
