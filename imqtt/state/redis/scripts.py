@@ -117,7 +117,6 @@ local function unpack_entry(packed)
       and type(entry[3]) == 'number' and type(entry[4]) == 'number' then
     return entry
   end
-  return nil
 end
 """
 
