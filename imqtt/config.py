@@ -240,13 +240,12 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     service named `imqtt`.
     """
     known = {one.variable for one in SETTINGS} | {f"{one.variable}_FILE" for one in SETTINGS if one.secret}
+    known |= OTHER_VARIABLES
+    bare = {variable.removeprefix("IMQTT_"): variable for variable in known}
     unknown: list[str] = []
-    for name in sorted(environment):
+    for name in sorted(environment.keys() - known):
         if not name.startswith("IMQTT_") or name.startswith(TESTS_VARIABLES):
             continue
-        if name in known or name in OTHER_VARIABLES:
-            continue
-        bare = {variable.removeprefix("IMQTT_"): variable for variable in (*known, *OTHER_VARIABLES)}
         if near := difflib.get_close_matches(name.removeprefix("IMQTT_"), bare, 1, LIKELY):
             raise SetupError(f"{name}: no such setting; did you mean {bare[near[0]]}?")
         unknown.append(name)

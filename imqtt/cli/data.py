@@ -15,13 +15,7 @@ from imqtt.private_files import DATABASE_SUFFIXES, create_private_directory
 
 Data = Annotated[
     Path,
-    typer.Option(
-        "--data",
-        envvar="IMQTT_DATA",
-        metavar="DIR",
-        show_default=True,
-        help="The data directory of `imqtt up`.",
-    ),
+    typer.Option("--data", envvar="IMQTT_DATA", metavar="DIR", help="The data directory of `imqtt up`."),
 ]
 DEFAULT = Path("data")
 

@@ -1,7 +1,6 @@
 """The accounts of a broker and the server on it, as `imqtt device` changes them."""
 
-import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +66,7 @@ class Deployment:
                 access, trouble = None, error.reason
         if self.broker is None and access is not None:
             passwords = Passwords(passwords.path, self._pid_file, access.login)
-        passwords.remove_all(devices, None if access is None else _suppressing(access.end_sessions))
+        passwords.remove_all(devices, None if access is None else access.try_end_sessions)
         trouble = trouble or self._remove_records(devices.values(), access)
         if self.broker is not None:
             for device in devices.values():
@@ -100,13 +99,3 @@ def server_of(
         config = server_config(flags)
         return config, Access.of(config)
     return server_config(flags, store=directory.store), broker.access()
-
-
-def _suppressing(end_sessions: Callable[[Iterable[str]], None]) -> Callable[[Iterable[str]], None]:
-    """`end_sessions` for a broker that may stop in the meantime, which ends its sessions as well."""
-
-    def end(usernames: Iterable[str]) -> None:
-        with contextlib.suppress(ServerUnreachable):
-            end_sessions(usernames)
-
-    return end

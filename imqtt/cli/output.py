@@ -74,7 +74,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=10_000)
-        table.expand = False
     console.print(table)
 
 

@@ -19,7 +19,6 @@ from imqtt.cli.wrapping import Rows, wrapped
 STYLE = Style.from_dict(
     {
         "bar": "reverse",
-        "bar.good": "reverse",
         "bar.bad": "reverse ansired bold",
         "day": "ansibrightblack",
         "note": "ansibrightblack italic",
@@ -38,7 +37,6 @@ STYLE = Style.from_dict(
         "prompt": "bold",
     }
 )
-
 
 PROMPT = "> "
 INPUT_ROWS = 6  # at most
@@ -161,9 +159,9 @@ class Screen:
         self._page = text
         self._anchor = 0
 
-    def _close_page(self) -> None:
-        if self._page:
-            self._page, self._anchor = "", None
+    def _show_end(self) -> None:
+        """Closes the page, and shows the last line of the transcript."""
+        self._page, self._anchor = "", None
 
     def grew_at_the_top(self, lines: int) -> None:
         """Keeps the view in place after `lines` were added before it."""
@@ -221,19 +219,14 @@ class Screen:
                 return
             self._buffer.reset()  # including its undo history
             self._changed(self._buffer)
-            self._close_page()
-            self._anchor = None
+            self._show_end()
             if text:
                 self._actions.send(text)
 
-        @keys.add("c-end")
-        def _(event: KeyPressEvent) -> None:
-            self._close_page()
-            self._anchor = None
-
         is_empty, has_page = Condition(lambda: not self._buffer.text), Condition(lambda: bool(self._page))
         keys.add("escape", "enter")(lambda event: self._buffer.insert_text("\n"))
-        keys.add("escape", filter=has_page, eager=True)(lambda event: self._close_page())
+        keys.add("escape", filter=has_page, eager=True)(lambda event: self._show_end())
+        keys.add("c-end")(lambda event: self._show_end())
         keys.add("f1")(lambda event: self._actions.help())
         keys.add("pageup")(lambda event: self._scroll(-1))
         keys.add("pagedown")(lambda event: self._scroll(1))

@@ -159,17 +159,13 @@ def _say_ready(
     where = data_option(directory.path)
     variables = "\n".join(f"  export {name}={shlex.quote(value)}" for name, value in environment.items())
     print_line(
-        f"imqtt is ready after {seconds:.1f} s. Ctrl-C ends it.\n"
-        f"\n"
+        f"imqtt is ready after {seconds:.1f} s. Ctrl-C ends it.\n\n"
         f"  devices    {host_port(broker.host, broker.port)}\n"
         f"  browsers   ws://{host_port(broker.host, broker.websocket_port)}\n"
         f"  data       {directory.path}\n"
-        f"  broker log {broker.log}\n"
-        f"\n"
-        f"For other terminals:\n"
-        f"\n"
-        f"{variables}\n"
-        f"\n"
+        f"  broker log {broker.log}\n\n"
+        f"For other terminals:\n\n"
+        f"{variables}\n\n"
         f"  Give devices their credentials:  imqtt device add alice@phone bob@phone --save{where}\n"
         f"  Talk:                            imqtt chat bob --user alice{where}\n"
     )

@@ -1,5 +1,6 @@
 """`imqtt workers`: the workers and their partitions."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -106,18 +107,14 @@ def _print_partitions(number: int, alive: Sequence["Worker"]) -> None:
 
 
 def _complaints(number: int, alive: Sequence["Worker"]) -> list[str]:
-    owners = [0] * number
-    for worker in alive:
-        for held in worker.holdings:
-            if held.partition < number:  # a worker of another version may report anything
-                owners[held.partition] += 1
-    complaints: list[str] = []
     if not alive:
         return ["no worker is alive"]
-    for count, what in ((0, "no owner"), (2, "two owners")):
-        if wrong := [str(partition) for partition, many in enumerate(owners) if min(many, 2) == count]:
-            complaints.append(f"partitions with {what}: {', '.join(wrong)}")
-    return complaints
+    # A worker of another version may also report partitions that do not exist.
+    owners = Counter(held.partition for worker in alive for held in worker.holdings)
+    without = [str(partition) for partition in range(number) if owners[partition] == 0]
+    shared = [str(partition) for partition in range(number) if owners[partition] > 1]
+    found = (("no owner", without), ("two owners", shared))
+    return [f"partitions with {what}: {', '.join(wrong)}" for what, wrong in found if wrong]
 
 
 def _time(milliseconds: int) -> str:

@@ -62,9 +62,7 @@ def wrapped(text: str, width: int) -> list[str]:
 def pieces(text: str, width: int) -> list[str]:
     """`text` cut into pieces of at most `width` columns. `width` is at least 2."""
     if text.isascii():
-        if len(text) <= width:
-            return [text]
-        return [text[start : start + width] for start in range(0, len(text), width)]
+        return [text[start : start + width] for start in range(0, len(text), width)] or [""]
     taken = list(accumulate(widths(text)))
     cut: list[str] = []
     start = before = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from imqtt.errors import SetupError
-from imqtt.mosquitto.control import Access, ServerUnreachable
+from imqtt.mosquitto.control import Access
 from imqtt.mosquitto.directory_lock import DirectoryLock
 from imqtt.mosquitto.file_access import create_directory, write_private
 from imqtt.mosquitto.file_limits import limit_connections, raise_file_limit
@@ -199,8 +199,7 @@ class Mosquitto:
     def end_sessions(self, usernames: Iterable[str]) -> None:
         """`Access.end_sessions`, if the broker runs and answers."""
         if (access := self.access()) is not None:
-            with contextlib.suppress(ServerUnreachable):
-                access.end_sessions(usernames)
+            access.try_end_sessions(usernames)
 
     def access(self) -> Access | None:
         """Access with the server's account; None while the broker does not run."""

@@ -3,6 +3,7 @@
 Imports are inside the functions because few commands need them.
 """
 
+import contextlib
 import secrets
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,11 @@ class Access:
                 await link.close()
 
         _run(end())
+
+    def try_end_sessions(self, usernames: Iterable[str]) -> None:
+        """`end_sessions` for a broker that may stop in the meantime, which ends its sessions as well."""
+        with contextlib.suppress(ServerUnreachable):
+            self.end_sessions(usernames)
 
     def revoke(self, usernames: Sequence[str]) -> None:
         """Makes the server forget devices, at once or when it starts again."""

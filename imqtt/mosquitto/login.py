@@ -24,12 +24,8 @@ def log_in(host: str, port: int, username: str, password: str) -> bool:
     body += _text("") + _text(username) + _text(password)
     with socket.create_connection((host, port), TIMEOUT) as connection:
         connection.sendall(bytes((_CONNECT,)) + _length(len(body)) + body)
-        answer = b""
-        while len(answer) < 4:
-            chunk = connection.recv(4 - len(answer))
-            if not chunk:
-                break
-            answer += chunk
+        with connection.makefile("rb") as stream:
+            answer = stream.read(4)
         if len(answer) == 4 and answer[0] == _CONNACK:
             if answer[3] == 0:
                 connection.sendall(bytes((_DISCONNECT, 0)))

@@ -178,4 +178,3 @@ def test_a_recalled_message_keeps_its_place_and_loses_its_text() -> None:
     lines = [line for line in shown(transcript) if "  alice  " in line or "  bob  " in line]
     assert [line.split("  ")[-1].removesuffix(" ✓") for line in lines] == ["text 1", "[recalled]", "text 3"]
     assert transcript.own_newest == event(1)
-    assert transcript.last == 4

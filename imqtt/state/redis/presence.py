@@ -198,8 +198,6 @@ class Presences:
 
 
 def _absent(spoke: dict[Device, Spoke], scores: list[bytes | None]) -> dict[Device, Spoke]:
-    if None not in scores:
-        return {}
     return {device: spoke[device] for device, score in zip(spoke, scores, strict=True) if score is None}
 
 

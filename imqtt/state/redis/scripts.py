@@ -5,32 +5,17 @@ a cached script. Redis compiles each script once.
 """
 
 from imqtt.state.base import SILENCED_MOST
-from imqtt.state.redis.keys import (
-    BUCKET_SLACK,
-    CLOCK_SKEW,
-    FORGOTTEN_TTL,
-    LEASE_TTL,
-    LIST_TTL,
-    LISTS_TTL,
-    LONGEST_BEAT,
-    OFFLINE_TTL,
-    PRESENT_TTL,
-    PROBE_TTL,
-    SEEN_BITS,
-    SEEN_DIGEST,
-    SEEN_TTL,
-    WORKERS_TTL,
-)
+from imqtt.state.redis import keys
 
-PROBE = f"return redis.call('SET', KEYS[1], '1', 'PX', {PROBE_TTL})"
+PROBE = f"return redis.call('SET', KEYS[1], '1', 'PX', {keys.PROBE_TTL})"
 
 # --- seen keys. ARGV: the digests, concatenated.
 
 _EACH_DIGEST = f"""
 local digests = ARGV[1]
-for at = 1, #digests, {SEEN_DIGEST} do
+for at = 1, #digests, {keys.SEEN_DIGEST} do
   local a, b, c = struct.unpack('<I4I4I4', digests, at)
-  a, b, c = a % {SEEN_BITS}, b % {SEEN_BITS}, c % {SEEN_BITS}
+  a, b, c = a % {keys.SEEN_BITS}, b % {keys.SEEN_BITS}, c % {keys.SEEN_BITS}
 """
 
 # KEYS: the filters to query. Returns the indexes of the digests that are in one of them, from 0.
@@ -40,7 +25,7 @@ local seen = {{}}
   for _, filter in ipairs(KEYS) do
     if redis.call('GETBIT', filter, a) == 1 and redis.call('GETBIT', filter, b) == 1
         and redis.call('GETBIT', filter, c) == 1 then
-      seen[#seen + 1] = (at - 1) / {SEEN_DIGEST}
+      seen[#seen + 1] = (at - 1) / {keys.SEEN_DIGEST}
       break
     end
   end
@@ -55,7 +40,7 @@ MARK_SEEN = f"""
   redis.call('SETBIT', KEYS[1], b, 1)
   redis.call('SETBIT', KEYS[1], c, 1)
 end
-redis.call('PEXPIRE', KEYS[1], {SEEN_TTL})
+redis.call('PEXPIRE', KEYS[1], {keys.SEEN_TTL})
 """
 
 # --- device lists. KEYS: `lists`, and the users' keys.
@@ -70,7 +55,7 @@ local function tick()
   if last == 0 then redis.call('HSET', KEYS[1], 'epoch', string.format('%.0f', now)) end
   if now <= last then now = last + 1 end
   redis.call('HSET', KEYS[1], 'last', string.format('%.0f', now))
-  redis.call('PEXPIRE', KEYS[1], {LISTS_TTL})
+  redis.call('PEXPIRE', KEYS[1], {keys.LISTS_TTL})
   return now
 end
 """
@@ -84,11 +69,11 @@ FILL = f"""
 local lease = tonumber(ARGV[1])
 local now = tick()
 local epoch = tonumber(redis.call('HGET', KEYS[1], 'epoch') or now)
-if lease < epoch or now - lease > {LEASE_TTL} * 1000 then return end
+if lease < epoch or now - lease > {keys.LEASE_TTL} * 1000 then return end
 for i = 2, #KEYS do
   local current = redis.call('GET', KEYS[i])
   if not current or (tonumber(string.sub(current, 1, 16)) or 0) <= lease then
-    redis.call('SET', KEYS[i], string.format('%016.0f', lease) .. ARGV[i], 'PX', {LIST_TTL})
+    redis.call('SET', KEYS[i], string.format('%016.0f', lease) .. ARGV[i], 'PX', {keys.LIST_TTL})
   end
 end
 """
@@ -96,13 +81,13 @@ end
 FORGET = f"""
 {_CLOCK}
 local mark = string.format('%016.0f', tick())
-for i = 2, #KEYS do redis.call('SET', KEYS[i], mark, 'PX', {FORGOTTEN_TTL}) end
+for i = 2, #KEYS do redis.call('SET', KEYS[i], mark, 'PX', {keys.FORGOTTEN_TTL}) end
 """
 
 # KEYS: `lists`, `forgotten`. Invalidates all lists with an earlier lease, also those that are filled later.
 FORGET_ALL = f"""
 {_CLOCK}
-redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {LIST_TTL + LEASE_TTL})
+redis.call('SET', KEYS[2], string.format('%016.0f', tick()), 'PX', {keys.LIST_TTL + keys.LEASE_TTL})
 """
 
 # --- presence. An entry is [nonce, state, since, expires]. Devices that are not offline are also in the
@@ -117,7 +102,6 @@ local function unpack_entry(packed)
       and type(entry[3]) == 'number' and type(entry[4]) == 'number' then
     return entry
   end
-  return nil
 end
 """
 
@@ -126,10 +110,10 @@ _KEEP = f"""
 local function keep(presence, expiries, user)
   for _, device in ipairs(redis.call('HKEYS', presence)) do
     if redis.call('ZSCORE', expiries, user .. '@' .. device) then
-      return redis.call('PEXPIRE', presence, {PRESENT_TTL})
+      return redis.call('PEXPIRE', presence, {keys.PRESENT_TTL})
     end
   end
-  redis.call('PEXPIRE', presence, {OFFLINE_TTL})
+  redis.call('PEXPIRE', presence, {keys.OFFLINE_TTL})
 end
 """
 
@@ -153,13 +137,13 @@ if state == 'offline' then
   redis.call('ZREM', expiries, user .. '@' .. device)
 else
   redis.call('ZADD', expiries, ARGV[7], user .. '@' .. device)
-  redis.call('PEXPIRE', expiries, {PRESENT_TTL})
+  redis.call('PEXPIRE', expiries, {keys.PRESENT_TTL})
 end
 if redis.call('HLEN', presence) > 1 then
   local all = redis.call('HGETALL', presence)
   for i = 1, #all, 2 do
     local entry = unpack_entry(all[i + 1])
-    if entry and entry[2] == 'offline' and entry[3] < since - {OFFLINE_TTL} then
+    if entry and entry[2] == 'offline' and entry[3] < since - {keys.OFFLINE_TTL} then
       redis.call('HDEL', presence, all[i])
     end
   end
@@ -191,9 +175,9 @@ for i = 1, #KEYS - 1 do
     appeared[#appeared + 1] = {{i, nonce}}
   end
   if not silenced then
-    redis.call('PEXPIRE', presence, {PRESENT_TTL})
+    redis.call('PEXPIRE', presence, {keys.PRESENT_TTL})
     redis.call('ZADD', KEYS[1], 'GT', ARGV[at + 4], user .. '@' .. device)
-    redis.call('PEXPIRE', KEYS[1], {PRESENT_TTL})
+    redis.call('PEXPIRE', KEYS[1], {keys.PRESENT_TTL})
   end
 end
 return appeared
@@ -212,7 +196,7 @@ for i, user in ipairs(ARGV) do
       local entry = unpack_entry(all[j + 1])
       if entry and entry[2] ~= 'offline' then
         redis.call('ZADD', expiries, string.format('%.0f', entry[4]), user .. '@' .. all[j])
-        redis.call('PEXPIRE', expiries, {PRESENT_TTL})
+        redis.call('PEXPIRE', expiries, {keys.PRESENT_TTL})
       end
     end
     found[#found + 1] = {{i - 1, all[j], all[j + 1], expires}}
@@ -266,13 +250,13 @@ for i, key in ipairs(KEYS) do
     local before, time = string.match(bucket, '^(%d+) (%-?%d+)$')
     if before then  -- otherwise another version wrote it
       time = tonumber(time)
-      if time > now and time - now <= {CLOCK_SKEW} then now = time end
+      if time > now and time - now <= {keys.CLOCK_SKEW} then now = time end
       level = math.min(tonumber(before) + math.max(now - time, 0) * rate, full)
     end
   end
   local tokens = math.min(tonumber(ARGV[i + 3]), math.floor(level / 1000))
   level = level - tokens * 1000
-  local ttl = math.ceil((full - level) / rate) + {BUCKET_SLACK}
+  local ttl = math.ceil((full - level) / rate) + {keys.BUCKET_SLACK}
   redis.call('SET', key, string.format('%.0f %.0f', level, now), 'PX', string.format('%.0f', ttl))
   taken[i] = tokens
 end
@@ -290,7 +274,7 @@ local function living()
   local all = redis.call('HGETALL', KEYS[1])
   for i = 1, #all, 2 do
     local left = (tonumber(string.sub(all[i + 1], 1, 16)) or 0) - now
-    if left > 0 and left <= {LONGEST_BEAT} then
+    if left > 0 and left <= {keys.LONGEST_BEAT} then
       found[#found + 1] = {{all[i], string.sub(all[i + 1], 17)}}
     else
       redis.call('HDEL', KEYS[1], all[i])
@@ -307,7 +291,7 @@ WORKERS = f"{_LIVING} return living()"
 BEAT = f"""
 {_LIVING}
 redis.call('HSET', KEYS[1], ARGV[1], string.format('%016.0f', now + ARGV[2]) .. ARGV[3])
-redis.call('PEXPIRE', KEYS[1], {WORKERS_TTL})
+redis.call('PEXPIRE', KEYS[1], {keys.WORKERS_TTL})
 return living()
 """
 
@@ -333,5 +317,5 @@ redis.call('ZREM', key, struct.pack('<I4', 1))
 redis.call('SET', key, '1')
 redis.call('MGET', key)
 redis.call('GET', key)
-redis.call('PEXPIRE', key, {PROBE_TTL})
+redis.call('PEXPIRE', key, {keys.PROBE_TTL})
 """

@@ -1,15 +1,7 @@
 """Reads all of a store in bounded memory, and retries while it is unavailable."""
 
 import asyncio
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Mapping,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from random import random
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 

@@ -21,13 +21,7 @@ from imqtt.stores.mongo.client import (
     disconnect,
     raise_swallowed_cancellation,
 )
-from imqtt.stores.mongo.documents import (
-    META_ID,
-    event_of,
-    marks_of,
-    record_of,
-    registration_of,
-)
+from imqtt.stores.mongo.documents import META_ID, event_of, marks_of, record_of, registration_of
 
 # Up to this many lookups in the log are separate, concurrent queries, which is fastest for a few. More are
 # joined in the server: a query costs the client 300 to 500 us, a row of a join 15. Both seek an index for
