@@ -19,6 +19,8 @@ __all__ = [
 
 
 class Format(Enum):
+    """The two forms of commands and frames."""
+
     JSON = "json"
     PROTOBUF = "protobuf"
 
