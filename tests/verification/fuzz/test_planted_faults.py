@@ -74,14 +74,25 @@ def ids_without_a_range(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(protocol, "_command", decoder)
 
 
+def awaiting(patch: pytest.MonkeyPatch, needed: Callable[[int], int]) -> None:
+    """Changes how many bytes the cutter awaits."""
+    cut = Cutter.cut
+
+    def cut_and_await(self: Cutter, data: bytes) -> object:
+        result = cut(self, data)
+        if result[0]:  # else it waits for what it already needed
+            self._needed = needed(self._needed)
+        return result
+
+    patch.setattr(Cutter, "cut", cut_and_await)
+
+
 def one_byte_too_many_is_awaited(patch: pytest.MonkeyPatch) -> None:
-    keep = Cutter._keep
-    patch.setattr(Cutter, "_keep", lambda self, rest, needed: keep(self, rest, needed + 1))
+    awaiting(patch, lambda needed: needed + 1)
 
 
 def every_piece_is_joined_with_all_previous(patch: pytest.MonkeyPatch) -> None:
-    keep = Cutter._keep
-    patch.setattr(Cutter, "_keep", lambda self, rest, needed: keep(self, rest, 0))
+    awaiting(patch, lambda _: 0)
 
 
 def packets_of_any_size(patch: pytest.MonkeyPatch) -> None:
