@@ -13,9 +13,8 @@ from imqtt.model import NO_CONTENT, Event, Position
 
 
 class Overlay(NamedTuple):
-    """What events of a `kind` change about the message that is their `target`."""
+    """What events of one kind change about the message that is their `target`."""
 
-    kind: str
     register: Callable[[int], str]
     """The register's name, by the message's seq."""
     target: Callable[[Event], Position | None]
@@ -23,7 +22,7 @@ class Overlay(NamedTuple):
     """The message as it is shown once the register is set."""
 
 
-OVERLAYS = {"recall": Overlay("recall", recall.register, recall.target, recall.show)}
+OVERLAYS = {"recall": Overlay(recall.register, recall.target, recall.show)}
 
 Registers = Mapping[tuple[str, str], Event]
 """The events that set registers, by (conversation, register)."""

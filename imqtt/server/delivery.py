@@ -15,7 +15,6 @@ from imqtt.core.sequencing import Append, Decision, Known, Refuse
 from imqtt.errors import Busy, ImqttError, StoreUnreachable, Unavailable
 from imqtt.model import (
     Accepted,
-    Command,
     Device,
     Event,
     Hello,
@@ -36,7 +35,7 @@ from imqtt.server.marks import Raised
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import FAILURE, Publish
 from imqtt.server.reads import Reads
-from imqtt.server.rejections import info_of, rejected, rejection, throttled
+from imqtt.server.rejections import refusal, rejection, throttled
 from imqtt.state.base import SeenKeys
 from imqtt.stores.base import LogStore
 
@@ -161,7 +160,7 @@ class Delivery:
         for message, decision, event in zip(batch.messages, outcome.decisions, events, strict=True):
             sender, command = message.sender, message.command
             if isinstance(decision, Refuse):
-                rejections.append(_rejection(batch, sender, command, decision.error))
+                rejections.append(refusal(batch, sender, command, decision.error))
                 continue
             if isinstance(decision, Known):
                 self._counters.known += 1
@@ -178,7 +177,7 @@ class Delivery:
                 if event.seq == 1 and len(members) == 2:
                     self._presences.acquaint(*members)
         if (error := outcome.marks_error) is not None:
-            rejections += [_rejection(batch, device, mark, error) for device, mark, *_ in batch.of(Mark)]
+            rejections += [refusal(batch, device, mark, error) for device, mark, *_ in batch.of(Mark)]
         return rejections
 
     @property
@@ -229,7 +228,7 @@ class Delivery:
             if error is None:
                 admitted.append(read)
             else:
-                rejections.append(_rejection(batch, read.device, read.command, error))
+                rejections.append(refusal(batch, read.device, read.command, error))
         return admitted, rejections
 
     async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
@@ -287,7 +286,3 @@ class Delivery:
         for device, frame, format in throttled(list(rejections), self._counters):
             fanout.add(frame, (Registration(device, format.value),))
         return self._publish(fanout.messages())
-
-
-def _rejection(batch: Batch, device: Device, command: Command, error: ImqttError) -> Rejection:
-    return Rejection(device, rejected(error, info_of(command)), batch.spoke[device].format)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from imqtt.errors import ImqttError
 from imqtt.model import Command, Device, Rejected
 from imqtt.protocol import CommandInfo, format_of, identify
-from imqtt.server.batch import Rejection
+from imqtt.server.batch import Batch, Rejection
 from imqtt.server.counters import Counters
 
 REJECTIONS_PER_BATCH = 50  # to one device
@@ -35,6 +35,11 @@ def info_of(command: Command) -> CommandInfo:
 def rejection(device: Device, payload: bytes, error: ImqttError) -> Rejection:
     """The rejection of a command that may be malformed."""
     return Rejection(device, rejected(error, identify(payload)), format_of(payload))
+
+
+def refusal(batch: Batch, device: Device, command: Command, error: ImqttError) -> Rejection:
+    """The rejection of a command of the batch."""
+    return Rejection(device, rejected(error, info_of(command)), batch.spoke[device].format)
 
 
 def throttled(rejections: Sequence[Rejection], counters: Counters) -> Iterable[Rejection]:

@@ -14,7 +14,7 @@ from imqtt.protocol import Bounds, Format, decode_command, format_of
 from imqtt.protocol.topics import parse_up, up
 from imqtt.server import control
 from imqtt.server.batch import Batch, Forward, Inbound, Rejection, Request, Spoken
-from imqtt.server.rejections import info_of, rejected, rejection
+from imqtt.server.rejections import refusal, rejection
 
 FORWARDED = ("imqtt-passed-on", "1")
 TOPICS_CACHED = 50_000
@@ -82,8 +82,7 @@ def of_members(batch: Batch, members: Members) -> Batch:
             if conversation := getattr(command, "conversation", ""):
                 members.check(conversation, device.user)
         except ImqttError as error:
-            frame = rejected(error, info_of(command))
-            refused.append(Rejection(device, frame, batch.spoke[device].format))
+            refused.append(refusal(batch, device, command, error))
         else:
             others.append(other)
     return replace(batch, others=others, rejections=[*batch.rejections, *refused]) if refused else batch
