@@ -121,7 +121,7 @@ class _Sent:
     answered: int = 0
     told_to_retry: bool = False  # a rejection asked to retry
     answers: tuple[tuple[int, int], ...] = ()
-    refusals: tuple[tuple[str, tuple[str, ...]], ...] = ()  # code, and the values sent before it
+    refusals: tuple[tuple[str, tuple[str, ...], int], ...] = ()  # code, values sent before it, epoch
 
 
 @dataclass(slots=True)
@@ -328,7 +328,7 @@ class _HistoryReader:
 
     def _fail(self, line: Fail) -> None:
         if (sent := self._message(line)) is not None:
-            sent.refusals += ((line.code, sent.values),)
+            sent.refusals += ((line.code, sent.values, self._epoch),)
 
     def _info(self, line: Info) -> None:
         if line.answered and (sent := self._message(line)) is not None:
@@ -634,8 +634,8 @@ class _ConversationCheck:
                         place.seq == seq and place.id == id and place.value in sent.values for place in places
                     ):
                         self._check_false_answer(process, name, seq, id, sent)
-                for code, values in sent.refusals:
-                    self._check_refusal(process, name, code, values, places)
+                for code, values, epoch in sent.refusals:
+                    self._check_refusal(process, name, code, values, places, epoch)
                 if sent.queued and not sent.answers and not sent.refusals:
                     self._check_queued(process, name, sent, places)
         for (user, name), sents in self.messages.items():
@@ -658,10 +658,20 @@ class _ConversationCheck:
             self._find(kind, f"{told}, but the store has {_at(elsewhere[0])} instead")
 
     def _check_refusal(
-        self, process: str, name: str, code: str, values: tuple[str, ...], places: Sequence[Row]
+        self,
+        process: str,
+        name: str,
+        code: str,
+        values: tuple[str, ...],
+        places: Sequence[Row],
+        epoch: int,
     ) -> None:
         """A rejection is of one of `values`; with several, it is unknown which."""
-        stored = [place for place in places if values == (place.value,)]
+        stored = [
+            place
+            for place in places
+            if values == (place.value,) and (code == "conflict" or not self._was_removed(place, epoch))
+        ]
         if code == "conflict" and any(value != place.value for place in places for value in values):
             return  # another value is stored, or was before a restore
         if stored:
@@ -670,6 +680,11 @@ class _ConversationCheck:
         elif code == "conflict":
             what = f"{process} had {name!r} rejected as a conflict, but no store has that name"
             self._find(Kind.PHANTOM, what)
+
+    def _was_removed(self, row: Row, epoch: int) -> bool:
+        """Whether the row was stored before the epoch, and a restore had removed it by then."""
+        held = [number for number, rows in enumerate(self._logs) if rows.get(row.seq) is row]
+        return bool(held) and held[0] < epoch and epoch not in held
 
     def _check_queued(self, process: str, name: str, sent: _Sent, places: Sequence[Row]) -> None:
         if any(place.value in sent.values for place in places):

@@ -510,6 +510,30 @@ def test_a_stored_message_that_was_refused_is_a_phantom() -> None:
     assert kinds(history.end()) == [Kind.PHANTOM]
 
 
+def test_a_command_may_be_refused_after_a_restore_removed_what_it_had_stored() -> None:
+    history, _ = accepted_messages(1)
+    history.invoke(ALICE, "m2")
+    history.store(ALICE, "m2")
+    history.restore({TALK: 0})
+    history.fail(ALICE, "m2", "not_found")
+    assert history.end().ok
+
+
+def test_a_command_refused_before_a_restore_or_stored_after_it_is_a_phantom() -> None:
+    history, _ = accepted_messages(1)
+    history.invoke(ALICE, "m2")
+    history.store(ALICE, "m2")
+    history.fail(ALICE, "m2", "not_found")
+    history.restore({TALK: 0})
+    assert kinds(history.end()) == [Kind.PHANTOM]
+    history, _ = accepted_messages(1)
+    history.invoke(ALICE, "m2")
+    history.restore({TALK: 1})
+    history.fail(ALICE, "m2", "not_found")
+    history.store(ALICE, "m2")
+    assert kinds(history.end()) == [Kind.PHANTOM]
+
+
 def test_a_conflict_refuses_the_second_value_only() -> None:
     history, rows = accepted_messages(1)
     history.invoke(ALICE, "m1", value="something else")
