@@ -57,11 +57,6 @@ class Change(NamedTuple):
         return blake2b(tagged, digest_size=DIGEST_SIZE).digest()
 
 
-def field_of(change: Change) -> dict[str, Any]:
-    """The field of `Event` that carries the change's body."""
-    return {BODIES[change.kind].field: change.body}
-
-
 def decode_body(kind: str, encoded: str | bytes | None) -> dict[str, Any]:
     """The field of `Event` that carries a stored body.
 

@@ -13,7 +13,8 @@ from imqtt.client.store import LocalStore
 from imqtt.client.transport import Untaken
 from imqtt.client.uplink import Uplink
 from imqtt.client.values import Notice, Refused, error_of
-from imqtt.core.outbox import Entry, Fate, Outbox, OutboxKey, change_of
+from imqtt.core.outbox import Entry, Fate, Outbox, OutboxKey
+from imqtt.core.rules import change_of
 from imqtt.errors import Conflict, Discarded, ImqttError, TooLarge
 from imqtt.model import Accepted, AnyLogCommand, Rejected
 from imqtt.protocol import Bounds, check

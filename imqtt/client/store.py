@@ -15,9 +15,10 @@ import msgspec
 from imqtt.client.database import Database, SqliteDatabase
 from imqtt.client.values import Summary
 from imqtt.core.changes import Changes, LogState, Memory, Place
-from imqtt.core.outbox import Entry, OutboxKey, change_of
+from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.overlays import counts_as_unread, overlaid, register_of, registers_of, target_of
 from imqtt.core.partitions import home_of
+from imqtt.core.rules import change_of
 from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import (
     AnyLogCommand,

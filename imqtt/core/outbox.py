@@ -14,9 +14,7 @@ from enum import Enum
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from imqtt.bodies import Change
 from imqtt.core.backoff import backoff, untaken
-from imqtt.core.rules import RULES
 from imqtt.model import NO_CONTENT, AnyLogCommand, Content, Send, Value
 
 
@@ -58,11 +56,6 @@ class Entry(Value, frozen=True):
     def content(self) -> Content:
         """A message's content. Other commands have an empty one."""
         return self.command.content if isinstance(self.command, Send) else NO_CONTENT
-
-
-def change_of(command: AnyLogCommand) -> Change:
-    """The change that a command asks for. Repeating a client_msg_id with another change is a conflict."""
-    return RULES[type(command)].change(command)
 
 
 class Fate(Enum):

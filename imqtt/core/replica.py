@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
 
-from imqtt.bodies import field_of
 from imqtt.core.changes import Held, Memory, Place, Step, Want
 from imqtt.core.device_log import TOLD, DeviceLog
-from imqtt.core.outbox import OutboxKey, change_of
+from imqtt.core.outbox import OutboxKey
 from imqtt.core.own_marks import OwnMarks
 from imqtt.core.reorder import Reorder
+from imqtt.core.rules import change_of, event_of
 from imqtt.fields import MAX_ID, MAX_SEQ
 from imqtt.model import Accepted, AnyFrame, AnyLogCommand, Device, Event, Head, Marks, Page, Position, Slice
 
@@ -86,10 +86,12 @@ class Replica:
         if not self._plausible(frame):
             return
         log = self._log(frame.conversation)
+        position = Position(frame.seq, frame.id)
         if command is None:
-            log.compare(self._step, Position(frame.seq, frame.id), held)
+            log.compare(self._step, position, held)
         else:
-            log.offer(self._step, _own_event(self.device, frame, command), held)
+            event = event_of(self.device, command, change_of(command), position, frame.previous)
+            log.offer(self._step, event, held)
 
     def marks(self, frame: Marks) -> None:
         self._step.changes.marks.append(frame)
@@ -223,20 +225,3 @@ def _placed(frames: Iterable[AnyFrame]) -> Iterator[Event | Accepted]:
             for part in frame.slices:
                 if not part.history:
                     yield from part.events
-
-
-def _own_event(device: Device, frame: Accepted, command: AnyLogCommand) -> Event:
-    change = change_of(command)
-    return Event(
-        conversation=frame.conversation,
-        seq=frame.seq,
-        id=frame.id,
-        time=frame.time,
-        sender=device.user,
-        device=device.device,
-        client_msg_id=frame.client_msg_id,
-        kind=change.kind,
-        client_time=command.client_time,
-        previous=frame.previous,
-        **field_of(change),
-    )

@@ -7,9 +7,9 @@ indexes refuse the append, and the caller decides again with what it then reads.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from imqtt.bodies import Change, field_of
+from imqtt.bodies import Change
 from imqtt.core.effects import Effects
-from imqtt.core.rules import RULES
+from imqtt.core.rules import RULES, change_of, event_of
 from imqtt.core.view import Needs, View
 from imqtt.errors import Conflict, ImqttError, RateLimited
 from imqtt.model import AnyLogCommand, Device, Event, Id, Key, Position, Stored
@@ -64,7 +64,7 @@ Decision = Append | Known | Refuse
 
 def receive(sender: Device, command: AnyLogCommand, partition: int = 0, *, again: bool = False) -> Incoming:
     """Encodes the body once, for the digest and for the store."""
-    change = RULES[type(command)].change(command)
+    change = change_of(command)
     body = change.encode()
     key = Key(command.conversation, sender.user, command.client_msg_id)
     return Incoming(sender, command, key, change, body, change.digest(body), partition, again)
@@ -100,10 +100,11 @@ def decide(
                 raise RateLimited("more messages a second than this device may send", retry_after=1_000)
             rule.decide(command, sender, view)
             head = view.head(command.conversation)
-            event = _event(incoming, Position(head.seq + 1, draw(incoming.partition, head.id)))
+            position = Position(head.seq + 1, draw(incoming.partition, head.id))
         except ImqttError as error:
             decisions.append(Refuse(error))
             continue
+        event = event_of(sender, command, incoming.change, position)
         view.advance(incoming.key, event, incoming.digest, incoming.change.register)
         decisions.append(Append(event, head.id, rule.effects(event, view)))
     return decisions
@@ -117,19 +118,3 @@ def duplicate(incoming: Incoming, stored: Stored) -> Decision:
             Conflict(f"this client_msg_id was used for another change, at seq {position.seq}; draw a new one")
         )
     return Known(position)
-
-
-def _event(incoming: Incoming, position: Position) -> Event:
-    command, sender, change = incoming.command, incoming.sender, incoming.change
-    return Event(
-        conversation=command.conversation,
-        seq=position.seq,
-        id=position.id,
-        time=position.id.time,
-        sender=sender.user,
-        device=sender.device,
-        client_msg_id=command.client_msg_id,
-        kind=change.kind,
-        client_time=command.client_time,
-        **field_of(change),
-    )

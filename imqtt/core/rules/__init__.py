@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from imqtt.bodies import Change
+from imqtt.bodies import BODIES, Change
 from imqtt.core.effects import Effects
 from imqtt.core.rules import recall, send
-from imqtt.core.view import Needs, View
-from imqtt.model import Device, Event, LogCommand, Recall, Send
+from imqtt.core.view import EMPTY, Needs, View
+from imqtt.model import AnyLogCommand, Device, Event, Id, LogCommand, Position, Recall, Send
 
 
 class Rule(Protocol):
@@ -27,3 +27,28 @@ class Rule(Protocol):
 
 
 RULES: Mapping[type[LogCommand], Rule] = {Send: send, Recall: recall}
+
+
+def change_of(command: AnyLogCommand) -> Change:
+    """The change that a command asks for. Repeating a client_msg_id with another change is a conflict."""
+    return RULES[type(command)].change(command)
+
+
+def event_of(
+    sender: Device, command: AnyLogCommand, change: Change, position: Position, previous: Id = EMPTY.id
+) -> Event:
+    """The event that makes a command's change, at this position of the log."""
+    body: dict[str, Any] = {BODIES[change.kind].field: change.body}
+    return Event(
+        conversation=command.conversation,
+        seq=position.seq,
+        id=position.id,
+        time=position.id.time,
+        sender=sender.user,
+        device=sender.device,
+        client_msg_id=command.client_msg_id,
+        kind=change.kind,
+        client_time=command.client_time,
+        previous=previous,
+        **body,
+    )
