@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from imqtt.core.changes import Held, LogState, Restarted, Skipped, Step, Want
 from imqtt.core.outbox import OutboxKey
 from imqtt.core.own_marks import OwnMarks
-from imqtt.core.reorder import NOTHING, Reorder
-from imqtt.core.reorder import Step as InOrder
+from imqtt.core.reorder import InOrder, Reorder
+from imqtt.core.view import EMPTY
 from imqtt.model import Accepted, Device, Event, Head, Id, Marks, Position, Slice
 
 TOLD = "told "  # and a conversation: the key of the user's marks that the server has
@@ -28,7 +28,7 @@ class DeviceLog:
     device: Device
     order: Reorder = field(default_factory=Reorder)
     base: int = 0
-    head: Position = NOTHING
+    head: Position = EMPTY
     missing: str = ""
     marks: OwnMarks = field(default_factory=OwnMarks)
     begun: bool = True
@@ -198,7 +198,7 @@ class DeviceLog:
         changes.events = {key: value for key, value in changes.events.items() if key[0] != name}
         changes.registers = [event for event in changes.registers if event.conversation != name]
         changes.marks = [marks for marks in changes.marks if marks.conversation != name]
-        self.order = Reorder(events[-1].position if events else NOTHING)
+        self.order = Reorder(events[-1].position if events else EMPTY)
         self.base = events[0].seq - 1 if events else 0
         self.missing, self.head = part.missing, self.cursor
         self.marks.bound(self.cursor.seq)

@@ -6,12 +6,11 @@ bound. An event dropped for the bound is missing, and is requested like any othe
 
 from typing import NamedTuple
 
-from imqtt.model import Event, Id, Position
+from imqtt.core.view import EMPTY
+from imqtt.model import Event, Position
 
-NOTHING = Position(0, Id(0))
 
-
-class Step(NamedTuple):
+class InOrder(NamedTuple):
     """Apply `events`, in this order.
 
     `diverged`: an event cannot belong to the cursor's log, since ids grow with seq and an event may name its
@@ -24,8 +23,8 @@ class Step(NamedTuple):
     diverged: bool = False
 
 
-APPLY_NOTHING = Step()
-DIVERGED = Step(diverged=True)
+APPLY_NOTHING = InOrder()
+DIVERGED = InOrder(diverged=True)
 
 
 class Reorder:
@@ -33,7 +32,7 @@ class Reorder:
 
     __slots__ = ("_buffer", "_limit", "cursor", "in_doubt")
 
-    def __init__(self, cursor: Position = NOTHING, limit: int = 1_000) -> None:
+    def __init__(self, cursor: Position = EMPTY, limit: int = 1_000) -> None:
         self.cursor = cursor
         self.in_doubt = False
         self._limit = limit
@@ -51,7 +50,7 @@ class Reorder:
     def holds(self, seq: int) -> bool:
         return seq in self._buffer
 
-    def offer(self, event: Event, held: int = 0) -> Step:
+    def offer(self, event: Event, held: int = 0) -> InOrder:
         """An event that arrived. `held` is as in `compare`."""
         seq, cursor = event.seq, self.cursor
         if seq <= cursor.seq:
@@ -68,7 +67,7 @@ class Reorder:
         self.cursor = event.position
         return self._follow(event)
 
-    def compare(self, place: Position, held: int) -> Step:
+    def compare(self, place: Position, held: int) -> InOrder:
         """Compares an event at or before the cursor with the held one at that seq, whose id is `held`.
 
         An id lower than the cursor's does not prove that the event belongs to the same log: if a clock was
@@ -78,12 +77,12 @@ class Reorder:
         known = self.cursor.id if place.seq == self.cursor.seq else held
         return APPLY_NOTHING if place.id == known or not self.cursor.id else self._doubt()
 
-    def trust(self) -> Step:
+    def trust(self) -> InOrder:
         """Ends the doubt, since the server knows the cursor. Returns the events that follow."""
         self.in_doubt = False
         return self._follow()
 
-    def begin(self, cursor: Position) -> Step:
+    def begin(self, cursor: Position) -> InOrder:
         """Moves the cursor to where a log begins. Returns the events that follow."""
         self.cursor = cursor
         self.in_doubt = False
@@ -92,7 +91,7 @@ class Reorder:
         }
         return self._follow()
 
-    def _keep(self, event: Event) -> Step:
+    def _keep(self, event: Event) -> InOrder:
         known = self._buffer.get(event.seq)
         if known is not None:
             if known.id != event.id:
@@ -110,11 +109,11 @@ class Reorder:
             del self._buffer[max(self._buffer)]
         return APPLY_NOTHING
 
-    def _doubt(self) -> Step:
+    def _doubt(self) -> InOrder:
         self.in_doubt = True
         return DIVERGED
 
-    def _follow(self, *applied: Event) -> Step:
+    def _follow(self, *applied: Event) -> InOrder:
         """The `applied` events and the buffered ones that follow them."""
         events = list(applied)
         while (event := self._buffer.pop(self.cursor.seq + 1, None)) is not None:
@@ -122,10 +121,10 @@ class Reorder:
                 # Later buffered events may belong to the other log; the re-sync returns them.
                 self._buffer.clear()
                 self.in_doubt = True
-                return Step(tuple(events), diverged=True)
+                return InOrder(tuple(events), diverged=True)
             self.cursor = event.position
             events.append(event)
-        return Step(tuple(events))
+        return InOrder(tuple(events))
 
 
 def _may_follow(event: Event, cursor: Position) -> bool:

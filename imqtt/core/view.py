@@ -6,7 +6,7 @@ from typing import NamedTuple
 from imqtt.core.conversations import Members
 from imqtt.model import Event, Id, Key, Position, Stored
 
-EMPTY = Position(0, Id(0))
+EMPTY = Position(0, Id(0))  # the head of an empty log
 
 
 class Needs(NamedTuple):

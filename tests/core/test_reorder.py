@@ -6,7 +6,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.core.reorder import DIVERGED, NOTHING, Reorder, Step
+from imqtt.core.reorder import DIVERGED, InOrder, Reorder
+from imqtt.core.view import EMPTY
 from imqtt.model import Content, Event, Id, Position
 
 
@@ -90,7 +91,7 @@ def test_another_id_at_a_known_seq_reveals_another_log() -> None:
 def test_an_event_before_the_devices_base_is_left_to_the_server_to_compare() -> None:
     order = Reorder(Position(5, Id(50)))
     assert order.offer(event(3)) == DIVERGED
-    assert order.trust() == Step()
+    assert order.trust() == InOrder()
 
 
 def test_a_doubtful_log_does_not_grow_before_the_server_was_asked() -> None:
@@ -98,10 +99,10 @@ def test_a_doubtful_log_does_not_grow_before_the_server_was_asked() -> None:
     order.offer(event(5, 51))
     assert order.in_doubt
     assert order.offer(event(6)).events == ()
-    assert order.trust() == Step((event(6),))
+    assert order.trust() == InOrder((event(6),))
     order.offer(event(6, 61))
     order.offer(event(7))
-    assert order.begin(Position(6, Id(61))) == Step((event(7),))
+    assert order.begin(Position(6, Id(61))) == InOrder((event(7),))
     assert not order.in_doubt
 
 
@@ -122,7 +123,7 @@ def test_a_log_begun_at_its_head_returns_the_buffered_events_after_it() -> None:
     for seq in (4, 7, 8, 10):
         order.offer(event(seq))
     assert order.lowest_buffered == 4
-    assert order.begin(Position(6, Id(60))) == Step((event(7), event(8)))
+    assert order.begin(Position(6, Id(60))) == InOrder((event(7), event(8)))
     assert order.buffered == [event(10)]
 
 
@@ -131,7 +132,7 @@ def test_an_event_whose_previous_is_not_the_cursor_is_not_applied() -> None:
     assert order.offer(behind(6, 61, 51)) == DIVERGED
     assert order.in_doubt
     assert order.cursor == Position(5, Id(50))
-    assert order.trust() == Step()  # also not later, if the server knows the cursor
+    assert order.trust() == InOrder()  # also not later, if the server knows the cursor
     assert order.offer(behind(6, 60, 50)).events == (behind(6, 60, 50),)
 
 
@@ -145,8 +146,8 @@ def test_an_event_without_previous_is_applied() -> None:
 def test_a_buffered_event_is_compared_with_its_predecessor() -> None:
     order = Reorder(Position(5, Id(50)))
     for early in (behind(8, 81, 71), behind(7, 71, 61), behind(10, 100, 91)):
-        assert order.offer(early) == Step()
-    assert order.offer(behind(6, 60, 50)) == Step((behind(6, 60, 50),), diverged=True)
+        assert order.offer(early) == InOrder()
+    assert order.offer(behind(6, 60, 50)) == InOrder((behind(6, 60, 50),), diverged=True)
     assert order.cursor == Position(6, Id(60))
     assert not order.buffered  # later events may belong to the other log too
 
@@ -155,8 +156,8 @@ def test_a_buffered_event_is_compared_if_either_copy_names_its_predecessor() -> 
     for twice in ([event(7), behind(7, 70, 61)], [behind(7, 70, 61), event(7)]):
         order = Reorder(Position(5, Id(50)))
         for early in twice:
-            assert order.offer(early) == Step()
-        assert order.offer(event(6)) == Step((event(6),), diverged=True)
+            assert order.offer(early) == InOrder()
+        assert order.offer(event(6)) == InOrder((event(6),), diverged=True)
 
 
 @st.composite
@@ -189,7 +190,7 @@ def test_events_of_two_logs_are_never_combined(
         elif mine == restored[: len(mine)]:
             step = order.trust()
         else:
-            mine, step = list(restored), Step()
+            mine, step = list(restored), InOrder()
             order = Reorder(end_of(mine))
         mine += [msgspec.structs.replace(applied, previous=Id(0)) for applied in step.events]
         assert mine in (first[: len(mine)], restored[: len(mine)])
@@ -197,4 +198,4 @@ def test_events_of_two_logs_are_never_combined(
 
 
 def end_of(log: list[Event]) -> Position:
-    return log[-1].position if log else NOTHING
+    return log[-1].position if log else EMPTY

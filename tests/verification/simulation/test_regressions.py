@@ -10,7 +10,7 @@ import pytest
 from imqtt.broker.link import LinkSettings, Packet
 from imqtt.client import Format, Restarted
 from imqtt.core.partitions import partition_of
-from imqtt.core.reorder import NOTHING
+from imqtt.core.view import EMPTY
 from imqtt.model import AnyFrame, Content, Device, Position, Rejected, Send
 from imqtt.protocol import decode_frames, encode_command
 from imqtt.protocol.topics import down, up
@@ -132,7 +132,7 @@ def test_a_new_log_with_lower_ids_than_the_old_one_is_noticed(kept: int) -> None
             device.start()
 
         def head() -> Position:
-            return world.tables.heads([CONVERSATION]).get(CONVERSATION, NOTHING)
+            return world.tables.heads([CONVERSATION]).get(CONVERSATION, EMPTY)
 
         def both_have(seq: int) -> bool:
             return head().seq == seq and all(device.has(CONVERSATION, head()) for device in (alice, bob))
