@@ -76,28 +76,17 @@ class _Queue:
     refusals: int = 0  # how often in a row the first met no subscriber
 
 
+@dataclass(eq=False, repr=False)
 class Outbox:
-    """Schedules commands by their keys.
+    """Schedules commands by their keys."""
 
-    `chance` draws from 0 to 1. `answer_within`: how long to wait for an answer to the first try; later tries
-    wait longer, up to `patience`. `window`: how many commands are in flight at most. `untaken_within`: how
-    soon to repeat a command that met no subscriber.
-    """
+    chance: Callable[[], float]  # draws from 0 to 1
+    answer_within: float = 5.0  # the wait for an answer to the first try; later tries wait longer
+    patience: float = 60.0  # the longest of these waits
+    untaken_within: float = 2.0  # before a command that met no subscriber is repeated
+    window: int = 64  # commands in flight at most
 
-    def __init__(
-        self,
-        chance: Callable[[], float],
-        *,
-        answer_within: float = 5.0,
-        patience: float = 60.0,
-        untaken_within: float = 2.0,
-        window: int = 64,
-    ) -> None:
-        self._chance = chance
-        self._answer_within = answer_within
-        self._patience = patience
-        self._untaken_within = untaken_within
-        self._window = window
+    def __post_init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._in_flight: dict[str, float] = {}  # conversation: when the wait for its answer ends
         # A heap; items that differ from a queue's `due` are void.
@@ -125,21 +114,21 @@ class Outbox:
             del self._in_flight[overdue]
             self._plan(overdue, now)
         sent: list[OutboxKey] = []
-        while len(self._in_flight) < self._window and (conversation := self._next()) is not None:
+        while len(self._in_flight) < self.window and (conversation := self._next()) is not None:
             queue = self._queues[conversation]
             if queue.due > now:
                 break
             heappop(self._schedule)
             queue.tries += 1
-            wait = min(self._patience, self._answer_within * 2.0 ** min(queue.tries - 1, 30))
-            self._in_flight[conversation] = now + wait * (1 + 0.2 * self._chance())
+            wait = min(self.patience, self.answer_within * 2.0 ** min(queue.tries - 1, 30))
+            self._in_flight[conversation] = now + wait * (1 + 0.2 * self.chance())
             sent.append(OutboxKey(conversation, queue.keys[0]))
         return sent
 
     def next_at(self) -> float | None:
         """When `take` may next return something; None: not before something changes."""
         times = list(self._in_flight.values())
-        if len(self._in_flight) < self._window and (conversation := self._next()) is not None:
+        if len(self._in_flight) < self.window and (conversation := self._next()) is not None:
             times.append(self._queues[conversation].due)
         return min(times, default=None)
 
@@ -171,7 +160,7 @@ class Outbox:
         if queue.keys[0] == key.client_msg_id:
             # Even if it is no longer in flight: the answer may be late, or the connection was lost.
             self._in_flight.pop(conversation, None)
-            wait = backoff(queue.tries, self._chance(), base=0.2, cap=30.0)
+            wait = backoff(queue.tries, self.chance(), base=0.2, cap=30.0)
             # Many devices may get the same `retry_after`; the backoff spreads them.
             self._plan(conversation, now + retry_after + wait)
         return Fate.AGAIN
@@ -184,7 +173,7 @@ class Outbox:
         del self._in_flight[conversation]
         queue.tries -= 1
         queue.refusals += 1
-        wait = untaken(queue.refusals, self._chance(), most=self._untaken_within)
+        wait = untaken(queue.refusals, self.chance(), most=self.untaken_within)
         self._plan(conversation, now + wait)
 
     def lost(self, now: float) -> None:
@@ -192,7 +181,7 @@ class Outbox:
         for conversation in self._in_flight:
             tries = self._queues[conversation].tries
             # A command that makes the broker disconnect must not block the others.
-            self._plan(conversation, now + (0.0 if tries == 1 else backoff(tries - 1, self._chance())))
+            self._plan(conversation, now + (0.0 if tries == 1 else backoff(tries - 1, self.chance())))
         self._in_flight.clear()
 
     def _next(self) -> str | None:

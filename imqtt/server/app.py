@@ -217,7 +217,7 @@ class Server:
         bounds = Bounds(config.max_content, config.max_command)
         devices = Devices(store, state, problems, clock)
         presences = Presences(
-            store, state, devices, publish_reads, counters, max_packet=packet, ttl=ttl, clock=clock
+            store, state, devices, publish_reads, counters, max_packet=packet, ttl=ttl * 1_000, clock=clock
         )
         limits = Limits(
             content=bounds.content,

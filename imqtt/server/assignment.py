@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -30,6 +31,7 @@ UNFIT_SECONDS = 300.0  # for which a worker that was refused a session stays unf
 DRAIN_SECONDS = 10.0  # for unfinished work when the process ends
 
 
+@dataclass(eq=False, repr=False)
 class Assignment:
     """Sends this worker's heartbeats, and takes and releases partitions as workers come and go.
 
@@ -37,30 +39,19 @@ class Assignment:
     are no other workers, and this one holds every partition at once.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        *,
-        state: State,
-        pipeline: Pipeline,
-        partitions: Sequence[Partition],
-        discovery: PeerDiscovery,
-        liveness: Liveness,
-        problems: Problems,
-        ttl: float,
-        clock: Callable[[], int],
-    ) -> None:
-        self._worker = worker
-        self._state = state
-        self._pipeline = pipeline
-        self._partitions = partitions
-        self._discovery = discovery
-        self._liveness = liveness
-        self._problems = problems
-        self._ttl = ttl
-        self._clock = clock
-        self._beat_seconds = ttl / BEATS
-        self._membership = Membership(STABLE_BEATS * self._beat_seconds if state.shared else 0.0)
+    me: Worker
+    state: State
+    pipeline: Pipeline
+    partitions: Sequence[Partition]
+    discovery: PeerDiscovery
+    liveness: Liveness
+    problems: Problems
+    ttl: float
+    clock: Callable[[], int]
+
+    def __post_init__(self) -> None:
+        self._beat_seconds = self.ttl / BEATS
+        self._membership = Membership(STABLE_BEATS * self._beat_seconds if self.state.shared else 0.0)
         self._holding: dict[int, asyncio.Task[None]] = {}
         self._ready: dict[int, asyncio.Event] = {}
         self._starting = True  # until this worker has held a partition
@@ -77,21 +68,21 @@ class Assignment:
     def worker(self) -> Worker:
         """This worker, as its heartbeats describe it now."""
         return msgspec.structs.replace(
-            self._worker,
+            self.me,
             beats=self._known,
             holdings=self.holdings(),
             leaving=self._leaving,
-            stuck=self._problems.store.seconds > STUCK_SECONDS or self._is_refused(),
+            stuck=self.problems.store.seconds > STUCK_SECONDS or self._is_refused(),
             trouble=self._trouble(),
         )
 
     def holdings(self) -> tuple[Holding, ...]:
-        loop_now, now = asyncio.get_running_loop().time(), self._clock()
+        loop_now, now = asyncio.get_running_loop().time(), self.clock()
         holdings: list[Holding] = []
-        for it in self._partitions:
+        for it in self.partitions:
             if it.held_since is None:
                 continue
-            unfinished, oldest = self._pipeline.unfinished(it.number)
+            unfinished, oldest = self.pipeline.unfinished(it.number)
             since = now - int((loop_now - it.held_since) * 1_000)
             holdings.append(Holding(it.number, since, unfinished, int(oldest * 1_000), it.cuts))
         return tuple(holdings)
@@ -99,17 +90,17 @@ class Assignment:
     async def confirmed(self) -> None:
         """Waits until a fresh assignment is carried out, or the state turns out to be unreachable."""
         asked = self._known
-        self._liveness.changed.set()
+        self.liveness.changed.set()
         async with self._beats:
             await self._beats.wait_for(lambda: self._answered > asked)
 
     async def outranked(self) -> bool:
         """Whether a worker that this one does not see in its state keeps the sessions that both take."""
-        other = await self._discovery.outranked(self._membership.acted or ())
+        other = await self.discovery.outranked(self._membership.acted or ())
         if other is None:
-            self._problems.stranger.end()
+            self.problems.stranger.end()
         else:
-            self._problems.stranger.start(
+            self.problems.stranger.start(
                 f"worker {other.worker} ({other.host}, pid {other.pid}) serves the same store and is not in "
                 "this worker's Redis: is it the same one? What both want is left to it"
             )
@@ -126,11 +117,11 @@ class Assignment:
                 held = all(self._ready[number].is_set() for number in self._holding)
                 if held and self._membership.acted is not None:
                     ready.set()
-                self._starting = self._starting and all(it.held_since is None for it in self._partitions)
+                self._starting = self._starting and all(it.held_since is None for it in self.partitions)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._beat_seconds):
-                        await self._liveness.changed.wait()
-                self._liveness.changed.clear()
+                        await self.liveness.changed.wait()
+                self.liveness.changed.clear()
         finally:
             for task in self._holding.values():
                 task.cancel()
@@ -139,13 +130,13 @@ class Assignment:
     async def leave(self) -> None:
         """Finishes the work begun and releases every partition; the others take them as they are released."""
         self._leaving = True
-        self._liveness.changed.set()
+        self.liveness.changed.set()
         for number in self._holding:
-            self._partitions[number].stop()
+            self.partitions[number].stop()
         if self._holding:
             await asyncio.wait(self._holding.values(), timeout=DRAIN_SECONDS)
         self._left = True
-        await self._state.leave(self._worker.id)
+        await self.state.leave(self.me.id)
 
     async def _beat(self) -> None:
         if self._left:
@@ -153,24 +144,24 @@ class Assignment:
         self._known += 1
         number = self._known
         try:
-            alive = await self._state.beat(self.worker, int(self._ttl * 1_000))
+            alive = await self.state.beat(self.worker, int(self.ttl * 1_000))
         except StateAway as error:
             log.debug("the live workers are unknown: %s", error)
-            self._liveness.away = True
+            self.liveness.away = True
             self._membership.see_nothing()
             if self._membership.acted is not None:
                 # Workers whose connections ended and did not come back are gone.
-                self._membership.acted -= self._liveness.gone(STABLE_BEATS * self._beat_seconds)
+                self._membership.acted -= self.liveness.gone(STABLE_BEATS * self._beat_seconds)
             self._follow(())
         else:
-            self._liveness.away = False
+            self.liveness.away = False
             now = asyncio.get_running_loop().time()
-            if now - self._seen_at > self._ttl:
+            if now - self._seen_at > self.ttl:
                 # The others hold this worker's partitions, and release them once they trust its heartbeats.
                 self._membership.see_nothing()
             self._seen_at = now
-            self._liveness.keep({other.id for other in alive}, self._ttl)
-            alive = [other for other in alive if not self._liveness.is_gone(other)]
+            self.liveness.keep({other.id for other in alive}, self.ttl)
+            alive = [other for other in alive if not self.liveness.is_gone(other)]
             staying = [it for it in alive if not it.leaving]
             # A worker that alone cannot store anything leaves that to others. If none can, nothing moves.
             able = [it for it in staying if not it.stuck] or staying
@@ -180,8 +171,8 @@ class Assignment:
             if before is None or before - (self._membership.acted or frozenset()):
                 # A worker that is gone may have registered devices without invalidating the others' lists: no
                 # cached list may be read once its partitions are taken over.
-                await self._state.distrust_devices()
-            self._follow([it for it in alive if it.id != self._worker.id])
+                await self.state.distrust_devices()
+            self._follow([it for it in alive if it.id != self.me.id])
         async with self._beats:
             self._answered = number
             self._beats.notify_all()
@@ -194,17 +185,17 @@ class Assignment:
         held_by_others = {it.partition for worker in others for it in worker.holdings}
         now = asyncio.get_running_loop().time()
         if acted != self._owners[0]:
-            self._owners = (acted, assign(len(self._partitions), acted))
+            self._owners = (acted, assign(len(self.partitions), acted))
         for number, owner in enumerate(self._owners[1]):
-            if owner != self._worker.id:
+            if owner != self.me.id:
                 self._awaited.pop(number, None)
                 if number in self._holding:
                     log.debug("partition %d goes to another worker", number)
-                    self._partitions[number].stop()
+                    self.partitions[number].stop()
             elif number in self._holding:
-                cut_off = self._ready[number].is_set() and self._partitions[number].held_since is None
+                cut_off = self._ready[number].is_set() and self.partitions[number].held_since is None
                 if cut_off and number in held_by_others:
-                    self._partitions[number].stop()  # taken while this worker was away; release it first
+                    self.partitions[number].stop()  # taken while this worker was away; release it first
             else:
                 since = self._awaited.setdefault(number, now)
                 if number not in held_by_others or now - since > HANDOVER_SECONDS:
@@ -213,7 +204,7 @@ class Assignment:
 
     def _hold(self, number: int) -> None:
         ready = self._ready[number] = asyncio.Event()
-        run = self._partitions[number].run(ready, self, starting=self._starting)
+        run = self.partitions[number].run(ready, self, starting=self._starting)
         task = asyncio.create_task(run, name=f"partition-{number}")
         self._holding[number] = task
         task.add_done_callback(lambda _: self._let_go(number))
@@ -222,29 +213,29 @@ class Assignment:
         task = self._holding[number]
         if task.cancelled() or task.exception() is None:
             del self._holding[number]
-        self._liveness.changed.set()  # other workers wait for the release
+        self.liveness.changed.set()  # other workers wait for the release
 
     def _is_refused(self) -> bool:
         """Whether the broker has refused this worker a session for long, now or lately; others may get it."""
         now = asyncio.get_running_loop().time()
-        lines = [it.line for it in self._partitions]
+        lines = [it.line for it in self.partitions]
         if any(line.refusal and now - line.refused_at > STUCK_SECONDS for line in lines):
             self._unfit_until = now + UNFIT_SECONDS
         return now < self._unfit_until
 
     def _trouble(self) -> str:
-        contested = [str(it.number) for it in self._partitions if it.contested]
-        known = self._problems
+        contested = [str(it.number) for it in self.partitions if it.contested]
+        known = self.problems
         if not contested:
             known.stranger.end()
             known.contested.end_all()
         first = (known.access, known.cluster, known.stranger, known.store, known.storing)
         problems = [it.text for it in first]
-        problems += [self._state.trouble, known.broker.text, known.clock.text, known.files.text]
+        problems += [self.state.trouble, known.broker.text, known.clock.text, known.files.text]
         if contested:
             numbers = ", ".join(contested)
             problems.append(f"the sessions of partitions {numbers} are being taken from this worker")
-        if refused := {it.number: it.line.refusal for it in self._partitions if it.line.refusal}:
+        if refused := {it.number: it.line.refusal for it in self.partitions if it.line.refusal}:
             numbers, refusal = ", ".join(map(str, refused)), next(iter(refused.values()))
             problems.append(f"the broker refuses the sessions of partitions {numbers}: {refusal}")
         return "; ".join(it for it in problems if it)

@@ -8,6 +8,7 @@ not stored yet is loaded and decided again.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from random import random
 
 from imqtt.core.backoff import backoff
@@ -26,6 +27,7 @@ from imqtt.state.base import State
 from imqtt.stores.base import AppendConflict, OutcomeUnknown, Record, Store
 
 
+@dataclass(eq=False, repr=False)
 class Committer:
     """Commits the log commands of some partitions, one batch at a time.
 
@@ -33,24 +35,13 @@ class Committer:
     refuse the append.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        state: State,
-        snowflakes: Sequence[Snowflake],
-        heads: HeadCache,
-        counters: Counters,
-        *,
-        problems: Problems,
-        clock: Callable[[], int],
-    ) -> None:
-        self._store = store
-        self._state = state
-        self._snowflakes = snowflakes  # by partition
-        self._heads = heads
-        self._counters = counters
-        self._problems = problems
-        self._clock = clock
+    store: Store
+    state: State
+    snowflakes: Sequence[Snowflake]  # by partition
+    heads: HeadCache
+    counters: Counters
+    problems: Problems
+    clock: Callable[[], int]
 
     async def commit(self, commands: Sequence[Incoming], members: Members) -> list[Decision]:
         """One decision per command, in order, each carried out: what is `Append` or `Known` is durable.
@@ -65,8 +56,8 @@ class Committer:
         keys = [command.key for command in commands]
         wanted = Counter(command.sender for command in commands)
         # Together, for one round trip. A duplicate takes a token as well, and is answered without one.
-        maybe, tokens = await asyncio.gather(self._state.seen(keys), self._state.take(wanted, self._clock()))
-        found = await self._store.find(maybe) if maybe else {}
+        maybe, tokens = await asyncio.gather(self.state.seen(keys), self.state.take(wanted, self.clock()))
+        found = await self.store.find(maybe) if maybe else {}
         settled: list[Decision] = []
         attempted: set[Key] = set()  # keys of events that were to be appended and were decided again
         conflicts = 0  # in a row, with nothing stored between
@@ -76,7 +67,7 @@ class Committer:
             try:
                 durable = await self._append(pending, decisions)
             except Unavailable as error:
-                self._problems.storing.start(explain(error), "messages")
+                self.problems.storing.start(explain(error), "messages")
                 # A duplicate of an event of this very batch is not stored either.
                 refused = [
                     decision if isinstance(decision, Refuse) or command.key in found else Refuse(error)
@@ -86,7 +77,7 @@ class Committer:
                 break
             settled += decisions[:durable]
             if durable < len(decisions):
-                self._counters.conflicts += 1
+                self.counters.conflicts += 1
                 attempted.update(
                     command.key
                     for command, decision in zip(pending[durable:], decisions[durable:], strict=True)
@@ -109,7 +100,7 @@ class Committer:
 
     def forget(self) -> None:
         """Another owner may have appended: heads are read anew."""
-        self._heads.forget()
+        self.heads.forget()
 
     async def _look_up_refused(
         self, commands: Sequence[Incoming], decisions: list[Decision]
@@ -124,7 +115,7 @@ class Committer:
             for command, decision in zip(commands, decisions, strict=True)
             if isinstance(decision, Refuse) and not isinstance(decision.error, Conflict)
         ]
-        if not keys or not (stored := await self._store.find(keys)):
+        if not keys or not (stored := await self.store.find(keys)):
             return decisions
         return [
             duplicate(command, stored[command.key]) if command.key in stored else decision
@@ -133,8 +124,8 @@ class Committer:
 
     async def _reread(self, commands: Sequence[Incoming]) -> dict[Key, Stored]:
         """After a conflict: what is stored under each key. Heads are read anew, too."""
-        self._heads.forget({command.command.conversation for command in commands})
-        return await self._store.find({command.key for command in commands})
+        self.heads.forget({command.command.conversation for command in commands})
+        return await self.store.find({command.key for command in commands})
 
     async def _decide(
         self,
@@ -145,7 +136,7 @@ class Committer:
     ) -> list[Decision]:
         view = await self._load(commands, found, members)
         left = dict(tokens)
-        now = self._clock()
+        now = self.clock()
         latest = Id(0)
 
         def admit(device: Device) -> bool:
@@ -156,17 +147,17 @@ class Committer:
         def draw(partition: int, after: int) -> Id:
             nonlocal latest
             try:
-                drawn = self._snowflakes[partition].draw(now, after)
+                drawn = self.snowflakes[partition].draw(now, after)
             except ClockWrong as error:
-                self._problems.clock.note(error.reason)
+                self.problems.clock.note(error.reason)
                 raise
             if drawn > latest:  # noqa: PLR1730 - max() takes twice as long
                 latest = drawn
             return drawn
 
         decisions = decide(commands, view, draw, admit)
-        if latest and (ahead := latest.time - now) > self._snowflakes[0].tolerance:
-            self._problems.clock.note(
+        if latest and (ahead := latest.time - now) > self.snowflakes[0].tolerance:
+            self.problems.clock.note(
                 f"the clock is {ahead // 1_000} s behind the last events of some conversations, which keep "
                 "that date until it has passed: is the clock wrong, or was one?"
             )
@@ -180,17 +171,17 @@ class Committer:
         if not needs:
             return View(heads, found, members)
         events, registers = await asyncio.gather(
-            self._store.events_at({place for need in needs for place in need.events}),
-            self._store.registers({name for need in needs for name in need.registers}),
+            self.store.events_at({place for need in needs for place in need.events}),
+            self.store.registers({name for need in needs for name in need.registers}),
         )
         return View(heads, found, members, events, registers)
 
     async def _load_heads(self, conversations: set[str]) -> dict[str, Position]:
-        cached = {conversation: self._heads.get(conversation) for conversation in conversations}
+        cached = {conversation: self.heads.get(conversation) for conversation in conversations}
         heads = {conversation: head for conversation, head in cached.items() if head is not None}
         if missing := conversations - heads.keys():
-            found = await self._store.heads(missing)
-            self._heads.put(found)
+            found = await self.store.heads(missing)
+            self.heads.put(found)
             heads.update(found)
         return heads
 
@@ -209,31 +200,31 @@ class Committer:
             # Nothing new is decided before it is known whether these very records are stored.
             try:
                 if members:  # a user's `Sync` may look at too many conversations, never at too few
-                    await self._store.put_members(members)
+                    await self.store.put_members(members)
                 return await self._append_once(records, again=attempt > 1)
             except Unavailable as error:
                 if attempt == 1:
                     raise
                 raise OutcomeUnknown(str(error)) from error
 
-        stored, attempts = await until_known("messages", write, self._problems)
-        self._problems.storing.end_all()
-        self._counters.commits_retried += attempts - 1
-        self._counters.stored += stored
-        self._heads.put({record.event.conversation: record.event.position for record in records[:stored]})
+        stored, attempts = await until_known("messages", write, self.problems)
+        self.problems.storing.end_all()
+        self.counters.commits_retried += attempts - 1
+        self.counters.stored += stored
+        self.heads.put({record.event.conversation: record.event.position for record in records[:stored]})
         # Whatever precedes the first append that failed depends only on those that did not.
         return [*appends, len(decisions)][stored]
 
     async def _append_once(self, records: Sequence[Record], *, again: bool) -> int:
         try:
-            await self._store.append(records)
+            await self.store.append(records)
         except AppendConflict as conflict:
             return await self._own_prefix(records) if again else conflict.stored
         return len(records)
 
     async def _own_prefix(self, records: Sequence[Record]) -> int:
         """After an unknown outcome: how many of these records, under these ids, are what is stored."""
-        stored = await self._store.find([record.key for record in records])
+        stored = await self.store.find([record.key for record in records])
         for count, record in enumerate(records):
             found = stored.get(record.key)
             if found is None or found.position != record.event.position:

@@ -8,6 +8,7 @@ other partition's session as well, behind commands that would register the devic
 import asyncio
 import logging
 from collections.abc import Awaitable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -79,15 +80,13 @@ def parse_answer(payload: bytes) -> Told:
     return msgspec.json.decode(payload, type=Told)
 
 
+@dataclass(eq=False, repr=False)
 class Control:
-    def __init__(
-        self, devices: Devices, presences: Presences, publish: Publish, counters: Counters, partitions: int
-    ) -> None:
-        self._devices = devices
-        self._presences = presences
-        self._publish = publish
-        self._counters = counters
-        self._partitions = partitions
+    devices: Devices
+    presences: Presences
+    publish: Publish
+    counters: Counters
+    partitions: int
 
     async def carry_out(self, orders: Sequence[Order]) -> tuple[Collection[Device], Awaitable[object]]:
         """Carries orders out. Idempotent. Raises `StoreUnreachable`.
@@ -100,30 +99,30 @@ class Control:
         if revoked:
             await self._revoke(revoked)
         if devices := _devices(order for order in revocations if not order.copy):
-            self._counters.devices_revoked += len(devices)
+            self.counters.devices_revoked += len(devices)
             log.info("revoked: %s", ", ".join(map(str, devices)))
         await asyncio.gather(*(self._tell(order) for order in orders if isinstance(order, Ask)))
         copies = [encode(Revoke(order.devices, copy=True)) for order in revocations if not order.copy]
-        others = range(1, self._partitions)
-        return revoked, self._publish([Packet(f"{TOPICS}{it}", copy) for copy in copies for it in others])
+        others = range(1, self.partitions)
+        return revoked, self.publish([Packet(f"{TOPICS}{it}", copy) for copy in copies for it in others])
 
     async def _revoke(self, devices: Sequence[Device]) -> None:
         try:
-            await self._devices.remove(dict.fromkeys(devices))
+            await self.devices.remove(dict.fromkeys(devices))
         except StoreUnreachable:
             raise
         except Unavailable as error:
             log.error("the records of %s stay, revoke them again: %s", ", ".join(map(str, devices)), error)
-        await self._presences.end(devices)
+        await self.presences.end(devices)
 
     async def _tell(self, ask: Ask) -> None:
         try:
-            known = await self._presences.of_devices(ask.user)
+            known = await self.presences.of_devices(ask.user)
         except StateAway:
             told = Told((), known=False)
         else:
             told = Told(tuple(Seen(str(it.device), it.state, it.since) for it in known))
-        self._publish([Packet(REPLIES + ask.reply, encode(told))])
+        self.publish([Packet(REPLIES + ask.reply, encode(told))])
 
 
 def _devices(revocations: Iterable[Revoke]) -> list[Device]:

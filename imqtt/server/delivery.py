@@ -72,29 +72,18 @@ class Audience(NamedTuple):
         return next(registered, Registration(device, format.value))
 
 
+@dataclass(eq=False, repr=False)
 class Delivery:
     """Publishes what a batch is to tell, and starts the reads that it asks for."""
 
-    def __init__(
-        self,
-        store: LogStore,
-        state: SeenKeys,
-        devices: Devices,
-        presences: Presences,
-        reads: Reads,
-        *,
-        publish: Publish,
-        counters: Counters,
-        max_packet: int,
-    ) -> None:
-        self._store = store
-        self._state = state
-        self._devices = devices
-        self._presences = presences
-        self._reads = reads
-        self._publish = publish
-        self._counters = counters
-        self._max_packet = max_packet
+    store: LogStore
+    state: SeenKeys
+    devices: Devices
+    presences: Presences
+    reads: Reads
+    publish: Publish
+    counters: Counters
+    max_packet: int
 
     async def deliver(
         self, batch: Batch, outcome: Outcome, answered: Container[int], revoked: Collection[Device] = ()
@@ -118,9 +107,9 @@ class Delivery:
         stored = [message.key for message, decision in decided if isinstance(decision, Append)]
         # The devices are read after the commit: a device that registers later finds the events by `Sync`.
         # Together, for one round trip to the state.
-        lists, _ = await asyncio.gather(self._devices.of(users), self._state.mark_seen(stored))
+        lists, _ = await asyncio.gather(self.devices.of(users), self.state.mark_seen(stored))
         audience = Audience(lists, outcome.registered.current)
-        fanout = Fanout(self._max_packet, self._counters)
+        fanout = Fanout(self.max_packet, self.counters)
         reads, rejections = self._admit(batch, outcome.registered, answered)
         rejections += self._answer(fanout, audience, batch, outcome, events)
         for marks, but in outcome.raised:
@@ -128,9 +117,9 @@ class Delivery:
         for (conversation, user), (device, command, *_) in typing.items():
             peers = [member for member in members.of(conversation) if member != user]
             fanout.add(PeerTyping(conversation, user, command.typing), audience.of(peers), device)
-        for device, frame, format in throttled([*batch.rejections, *rejections], self._counters):
+        for device, frame, format in throttled([*batch.rejections, *rejections], self.counters):
             fanout.add(frame, (audience.one(device, format),))
-        begun: list[Awaitable[object]] = [self._publish(fanout.messages())]
+        begun: list[Awaitable[object]] = [self.publish(fanout.messages())]
         if batch.forwards:
             begun.append(asyncio.create_task(self._forward(batch.forwards), name="forward"))
         unheard = outcome.registered.refused.keys() | set(revoked)
@@ -139,7 +128,7 @@ class Delivery:
             for device, command, *_ in batch.others
             if isinstance(command, Hello | Status) and device not in unheard
         ]
-        heard = self._presences.hear(batch.spoke, status)
+        heard = self.presences.hear(batch.spoke, status)
         serving = self._serve(reads, outcome.registered.current, heard)
         if heard is None:
             await serving
@@ -163,7 +152,7 @@ class Delivery:
                 rejections.append(refusal(batch, sender, command, decision.error))
                 continue
             if isinstance(decision, Known):
-                self._counters.known += 1
+                self.counters.known += 1
                 at, previous = decision.position, Id(0)
             else:
                 at, previous = decision.event.position, decision.previous
@@ -175,15 +164,10 @@ class Delivery:
                 members = outcome.members.of(event.conversation)
                 fanout.add(event, audience.of(members), sender)
                 if event.seq == 1 and len(members) == 2:
-                    self._presences.acquaint(*members)
+                    self.presences.acquaint(*members)
         if (error := outcome.marks_error) is not None:
             rejections += [refusal(batch, device, mark, error) for device, mark, *_ in batch.of(Mark)]
         return rejections
-
-    @property
-    def room(self) -> int:
-        """How many more reads may wait."""
-        return self._reads.room
 
     async def answer_reads(
         self, batch: Batch, claim: Callable[[Sequence[Request[ReadCommand]]], Sequence[Request[ReadCommand]]]
@@ -193,13 +177,13 @@ class Delivery:
         For the others see `Registered`. `claim` takes reads just before they are answered, and returns those
         that nothing has answered meanwhile. Raises `Unavailable` if the registrations cannot be read.
         """
-        known = await self._devices.known(
+        known = await self.devices.known(
             {read.device: batch.spoke[read.device] for read in batch.of(ReadCommand)}
         )
         claimed = claim([read for read in batch.of(ReadCommand) if read.device in known])
         hellos = [(read.device, read.command) for read in claimed if isinstance(read.command, Hello)]
         # The commands may wait for long, but the devices are there.
-        await self._serve(claimed, known, self._presences.hear(batch.spoke, hellos))
+        await self._serve(claimed, known, self.presences.hear(batch.spoke, hellos))
 
     async def _serve(
         self,
@@ -211,7 +195,7 @@ class Delivery:
         if heard is not None:
             await heard
         for device, command, *_ in reads:
-            self._reads.submit(registrations[device], command)
+            self.reads.submit(registrations[device], command)
 
     def _admit(
         self, batch: Batch, registered: Registered, answered: Container[int]
@@ -223,7 +207,7 @@ class Delivery:
             if read.receipt in answered:
                 continue
             error: ImqttError | None = registered.refused.get(read.device)
-            if error is None and len(admitted) >= self._reads.room:
+            if error is None and len(admitted) >= self.reads.room:
                 error = Busy("too many reads are waiting; ask again later", retry_after=5_000)
             if error is None:
                 admitted.append(read)
@@ -256,8 +240,8 @@ class Delivery:
         """The event at this place and some that follow it, each naming the one before it."""
         read: dict[tuple[str, int], Event] = {}
         previous = Id(0)
-        found = await self._store.events_after(conversation, max(seq - 2, 0), REREAD)
-        registers = await self._store.registers(registers_of(found))
+        found = await self.store.events_after(conversation, max(seq - 2, 0), REREAD)
+        registers = await self.store.registers(registers_of(found))
         for event in found:
             if event.seq >= seq:
                 shown, _ = overlaid(event, registers)
@@ -271,8 +255,8 @@ class Delivery:
         Senders get a retryable rejection if the broker refuses the publish, or if it has lost the partition's
         session and no worker has held it since: waiting for the session would hold up all partitions.
         """
-        self._counters.passed_on += len(forwards)
-        codes = await self._publish([packet for _, packet in forwards])
+        self.counters.passed_on += len(forwards)
+        codes = await self.publish([packet for _, packet in forwards])
         error = Unavailable("no server could be given this command", retry_after=1_000)
         await self.reject(
             rejection(device, packet.payload, error)
@@ -282,7 +266,7 @@ class Delivery:
 
     def reject(self, rejections: Iterable[Rejection]) -> Awaitable[object]:
         """Publishes rejections in the commands' own formats: their senders need not be registered."""
-        fanout = Fanout(self._max_packet, self._counters)
-        for device, frame, format in throttled(list(rejections), self._counters):
+        fanout = Fanout(self.max_packet, self.counters)
+        for device, frame, format in throttled(list(rejections), self.counters):
             fanout.add(frame, (Registration(device, format.value),))
-        return self._publish(fanout.messages())
+        return self.publish(fanout.messages())

@@ -7,6 +7,7 @@ that it had not PUBACKed, in order, to the new one.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from random import random
 from typing import Protocol
@@ -34,6 +35,7 @@ class Confirmation(Protocol):
     async def outranked(self) -> bool: ...
 
 
+@dataclass(eq=False, repr=False)
 class Partition:
     """Holds one partition's session while `run` runs, and passes on what it receives.
 
@@ -41,22 +43,14 @@ class Partition:
     disconnection is unexplained if it has. `taken` is the problem that another server keeps taking sessions.
     """
 
-    def __init__(
-        self,
-        number: int,
-        pipeline: Pipeline,
-        line: Line,
-        max_batch: int,
-        *,
-        broker_steady: Callable[[float], bool],
-        taken: Problem,
-    ) -> None:
-        self.number = number
-        self._pipeline = pipeline
-        self.line = line
-        self._max_batch = max_batch
-        self._broker_steady = broker_steady
-        self._taken = taken
+    number: int
+    pipeline: Pipeline
+    line: Line
+    max_batch: int
+    broker_steady: Callable[[float], bool]
+    taken: Problem
+
+    def __post_init__(self) -> None:
         self._stopping = asyncio.Event()
         self._cuts: deque[float] = deque()
         self.held_since: float | None = None  # by the event loop's clock; None while it is not held
@@ -98,10 +92,10 @@ class Partition:
         """Waits after a disconnection until the session may be taken again."""
         cut = asyncio.get_running_loop().time()
         await asyncio.sleep(backoff(attempt, random()))
-        if self._broker_steady(cut):
+        if self.broker_steady(cut):
             self._cuts.append(cut)
             if self.contested:
-                self._taken.start(
+                self.taken.start(
                     f"{self.cuts} times in {CUTS_REMEMBERED_SECONDS / 60:.0f} minutes; "
                     "does another imqtt serve this broker?",
                     self.line.name,
@@ -117,18 +111,18 @@ class Partition:
         self.held_since = connected
         self.line.works()
         ready.set()
-        self._pipeline.take_over()
+        self.pipeline.take_over()
         try:
             await first_of(self._receive(link, connected), self._stopping.wait())
             # Or until another worker has taken over; it redoes the unfinished work.
-            await first_of(self._pipeline.drained(self.number), link.wait_closed())
+            await first_of(self.pipeline.drained(self.number), link.wait_closed())
         finally:
             self.held_since = None
 
     async def _receive(self, link: Link, connected: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            packets = await link.receive(self._max_batch)
+            packets = await link.receive(self.max_batch)
             takeover = loop.time() - connected < TAKEOVER_SECONDS
             inbounds = [Inbound(self.number, packet, link, takeover or packet.dup) for packet in packets]
-            await self._pipeline.put(self.number, inbounds)
+            await self.pipeline.put(self.number, inbounds)

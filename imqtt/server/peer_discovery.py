@@ -11,6 +11,7 @@ Redis, decide here which of them keeps a contested session.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -77,6 +78,7 @@ def gives_way(mine: Peer, other: Peer) -> bool:
     return longer > 0 if abs(longer) > SIMULTANEOUS_SECONDS else other.worker < mine.worker
 
 
+@dataclass(eq=False, repr=False)
 class PeerDiscovery:
     """The connection on which the servers of a broker announce themselves.
 
@@ -84,37 +86,29 @@ class PeerDiscovery:
     `foreign` is the problem that a server of another store is on this broker.
     """
 
-    def __init__(
-        self,
-        me: Peer,
-        connect: Callable[[Will], Awaitable[Link]],
-        connections: Connections,
-        access: Access,
-        *,
-        liveness: Liveness,
-        foreign: Problem,
-    ) -> None:
-        self._me = me
-        self._connect = connect
-        self._connections = connections
-        self._access = access
-        self._goodbye = _encode(msgspec.structs.replace(me, gone=True))
-        self._liveness = liveness
-        self._foreign_problem = foreign
+    me: Peer
+    connect: Callable[[Will], Awaitable[Link]]
+    connections: Connections
+    access: Access
+    liveness: Liveness
+    foreign: Problem
+
+    def __post_init__(self) -> None:
+        self._goodbye = _encode(msgspec.structs.replace(self.me, gone=True))
         self._link: Link | None = None
         self._since: float | None = None  # start of the time without an objection, by the event loop's clock
         self._cut = 0.0  # end of the last connection, by the same clock
         self._answers: dict[str, Peer] = {}  # to the last question, by worker
         self._asking: asyncio.Task[None] | None = None
-        self._foreign: set[str] = set()  # workers of other stores on this broker
+        self._foreign_workers: set[str] = set()  # of other stores on this broker
 
     async def run(self, ready: asyncio.Event) -> None:
         """Runs until cancelled. Sets `ready` once the access rules suffice and no server has objected.
 
         Raises `SetupError` if a server of another store was on this broker before.
         """
-        connect = partial(self._connect, Will(TOPIC, self._goodbye))
-        line = Line(self._connections, "peer discovery", connect)
+        connect = partial(self.connect, Will(TOPIC, self._goodbye))
+        line = Line(self.connections, "peer discovery", connect)
         await line.run(partial(self._serve, ready, line), ready=ready)
 
     async def _serve(self, ready: asyncio.Event, line: Line, link: Link) -> None:
@@ -157,11 +151,11 @@ class PeerDiscovery:
     async def _answer(self, link: Link, ready: asyncio.Event, line: Line) -> None:
         if asyncio.get_running_loop().time() - self._cut > ABSENT_SECONDS:
             self._since = None
-        self._foreign.clear()  # goodbyes may have been missed; those still here will answer
-        self._foreign_problem.end()
+        self._foreign_workers.clear()  # goodbyes may have been missed; those still here will answer
+        self.foreign.end()
         # Asked before this server subscribes, so that the PUBACK tells whether any other server has.
         alone = await link.publish([self._message(asks=True)]) == [NO_MATCHING_SUBSCRIBERS]
-        await link.subscribe(*self._access.topics)
+        await link.subscribe(*self.access.topics)
         line.works()
         self._link = link
         standing = asyncio.create_task(self._stand(link, ready, alone=alone), name="peer-discovery-standing")
@@ -171,7 +165,7 @@ class PeerDiscovery:
                     if received.topic == TOPIC:
                         self._hear(link, received.payload)
                     else:
-                        self._access.heard(received.topic)
+                        self.access.heard(received.topic)
                     link.ack(received)
         finally:
             standing.cancel()
@@ -186,7 +180,7 @@ class PeerDiscovery:
         with contextlib.suppress(LinkError):
             while True:
                 # Another server may have connected after the first question, or its answer was lost.
-                if not await self._access.granted(link, self._message(asks=not stands)):
+                if not await self.access.granted(link, self._message(asks=not stands)):
                     alone = False
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
@@ -203,41 +197,41 @@ class PeerDiscovery:
             other = _decode(payload)
         except msgspec.DecodeError:
             return
-        if other.worker == self._me.worker:
-            self._access.heard(TOPIC)
+        if other.worker == self.me.worker:
+            self.access.heard(TOPIC)
             return
-        if other.gone and other.cluster == self._me.cluster:
-            self._liveness.suspect(other.worker)
-        if is_foreign(self._me, other):
+        if other.gone and other.cluster == self.me.cluster:
+            self.liveness.suspect(other.worker)
+        if is_foreign(self.me, other):
             self._hear_foreign(other)
         elif not other.gone:
-            self._liveness.trust(other.worker)
+            self.liveness.trust(other.worker)
             self._answers[other.worker] = other
         if other.asks:
             link.publish([self._message(asks=False)])
 
     def _hear_foreign(self, other: Peer) -> None:
         if other.gone:
-            self._foreign.discard(other.worker)
-            if not self._foreign:
-                self._foreign_problem.end()
+            self._foreign_workers.discard(other.worker)
+            if not self._foreign_workers:
+                self.foreign.end()
             return
         who = f"{other.host} (pid {other.pid})"
-        if other.cluster == self._me.cluster:
+        if other.cluster == self.me.cluster:
             # A claim in MongoDB expires if its holder is paused, so this may be the very same store.
             store = f"this store or a copy of it, of cluster {other.cluster}"
             remedy = "end one of the two servers"
         else:
             store = f"the store of cluster {other.cluster}"
-            remedy = f"the store here is of cluster {self._me.cluster}. Give each its own broker"
+            remedy = f"the store here is of cluster {self.me.cluster}. Give each its own broker"
         if gives_way(self._now(), other):
             raise SetupError(f"this broker is served already, by {who} on {store}; {remedy}")
-        self._foreign.add(other.worker)
-        self._foreign_problem.start(f"{who} serves {store}")
+        self._foreign_workers.add(other.worker)
+        self.foreign.start(f"{who} serves {store}")
 
     def _now(self) -> Peer:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since
-        return msgspec.structs.replace(self._me, standing=round(standing, 1), away=self._liveness.away)
+        return msgspec.structs.replace(self.me, standing=round(standing, 1), away=self.liveness.away)
 
     def _message(self, *, asks: bool) -> Packet:
         return Packet(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from random import random
 
@@ -63,6 +64,7 @@ class Unfinished:
             self.idle.set()
 
 
+@dataclass(eq=False, repr=False)
 class Pipeline:
     """Processes batches one after the other, and acknowledges each when it is finished.
 
@@ -70,28 +72,17 @@ class Pipeline:
     they are answered meanwhile, and keep their places for the PUBACK, which follows the order of receipt.
     """
 
-    def __init__(
-        self,
-        router: Router,
-        devices: Devices,
-        committer: Committer,
-        marks: MarkRaiser,
-        control: Control,
-        *,
-        delivery: Delivery,
-        counters: Counters,
-        problems: Problems,
-        max_batch: int,
-    ) -> None:
-        self._router = router
-        self._devices = devices
-        self._committer = committer
-        self._marks = marks
-        self._control = control
-        self._delivery = delivery
-        self._counters = counters
-        self._problems = problems
-        self._max_batch = max_batch
+    router: Router
+    devices: Devices
+    committer: Committer
+    marks: MarkRaiser
+    control: Control
+    delivery: Delivery
+    counters: Counters
+    problems: Problems
+    max_batch: int
+
+    def __post_init__(self) -> None:
         self._inbox: deque[Inbound] = deque()
         self._arrival = asyncio.Event()
         self._taken = asyncio.Event()
@@ -109,7 +100,7 @@ class Pipeline:
         At QoS 0, where no PUBACK bounds what a link receives, waits while the inbox is full. At QoS 1 the
         link itself stops reading, and taking everything lets a read overtake the writes before it.
         """
-        while len(self._inbox) >= WAITING_BATCHES * self._max_batch and any(
+        while len(self._inbox) >= WAITING_BATCHES * self.max_batch and any(
             inbound.packet.packet_id is None for inbound in inbounds
         ):
             self._taken.clear()
@@ -120,7 +111,7 @@ class Pipeline:
 
     def take_over(self) -> None:
         """This process has taken a session over: what it remembers of the log may be stale."""
-        self._committer.forget()
+        self.committer.forget()
 
     async def drained(self, partition: int) -> None:
         await self._unfinished[partition].idle.wait()
@@ -137,11 +128,11 @@ class Pipeline:
             while True:
                 await self._arrival.wait()
                 inbox = self._inbox
-                batch = [inbox.popleft() for _ in range(min(len(inbox), self._max_batch))]
+                batch = [inbox.popleft() for _ in range(min(len(inbox), self.max_batch))]
                 self._taken.set()
                 if not inbox:
                     self._arrival.clear()
-                self._counters.received += len(batch)
+                self.counters.received += len(batch)
                 # A sharded store takes a partition's records in one round trip if they stand together.
                 batch.sort(key=_partition)
                 self._current, self._current_since = batch, asyncio.get_running_loop().time()
@@ -159,14 +150,14 @@ class Pipeline:
                 delivered = await self._stages(batch)
             except Unavailable as error:
                 # A store that cannot be read blocks, on purpose.
-                self._problems.store.start(explain(error), "batches")
+                self.problems.store.start(explain(error), "batches")
                 attempt += 1
                 log.debug("a batch of %d, try %d: %s", len(batch), attempt, error)
                 await asyncio.sleep(backoff(attempt, random()))
             except Exception as error:  # noqa: BLE001 - its culprit is found, told and logged
                 return await self._split(batch, error)
             else:
-                self._problems.store_answered()
+                self.problems.store_answered()
                 return delivered
             batch = _again(batch)
 
@@ -175,9 +166,9 @@ class Pipeline:
         # Side by side, so that they share round trips and commits. All have ended before one's error is
         # raised.
         registered, decisions, raised = await asyncio.gather(
-            self._devices.register(batch.spoke),
-            self._committer.commit(batch.messages, members),
-            self._marks.raise_all(batch.of(Mark)),
+            self.devices.register(batch.spoke),
+            self.committer.commit(batch.messages, members),
+            self.marks.raise_all(batch.of(Mark)),
             return_exceptions=True,
         )
         if isinstance(registered, BaseException):
@@ -188,12 +179,12 @@ class Pipeline:
             raise raised
         outcome = Outcome(members, registered, decisions, *raised)
         if not batch.orders:
-            return await self._delivery.deliver(batch, outcome, self._answered)
-        revoked, copied = await self._control.carry_out(batch.orders)
-        return asyncio.gather(copied, await self._delivery.deliver(batch, outcome, self._answered, revoked))
+            return await self.delivery.deliver(batch, outcome, self._answered)
+        revoked, copied = await self.control.carry_out(batch.orders)
+        return asyncio.gather(copied, await self.delivery.deliver(batch, outcome, self._answered, revoked))
 
     async def _load(self, inbounds: Sequence[Inbound]) -> tuple[Batch, Members]:
-        batch = self._router.sort(inbounds)
+        batch = self.router.sort(inbounds)
         members = await members_of(conversations_of(batch))
         return of_members(batch, members), members
 
@@ -204,7 +195,7 @@ class Pipeline:
         """
         refused = isinstance(error, RecordRefused)
         if not refused:
-            self._counters.failures += 1
+            self.counters.failures += 1
         if len(batch) > 1:
             log.log(
                 logging.DEBUG if refused else logging.ERROR,
@@ -220,8 +211,8 @@ class Pipeline:
         else:
             log.error("a command on %s failed", topic, exc_info=error)
             told = Failed("the server failed on this command; its log says why", retry_after=60_000)
-        device = self._router.device(topic)
-        return self._delivery.reject([] if device is None else [rejection(device, payload, told)])
+        device = self.router.device(topic)
+        return self.delivery.reject([] if device is None else [rejection(device, payload, told)])
 
     async def _acknowledge(self) -> None:
         """PUBACKs batches in order, each when it is finished: the end of the transaction."""
@@ -248,17 +239,17 @@ class Pipeline:
                 looked_at.clear()
             new = [it for it in self._waiting() if it.packet.receipt not in looked_at]
             # Reads beyond the room are looked at later: their batch may wait for hours.
-            new = new[: max(0, min(LOOKED_AT_ONCE, self._delivery.room))]
+            new = new[: max(0, min(LOOKED_AT_ONCE, self.delivery.reads.room))]
             if not new:
                 continue
             try:
                 batch, _ = await self._load(new)
-                await self._delivery.answer_reads(batch, self._claim)
+                await self.delivery.answer_reads(batch, self._claim)
             except Unavailable as error:
                 log.debug("reads wait for the store: %s", error)
                 continue
             except Exception:
-                self._counters.failures += 1
+                self.counters.failures += 1
                 log.exception("reads could not overtake a batch")
             looked_at.update(inbound.packet.receipt for inbound in new)
 

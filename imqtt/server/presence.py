@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from imqtt.core.presence import of_user
@@ -43,6 +44,7 @@ class Newcomer(NamedTuple):
     settled: bool = False
 
 
+@dataclass(eq=False, repr=False)
 class Presences:
     """The presence of the users whose devices speak to this process.
 
@@ -52,26 +54,16 @@ class Presences:
     published, since another worker may have changed it.
     """
 
-    def __init__(
-        self,
-        store: MemberStore,
-        state: PresenceState,
-        devices: Devices,
-        publish: Publish,
-        counters: Counters,
-        *,
-        max_packet: int,
-        ttl: int,
-        clock: Callable[[], int],
-    ) -> None:
-        self._store = store
-        self._state = state
-        self._devices = devices
-        self._publish = publish
-        self._counters = counters
-        self._max_packet = max_packet
-        self._ttl = ttl * 1_000
-        self._clock = clock
+    store: MemberStore
+    state: PresenceState
+    devices: Devices
+    publish: Publish
+    counters: Counters
+    max_packet: int
+    ttl: int  # milliseconds after which a silent device is offline
+    clock: Callable[[], int]
+
+    def __post_init__(self) -> None:
         self._changed = SlicedQueue[str]("telling peers of users' presence", self._tell)
         self._newcomers = SlicedQueue[Newcomer](
             "telling new devices of their peers' presence", self._tell_all
@@ -150,20 +142,20 @@ class Presences:
             await self.refresh(ignored)
 
     async def _take(self, device: Device, command: Hello | Status) -> bool:
-        now = self._clock()
+        now = self.clock()
         state = command.state if isinstance(command, Status) else "online"
-        expires = now + (FAREWELL_SECONDS * 1_000 if state == "offline" else self._ttl)
+        expires = now + (FAREWELL_SECONDS * 1_000 if state == "offline" else self.ttl)
         presence = DevicePresence(device, command.nonce, state, since=now, expires=expires)
         if isinstance(command, Hello):
-            await self._state.arrive(presence)
+            await self.state.arrive(presence)
             return True
         # That of another connection changes nothing: a broker may replay an old will.
-        return await self._state.update(presence)
+        return await self.state.update(presence)
 
     async def refresh(self, devices: Collection[Device]) -> None:
         """Any command makes a device present and keeps it so."""
-        now = self._clock()
-        for device, nonce in (await self._state.refresh(devices, now, now + self._ttl)).items():
+        now = self.clock()
+        for device, nonce in (await self.state.refresh(devices, now, now + self.ttl)).items():
             self._changed.put(device.user)
             if nonce:
                 self._newcomers.put(Newcomer(device, back=True))
@@ -172,7 +164,7 @@ class Presences:
 
     def _settle(self, device: Device) -> None:
         """Has the device told of offline peers once the state has heard of every present device."""
-        self._unknown[device] = self._clock() + self._ttl
+        self._unknown[device] = self.clock() + self.ttl
 
     async def end(self, devices: Collection[Device]) -> None:
         """Ends devices' presence on any connection, and has their peers told.
@@ -188,10 +180,10 @@ class Presences:
     async def _end(self, devices: Collection[Device]) -> None:
         known = await self._known({it.user for it in devices}) or {}
         offline = {it.device for them in known.values() for it in them if it.state == "offline"}
-        now = self._clock()
+        now = self.clock()
         expires = now + FAREWELL_SECONDS * 1_000
         gone = [DevicePresence(it, "", "offline", since=now, expires=expires) for it in devices]
-        await asyncio.gather(*(self._state.arrive(it) for it in gone))
+        await asyncio.gather(*(self.state.arrive(it) for it in gone))
         for device in devices:
             if device not in offline:
                 self._changed.put(device.user)
@@ -213,11 +205,11 @@ class Presences:
 
     async def of_devices(self, user: str) -> tuple[DevicePresence, ...]:
         """What is known of each of the user's devices. Raises `StateAway`."""
-        return (await self._state.presence([user])).get(user, ())
+        return (await self.state.presence([user])).get(user, ())
 
     async def present(self, users: Collection[str]) -> set[Device]:
         """The devices of these users that are not offline. Raises `StateAway`."""
-        return _online(await self._state.presence(users))
+        return _online(await self.state.presence(users))
 
     async def run(self) -> None:
         """Notes presence, tells peers of changes, and finds devices that fell silent, until cancelled."""
@@ -230,11 +222,11 @@ class Presences:
 
     async def _find_silent(self) -> None:
         while True:
-            await asyncio.sleep(max(self._ttl / 10_000, 0.5))
+            await asyncio.sleep(max(self.ttl / 10_000, 0.5))
             try:
-                now = self._clock()
+                now = self.clock()
                 # Twice the time, as workers' clocks differ a little.
-                for gone in await self._state.expired(now, 2 * self._ttl):
+                for gone in await self.state.expired(now, 2 * self.ttl):
                     self._changed.put(gone.device.user)
                 await self._find_settled(now)
                 self._looking.end()
@@ -261,7 +253,7 @@ class Presences:
     async def _known(self, users: Collection[str]) -> dict[str, tuple[DevicePresence, ...]] | None:
         """The devices of each user of whom something is known; None while the state is away."""
         try:
-            return await self._state.presence(users)
+            return await self.state.presence(users)
         except StateAway:
             return None
 
@@ -270,28 +262,28 @@ class Presences:
     async def _tell(self, user: str, after: str) -> str:
         """Tells a user's presence to those of the user's peers who are online."""
         peers, ended = await self._peers_after(user, after)
-        known = await self._state.presence([user, *peers])
+        known = await self.state.presence([user, *peers])
         devices = known.pop(user, ())
         if not devices:
             return ""  # the state has lost it since
         online = _online(known)
-        lists = await self._devices.of({device.user for device in online})
+        lists = await self.devices.of({device.user for device in online})
         presence = of_user(user, _states(devices))
-        fanout = Fanout(self._max_packet, self._counters)
+        fanout = Fanout(self.max_packet, self.counters)
         for registrations in lists.values():
             fanout.add(presence, [it for it in registrations if it.device in online])
-        await self._publish(fanout.messages())
+        await self.publish(fanout.messages())
         return ended
 
     async def _tell_all(self, newcomer: Newcomer, after: str) -> str:
         """Tells a device of its user's peers."""
         device = newcomer.device
         peers, ended = await self._peers_after(device.user, after)
-        lists = await self._devices.of([device.user])
+        lists = await self.devices.of([device.user])
         registrations = [it for it in lists[device.user] if it.device == device]
-        fanout = Fanout(self._max_packet, self._counters)
+        fanout = Fanout(self.max_packet, self.counters)
         lately = await self._seen_lately(peers) if newcomer.settled else set()
-        known = await self._state.presence([device.user, *peers])
+        known = await self.state.presence([device.user, *peers])
         own = known.pop(device.user, ())
         if any(it.device == device for it in own):  # otherwise the state has lost everything again
             for user in lately - known.keys():
@@ -300,30 +292,30 @@ class Presences:
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
         # No await between reading and publishing: what `_tell` publishes later is never older than this.
-        await self._publish(fanout.messages())
+        await self.publish(fanout.messages())
         return ended
 
     async def _seen_lately(self, users: Collection[str]) -> set[str]:
-        lists, now = await self._devices.of(users), self._clock()
+        lists, now = await self.devices.of(users), self.clock()
         return {user for user in users if any(it.seen and now - it.seen < LATELY for it in lists[user])}
 
     async def _introduce(self, pair: Pair, _: str) -> str:
         """Tells each of two users the other's presence unless it is offline."""
-        lists = await self._devices.of(pair)
-        known = await self._state.presence(pair)
+        lists = await self.devices.of(pair)
+        known = await self.state.presence(pair)
         online = _online(known)
-        fanout = Fanout(self._max_packet, self._counters)
+        fanout = Fanout(self.max_packet, self.counters)
         for user, other in (pair, pair[::-1]):
             presence = of_user(user, _states(known.get(user, ())))
             if presence.state != "offline":
                 fanout.add(presence, [it for it in lists[other] if it.device in online])
         # No await between reading and publishing here either.
-        await self._publish(fanout.messages())
+        await self.publish(fanout.messages())
         return ""
 
     async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
         """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
-        names = await self._store.conversations_of(user, after, PEERS_AT_ONCE)
+        names = await self.store.conversations_of(user, after, PEERS_AT_ONCE)
         return await _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
 
 

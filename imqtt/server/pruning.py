@@ -7,6 +7,7 @@ of them. A removed device that comes back is registered like a new one.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import monotonic
 
 from imqtt.errors import Unavailable
@@ -31,41 +32,30 @@ NAMED = 10  # devices that one line of the log names
 JUMP = 7 * DAY  # report a clock that is further ahead of the measured time; a suspended machine's is, too
 
 
+@dataclass(eq=False, repr=False)
 class Pruning:
     """Removes devices not seen for `max_age` days, and devices of a user beyond `per_user`.
 
-    Of a user's surplus, the devices not seen for longest are removed first. A present device stays. `sweeps`
-    tells whether this worker is the one that looks at all devices. `patience` is in seconds: by then every
-    connected device has sent a command, so a state that began empty knows which devices are present.
+    Of a user's surplus, the devices not seen for longest are removed first. A present device stays.
+    `patience` is in seconds: by then every connected device has sent a command, so a state that began empty
+    knows which devices are present.
 
     A clock that is months ahead would make every device old. So a process removes no device for its age at
     its first sweep, and at later ones counts no more time since the first than it has measured itself.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        devices: Devices,
-        presences: Presences,
-        counters: Counters,
-        *,
-        max_age: int,
-        per_user: int,
-        patience: float,
-        sweeps: Callable[[], bool],
-        clock: Callable[[], int],
-        timer: Callable[[], float] = monotonic,
-    ) -> None:
-        self._store = store
-        self._devices = devices
-        self._presences = presences
-        self._counters = counters
-        self._max_age = max_age
-        self._per_user = per_user
-        self._patience = patience
-        self._sweeps = sweeps
-        self._clock = clock
-        self._timer = timer
+    store: Store
+    devices: Devices
+    presences: Presences
+    counters: Counters
+    max_age: int
+    per_user: int
+    patience: float
+    sweeps: Callable[[], bool]  # whether this worker is the one that looks at all devices
+    clock: Callable[[], int]
+    timer: Callable[[], float] = monotonic
+
+    def __post_init__(self) -> None:
         self._first: tuple[int, float] | None = None  # clock and timer at the first sweep
         self._jump = Problem(
             log, "the clock has jumped ahead, and no device is removed for what it says", "the clock is back"
@@ -86,28 +76,28 @@ class Pruning:
 
     async def _write_seen(self) -> None:
         loop = asyncio.get_running_loop()
-        patient_until = loop.time() + self._patience
+        patient_until = loop.time() + self.patience
         while True:
             await asyncio.sleep(WRITE_SECONDS)
             try:
-                await self._devices.write_seen()
+                await self.devices.write_seen()
                 self._writing.end()
             except Exception as error:  # whatever it is, it must not end the server
                 self._writing.start(explain(error))
                 log.debug("storing devices' last-seen times failed", exc_info=True)
             if loop.time() > patient_until:
-                grown, self._devices.grown = self._devices.grown, {}
+                grown, self.devices.grown = self.devices.grown, {}
                 for user, count in grown.items():
-                    if count > self._per_user:
+                    if count > self.per_user:
                         self._crowded.put(user)
 
     async def _sweep_often(self) -> None:
-        pause = self._patience
+        pause = self.patience
         while True:
             await asyncio.sleep(pause)
             pause = SWEEP_SECONDS
             try:
-                if self._sweeps():
+                if self.sweeps():
                     await self.sweep()
                 self._looking.end()
             except (Unavailable, StateAway) as error:
@@ -118,23 +108,23 @@ class Pruning:
 
     async def sweep(self) -> None:
         """Looks at all devices once. Raises `Unavailable` or `StateAway`."""
-        started = self._clock(), self._timer()
+        started = self.clock(), self.timer()
         time = self._believed(*started)
         after, user, count = Device("", ""), "", 0
-        while rows := await self._store.registrations(after, REGISTRATIONS_AT_ONCE):
+        while rows := await self.store.registrations(after, REGISTRATIONS_AT_ONCE):
             after = rows[-1].device
-            now = self._clock()
+            now = self.clock()
             # Devices that imqtt 0.1 registered have no time; theirs counts from now on.
-            await self._devices.see({it.device: now for it in rows if not it.seen})
-            oldest = time - self._max_age * DAY
+            await self.devices.see({it.device: now for it in rows if not it.seen})
+            oldest = time - self.max_age * DAY
             old = [it for it in rows if 0 < it.seen < oldest]
-            present = await self._presences.present({it.device.user for it in old})
+            present = await self.presences.present({it.device.user for it in old})
             absent = [it for it in old if it.device not in present]
-            await self._remove(absent, f"not seen for {self._max_age} days")
+            await self._remove(absent, f"not seen for {self.max_age} days")
             for it in rows:
                 count = count + 1 if it.device.user == user else 1
                 user = it.device.user
-                if count == self._per_user + 1:
+                if count == self.per_user + 1:
                     self._crowded.put(user)
         self._first = self._first or started
 
@@ -154,19 +144,19 @@ class Pruning:
         return min(clock, measured)
 
     async def _thin_out(self, user: str, _: str) -> str:
-        registrations = (await self._store.devices([user]))[user]
-        if len(registrations) <= self._per_user:
+        registrations = (await self.store.devices([user]))[user]
+        if len(registrations) <= self.per_user:
             return ""
-        known = {it.device: it for it in await self._presences.of_devices(user)}
-        now = self._clock()
+        known = {it.device: it for it in await self.presences.of_devices(user)}
+        now = self.clock()
 
         def seen(registration: Registration) -> int:
             presence = known.get(registration.device)
             return max(registration.seen or now, presence.since if presence is not None else 0)
 
         gone = [it for it in registrations if it.device not in known or known[it.device].state == "offline"]
-        surplus = sorted(gone, key=seen)[: len(registrations) - self._per_user]
-        await self._remove(surplus, f"{user} has more than {self._per_user}")
+        surplus = sorted(gone, key=seen)[: len(registrations) - self.per_user]
+        await self._remove(surplus, f"{user} has more than {self.per_user}")
         return ""
 
     async def _remove(self, registrations: Sequence[Registration], why: str) -> None:
@@ -174,8 +164,8 @@ class Pruning:
             return
         for start in range(0, len(registrations), REMOVED_AT_ONCE):
             some = registrations[start : start + REMOVED_AT_ONCE]
-            await self._devices.remove({it.device: it.seen for it in some})
-        self._counters.devices_removed += len(registrations)
+            await self.devices.remove({it.device: it.seen for it in some})
+        self.counters.devices_removed += len(registrations)
         names = ", ".join(str(it.device) for it in registrations[:NAMED])
         more = "" if len(registrations) <= NAMED else f" and {len(registrations) - NAMED} more"
         log.info("%d devices removed (%s): %s%s", len(registrations), why, names, more)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from imqtt.errors import ImqttError, Unavailable
@@ -21,37 +22,26 @@ Job = tuple[Registration, ReadCommand]
 Answer = Callable[[Device, Any, Room], Awaitable[list[AnyFrame]]]
 
 
+@dataclass(eq=False, repr=False)
 class Reads:
     """A queue for about `waiting` reads, of which `at_once` are served at a time.
 
     Reads are PUBACKed before they are served; a device repeats a read that is lost with the process.
     """
 
-    def __init__(
-        self,
-        pages: Pages,
-        presences: Presences,
-        publish: Publish,
-        counters: Counters,
-        *,
-        partitions: int,
-        limits: Limits,
-        max_packet: int,
-        at_once: int,
-        waiting: int,
-        clock: Callable[[], int],
-    ) -> None:
-        self._pages = pages
-        self._presences = presences
-        self._publish = publish
-        self._counters = counters
-        self._partitions = partitions
-        self._limits = limits
-        self._max_packet = max_packet
-        self._at_once = at_once
-        self._waiting = waiting
+    pages: Pages
+    presences: Presences
+    publish: Publish
+    counters: Counters
+    partitions: int
+    limits: Limits
+    max_packet: int
+    at_once: int
+    waiting: int
+    clock: Callable[[], int]
+
+    def __post_init__(self) -> None:
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
-        self._clock = clock
         self._answers: Mapping[type[ReadCommand], Answer] = {
             Hello: self._hello,
             Sync: self._sync,
@@ -61,52 +51,52 @@ class Reads:
     @property
     def room(self) -> int:
         """How many more reads may wait. `submit` does not check it."""
-        return self._waiting - self._queue.qsize()
+        return self.waiting - self._queue.qsize()
 
     def submit(self, registration: Registration, command: ReadCommand) -> None:
         self._queue.put_nowait((registration, command))
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for number in range(self._at_once):
+            for number in range(self.at_once):
                 tasks.create_task(self._serve(), name=f"read-{number}")
 
     async def _serve(self) -> None:
         while True:
             registration, command = await self._queue.get()
             try:
-                room = Room(Format.of(registration.format), packet_room(registration, self._max_packet))
+                room = Room(Format.of(registration.format), packet_room(registration, self.max_packet))
                 frames = await self._answers[type(command)](registration.device, command, room)
             except ImqttError as error:
-                self._counters.reject(error.code)
+                self.counters.reject(error.code)
                 frames = [rejected(error, info_of(command))]
             except Exception:
                 # A fault of this server's own, in one read: told to its device, and no end to the others.
                 log.exception("a %s of %s failed", command.name, registration.device)
-                self._counters.failures += 1
+                self.counters.failures += 1
                 frames = [rejected(Unavailable("the read failed; ask again"), info_of(command))]
-            self._counters.reads += 1
-            fanout = Fanout(self._max_packet, self._counters)
+            self.counters.reads += 1
+            fanout = Fanout(self.max_packet, self.counters)
             for frame in frames:
                 fanout.add(frame, (registration,))
-            await self._publish(fanout.messages())
+            await self.publish(fanout.messages())
 
     async def _hello(self, device: Device, command: Hello, room: Room) -> list[AnyFrame]:
         welcome = Welcome(
             nonce=command.nonce,
             user=device.user,
             device=device.device,
-            time=self._clock(),
-            partitions=self._partitions,
-            limits=self._limits,
+            time=self.clock(),
+            partitions=self.partitions,
+            limits=self.limits,
             ref=command.ref,
         )
-        page = await self._pages.hello(device.user, command, room)
-        told = await self._presences.for_newcomer(device, page.heads, more=page.more_heads != 0)
+        page = await self.pages.hello(device.user, command, room)
+        told = await self.presences.for_newcomer(device, page.heads, more=page.more_heads != 0)
         return [welcome, page, *told]
 
     async def _sync(self, device: Device, command: Sync, room: Room) -> list[AnyFrame]:
-        return [await self._pages.sync(device.user, command, room)]
+        return [await self.pages.sync(device.user, command, room)]
 
     async def _history(self, device: Device, command: History, room: Room) -> list[AnyFrame]:
-        return [await self._pages.history(command, room)]
+        return [await self.pages.history(command, room)]

@@ -106,7 +106,7 @@ async def test_a_hello_that_waited_with_its_revocation_makes_nobody_present(runn
     """Both are in one batch, as after a stall, and the device had no last will."""
     home = partition_of(home_of("alice"), running.partitions)
     hello = json.dumps({"type": "hello", "nonce": "n"}).encode()
-    pipeline = running._assignment._partitions[0]._pipeline  # type: ignore[union-attr]
+    pipeline = running._assignment.partitions[0].pipeline  # type: ignore[union-attr]
     revoke = control.encode(Revoke(("alice@phone",)))
 
     def inbound(partition: int, topic: str, payload: bytes) -> Inbound:

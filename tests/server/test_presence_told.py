@@ -56,7 +56,7 @@ class Room:
             publish=self._publish,
             counters=Counters(),
             max_packet=1 << 20,
-            ttl=300,
+            ttl=300_000,
             clock=lambda: self.now,
         )
 
@@ -191,7 +191,7 @@ async def test_who_fell_silent_as_redis_dropped_is_told_of(
     room.now += 299_999
     await room.presences.refresh([BOB])
     room.now += 1
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
+    monkeypatch.setattr(room.presences, "ttl", 5_000)  # checks every half second
     with monkeypatch.context() as patch:
         follow(patch, room.state, "expired", lambda: room.redis.command("CLIENT", "KILL", "TYPE", "normal"))
         async with room.telling():
@@ -300,7 +300,7 @@ async def test_who_falls_silent_as_the_state_is_lost_is_told_as_gone_once_that_i
     await room.presences.refresh([BOB, CAROL])
     await room.hears(("carol", "online"))
     room.now += 1_000
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
+    monkeypatch.setattr(room.presences, "ttl", 5_000)  # checks every half second
     async with room.telling():
         await eventually(lambda: len(room.told) == 2)
     assert Presence("alice", "offline") in room.told  # the stored time when she was last seen is a day old
@@ -322,7 +322,7 @@ async def lose_memory(room: Room) -> None:
 
 async def look(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the check for silent devices."""
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
+    monkeypatch.setattr(room.presences, "ttl", 5_000)  # checks every half second
     looked = asyncio.Event()
     with monkeypatch.context() as patch:
         follow(patch, room.state, "expired", looked.set)
@@ -450,7 +450,7 @@ async def test_silence_is_found_however_long_telling_takes(
     await room.hear(ALICE, Hello("a"))
     room.now += 300_000
     await room.presences.refresh([BOB])
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
+    monkeypatch.setattr(room.presences, "ttl", 5_000)  # checks every half second
 
     async def found() -> bool:
         return (await room.state.presence(["alice"]))["alice"][0].state == "offline"
@@ -478,7 +478,7 @@ async def test_two_users_who_begin_to_talk_are_told_nothing_old_after_something_
         first.append(asyncio.get_running_loop().create_future())
         return first[0]
 
-    monkeypatch.setattr(room.presences, "_publish", held)
+    monkeypatch.setattr(room.presences, "publish", held)
     async with room.telling():
         room.presences.acquaint("bob", "alice")
         await eventually(lambda: first)

@@ -43,8 +43,8 @@ class Place:
         self.counters = Counters()
         self.devices = Devices(store, self.state, Problems(), lambda: self.now)
         self.presences = Presences(
-            store=store, state=self.state, devices=self.devices,
-            publish=published, counters=self.counters, max_packet=1 << 20, ttl=300, clock=lambda: self.now,
+            store=store, state=self.state, devices=self.devices, publish=published,
+            counters=self.counters, max_packet=1 << 20, ttl=300_000, clock=lambda: self.now,
         )  # fmt: skip
         self.pruning = Pruning(
             store=store, devices=self.devices, presences=self.presences, counters=self.counters, max_age=90,
@@ -192,7 +192,7 @@ async def test_a_write_that_fails_or_has_no_known_outcome_is_made_again_and_ends
         await see(seen)
 
     monkeypatch.setattr(place.store, "see_devices", fails_at_first)
-    monkeypatch.setattr(place.pruning, "_sweeps", lambda: False)
+    monkeypatch.setattr(place.pruning, "sweeps", lambda: False)
     monkeypatch.setattr(pruning, "WRITE_SECONDS", 0.01)
     await place.put("alice@phone", days=2)
     await place.says("alice@phone")
@@ -213,7 +213,7 @@ async def test_who_gets_another_device_beyond_the_limit_loses_one_soon(
 ) -> None:
     await place.put("alice@a", "alice@b", "alice@c", days=1)
     monkeypatch.setattr(pruning, "WRITE_SECONDS", 0.01)
-    monkeypatch.setattr(place.pruning, "_sweeps", lambda: False)
+    monkeypatch.setattr(place.pruning, "sweeps", lambda: False)
     task = asyncio.create_task(place.pruning.run())
     place.now += 1
     await place.says("alice@new")

@@ -99,7 +99,7 @@ async def test_a_worker_that_joins_and_gets_nothing_of_what_is_to_be_its_own_end
 
 async def test_a_worker_that_is_long_refused_a_session_leaves_it_to_others_for_a_while() -> None:
     assignment = assignment_of_a_joining_worker()
-    line = assignment._partitions[3].line
+    line = assignment.partitions[3].line
     now = asyncio.get_running_loop().time()
     line.refusal, line.refused_at = "no", now - 5
     assert not assignment.worker.stuck

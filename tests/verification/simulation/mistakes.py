@@ -78,7 +78,7 @@ def _dedupe_record_before_the_commit() -> Iterator[None]:
     async def decide_from_records(
         self: Committer, messages: Sequence[Incoming], found: dict[Key, Stored], *others: Any
     ) -> list[Decision]:
-        records = of.setdefault(self._store.tables, {})  # type: ignore[attr-defined]  # of a simulated one
+        records = of.setdefault(self.store.tables, {})  # type: ignore[attr-defined]  # of a simulated one
         decisions = await decide(self, messages, {**records, **found}, *others)
         for message, decision in zip(messages, decisions, strict=True):
             if isinstance(decision, Append):
@@ -124,11 +124,11 @@ def _devices_read_before_the_commit() -> Iterator[None]:
     async def load_lists_first(self: Pipeline, inbounds: Sequence[Inbound]) -> Any:
         batch, members = await self._load(inbounds)
         users = {user for message in batch.messages for user in members.of(message.command.conversation)}
-        loaded[id(self._devices)] = await of(self._devices, users) if users else {}
+        loaded[id(self.devices)] = await of(self.devices, users) if users else {}
         return await stages(self, inbounds)
 
     async def deliver_to_early_lists(self: Delivery, *stage: Any) -> Any:
-        early[id(self._devices)] = loaded.pop(id(self._devices), {})
+        early[id(self.devices)] = loaded.pop(id(self.devices), {})
         return await deliver(self, *stage)
 
     async def use_early_lists(self: Devices, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
@@ -145,7 +145,7 @@ def _devices_read_before_the_commit() -> Iterator[None]:
 def _duplicate_key_taken_for_success() -> AbstractContextManager[object]:
     async def ignore_conflict(self: Committer, records: Sequence[Record], *, again: bool) -> int:
         with contextlib.suppress(AppendConflict):
-            await self._store.append(records)
+            await self.store.append(records)
         return len(records)
 
     return _replaced(Committer, "_append_once", ignore_conflict)
@@ -159,7 +159,7 @@ def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
             return await append_once(self, records, again=again)
         except OutcomeUnknown:
             # They may be stored: whatever is decided next goes behind them.
-            self._heads.put({record.event.conversation: record.event.position for record in records})
+            self.heads.put({record.event.conversation: record.event.position for record in records})
             self._outcome_unknown = True  # type: ignore[attr-defined]  # set only here
             return 0
 
