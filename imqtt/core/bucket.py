@@ -34,6 +34,3 @@ class Rate(NamedTuple):
         level = self.refill(bucket, now).level
         taken = min(wanted, level // 1_000)
         return Bucket(level - taken * 1_000, now), taken
-
-    def fresh(self, now: int) -> Bucket:
-        return Bucket(self.full, now)

@@ -30,7 +30,7 @@ from imqtt.server.delivery import Delivery, Outcome
 from imqtt.server.devices import Devices
 from imqtt.server.marks import MarkRaiser
 from imqtt.server.memberships import members_of
-from imqtt.server.problems import Problems
+from imqtt.server.problems import PROBE, Problems
 from imqtt.server.rejections import rejection
 from imqtt.server.router import Router, conversations_of, of_members
 from imqtt.stores.base import RecordRefused
@@ -157,7 +157,7 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 - its culprit is found, told and logged
                 return await self._split(batch, error)
             else:
-                self.problems.store_answered()
+                self.problems.store.end_all(but=PROBE)  # work that still waits reports its next failure
                 return delivered
             batch = _again(batch)
 

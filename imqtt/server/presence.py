@@ -27,8 +27,6 @@ DEVICES_AT_ONCE = 500  # of those looked up in the state
 FAREWELL_SECONDS = 10
 LATELY = 2 * 86_400_000  # milliseconds; last-seen times are stored once a day
 
-Pair = tuple[str, str]
-
 
 class Newcomer(NamedTuple):
     """A device that is to be sent the presence of its user's peers.
@@ -64,11 +62,9 @@ class Presences:
     clock: Callable[[], int]
 
     def __post_init__(self) -> None:
-        self._changed = SlicedQueue[str]("telling peers of users' presence", self._tell)
-        self._newcomers = SlicedQueue[Newcomer](
-            "telling new devices of their peers' presence", self._tell_all
-        )
-        self._acquainted = SlicedQueue[Pair]("telling two users of each other's presence", self._introduce)
+        self._changed = SlicedQueue("telling peers of users' presence", self._tell)
+        self._newcomers = SlicedQueue("telling new devices of their peers' presence", self._tell_all)
+        self._acquainted = SlicedQueue("telling two users of each other's presence", self._introduce)
         self._spoke: dict[Device, None] = {}  # to be noted, and so are the following
         self._status: list[tuple[Device, Hello | Status]] = []
         self._noted: asyncio.Future[None] | None = None
@@ -175,18 +171,15 @@ class Presences:
         self._status = [it for it in self._status if it[0] not in devices]
         self._spoke = {device: None for device in self._spoke if device not in devices}
         async with self._noting:
-            await self._end(devices)
-
-    async def _end(self, devices: Collection[Device]) -> None:
-        known = await self._known({it.user for it in devices}) or {}
-        offline = {it.device for them in known.values() for it in them if it.state == "offline"}
-        now = self.clock()
-        expires = now + FAREWELL_SECONDS * 1_000
-        gone = [DevicePresence(it, "", "offline", since=now, expires=expires) for it in devices]
-        await asyncio.gather(*(self.state.arrive(it) for it in gone))
-        for device in devices:
-            if device not in offline:
-                self._changed.put(device.user)
+            known = await self._known({device.user for device in devices}) or {}
+            offline = {told.device for user in known.values() for told in user if told.state == "offline"}
+            now = self.clock()
+            expires = now + FAREWELL_SECONDS * 1_000
+            gone = [DevicePresence(it, "", "offline", since=now, expires=expires) for it in devices]
+            await asyncio.gather(*map(self.state.arrive, gone))
+            for device in devices:
+                if device not in offline:
+                    self._changed.put(device.user)
 
     def acquaint(self, user: str, other: str) -> None:
         """Two users have begun a conversation. Each will be told if the other is online."""
@@ -299,7 +292,7 @@ class Presences:
         lists, now = await self.devices.of(users), self.clock()
         return {user for user in users if any(it.seen and now - it.seen < LATELY for it in lists[user])}
 
-    async def _introduce(self, pair: Pair, _: str) -> str:
+    async def _introduce(self, pair: tuple[str, str], _: str) -> str:
         """Tells each of two users the other's presence unless it is offline."""
         lists = await self.devices.of(pair)
         known = await self.state.presence(pair)

@@ -56,7 +56,3 @@ class Problems:
             calm=CALM_SECONDS,
         )  # fmt: skip
         self.files = Problem(log, "file descriptors are running out", "there are file descriptors again")
-
-    def store_answered(self) -> None:
-        """The store has answered. Work that still waits reports its next failure."""
-        self.store.end_all(but=PROBE)

@@ -66,7 +66,7 @@ class Pruning:
         self._looking = Problem(
             log, "abandoned devices cannot be looked for", "abandoned devices are looked for again"
         )
-        self._crowded = SlicedQueue[str]("removing users' surplus devices", self._thin_out)
+        self._crowded = SlicedQueue("removing users' surplus devices", self._thin_out)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:

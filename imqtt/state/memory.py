@@ -242,7 +242,7 @@ class _RateLimits:
     def _take(self, device: Device, wanted: int, now: int) -> int:
         bucket = self._buckets.get(device)
         if bucket is None:
-            bucket = self._dropped or self._rate.fresh(now)
+            bucket = self._dropped or Bucket(self._rate.full, now)
         self._buckets[device], taken = self._rate.take(bucket, wanted, now)
         self._buckets.move_to_end(device)
         if len(self._buckets) > self._most_buckets:

@@ -12,7 +12,7 @@ rates = st.builds(Rate, st.integers(1, 1_000), st.integers(1, 1_000))
 
 
 def test_a_new_bucket_grants_its_burst_at_once_and_then_nothing() -> None:
-    bucket, taken = RATE.take(RATE.fresh(0), 25, 0)
+    bucket, taken = RATE.take(Bucket(RATE.full, 0), 25, 0)
     assert taken == 20
     assert RATE.take(bucket, 1, 0) == (bucket, 0)
 
@@ -40,7 +40,7 @@ def test_a_clock_that_steps_back_adds_no_tokens() -> None:
 
 @given(rates, asks)
 def test_never_more_than_rate_times_time_plus_burst(rate: Rate, asks: list[tuple[int, int]]) -> None:
-    bucket, now = rate.fresh(0), 0
+    bucket, now = Bucket(rate.full, 0), 0
     granted: list[tuple[int, int]] = []
     for since, wanted in asks:
         now += since
@@ -56,7 +56,7 @@ def test_never_more_than_rate_times_time_plus_burst(rate: Rate, asks: list[tuple
 
 @given(rates, asks)
 def test_a_device_within_the_rate_is_never_refused(rate: Rate, asks: list[tuple[int, int]]) -> None:
-    bucket, now = rate.fresh(0), 0
+    bucket, now = Bucket(rate.full, 0), 0
     for since, _ in asks:
         now += since
         allowed = since * rate.per_second // 1_000

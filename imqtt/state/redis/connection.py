@@ -76,12 +76,8 @@ class Connection:
         """Calls `recovered` on each reconnect, before other calls are accepted."""
         self._recovered.append(recovered)
 
-    async def call(self, *command: str | bytes | int) -> Any:
-        """Redis's answer to the command. Raises `StateAway`."""
-        return await self.submit(*command)
-
-    def submit(self, *command: str | bytes | int) -> asyncio.Future[Any]:
-        """A call whose answer need not be awaited. Redis executes calls in order.
+    def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:
+        """Redis's answer to the command, or `StateAway`. Redis executes calls in order.
 
         If one fails with `StateAway`, all later ones fail too, until Redis is back.
         """

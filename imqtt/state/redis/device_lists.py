@@ -104,7 +104,7 @@ class DeviceLists:
 
         If it fails, Redis is away, and everything is forgotten on reconnect.
         """
-        answer = self._link.submit("EVAL", *script)
+        answer = self._link.call("EVAL", *script)
         answer.add_done_callback(undelivered)
         return answer
 

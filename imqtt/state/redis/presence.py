@@ -140,7 +140,7 @@ class Presences:
 
     def _put(self, how: str, presence: DevicePresence, late: str = "") -> asyncio.Future[Any]:
         user, device = presence.device
-        return self._link.submit(
+        return self._link.call(
             "EVAL", PUT, 2, self._keys.presence(user), self._keys.expiries,
             how, user, device, presence.nonce, presence.state, presence.since, presence.expires,
             late,
@@ -149,16 +149,16 @@ class Presences:
     def _refresh(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
         """The number of scores that changed. XX: skips offline devices. GT: scores only grow."""
         scores = [part for device, (_, expires) in spoke.items() for part in (expires, str(device))]
-        return self._link.submit("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
+        return self._link.call("ZADD", self._keys.expiries, "XX", "GT", "CH", *scores)
 
     def _look(self, spoke: dict[Device, Spoke]) -> asyncio.Future[Any]:
         """Each device's score, or None if it is not present."""
-        return self._link.submit("ZMSCORE", self._keys.expiries, *map(str, spoke))
+        return self._link.call("ZMSCORE", self._keys.expiries, *map(str, spoke))
 
     def _appear(self, absent: dict[Device, Spoke]) -> asyncio.Future[Any]:
         hashes = [self._keys.presence(device.user) for device in absent]
         given = [part for device, spoken in absent.items() for part in (*device, *spoken)]
-        return self._link.submit("EVAL", APPEAR, 1 + len(hashes), self._keys.expiries, *hashes, *given)
+        return self._link.call("EVAL", APPEAR, 1 + len(hashes), self._keys.expiries, *hashes, *given)
 
     def _miss(self, change: Change) -> None:
         device = change.presence.device

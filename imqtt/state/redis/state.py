@@ -1,6 +1,6 @@
 """State in Redis, for servers of many processes on many machines."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from time import time
@@ -25,14 +25,12 @@ class RedisState(DeviceLists, Presences):
 
     shared = True
 
-    def __init__(
-        self, link: Connection, keys: Keys, rate: int, burst: int, clock: Callable[[], float] = time
-    ) -> None:
+    def __init__(self, link: Connection, keys: Keys, rate: int, burst: int) -> None:
         DeviceLists.__init__(self, link, keys)
         Presences.__init__(self, link, keys)
         self._rate = rate
         self._full = burst * 1_000
-        self._clock = clock
+        self._clock = time
         self._meanwhile = MemoryState(rate, burst)  # limits each process while Redis is away
 
     @classmethod

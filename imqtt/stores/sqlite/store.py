@@ -49,7 +49,7 @@ class SqliteStore(SqliteReader):
 
     async def append(self, records: Sequence[Record]) -> None:
         if records:
-            await self._writer.append(records)
+            await self._writer.submit(lambda _: None, records)
 
     async def barrier(self) -> None:
         return

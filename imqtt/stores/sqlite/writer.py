@@ -47,12 +47,11 @@ class Writer:
         self._checkpointer = Checkpointer(path)
         self._closed = False
 
-    def append(self, records: Sequence[Record]) -> asyncio.Future[None]:
-        """The future fails with `AppendConflict` if a seq or key is taken."""
-        return self.submit(lambda tables: None, records)
-
     def submit(self, write: Callable[[Tables], Any], records: Sequence[Record] = ()) -> asyncio.Future[Any]:
-        """Calls `write` in a transaction, in order of submission. It may be called twice."""
+        """Inserts `records` and calls `write` in a transaction, in order of submission.
+
+        `write` may be called twice. The future fails with `AppendConflict` if a record's seq or key is taken.
+        """
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._closed:
             future.set_exception(Unavailable("the store is closed"))
