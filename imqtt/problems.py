@@ -163,9 +163,17 @@ def explain(error: BaseException) -> str:
     return str(error).rstrip(".") or repr(error)
 
 
+def open_file_limit() -> int | None:
+    """How many files this process may have open; None: there is no limit, or it is unknown."""
+    if resource is None:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def file_limit() -> str:
     """The limit of open files of this process, and where to set it."""
-    if resource is None:
+    limit = open_file_limit()
+    if limit is None:
         return "this process may not open more"
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return f"this process may have {soft} open (ulimit -n; LimitNOFILE in systemd, ulimits in Compose)"
+    return f"this process may have {limit} open (ulimit -n; LimitNOFILE in systemd, ulimits in Compose)"

@@ -15,10 +15,11 @@ from imqtt.server.publisher import FAILURE
 
 HEAR_SECONDS = 5.0  # for a packet to come back after the broker has taken it
 
-# Topics of the same form as devices' topics. They belong to no device, since user ids have no $. No other
-# process subscribes to this process's `up`: it ends with the worker's id, where devices have a partition.
-UP = "imqtt/$servers/up/"  # followed by the worker
-DOWN = "imqtt/$servers/down"
+# No device has these topics, since user ids have no $, though the last two have the form of devices' topics.
+# No other process subscribes to this process's `up`, which ends with the worker's id in place of a partition.
+SERVERS = "imqtt/$servers"  # on which servers find each other
+UP = f"{SERVERS}/up/"  # followed by the worker
+DOWN = f"{SERVERS}/down"
 
 _ALL_UP, _ALL_DOWN = "imqtt/+/up/+", "imqtt/+/down"
 
@@ -26,20 +27,15 @@ _ALL_UP, _ALL_DOWN = "imqtt/+/up/+", "imqtt/+/down"
 class Access:
     """Tests what this server's account may do, over a connection that subscribes to `topics`.
 
-    `servers` is the topic on which servers find each other. `account`: its name at the broker.
+    `account`: its name at the broker.
     """
 
-    def __init__(self, worker: str, servers: str, account: str, problem: Problem) -> None:
-        self._servers = servers
+    def __init__(self, worker: str, account: str, problem: Problem) -> None:
         self._up = UP + worker
         self._account = account
         self._problem = problem
-        self._awaited: dict[str, asyncio.Event] = {it: asyncio.Event() for it in self.topics}
-
-    @property
-    def topics(self) -> tuple[str, str]:
-        """What the connection has to subscribe to."""
-        return self._servers, self._up
+        self.topics = (SERVERS, self._up)
+        self._awaited = {topic: asyncio.Event() for topic in self.topics}
 
     def heard(self, topic: str) -> None:
         """Call it when a packet that this process sent to itself has come back on `topic`."""
@@ -48,12 +44,12 @@ class Access:
     async def granted(self, link: Link, said: Packet) -> bool:
         """Whether the account has all rights that it needs; logs the missing ones.
 
-        Publishes `said` to `servers`. Raises `Closed`.
+        Publishes `said`, whose topic is `SERVERS`. Raises `Closed`.
         """
         for event in self._awaited.values():
             event.clear()
         # By topic, the filter whose rights a packet tests.
-        filters = {self._servers: self._servers, self._up: _ALL_UP, DOWN: _ALL_DOWN}
+        filters = {SERVERS: SERVERS, self._up: _ALL_UP, DOWN: _ALL_DOWN}
         codes = await link.publish([said, Packet(self._up, b""), Packet(DOWN, b"")])
         refused = {topic: code for topic, code in zip(filters, codes, strict=True) if code >= FAILURE}
         missing = [f"publish to {filters[topic]} ({describe(code)})" for topic, code in refused.items()]

@@ -22,7 +22,7 @@ from imqtt.distribution import installed_version
 from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
-from imqtt.server import open_files, peer_discovery, store_probe
+from imqtt.server import open_files, store_probe
 from imqtt.server.access import Access
 from imqtt.server.assignment import Assignment
 from imqtt.server.committer import Committer
@@ -276,7 +276,7 @@ class Server:
             Peer(cluster, worker.id, worker.host, worker.pid, worker.started, exclusive=exclusive),
             partial(self._connect, self._settings("present", own=True)),
             self._connections,
-            Access(worker.id, peer_discovery.TOPIC, self.config.broker_username, self._problems.access),
+            Access(worker.id, self.config.broker_username, self._problems.access),
             liveness=liveness,
             foreign=self._problems.cluster,
         )

@@ -8,12 +8,7 @@ import asyncio
 import errno
 from pathlib import Path
 
-from imqtt.problems import Problem, file_limit
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]  # checked where it is used
+from imqtt.problems import Problem, file_limit, open_file_limit
 
 LOOK_SECONDS = 5.0
 FEW = 16  # free descriptors below which it warns: a few connections and readers of the store
@@ -32,10 +27,7 @@ async def watch(problem: Problem) -> None:
 
 def running_out() -> str:
     """Says how many descriptors are left if they are few; "" otherwise, or if the number is unknown."""
-    if resource is None:
-        return ""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
+    if (limit := open_file_limit()) is None:
         return ""
     for directory in DESCRIPTORS:
         try:

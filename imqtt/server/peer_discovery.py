@@ -21,11 +21,10 @@ from imqtt.broker.link import Link, Packet
 from imqtt.broker.values import Will
 from imqtt.errors import SetupError
 from imqtt.problems import Problem
-from imqtt.server.access import Access
+from imqtt.server.access import SERVERS, Access
 from imqtt.server.connections import Connections, Line
 from imqtt.server.liveness import Liveness
 
-TOPIC = "imqtt/$servers"  # never a device's topic: user ids contain no $
 ANSWER_SECONDS = 0.5
 SIMULTANEOUS_SECONDS = 10  # servers that started within this time count as simultaneous
 ABSENT_SECONDS = 60.0  # after a longer disconnection a server counts as new: it may be another broker
@@ -107,7 +106,7 @@ class PeerDiscovery:
 
         Raises `SetupError` if a server of another store was on this broker before.
         """
-        connect = partial(self.connect, Will(TOPIC, self._goodbye))
+        connect = partial(self.connect, Will(SERVERS, self._goodbye))
         line = Line(self.connections, "peer discovery", connect)
         await line.run(partial(self._serve, ready, line), ready=ready)
 
@@ -126,7 +125,7 @@ class PeerDiscovery:
             return
         with contextlib.suppress(LinkError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self._link.publish([Packet(TOPIC, self._goodbye)])
+                await self._link.publish([Packet(SERVERS, self._goodbye)])
 
     async def outranked(self, known: Collection[str]) -> Peer | None:
         """Asks the other servers; returns the worker of this cluster that keeps contested sessions, if any.
@@ -162,7 +161,7 @@ class PeerDiscovery:
         try:
             while True:
                 for received in await link.receive(100):
-                    if received.topic == TOPIC:
+                    if received.topic == SERVERS:
                         self._hear(link, received.payload)
                     else:
                         self.access.heard(received.topic)
@@ -198,7 +197,7 @@ class PeerDiscovery:
         except msgspec.DecodeError:
             return
         if other.worker == self.me.worker:
-            self.access.heard(TOPIC)
+            self.access.heard(SERVERS)
             return
         if other.gone and other.cluster == self.me.cluster:
             self.liveness.suspect(other.worker)
@@ -234,4 +233,4 @@ class PeerDiscovery:
         return msgspec.structs.replace(self.me, standing=round(standing, 1), away=self.liveness.away)
 
     def _message(self, *, asks: bool) -> Packet:
-        return Packet(TOPIC, _encode(msgspec.structs.replace(self._now(), asks=asks)))
+        return Packet(SERVERS, _encode(msgspec.structs.replace(self._now(), asks=asks)))

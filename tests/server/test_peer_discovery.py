@@ -103,7 +103,7 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
     def discovery(name: str) -> PeerDiscovery:
         return PeerDiscovery(
             Peer(name, name, "host", 1, 0), lambda will: connect_to(name, will), Connections(problem),
-            Access(name, peer_discovery.TOPIC, SERVER_ACCOUNT, problem),
+            Access(name, SERVER_ACCOUNT, problem),
             liveness=Liveness(), foreign=foreign,
         )  # fmt: skip
 
