@@ -85,8 +85,9 @@ def view_of(
         expected = seq + 1
     if head >= expected:
         items.append(Hole(expected, head))
-    pending = (it for it in outbox if it.conversation == conversation and isinstance(it.command, Send))
-    return ConversationView(conversation, first, tuple(items), tuple(pending))
+    waiting = [entry for entry in outbox if entry.conversation == conversation]
+    pending = tuple(entry for entry in waiting if isinstance(entry.command, Send))
+    return ConversationView(conversation, first, tuple(items), pending)
 
 
 def fold(events: Iterable[Event], onto: Places | None = None) -> Places:

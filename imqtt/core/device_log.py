@@ -227,7 +227,8 @@ class DeviceLog:
             self._doubt(step)
         step.changes.marks += head.marks
         user = self.device.user
-        own = next((it for it in reversed(head.marks) if it.user == user), Marks(self.conversation, user))
+        known = (marks for marks in reversed(head.marks) if marks.user == user)
+        own = next(known, Marks(self.conversation, user))
         self.tell(step, own.delivered, own.read)
         self.marks.merge(own.delivered, own.read)
 

@@ -69,9 +69,10 @@ class Replica:
     def overlaps(self, frames: Iterable[AnyFrame]) -> list[Place]:
         """The places of these frames' events at which the device already holds one."""
         return [
-            (it.conversation, it.seq)
-            for it in _placed(frames)
-            if (log := self.logs.get(it.conversation)) is not None and log.base < it.seq <= log.cursor.seq
+            (placed.conversation, placed.seq)
+            for placed in _placed(frames)
+            if (log := self.logs.get(placed.conversation)) is not None
+            and log.base < placed.seq <= log.cursor.seq
         ]
 
     def event(self, event: Event, held: Held) -> None:
@@ -123,14 +124,13 @@ class Replica:
         for part in page.slices:
             if part.history:
                 continue
-            events = [
-                it for it in part.events if it.conversation == part.conversation and self._plausible(it)
-            ]
-            log = self.logs.get(part.conversation)
+            name = part.conversation
+            events = [new for new in part.events if new.conversation == name and self._plausible(new)]
+            log = self.logs.get(name)
             if not part.restart:
                 if events:
-                    self._log(part.conversation).add(self._step, part, events, held)
-            elif log is not None and part.conversation in asked:
+                    self._log(name).add(self._step, part, events, held)
+            elif log is not None and name in asked:
                 # The log has the cursor that was judged, even if events were added since.
                 log.restart(self._step, part, events, held)
             else:
@@ -146,7 +146,7 @@ class Replica:
         log = self.logs.get(conversation)
         if log is not None and log.begun and self._keep is None:
             self._step.changes.registers += part.registers
-            events = [it for it in part.events if it.seq <= log.base and self._plausible(it)]
+            events = [new for new in part.events if new.seq <= log.base and self._plausible(new)]
             log.extend(self._step, part, events)
 
     def _trust(self, page: Page, asked: Mapping[str, bool]) -> None:

@@ -125,7 +125,7 @@ class Server:
             status = "degraded"
         problems = self._problems
         link = (problems.broker, problems.access, problems.cluster, problems.stranger, problems.contested)
-        trouble = next((it.text for it in link if it.text), "")
+        trouble = next((problem.text for problem in link if problem.text), "")
         return Health(
             status=status,
             worker=worker.id if worker is not None else "",
@@ -134,8 +134,8 @@ class Server:
             broker=trouble or ("ok" if connected else "not connected"),
             clock=problems.clock.text or "ok",
             process=problems.files.text or "ok",
-            partitions=tuple(it.partition for it in holdings),
-            unfinished=sum(it.unfinished for it in holdings),
+            partitions=tuple(holding.partition for holding in holdings),
+            unfinished=sum(holding.unfinished for holding in holdings),
         )
 
     @property

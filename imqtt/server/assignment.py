@@ -79,12 +79,12 @@ class Assignment:
     def holdings(self) -> tuple[Holding, ...]:
         loop_now, now = asyncio.get_running_loop().time(), self.clock()
         holdings: list[Holding] = []
-        for it in self.partitions:
-            if it.held_since is None:
+        for partition in self.partitions:
+            if partition.held_since is None:
                 continue
-            unfinished, oldest = self.pipeline.unfinished(it.number)
-            since = now - int((loop_now - it.held_since) * 1_000)
-            holdings.append(Holding(it.number, since, unfinished, int(oldest * 1_000), it.cuts))
+            unfinished, oldest = self.pipeline.unfinished(partition.number)
+            since = now - int((loop_now - partition.held_since) * 1_000)
+            holdings.append(Holding(partition.number, since, unfinished, int(oldest * 1_000), partition.cuts))
         return tuple(holdings)
 
     async def confirmed(self) -> None:
@@ -117,7 +117,8 @@ class Assignment:
                 held = all(self._ready[number].is_set() for number in self._holding)
                 if held and self._membership.acted is not None:
                     ready.set()
-                self._starting = self._starting and all(it.held_since is None for it in self.partitions)
+                if any(partition.held_since is not None for partition in self.partitions):
+                    self._starting = False
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._beat_seconds):
                         await self.liveness.changed.wait()
@@ -160,19 +161,19 @@ class Assignment:
                 # The others hold this worker's partitions, and release them once they trust its heartbeats.
                 self._membership.see_nothing()
             self._seen_at = now
-            self.liveness.keep({other.id for other in alive}, self.ttl)
-            alive = [other for other in alive if not self.liveness.is_gone(other)]
-            staying = [it for it in alive if not it.leaving]
+            self.liveness.keep({worker.id for worker in alive}, self.ttl)
+            alive = [worker for worker in alive if not self.liveness.is_gone(worker)]
+            staying = [worker for worker in alive if not worker.leaving]
             # A worker that alone cannot store anything leaves that to others. If none can, nothing moves.
-            able = [it for it in staying if not it.stuck] or staying
+            able = [worker for worker in staying if not worker.stuck] or staying
             before = self._membership.acted
-            if not self._membership.see(now, frozenset(it.id for it in able)):
+            if not self._membership.see(now, frozenset(worker.id for worker in able)):
                 return
             if before is None or before - (self._membership.acted or frozenset()):
                 # A worker that is gone may have registered devices without invalidating the others' lists: no
                 # cached list may be read once its partitions are taken over.
                 await self.state.distrust_devices()
-            self._follow([it for it in alive if it.id != self.me.id])
+            self._follow([worker for worker in alive if worker.id != self.me.id])
         async with self._beats:
             self._answered = number
             self._beats.notify_all()
@@ -182,7 +183,7 @@ class Assignment:
         acted = self._membership.acted
         if acted is None or self._leaving:
             return
-        held_by_others = {it.partition for worker in others for it in worker.holdings}
+        held_by_others = {holding.partition for worker in others for holding in worker.holdings}
         now = asyncio.get_running_loop().time()
         if acted != self._owners[0]:
             self._owners = (acted, assign(len(self.partitions), acted))
@@ -218,24 +219,24 @@ class Assignment:
     def _is_refused(self) -> bool:
         """Whether the broker has refused this worker a session for long, now or lately; others may get it."""
         now = asyncio.get_running_loop().time()
-        lines = [it.line for it in self.partitions]
+        lines = [partition.line for partition in self.partitions]
         if any(line.refusal and now - line.refused_at > STUCK_SECONDS for line in lines):
             self._unfit_until = now + UNFIT_SECONDS
         return now < self._unfit_until
 
     def _trouble(self) -> str:
-        contested = [str(it.number) for it in self.partitions if it.contested]
+        contested = [str(partition.number) for partition in self.partitions if partition.contested]
         known = self.problems
         if not contested:
             known.stranger.end()
             known.contested.end_all()
         first = (known.access, known.cluster, known.stranger, known.store, known.storing)
-        problems = [it.text for it in first]
+        problems = [problem.text for problem in first]
         problems += [self.state.trouble, known.broker.text, known.clock.text, known.files.text]
         if contested:
             numbers = ", ".join(contested)
             problems.append(f"the sessions of partitions {numbers} are being taken from this worker")
-        if refused := {it.number: it.line.refusal for it in self.partitions if it.line.refusal}:
+        if refused := {one.number: one.line.refusal for one in self.partitions if one.line.refusal}:
             numbers, refusal = ", ".join(map(str, refused)), next(iter(refused.values()))
             problems.append(f"the broker refuses the sessions of partitions {numbers}: {refusal}")
-        return "; ".join(it for it in problems if it)
+        return "; ".join(filter(None, problems))

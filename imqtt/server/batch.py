@@ -70,4 +70,4 @@ class Batch:
 
     def of(self, kind: type[C]) -> list[Request[C]]:
         """The commands of a class, other than log commands."""
-        return [cast("Request[C]", it) for it in self.others if isinstance(it.command, kind)]
+        return [cast("Request[C]", other) for other in self.others if isinstance(other.command, kind)]

@@ -103,8 +103,8 @@ class Control:
             log.info("revoked: %s", ", ".join(map(str, devices)))
         await asyncio.gather(*(self._tell(order) for order in orders if isinstance(order, Ask)))
         copies = [encode(Revoke(order.devices, copy=True)) for order in revocations if not order.copy]
-        others = range(1, self.partitions)
-        return revoked, self.publish([Packet(f"{TOPICS}{it}", copy) for copy in copies for it in others])
+        others = [f"{TOPICS}{partition}" for partition in range(1, self.partitions)]
+        return revoked, self.publish([Packet(topic, copy) for copy in copies for topic in others])
 
     async def _revoke(self, devices: Sequence[Device]) -> None:
         try:
@@ -121,10 +121,10 @@ class Control:
         except StateAway:
             told = Told((), known=False)
         else:
-            told = Told(tuple(Seen(str(it.device), it.state, it.since) for it in known))
+            told = Told(tuple(Seen(str(one.device), one.state, one.since) for one in known))
         self.publish([Packet(REPLIES + ask.reply, encode(told))])
 
 
 def _devices(revocations: Iterable[Revoke]) -> list[Device]:
-    names = dict.fromkeys(name for it in revocations for name in it.devices)
+    names = dict.fromkeys(name for order in revocations for name in order.devices)
     return [device for name in names if (device := parse_username(name)) is not None]

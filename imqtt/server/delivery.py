@@ -68,7 +68,7 @@ class Audience(NamedTuple):
         """A device of the batch. One that is not registered is answered in this format."""
         if (spoke := self.spoke.get(device)) is not None:
             return spoke
-        registered = (it for it in self.lists[device.user] if it.device == device)
+        registered = (one for one in self.lists[device.user] if one.device == device)
         return next(registered, Registration(device, format.value))
 
 
@@ -96,7 +96,7 @@ class Delivery:
         members, decisions = outcome.members, outcome.decisions
         events = await self._events(batch, decisions)
         # The last of each user in each conversation.
-        typing = {(it.command.conversation, it.device.user): it for it in batch.of(Typing)}
+        typing = {(said.command.conversation, said.device.user): said for said in batch.of(Typing)}
         told = {event.conversation for event in events if event is not None}
         told.update(marks.conversation for marks, _ in outcome.raised)
         told.update(conversation for conversation, _ in typing)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -60,7 +61,7 @@ class Devices:
         worker may be registering the same device: whoever has not heard its `Hello` writes the format alone.
         """
         lists = await self.of({device.user for device in spoke})
-        known = {it.device: it for user in lists for it in lists[user]}
+        known = {before.device: before for user in lists for before in lists[user]}
         current: dict[Device, Registration] = {}
         changed: list[Registration | DeviceFormat] = []
         time = self._clock()
@@ -84,11 +85,11 @@ class Devices:
                 )
             except Unavailable as error:
                 self._problems.storing.start(explain(error), "devices")
-                refused = {it.device: error for it in changed if it.device not in known}
+                refused = {new.device: error for new in changed if new.device not in known}
             else:
                 self._problems.storing.end_all()
-            await self._state.forget_devices({it.device.user for it in changed})
-            unheard = [it.device for it in changed if isinstance(it, DeviceFormat)]
+            await self._state.forget_devices({new.device.user for new in changed})
+            unheard = [new.device for new in changed if isinstance(new, DeviceFormat)]
             if unheard:
                 await self._complete(current, unheard)
         return Registered(current, refused)
@@ -100,7 +101,7 @@ class Devices:
         """
         lists = await self.of({device.user for device in spoke})
         known: dict[Device, Registration] = {}
-        for before in (it for user in lists.values() for it in user):
+        for before in chain.from_iterable(lists.values()):
             if (said := spoke.get(before.device)) is not None:
                 now = _registration(before.device, before, *said)
                 if replace(now, platform=before.platform) == before:
@@ -113,7 +114,7 @@ class Devices:
         Such a device may have asked for small packets, and the broker silently drops larger ones.
         """
         lists = await self.of({device.user for device in unheard})
-        stored = {it.device: it for user in lists for it in lists[user]}
+        stored = {known.device: known for user in lists for known in lists[user]}
         for device in unheard:
             if device in stored:
                 current[device] = replace(stored[device], format=current[device].format)
@@ -145,7 +146,7 @@ class Devices:
         try:
             await until_known(
                 "removing devices",
-                lambda _: asyncio.gather(*(remove(it, unseen_since=at) for it, at in devices.items())),
+                lambda _: asyncio.gather(*(remove(one, unseen_since=at) for one, at in devices.items())),
                 self._problems,
             )
         finally:

@@ -47,7 +47,7 @@ class MarkRaiser:
             )
             if grown:
                 self._problems.storing.end_all()
-            untold = {(it.command.conversation, it.device.user) for it in marked if it.again or attempts > 1}
+            untold = {(mark.conversation, by.user) for by, mark, _, again in marked if again or attempts > 1}
             untold -= {(marks.conversation, marks.user) for marks in grown}
             if untold:
                 found = await self._store.marks({conversation for conversation, _ in untold})

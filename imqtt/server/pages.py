@@ -172,7 +172,7 @@ class Pages:
         Those were restored from a backup. (Raft's log matching check.)
         """
         heads = await self._store.heads([cursor.conversation for cursor in cursors])
-        ids = await self._store.ids_at([(it.conversation, it.seq) for it in cursors if it.seq and it.id])
+        ids = await self._store.ids_at([(one.conversation, one.seq) for one in cursors if one.seq and one.id])
         others: set[str] = set()
         for cursor in cursors:
             head = heads.get(cursor.conversation, EMPTY)
@@ -219,7 +219,7 @@ async def _own(user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
 def _fit_head(head: Head, marks: tuple[Marks, ...], latest: Sequence[Event], room: Room) -> Head | None:
     """The head with its marks and latest event; None when the page is full."""
     size = HEAD_OVERHEAD + len(head.conversation)
-    size += sum(MARKS_OVERHEAD + len(it.conversation) + len(it.user) for it in marks)
+    size += sum(MARKS_OVERHEAD + len(head.conversation) + len(member.user) for member in marks)
     if not room.take(size):
         return None
     fitted = [room.event(event, counted=False) for event in latest]

@@ -237,7 +237,7 @@ class Pipeline:
             if self._current is not stalled:
                 stalled = self._current
                 looked_at.clear()
-            new = [it for it in self._waiting() if it.packet.receipt not in looked_at]
+            new = [inbound for inbound in self._waiting() if inbound.packet.receipt not in looked_at]
             # Reads beyond the room are looked at later: their batch may wait for hours.
             new = new[: max(0, min(LOOKED_AT_ONCE, self.delivery.reads.room))]
             if not new:
@@ -255,7 +255,8 @@ class Pipeline:
 
     def _waiting(self) -> list[Inbound]:
         """The packets that were received at QoS 1 and are not processed yet."""
-        return [it for it in (*self._current, *self._inbox) if it.packet.packet_id is not None]
+        received = (*self._current, *self._inbox)
+        return [inbound for inbound in received if inbound.packet.packet_id is not None]
 
     def _claim(self, reads: Sequence[Request[ReadCommand]]) -> Sequence[Request[ReadCommand]]:
         """Those reads that still wait. Their batch will not answer them again."""

@@ -168,14 +168,14 @@ class Presences:
         A device that is known to be offline already is not told of again. What earlier batches have heard of
         the devices does not make them present afterwards.
         """
-        self._status = [it for it in self._status if it[0] not in devices]
+        self._status = [said for said in self._status if said[0] not in devices]
         self._spoke = {device: None for device in self._spoke if device not in devices}
         async with self._noting:
             known = await self._known({device.user for device in devices}) or {}
-            offline = {told.device for user in known.values() for told in user if told.state == "offline"}
+            offline = {one.device for user in known.values() for one in user if one.state == "offline"}
             now = self.clock()
             expires = now + FAREWELL_SECONDS * 1_000
-            gone = [DevicePresence(it, "", "offline", since=now, expires=expires) for it in devices]
+            gone = [DevicePresence(device, "", "offline", now, expires) for device in devices]
             await asyncio.gather(*map(self.state.arrive, gone))
             for device in devices:
                 if device not in offline:
@@ -194,7 +194,7 @@ class Presences:
         known = await self._known(await _peers(user, [head.conversation for head in heads]))
         if more or known is None:
             self._newcomers.put(Newcomer(device, back=False))
-        return [it for it in _presences(known or {}) if it.state != "offline"]
+        return [peer for peer in _presences(known or {}) if peer.state != "offline"]
 
     async def of_devices(self, user: str) -> tuple[DevicePresence, ...]:
         """What is known of each of the user's devices. Raises `StateAway`."""
@@ -229,10 +229,10 @@ class Presences:
 
     async def _find_settled(self, now: int) -> None:
         """Has those told who have waited for long enough, and are still there. The state may be away."""
-        due = [it for it, until in self._unknown.items() if until <= now]
+        due = [device for device, until in self._unknown.items() if until <= now]
         for start in range(0, len(due), DEVICES_AT_ONCE):
             some = due[start : start + DEVICES_AT_ONCE]
-            known = await self._known({it.user for it in some})
+            known = await self._known({device.user for device in some})
             if known is None:
                 return  # they are looked for again
             present = _online(known)
@@ -264,7 +264,7 @@ class Presences:
         presence = of_user(user, _states(devices))
         fanout = Fanout(self.max_packet, self.counters)
         for registrations in lists.values():
-            fanout.add(presence, [it for it in registrations if it.device in online])
+            fanout.add(presence, [peer for peer in registrations if peer.device in online])
         await self.publish(fanout.messages())
         return ended
 
@@ -273,12 +273,12 @@ class Presences:
         device = newcomer.device
         peers, ended = await self._peers_after(device.user, after)
         lists = await self.devices.of([device.user])
-        registrations = [it for it in lists[device.user] if it.device == device]
+        registrations = [own for own in lists[device.user] if own.device == device]
         fanout = Fanout(self.max_packet, self.counters)
         lately = await self._seen_lately(peers) if newcomer.settled else set()
         known = await self.state.presence([device.user, *peers])
         own = known.pop(device.user, ())
-        if any(it.device == device for it in own):  # otherwise the state has lost everything again
+        if any(one.device == device for one in own):  # otherwise the state has lost everything again
             for user in lately - known.keys():
                 fanout.add(Presence(user, "offline"), registrations)  # since when is unknown
         for presence in _presences(known):
@@ -290,7 +290,7 @@ class Presences:
 
     async def _seen_lately(self, users: Collection[str]) -> set[str]:
         lists, now = await self.devices.of(users), self.clock()
-        return {user for user in users if any(it.seen and now - it.seen < LATELY for it in lists[user])}
+        return {user for user in users if any(one.seen and now - one.seen < LATELY for one in lists[user])}
 
     async def _introduce(self, pair: tuple[str, str], _: str) -> str:
         """Tells each of two users the other's presence unless it is offline."""
@@ -301,7 +301,7 @@ class Presences:
         for user, other in (pair, pair[::-1]):
             presence = of_user(user, _states(known.get(user, ())))
             if presence.state != "offline":
-                fanout.add(presence, [it for it in lists[other] if it.device in online])
+                fanout.add(presence, [peer for peer in lists[other] if peer.device in online])
         # No await between reading and publishing here either.
         await self.publish(fanout.messages())
         return ""
@@ -324,11 +324,11 @@ async def _peers(user: str, conversations: Sequence[str]) -> list[str]:
 
 
 def _online(known: Mapping[str, Sequence[DevicePresence]]) -> set[Device]:
-    return {it.device for devices in known.values() for it in devices if it.state != "offline"}
+    return {one.device for devices in known.values() for one in devices if one.state != "offline"}
 
 
 def _states(devices: Sequence[DevicePresence]) -> list[tuple[str, int]]:
-    return [(it.state, it.since) for it in devices]
+    return [(presence.state, presence.since) for presence in devices]
 
 
 def _state_of(user: str, known: dict[str, tuple[DevicePresence, ...]]) -> str:
@@ -338,7 +338,7 @@ def _state_of(user: str, known: dict[str, tuple[DevicePresence, ...]]) -> str:
 def _is_connected(device: Device, known: dict[str, tuple[DevicePresence, ...]]) -> bool:
     """Whether the device is present with a known nonce."""
     found = known.get(device.user, ())
-    return any(it.device == device and it.nonce and it.state != "offline" for it in found)
+    return any(one.device == device and one.nonce and one.state != "offline" for one in found)
 
 
 def _presences(known: dict[str, tuple[DevicePresence, ...]]) -> list[Presence]:

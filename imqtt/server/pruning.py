@@ -115,15 +115,15 @@ class Pruning:
             after = rows[-1].device
             now = self.clock()
             # Devices that imqtt 0.1 registered have no time; theirs counts from now on.
-            await self.devices.see({it.device: now for it in rows if not it.seen})
+            await self.devices.see({row.device: now for row in rows if not row.seen})
             oldest = time - self.max_age * DAY
-            old = [it for it in rows if 0 < it.seen < oldest]
-            present = await self.presences.present({it.device.user for it in old})
-            absent = [it for it in old if it.device not in present]
+            old = [row for row in rows if 0 < row.seen < oldest]
+            present = await self.presences.present({row.device.user for row in old})
+            absent = [row for row in old if row.device not in present]
             await self._remove(absent, f"not seen for {self.max_age} days")
-            for it in rows:
-                count = count + 1 if it.device.user == user else 1
-                user = it.device.user
+            for row in rows:
+                count = count + 1 if row.device.user == user else 1
+                user = row.device.user
                 if count == self.per_user + 1:
                     self._crowded.put(user)
         self._first = self._first or started
@@ -147,14 +147,16 @@ class Pruning:
         registrations = (await self.store.devices([user]))[user]
         if len(registrations) <= self.per_user:
             return ""
-        known = {it.device: it for it in await self.presences.of_devices(user)}
+        known = {presence.device: presence for presence in await self.presences.of_devices(user)}
         now = self.clock()
 
         def seen(registration: Registration) -> int:
             presence = known.get(registration.device)
             return max(registration.seen or now, presence.since if presence is not None else 0)
 
-        gone = [it for it in registrations if it.device not in known or known[it.device].state == "offline"]
+        gone = [
+            row for row in registrations if row.device not in known or known[row.device].state == "offline"
+        ]
         surplus = sorted(gone, key=seen)[: len(registrations) - self.per_user]
         await self._remove(surplus, f"{user} has more than {self.per_user}")
         return ""
@@ -164,8 +166,8 @@ class Pruning:
             return
         for start in range(0, len(registrations), REMOVED_AT_ONCE):
             some = registrations[start : start + REMOVED_AT_ONCE]
-            await self.devices.remove({it.device: it.seen for it in some})
+            await self.devices.remove({row.device: row.seen for row in some})
         self.counters.devices_removed += len(registrations)
-        names = ", ".join(str(it.device) for it in registrations[:NAMED])
+        names = ", ".join(str(row.device) for row in registrations[:NAMED])
         more = "" if len(registrations) <= NAMED else f" and {len(registrations) - NAMED} more"
         log.info("%d devices removed (%s): %s%s", len(registrations), why, names, more)
