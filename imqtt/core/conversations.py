@@ -13,7 +13,7 @@ _USER = re.compile(r"[A-Za-z0-9._-]{1,62}")
 def members_of(conversation: str) -> tuple[str, ...]:
     """The members of a direct conversation, or the owner of a user's own.
 
-    Raises `Invalid` for an id that is none, `Unsupported` for a group: this version serves none.
+    Raises `Invalid` for a malformed id, and `Unsupported` for a group, which this version does not serve.
     """
     kind, _, rest = conversation.partition(":")
     users = tuple(rest.split(":"))
@@ -29,7 +29,7 @@ def members_of(conversation: str) -> tuple[str, ...]:
 
 
 class Members:
-    """The members of some conversations, or the error of an id that names none: malformed, or unsupported."""
+    """The members of some conversations, or the error of an id that is malformed or unsupported."""
 
     def __init__(self, found: Mapping[str, tuple[str, ...] | ImqttError]) -> None:
         self._found = found

@@ -114,7 +114,7 @@ class Server:
         return self._assignment.worker
 
     def health(self) -> Health:
-        """How this worker is. It serves while it is connected, though the store or the state be away."""
+        """This worker's status. A connected worker serves even while its store or state is away."""
         worker = self.worker if self._assignment is not None else None
         holdings = worker.holdings if worker is not None else ()
         connected = all(publisher.connected for publisher in self._publishers)

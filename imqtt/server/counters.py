@@ -1,4 +1,4 @@
-"""What the server counts. Plain numbers, read by whoever reports them."""
+"""The server's counters: plain numbers, for reports."""
 
 from dataclasses import dataclass, field
 

@@ -74,7 +74,7 @@ class Audience(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class Delivery:
-    """Publishes what a batch is to tell, and starts the reads that it asks for."""
+    """Publishes a batch's frames, and starts its reads."""
 
     store: LogStore
     state: SeenKeys

@@ -58,7 +58,7 @@ class Devices:
         """Registers the devices of a batch by what they last sent.
 
         Only a device that is new, or that changed its format or what its `Hello` says, costs a write. Another
-        worker may be registering the same device: whoever has not heard its `Hello` writes the format alone.
+        worker may be registering the same device, so without its `Hello` only the format is written.
         """
         lists = await self.of({device.user for device in spoke})
         known = {before.device: before for user in lists for before in lists[user]}

@@ -1,4 +1,4 @@
-"""A page over HTTP that says how a worker is, for whatever restarts or watches it."""
+"""The health page: a worker's status over HTTP, for supervisors and monitoring."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ SECONDS = 5.0
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How a worker is.
+    """A worker's status.
 
     `status` is `ok`, `degraded` (it serves, and something is wrong), or `starting`, `leaving` and `cut off`
     (it does not serve). `store`, `state`, `broker`, `clock` and `process` are `ok` or a sentence that says

@@ -143,7 +143,7 @@ class Pages:
         """Slices for those cursors that are behind, in the order given, and whether there is more."""
         heads, others = await self._look_up(cursors)
         if others:
-            await self._store.barrier()  # nobody begins anew because the store's reads have fallen behind
+            await self._store.barrier()  # reads that lag must not make a device begin anew
             heads, others = await self._look_up(cursors)
         slices: list[Slice] = []
         for cursor in cursors:

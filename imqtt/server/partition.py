@@ -24,7 +24,7 @@ from imqtt.server.pipeline import Pipeline
 TAKEOVER_SECONDS = 10.0  # after connecting: commands may be the previous owner's unfinished work
 CUTS_REMEMBERED_SECONDS = 600.0
 CONTESTED_CUTS = 4  # unexplained disconnections from which on another server must be taking the session
-YIELD_SECONDS = 10.0  # between two looks whether the worker that a session was left to is still there
+YIELD_SECONDS = 10.0  # between two checks whether the worker that keeps a contested session is still there
 
 
 class Confirmation(Protocol):

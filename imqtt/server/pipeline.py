@@ -267,5 +267,5 @@ class Pipeline:
 
 
 def _again(batch: Sequence[Inbound]) -> list[Inbound]:
-    """Something of a batch that failed may be stored and told to nobody, as after another owner's crash."""
+    """A part of a failed batch may be stored and not delivered, as after another owner's crash."""
     return [inbound._replace(again=True) for inbound in batch]

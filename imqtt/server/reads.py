@@ -71,7 +71,7 @@ class Reads:
                 self.counters.reject(error.code)
                 frames = [rejected(error, info_of(command))]
             except Exception:
-                # A fault of this server's own, in one read: told to its device, and no end to the others.
+                # A fault in one read is reported to its device, and does not end the others.
                 log.exception("a %s of %s failed", command.name, registration.device)
                 self.counters.failures += 1
                 frames = [rejected(Unavailable("the read failed; ask again"), info_of(command))]

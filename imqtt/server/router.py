@@ -1,4 +1,4 @@
-"""Decode and route: whose a packet is, what it asks for, and whether it came to the right partition."""
+"""Decode and route: a packet's sender, its command, and whether it reached the right partition."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -16,6 +16,7 @@ from pymongo.errors import AutoReconnect
 from imqtt.errors import StoreFull, StoreUnreachable
 from imqtt.model import Position
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown, Record, RecordRefused
+from imqtt.stores.mongo.claim import Claim
 from imqtt.stores.mongo.client import Database
 from imqtt.stores.mongo.store import MongoStore
 from tests.contract.stores import log, record
@@ -112,7 +113,7 @@ def replica_set(request: pytest.FixtureRequest) -> ReplicaSet:
 
 @pytest.fixture
 def store(replica_set: ReplicaSet) -> MongoStore:
-    return MongoStore(cast("Database", replica_set), Identity.draw(1))
+    return MongoStore(cast("Database", replica_set), Identity.draw(1), cast("Claim", None))
 
 
 def seqs(replica_set: ReplicaSet) -> list[int]:

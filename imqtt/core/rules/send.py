@@ -17,4 +17,4 @@ def needs(command: Send) -> Needs:
 
 
 def decide(command: Send, by: Device, view: View) -> None:
-    """Membership is all that it takes, and every command's is checked."""
+    """Refuses nothing: that the sender is a member is checked for every command."""

@@ -33,7 +33,7 @@ T = TypeVar("T")
 class MongoStore(MongoReader):
     """A `Store` in a MongoDB database. `MongoReader.attach` reads a store that servers may be using."""
 
-    def __init__(self, database: Database, identity: Identity, claim: Claim | None = None) -> None:
+    def __init__(self, database: Database, identity: Identity, claim: Claim) -> None:
         super().__init__(database, identity)
         self._claim = claim
         self._writing: set[asyncio.Task[Any]] = set()
@@ -65,7 +65,7 @@ class MongoStore(MongoReader):
 
     @property
     def shared(self) -> bool:
-        return self._claim is None or self._claim.shared
+        return self._claim.shared
 
     async def close(self) -> None:
         if not self._open:
@@ -73,8 +73,7 @@ class MongoStore(MongoReader):
         self._open = False
         while self._writing:
             await asyncio.wait(self._writing)
-        if self._claim is not None:
-            await self._claim.release()
+        await self._claim.release()
         await disconnect(self._database)
 
     async def append(self, records: Sequence[Record]) -> None:

@@ -70,7 +70,7 @@ class SqliteStore(SqliteReader):
 
     async def set_unfinished(self, unfinished: bool) -> None:
         statement = sqlite_file.SET_UNFINISHED if unfinished else sqlite_file.SET_FINISHED
-        await self._writer.submit(lambda tables: tables.connection.execute(statement) and None)
+        await self._writer.submit(lambda tables: tables.connection.execute(statement))
 
     async def see_devices(self, seen: Mapping[Device, int]) -> None:
         if seen:
