@@ -169,6 +169,31 @@ async def test_while_another_program_writes_the_store_waits(store: SqliteStore, 
     assert await seqs(store, D) == [1, 2, 3, 4]
 
 
+class CannotRollBack:
+    """A connection whose disk fails on a rollback."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *parameters: object) -> sqlite3.Cursor:
+        if statement == "ROLLBACK":
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.execute(statement, *parameters)
+
+
+async def test_a_conflict_that_cannot_be_rolled_back_is_no_refusal(store: SqliteStore) -> None:
+    tables = store._writer._tables
+    assert tables is not None
+    tables.connection = CannotRollBack(tables.connection)  # type: ignore[assignment]  # as far as it is used
+    with pytest.raises(AppendConflict):
+        await store.append(log(D, 3, 4))
+    await store.append(log(D, 4, 5))
+    assert await seqs(store, D) == [1, 2, 3, 4, 5]
+
+
 async def test_a_gap_is_never_stored_for_a_conversation_that_does_not_exist(store: SqliteStore) -> None:
     with pytest.raises(AppendConflict):
         await store.append(log("u:alice", 5, 6))

@@ -90,19 +90,17 @@ class Writer:
     def _commit(self, requests: Sequence[Request]) -> list[Outcome]:
         """One outcome per request, in order. Never raises, and leaves no transaction open."""
         try:
-            tables = self._tables = self._tables or Tables(sqlite_file.connect_to_write(self._path))
             try:
-                return self._together(tables, requests)
+                return self._together(self._connected(), requests)
             except Exception as error:
-                self._roll_back(tables)
+                self._roll_back()
                 if is_of_all(error):
                     raise
-                return self._one_by_one(tables, requests)
+                return self._one_by_one(self._connected(), requests)
         except Exception as error:  # noqa: BLE001 - each caller gets it
-            if self._tables is not None:
-                self._roll_back(self._tables)
-                if is_of_connection(error):
-                    self._disconnect()
+            self._roll_back()
+            if is_of_connection(error):
+                self._disconnect()
             failure = write_error(error, self._path)
             failure.__cause__ = error
             return [(None, failure)] * len(requests)
@@ -138,17 +136,24 @@ class Writer:
         connection.execute("COMMIT")
         return outcomes
 
+    def _connected(self) -> Tables:
+        if self._tables is None:
+            self._tables = Tables(sqlite_file.connect_to_write(self._path))
+        return self._tables
+
     def _disconnect(self) -> None:
         if self._tables is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._tables.connection.close()
             self._tables = None
 
-    def _roll_back(self, tables: Tables) -> None:
-        tables.forget()
+    def _roll_back(self) -> None:
+        if self._tables is None:
+            return
+        self._tables.forget()
         # After some errors, such as a full disk, SQLite has already rolled back.
-        if tables.connection.in_transaction:
+        if self._tables.connection.in_transaction:
             try:
-                tables.connection.execute("ROLLBACK")
+                self._tables.connection.execute("ROLLBACK")
             except sqlite3.Error:
                 self._disconnect()
