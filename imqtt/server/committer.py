@@ -190,7 +190,7 @@ class Committer:
 
         Raises `Unavailable` or `RecordRefused` if nothing was stored.
         """
-        appends = {place: it for place, it in enumerate(decisions) if isinstance(it, Append)}
+        appends = {place: made for place, made in enumerate(decisions) if isinstance(made, Append)}
         if not appends:
             return len(decisions)
         records = [_record(commands[place], append) for place, append in appends.items()]

@@ -131,8 +131,8 @@ class Presences:
         # A `Status` with another connection's nonce changes nothing, but it shows that the device is there.
         ignored = {
             device
-            for (device, it), done in zip(commands, taken, strict=True)
-            if not done and not is_last_word(it)
+            for (device, command), done in zip(commands, taken, strict=True)
+            if not done and not is_last_word(command)
         }
         if ignored:
             await self.refresh(ignored)
