@@ -242,7 +242,7 @@ MISTAKES = [
         workers=3,
         partitions=4,
         messages=1,
-        first=190,
+        first=280,
     ),
     Mistake(
         "a batch is committed unordered",
