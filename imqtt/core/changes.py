@@ -91,18 +91,8 @@ class Changes:
         return [event for event in events if target_of(event) is not None]
 
     def __bool__(self) -> bool:
-        return any(
-            (
-                self.restarted,
-                self.events,
-                self.registers,
-                self.logs,
-                self.marks,
-                self.sent,
-                self.trim,
-                self.meta,
-            )
-        )
+        rows = (self.events, self.registers, self.logs, self.marks, self.sent)
+        return any(rows) or any((self.restarted, self.trim, self.meta))
 
 
 @dataclass(slots=True)

@@ -52,7 +52,7 @@ class ConversationView(Value, frozen=True):
     pending: tuple[Entry, ...] = ()
 
 
-Places = Mapping[int, Message | None]
+Places = dict[int, Message | None]
 """What is displayed for each event, by seq. None: nothing."""
 
 
@@ -71,7 +71,7 @@ def view_of(
     `events` are in order of seq, and so are `registers`: events that change messages and may have no place in
     the view. `outbox` may have entries of other conversations.
     """
-    places = dict(fold(events))
+    places = fold(events)
     for event in registers:
         KINDS[event.kind](places, event)
     members = tuple(marks)
@@ -100,7 +100,7 @@ def fold(events: Iterable[Event], onto: Places | None = None) -> Places:
     return places
 
 
-def _message(places: dict[int, Message | None], event: Event) -> None:
+def _message(places: Places, event: Event) -> None:
     places[event.seq] = Message(
         event.position,
         event.time,
@@ -112,17 +112,14 @@ def _message(places: dict[int, Message | None], event: Event) -> None:
     )
 
 
-def _recall(places: dict[int, Message | None], event: Event) -> None:
+def _recall(places: Places, event: Event) -> None:
     target = recall.target(event)
     message = None if target is None else places.get(target.seq)
     if message is not None and message.position == target:
         places[target.seq] = replace(message, content=NO_CONTENT, withheld=0, recalled=True)
 
 
-KINDS: Mapping[str, Callable[[dict[int, Message | None], Event], None]] = {
-    "message": _message,
-    "recall": _recall,
-}
+KINDS: Mapping[str, Callable[[Places, Event], None]] = {"message": _message, "recall": _recall}
 """What an event of each kind changes. It may change its own place and earlier ones."""
 
 
