@@ -86,7 +86,7 @@ class CatchUp:
     async def _ask(self, sync: Sync) -> Page:
         while True:
             try:
-                return await self.requests.ask(sync, self.uplink.home)
+                return await self.requests.ask(sync)
             except NotConnected:
                 raise
             except ImqttError:

@@ -345,7 +345,7 @@ class Client:
         else:
             self._typed.pop(conversation, None)
         with contextlib.suppress(NotConnected):
-            await self._parts.uplink.publish(Typing(conversation, typing), conversation)
+            await self._parts.uplink.publish(Typing(conversation, typing))
 
     async def set_status(self, state: str, *, network: str = "", battery: int | None = None) -> None:
         """Reports the device as `online`, `away` or `background`, until the next call.

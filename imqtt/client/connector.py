@@ -97,11 +97,12 @@ class Connector:
     async def _connect(self, address: Address) -> None:
         """One connection, from opening it until it is lost."""
         nonce = uuid4().hex
+        will = Status("offline", nonce)
         login = Login(
             name=self.settings.name,
             password=self.settings.password,
-            will_topic=self.uplink.topic(self.uplink.home),
-            will=self.uplink.encode(Status("offline", nonce)),
+            will_topic=self.uplink.topic(will),
+            will=self.uplink.encode(will),
             keep_alive=self.settings.timing.keep_alive,
             timeout=self.settings.timing.connect,
             tls=self.settings.tls,

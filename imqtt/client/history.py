@@ -88,7 +88,7 @@ class Reader:
         """Requests the events from the server, page by page."""
         events: list[Event] = []
         while len(events) < limit:
-            page = await self._requests.ask(History(conversation, before, limit - len(events)), conversation)
+            page = await self._requests.ask(History(conversation, before, limit - len(events)))
             part = next((part for part in page.slices if part.history), Slice(conversation))
             self._replica.extend(conversation, part)
             await self._commit()

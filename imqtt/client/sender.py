@@ -177,7 +177,7 @@ class Sender:
         if self._uplink.is_attached:
             self._unanswered[entry.key] = hash(change_of(entry.command))
         try:
-            await self._uplink.publish(entry.command, entry.conversation)
+            await self._uplink.publish(entry.command)
         except Untaken as error:
             log.debug("%s", error)
             self._outbox.untaken(entry.key, time.monotonic())

@@ -39,9 +39,9 @@ def untaken(monkeypatch: pytest.MonkeyPatch) -> list[type[AnyCommand]]:
     met: list[type[AnyCommand]] = []
     publish = Uplink.publish
 
-    async def publish_and_note(uplink: Uplink, command: AnyCommand, place: str, **given: bool) -> None:
+    async def publish_and_note(uplink: Uplink, command: AnyCommand, **given: bool) -> None:
         try:
-            await publish(uplink, command, place, **given)
+            await publish(uplink, command, **given)
         except Untaken:
             met.append(type(command))
             raise
@@ -75,8 +75,8 @@ async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
         await alice.mark_read(TALK)
         asking = [
             asyncio.create_task(alice.send(TALK, "mine")),
-            asyncio.create_task(alice._parts.requests.ask(Sync(heads=True), "u:alice")),
-            asyncio.create_task(alice._parts.requests.ask(History(TALK, 2), TALK)),
+            asyncio.create_task(alice._parts.requests.ask(Sync(heads=True))),
+            asyncio.create_task(alice._parts.requests.ask(History(TALK, 2))),
         ]
         await eventually(lambda: {Mark, Send, Sync, History} <= set(untaken))
         assert not any(it.done() for it in asking)
