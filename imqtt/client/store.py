@@ -121,7 +121,10 @@ class LocalStore:
         the next sync fetches them again. After a failure all later calls fail: their events may follow events
         that are not stored.
         """
-        return self._database.submit(lambda connection: _apply(connection, changes), chained=True)
+        erases = bool(changes.overlays or changes.restarted)
+        return self._database.submit(
+            lambda connection: _apply(connection, changes), chained=True, erases=erases
+        )
 
     # --- the log
 
@@ -215,7 +218,9 @@ class LocalStore:
     def discard(self, key: OutboxKey) -> Future[bool]:
         """Removes a command from the outbox. False if it is not there."""
         statement = "DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?"
-        return self._database.submit(lambda connection: connection.execute(statement, key).rowcount > 0)
+        return self._database.submit(
+            lambda connection: connection.execute(statement, key).rowcount > 0, erases=True
+        )
 
 
 # --- the statements, run in the database's thread ------------------------------------------------------
