@@ -24,8 +24,8 @@
         +-- Refusal                                                   imqtt.state.redis.connection
 
 Outside the tree are errors that never leave their caller: `LinkError` and `TlsFileError` of `imqtt.broker`,
-which imports nothing of imqtt, `LoginRefused` of `imqtt.client.transport`, `CannotSwitchUser` of
-`imqtt.mosquitto.system_user`, and `BadSetting` of `imqtt.cli.settings`, which is Typer's.
+which imports nothing of imqtt, `LoginRefused` of `imqtt.client.transport`, and `BadSetting` of
+`imqtt.cli.settings`, which is Typer's.
 """
 
 
