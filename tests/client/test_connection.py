@@ -77,7 +77,7 @@ async def test_revoked_credentials_end_the_client_and_whoever_waits_is_told(
         little.silent = True
         sending = asyncio.create_task(alice.send(TALK, "hi"))
         await eventually(alice.outbox)
-        broker.passwords.remove("alice@phone")
+        broker.passwords.remove_all(["alice@phone"])
         await little.disconnect()
         await broker.kill()
         await broker.start()

@@ -59,7 +59,7 @@ async def test_a_removed_device_is_refused_and_its_connection_ended(broker: Mosq
     password = broker.passwords.add("alice@phone")
     other = broker.passwords.add("bob@phone")
     with connected(broker, "alice@phone", password) as alice, connected(broker, "bob@phone", other) as bob:
-        assert broker.passwords.remove("alice@phone")
+        assert broker.passwords.remove_all(["alice@phone"])
         assert await asyncio.to_thread(alice.recv, 1) == b""
         bob.sendall(b"\xc0\0")  # PINGREQ
         assert bob.recv(2) == b"\xd0\0"
@@ -68,7 +68,7 @@ async def test_a_removed_device_is_refused_and_its_connection_ended(broker: Mosq
 
 
 async def test_removing_what_is_not_there_says_so(broker: Mosquitto) -> None:
-    assert not broker.passwords.remove("alice@phone")
+    assert not broker.passwords.remove_all(["alice@phone"])
 
 
 async def test_many_devices_are_added_with_one_reload(broker: Mosquitto) -> None:
