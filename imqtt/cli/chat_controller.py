@@ -14,7 +14,7 @@ from imqtt.cli.screen import Screen
 from imqtt.cli.transcript import Transcript
 from imqtt.client import Client, Phase, Refused, Restarted
 from imqtt.errors import ImqttError, SetupError, TakenOver
-from imqtt.model import Content, Marks, PeerTyping, Presence, Send
+from imqtt.model import Content, Marks, PeerTyping, Send
 from imqtt.printable import printable
 
 PAGE = 100  # messages per fetch
@@ -81,7 +81,7 @@ class Chat:
         self._note = (0.0, "")
         self._fetching = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._screen = Screen(self._transcript, self, title=self._title, state=self._state, hint=self._hint)
+        self._screen = Screen(self._transcript, self)
 
     async def run(self) -> None:
         """Shows the conversation until the person leaves. Raises what ends the client."""
@@ -117,6 +117,7 @@ class Chat:
         self._do(self._post(self._conversation, message, content))
 
     def typing(self, *, typing: bool) -> None:
+        """The input has changed; it is empty if `typing` is False."""
         if typing or self._typed:
             self._typed = typing
             self._do(self._client.typing(self._conversation, typing))
@@ -241,8 +242,6 @@ class Chat:
                 case Restarted() if notice.conversation == self._conversation:
                     self._say("the server was restored from a backup: these are its messages")
                     self._do(self._open(self._conversation))
-                case Presence():
-                    pass  # the title reads it
             self._screen.changed()
 
     async def _follow_states(self) -> None:
@@ -257,7 +256,7 @@ class Chat:
 
     # --- the lines around the transcript
 
-    def _title(self) -> str:
+    def title(self) -> str:
         peer = peer_of(self._device.user, self._conversation)
         if not peer:
             return "notes to yourself"
@@ -269,7 +268,8 @@ class Chat:
             return f"{peer} · last seen {since(presence.last_seen, _now())}"
         return f"{peer} · {presence.state}"
 
-    def _state(self) -> tuple[bool, str]:
+    def state(self) -> tuple[bool, str]:
+        """Whether the chat is connected, and a text about the connection."""
         state = self._client.state
         if state.silent:
             return False, "the server does not answer, trying again …"
@@ -279,7 +279,7 @@ class Chat:
             return False, "connecting …"
         return False, "no connection, trying again …"
 
-    def _hint(self) -> str:
+    def hint(self) -> str:
         now = time.monotonic()
         if now < self._typing_until:
             return f"{peer_of(self._device.user, self._conversation)} is typing …"
