@@ -211,9 +211,8 @@ class Chat:
         if conversation != self._conversation:
             return
         before = self._screen.count()
-        self._transcript.add(events)
-        if len(events) < PAGE and self._client.state.phase is Phase.ESTABLISHED:
-            self._transcript.begins = True
+        has_all = len(events) < PAGE and self._client.state.phase is Phase.ESTABLISHED
+        self._transcript.add(events, begins=has_all)
         self._screen.grew_at_the_top(self._screen.count() - before)
         await self._client.mark_read(conversation)
 
@@ -250,7 +249,7 @@ class Chat:
             said = news.of(state)
             if said and not state.silent and state.phase is Phase.ESTABLISHED:
                 self._say(said)
-            if state.phase is Phase.ESTABLISHED and not len(self._transcript):
+            if state.phase is Phase.ESTABLISHED and not self._transcript.first:
                 self.older()  # there was no connection before
             self._screen.changed()
 

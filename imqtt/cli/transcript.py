@@ -47,7 +47,7 @@ class Transcript:
 
     def __init__(self, user: str) -> None:
         self.user = user
-        self._begins = False
+        self.begins = False  # whether it has the first event of the conversation
         self._events: dict[int, Event] = {}
         self._registers: dict[tuple[str, str], Event] = {}  # the events that change messages
         self._pending: dict[str, Pending] = {}
@@ -61,15 +61,16 @@ class Transcript:
 
     # --- changes
 
-    def add(self, events: Iterable[Event]) -> None:
-        """Adds events of the conversation, in any order."""
+    def add(self, events: Iterable[Event], *, begins: bool = False) -> None:
+        """Adds events of the conversation, in any order. `begins`: there are none before them."""
         self._lines = None
+        self.begins = self.begins or begins
         for event in events:
             self._show(event)
             if event.sender == self.user and event.client_msg_id in self._pending:
                 self.discard(event.client_msg_id)
             if event.seq == 1:
-                self._begins = True
+                self.begins = True
 
     def _show(self, event: Event) -> None:
         """Shows the event, and the message that it changes, as the known events change them."""
@@ -116,19 +117,9 @@ class Transcript:
         self._registers.clear()
         self._pending.clear()
         self._marks.clear()
-        self._begins = False
+        self.begins = False
 
     # --- queries
-
-    @property
-    def begins(self) -> bool:
-        """Whether the transcript has the first event of the conversation."""
-        return self._begins
-
-    @begins.setter
-    def begins(self, begins: bool) -> None:
-        self._begins = begins
-        self._lines = None
 
     @property
     def unstored(self) -> list[str]:
@@ -145,9 +136,6 @@ class Transcript:
     def first(self) -> int:
         """The seq of the first event; 0 if there is none."""
         return min(self._events, default=0)
-
-    def __len__(self) -> int:
-        return len(self._events)
 
     # --- layout
 
