@@ -9,7 +9,7 @@ import typer
 from imqtt.cli.connection import StoreOptions, resolve_store
 from imqtt.cli.formatting import local, words_of_command
 from imqtt.cli.options import with_options
-from imqtt.cli.output import Json, complain, print_json, print_line, print_table
+from imqtt.cli.output import Json, complain, print_json, print_result, print_table
 from imqtt.errors import SetupError
 
 if TYPE_CHECKING:
@@ -95,12 +95,11 @@ def discard(
         raise typer.BadParameter("give message ids, or --all")
     discarded = asyncio.run(_entries(options, messages or None, discard=True))
     for entry in discarded:
-        if as_json:
-            print_json(
-                {"client_msg_id": entry.client_msg_id, "conversation": entry.conversation, "discarded": True}
-            )
-        else:
-            print_line(f"discarded: {entry.conversation} {entry.client_msg_id}")
+        print_result(
+            {"client_msg_id": entry.client_msg_id, "conversation": entry.conversation, "discarded": True},
+            f"discarded: {entry.conversation} {entry.client_msg_id}",
+            as_json=as_json,
+        )
     if not discarded:
         complain("the outbox is empty")
 
