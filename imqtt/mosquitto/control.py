@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, LinkError, describe
 from imqtt.broker.link import Link, LinkSettings, Packet, connect
-from imqtt.broker.tls import TlsFileError, TlsFiles
 from imqtt.config import ServerConfig
 from imqtt.errors import ImqttError, SetupError
 from imqtt.mosquitto.login import log_in
+from imqtt.tls_files import TlsFileError, TlsFiles
 
 if TYPE_CHECKING:
     from imqtt.server.control import Told  # most commands do not need it, and it loads the server
