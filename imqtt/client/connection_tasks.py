@@ -23,7 +23,7 @@ from imqtt.model import Cursor, Hello, Status, Welcome
 from imqtt.protocol.topics import down
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class ConnectionTasks:
     """Runs the tasks of each connection. Outlives connections."""
 

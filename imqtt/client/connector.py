@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 ONE_PROCESS = "each process needs a device of its own (`imqtt device add`)"
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Connector:
     """Drives the connection's state machine. `changed` is called with every state."""
 
