@@ -1,7 +1,6 @@
 """The controller of a chat, between the client and the screen."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -54,10 +53,9 @@ async def converse(access: DeviceAccess, to: str) -> None:
     given = conversation_with(access.device.user, to) if to else ""
     # Messages may arrive later, but the latest conversation has to be known before the screen opens.
     client = make_client(access, platform="imqtt chat", wait=1.0 if given else 5.0)
-    async with contextlib.AsyncExitStack() as stack:
-        with naming_the_holder(access.device, access.data):
-            await stack.enter_async_context(client)
-        await Chat(client, access, given or await _latest(client)).run()
+    with naming_the_holder(access.device, access.data):
+        async with client:
+            await Chat(client, access, given or await _latest(client)).run()
 
 
 async def _latest(client: Client) -> str:

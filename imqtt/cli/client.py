@@ -39,12 +39,11 @@ async def open_client(
     client = make_client(access, platform="imqtt command line", wait=wait)
     telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
     try:
-        async with contextlib.AsyncExitStack() as stack:
-            with naming_the_holder(access.device, access.data):
-                await stack.enter_async_context(client)
-            if isinstance(client.state.error, TlsFailed) and not patient:
-                raise client.state.error
-            yield client
+        with naming_the_holder(access.device, access.data):
+            async with client:
+                if isinstance(client.state.error, TlsFailed) and not patient:
+                    raise client.state.error
+                yield client
     finally:
         telling.cancel()
 

@@ -205,21 +205,20 @@ def history(
 
     access = resolve(options)
     conversation = conversation_with(access.device.user, to)
-    events: list[Event] = []
 
     async def main() -> None:
         begun = time.monotonic()
         async with open_client(access, {conversation}, wait=min(wait, 10.0)) as client:
-            events.extend(await fetch(client, conversation, before or None, limit, wait=wait, begun=begun))
+            events = await fetch(client, conversation, before or None, limit, wait=wait, begun=begun)
             if events and (client.state.silent or client.state.phase is not Phase.ESTABLISHED):
                 complain(f"no answer from the server: {access.device} has these messages; there may be more")
+        for event in events:
+            _print_event(event, as_json=as_json)
+        if not events:
+            complain(f"nothing in {conversation} yet")
 
     if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
-    for event in events:
-        _print_event(event, as_json=as_json)
-    if not events:
-        complain(f"nothing in {conversation} yet")
 
 
 def _print_event(event: "Event", *, as_json: bool) -> None:
