@@ -3,7 +3,6 @@
 from datetime import datetime
 
 from imqtt.core import conversations
-from imqtt.core.conversations import members_of
 from imqtt.model import NO_CONTENT, AnyLogCommand, Content, Event, Recall, Send
 from imqtt.printable import printable
 
@@ -11,13 +10,13 @@ from imqtt.printable import printable
 def conversation_with(user: str, to: str) -> str:
     """As in `core`, but also raises `Invalid` or `Unsupported` for an id of no conversation."""
     conversation = conversations.conversation_with(user, to)
-    members_of(conversation)
+    conversations.members_of(conversation)
     return conversation
 
 
 def peer_of(user: str, conversation: str) -> str:
     """The other member of a conversation; empty for a user's own."""
-    return next((member for member in members_of(conversation) if member != user), "")
+    return next((member for member in conversations.members_of(conversation) if member != user), "")
 
 
 def words_of(event: Event) -> str:

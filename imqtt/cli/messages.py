@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,7 @@ from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line
 from imqtt.errors import ImqttError, SetupError
 from imqtt.fields import MAX_SEQ
-
-if TYPE_CHECKING:
-    from imqtt.model import Event
+from imqtt.model import Event
 
 To = Annotated[
     str,
@@ -221,7 +219,7 @@ def history(
         raise typer.Exit(128 + signalled)
 
 
-def _print_event(event: "Event", *, as_json: bool) -> None:
+def _print_event(event: Event, *, as_json: bool) -> None:
     if as_json:
         print_json(event)
         return

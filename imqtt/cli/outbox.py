@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,10 +10,8 @@ from imqtt.cli.connection import StoreOptions, resolve_store
 from imqtt.cli.formatting import local, words_of_command
 from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_result, print_table
+from imqtt.core.outbox import Entry
 from imqtt.errors import SetupError
-
-if TYPE_CHECKING:
-    from imqtt.client import Entry
 
 app = typer.Typer(
     help="Show and discard messages of this device that are not stored yet.\n\n"
@@ -106,7 +104,7 @@ def discard(
 
 async def _entries(
     options: StoreOptions, messages: list[str] | None = None, *, discard: bool = False
-) -> "list[Entry]":
+) -> list[Entry]:
     """Returns the named entries or all, and may discard them. Raises `SetupError` if one is missing."""
     from imqtt.cli.client import naming_the_holder
     from imqtt.client.store import LocalStore
