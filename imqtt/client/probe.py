@@ -42,10 +42,8 @@ async def refusal(address: Address, context: ssl.SSLContext, within: float) -> s
     try:
         async with asyncio.timeout(within):
             await _first_byte(address, b"", context)
-    except ssl.SSLError as error:
-        return error
-    except OSError:  # TimeoutError is one
-        pass
+    except OSError as error:  # TimeoutError is one
+        return error if isinstance(error, ssl.SSLError) else None
     return None
 
 
