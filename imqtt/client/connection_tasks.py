@@ -49,7 +49,7 @@ class ConnectionTasks:
         try:
             # Before `Hello`, so that nothing is published to the device before it is subscribed.
             await mqtt.subscribe(down(self.settings.device))
-            self.uplink.attach(mqtt, nonce)
+            self.uplink.mqtt, self.uplink.nonce = mqtt, nonce
             async with asyncio.TaskGroup() as tasks:
                 welcomed = asyncio.Event()
                 tasks.create_task(self._receive(mqtt, nonce, welcomed), name="imqtt-receive")
@@ -58,7 +58,7 @@ class ConnectionTasks:
         except BaseExceptionGroup as group:
             raise _cause(group) from group
         finally:
-            self.uplink.detach()
+            self.uplink.mqtt = None
             self.catchup.complete.clear()
 
     async def set_status(self, status: Status) -> None:

@@ -75,7 +75,7 @@ class Parts:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self.connector.tried.wait()
-                if self.uplink.is_attached:
+                if self.uplink.mqtt is not None:
                     await self.caught_up()
         self.check()
         if wait and not self.catchup.complete.is_set() and not self._states.queues:

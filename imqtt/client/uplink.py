@@ -20,27 +20,17 @@ class Uplink:
         self.nonce = ""
         self.spoke_at = 0.0  # when the device last published, on `time.monotonic`
         self._format = format
-        self._mqtt: MqttConnection | None = None
-
-    @property
-    def is_attached(self) -> bool:
-        return self._mqtt is not None
+        self.mqtt: MqttConnection | None = None
 
     @property
     def is_receiving(self) -> bool:
         """Whether part of a packet has arrived; it may hold an awaited answer."""
-        return self._mqtt is not None and self._mqtt.is_receiving
-
-    def attach(self, mqtt: MqttConnection, nonce: str) -> None:
-        self._mqtt, self.nonce = mqtt, nonce
-
-    def detach(self) -> None:
-        self._mqtt = None
+        return self.mqtt is not None and self.mqtt.is_receiving
 
     def drop(self) -> None:
         """Ends the connection without DISCONNECT, so that the broker publishes the will."""
-        if self._mqtt is not None:
-            self._mqtt.drop()
+        if self.mqtt is not None:
+            self.mqtt.drop()
 
     def topic(self, command: AnyCommand, *, anywhere: bool = False) -> str:
         """The topic to publish the command to. `anywhere`: that of partition 0, which forwards it."""
@@ -53,8 +43,8 @@ class Uplink:
 
     async def publish(self, command: AnyCommand, *, anywhere: bool = False) -> None:
         """Returns at the broker's PUBACK. Raises `NotConnected`, or `Untaken` if there is no subscriber."""
-        if self._mqtt is None:
+        if self.mqtt is None:
             raise NotConnected("there is no connection to a broker")
         at = time.monotonic()
-        await self._mqtt.publish(self.topic(command, anywhere=anywhere), self.encode(command))
+        await self.mqtt.publish(self.topic(command, anywhere=anywhere), self.encode(command))
         self.spoke_at = at

@@ -151,7 +151,7 @@ def test_what_is_taken_back_is_gone() -> None:
     transcript = Transcript("alice")
     transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
     transcript.wait("m2", Content(text="ho"), 1_790_000_000_000)
-    assert transcript.unstored == ["m1", "m2"]
+    assert list(transcript.unstored) == ["m1", "m2"]
     transcript.discard("m1")
     assert [line.endswith("ho ·") for line in shown(transcript)] == [True]
 

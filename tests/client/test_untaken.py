@@ -129,8 +129,8 @@ async def test_publishing_says_what_the_broker_said(
     broker: Mosquitto, device: Devices, tmp_path: Path
 ) -> None:
     async with device(wait=0) as alice:
-        await eventually(lambda: alice._parts.uplink.is_attached)
-        mqtt = alice._parts.uplink._mqtt
+        await eventually(lambda: alice._parts.uplink.mqtt)
+        mqtt = alice._parts.uplink.mqtt
         assert mqtt is not None
         with pytest.raises(Untaken, match=r"up/0: nobody is subscribed \(0x10\)") as caught:
             await mqtt.publish("imqtt/alice@phone/up/0", b"")
@@ -143,8 +143,8 @@ async def test_whoever_waits_for_a_puback_is_told_that_the_connection_is_lost(
     broker: Mosquitto, device: Devices
 ) -> None:
     async with device(wait=0) as alice:
-        await eventually(lambda: alice._parts.uplink.is_attached)
-        mqtt = alice._parts.uplink._mqtt
+        await eventually(lambda: alice._parts.uplink.mqtt)
+        mqtt = alice._parts.uplink.mqtt
         assert mqtt is not None
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGSTOP)
