@@ -124,11 +124,11 @@ class ServerConfig:
 
     @classmethod
     def from_environment(
-        cls, environment: Mapping[str, str], file: "SettingsFile | None" = None, **given: Any
+        cls, environment: Mapping[str, str], file: Mapping[str, str | int] | None = None, **given: Any
     ) -> "ServerConfig":
         """The settings `given` (None: not given), else those of `IMQTT_…`, else of `file`, else the defaults.
 
-        Raises `SetupError` if a value has the wrong type or exceeds its bounds.
+        `file` is from `read_settings`. Raises `SetupError` for a value of the wrong type or out of bounds.
         """
         values: dict[str, Any] = {}
         for setting in SETTINGS:
@@ -136,7 +136,7 @@ class ServerConfig:
             if value is None:
                 value = environment.get(setting.variable)
             if value is None and file is not None:
-                value = file.settings.get(setting.name)
+                value = file.get(setting.name)
             if value is None:
                 continue
             try:
@@ -202,34 +202,27 @@ DEFAULTS = ServerConfig()
 SETTINGS = tuple(Setting(one.name, getattr(DEFAULTS, one.name), **one.metadata) for one in fields(DEFAULTS))
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsFile:
-    """A TOML file with settings by name; a secret may be in its own file (`broker_password_file`)."""
+def read_settings(path: Path) -> Mapping[str, str | int]:
+    """A TOML file's settings by name; a secret may be in its own file (`broker_password_file`).
 
-    path: Path
-    settings: Mapping[str, str | int] = field(repr=False)
-
-    @classmethod
-    def read(cls, path: Path) -> "SettingsFile":
-        """Raises `SetupError` with the file and the key.
-
-        An unknown key is an error: the server would use the default of a misspelt setting. A password in a
-        file that all users of the machine can read is an error, too.
-        """
+    Raises `SetupError` with the file and the key. An unknown key is an error: the server would use the
+    default of a misspelt setting. A password in a file that all users of the machine can read is an error,
+    too.
+    """
+    try:
+        with path.open("rb") as file:
+            public = os.name == "posix" and bool(os.fstat(file.fileno()).st_mode & stat.S_IROTH)
+            settings = tomllib.load(file)
+    except OSError as error:
+        raise SetupError(f"cannot read the settings in {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path} is not TOML: {error}") from error
+    for key, value in settings.items():
         try:
-            with path.open("rb") as file:
-                public = os.name == "posix" and bool(os.fstat(file.fileno()).st_mode & stat.S_IROTH)
-                settings = tomllib.load(file)
-        except OSError as error:
-            raise SetupError(f"cannot read the settings in {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SetupError(f"{path} is not TOML: {error}") from error
-        for key, value in settings.items():
-            try:
-                _check_line(key, value, settings, public=public)
-            except SetupError as error:
-                raise SetupError(f"{path}: {key}: {error.reason}") from None
-        return cls(path, settings)
+            _check_line(key, value, settings, public=public)
+        except SetupError as error:
+            raise SetupError(f"{path}: {key}: {error.reason}") from None
+    return settings
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

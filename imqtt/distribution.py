@@ -6,12 +6,10 @@ may tell users to `pip install` either name.
 
 from importlib.metadata import version
 
-NAME = "imqtt-server"
-
 
 def installed_version() -> str:
     """The installed version, such as `0.1.0`."""
-    return version(NAME)
+    return version("imqtt-server")
 
 
 def how_to_install(extra: str) -> str:

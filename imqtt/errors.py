@@ -23,9 +23,9 @@
     +-- StateAway                                                     imqtt.state.base
         +-- Refusal                                                   imqtt.state.redis.connection
 
-Outside the tree are errors that never leave their caller: `LinkError` and `TlsFileError` of `imqtt.broker`,
-which imports nothing of imqtt, `LoginRefused` of `imqtt.client.transport`, `CannotSwitchUser` of
-`imqtt.mosquitto.system_user`, and `BadSetting` of `imqtt.cli.settings`, which is Typer's.
+Outside the tree are errors that never leave their caller: `LinkError` of `imqtt.broker`, which imports
+nothing of imqtt, `TlsFileError` of `imqtt.tls_files`, `LoginRefused` of `imqtt.client.transport`, and
+`BadSetting` of `imqtt.cli.settings`, which is Typer's.
 """
 
 

@@ -6,7 +6,7 @@ a later version may send a device what this version would not.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imqtt.errors import Invalid, Malformed
 
@@ -84,15 +84,12 @@ class Inverse:
     name: str
 
 
-_WORD = re.compile(r"[!-~]{1,64}")
-_WORD_DESCRIPTION = "1 to 64 printable ASCII characters without spaces"
-
 SEQ = Range(MAX_SEQ, "0 to 2**53 - 1")
 TIME = Range(MAX_SEQ, "milliseconds since 1970, below 2**53")
 COUNT = Range(MAX_COUNT, "below 2**32")
 ID = Range(MAX_ID, "below 2**63")
-TOKEN = Pattern(_WORD, _WORD_DESCRIPTION)
-REF = Pattern(_WORD, _WORD_DESCRIPTION, optional=True)
+TOKEN = Pattern(re.compile(r"[!-~]{1,64}"), "1 to 64 printable ASCII characters without spaces")
+REF = replace(TOKEN, optional=True)
 # Which kinds of conversations there are, and who is in them, is decided in `core`.
 CONVERSATION = Pattern(
     re.compile(r"[!-~]{3,131}"),

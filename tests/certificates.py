@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from imqtt.mosquitto.broker import Mosquitto
+from imqtt.mosquitto.system_user import broker_user
 from tests.broker.peers import free_port
 
 
@@ -54,7 +55,7 @@ class TlsMosquitto(Mosquitto):
 
     def _prepare(self) -> None:
         super()._prepare()
-        user = self._user()  # None: the broker runs as the user of the tests
+        user = broker_user(self._user_name)  # None: the broker runs as the user of the tests
         names = {"broker.pem": self._certificate[0], "broker.key": self._certificate[1]}
         for name, path in (names | {"authority.pem": self._authority.file}).items():
             copy = self.files.home / name

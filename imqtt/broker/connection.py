@@ -237,24 +237,18 @@ class Connection:
 
 
 def _connect(settings: LinkSettings) -> bytes:
-    will = settings.will
+    will = None
+    if settings.will is not None:
+        topic, payload = settings.will.topic, settings.will.payload
+        will = mqtt5.Will(topic, payload=payload, qos=mqtt5.QoS.AT_LEAST_ONCE)
     return mqtt5.ConnectPacket(
         settings.client_id,
         username=settings.username or None,
         password=settings.password.encode() if settings.password else None,
         clean_start=settings.clean_start,
-        will=None
-        if will is None
-        else mqtt5.Will(
-            will.topic,
-            payload=will.payload,
-            qos=mqtt5.QoS(will.qos),
-            will_delay_interval=will.delay,
-            user_properties=list(will.properties),
-        ),
+        will=will,
         keep_alive=settings.keep_alive,
         session_expiry_interval=settings.session_expiry,
         receive_max=settings.receive_max,
         max_packet_size=settings.max_packet,
-        user_properties=list(settings.properties),
     ).write()

@@ -120,7 +120,7 @@ class Publications:
 
 def _encode(packet: Packet, packet_id: int | None) -> bytes | None:
     """The bytes of a PUBLISH; None if MQTT does not allow its topic or user properties."""
-    topic, payload, _, properties, retain = packet
+    topic, payload, _, properties = packet
     if not (topic.isascii() and topic.isprintable()) and _FORBIDDEN.search(topic):
         return None
     if properties and any(_FORBIDDEN.search(text) for pair in properties for text in pair):
@@ -130,7 +130,6 @@ def _encode(packet: Packet, packet_id: int | None) -> bytes | None:
             topic,
             payload,
             qos=QoS.AT_MOST_ONCE if packet_id is None else QoS.AT_LEAST_ONCE,
-            retain=retain,
             packet_id=packet_id,
             user_properties=list(properties) if properties else None,
         ).write()

@@ -9,13 +9,10 @@ UserProperties = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """Published by the broker if the connection ends without a DISCONNECT. `delay` in seconds."""
+    """Published by the broker at QoS 1 if the connection ends without a DISCONNECT."""
 
     topic: str
     payload: bytes
-    qos: int = 1
-    delay: int = 0
-    properties: UserProperties = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,6 @@ class LinkSettings:
     max_packet: int | None = None
     tls: ssl.SSLContext | None = None
     will: Will | None = None
-    properties: UserProperties = ()
     timeout: float = 10.0
 
     def __post_init__(self) -> None:
@@ -71,7 +67,6 @@ class Packet(NamedTuple):
     payload: bytes
     qos: int = 1
     properties: UserProperties = ()
-    retain: bool = False
 
 
 class Received(NamedTuple):

@@ -1,7 +1,6 @@
 """The controller of a chat, between the client and the screen."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -14,7 +13,7 @@ from imqtt.cli.screen import Screen
 from imqtt.cli.transcript import Transcript
 from imqtt.client import Client, Phase, Refused, Restarted
 from imqtt.errors import ImqttError, SetupError, TakenOver
-from imqtt.model import Content, Marks, PeerTyping, Presence, Send
+from imqtt.model import Content, Marks, PeerTyping, Send
 from imqtt.printable import printable
 
 PAGE = 100  # messages per fetch
@@ -54,10 +53,9 @@ async def converse(access: DeviceAccess, to: str) -> None:
     given = conversation_with(access.device.user, to) if to else ""
     # Messages may arrive later, but the latest conversation has to be known before the screen opens.
     client = make_client(access, platform="imqtt chat", wait=1.0 if given else 5.0)
-    async with contextlib.AsyncExitStack() as stack:
-        with naming_the_holder(access.device, access.data):
-            await stack.enter_async_context(client)
-        await Chat(client, access, given or await _latest(client)).run()
+    with naming_the_holder(access.device, access.data):
+        async with client:
+            await Chat(client, access, given or await _latest(client)).run()
 
 
 async def _latest(client: Client) -> str:
@@ -81,7 +79,7 @@ class Chat:
         self._note = (0.0, "")
         self._fetching = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._screen = Screen(self._transcript, self, title=self._title, state=self._state, hint=self._hint)
+        self._screen = Screen(self._transcript, self)
 
     async def run(self) -> None:
         """Shows the conversation until the person leaves. Raises what ends the client."""
@@ -117,6 +115,7 @@ class Chat:
         self._do(self._post(self._conversation, message, content))
 
     def typing(self, *, typing: bool) -> None:
+        """The input has changed; it is empty if `typing` is False."""
         if typing or self._typed:
             self._typed = typing
             self._do(self._client.typing(self._conversation, typing))
@@ -210,9 +209,8 @@ class Chat:
         if conversation != self._conversation:
             return
         before = self._screen.count()
-        self._transcript.add(events)
-        if len(events) < PAGE and self._client.state.phase is Phase.ESTABLISHED:
-            self._transcript.begins = True
+        has_all = len(events) < PAGE and self._client.state.phase is Phase.ESTABLISHED
+        self._transcript.add(events, begins=has_all)
         self._screen.grew_at_the_top(self._screen.count() - before)
         await self._client.mark_read(conversation)
 
@@ -241,8 +239,6 @@ class Chat:
                 case Restarted() if notice.conversation == self._conversation:
                     self._say("the server was restored from a backup: these are its messages")
                     self._do(self._open(self._conversation))
-                case Presence():
-                    pass  # the title reads it
             self._screen.changed()
 
     async def _follow_states(self) -> None:
@@ -251,13 +247,13 @@ class Chat:
             said = news.of(state)
             if said and not state.silent and state.phase is Phase.ESTABLISHED:
                 self._say(said)
-            if state.phase is Phase.ESTABLISHED and not len(self._transcript):
+            if state.phase is Phase.ESTABLISHED and not self._transcript.first:
                 self.older()  # there was no connection before
             self._screen.changed()
 
     # --- the lines around the transcript
 
-    def _title(self) -> str:
+    def title(self) -> str:
         peer = peer_of(self._device.user, self._conversation)
         if not peer:
             return "notes to yourself"
@@ -269,7 +265,8 @@ class Chat:
             return f"{peer} · last seen {since(presence.last_seen, _now())}"
         return f"{peer} · {presence.state}"
 
-    def _state(self) -> tuple[bool, str]:
+    def state(self) -> tuple[bool, str]:
+        """Whether the chat is connected, and a text about the connection."""
         state = self._client.state
         if state.silent:
             return False, "the server does not answer, trying again …"
@@ -279,7 +276,7 @@ class Chat:
             return False, "connecting …"
         return False, "no connection, trying again …"
 
-    def _hint(self) -> str:
+    def hint(self) -> str:
         now = time.monotonic()
         if now < self._typing_until:
             return f"{peer_of(self._device.user, self._conversation)} is typing …"

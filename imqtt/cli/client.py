@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import difflib
 import logging
+import time
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ from imqtt.cli.data import data_option
 from imqtt.cli.formatting import peer_of
 from imqtt.cli.output import complain
 from imqtt.client import Client, ConnectionState, Phase, Timing
-from imqtt.errors import DeviceStoreInUse, TakenOver, TlsFailed
-from imqtt.model import Device
+from imqtt.errors import DeviceStoreInUse, NotConnected, TakenOver, TlsFailed
+from imqtt.model import Device, Event
 
 TIMING = replace(Timing(), answer=3.0, idle=5.0)
 """Shorter than the default, because a person waits: a silent server is noticed after 3 to 8 seconds."""
@@ -38,12 +39,11 @@ async def open_client(
     client = make_client(access, platform="imqtt command line", wait=wait)
     telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
     try:
-        async with contextlib.AsyncExitStack() as stack:
-            with naming_the_holder(access.device, access.data):
-                await stack.enter_async_context(client)
-            if isinstance(client.state.error, TlsFailed) and not patient:
-                raise client.state.error
-            yield client
+        with naming_the_holder(access.device, access.data):
+            async with client:
+                if isinstance(client.state.error, TlsFailed) and not patient:
+                    raise client.state.error
+                yield client
     finally:
         telling.cancel()
 
@@ -62,6 +62,26 @@ def make_client(access: DeviceAccess, *, platform: str, wait: float) -> Client:
         wait=wait,
         timing=TIMING,
     )
+
+
+async def fetch(
+    client: Client, conversation: str, before: int | None, limit: int, *, wait: float, begun: float
+) -> list[Event]:
+    """`Client.history`. Raises `NotConnected` when `wait` seconds have passed since `begun`."""
+    try:
+        async with asyncio.timeout(seconds_left(wait, begun)):
+            return await client.history(conversation, before, limit)
+    except TimeoutError:
+        raise NotConnected(f"no answer within {wait:g} s: {why_unanswered(client)}") from None
+
+
+def seconds_left(wait: float, begun: float) -> float:
+    """The rest of `wait` seconds since `begun`, but at least one second, for the device's own store."""
+    return max(begun + wait - time.monotonic(), min(wait, 1.0))
+
+
+def why_unanswered(client: Client) -> str:
+    return SILENT if client.state.silent else client.state.reason or "is the server running?"
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ def resolve(options: ConnectionOptions) -> DeviceAccess:
     brokers = options.brokers or [str(own)]
     tls = None
     if uses_tls:
-        from imqtt.client.tls import files_context
+        from imqtt.tls_files import files_context
 
         tls = partial(files_context, options.ca, options.cert, options.key)
     return DeviceAccess(device, password, brokers, store, options.data, users, tls)

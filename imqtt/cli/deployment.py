@@ -1,19 +1,19 @@
 """The accounts of a broker and the server on it, as `imqtt device` changes them."""
 
+import asyncio
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from imqtt.cli.data import DataDirectory, data_option
+from imqtt.cli.device_records import remove_records
 from imqtt.cli.output import complain
 from imqtt.cli.settings import server_config
+from imqtt.config import ServerConfig
 from imqtt.errors import SetupError
 from imqtt.model import Device
+from imqtt.mosquitto.broker import Mosquitto
 from imqtt.mosquitto.control import Access, ServerUnreachable
-
-if TYPE_CHECKING:
-    from imqtt.config import ServerConfig
-    from imqtt.mosquitto.broker import Mosquitto
+from imqtt.mosquitto.passwords import Passwords
 
 BROKER_ACCOUNT = "mosquitto"  # `user` in deploy/mosquitto/mosquitto.conf
 
@@ -25,9 +25,6 @@ class Deployment:
     """
 
     def __init__(self, data: Path, password_file: Path | None, pid_file: Path) -> None:
-        from imqtt.mosquitto.broker import Mosquitto
-        from imqtt.mosquitto.passwords import Passwords
-
         self.directory = DataDirectory(data)
         self.broker: Mosquitto | None = None
         self._pid_file = pid_file
@@ -56,8 +53,6 @@ class Deployment:
 
         Returns why the server was not told; empty if it was.
         """
-        from imqtt.mosquitto.passwords import Passwords
-
         passwords, trouble = self.passwords, ""
         if access is not None:
             try:
@@ -81,10 +76,6 @@ class Deployment:
             elif self.broker is None:
                 return "--config or --broker-password-file is needed to reach it"
             elif (self.directory.path / "imqtt.db").exists():
-                import asyncio
-
-                from imqtt.cli.device_records import remove_records
-
                 asyncio.run(remove_records(devices, self.directory.store))
         except (ServerUnreachable, SetupError) as error:
             return error.reason
@@ -92,8 +83,8 @@ class Deployment:
 
 
 def server_of(
-    directory: DataDirectory, broker: "Mosquitto | None", flags: dict[str, str | None]
-) -> "tuple[ServerConfig, Access | None]":
+    directory: DataDirectory, broker: Mosquitto | None, flags: dict[str, str | None]
+) -> tuple[ServerConfig, Access | None]:
     """The settings of the server and the access to it: of `imqtt up` on `broker`, or of `imqtt serve`."""
     if broker is None:
         config = server_config(flags)

@@ -8,14 +8,12 @@ import typer
 
 from imqtt.cli import completion
 from imqtt.cli.data import DEFAULT, Data, DataDirectory
-from imqtt.cli.deployment import Deployment, server_of
 from imqtt.cli.names import parse_device, parse_user
 from imqtt.cli.output import Json, complain, print_json, print_line, print_table, read_secret
 from imqtt.cli.settings import server_flags
 from imqtt.config import SETTINGS
 from imqtt.errors import SetupError
 from imqtt.model import Device
-from imqtt.mosquitto.control import ServerUnreachable
 
 if TYPE_CHECKING:
     from imqtt.cli.device_records import DeviceRecord
@@ -78,6 +76,7 @@ def add(
 
     With `--passwords` and `--password-from`, you can also add the server's own account, `imqtt-server`.
     """
+    from imqtt.cli.deployment import Deployment
     from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 
     # `imqtt up` adds the server's own account itself; the operator of another broker has to.
@@ -134,6 +133,7 @@ def list_(
     `imqtt serve`, which say where both are. "Last seen" is exact if the server knows it, otherwise
     accurate to a day.
     """
+    from imqtt.cli.deployment import Deployment, server_of
     from imqtt.cli.device_records import read_records
     from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 
@@ -184,6 +184,8 @@ def revoke(
     credential, a device continues where it was. With `--passwords`, give the settings of `imqtt serve`, which
     say how to reach the server.
     """
+    from imqtt.cli.deployment import Deployment, server_of
+
     deployment = Deployment(data, password_file, pid_file)
     _, access = server_of(deployment.directory, deployment.broker, flags)
     devices = _named(names, deployment.passwords.usernames(), ask=not yes)
@@ -240,7 +242,9 @@ def forget(names: Names, *, data: Data = DEFAULT, as_json: Json = False, **flags
     Needs the data directory of a running `imqtt up`, or the settings of `imqtt serve`. A device whose
     credential is still valid is registered again by its next command.
     """
+    from imqtt.cli.deployment import server_of
     from imqtt.mosquitto.broker import Mosquitto
+    from imqtt.mosquitto.control import ServerUnreachable
 
     devices = [str(device) for device in map(parse_device, names)]
     directory = DataDirectory(data)

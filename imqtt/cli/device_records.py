@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from imqtt.config import ServerConfig
 from imqtt.errors import SetupError
-from imqtt.model import Device
+from imqtt.model import Device, Registration
 from imqtt.mosquitto.control import Access, ServerUnreachable
+from imqtt.stores import attach_store, open_store
+from imqtt.stores.base import Identity
 
 if TYPE_CHECKING:
-    from imqtt.config import ServerConfig
-    from imqtt.model import Registration
     from imqtt.server.control import Seen
 
 
@@ -43,7 +44,7 @@ def read_records(
     user: str,
     credentials: Collection[str],
     saved: Collection[str],
-    config: "ServerConfig",
+    config: ServerConfig,
     access: Access | None,
 ) -> tuple[list[DeviceRecord], list[str]]:
     """All devices of `user`, sorted, and the reasons for missing details."""
@@ -88,9 +89,7 @@ def _presence(user: str, access: Access | None) -> "tuple[dict[str, Seen], str]"
     return {one.device: one for one in told.devices}, "" if told.known else "the server cannot reach Redis"
 
 
-async def _registrations(user: str, config: "ServerConfig") -> "tuple[Registration, ...]":
-    from imqtt.stores import attach_store
-
+async def _registrations(user: str, config: ServerConfig) -> tuple[Registration, ...]:
     store = await attach_store(config.store, password=config.store_password, driver=config.mongo_driver)
     try:
         return (await store.devices([user]))[user]
@@ -100,9 +99,6 @@ async def _registrations(user: str, config: "ServerConfig") -> "tuple[Registrati
 
 async def remove_records(devices: Collection[Device], store: str) -> None:
     """Removes devices from a store that no server has open. Raises `SetupError`."""
-    from imqtt.stores import open_store
-    from imqtt.stores.base import Identity
-
     opened = await open_store(store, Identity.draw(0))
     try:
         for device in devices:

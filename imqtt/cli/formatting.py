@@ -2,32 +2,21 @@
 
 from datetime import datetime
 
-from imqtt.core.conversations import members_of
-from imqtt.errors import Invalid
+from imqtt.core import conversations
 from imqtt.model import NO_CONTENT, AnyLogCommand, Content, Event, Recall, Send
 from imqtt.printable import printable
 
 
 def conversation_with(user: str, to: str) -> str:
-    """The conversation of `user` with `to`, which is a user (perhaps the same) or a conversation's id.
-
-    Raises `Invalid` or `Unsupported`.
-    """
-    if ":" in to:
-        members_of(to)
-        return to
-    from imqtt.protocol.topics import is_name  # loads protobuf, which is slow
-
-    if not is_name(to):
-        raise Invalid(f"{to!r} is neither a user nor a conversation")
-    if to == user:
-        return f"u:{user}"
-    return "d:" + ":".join(sorted((user, to)))
+    """As in `core`, but also raises `Invalid` or `Unsupported` for an id of no conversation."""
+    conversation = conversations.conversation_with(user, to)
+    conversations.members_of(conversation)
+    return conversation
 
 
 def peer_of(user: str, conversation: str) -> str:
     """The other member of a conversation; empty for a user's own."""
-    return next((member for member in members_of(conversation) if member != user), "")
+    return next((member for member in conversations.members_of(conversation) if member != user), "")
 
 
 def words_of(event: Event) -> str:

@@ -1,22 +1,19 @@
-"""`imqtt send`, `tail` and `history`."""
+"""`imqtt send`, `recall`, `tail` and `history`."""
 
-import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from imqtt.cli import completion
 from imqtt.cli.connection import ConnectionOptions, resolve
-from imqtt.cli.data import data_option
 from imqtt.cli.formatting import conversation_with, local, words_of
 from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_line
-from imqtt.errors import ImqttError, NotConnected, SetupError
-
-if TYPE_CHECKING:
-    from imqtt.model import Event
+from imqtt.errors import ImqttError, SetupError
+from imqtt.fields import MAX_SEQ
+from imqtt.model import Event
 
 To = Annotated[
     str,
@@ -66,12 +63,7 @@ def send(
     A message that is not answered before Ctrl-C or the end of `--wait` stays in the device's outbox. The next
     command of the same device sends it; `imqtt outbox discard` removes it.
     """
-    import asyncio
-    import contextlib
-
-    from imqtt.cli import signals
-    from imqtt.cli.client import open_client
-    from imqtt.cli.outgoing import Outgoing, body_of, content_of
+    from imqtt.cli import outgoing, signals
     from imqtt.cli.stdin import lines_of_stdin
 
     if lines and (text or file or message_id):
@@ -80,24 +72,13 @@ def send(
         raise typer.BadParameter("TEXT or --file, not both")
     access = resolve(options)
     conversation = conversation_with(access.device.user, to)
-    first = None if lines else content_of(body_of(text, file), content_type)
+    first = None if lines else outgoing.content_of(outgoing.body_of(text, file), content_type)
 
     async def main() -> None:
         begun = time.monotonic()
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                client = await stack.enter_async_context(
-                    open_client(access, {conversation}, wait=min(wait, 3.0))
-                )
-            except asyncio.CancelledError:
-                complain("interrupted before anything was sent; nothing is in the outbox")
-                raise
-            where = data_option(options.data)
-            if options.device_store is not None:
-                where += f" --device-store {shlex.quote(str(options.device_store))}"
-            outgoing = Outgoing(client, access, conversation, wait, where, as_json)
+        async with outgoing.connected(access, options, conversation, wait, as_json=as_json) as device:
             if first is not None:
-                await outgoing.send(first, message_id, waited=time.monotonic() - begun)
+                await device.send(first, begun, message_id)
                 return
             number = 0
             async for line in lines_of_stdin():
@@ -106,10 +87,43 @@ def send(
                 if not body.strip():
                     continue
                 try:
-                    await outgoing.send(content_of(body, content_type))
+                    await device.send(outgoing.content_of(body, content_type), time.monotonic())
                 except ImqttError as error:
                     error.reason = f"line {number}: {error.reason}"
                     raise
+
+    if signalled := signals.run(main):
+        raise typer.Exit(128 + signalled)
+
+
+@with_options
+def recall(
+    to: To,
+    seq: Annotated[
+        int,
+        typer.Argument(
+            metavar="SEQ", min=1, max=MAX_SEQ - 1, help="The message's seq, as `imqtt history` shows it."
+        ),
+    ],
+    *,
+    wait: Wait = 30.0,
+    as_json: Json = False,
+    options: ConnectionOptions,
+) -> None:
+    """Take back a message of yours, and return when that is stored.
+
+    All devices then show the message as recalled, without its content. A recall that is not answered before
+    Ctrl-C or the end of `--wait` stays in the device's outbox, as in `imqtt send`.
+    """
+    from imqtt.cli import outgoing, signals
+
+    access = resolve(options)
+    conversation = conversation_with(access.device.user, to)
+
+    async def main() -> None:
+        begun = time.monotonic()
+        async with outgoing.connected(access, options, conversation, wait, as_json=as_json) as device:
+            await device.recall(seq, begun)
 
     if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
@@ -172,7 +186,8 @@ def history(
     *,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The number of messages, at most.")] = 50,
     before: Annotated[
-        int, typer.Option(metavar="SEQ", min=0, help="Only messages before this seq. 0: the newest.")
+        int,
+        typer.Option(metavar="SEQ", min=0, max=MAX_SEQ, help="Only messages before this seq. 0: the newest."),
     ] = 0,
     wait: Wait = 10.0,
     as_json: Json = False,
@@ -182,40 +197,29 @@ def history(
 
     With `--json`, each line is an event in its wire format.
     """
-    import asyncio
-
     from imqtt.cli import signals
-    from imqtt.cli.client import SILENT, open_client
+    from imqtt.cli.client import fetch, open_client
     from imqtt.client import Phase
 
     access = resolve(options)
     conversation = conversation_with(access.device.user, to)
-    events: list[Event] = []
 
     async def main() -> None:
-        deadline = time.monotonic() + wait
+        begun = time.monotonic()
         async with open_client(access, {conversation}, wait=min(wait, 10.0)) as client:
-            left = deadline - time.monotonic()
-            try:
-                # At least a second, for reading the device's own store.
-                async with asyncio.timeout(max(left, min(wait, 1.0))):
-                    events.extend(await client.history(conversation, before or None, limit))
-            except TimeoutError:
-                state = client.state
-                why = SILENT if state.silent else state.reason or "is it up?"
-                raise NotConnected(f"no answer within {wait:g} s: {why}") from None
+            events = await fetch(client, conversation, before or None, limit, wait=wait, begun=begun)
             if events and (client.state.silent or client.state.phase is not Phase.ESTABLISHED):
                 complain(f"no answer from the server: {access.device} has these messages; there may be more")
+        for event in events:
+            _print_event(event, as_json=as_json)
+        if not events:
+            complain(f"nothing in {conversation} yet")
 
     if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
-    for event in events:
-        _print_event(event, as_json=as_json)
-    if not events:
-        complain(f"nothing in {conversation} yet")
 
 
-def _print_event(event: "Event", *, as_json: bool) -> None:
+def _print_event(event: Event, *, as_json: bool) -> None:
     if as_json:
         print_json(event)
         return

@@ -2,18 +2,16 @@
 
 import contextlib
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from imqtt.cli.connection import StoreOptions, resolve_store
 from imqtt.cli.formatting import local, words_of_command
 from imqtt.cli.options import with_options
-from imqtt.cli.output import Json, complain, print_json, print_line, print_table
+from imqtt.cli.output import Json, complain, print_json, print_result, print_table
+from imqtt.core.outbox import Entry
 from imqtt.errors import SetupError
-
-if TYPE_CHECKING:
-    from imqtt.client import Entry
 
 app = typer.Typer(
     help="Show and discard messages of this device that are not stored yet.\n\n"
@@ -95,19 +93,18 @@ def discard(
         raise typer.BadParameter("give message ids, or --all")
     discarded = asyncio.run(_entries(options, messages or None, discard=True))
     for entry in discarded:
-        if as_json:
-            print_json(
-                {"client_msg_id": entry.client_msg_id, "conversation": entry.conversation, "discarded": True}
-            )
-        else:
-            print_line(f"discarded: {entry.conversation} {entry.client_msg_id}")
+        print_result(
+            {"client_msg_id": entry.client_msg_id, "conversation": entry.conversation, "discarded": True},
+            f"discarded: {entry.conversation} {entry.client_msg_id}",
+            as_json=as_json,
+        )
     if not discarded:
         complain("the outbox is empty")
 
 
 async def _entries(
     options: StoreOptions, messages: list[str] | None = None, *, discard: bool = False
-) -> "list[Entry]":
+) -> list[Entry]:
     """Returns the named entries or all, and may discard them. Raises `SetupError` if one is missing."""
     from imqtt.cli.client import naming_the_holder
     from imqtt.client.store import LocalStore

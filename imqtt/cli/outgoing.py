@@ -1,25 +1,31 @@
-"""Outgoing messages of `imqtt send`: their content, and sending them."""
+"""The commands of `imqtt send` and `imqtt recall`: the content of messages, and waiting for answers."""
 
 import asyncio
+import contextlib
 import shlex
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import msgspec
 
-from imqtt.cli.client import SILENT
-from imqtt.cli.connection import DeviceAccess
-from imqtt.cli.output import complain, print_json, print_line
+from imqtt.cli.client import fetch, open_client, seconds_left, why_unanswered
+from imqtt.cli.connection import ConnectionOptions, DeviceAccess
+from imqtt.cli.data import data_option
+from imqtt.cli.output import complain, print_result
 from imqtt.cli.stdin import stdin_bytes
 from imqtt.client import Client
-from imqtt.errors import Invalid, NotConnected, SetupError
-from imqtt.model import Content, canonical_json
+from imqtt.errors import Invalid, NotConnected, NotFound, SetupError
+from imqtt.model import Accepted, Content, canonical_json
 
 
 @dataclass
 class Outgoing:
-    """Sends messages, each after the one before it is stored. `where`: options that locate the outbox."""
+    """Sends commands, and prints that they are stored. `where`: options that locate the outbox.
+
+    The methods raise `NotConnected` when `wait` seconds have passed since `begun`, and the server's refusal.
+    """
 
     client: Client
     access: DeviceAccess
@@ -28,31 +34,36 @@ class Outgoing:
     where: str
     as_json: bool
 
-    async def send(self, content: Content, message_id: str = "", waited: float = 0.0) -> None:
-        """Returns when it is stored. Raises `NotConnected` after `wait` seconds, or the server's refusal.
-
-        `waited`: seconds of `wait` that were spent on connecting.
-        """
+    async def send(self, content: Content, begun: float, message_id: str = "") -> None:
         message_id = message_id or uuid4().hex
+        sent = self.client.send(self.conversation, content, client_msg_id=message_id)
+        accepted = await self._answer(sent, begun, message_id)
+        print_result(accepted, f"stored: {self.conversation} {accepted.seq}", as_json=self.as_json)
+
+    async def recall(self, seq: int, begun: float) -> None:
+        found = await fetch(self.client, self.conversation, seq + 1, 1, wait=self.wait, begun=begun)
+        if not found or found[0].seq != seq:
+            raise NotFound(f"{self.conversation} has no message {seq}; `imqtt history` shows each one's seq")
+        message_id = uuid4().hex
+        sent = self.client.recall(self.conversation, found[0].position, client_msg_id=message_id)
+        accepted = await self._answer(sent, begun, message_id)
+        print_result(accepted, f"recalled: {self.conversation} {seq}", as_json=self.as_json)
+
+    async def _answer(self, sent: Awaitable[Accepted], begun: float, message_id: str) -> Accepted:
         try:
-            async with asyncio.timeout(max(self.wait - waited, min(self.wait, 1.0))):
-                accepted = await self.client.send(self.conversation, content, client_msg_id=message_id)
+            async with asyncio.timeout(seconds_left(self.wait, begun)):
+                return await sent
         except TimeoutError:
-            state = self.client.state
-            why = SILENT if state.silent else state.reason or "no answer"
+            why = why_unanswered(self.client)
             raise NotConnected(
                 f"not known to be stored after {self.wait:g} s ({why}); {self._left(message_id)}"
             ) from None
         except asyncio.CancelledError:
             complain(f"interrupted: not known to be stored; {self._left(message_id)}")
             raise
-        if self.as_json:
-            print_json(accepted)
-        else:
-            print_line(f"stored: {accepted.conversation} {accepted.seq}")
 
     def _left(self, message_id: str) -> str:
-        """What happens to a message without an answer."""
+        """What happens to a command without an answer."""
         if self.access.store is None:
             return "this device keeps no outbox (--device-store), so it is not sent again"
         device = self.access.device
@@ -61,6 +72,24 @@ class Outgoing:
             f" `imqtt outbox discard {shlex.quote(message_id)} --user {device.user} --device {device.device}"
             f"{self.where}` takes it back"
         )
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    access: DeviceAccess, options: ConnectionOptions, conversation: str, wait: float, *, as_json: bool
+) -> AsyncIterator[Outgoing]:
+    """Connects, for at most three seconds, and yields what sends commands of this conversation."""
+    where = data_option(options.data)
+    if options.device_store is not None:
+        where += f" --device-store {shlex.quote(str(options.device_store))}"
+    async with contextlib.AsyncExitStack() as stack:
+        opening = open_client(access, {conversation}, wait=min(wait, 3.0))
+        try:
+            client = await stack.enter_async_context(opening)
+        except asyncio.CancelledError:
+            complain("interrupted before anything was sent; nothing is in the outbox")
+            raise
+        yield Outgoing(client, access, conversation, wait, where, as_json)
 
 
 def body_of(text: list[str] | None, file: Path | None) -> bytes:

@@ -32,6 +32,14 @@ def print_line(text: str) -> None:
     _write(printable(text) + "\n")
 
 
+def print_result(value: object, text: str, *, as_json: bool) -> None:
+    """Prints a result for programs or for people."""
+    if as_json:
+        print_json(value)
+    else:
+        print_line(text)
+
+
 def complain(message: str) -> None:
     """Prints one line on stderr, for everything that is not a result."""
     print("imqtt:", printable(" ".join(message.split())), file=sys.stderr)

@@ -1,7 +1,7 @@
 """The chat's screen: a title bar, a transcript that scrolls, a status line, and an input line."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
@@ -15,6 +15,9 @@ from prompt_toolkit.styles import Style
 
 from imqtt.cli.transcript import Line, Transcript
 from imqtt.cli.wrapping import Rows, wrapped
+
+if TYPE_CHECKING:
+    from imqtt.cli.chat_controller import Chat
 
 STYLE = Style.from_dict(
     {
@@ -40,21 +43,6 @@ STYLE = Style.from_dict(
 
 PROMPT = "> "
 INPUT_ROWS = 6  # at most
-
-
-class Actions(Protocol):
-    """The actions of the person at the screen."""
-
-    def send(self, text: str) -> None: ...
-
-    def typing(self, *, typing: bool) -> None:
-        """The input has changed; it is empty if `typing` is False."""
-
-    def older(self) -> None:
-        """Fetch the events before the first one."""
-
-    def help(self) -> None:
-        """Show all commands and keys."""
 
 
 class _Lines(UIControl):
@@ -105,19 +93,11 @@ class _Input(BufferControl):
 
 
 class Screen:
-    """`title`, `state` and `hint` are called for each redraw."""
+    """Tells `chat` what the person does, and asks it for its `title`, `state` and `hint` at each redraw."""
 
-    def __init__(
-        self,
-        transcript: Transcript,
-        actions: Actions,
-        *,
-        title: Callable[[], str],
-        state: Callable[[], tuple[bool, str]],
-        hint: Callable[[], str],
-    ) -> None:
+    def __init__(self, transcript: Transcript, chat: "Chat") -> None:
         self._transcript = transcript
-        self._actions = actions
+        self._chat = chat
         self._lines: list[Line] = []
         self._page = ""  # shown instead of the transcript
         self._anchor: int | None = None  # the line that stays in view; None: the last line
@@ -129,13 +109,13 @@ class Screen:
         entry = Window(control, height=lambda: min(len(control.rows(self._width()).texts), INPUT_ROWS))
 
         def right() -> StyleAndTextTuples:
-            good, text = state()
+            good, text = chat.state()
             return [("class:bar.good" if good else "class:bar.bad", f"{text} ")]
 
-        left_window = Window(FormattedTextControl(lambda: f" {title()}"), style="class:bar")
+        left_window = Window(FormattedTextControl(lambda: f" {chat.title()}"), style="class:bar")
         right_window = Window(FormattedTextControl(right), style="class:bar", align=WindowAlign.RIGHT)
         bar = VSplit([left_window, right_window], height=1)
-        note = Window(FormattedTextControl(lambda: [("class:typing", f"  {hint()}")]), height=1)
+        note = Window(FormattedTextControl(lambda: [("class:typing", f"  {chat.hint()}")]), height=1)
         self.application: Application[None] = Application(
             Layout(HSplit([bar, self._pane, note, entry]), focused_element=entry),
             key_bindings=self._keys(),
@@ -199,14 +179,14 @@ class Screen:
             top = shown.first_visible_line()
             self._anchor = max(top - step, 0)
             if top == 0 and not self._page:
-                self._actions.older()
+                self._chat.older()
         else:
             last = len(self._lines) - 1
             bottom = shown.last_visible_line() + step
             self._anchor = bottom if bottom < last else last if self._page else None
 
     def _changed(self, buffer: Buffer) -> None:
-        self._actions.typing(typing=bool(buffer.text) and not buffer.text.startswith("/"))
+        self._chat.typing(typing=bool(buffer.text) and not buffer.text.startswith("/"))
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -221,13 +201,13 @@ class Screen:
             self._changed(self._buffer)
             self._show_end()
             if text:
-                self._actions.send(text)
+                self._chat.send(text)
 
         is_empty, has_page = Condition(lambda: not self._buffer.text), Condition(lambda: bool(self._page))
         keys.add("escape", "enter")(lambda event: self._buffer.insert_text("\n"))
         keys.add("escape", filter=has_page, eager=True)(lambda event: self._show_end())
         keys.add("c-end")(lambda event: self._show_end())
-        keys.add("f1")(lambda event: self._actions.help())
+        keys.add("f1")(lambda event: self._chat.help())
         keys.add("pageup")(lambda event: self._scroll(-1))
         keys.add("pagedown")(lambda event: self._scroll(1))
         keys.add("c-c")(lambda event: event.app.exit())

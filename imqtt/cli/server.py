@@ -12,7 +12,7 @@ import typer
 from imqtt.addresses import host_port
 from imqtt.cli.connection import reachable
 from imqtt.cli.data import DEFAULT, Data, DataDirectory, data_option
-from imqtt.cli.output import Json, complain, print_json, print_line
+from imqtt.cli.output import Json, complain, print_json, print_line, print_result
 from imqtt.cli.settings import ignored_settings, server_config, server_flags
 from imqtt.config import SETTINGS
 from imqtt.redaction import redacted
@@ -55,10 +55,11 @@ def serve(*, as_json: Json = False, quiet: Quiet = False, **flags: str | None) -
 
     def say_ready(partitions: int) -> None:
         broker = host_port(config.broker_host, config.broker_port)
-        if as_json:
-            print_json({"ready": True, "partitions": partitions, "broker": broker, "store": store})
-        else:
-            print_line(f"imqtt is ready: {partitions} partitions on {broker}, store {store}")
+        print_result(
+            {"ready": True, "partitions": partitions, "broker": broker, "store": store},
+            f"imqtt is ready: {partitions} partitions on {broker}, store {store}",
+            as_json=as_json,
+        )
 
     if config.workers > 1:
         signals.run(lambda: supervisor.run(config, say_ready))

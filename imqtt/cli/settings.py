@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from inspect import Parameter
 from pathlib import Path
@@ -12,7 +12,7 @@ import typer
 
 from imqtt.cli.options import with_signature
 from imqtt.cli.output import complain, read_secret
-from imqtt.config import SETTINGS, ServerConfig, SettingsFile, unknown_variables
+from imqtt.config import SETTINGS, ServerConfig, read_settings, unknown_variables
 from imqtt.errors import SetupError
 
 PANEL = "Server settings"
@@ -51,20 +51,16 @@ def server_config(flags: dict[str, str | None], **given: Any) -> ServerConfig:
     `given` overrides all of them. Raises `BadSetting`, or `SetupError` for an unreadable file of a secret.
     """
     values: dict[str, Any] = {setting.name: flags.get(setting.name) for setting in SETTINGS}
-    try:
-        named = flags.get(FILE) or os.environ.get(f"IMQTT_{FILE.upper()}")
-        file = SettingsFile.read(Path(named)) if named else None
-        _warn(tuple(unknown_variables(os.environ)))
-    except SetupError as error:
-        raise BadSetting(error.reason) from error
+    _, file = _settings_file(flags)
     for setting in SETTINGS:
         if setting.secret:
             key = f"{setting.name}_file"
             secret = flags.get(key) or os.environ.get(f"{setting.variable}_FILE")
-            if not secret and file is not None and setting.variable not in os.environ:
-                secret = str(file.settings.get(key, ""))
+            if not secret and setting.variable not in os.environ:
+                secret = str(file.get(key, ""))
             values[setting.name] = read_secret(secret) if secret else None
     try:
+        _warn(tuple(unknown_variables(os.environ)))
         return ServerConfig.from_environment(os.environ, file, **(values | given))
     except SetupError as error:
         raise BadSetting(error.reason) from error
@@ -76,13 +72,17 @@ def ignored_settings(flags: dict[str, str | None], names: Collection[str]) -> li
     keys = {setting.name: setting.variable for setting in own}
     keys |= {f"{setting.name}_file": f"{setting.variable}_FILE" for setting in own if setting.secret}
     ignored = [variable for variable in keys.values() if variable in os.environ]
-    if named := flags.get(FILE) or os.environ.get(f"IMQTT_{FILE.upper()}"):
-        try:
-            lines = SettingsFile.read(Path(named)).settings
-        except SetupError as error:
-            raise BadSetting(error.reason) from error
-        ignored += [f"{key} in {named}" for key in keys if key in lines]
-    return ignored
+    named, file = _settings_file(flags)
+    return ignored + [f"{key} in {named}" for key in keys if key in file]
+
+
+def _settings_file(flags: dict[str, str | None]) -> tuple[str, Mapping[str, str | int]]:
+    """The path and the settings of the file of `--config`; both empty without one. Raises `BadSetting`."""
+    named = flags.get(FILE) or os.environ.get(f"IMQTT_{FILE.upper()}", "")
+    try:
+        return named, read_settings(Path(named)) if named else {}
+    except SetupError as error:
+        raise BadSetting(error.reason) from error
 
 
 @cache  # only once per process

@@ -76,24 +76,22 @@ def copy(
     if source == target:
         raise SetupError("SOURCE and TARGET are the same store")
     started = datetime.now().astimezone()
-    copied: Copied
 
     async def main() -> None:
-        nonlocal copied
         copied = await _copy(source, target, passwords, driver, live=live, quiet=quiet, as_json=as_json)
+        if as_json:
+            print_json({"done": True, "live": live, **copied._asdict()})
+            return
+        print_line(
+            f"{redacted(target)} holds what {redacted(source)} does: {copied.conversations:,} conversations"
+            f" with {copied.events:,} events ({copied.added:,} of them new), {copied.members:,} members,"
+            f" {copied.marks:,} marks and {copied.devices:,} devices; digest {copied.digest}."
+        )
+        if live:
+            print_line(f"It is the state of {started:%H:%M:%S}; later changes may be missing.")
 
     if signalled := signals.run(main):
         raise typer.Exit(128 + signalled)
-    if as_json:
-        print_json({"done": True, "live": live, **copied._asdict()})
-        return
-    print_line(
-        f"{redacted(target)} holds what {redacted(source)} does: {copied.conversations:,} conversations with"
-        f" {copied.events:,} events ({copied.added:,} of them new), {copied.members:,} members,"
-        f" {copied.marks:,} marks and {copied.devices:,} devices; digest {copied.digest}."
-    )
-    if live:
-        print_line(f"It is the state of {started:%H:%M:%S}; later changes may be missing.")
 
 
 async def _copy(

@@ -47,10 +47,10 @@ class Transcript:
 
     def __init__(self, user: str) -> None:
         self.user = user
-        self._begins = False
+        self.begins = False  # whether it has the first event of the conversation
         self._events: dict[int, Event] = {}
         self._registers: dict[tuple[str, str], Event] = {}  # the events that change messages
-        self._pending: dict[str, Pending] = {}
+        self.unstored: dict[str, Pending] = {}  # waiting and refused messages by client_msg_id, in order
         self._marks: dict[str, Marks] = {}
         self._names: dict[str, int] = {}
         # A message is laid out once, not at each keystroke: there may be thousands.
@@ -61,15 +61,16 @@ class Transcript:
 
     # --- changes
 
-    def add(self, events: Iterable[Event]) -> None:
-        """Adds events of the conversation, in any order."""
+    def add(self, events: Iterable[Event], *, begins: bool = False) -> None:
+        """Adds events of the conversation, in any order. `begins`: there are none before them."""
         self._lines = None
+        self.begins = self.begins or begins
         for event in events:
             self._show(event)
-            if event.sender == self.user and event.client_msg_id in self._pending:
+            if event.sender == self.user and event.client_msg_id in self.unstored:
                 self.discard(event.client_msg_id)
             if event.seq == 1:
-                self._begins = True
+                self.begins = True
 
     def _show(self, event: Event) -> None:
         """Shows the event, and the message that it changes, as the known events change them."""
@@ -86,19 +87,19 @@ class Transcript:
         """Adds a message that waits to be stored."""
         self._lines = None
         self._waiting_blocks.pop(client_msg_id, None)
-        self._pending[client_msg_id] = Pending(content, time)
+        self.unstored[client_msg_id] = Pending(content, time)
 
     def refuse(self, client_msg_id: str, reason: str) -> None:
-        pending = self._pending.get(client_msg_id)
+        pending = self.unstored.get(client_msg_id)
         if pending is not None:
             self._lines = None
-            self._pending[client_msg_id] = pending._replace(refused=reason)
+            self.unstored[client_msg_id] = pending._replace(refused=reason)
 
     def discard(self, client_msg_id: str) -> Pending:
         """Removes and returns a message that is not stored. Raises `KeyError`."""
         self._lines = None
         self._waiting_blocks.pop(client_msg_id, None)
-        return self._pending.pop(client_msg_id)
+        return self.unstored.pop(client_msg_id)
 
     def mark(self, marks: Marks) -> None:
         """Sets a member's marks, which only grow."""
@@ -114,26 +115,11 @@ class Transcript:
         self._waiting_blocks.clear()
         self._events.clear()
         self._registers.clear()
-        self._pending.clear()
+        self.unstored.clear()
         self._marks.clear()
-        self._begins = False
+        self.begins = False
 
     # --- queries
-
-    @property
-    def begins(self) -> bool:
-        """Whether the transcript has the first event of the conversation."""
-        return self._begins
-
-    @begins.setter
-    def begins(self, begins: bool) -> None:
-        self._begins = begins
-        self._lines = None
-
-    @property
-    def unstored(self) -> list[str]:
-        """The client_msg_ids of waiting and refused messages, in order."""
-        return list(self._pending)
 
     @property
     def own_newest(self) -> Event | None:
@@ -145,9 +131,6 @@ class Transcript:
     def first(self) -> int:
         """The seq of the first event; 0 if there is none."""
         return min(self._events, default=0)
-
-    def __len__(self) -> int:
-        return len(self._events)
 
     # --- layout
 
@@ -187,7 +170,7 @@ class Transcript:
                 today = block.date
                 shown.append([("class:day", f"  ── {today} ──")])
             shown += block.lines
-        for key, pending in self._pending.items():
+        for key, pending in self.unstored.items():
             tick = ("class:tick", WAITING)
             if pending.refused:
                 tick = ("class:tick.failed", f"{FAILED} not sent: {pending.refused}")

@@ -9,11 +9,10 @@ import typer
 
 from imqtt.cli.output import Json, complain, print_json, print_table
 from imqtt.cli.settings import server_config, server_flags
-from imqtt.config import SETTINGS
+from imqtt.config import SETTINGS, ServerConfig
 from imqtt.errors import SetupError
 
 if TYPE_CHECKING:
-    from imqtt.config import ServerConfig
     from imqtt.state.base import Worker
 
 ASKED = {"store", "store_password", "mongo_driver", "state", "state_password"}
@@ -51,7 +50,7 @@ def workers(*, partitions: Partitions = False, as_json: Json = False, **flags: s
         raise typer.Exit(1)
 
 
-async def _ask(config: "ServerConfig") -> "tuple[int, list[Worker]]":
+async def _ask(config: ServerConfig) -> "tuple[int, list[Worker]]":
     """The number of partitions, and the workers that are alive."""
     from imqtt.state import open_state
     from imqtt.stores import attach_store

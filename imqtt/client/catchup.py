@@ -26,7 +26,7 @@ MARGIN = 3_600_000 << SNOWFLAKE_TIME_SHIFT  # one worker's clock may be an hour 
 WHOLE_WALK_EVERY = 86_400  # seconds: once a day the device reads the whole list
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class CatchUp:
     """Outlives connections, and keeps the wanted conversations between them."""
 
@@ -86,7 +86,7 @@ class CatchUp:
     async def _ask(self, sync: Sync) -> Page:
         while True:
             try:
-                return await self.requests.ask(sync, self.uplink.home)
+                return await self.requests.ask(sync)
             except NotConnected:
                 raise
             except ImqttError:

@@ -19,10 +19,10 @@ from imqtt.client.tls import TlsContexts
 from imqtt.client.transport import Transport
 from imqtt.client.values import ConnectionState, Notice, Summary
 from imqtt.core.conversation_view import ConversationView
+from imqtt.core.conversations import conversation_with
 from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.overlays import counts_as_unread
-from imqtt.core.partitions import home_of
-from imqtt.errors import ClientError, Invalid, NotConnected, SetupError
+from imqtt.errors import ClientError, NotConnected, SetupError
 from imqtt.model import (
     Accepted,
     Content,
@@ -37,7 +37,6 @@ from imqtt.model import (
     canonical_json,
 )
 from imqtt.protocol import Format, check
-from imqtt.protocol.topics import is_name
 
 MAX_NOTICES = 1_000  # waiting for one iterator; the oldest are dropped
 TYPING_EVERY = 3.0  # seconds; receivers forget it after six
@@ -230,16 +229,10 @@ class Client:
 
     def direct(self, other: str) -> str:
         """The id of the direct conversation with another user, or of the user's own conversation."""
-        user = self.settings.device.user
-        return home_of(user) if other == user else "d:" + ":".join(sorted((user, other)))
+        return self._id_of(other)
 
     def _id_of(self, conversation: str) -> str:
-        """The id of a conversation that is given as an id or as a user's name."""
-        if ":" in conversation:
-            return conversation
-        if not is_name(conversation):
-            raise Invalid(f"{conversation!r} is neither a user nor a conversation")
-        return self.direct(conversation)
+        return conversation_with(self.settings.device.user, conversation)
 
     def _message(self, conversation: str, content: Content, client_msg_id: str | None) -> Send:
         self._parts.check()
@@ -345,7 +338,7 @@ class Client:
         else:
             self._typed.pop(conversation, None)
         with contextlib.suppress(NotConnected):
-            await self._parts.uplink.publish(Typing(conversation, typing), conversation)
+            await self._parts.uplink.publish(Typing(conversation, typing))
 
     async def set_status(self, state: str, *, network: str = "", battery: int | None = None) -> None:
         """Reports the device as `online`, `away` or `background`, until the next call.

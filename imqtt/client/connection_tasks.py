@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +22,8 @@ from imqtt.errors import NotConnected
 from imqtt.model import Cursor, Hello, Status, Welcome
 from imqtt.protocol.topics import down
 
-log = logging.getLogger(__name__)
 
-
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class ConnectionTasks:
     """Runs the tasks of each connection. Outlives connections."""
 
@@ -52,7 +49,7 @@ class ConnectionTasks:
         try:
             # Before `Hello`, so that nothing is published to the device before it is subscribed.
             await mqtt.subscribe(down(self.settings.device))
-            self.uplink.attach(mqtt, nonce)
+            self.uplink.mqtt, self.uplink.nonce = mqtt, nonce
             async with asyncio.TaskGroup() as tasks:
                 welcomed = asyncio.Event()
                 tasks.create_task(self._receive(mqtt, nonce, welcomed), name="imqtt-receive")
@@ -61,7 +58,7 @@ class ConnectionTasks:
         except BaseExceptionGroup as group:
             raise _cause(group) from group
         finally:
-            self.uplink.detach()
+            self.uplink.mqtt = None
             self.catchup.complete.clear()
 
     async def set_status(self, status: Status) -> None:
@@ -93,7 +90,7 @@ class ConnectionTasks:
         self, cursors: tuple[Cursor, ...], welcomed: asyncio.Event, established: Callable[[], None]
     ) -> None:
         hello = Hello(self.uplink.nonce, self.settings.platform, self.settings.max_packet, cursors)
-        page = await self.requests.ask(hello, self.uplink.home)
+        page = await self.requests.ask(hello)
         try:
             async with asyncio.timeout(self.settings.timing.answer):
                 await welcomed.wait()  # it precedes the page, unless it was lost
@@ -106,7 +103,7 @@ class ConnectionTasks:
             tasks.create_task(self.sender.run(), name="imqtt-outbox")
             tasks.create_task(self.marker.run(), name="imqtt-marks")
             tasks.create_task(self._stay_present(), name="imqtt-presence")
-            tasks.create_task(self.requests.check_idle(self.uplink.home), name="imqtt-idle")
+            tasks.create_task(self.requests.check_idle(), name="imqtt-idle")
 
     async def _stay_present(self) -> None:
         """Repeats a status that had no subscriber; sends one before the server considers the device gone."""
@@ -138,7 +135,7 @@ class ConnectionTasks:
             self._untaken.set()
 
     async def _say(self, status: Status) -> None:
-        await self.uplink.publish(msgspec.structs.replace(status, nonce=self.uplink.nonce), self.uplink.home)
+        await self.uplink.publish(msgspec.structs.replace(status, nonce=self.uplink.nonce))
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 ONE_PROCESS = "each process needs a device of its own (`imqtt device add`)"
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Connector:
     """Drives the connection's state machine. `changed` is called with every state."""
 
@@ -97,11 +97,12 @@ class Connector:
     async def _connect(self, address: Address) -> None:
         """One connection, from opening it until it is lost."""
         nonce = uuid4().hex
+        will = Status("offline", nonce)
         login = Login(
             name=self.settings.name,
             password=self.settings.password,
-            will_topic=self.uplink.topic(self.uplink.home),
-            will=self.uplink.encode(Status("offline", nonce)),
+            will_topic=self.uplink.topic(will),
+            will=self.uplink.encode(will),
             keep_alive=self.settings.timing.keep_alive,
             timeout=self.settings.timing.connect,
             tls=self.settings.tls,

@@ -29,6 +29,7 @@ class _Job:
     operation: Operation[Any]
     durable: bool
     chained: bool
+    erases: bool
     done: "asyncio.Future[Any]"
 
 
@@ -43,13 +44,14 @@ class Database(Protocol):
         """
 
     def submit(
-        self, operation: Operation[T], *, durable: bool = False, chained: bool = False
+        self, operation: Operation[T], *, durable: bool = False, chained: bool = False, erases: bool = False
     ) -> "asyncio.Future[T]":
         """Runs `operation` in a transaction, even if nobody awaits the future.
 
         A committed transaction survives the end of the process. With `durable` it also survives a crash of
         the machine, at the cost of an fsync: for data that exists nowhere else. `chained` operations build on
-        each other: after one has failed, all later ones fail with it.
+        each other: after one has failed, all later ones fail with it. After one that `erases`, no file still
+        holds what it removed, at the cost of a checkpoint.
         """
 
     async def close(self) -> None:
@@ -88,14 +90,14 @@ class SqliteDatabase(Database):
             raise
 
     def submit(
-        self, operation: Operation[T], *, durable: bool = False, chained: bool = False
+        self, operation: Operation[T], *, durable: bool = False, chained: bool = False, erases: bool = False
     ) -> "asyncio.Future[T]":
         done: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             done.set_exception(DeviceStoreError(f"{self}: the client is closed"))
             return done
         with self._lock:
-            self._waiting.append(_Job(operation, durable, chained, done))
+            self._waiting.append(_Job(operation, durable, chained, erases, done))
             if self._working:
                 return done
             self._working = True
@@ -124,9 +126,10 @@ class SqliteDatabase(Database):
                 if self._path is not None:
                     connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA cache_size = -8192")
-                # The content of recalled messages must not stay in free pages. Not every SQLite's default.
+                # Removed content must not stay in free pages. Not every SQLite's default.
                 connection.execute("PRAGMA secure_delete = ON")
                 self._prepare(connection, schema, version, upgrades)
+                _truncate_log(connection)  # an earlier process may have been killed before it did
                 if self._path is not None:
                     make_database_private(self._path)
             except BaseException:
@@ -185,6 +188,8 @@ class SqliteDatabase(Database):
             if jobs[0].chained:
                 self._broken = answer
             return [answer]
+        if any(job.erases for job in jobs):
+            _truncate_log(connection)
         return answers
 
     def _answer(self, job: _Job, connection: sqlite3.Connection) -> Any:
@@ -205,6 +210,12 @@ class SqliteDatabase(Database):
                 return DeviceStoreInUse(f"{self} is in use by another client of this process")
             return DeviceStoreInUse(f"{self} is in use by {holder or 'another process'}")
         return DeviceStoreError(f"{self}: {error}")
+
+
+def _truncate_log(connection: sqlite3.Connection) -> None:
+    """Copies the log into the database and empties it. After an error, the next checkpoint copies it."""
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _tell(jobs: list[_Job], answers: list[Any]) -> None:

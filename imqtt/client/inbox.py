@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 MAX_PRESENCES = 10_000  # users whose presence is remembered
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Inbox:
     """Processes frames in order of arrival. Outlives connections."""
 

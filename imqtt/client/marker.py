@@ -49,7 +49,7 @@ class Marker:
             log = self._replica.logs[name]
             if log.marks.is_ahead:
                 order, delivered, read = log.order, log.marks.delivered, log.marks.read
-                await self._uplink.publish(Mark(name, delivered, read), name)
+                await self._uplink.publish(Mark(name, delivered, read))
                 if log.order is order:  # otherwise the log was restarted, and the marks were of the old one
                     self._replica.told(name, delivered, read)
             if not log.marks.is_ahead:  # they may have risen since

@@ -257,8 +257,7 @@ class Mqtt(MqttConnection):
 
 
 async def _failure(address: Address, cause: BaseException, login: Login) -> NotConnected:
-    certain = explain(cause)
-    if certain:
+    if certain := explain(cause):
         return TlsFailed(f"{address}: {certain}")
     unclear = isinstance(cause, ssl.SSLError | ConnectionResetError | BrokenPipeError)
     if unclear and login.tls is not None:

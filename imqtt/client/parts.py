@@ -51,41 +51,17 @@ class Parts:
         self.feed = Feed(self.replica.ordinal)
         self.reader = Reader(self.replica, store, self.requests, commit)
         self.catchup = CatchUp(
-            replica=self.replica,
-            store=store,
-            uplink=self.uplink,
-            requests=self.requests,
-            timing=settings.timing,
-            meta=memory.meta,
-            commit=commit,
+            self.replica, store, self.uplink, self.requests, settings.timing, memory.meta, commit
         )
         marker = Marker(self.replica, self.uplink, settings.timing)
         self.inbox = Inbox(
-            replica=self.replica,
-            store=store,
-            sender=self.sender,
-            requests=self.requests,
-            catchup=self.catchup,
-            marker=marker,
-            feed=self.feed,
-            notices=notices,
+            self.replica, store, self.sender, self.requests, self.catchup, marker, self.feed, notices
         )
         self.connection = ConnectionTasks(
-            settings=settings,
-            uplink=self.uplink,
-            inbox=self.inbox,
-            requests=self.requests,
-            catchup=self.catchup,
-            sender=self.sender,
-            marker=marker,
+            settings, self.uplink, self.inbox, self.requests, self.catchup, self.sender, marker
         )
         self.connector = Connector(
-            settings=settings,
-            uplink=self.uplink,
-            connection=self.connection,
-            requests=self.requests,
-            transport=transport,
-            changed=states.tell,
+            settings, self.uplink, self.connection, self.requests, transport, states.tell
         )
         self.failure: Exception | None = None
         self._settings = settings
@@ -99,7 +75,7 @@ class Parts:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self.connector.tried.wait()
-                if self.uplink.is_attached:
+                if self.uplink.mqtt is not None:
                     await self.caught_up()
         self.check()
         if wait and not self.catchup.complete.is_set() and not self._states.queues:

@@ -20,13 +20,9 @@ async def spoken(address: Address, within: float) -> Protocol | None:
     """The listener's protocol; None if it is not known after `within` seconds."""
     with contextlib.suppress(OSError):  # TimeoutError is one
         async with asyncio.timeout(within):
-            if await _speaks_tls(address):
-                return Protocol.TLS
-            answer = await _first_byte(address, _CONNECT)
-            if answer == _CONNACK:
-                return Protocol.MQTT
-            if _HTTP in (answer, await _first_byte(address, _upgrade(address))):
-                return Protocol.HTTP
+            for protocol in (Protocol.TLS, Protocol.MQTT, Protocol.HTTP):
+                if await _speaks(address, protocol):
+                    return protocol
     return None
 
 
@@ -35,17 +31,10 @@ async def answers(address: Address, within: float) -> bool:
 
     A connection proves nothing: a proxy accepts it even if its broker is down.
     """
-    try:
+    with contextlib.suppress(OSError):  # TimeoutError is one
         async with asyncio.timeout(within):
-            match address.protocol:
-                case Protocol.TLS:
-                    return await _speaks_tls(address)
-                case Protocol.HTTP:
-                    return await _first_byte(address, _upgrade(address)) == _HTTP
-                case Protocol.MQTT:
-                    return await _first_byte(address, _CONNECT) == _CONNACK
-    except OSError:  # TimeoutError is one
-        return False
+            return await _speaks(address, address.protocol)
+    return False
 
 
 async def refusal(address: Address, context: ssl.SSLContext, within: float) -> ssl.SSLError | None:
@@ -53,10 +42,8 @@ async def refusal(address: Address, context: ssl.SSLContext, within: float) -> s
     try:
         async with asyncio.timeout(within):
             await _first_byte(address, b"", context)
-    except ssl.SSLError as error:
-        return error
-    except OSError:  # TimeoutError is one
-        pass
+    except OSError as error:  # TimeoutError is one
+        return error if isinstance(error, ssl.SSLError) else None
     return None
 
 
@@ -84,6 +71,16 @@ def _upgrade(address: Address) -> bytes:
         f"Sec-WebSocket-Key: {b64encode(urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Protocol: mqtt\r\n\r\n"
     ).encode()
+
+
+async def _speaks(address: Address, protocol: Protocol) -> bool:
+    match protocol:
+        case Protocol.TLS:
+            return await _speaks_tls(address)
+        case Protocol.HTTP:
+            return await _first_byte(address, _upgrade(address)) == _HTTP
+        case Protocol.MQTT:
+            return await _first_byte(address, _CONNECT) == _CONNACK
 
 
 async def _speaks_tls(address: Address) -> bool:

@@ -44,11 +44,10 @@ class Requests:
         self.is_silent = False  # see `ConnectionState`
         self.silence_changed: Callable[[], None] = lambda: None
 
-    async def ask(self, command: Hello | Sync | History, place: str) -> Page:
+    async def ask(self, command: Hello | Sync | History) -> Page:
         """Returns the page that answers. Repeats the command with backoff until then.
 
-        `place` is the conversation whose partition gets the command. Raises the error of a `Rejected` that is
-        not retryable, or `NotConnected`.
+        Raises the error of a `Rejected` that is not retryable, or `NotConnected`.
         """
         ref = uuid4().hex[:16]
         command = msgspec.structs.replace(command, ref=ref)
@@ -63,7 +62,7 @@ class Requests:
             while True:
                 try:
                     # From the second try on to partition 0: the number of partitions may have changed.
-                    await self._uplink.publish(command, place, anywhere=tries + refusals > 0)
+                    await self._uplink.publish(command, anywhere=tries + refusals > 0)
                     tries += 1
                     self._no_subscriber = False
                     wait = min(self._timing.patience, self._timing.answer * 2.0 ** (tries - 1))
@@ -117,7 +116,7 @@ class Requests:
         self._heard_at = time.monotonic()
         self._set_silent(False)
 
-    async def check_idle(self, place: str) -> None:
+    async def check_idle(self) -> None:
         """Sends a request if the server was idle for a while, so that its silence is noticed."""
         while self._timing.idle:
             wait = self._heard_at + self._timing.idle - time.monotonic()
@@ -125,7 +124,7 @@ class Requests:
                 await asyncio.sleep(wait)
                 continue
             try:
-                await self.ask(Sync(), place)
+                await self.ask(Sync())
             except NotConnected:
                 raise
             except ImqttError:  # an answer too

@@ -175,10 +175,10 @@ class Sender:
                 self._changed.set()
                 await self._refuse(entry, error)
             return
-        if self._uplink.is_attached:
+        if self._uplink.mqtt is not None:
             self._unanswered[entry.key] = hash(change_of(entry.command))
         try:
-            await self._uplink.publish(entry.command, entry.conversation)
+            await self._uplink.publish(entry.command)
         except Untaken as error:
             log.debug("%s", error)
             self._outbox.untaken(entry.key, time.monotonic())

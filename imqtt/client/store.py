@@ -6,7 +6,7 @@ accepted command with its removal from the outbox. So the device may be killed a
 
 import sqlite3
 from asyncio import Future
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -72,6 +72,8 @@ CREATE TABLE consumers (name TEXT PRIMARY KEY, ordinal INTEGER NOT NULL) WITHOUT
 """
 
 EVENT = "SELECT body FROM events WHERE conversation = ? AND seq = ?"
+PUT = "INSERT INTO outbox (conversation, client_msg_id, command, refused, reason) VALUES (?, ?, ?, ?, ?)"
+DISCARD = "DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?"
 
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
 _event = msgspec.json.Decoder(Event, dec_hook=from_json_type).decode
@@ -122,7 +124,10 @@ class LocalStore:
         the next sync fetches them again. After a failure all later calls fail: their events may follow events
         that are not stored.
         """
-        return self._database.submit(lambda connection: _apply(connection, changes), chained=True)
+        erases = bool(changes.overlays or changes.restarted)
+        return self._database.submit(
+            lambda connection: _apply(connection, changes), chained=True, erases=erases
+        )
 
     # --- the log
 
@@ -142,17 +147,16 @@ class LocalStore:
     def events(self, conversation: str, first: int, last: int) -> Future[list[Event]]:
         """The stored events with these seqs, in order of seq."""
         query = "SELECT body FROM events WHERE conversation = ? AND seq BETWEEN ? AND ? ORDER BY seq"
-        return self._database.submit(
-            lambda connection: [
-                _event(body) for (body,) in connection.execute(query, (conversation, first, last))
-            ]
-        )
+        return self._events(query, conversation, first, last)
 
     def registers(self, conversation: str, first: int) -> Future[list[Event]]:
         """The events that change messages from seq `first` on, in order of seq."""
         query = "SELECT body FROM registers WHERE conversation = ? AND target >= ? ORDER BY seq"
+        return self._events(query, conversation, first)
+
+    def _events(self, query: str, *values: object) -> Future[list[Event]]:
         return self._database.submit(
-            lambda connection: [_event(body) for (body,) in connection.execute(query, (conversation, first))]
+            lambda connection: [_event(body) for (body,) in connection.execute(query, values)]
         )
 
     def ids(self, places: Collection[Place]) -> Future[dict[Place, Id]]:
@@ -191,9 +195,8 @@ class LocalStore:
 
         return self._database.submit(read)
 
-    def finish(self, name: str, ordinal: int) -> Future[None]:
-        statement = "UPDATE consumers SET ordinal = ? WHERE name = ?"
-        return self._database.submit(lambda connection: _run(connection, statement, (ordinal, name)))
+    def finish(self, name: str, ordinal: int) -> Future[bool]:
+        return self._change("UPDATE consumers SET ordinal = ? WHERE name = ?", ordinal, name)
 
     # --- the outbox
 
@@ -208,15 +211,20 @@ class LocalStore:
         """The commands in the outbox, in the order of putting; all of them without `keys`."""
         return self._database.submit(lambda connection: _entries(connection, keys))
 
-    def refuse(self, key: OutboxKey, code: str, reason: str) -> Future[None]:
-        """Keeps a command that will not be sent again, for the user to see."""
+    def refuse(self, key: OutboxKey, code: str, reason: str) -> Future[bool]:
+        """Keeps a command that will not be sent again, for the user to see. False if it is not there."""
         statement = "UPDATE outbox SET refused = ?, reason = ? WHERE conversation = ? AND client_msg_id = ?"
-        return self._database.submit(lambda connection: _run(connection, statement, (code, reason, *key)))
+        return self._change(statement, code, reason, *key)
 
     def discard(self, key: OutboxKey) -> Future[bool]:
         """Removes a command from the outbox. False if it is not there."""
-        statement = "DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?"
-        return self._database.submit(lambda connection: connection.execute(statement, key).rowcount > 0)
+        return self._change(DISCARD, *key, erases=True)
+
+    def _change(self, statement: str, *values: object, erases: bool = False) -> Future[bool]:
+        """Whether the statement has changed or deleted a row."""
+        return self._database.submit(
+            lambda connection: connection.execute(statement, values).rowcount > 0, erases=erases
+        )
 
 
 # --- the statements, run in the database's thread ------------------------------------------------------
@@ -233,16 +241,8 @@ def _upgrade_to_2(connection: sqlite3.Connection) -> None:
         f"{query} ORDER BY position"
     ):
         command = encode_command(Send(conversation, name, _content(content), time), Format.JSON)
-        connection.execute(
-            "INSERT INTO outbox (conversation, client_msg_id, command, refused, reason)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (conversation, name, command, refused, reason),
-        )
+        connection.execute(PUT, (conversation, name, command, refused, reason))
     connection.execute("DROP TABLE contents")
-
-
-def _run(connection: sqlite3.Connection, statement: str, values: Sequence[object]) -> None:
-    connection.execute(statement, values)
 
 
 def _load(connection: sqlite3.Connection, user: str) -> Memory:
@@ -302,7 +302,7 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
         " SET delivered = max(delivered, excluded.delivered), read = max(read, excluded.read)",
         ((marks.conversation, marks.user, marks.delivered, marks.read) for marks in changes.marks),
     )
-    connection.executemany("DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?", changes.sent)
+    connection.executemany(DISCARD, changes.sent)
     connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", changes.meta.items())
     return {name: _trim(connection, name, seq, changes.wanted_after) for name, seq in changes.trim}
 
@@ -410,11 +410,8 @@ def _put(connection: sqlite3.Connection, entry: Entry) -> bool:
             raise Conflict(f"the client_msg_id {entry.client_msg_id} is in use for other content")
         if not found[1]:
             return False
-        connection.execute("DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key)
-    connection.execute(
-        "INSERT INTO outbox (conversation, client_msg_id, command, refused, reason) VALUES (?, ?, ?, '', '')",
-        (*entry.key, command),
-    )
+        connection.execute(DISCARD, entry.key)
+    connection.execute(PUT, (*entry.key, command, "", ""))
     return True
 
 

@@ -2,9 +2,9 @@
 
 import ssl
 from collections.abc import Callable
-from pathlib import Path
 
 from imqtt.errors import SetupError
+from imqtt.tls_files import reason_of
 
 MakeContext = Callable[[], ssl.SSLContext]
 
@@ -64,32 +64,6 @@ class TlsContexts:
         return context
 
 
-def files_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """A context from PEM files. Raises `SetupError`, which names the file.
-
-    Without `ca`, the system's authorities are trusted. Without `key`, the file of `certificate` holds it.
-    """
-    if key is not None and certificate is None:
-        raise SetupError(f"{key} is given without a certificate: give the certificate as well")
-    for path in (ca, certificate, key):
-        if path is not None:
-            try:
-                path.open("rb").close()  # OpenSSL's error does not name the file
-            except OSError as error:
-                raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except (OSError, ValueError) as error:
-        raise SetupError(f"{ca}: no certificates in PEM form ({_reason(error)})") from error
-    if certificate is not None:
-        try:
-            context.load_cert_chain(certificate, key)
-        except (OSError, ValueError) as error:
-            beside = f" and {key}" if key is not None else ", which has to hold its key as well"
-            raise SetupError(f"{certificate}{beside}: {_reason(error)}") from error
-    return context
-
-
 def explain(error: BaseException) -> str:
     """Why a handshake failed; "" if that is not certain."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -101,13 +75,5 @@ def explain(error: BaseException) -> str:
         for name, meaning in _ALERTS.items():
             if error.reason.endswith(name):
                 return meaning
-        return f"the broker ended the TLS handshake: {_reason(error)}"
+        return f"the broker ended the TLS handshake: {reason_of(error)}"
     return ""
-
-
-def _reason(error: Exception) -> str:
-    if "PEM lib" in str(error):  # OpenSSL's words for a file without a certificate or key
-        return "no certificate, or no private key, in PEM form"
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.replace("_", " ").lower()
-    return str(error)

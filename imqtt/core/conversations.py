@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
+from imqtt.core.partitions import home_of
 from imqtt.errors import ImqttError, Invalid, NotAllowed, Unsupported
 
 _USER = re.compile(r"[A-Za-z0-9._-]{1,62}")
@@ -26,6 +27,18 @@ def members_of(conversation: str) -> tuple[str, ...]:
             raise Invalid(f"a direct conversation has two users; notes to self go to u:{users[0]}")
         raise Invalid(f"write the user ids in sorted order: d:{users[1]}:{users[0]}")
     return users
+
+
+def conversation_with(user: str, name: str) -> str:
+    """The conversation of `user` with the user `name`, perhaps themselves; or `name` if it is an id.
+
+    Raises `Invalid` for any other text. Whether an id is valid is not checked.
+    """
+    if ":" in name:
+        return name
+    if _USER.fullmatch(name) is None:
+        raise Invalid(f"{name!r} is neither a user nor a conversation")
+    return home_of(user) if name == user else "d:" + ":".join(sorted((user, name)))
 
 
 class Members:

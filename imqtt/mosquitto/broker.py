@@ -29,7 +29,7 @@ from imqtt.mosquitto.migration import migrate
 from imqtt.mosquitto.passwords import SERVER_ACCOUNT, Passwords
 from imqtt.mosquitto.pid_file import PidFile
 from imqtt.mosquitto.process import Process
-from imqtt.mosquitto.system_user import CannotSwitchUser, SystemUser, broker_user, own_name
+from imqtt.mosquitto.system_user import SystemUser, broker_user, own_name
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Mosquitto:
         if self.pid is not None:
             return
         program = executable()
-        user = self._user()
+        user = broker_user(self._user_name)
         with self._writable():
             create_directory(self.directory)
             self._lock.acquire()
@@ -227,13 +227,6 @@ class Mosquitto:
         if self._lock.held and self.pid is None:
             self._pid_file.remove()
         self._lock.release()
-
-    def _user(self) -> SystemUser | None:
-        try:
-            return broker_user(self._user_name)
-        except CannotSwitchUser as reason:
-            log.warning("Mosquitto runs as %s: %s", own_name(), reason)
-            return None
 
     def _report_displaced(self, wanted: Listeners) -> None:
         """Logs which preferred ports are in use, and by which programs."""

@@ -1,26 +1,25 @@
-"""Requests to the server and its broker, sent with the server's account.
+"""Requests to the server and its broker, sent with the server's account."""
 
-Imports are inside the functions because few commands need them.
-"""
-
+import asyncio
 import contextlib
 import secrets
+import ssl
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, LinkError, describe
+from imqtt.broker.link import Link, LinkSettings, Packet, connect
+from imqtt.config import ServerConfig
 from imqtt.errors import ImqttError, SetupError
+from imqtt.mosquitto.login import log_in
+from imqtt.tls_files import TlsFileError, TlsFiles
 
 if TYPE_CHECKING:
-    import ssl
-
-    from imqtt.broker.link import Link
-    from imqtt.config import ServerConfig
-    from imqtt.server.control import Told
+    from imqtt.server.control import Told  # most commands do not need it, and it loads the server
 
 TIMEOUT = 5.0  # seconds, for connecting
 ANSWER_SECONDS = 3.0
-_REFUSED_CREDENTIALS = (0x86, 0x87)  # bad user name or password; not authorized (MQTT 5, section 3.2.2.2)
 
 T = TypeVar("T")
 
@@ -36,17 +35,17 @@ class ServerUnreachable(ImqttError):
 class Access:
     """The broker's internal listener and the server's account on it.
 
-    Every method blocks, and raises `ServerUnreachable`.
+    Every method blocks, and except `login` raises `ServerUnreachable`.
     """
 
     host: str
     port: int
     username: str
     password: str = field(repr=False)
-    tls: "ssl.SSLContext | None" = field(default=None, repr=False)
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, config: "ServerConfig") -> "Access | None":
+    def of(cls, config: ServerConfig) -> "Access | None":
         """The access to an `imqtt serve` with these settings; None without the server's credentials."""
         if not (config.broker_password or config.broker_certificate):
             return None
@@ -54,22 +53,8 @@ class Access:
         return cls(host, port, username, config.broker_password, _tls(config))
 
     def login(self, username: str, password: str) -> bool:
-        """Whether the broker accepts these credentials, like `log_in`. Raises `OSError`."""
-        import asyncio
-
-        from imqtt.broker.errors import ConnackRefused, LinkError
-
-        async def log_in() -> bool:
-            try:
-                link = await self._connect("", username, password)
-            except LinkError as error:
-                if isinstance(error, ConnackRefused) and error.code in _REFUSED_CREDENTIALS:
-                    return False
-                raise ConnectionError(str(error)) from error
-            await link.close()
-            return True
-
-        return asyncio.run(log_in())
+        """Whether the broker accepts these credentials. Raises `OSError`."""
+        return log_in(self.host, self.port, username, password, self.tls)
 
     def end_sessions(self, usernames: Iterable[str]) -> None:
         """Ends devices' connections and drops their sessions with everything queued in them.
@@ -80,7 +65,7 @@ class Access:
 
         async def end() -> None:
             for username in usernames:
-                link = await self._connect(username, self.username, self.password)
+                link = await self._connect(username)
                 await link.close()
 
         _run(end())
@@ -92,12 +77,10 @@ class Access:
 
     def revoke(self, usernames: Sequence[str]) -> None:
         """Makes the server forget devices, at once or when it starts again."""
-        from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS, describe
-        from imqtt.broker.link import Packet
         from imqtt.server import control
 
         async def tell() -> None:
-            link = await self._connect("", self.username, self.password)
+            link = await self._connect()
             try:
                 order = Packet(control.TOPIC, control.encode(control.Revoke(tuple(usernames))))
                 (code,) = await link.publish([order])
@@ -111,14 +94,11 @@ class Access:
         _run(tell())
 
     def ask(self, user: str) -> "Told":
-        import asyncio
-
-        from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
-        from imqtt.broker.link import Packet
+        """The presence of the user's devices."""
         from imqtt.server import control
 
         async def ask() -> "Told":
-            link = await self._connect("", self.username, self.password)
+            link = await self._connect()
             reply = secrets.token_hex(8)
             try:
                 await link.subscribe(control.REPLIES + reply)
@@ -135,16 +115,14 @@ class Access:
 
         return _run(ask())
 
-    async def _connect(self, client_id: str, username: str, password: str) -> "Link":
-        from imqtt.broker.link import LinkSettings, connect
-
+    async def _connect(self, client_id: str = "") -> Link:
         return await connect(
             LinkSettings(
                 self.host,
                 self.port,
                 client_id,
-                username,
-                password,
+                self.username,
+                self.password,
                 clean_start=True,
                 tls=self.tls,
                 timeout=TIMEOUT,
@@ -153,19 +131,13 @@ class Access:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    import asyncio
-
-    from imqtt.broker.errors import LinkError
-
     try:
         return asyncio.run(work)
-    except (OSError, TimeoutError, LinkError) as error:
+    except (OSError, LinkError) as error:
         raise ServerUnreachable(f"the broker cannot be reached: {error}") from error
 
 
-def _tls(config: "ServerConfig") -> "ssl.SSLContext | None":
-    from imqtt.broker.tls import TlsFileError, TlsFiles
-
+def _tls(config: ServerConfig) -> ssl.SSLContext | None:
     if not config.broker_ca:
         return None
     try:

@@ -1,10 +1,10 @@
-"""One attempt to log in to a broker.
+"""One attempt to log in to a broker, which blocks.
 
-It needs one packet and its answer. They are coded here, so that `imqtt device add` does not load an MQTT
-library.
+It needs one packet and its answer. They are coded here, so that it also works beside a running event loop.
 """
 
 import socket
+import ssl
 
 from imqtt.addresses import host_port
 
@@ -15,14 +15,17 @@ _CLEAN, _PASSWORD, _USERNAME = 0x02, 0x40, 0x80
 _REFUSED_CREDENTIALS = (4, 5)  # bad username or password; not authorised (MQTT 3.1.1, section 3.2.2.3)
 
 
-def log_in(host: str, port: int, username: str, password: str) -> bool:
+def log_in(host: str, port: int, username: str, password: str, tls: ssl.SSLContext | None = None) -> bool:
     """Connects with a clean session and disconnects. Returns whether the broker accepted.
 
     The broker assigns the client id. Raises `OSError` without an answer of MQTT.
     """
     body = _text("MQTT") + bytes((4, _USERNAME | _PASSWORD | _CLEAN, 0, 30))
     body += _text("") + _text(username) + _text(password)
-    with socket.create_connection((host, port), TIMEOUT) as connection:
+    connection = socket.create_connection((host, port), TIMEOUT)
+    if tls is not None:
+        connection = tls.wrap_socket(connection, server_hostname=host)
+    with connection:
         connection.sendall(bytes((_CONNECT,)) + _length(len(body)) + body)
         with connection.makefile("rb") as stream:
             answer = stream.read(4)

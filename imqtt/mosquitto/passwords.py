@@ -97,14 +97,10 @@ class Passwords:
             end_sessions(replaced)
         return given
 
-    def remove(self, username: str) -> bool:
-        """Removes an account, which ends its connection. False if there was none."""
-        return bool(self.remove_all([username]))
-
     def remove_all(
         self, usernames: Iterable[str], end_sessions: Callable[[Iterable[str]], None] | None = None
     ) -> list[str]:
-        """`remove` for many accounts with two reloads. Returns the accounts that existed.
+        """Removes accounts, which ends their connections, with two reloads. Returns those that existed.
 
         `end_sessions` drops devices' sessions at the broker. If the password of a session without a
         connection becomes invalid, Mosquitto 2.0 ends the session twice, and crashes when it expires. So

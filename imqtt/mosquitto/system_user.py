@@ -1,6 +1,7 @@
 """The system user as which the broker runs if root starts it."""
 
 import contextlib
+import logging
 import os
 import pwd
 import re
@@ -8,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imqtt.errors import SetupError
+
+log = logging.getLogger(__name__)
 
 PACKAGED = ("mosquitto", "_mosquitto")  # created by packages of Mosquitto
 NOBODY = 65_534  # in a container without a user database
@@ -26,16 +29,12 @@ class SystemUser:
     groups: list[int] = field(default_factory=list)
 
 
-class CannotSwitchUser(Exception):
-    """Root lacks what it needs to become another user, as in some containers."""
-
-
 def broker_user(name: str = "") -> SystemUser | None:
     """The user that a broker started by this process should become; None: the user of this process.
 
-    `name` is the operator's choice. Without one, root becomes Mosquitto's own user, or else `nobody`.
-    Raises `SetupError` if the choice is impossible, and `CannotSwitchUser` if there is no choice and root
-    lacks the capabilities.
+    `name` is the operator's choice. Without one, root becomes Mosquitto's own user, or else `nobody`. If root
+    lacks the capabilities, as in some containers, it remains itself, with a warning. Raises `SetupError` if
+    the choice is impossible.
     """
     own = os.geteuid()
     if not name and own != 0:
@@ -48,7 +47,8 @@ def broker_user(name: str = "") -> SystemUser | None:
     if reason := _obstacle(user):
         if name:
             raise SetupError(f"Mosquitto cannot run as {name}: {reason}")
-        raise CannotSwitchUser(reason)
+        log.warning("Mosquitto runs as %s: %s", own_name(), reason)
+        return None
     return user
 
 

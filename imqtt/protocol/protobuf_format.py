@@ -137,24 +137,21 @@ def _fill_content(out: pb.Content, content: Content) -> None:
     if content.content_type:
         out.content_type = content.content_type
     if content.reply_to is not None:
-        out.reply_to.CopyFrom(pb.Position(seq=content.reply_to.seq, id=content.reply_to.id))
+        _fill(out.reply_to, content.reply_to)
     if content.mentions:
         out.mentions.extend(content.mentions)
 
 
 def _content_in(content: pb.Content) -> Content:
     which = content.WhichOneof("body")
-    reply_to = None
-    if content.HasField("reply_to"):
-        reply_to = Position(content.reply_to.seq, Id(content.reply_to.id))
-    mentions = tuple(content.mentions)
-    if which == "text":
-        return Content(content.text, None, content.content_type, None, reply_to, mentions)
-    if which == "data":
-        return Content(None, content.data, content.content_type, None, reply_to, mentions)
-    if which == "json":
-        return Content(None, None, content.content_type, _json_in(content.json), reply_to, mentions)
-    return Content(None, None, content.content_type, None, reply_to, mentions)
+    return Content(
+        content.text if which == "text" else None,
+        content.data if which == "data" else None,
+        content.content_type,
+        _json_in(content.json) if which == "json" else None,
+        codec(Position).read(content.reply_to) if content.HasField("reply_to") else None,
+        tuple(content.mentions),
+    )
 
 
 def _json_in(text: str) -> JsonText | None:
@@ -191,12 +188,9 @@ def _event_in(event: pb.Event) -> Event:
     return Event(
         event.conversation, event.seq, Id(event.id), event.time, event.sender, event.device,
         event.client_msg_id, _content_in(event.content), event.kind or "message", event.client_time,
-        event.withheld, Id(event.previous), _recall_in(event),
+        event.withheld, Id(event.previous),
+        codec(RecallBody).read(event.recall) if event.HasField("recall") else None,
     )  # fmt: skip
-
-
-def _recall_in(event: pb.Event) -> RecallBody | None:
-    return codec(RecallBody).read(event.recall) if event.HasField("recall") else None
 
 
 OVERRIDES.update(

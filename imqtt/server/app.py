@@ -14,7 +14,6 @@ from typing import Self
 from imqtt.addresses import host_port
 from imqtt.broker.errors import LinkError
 from imqtt.broker.link import Link, LinkSettings, connect
-from imqtt.broker.tls import TlsFileError, TlsFiles
 from imqtt.broker.values import Will
 from imqtt.config import ServerConfig
 from imqtt.core.snowflake import Snowflake
@@ -47,6 +46,7 @@ from imqtt.server.reads import Reads
 from imqtt.server.router import Router
 from imqtt.state.base import State, Worker
 from imqtt.stores.base import Store
+from imqtt.tls_files import TlsFileError, TlsFiles
 
 SESSION_EXPIRY = 7 * 86_400  # seconds: how long the broker queues for a server that is away
 KEEP_ALIVE = 30  # seconds

@@ -374,7 +374,7 @@ async def test_the_will_is_published_when_the_link_is_cut_and_not_when_it_is_clo
     witness = await open_link(broker.settings("witness"))
     await witness.subscribe("wills/+")
     for name in ("closed", "cut"):
-        will = Will(f"wills/{name}", b"gone", properties=(("name", "value"),))
+        will = Will(f"wills/{name}", b"gone")
         link = await open_link(broker.settings(name, will=will))
         if name == "cut":
             link.abort()
@@ -384,7 +384,6 @@ async def test_the_will_is_published_when_the_link_is_cut_and_not_when_it_is_clo
     (will_received,) = await take(witness, 1)
 
     assert (will_received.topic, will_received.payload) == ("wills/cut", b"gone")
-    assert will_received.properties == (("name", "value"),)
 
 
 # --- refusals

@@ -61,6 +61,7 @@ def offered(line: str, **variables: str) -> list[str]:
         ("imqtt send b", ["bob"]),
         ("imqtt tail alice b", ["bob"]),
         ("imqtt history b", ["bob"]),
+        ("imqtt recall b", ["bob"]),
         ("imqtt chat bob --user ", ["alice"]),
         ("imqtt chat bob --user alice --device ", ["phone"]),
         ("imqtt chat bob --user bob --device ", []),

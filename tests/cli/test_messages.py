@@ -1,4 +1,4 @@
-"""`imqtt send`, `tail` and `history` on a running broker and server."""
+"""`imqtt send`, `recall`, `tail` and `history` on a running broker and server."""
 
 import asyncio
 import json
@@ -57,6 +57,58 @@ async def test_json_is_the_frame_of_the_wire(data: Path) -> None:
     assert [(event["type"], event["id"], event["content"]) for event in history] == [
         ("event", sent["id"], {"text": "hi"})
     ]
+
+
+async def test_a_message_is_recalled_once_by_its_seq(data: Path) -> None:
+    as_alice = ("--user", "alice", "--data", data)
+    for text in ("one", "two"):
+        await imqtt("send", "bob", text, *as_alice)
+    recalled = await imqtt("recall", "bob", "1", *as_alice)
+    assert (recalled.status, recalled.out, recalled.err) == (0, "recalled: d:alice:bob 1\n", "")
+    history = await imqtt("history", "alice", "--user", "bob", "--data", data)
+    assert [line.partition("alice: ")[2] for line in history.out.splitlines()] == [
+        "[recalled]",
+        "two",
+        "[recalls message 1]",
+    ]
+    as_json = (await imqtt("recall", "d:alice:bob", "2", *as_alice, "--json")).json
+    assert (as_json["type"], as_json["conversation"], as_json["seq"]) == ("accepted", "d:alice:bob", 4)
+
+
+@pytest.mark.parametrize(
+    ("user", "seq", "said"),
+    [
+        ("alice", "1", "the message was recalled at seq 2"),
+        ("alice", "2", "there is no message with seq 2 and id "),
+        ("alice", "9", "d:alice:bob has no message 9; `imqtt history` shows each one's seq"),
+        ("bob", "1", "only alice may recall this message"),
+    ],
+)
+async def test_what_cannot_be_recalled_is_refused_in_one_line(
+    data: Path, user: str, seq: str, said: str
+) -> None:
+    await imqtt("send", "bob", "hi", "--user", "alice", "--data", data)
+    await imqtt("recall", "bob", "1", "--user", "alice", "--data", data)
+    refused = await imqtt("recall", "d:alice:bob", seq, "--user", user, "--data", data)
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith(f"imqtt: {said}")
+    assert refused.err.count("\n") == 1
+
+
+async def test_a_recall_without_a_broker_stays_in_the_outbox(data: Path) -> None:
+    as_alice = ("--user", "alice", "--data", data)
+    await imqtt("send", "bob", "hi", *as_alice)
+    nowhere = await imqtt("recall", "bob", "1", "--broker", "127.0.0.1:1", "--wait", "1", *as_alice)
+    assert nowhere.status == 1
+    assert "not known to be stored after 1 s" in nowhere.err
+    assert "it stays in the outbox, and the next command of alice@phone sends it" in nowhere.err
+    assert "[recalls message 1]" in (await imqtt("outbox", *as_alice)).out
+    assert (await imqtt("recall", "bob", "1", *as_alice)).err.startswith("imqtt: the message was recalled")
+
+
+async def test_a_seq_beyond_all_is_wrong_use(data: Path) -> None:
+    for command in (("history", "bob", "--before", 1 << 53), ("recall", "bob", 1 << 53)):
+        assert (await imqtt(*command, "--user", "alice", "--data", data)).status == 2
 
 
 async def test_the_same_message_id_is_the_same_message(data: Path) -> None:

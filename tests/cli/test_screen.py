@@ -24,7 +24,7 @@ SECONDS_A_KEY = 0.05
 
 
 class Said:
-    """Records the actions at the screen."""
+    """A chat that records the actions at its screen."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -40,6 +40,15 @@ class Said:
 
     def help(self) -> None: ...
 
+    def title(self) -> str:
+        return ""
+
+    def state(self) -> tuple[bool, str]:
+        return True, ""
+
+    def hint(self) -> str:
+        return ""
+
 
 @asynccontextmanager
 async def at_work(transcript: Transcript) -> AsyncIterator[tuple[Screen, PipeInput, Said, io.StringIO]]:
@@ -47,7 +56,7 @@ async def at_work(transcript: Transcript) -> AsyncIterator[tuple[Screen, PipeInp
     with create_pipe_input() as keys:
         output = Vt100_Output(written, lambda: Size(rows=24, columns=80), enable_cpr=False)
         with create_app_session(input=keys, output=output):
-            screen = Screen(transcript, said, title=str, state=lambda: (True, ""), hint=str)
+            screen = Screen(transcript, said)
             running = asyncio.create_task(screen.application.run_async())
             await eventually(lambda: screen.application.render_counter > 0)
             try:

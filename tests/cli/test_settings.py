@@ -9,7 +9,7 @@ import typer
 
 from imqtt.cli.app import app
 from imqtt.cli.settings import BadSetting, server_config
-from imqtt.config import SETTINGS, ServerConfig, Setting, SettingsFile, unknown_variables
+from imqtt.config import SETTINGS, ServerConfig, Setting, read_settings, unknown_variables
 from imqtt.errors import SetupError
 from imqtt.model import Accepted
 from imqtt.mosquitto.broker import Mosquitto
@@ -151,21 +151,21 @@ def test_a_password_may_not_stand_where_everybody_can_read_it(
     tmp_path: Path, line: str, instead: str
 ) -> None:
     with pytest.raises(SetupError, match=instead) as refused:
-        SettingsFile.read(Path(settings_file(tmp_path, line, mode=0o644)))
+        read_settings(Path(settings_file(tmp_path, line, mode=0o644)))
     assert "secret@" not in refused.value.reason
     assert '"secret"' not in refused.value.reason
-    SettingsFile.read(Path(settings_file(tmp_path, line, mode=0o640)))
+    read_settings(Path(settings_file(tmp_path, line, mode=0o640)))
 
 
 def test_a_file_without_passwords_may_be_read_by_everybody(tmp_path: Path) -> None:
     lines = ('store = "mongodb://imqtt@host/imqtt"', 'store_password_file = "/nowhere"')
-    SettingsFile.read(Path(settings_file(tmp_path, *lines, mode=0o644)))
+    read_settings(Path(settings_file(tmp_path, *lines, mode=0o644)))
 
 
 def test_a_secret_and_its_file_cannot_both_be_meant(tmp_path: Path) -> None:
     lines = ('state_password = "a"', 'state_password_file = "b"')
     with pytest.raises(SetupError, match="only one of them"):
-        SettingsFile.read(Path(settings_file(tmp_path, *lines)))
+        read_settings(Path(settings_file(tmp_path, *lines)))
 
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda one: one.name)

@@ -85,7 +85,7 @@ def test_events_are_in_order_of_seq_whatever_order_they_come_in(order: list[int]
         transcript.add([event(seq)])
     texts = [line.split("  ")[-1] for line in shown(transcript) if "text" in line]
     assert texts == [f"text {seq} ✓" for seq in range(1, 8)]
-    assert (transcript.first, len(transcript)) == (1, 7)
+    assert transcript.first == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=10))
@@ -121,7 +121,7 @@ def test_a_store_that_was_restored_begins_it_anew() -> None:
     transcript.add([event(1), event(2)])
     transcript.clear()
     transcript.add([event(1, text="another")])
-    assert len(transcript) == 1
+    assert not any("text 2" in line for line in shown(transcript))
     assert shown(transcript)[-1].endswith("another ✓")
 
 
@@ -151,7 +151,7 @@ def test_what_is_taken_back_is_gone() -> None:
     transcript = Transcript("alice")
     transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
     transcript.wait("m2", Content(text="ho"), 1_790_000_000_000)
-    assert transcript.unstored == ["m1", "m2"]
+    assert list(transcript.unstored) == ["m1", "m2"]
     transcript.discard("m1")
     assert [line.endswith("ho ·") for line in shown(transcript)] == [True]
 

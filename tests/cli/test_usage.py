@@ -12,7 +12,7 @@ from tests.cli.commands import imqtt, imqtt_process
 
 COMMANDS = [
     (), ("up",), ("serve",), ("device",), ("device", "add"), ("device", "list"), ("device", "revoke"),
-    ("device", "migrate"), ("device", "forget"), ("send",), ("tail",), ("history",), ("chat",),
+    ("device", "migrate"), ("device", "forget"), ("send",), ("recall",), ("tail",), ("history",), ("chat",),
     ("outbox",), ("outbox", "list"), ("outbox", "discard"),
 ]  # fmt: skip
 

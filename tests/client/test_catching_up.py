@@ -371,8 +371,8 @@ def confirm(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     confirm = asyncio.Event()
     publish = Uplink.publish
 
-    async def publish_and_wait(uplink: Uplink, command: AnyCommand, place: str, **given: bool) -> None:
-        await publish(uplink, command, place, **given)
+    async def publish_and_wait(uplink: Uplink, command: AnyCommand, **given: bool) -> None:
+        await publish(uplink, command, **given)
         if isinstance(command, Mark):
             await confirm.wait()
 
@@ -453,9 +453,9 @@ async def test_what_is_arriving_is_not_asked_for_again(
     confirmed = asyncio.Event()  # by the broker: from then on the device waits for the answer
     publish = Uplink.publish
 
-    async def publish_and_count(uplink: Uplink, command: AnyCommand, place: str, **given: bool) -> None:
+    async def publish_and_count(uplink: Uplink, command: AnyCommand, **given: bool) -> None:
         asked.append(command)
-        await publish(uplink, command, place, **given)
+        await publish(uplink, command, **given)
         confirmed.set()
 
     broker, timing = little.broker, dataclasses.replace(PATIENT, answer=0.5, patience=0.5)
@@ -467,7 +467,7 @@ async def test_what_is_arriving_is_not_asked_for_again(
         events = alice.events()
         monkeypatch.setattr(Uplink, "publish", publish_and_count)
         little.silent = True
-        asking = asyncio.create_task(alice._parts.requests.ask(History("d:alice:carol", 2), TALK))
+        asking = asyncio.create_task(alice._parts.requests.ask(History("d:alice:carol", 2)))
         await asyncio.wait_for(confirmed.wait(), WITHIN)
         proxy.slow(0.0, 20_000)
         told = [little.store(TALK, f"{number} " + "x" * 1_000) for number in range(100)]

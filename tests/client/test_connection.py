@@ -24,7 +24,7 @@ from tests.services import WITHIN, eventually
 
 def cut(client: Client) -> None:
     """Cuts the client's connection, as networks do."""
-    client._parts.uplink._mqtt._client._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+    client._parts.uplink.mqtt._client._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
 
 async def test_states_are_told_as_they_follow_each_other(
@@ -77,7 +77,7 @@ async def test_revoked_credentials_end_the_client_and_whoever_waits_is_told(
         little.silent = True
         sending = asyncio.create_task(alice.send(TALK, "hi"))
         await eventually(alice.outbox)
-        broker.passwords.remove("alice@phone")
+        broker.passwords.remove_all(["alice@phone"])
         await little.disconnect()
         await broker.kill()
         await broker.start()
@@ -255,7 +255,7 @@ async def test_closing_ends_whatever_is_lost_just_then(
 ) -> None:
     alice = device()
     await alice.__aenter__()
-    paho = alice._parts.uplink._mqtt._client._client  # type: ignore[union-attr]
+    paho = alice._parts.uplink.mqtt._client._client  # type: ignore[union-attr]
     closing: list[asyncio.Task[None]] = []
     hear = paho.on_disconnect
 

@@ -85,7 +85,7 @@ async def test_a_client_that_has_ended_does_not_cancel_a_program_that_asks_it_fo
     """The calling task used to get `CancelledError` unless the store had failed."""
     stored = [little.store(TALK, str(number)) for number in range(2)]
     async with device(stored=True) as alice:
-        broker.passwords.remove("alice@phone")
+        broker.passwords.remove_all(["alice@phone"])
         await little.disconnect()
         await broker.kill()
         await broker.start()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from imqtt.client import database
 from imqtt.client.history import Reader
 from imqtt.client.requests import Requests
 from imqtt.client.store import SCHEMA, LocalStore, _apply, _summaries
@@ -308,16 +310,61 @@ def recall_of(event: Event, seq: int) -> Event:
     )
 
 
-async def test_the_file_of_a_store_keeps_nothing_of_a_recalled_message(tmp_path: Path) -> None:
+SMALL = replace(event(1), content=Content(text="secret"))
+LARGE = replace(event(2), content=Content(text="secret" * 5_000))
+HELD = Changes(events={(TALK, it.seq): (it.seq, it) for it in (SMALL, LARGE)})
+RECALLS = {(TALK, seq): (seq, recall_of(it, seq)) for seq, it in ((3, SMALL), (4, LARGE))}
+
+
+def holds_the_secret(directory: Path) -> bool:
+    return any(b"secret" in path.read_bytes() for path in directory.iterdir())
+
+
+async def test_the_files_of_an_open_store_keep_nothing_of_a_recalled_message(tmp_path: Path) -> None:
     store = await LocalStore.open(tmp_path / "a.db", ALICE)
-    small = replace(event(1), content=Content(text="secret"))
-    large = replace(event(2), content=Content(text="secret" * 5_000))
-    await store.apply(Changes(events={(TALK, it.seq): (it.seq, it) for it in (small, large)}))
-    for seq, message in ((3, small), (4, large)):
-        await store.apply(Changes(events={(TALK, seq): (seq, recall_of(message, seq))}))
+    await store.apply(HELD)
+    assert holds_the_secret(tmp_path)
+    await store.apply(Changes(events=RECALLS))
+    assert not holds_the_secret(tmp_path)
     await store.close()
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
-    assert b"secret" not in (tmp_path / "a.db").read_bytes()
+
+
+async def test_the_files_of_an_open_store_keep_nothing_of_a_restarted_log(tmp_path: Path) -> None:
+    store = await LocalStore.open(tmp_path / "a.db", ALICE)
+    await store.apply(HELD)
+    await store.apply(Changes(restarted={TALK}))
+    assert not holds_the_secret(tmp_path)
+    await store.close()
+
+
+async def test_the_files_of_an_open_store_keep_nothing_of_a_discarded_message(tmp_path: Path) -> None:
+    store = await LocalStore.open(tmp_path / "a.db", ALICE)
+    entry = Entry(Send(TALK, "m1", LARGE.content))
+    await store.put(entry)
+    assert holds_the_secret(tmp_path)
+    await store.discard(entry.key)
+    assert not holds_the_secret(tmp_path)
+    await store.close()
+
+
+async def test_a_store_that_was_killed_before_it_erased_content_does_so_when_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await LocalStore.open(tmp_path / "a.db", ALICE)
+    await store.apply(HELD)
+    monkeypatch.setattr(database, "_truncate_log", lambda _: None)
+    await store.apply(Changes(events=RECALLS))
+    monkeypatch.undo()
+    copies = tmp_path / "killed"
+    copies.mkdir()
+    for path in tmp_path.glob("a.db*"):
+        shutil.copy(path, copies)
+    await store.close()
+    assert holds_the_secret(copies)
+    store = await LocalStore.open(copies / "a.db", ALICE)
+    assert not holds_the_secret(copies)
+    await store.close()
 
 
 class Answering(Requests):

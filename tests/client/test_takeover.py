@@ -85,7 +85,7 @@ async def test_a_broker_that_is_killed_again_and_again_is_no_takeover(
         address = f"127.0.0.1:{proxy.port if behind_a_proxy else broker.port}"
         async with device(brokers=address, wait=0) as alice:
             for _ in range(4):
-                await eventually(lambda: alice._parts.uplink.is_attached)
+                await eventually(lambda: alice._parts.uplink.mqtt)
                 await broker.kill()
                 await eventually(lambda: alice.state.tries > 1)  # it has looked and found nobody
                 assert not knows(alice), alice.state
@@ -95,7 +95,7 @@ async def test_a_broker_that_is_killed_again_and_again_is_no_takeover(
 async def test_a_network_that_fails_is_no_takeover(broker: Mosquitto, device: Devices) -> None:
     async with Proxy(broker.port) as proxy, device(brokers=f"127.0.0.1:{proxy.port}", wait=0) as alice:
         for number in (1, 2, 3, 4):
-            await eventually(lambda: alice._parts.uplink.is_attached)
+            await eventually(lambda: alice._parts.uplink.mqtt)
             proxy.drop()
             await eventually(lambda number=number: alice.state.tries >= number)
             assert not knows(alice), alice.state

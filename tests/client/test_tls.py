@@ -11,8 +11,8 @@ import pytest
 
 from imqtt.client import Client, Phase
 from imqtt.client.settings import Address, parse_address, parse_addresses
-from imqtt.client.tls import files_context
 from imqtt.errors import CredentialsRefused, SetupError, TlsFailed
+from imqtt.tls_files import files_context
 from tests.certificates import Authority, TlsMosquitto
 from tests.client.conftest import PATIENT
 from tests.client.fake_server import FakeServer

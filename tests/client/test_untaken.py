@@ -39,9 +39,9 @@ def untaken(monkeypatch: pytest.MonkeyPatch) -> list[type[AnyCommand]]:
     met: list[type[AnyCommand]] = []
     publish = Uplink.publish
 
-    async def publish_and_note(uplink: Uplink, command: AnyCommand, place: str, **given: bool) -> None:
+    async def publish_and_note(uplink: Uplink, command: AnyCommand, **given: bool) -> None:
         try:
-            await publish(uplink, command, place, **given)
+            await publish(uplink, command, **given)
         except Untaken:
             met.append(type(command))
             raise
@@ -75,8 +75,8 @@ async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
         await alice.mark_read(TALK)
         asking = [
             asyncio.create_task(alice.send(TALK, "mine")),
-            asyncio.create_task(alice._parts.requests.ask(Sync(heads=True), "u:alice")),
-            asyncio.create_task(alice._parts.requests.ask(History(TALK, 2), TALK)),
+            asyncio.create_task(alice._parts.requests.ask(Sync(heads=True))),
+            asyncio.create_task(alice._parts.requests.ask(History(TALK, 2))),
         ]
         await eventually(lambda: {Mark, Send, Sync, History} <= set(untaken))
         assert not any(it.done() for it in asking)
@@ -129,8 +129,8 @@ async def test_publishing_says_what_the_broker_said(
     broker: Mosquitto, device: Devices, tmp_path: Path
 ) -> None:
     async with device(wait=0) as alice:
-        await eventually(lambda: alice._parts.uplink.is_attached)
-        mqtt = alice._parts.uplink._mqtt
+        await eventually(lambda: alice._parts.uplink.mqtt)
+        mqtt = alice._parts.uplink.mqtt
         assert mqtt is not None
         with pytest.raises(Untaken, match=r"up/0: nobody is subscribed \(0x10\)") as caught:
             await mqtt.publish("imqtt/alice@phone/up/0", b"")
@@ -143,8 +143,8 @@ async def test_whoever_waits_for_a_puback_is_told_that_the_connection_is_lost(
     broker: Mosquitto, device: Devices
 ) -> None:
     async with device(wait=0) as alice:
-        await eventually(lambda: alice._parts.uplink.is_attached)
-        mqtt = alice._parts.uplink._mqtt
+        await eventually(lambda: alice._parts.uplink.mqtt)
+        mqtt = alice._parts.uplink.mqtt
         assert mqtt is not None
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGSTOP)

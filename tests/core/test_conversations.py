@@ -1,6 +1,6 @@
 import pytest
 
-from imqtt.core.conversations import members_from_ids, members_of
+from imqtt.core.conversations import conversation_with, members_from_ids, members_of
 from imqtt.errors import Invalid, NotAllowed, Unsupported
 
 
@@ -53,3 +53,11 @@ def test_only_members_are_accepted() -> None:
     assert members_from_ids(["d:alice:bob"]).check("d:alice:bob", "bob") == ("alice", "bob")
     with pytest.raises(NotAllowed):
         members_from_ids(["d:alice:bob"]).check("d:alice:bob", "mallory")
+
+
+def test_a_users_name_stands_for_the_conversation_with_that_user() -> None:
+    assert conversation_with("bob", "alice") == conversation_with("alice", "bob") == "d:alice:bob"
+    assert conversation_with("alice", "alice") == "u:alice"
+    assert conversation_with("alice", "g:team") == "g:team"
+    with pytest.raises(Invalid, match="'b ob' is neither a user nor a conversation"):
+        conversation_with("alice", "b ob")

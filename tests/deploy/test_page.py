@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from imqtt.config import ServerConfig, SettingsFile
+from imqtt.config import ServerConfig, read_settings
 from imqtt.core.partitions import assign
 from tests.deploy import generated
 
@@ -19,7 +19,7 @@ def test_the_example_of_a_file_is_one(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.toml"
     path.write_text(example)
     path.chmod(0o644)  # as the page says: anybody may read it
-    config = ServerConfig.from_environment({}, SettingsFile.read(path))
+    config = ServerConfig.from_environment({}, read_settings(path))
     assert (config.workers, config.partitions) == (4, 64)
 
 

@@ -194,7 +194,7 @@ async def test_revoked_credentials_end_a_client_at_its_next_connection(
     server: ServerProcess, device: Devices, broker: Mosquitto
 ) -> None:
     async with device("alice@phone") as alice:
-        broker.passwords.remove("alice@phone")
+        broker.passwords.remove_all(["alice@phone"])
         await broker.kill()
         await broker.start()
         with pytest.raises(CredentialsRefused):

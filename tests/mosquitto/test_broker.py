@@ -327,7 +327,7 @@ async def test_a_pid_file_that_names_another_mosquitto_harms_none(broker: Mosqui
     other.files.pid.write_text(str(broker.pid))  # as after a crash, when the number is given again
     assert not other.running()
     other.passwords.add("alice@phone")
-    other.passwords.remove("alice@phone")
+    other.passwords.remove_all(["alice@phone"])
     async with other:
         assert log_in(INTERNAL_HOST, broker.internal_port, SERVER_ACCOUNT, broker.server_password)
     assert "Reloading config" not in broker.log.read_text()

