@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Sequence
 from operator import attrgetter
 from random import random
 
+from msgspec.structs import replace
+
 from imqtt.core.backoff import backoff
 from imqtt.core.conversations import Members
 from imqtt.errors import Failed, Invalid, Unavailable
@@ -276,4 +278,4 @@ class Pipeline:
 
 def _again(batch: Sequence[Inbound]) -> list[Inbound]:
     """Something of a batch that failed may be stored and told to nobody, as after another owner's crash."""
-    return [inbound._replace(again=True) for inbound in batch]
+    return [replace(inbound, again=True) for inbound in batch]
