@@ -80,10 +80,10 @@ def _check_value(value: Value, bounds: Bounds | None) -> None:
 
 @cache
 def _compiled(cls: type[Value], bounds: Bounds | None) -> tuple[tuple[str, int, Matches | None, Check], ...]:
-    """The fields with constraints: each one's name, the most that it may be (-1: no number), what finds that
-    it is as usual, and its check. A call of the check costs as much as all of the rest.
+    """The fields with constraints: name, largest number (-1: no number), test of a text, and check.
 
-    `bounds` are those of commands; None: the class is a frame, or part of one.
+    The check raises. It is called only where the number or the test does not suffice, since a call costs more
+    than either. `bounds` are those of commands; None: the class is a frame, or part of one.
     """
     hints = get_type_hints(cls, include_extras=True)
     return tuple(
