@@ -35,7 +35,7 @@ _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
 _decoders = {kind: msgspec.json.Decoder(body.cls, dec_hook=from_json_type) for kind, body in BODIES.items()}
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """What an event changes: its kind and body, and the register of the conversation that it sets, if any."""
 
     kind: str

@@ -74,7 +74,7 @@ class Position(Value, frozen=True, omit_defaults=False):
     id: EventId
 
 
-class Key(NamedTuple):
+class Key(msgspec.Struct, frozen=True, gc=False):
     """What makes a message one message, however often it is sent: `sender` is the user."""
 
     conversation: str
@@ -82,7 +82,7 @@ class Key(NamedTuple):
     client_msg_id: str
 
 
-class Stored(NamedTuple):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """Where a message is stored already, and a digest of its content."""
 
     position: Position

@@ -42,12 +42,15 @@ class Receipts:
         """
         if not self._first <= receipt < self._next:
             return []
-        self._done.add(receipt)
+        if receipt != self._first:
+            self._done.add(receipt)
+            return []
         free: list[int] = []
-        while self._first in self._done:
-            self._done.remove(self._first)
-            self._first += 1
+        while True:
             packet_id, size = self._waiting.popleft()
             self.size -= size
             free.append(packet_id)
-        return free
+            self._first += 1
+            if self._first not in self._done:
+                return free
+            self._done.remove(self._first)

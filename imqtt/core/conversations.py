@@ -56,7 +56,9 @@ class Members:
 
     def check(self, conversation: str, user: str) -> tuple[str, ...]:
         """The conversation's members, `user` among them. Raises `NotAllowed`, or its error."""
-        members = self.of(conversation)
+        members = self._found[conversation]
+        if isinstance(members, ImqttError):
+            raise members
         if user not in members:
             raise NotAllowed(f"{user} is not in this conversation")
         return members

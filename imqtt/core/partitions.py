@@ -1,12 +1,14 @@
 """Which partition a conversation belongs to, and which worker a partition. Clients compute the former too."""
 
 from collections.abc import Collection
+from functools import lru_cache
 from hashlib import blake2b
 from zlib import crc32
 
 from imqtt.model import AnyCommand
 
 
+@lru_cache(65_536)
 def partition_of(conversation: str, partitions: int) -> int:
     """CRC-32 (ISO 3309, as in zlib) of the id's UTF-8 bytes, modulo the number of partitions."""
     return crc32(conversation.encode()) % partitions

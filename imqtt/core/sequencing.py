@@ -5,7 +5,8 @@ indexes refuse the append, and the caller decides again with what it then reads.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from imqtt.bodies import Change
 from imqtt.core.effects import Effects
@@ -15,7 +16,7 @@ from imqtt.errors import Conflict, ImqttError, RateLimited
 from imqtt.model import AnyLogCommand, Device, Event, Id, Key, Position, Stored
 
 
-class Incoming(NamedTuple):
+class Incoming(msgspec.Struct, frozen=True, gc=False):
     """A received log command, with the change it asks for, the encoded body and the digest of both.
 
     `again`: an earlier owner of the partition may have stored it and told nobody.
@@ -31,7 +32,7 @@ class Incoming(NamedTuple):
     again: bool = False
 
 
-class Append(NamedTuple):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """Append this event. `previous` is the id of the event before it; 0: there is none.
 
     `previous` is not part of the event because devices are told it and stores do not keep it: the event
@@ -43,7 +44,7 @@ class Append(NamedTuple):
     effects: Effects
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """The command's event is stored at `position`, or earlier in the same batch.
 
     `untold`: an attempt with an unknown outcome stored it, so nobody has been told of it.
@@ -53,7 +54,7 @@ class Known(NamedTuple):
     untold: bool = False
 
 
-class Refuse(NamedTuple):
+class Refuse(msgspec.Struct, frozen=True, gc=False):
     """Reject the command with this error."""
 
     error: ImqttError
@@ -105,16 +106,14 @@ def decide(
             decisions.append(Refuse(error))
             continue
         event = event_of(sender, command, incoming.change, position)
-        view.advance(incoming.key, event, incoming.digest, incoming.change.register)
+        view.advance(incoming.key, Stored(position, incoming.digest), event, incoming.change.register)
         decisions.append(Append(event, head.id, rule.effects(event, view)))
     return decisions
 
 
 def duplicate(incoming: Incoming, stored: Stored) -> Decision:
     """The answer to a command whose key is stored: `Known`, or a conflict if the change is another one."""
-    position, digest = stored
-    if digest != incoming.digest:
-        return Refuse(
-            Conflict(f"this client_msg_id was used for another change, at seq {position.seq}; draw a new one")
-        )
-    return Known(position)
+    if stored.digest == incoming.digest:
+        return Known(stored.position)
+    seq = stored.position.seq
+    return Refuse(Conflict(f"this client_msg_id was used for another change, at seq {seq}; draw a new one"))

@@ -59,9 +59,9 @@ class View:
         """The event that sets a register that the rule needs; None: it is not set."""
         return self._registers.get((conversation, name))
 
-    def advance(self, key: Key, event: Event, digest: bytes, register: str) -> None:
+    def advance(self, key: Key, stored: Stored, event: Event, register: str) -> None:
         """Adds an event that the batch appends. `register`: the register that it sets, or ""."""
-        self._heads[event.conversation] = event.position
-        self._stored[key] = Stored(event.position, digest)
+        self._heads[event.conversation] = stored.position
+        self._stored[key] = stored
         if register:
             self._registers[event.conversation, register] = event

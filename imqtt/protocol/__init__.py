@@ -24,6 +24,8 @@ class Format(Enum):
     JSON = "json"
     PROTOBUF = "protobuf"
 
+    __hash__ = object.__hash__  # Enum's own is a call in Python, for each frame of each device
+
     @classmethod
     def of(cls, name: str) -> "Format":
         """The format of this name; JSON for one that only another version of imqtt knows."""

@@ -29,6 +29,7 @@ class Bounds:
 
 
 Check = Callable[[Any, str], None]
+Matches = Callable[[Any], object]
 
 
 def check(command: AnyCommand, bounds: Bounds) -> None:
@@ -71,21 +72,22 @@ def check_content(content: Content, bounds: Bounds) -> None:
 
 
 def _check_value(value: Value, bounds: Bounds | None) -> None:
-    for name, most, check_field in _compiled(type(value), bounds):
+    for name, most, matches, check_field in _compiled(type(value), bounds):
         field = getattr(value, name)
-        if most < 0 or not 0 <= field <= most:
+        if not 0 <= field <= most if most >= 0 else matches is None or matches(field) is None:
             check_field(field, name)
 
 
 @cache
-def _compiled(cls: type[Value], bounds: Bounds | None) -> tuple[tuple[str, int, Check], ...]:
-    """The fields with constraints: each one's name, the most that it may be (-1: no number), and its check.
+def _compiled(cls: type[Value], bounds: Bounds | None) -> tuple[tuple[str, int, Matches | None, Check], ...]:
+    """The fields with constraints: name, largest number (-1: no number), test of a text, and check.
 
-    `bounds` are those of commands; None: the class is a frame, or part of one.
+    The check raises. It is called only where the number or the test does not suffice, since a call costs more
+    than either. `bounds` are those of commands; None: the class is a frame, or part of one.
     """
     hints = get_type_hints(cls, include_extras=True)
     return tuple(
-        (name, _most(hints[name]), check_field)
+        (name, _most(hints[name]), _matches(hints[name]), check_field)
         for name in cls.__struct_fields__
         for check_field in _checks(cls, hints[name], bounds)
     )
@@ -119,6 +121,12 @@ def _checks(cls: type[Value], annotation: Any, bounds: Bounds | None) -> Iterato
 def _most(annotation: Any) -> int:
     constraints = getattr(annotation, "__metadata__", ())
     return next((constraint.most for constraint in constraints if isinstance(constraint, fields.Range)), -1)
+
+
+def _matches(annotation: Any) -> Matches | None:
+    constraints = getattr(annotation, "__metadata__", ())
+    patterns = (constraint.pattern for constraint in constraints if isinstance(constraint, fields.Pattern))
+    return next((pattern.fullmatch for pattern in patterns), None)
 
 
 def _check_all(check_item: Check, values: tuple[Any, ...], name: str) -> None:

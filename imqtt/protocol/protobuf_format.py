@@ -29,8 +29,6 @@ from imqtt.protocol.command_info import CommandInfo
 from imqtt.protocol.generated import imqtt_pb2 as pb
 from imqtt.protocol.protobuf_tables import OVERRIDES, Codec, codec
 
-_FRAME_NAMES = {cls: name for name, cls in FRAMES.items()}
-
 
 def encode_command(command: AnyCommand) -> bytes:
     out = pb.Command()
@@ -46,7 +44,7 @@ def decode_command(payload: bytes) -> AnyCommand:
         raise Malformed("neither JSON (its first byte is '{') nor a protobuf Command") from None
     which = message.WhichOneof("command")
     if which is not None:
-        command: AnyCommand = codec(COMMANDS[which]).read(getattr(message, which))
+        command: AnyCommand = _READ_COMMAND[which](getattr(message, which))
         return command
     if payload:
         raise Unsupported("a protobuf Command without a command that this server knows")
@@ -71,7 +69,10 @@ def identify(payload: bytes) -> CommandInfo:
 def encode_frame(frame: AnyFrame) -> bytes:
     """One frame as `Frames` of its own: what `join` concatenates."""
     out = pb.Frames()
-    _fill(getattr(out.frames.add(), _FRAME_NAMES[type(frame)]), frame)
+    name, fill = _FILL_FRAME[type(frame)]
+    message = getattr(out.frames.add(), name)
+    message.SetInParent()  # a frame whose fields all have their defaults is there too
+    fill(message, frame)
     return out.SerializeToString()
 
 
@@ -201,3 +202,5 @@ OVERRIDES.update(
         Send: Codec(_fill_send, _send_in),
     }
 )
+_READ_COMMAND = {name: codec(cls).read for name, cls in COMMANDS.items()}
+_FILL_FRAME = {cls: (name, codec(cls).fill) for name, cls in FRAMES.items()}

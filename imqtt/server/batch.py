@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar, cast
 
+import msgspec
+
 from imqtt.broker.link import Link, Packet, Received
 from imqtt.core.sequencing import Incoming
 from imqtt.model import Command, Device, Hello, Rejected
@@ -14,7 +16,7 @@ C = TypeVar("C", bound=Command)
 C_co = TypeVar("C_co", bound=Command, covariant=True)
 
 
-class Inbound(NamedTuple):
+class Inbound(msgspec.Struct, frozen=True):
     """A packet that a partition's session received, and the link that owes its PUBACK.
 
     `again`: an earlier owner may have received the packet, stored its event, and told nobody.

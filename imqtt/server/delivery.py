@@ -21,6 +21,7 @@ from imqtt.model import (
     Id,
     Mark,
     PeerTyping,
+    Position,
     ReadCommand,
     Registration,
     Status,
@@ -151,11 +152,12 @@ class Delivery:
             if isinstance(decision, Refuse):
                 rejections.append(refusal(batch, sender, command, decision.error))
                 continue
+            at: Event | Position
             if isinstance(decision, Known):
                 self.counters.known += 1
                 at, previous = decision.position, Id(0)
             else:
-                at, previous = decision.event.position, decision.previous
+                at, previous = decision.event, decision.previous
             accepted = Accepted(
                 command.conversation, command.client_msg_id, at.seq, at.id, at.id.time, previous
             )

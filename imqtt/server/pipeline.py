@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from random import random
 
+from msgspec.structs import replace
+
 from imqtt.core.backoff import backoff
 from imqtt.core.conversations import Members
 from imqtt.errors import Failed, Invalid, Unavailable
@@ -268,4 +270,4 @@ class Pipeline:
 
 def _again(batch: Sequence[Inbound]) -> list[Inbound]:
     """A part of a failed batch may be stored and not delivered, as after another owner's crash."""
-    return [inbound._replace(again=True) for inbound in batch]
+    return [replace(inbound, again=True) for inbound in batch]

@@ -10,7 +10,7 @@ from imqtt.core.partitions import partition_of, route
 from imqtt.core.sequencing import Incoming, receive
 from imqtt.errors import ImqttError, Misrouted
 from imqtt.model import Command, Device, Hello, LogCommand, Status
-from imqtt.protocol import Bounds, Format, decode_command, format_of
+from imqtt.protocol import Bounds, decode_command, format_of
 from imqtt.protocol.topics import parse_up, up
 from imqtt.server import control
 from imqtt.server.batch import Batch, Forward, Inbound, Rejection, Request, Spoken
@@ -18,7 +18,6 @@ from imqtt.server.rejections import refusal, rejection
 
 FORWARDED = ("imqtt-passed-on", "1")
 TOPICS_CACHED = 50_000
-UNHEARD = Spoken(Format.JSON, None)
 
 
 class Router:
@@ -37,7 +36,8 @@ class Router:
         forwards: list[Forward] = []
         orders: list[control.Order] = []
         rejections: list[Rejection] = []
-        for partition, packet, _, again in inbounds:
+        for inbound in inbounds:
+            packet = inbound.packet
             device = self.device(packet.topic)
             if device is None:  # an operator's order, or a topic that names no device to answer
                 order = control.parse(packet.payload) if packet.topic.startswith(control.TOPICS) else None
@@ -46,20 +46,23 @@ class Router:
             try:
                 command = decode_command(packet.payload, self._bounds)
                 target = partition_of(route(command, device.user), self._partitions)
-                if target != partition:
+                if target != inbound.partition:
                     forwards.append(_forward(device, target, packet))
                     continue
                 if isinstance(command, LogCommand):
-                    messages.append(receive(device, command, partition, again=again))
+                    messages.append(receive(device, command, target, again=inbound.again))
                 else:
-                    others.append(Request(device, command, packet.receipt, again))
+                    others.append(Request(device, command, packet.receipt, inbound.again))
+                    if isinstance(command, Status) and command.state == "offline":
+                        continue  # perhaps a revoked device's will, which must not register the device again
             except ImqttError as error:
                 rejections.append(rejection(device, packet.payload, error))
                 continue
-            if isinstance(command, Status) and command.state == "offline":
-                continue  # it may be a revoked device's last will, which must not register the device again
-            hello = command if isinstance(command, Hello) else spoke.get(device, UNHEARD).hello
-            spoke[device] = Spoken(format_of(packet.payload), hello)
+            format, before = format_of(packet.payload), spoke.get(device)
+            if isinstance(command, Hello):
+                spoke[device] = Spoken(format, command)
+            elif before is None or before.format is not format:
+                spoke[device] = Spoken(format, None if before is None else before.hello)
         return Batch(spoke, messages, others, forwards, orders, rejections)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pymongo import MongoClient
 from pymongo.database import Database
 
@@ -380,7 +381,7 @@ async def test_many_are_found_as_few_are(url: str) -> None:
     await store.append(records)
     heads, stored, ids = await asyncio.gather(
         store.heads([f"d:alice:user{number}" for number in range(60)] + ["d:alice:nobody"]),
-        store.find([it.key for it in records] + [records[0].key._replace(client_msg_id="none")]),
+        store.find([it.key for it in records] + [replace(records[0].key, client_msg_id="none")]),
         store.ids_at([(it.event.conversation, it.event.seq) for it in records] + [(D, 1)]),
     )
     for number in range(60):

@@ -40,15 +40,6 @@ def event_of(
     """The event that makes a command's change, at this position of the log."""
     body: dict[str, Any] = {BODIES[change.kind].field: change.body}
     return Event(
-        conversation=command.conversation,
-        seq=position.seq,
-        id=position.id,
-        time=position.id.time,
-        sender=sender.user,
-        device=sender.device,
-        client_msg_id=command.client_msg_id,
-        kind=change.kind,
-        client_time=command.client_time,
-        previous=previous,
-        **body,
-    )
+        command.conversation, position.seq, position.id, position.id.time, sender.user, sender.device,
+        command.client_msg_id, kind=change.kind, client_time=command.client_time, previous=previous, **body,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from time import time
 
 import msgspec
+from msgspec.structs import astuple
 
 from imqtt.model import Device, Key
 from imqtt.state.base import StateAway, Worker
@@ -105,7 +106,9 @@ class RedisState(DeviceLists, Presences):
 
 
 def _digests(keys: Collection[Key]) -> bytes:
-    return b"".join([blake2b("\0".join(key).encode(), digest_size=SEEN_DIGEST).digest() for key in keys])
+    return b"".join(
+        [blake2b("\0".join(astuple(key)).encode(), digest_size=SEEN_DIGEST).digest() for key in keys]
+    )
 
 
 def _workers(answer: list[tuple[bytes, bytes]]) -> list[Worker]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from imqtt.bodies import decode_body
 from imqtt.errors import Unavailable
@@ -163,7 +164,7 @@ class SqliteReader:
 
     async def find(self, keys: Collection[Key]) -> dict[Key, Stored]:
         keys = list(keys)
-        rows = await self._rows_of(_FIND, keys)
+        rows = await self._rows_of(_FIND, list(map(astuple, keys)))
         return {keys[place]: Stored(Position(seq, Id(number)), digest) for place, seq, number, digest in rows}
 
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
