@@ -14,7 +14,7 @@ from tests.services import WITHIN, ServerProcess
 PROGRAM = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 
-async def test_the_programs_print_what_the_page_says(
+async def test_the_programs_print_the_output_on_the_page(
     server: ServerProcess, broker: Mosquitto, tmp_path: Path
 ) -> None:
     page = generated.PAGE.read_text()

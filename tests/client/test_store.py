@@ -143,7 +143,7 @@ async def test_a_failed_upgrade_leaves_the_store_as_it_was(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("existed", [False, True])
-async def test_only_its_owner_reads_it(tmp_path: Path, existed: bool) -> None:
+async def test_only_the_owner_of_a_store_can_read_it(tmp_path: Path, existed: bool) -> None:
     umask = os.umask(0o022)
     try:
         if existed:
@@ -174,7 +174,7 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_what_is_asked_for_at_once_is_done_in_order(path: Path | None) -> None:
+async def test_concurrent_operations_are_done_in_order(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     done: list[int] = []
     futures = [store.apply(changes(seq, start=seq - 1)) for seq in range(1, 200)]
@@ -186,7 +186,7 @@ async def test_what_is_asked_for_at_once_is_done_in_order(path: Path | None) -> 
     await store.close()
 
 
-async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None) -> None:
+async def test_an_operation_that_fails_does_not_affect_others(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     await store.put(Entry(Send(TALK, "m1", Content(text="x"))))
     outcomes = await asyncio.gather(
@@ -203,13 +203,13 @@ async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None
     await store.close()
 
 
-async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | None) -> None:
+async def test_after_a_change_that_is_not_stored_no_later_change_is_stored(path: Path | None) -> None:
     """Otherwise the log would have a hole before its cursor."""
     store = await LocalStore.open(path, ALICE)
     await store.apply(changes(1))
     trigger = "BEGIN SELECT raise(ABORT, 'no room'); END"
     await store._database.submit(
-        lambda it: it.execute(f"CREATE TEMP TRIGGER full BEFORE INSERT ON events WHEN new.seq = 2 {trigger}")
+        lambda connection: connection.execute(f"CREATE TEMP TRIGGER full BEFORE INSERT ON events WHEN new.seq = 2 {trigger}")
     )
     outcomes = await asyncio.gather(
         store.apply(changes(2, start=1)),
@@ -231,7 +231,7 @@ async def test_a_cancelled_write_happens_nevertheless(path: Path | None) -> None
     await store.close()
 
 
-async def test_unread_counts_what_others_sent_after_the_read_mark(path: Path | None) -> None:
+async def test_unread_counts_the_messages_of_others_after_the_read_mark(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     made = changes(*range(1, 11))
     made.events[TALK, 10] = (10, event(10, "alice"))
@@ -272,7 +272,7 @@ def test_unread_is_between_its_bounds_whatever_part_of_the_log_is_held(
     assert summary.unread_at_most - summary.unread <= len([it for it in log[read:] if it not in here])
 
 
-async def test_trimming_leaves_what_a_consumer_or_an_iterator_has_not_read(path: Path | None) -> None:
+async def test_trimming_keeps_events_that_a_consumer_or_an_iterator_has_not_read(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     await store.apply(changes(*range(1, 101)))
     assert await store.consumer("bot") == 0
@@ -285,7 +285,7 @@ async def test_trimming_leaves_what_a_consumer_or_an_iterator_has_not_read(path:
     await store.close()
 
 
-async def test_a_store_of_another_device_or_version_or_kind_is_not_opened(tmp_path: Path) -> None:
+async def test_a_store_of_another_device_version_or_format_is_not_opened(tmp_path: Path) -> None:
     await (await LocalStore.open(tmp_path / "a.db", ALICE)).close()
     with pytest.raises(DeviceStoreError, match="belongs to alice@phone"):
         await LocalStore.open(tmp_path / "a.db", Device("bob", "phone"))

@@ -68,7 +68,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_the_sender_is_told_and_the_rest_of_the_batch_is_stored(
+async def test_the_sender_of_bad_input_gets_an_error_and_the_rest_of_the_batch_is_stored(
     running: Server, device: Make, name: str
 ) -> None:
     payload, code = BAD[name]
@@ -98,7 +98,7 @@ async def test_unknown_fields_are_accepted(running: Server, device: Make) -> Non
 
 
 @pytest.mark.parametrize("conversation", ["d:bob:alice", "d:alice:b ob", "g:some", "d:alice", "u:é", "zzz"])
-async def test_a_conversation_that_is_none_is_refused(
+async def test_an_invalid_conversation_id_is_rejected(
     running: Server, device: Make, conversation: str
 ) -> None:
     alice = await device("alice@phone")
@@ -107,7 +107,7 @@ async def test_a_conversation_that_is_none_is_refused(
     assert answer.code == ("unsupported" if conversation.startswith("g:") else "invalid")
 
 
-async def test_nobody_writes_into_somebody_elses_conversation(running: Server, device: Make) -> None:
+async def test_only_members_may_write_to_a_conversation(running: Server, device: Make) -> None:
     eve, alice = await device("eve@phone"), await device("alice@phone")
     await alice.hello()
     for conversation in ("d:alice:bob", "u:alice"):
@@ -119,7 +119,7 @@ async def test_nobody_writes_into_somebody_elses_conversation(running: Server, d
     assert answer.seq == 1
 
 
-async def test_the_broker_keeps_a_device_to_its_own_topics(running: Server, device: Make) -> None:
+async def test_the_broker_confines_a_device_to_its_own_topics(running: Server, device: Make) -> None:
     eve, alice = await device("eve@phone"), await device("alice@phone")
     await alice.hello()
     payload = b'{"type":"send","conversation":"u:alice","client_msg_id":"1","content":{"text":"forged"}}'
@@ -130,7 +130,7 @@ async def test_the_broker_keeps_a_device_to_its_own_topics(running: Server, devi
     assert answer.seq == 1
 
 
-async def test_a_command_that_was_passed_on_is_not_passed_on_again(running: Server, device: Make) -> None:
+async def test_a_command_is_forwarded_only_once(running: Server, device: Make) -> None:
     alice = await device("alice@phone")
     payload = b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":"hi"}}'
     await alice.raw(payload, to=5, properties=(("imqtt-passed-on", "1"),))
@@ -174,7 +174,7 @@ async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
     assert isinstance(await bob.send("d:alice:bob", "b1"), Accepted)
 
 
-async def test_a_burst_far_above_the_rate_is_told_of_each_message(
+async def test_every_message_of_a_burst_far_above_the_rate_is_answered_or_counted(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     """The first rejections name their messages; the last one counts the rest."""
@@ -219,7 +219,7 @@ async def is_accepted(device: RawDevice, name: str) -> bool:
     return isinstance(await device.send("d:alice:bob", name), Accepted)
 
 
-async def test_a_million_conversations_do_not_grow_what_is_remembered(
+async def test_a_conversation_that_has_left_the_head_cache_continues_at_its_next_seq(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     settings = config_for(broker, tmp_path, conversations_cached=64, device_burst=10_000)
@@ -234,7 +234,7 @@ async def test_a_million_conversations_do_not_grow_what_is_remembered(
     assert server.counters.conflicts == 0
 
 
-async def test_a_clock_that_steps_back_an_hour(
+async def test_ids_keep_growing_when_the_clock_steps_back_an_hour(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     step = 0
@@ -255,7 +255,7 @@ async def test_a_clock_that_steps_back_an_hour(
     assert meanwhile.time == before.time + 1
 
 
-async def test_a_clock_that_steps_back_a_little_is_not_noticed(
+async def test_ids_keep_growing_when_the_clock_steps_back_within_the_tolerance(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     step = 0
@@ -277,7 +277,7 @@ async def test_a_clock_that_steps_back_a_little_is_not_noticed(
         Hello("n", cursors=tuple(Cursor(f"d:a:u{n}") for n in range(1_001))),
     ],
 )
-async def test_a_hello_that_asks_for_what_cannot_be(running: Server, device: Make, hello: Hello) -> None:
+async def test_a_hello_with_invalid_fields_is_rejected(running: Server, device: Make, hello: Hello) -> None:
     alice = await device("alice@phone")
     await alice.command(hello)
     rejected = await alice.frame(Rejected)
@@ -285,7 +285,7 @@ async def test_a_hello_that_asks_for_what_cannot_be(running: Server, device: Mak
     assert (rejected.code, rejected.command) == (code, "hello")
 
 
-async def test_a_mark_with_nothing_to_mark_is_nothing(running: Server, device: Make) -> None:
+async def test_a_mark_in_an_empty_conversation_is_ignored(running: Server, device: Make) -> None:
     alice = await device("alice@phone")
     await alice.command(Mark("u:alice", read=5))
     assert isinstance(await alice.send("u:alice", "1"), Accepted)

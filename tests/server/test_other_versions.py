@@ -39,7 +39,7 @@ async def test_a_presence_state_that_a_newer_server_wrote_counts_as_online(
     assert isinstance(await bob.send(D, "2"), Accepted)
 
 
-async def test_a_device_of_a_format_that_only_a_newer_server_knows_is_told_in_json(
+async def test_a_device_of_a_format_that_only_a_newer_server_knows_receives_json(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))

@@ -1,4 +1,4 @@
-"""Presence that peers are told is correct when they are told, whatever part is unavailable meanwhile."""
+"""The presence that peers receive is correct when it is published, whichever part was unavailable before."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ from tests.contract.stores import log
 from tests.device import RawDevice
 from tests.redis_server import RedisServer, open_state
 from tests.server.conftest import config_for
-from tests.server.test_marks_and_presence import Make, together
+from tests.server.test_marks_and_presence import Make, start_conversation
 from tests.services import eventually
 
 ALICE, BOB, CAROL = Device("alice", "phone"), Device("bob", "laptop"), Device("carol", "phone")
@@ -40,7 +40,7 @@ async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
         yield redis
 
 
-class Room:
+class Harness:
     """Presences on a real store and a real Redis. Bob has a conversation with every user and is online."""
 
     def __init__(self, redis: RedisServer, store: SqliteStore, state: RedisState) -> None:
@@ -60,23 +60,23 @@ class Room:
             clock=lambda: self.now,
         )
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         await self.store.put_devices([Registration(BOB, "json")])
-        await self.know("alice")
-        await self.hear(BOB, Hello("b"))
-        await self.hears()
+        await self.add_peer("alice")
+        await self.receive(BOB, Hello("b"))
+        await self.expect_told()
 
-    async def know(self, user: str) -> None:
+    async def add_peer(self, user: str) -> None:
         conversation = f"d:{min(user, 'bob')}:{max(user, 'bob')}"
         await self.store.put_members([(user, conversation), ("bob", conversation)])
         await self.store.append(log(conversation, 1, 1))
 
-    async def hear(self, device: Device, command: Hello | Status) -> None:
+    async def receive(self, device: Device, command: Hello | Status) -> None:
         self.now += 1
         await self.presences.note([(device, command)])
 
     @asynccontextmanager
-    async def telling(self) -> AsyncIterator[None]:
+    async def publishing(self) -> AsyncIterator[None]:
         task = asyncio.create_task(self.presences.run())
         yield
         task.cancel()
@@ -87,10 +87,10 @@ class Room:
         queues = (self.presences._changed, self.presences._newcomers, self.presences._acquainted)
         return all(queue.idle for queue in queues)
 
-    async def hears(self, *told: tuple[str, str]) -> None:
-        """Bob is told exactly these states of users."""
-        async with self.telling():
-            await eventually(lambda: self.idle, what="nothing left to tell")
+    async def expect_told(self, *told: tuple[str, str]) -> None:
+        """Publishes until nothing is left. Bob is told exactly these states of users."""
+        async with self.publishing():
+            await eventually(lambda: self.idle, what="nothing left to publish")
         assert [(it.user, it.state) for it in self.told] == list(told)
         self.told.clear()
 
@@ -104,12 +104,12 @@ class Room:
 
 
 @pytest.fixture
-async def room(redis: RedisServer, tmp_path: Path) -> AsyncIterator[Room]:
+async def harness(redis: RedisServer, tmp_path: Path) -> AsyncIterator[Harness]:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     state = await open_state(redis.url)
-    room = Room(redis, store, state)
-    await room.begin()
-    yield room
+    harness = Harness(redis, store, state)
+    await harness.start()
+    yield harness
     await state.close()
     await store.close()
 
@@ -140,94 +140,94 @@ def fail(monkeypatch: pytest.MonkeyPatch, store: SqliteStore, *, times: float = 
     return failed
 
 
-async def back(state: RedisState) -> None:
+async def reconnected(state: RedisState) -> None:
     await eventually(lambda: not state.trouble, what="Redis in use again")
 
 
-# --- Redis away
+# --- Redis is unavailable
 
 
-async def test_nobody_is_told_offline_because_redis_dropped_between_two_looks(
-    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_no_user_is_reported_offline_because_redis_was_lost_between_two_reads(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await room.hear(ALICE, Hello("old"))
-    await room.hears(("alice", "online"))
+    await harness.receive(ALICE, Hello("old"))
+    await harness.expect_told(("alice", "online"))
     with monkeypatch.context() as patch:
-        follow(patch, room.state, "arrive", lambda: room.redis.command("CLIENT", "KILL", "TYPE", "normal"))
-        await room.hear(ALICE, Hello("new"))
+        follow(patch, harness.state, "arrive", lambda: harness.redis.command("CLIENT", "KILL", "TYPE", "normal"))
+        await harness.receive(ALICE, Hello("new"))
     assert "is away and the store is read instead" in caplog.text
-    await back(room.state)
-    await room.hears(("alice", "online"))
+    await reconnected(harness.state)
+    await harness.expect_told(("alice", "online"))
 
 
-async def test_who_came_and_went_while_redis_was_away_is_told_as_he_is_afterwards(room: Room) -> None:
-    await room.know("carol")
-    await room.hear(ALICE, Hello("a"))
-    await room.hears(("alice", "online"))
-    room.redis.pause(room.state)
-    await room.hear(ALICE, Status("offline", "a"))
-    await room.hear(Device("carol", "phone"), Hello("c"))
-    await room.hear(Device("carol", "phone"), Status("away", "c"))
-    room.redis.resume(room.state)
-    await back(room.state)
-    await room.hears(("alice", "offline"), ("carol", "away"))
+async def test_users_who_came_and_went_while_redis_was_away_are_reported_with_their_final_state(harness: Harness) -> None:
+    await harness.add_peer("carol")
+    await harness.receive(ALICE, Hello("a"))
+    await harness.expect_told(("alice", "online"))
+    harness.redis.pause(harness.state)
+    await harness.receive(ALICE, Status("offline", "a"))
+    await harness.receive(Device("carol", "phone"), Hello("c"))
+    await harness.receive(Device("carol", "phone"), Status("away", "c"))
+    harness.redis.resume(harness.state)
+    await reconnected(harness.state)
+    await harness.expect_told(("alice", "offline"), ("carol", "away"))
 
 
-async def test_changes_that_were_to_be_told_wait_for_redis(room: Room) -> None:
-    await room.hear(ALICE, Hello("a"))
-    room.redis.pause(room.state)
-    async with room.telling():
-        await eventually(lambda: room.state.trouble, what="Redis away")
-        room.redis.resume(room.state)
-        await eventually(lambda: room.told)
-    await room.hears(("alice", "online"))
+async def test_changes_wait_for_redis_before_they_are_published(harness: Harness) -> None:
+    await harness.receive(ALICE, Hello("a"))
+    harness.redis.pause(harness.state)
+    async with harness.publishing():
+        await eventually(lambda: harness.state.trouble, what="Redis away")
+        harness.redis.resume(harness.state)
+        await eventually(lambda: harness.told)
+    await harness.expect_told(("alice", "online"))
 
 
-async def test_who_fell_silent_as_redis_dropped_is_told_of(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_a_device_that_fell_silent_when_redis_was_lost_is_reported_offline(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await room.hear(ALICE, Hello("a"))
-    await room.hears(("alice", "online"))
-    room.now += 299_999
-    await room.presences.refresh([BOB])
-    room.now += 1
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
+    await harness.receive(ALICE, Hello("a"))
+    await harness.expect_told(("alice", "online"))
+    harness.now += 299_999
+    await harness.presences.refresh([BOB])
+    harness.now += 1
+    monkeypatch.setattr(harness.presences, "_ttl", 5_000)  # checks every half second
     with monkeypatch.context() as patch:
-        follow(patch, room.state, "expired", lambda: room.redis.command("CLIENT", "KILL", "TYPE", "normal"))
-        async with room.telling():
-            await eventually(lambda: room.told)
-    await room.hears(("alice", "offline"))
+        follow(patch, harness.state, "expired", lambda: harness.redis.command("CLIENT", "KILL", "TYPE", "normal"))
+        async with harness.publishing():
+            await eventually(lambda: harness.told)
+    await harness.expect_told(("alice", "offline"))
 
 
-async def test_what_a_wiped_redis_has_forgotten_is_not_told(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_a_presence_that_a_wiped_redis_has_lost_is_not_published(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await room.know("carol")
-    await room.hear(ALICE, Hello("old"))
-    await room.hears(("alice", "online"))
+    await harness.add_peer("carol")
+    await harness.receive(ALICE, Hello("old"))
+    await harness.expect_told(("alice", "online"))
     with monkeypatch.context() as patch:
-        follow(patch, room.state, "arrive", lambda: room.redis.command("FLUSHALL"))
-        await room.hear(ALICE, Hello("new"))
-    await room.hear(BOB, Status("online", "b"))
-    await room.hear(Device("carol", "phone"), Hello("c"))
-    await room.hears(("carol", "online"), ("carol", "online"))  # as a change, and because Bob is back
+        follow(patch, harness.state, "arrive", lambda: harness.redis.command("FLUSHALL"))
+        await harness.receive(ALICE, Hello("new"))
+    await harness.receive(BOB, Status("online", "b"))
+    await harness.receive(Device("carol", "phone"), Hello("c"))
+    await harness.expect_told(("carol", "online"), ("carol", "online"))  # as a change, and because Bob is back
 
 
-async def test_a_user_of_whom_redis_refuses_to_tell_holds_up_nobody(room: Room) -> None:
-    await room.know("mallory")
-    await room.hear(Device("mallory", "phone"), Hello("m"))
-    await room.hear(ALICE, Hello("a"))
-    room.redis.command("SET", "imqtt:c:presence:mallory", "not a hash")
-    await room.hears(("alice", "online"))
+async def test_a_user_whose_presence_redis_cannot_read_delays_no_other(harness: Harness) -> None:
+    await harness.add_peer("mallory")
+    await harness.receive(Device("mallory", "phone"), Hello("m"))
+    await harness.receive(ALICE, Hello("a"))
+    harness.redis.command("SET", "imqtt:c:presence:mallory", "not a hash")
+    await harness.expect_told(("alice", "online"))
 
 
-async def test_a_hello_while_redis_is_away_is_answered_and_told_of_afterwards(
+async def test_a_hello_while_redis_is_away_is_answered_at_once_and_published_afterwards(
     broker: Mosquitto, redis: RedisServer, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     config = config_for(broker, tmp_path, state=redis.url)
     server: Server = await stack.enter_async_context(serving(config))
     alice, bob = await device("alice@phone"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     redis.pause()
     await eventually(lambda: server.health().state != "ok", what="Redis away")
     await alice.hello(nonce="a")
@@ -241,150 +241,150 @@ async def test_a_hello_while_redis_is_away_is_answered_and_told_of_afterwards(
     await alice_is(bob, "offline")
 
 
-async def test_a_device_that_says_hello_while_redis_is_away_is_told_of_its_peers_afterwards(
-    room: Room,
+async def test_a_device_that_says_hello_while_redis_is_away_receives_its_peers_presence_afterwards(
+    harness: Harness,
 ) -> None:
-    await room.hear(ALICE, Hello("a"))
-    await room.hears(("alice", "online"))
-    room.redis.pause(room.state)
-    assert await room.presences.for_newcomer(BOB, [Head("d:alice:bob", 1, Id(1))], more=False) == []
-    room.redis.resume(room.state)
-    await back(room.state)
-    await room.hears(("alice", "online"))
+    await harness.receive(ALICE, Hello("a"))
+    await harness.expect_told(("alice", "online"))
+    harness.redis.pause(harness.state)
+    assert await harness.presences.for_newcomer(BOB, [Head("d:alice:bob", 1, Id(1))], more=False) == []
+    harness.redis.resume(harness.state)
+    await reconnected(harness.state)
+    await harness.expect_told(("alice", "online"))
 
 
-async def test_whoever_spoke_while_redis_was_away_and_wiped_is_told_of(room: Room) -> None:
-    room.redis.pause(room.state)
-    await room.presences.refresh([ALICE])
-    room.redis.resume(room.state)
-    await back(room.state)
-    await eventually(lambda: room.state._appeared, what="Alice's presence in Redis")
-    await room.presences.refresh([BOB])
-    await room.hears(("alice", "online"))
+async def test_a_device_that_was_active_while_redis_was_away_and_wiped_is_reported_online(harness: Harness) -> None:
+    harness.redis.pause(harness.state)
+    await harness.presences.refresh([ALICE])
+    harness.redis.resume(harness.state)
+    await reconnected(harness.state)
+    await eventually(lambda: harness.state._appeared, what="Alice's presence in Redis")
+    await harness.presences.refresh([BOB])
+    await harness.expect_told(("alice", "online"))
 
 
-async def test_whoever_speaks_to_a_wiped_redis_is_told_of(room: Room) -> None:
-    await room.hear(ALICE, Hello("a"))
-    await room.hears(("alice", "online"))
-    room.redis.command("FLUSHALL")
-    await room.presences.refresh([ALICE, BOB])
-    await room.hears(("alice", "online"))
-    await room.hear(BOB, Status("online", "b"))
-    await room.hears(("alice", "online"))  # because Bob is back and may have missed something
-    await room.hear(ALICE, Status("offline", "a"))
-    await room.hears(("alice", "offline"))
+async def test_a_device_that_is_active_after_redis_was_wiped_is_reported_online(harness: Harness) -> None:
+    await harness.receive(ALICE, Hello("a"))
+    await harness.expect_told(("alice", "online"))
+    harness.redis.command("FLUSHALL")
+    await harness.presences.refresh([ALICE, BOB])
+    await harness.expect_told(("alice", "online"))
+    await harness.receive(BOB, Status("online", "b"))
+    await harness.expect_told(("alice", "online"))  # because Bob is back and may have missed something
+    await harness.receive(ALICE, Status("offline", "a"))
+    await harness.expect_told(("alice", "offline"))
 
 
 @pytest.mark.parametrize("command", [None, Status("online", "b")])
-async def test_who_falls_silent_as_the_state_is_lost_is_told_as_gone_once_that_is_certain(
-    room: Room, monkeypatch: pytest.MonkeyPatch, command: Status | None
+async def test_a_device_that_falls_silent_when_the_state_is_lost_is_reported_offline_after_the_ttl(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, command: Status | None
 ) -> None:
-    room.now = 400 * 86_400_000
-    seen = room.now - 86_400_000
-    await room.know("carol")
-    await room.know("dave")
-    await room.store.put_devices(
+    harness.now = 400 * 86_400_000
+    seen = harness.now - 86_400_000
+    await harness.add_peer("carol")
+    await harness.add_peer("dave")
+    await harness.store.put_devices(
         [Registration(it, "json", seen=seen) for it in (ALICE, CAROL)]
         + [Registration(Device("dave", "phone"), "json", seen=seen - 86_400_000)]
     )
     for device in (ALICE, CAROL):
-        await room.hear(device, Hello("n"))
-    await room.hears(("alice", "online"), ("carol", "online"))
-    room.redis.command("FLUSHALL")
+        await harness.receive(device, Hello("n"))
+    await harness.expect_told(("alice", "online"), ("carol", "online"))
+    harness.redis.command("FLUSHALL")
     if command is None:
-        await room.presences.refresh([BOB])
+        await harness.presences.refresh([BOB])
     else:
-        await room.hear(BOB, command)
-    await room.hears()
-    room.now += 299_000
-    await room.presences.refresh([BOB, CAROL])
-    await room.hears(("carol", "online"))
-    room.now += 1_000
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
-    async with room.telling():
-        await eventually(lambda: len(room.told) == 2)
-    assert Presence("alice", "offline") in room.told  # the stored time when she was last seen is a day old
-    await room.hears(("alice", "offline"), ("carol", "online"))  # Dave was not online lately
+        await harness.receive(BOB, command)
+    await harness.expect_told()
+    harness.now += 299_000
+    await harness.presences.refresh([BOB, CAROL])
+    await harness.expect_told(("carol", "online"))
+    harness.now += 1_000
+    monkeypatch.setattr(harness.presences, "_ttl", 5_000)  # checks every half second
+    async with harness.publishing():
+        await eventually(lambda: len(harness.told) == 2)
+    assert Presence("alice", "offline") in harness.told  # the stored last-seen time is a day old
+    await harness.expect_told(("alice", "offline"), ("carol", "online"))  # Dave was not online lately
 
 
-async def lose_memory(room: Room) -> None:
+async def lose_state(harness: Harness) -> None:
     """The state loses the presence of Alice and Carol, and then Bob sends something."""
-    room.now = 400 * 86_400_000
-    await room.know("carol")
-    await room.store.put_devices([Registration(it, "json", seen=room.now) for it in (ALICE, CAROL)])
+    harness.now = 400 * 86_400_000
+    await harness.add_peer("carol")
+    await harness.store.put_devices([Registration(it, "json", seen=harness.now) for it in (ALICE, CAROL)])
     for device in (ALICE, CAROL):
-        await room.hear(device, Hello("n"))
-    await room.hears(("alice", "online"), ("carol", "online"))
-    room.redis.command("FLUSHALL")
-    await room.presences.refresh([BOB])
-    await room.hears()
+        await harness.receive(device, Hello("n"))
+    await harness.expect_told(("alice", "online"), ("carol", "online"))
+    harness.redis.command("FLUSHALL")
+    await harness.presences.refresh([BOB])
+    await harness.expect_told()
 
 
-async def look(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def check_silent(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the check for silent devices."""
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
+    monkeypatch.setattr(harness.presences, "_ttl", 5_000)  # checks every half second
     looked = asyncio.Event()
     with monkeypatch.context() as patch:
-        follow(patch, room.state, "expired", looked.set)
-        async with room.telling():
+        follow(patch, harness.state, "expired", looked.set)
+        async with harness.publishing():
             await looked.wait()
             looked.clear()
-            await looked.wait()  # all of the first look has been done
-            await eventually(lambda: room.idle, what="nothing left to tell")
+            await looked.wait()  # the first check is complete
+            await eventually(lambda: harness.idle, what="nothing left to publish")
 
 
-async def test_the_wait_begins_anew_if_the_state_is_lost_again(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_the_wait_starts_over_if_the_state_is_lost_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await lose_memory(room)
-    room.now += 299_000
-    room.redis.command("FLUSHALL")
-    await room.presences.refresh([BOB])
-    room.now += 1_000
-    await look(room, monkeypatch)
-    await room.hears()  # neither Alice nor Carol is known to be offline
-    assert room.presences._unknown
+    await lose_state(harness)
+    harness.now += 299_000
+    harness.redis.command("FLUSHALL")
+    await harness.presences.refresh([BOB])
+    harness.now += 1_000
+    await check_silent(harness, monkeypatch)
+    await harness.expect_told()  # neither Alice nor Carol is known to be offline
+    assert harness.presences._unknown
 
 
-async def test_a_device_that_has_gone_itself_is_told_of_nobody_later(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_a_device_that_has_gone_offline_itself_receives_no_offline_peers_later(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example one that connects for a single command each time, without a `Hello`."""
-    await lose_memory(room)
-    room.now += 300_000
-    await look(room, monkeypatch)
-    await room.hears()
-    assert not room.presences._unknown
+    """An example is a device that connects for a single command each time, without a `Hello`."""
+    await lose_state(harness)
+    harness.now += 300_000
+    await check_silent(harness, monkeypatch)
+    await harness.expect_told()
+    assert not harness.presences._unknown
 
 
-async def test_a_device_that_says_hello_meanwhile_is_told_of_nobody_later(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_a_device_that_says_hello_meanwhile_receives_no_offline_peers_later(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await lose_memory(room)
-    await room.hear(BOB, Hello("b2"))
-    room.now += 299_999
-    await room.presences.refresh([BOB])
-    await look(room, monkeypatch)
-    await room.hears()
-    assert not room.presences._unknown
+    await lose_state(harness)
+    await harness.receive(BOB, Hello("b2"))
+    harness.now += 299_999
+    await harness.presences.refresh([BOB])
+    await check_silent(harness, monkeypatch)
+    await harness.expect_told()
+    assert not harness.presences._unknown
 
 
 @pytest.mark.parametrize("command", [None, Status("online", "b")])
-async def test_a_device_that_wakes_up_on_its_old_connection_is_told_who_has_gone(
-    room: Room, command: Status | None
+async def test_a_device_that_wakes_up_on_its_old_connection_learns_which_peers_have_gone_offline(
+    harness: Harness, command: Status | None
 ) -> None:
-    await room.hear(ALICE, Hello("a"))
-    await room.hears(("alice", "online"))
-    room.now += 300_000
-    await room.presences.refresh([ALICE])
-    assert [it.device for it in await room.state.expired(room.now)] == [BOB]
-    await room.hear(ALICE, Status("offline", "a"))
-    await room.hears()
+    await harness.receive(ALICE, Hello("a"))
+    await harness.expect_told(("alice", "online"))
+    harness.now += 300_000
+    await harness.presences.refresh([ALICE])
+    assert [it.device for it in await harness.state.expired(harness.now)] == [BOB]
+    await harness.receive(ALICE, Status("offline", "a"))
+    await harness.expect_told()
     if command is None:
-        await room.presences.refresh([BOB])
+        await harness.presences.refresh([BOB])
     else:
-        await room.hear(BOB, command)
-    await room.hears(("alice", "offline"))
+        await harness.receive(BOB, command)
+    await harness.expect_told(("alice", "offline"))
 
 
 async def alice_is(bob: RawDevice, state: str) -> None:
@@ -394,82 +394,82 @@ async def alice_is(bob: RawDevice, state: str) -> None:
     await bob.until(told)
 
 
-# --- the store away
+# --- the store is unavailable
 
 
 async def test_a_change_waits_for_the_store_and_gives_way_to_a_newer_one(
-    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "imqtt.server")
-    await room.hear(ALICE, Hello("a"))
-    async with room.telling():
-        with monkeypatch.context() as broken:
-            failed = fail(broken, room.store)
+    await harness.receive(ALICE, Hello("a"))
+    async with harness.publishing():
+        with monkeypatch.context() as patch:
+            failed = fail(patch, harness.store)
             await eventually(lambda: len(failed) >= 2)
-            await room.hear(ALICE, Status("away", "a"))
-        await eventually(lambda: room.told)
-    await room.hears(("alice", "away"))
+            await harness.receive(ALICE, Status("away", "a"))
+        await eventually(lambda: harness.told)
+    await harness.expect_told(("alice", "away"))
     assert set(failed) == {"alice"}
     assert len(caplog.records) == 1
 
 
-async def test_after_a_failure_the_first_to_change_is_told_first(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_after_a_failure_changes_are_published_in_their_order(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await room.know("carol")
-    fail(monkeypatch, room.store, times=1)
-    await room.hear(ALICE, Hello("a"))
-    await room.hear(Device("carol", "phone"), Hello("c"))
-    await room.hears(("alice", "online"), ("carol", "online"))
+    await harness.add_peer("carol")
+    fail(monkeypatch, harness.store, times=1)
+    await harness.receive(ALICE, Hello("a"))
+    await harness.receive(Device("carol", "phone"), Hello("c"))
+    await harness.expect_told(("alice", "online"), ("carol", "online"))
 
 
 # --- many changes
 
 
-async def test_the_first_to_leave_is_told_first(room: Room) -> None:
+async def test_many_changes_are_published_in_their_order(harness: Harness) -> None:
     devices = [Device(f"user{number}", "phone") for number in range(30)]
     for device in devices:
-        await room.know(device.user)
-    await room.presences.note([(device, Hello("n")) for device in devices])
-    await room.hears(*((device.user, "online") for device in devices))
+        await harness.add_peer(device.user)
+    await harness.presences.note([(device, Hello("n")) for device in devices])
+    await harness.expect_told(*((device.user, "online") for device in devices))
     for device in devices:
-        await room.hear(device, Status("offline", "n"))
-    await room.hears(*((device.user, "offline") for device in devices))
+        await harness.receive(device, Status("offline", "n"))
+    await harness.expect_told(*((device.user, "offline") for device in devices))
 
 
-async def test_silence_is_found_however_long_telling_takes(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_silent_devices_are_found_however_long_publishing_takes(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, on = room.store.conversations_of, asyncio.Event()
+    read, on = harness.store.conversations_of, asyncio.Event()
 
     async def conversations_of(user: str, after: str, limit: int) -> list[str]:
         await on.wait()
         return await read(user, after, limit)
 
-    monkeypatch.setattr(room.store, "conversations_of", conversations_of)
-    await room.hear(ALICE, Hello("a"))
-    room.now += 300_000
-    await room.presences.refresh([BOB])
-    monkeypatch.setattr(room.presences, "_ttl", 5_000)  # checks every half second
+    monkeypatch.setattr(harness.store, "conversations_of", conversations_of)
+    await harness.receive(ALICE, Hello("a"))
+    harness.now += 300_000
+    await harness.presences.refresh([BOB])
+    monkeypatch.setattr(harness.presences, "_ttl", 5_000)  # checks every half second
 
     async def found() -> bool:
-        return (await room.state.presence(["alice"]))["alice"][0].state == "offline"
+        return (await harness.state.presence(["alice"]))["alice"][0].state == "offline"
 
-    async with room.telling():
+    async with harness.publishing():
         await eventually(found)
         on.set()
-        await eventually(lambda: room.told)
-    assert {(it.user, it.state) for it in room.told} == {("alice", "offline")}
+        await eventually(lambda: harness.told)
+    assert {(it.user, it.state) for it in harness.told} == {("alice", "offline")}
 
 
-async def test_two_users_who_begin_to_talk_are_told_nothing_old_after_something_newer(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_users_who_start_a_conversation_never_receive_an_older_presence_after_a_newer_one(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await room.store.put_devices([Registration(ALICE, "json")])
-    await room.hear(ALICE, Hello("a"))
-    await room.hears(("alice", "online"))
+    await harness.store.put_devices([Registration(ALICE, "json")])
+    await harness.receive(ALICE, Hello("a"))
+    await harness.expect_told(("alice", "online"))
     first: list[asyncio.Future[list[int]]] = []  # the broker does not confirm the first publish for a while
-    publish = room._publish
+    publish = harness._publish
 
     def held(messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
         done = publish(messages)
@@ -478,12 +478,12 @@ async def test_two_users_who_begin_to_talk_are_told_nothing_old_after_something_
         first.append(asyncio.get_running_loop().create_future())
         return first[0]
 
-    monkeypatch.setattr(room.presences, "_publish", held)
-    async with room.telling():
-        room.presences.acquaint("bob", "alice")
+    monkeypatch.setattr(harness.presences, "_publish", held)
+    async with harness.publishing():
+        harness.presences.acquaint("bob", "alice")
         await eventually(lambda: first)
-        await room.hear(ALICE, Status("offline", "a"))
-        await eventually(lambda: any(it.state == "offline" for it in room.told))
+        await harness.receive(ALICE, Status("offline", "a"))
+        await eventually(lambda: any(it.state == "offline" for it in harness.told))
         first[0].set_result([])
-        await eventually(lambda: room.idle)
-    assert [it.state for it in room.told] == ["online", "offline"]
+        await eventually(lambda: harness.idle)
+    assert [it.state for it in harness.told] == ["online", "offline"]
