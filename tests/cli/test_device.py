@@ -238,10 +238,10 @@ async def talking(broker: Mosquitto, stack: AsyncExitStack) -> tuple[RawDevice, 
 
 
 async def sees_alice(bob: RawDevice, state: str) -> None:
-    def told(frame: AnyFrame) -> bool:
+    def matches(frame: AnyFrame) -> bool:
         return isinstance(frame, Presence) and (frame.user, frame.state) == ("alice", state)
 
-    await bob.until(told)
+    await bob.until(matches)
 
 
 async def devices_of_alice(server: Server) -> tuple[str, ...]:

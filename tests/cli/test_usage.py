@@ -30,12 +30,12 @@ async def test_every_setting_is_a_flag_with_its_variable_and_default() -> None:
     output = (await imqtt("serve", "--help")).out
     for setting in fields(ServerConfig):
         flag = "--" + setting.name.replace("_", "-")
-        assert flag in message
-        assert f"IMQTT_{setting.name.upper()}" in message
+        assert flag in output
+        assert f"IMQTT_{setting.name.upper()}" in output
         if setting.metadata["secret"]:
-            assert flag + "-file" in message
+            assert flag + "-file" in output
         elif setting.default:
-            assert str(setting.default) in message
+            assert str(setting.default) in output
 
 
 @pytest.mark.parametrize(

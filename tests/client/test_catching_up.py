@@ -33,11 +33,11 @@ async def test_a_new_device_gets_heads_with_their_latest_events_and_the_newest_c
     async with device() as alice:
         events = alice.events("everything")
         summaries = await alice.conversations()
-        assert [(it.conversation, it.head.seq, it.unread, it.unread_at_most) for it in summaries] == [
+        assert [(summary.conversation, summary.head.seq, summary.unread, summary.unread_at_most) for summary in summaries] == [
             (TALK, 150, 100, 150),
             ("d:alice:carol", 5, 1, 5),
         ]
-        assert [it.last and it.last.content.text for it in summaries] == ["b149", "c4"]
+        assert [summary.last and summary.last.content.text for summary in summaries] == ["b149", "c4"]
         asked = len(fake.commands(History))
         assert texts(await alice.history(TALK)) == [f"b{number}" for number in range(50, 150)]
         assert len(fake.commands(History)) == asked
@@ -55,7 +55,7 @@ async def test_a_new_device_that_starts_at_the_beginning_misses_nothing(
         fake.store("d:alice:carol", f"c{number}", "carol@phone")
     async with device(start="beginning") as alice:
         seen = await take(alice.events("archive"), 80)
-        assert texts([it for it in seen if it.conversation == TALK]) == [f"b{number}" for number in range(40)]
+        assert texts([item for item in seen if item.conversation == TALK]) == [f"b{number}" for number in range(40)]
 
 
 async def test_a_device_that_was_away_gets_the_events_it_missed_in_order(
@@ -68,8 +68,8 @@ async def test_a_device_that_was_away_gets_the_events_it_missed_in_order(
     missed += [fake.store(f"d:alice:user{number}", "hi", f"user{number}@phone") for number in range(150)]
     async with device(stored=True) as alice:
         seen = await take(alice.events("reader"), 400)
-        assert sorted(seen, key=lambda it: it.id) == missed
-        assert [it for it in seen if it.conversation == TALK] == missed[:250]
+        assert sorted(seen, key=lambda event: event.id) == missed
+        assert [item for item in seen if item.conversation == TALK] == missed[:250]
         assert len(await alice.conversations()) == 151
 
 

@@ -137,9 +137,9 @@ async def test_hello_is_repeated_until_it_is_answered(fake: FakeServer, device: 
         assert alice.state.phase is Phase.CONNECTING
         fake.silent = False
         await asyncio.wait_for(alice.caught_up(), WITHIN)
-    partitions = {partition for _, partition, it in fake.received if isinstance(it, Hello)}
+    partitions = {partition for _, partition, command in fake.received if isinstance(command, Hello)}
     assert partitions == {0}  # until the server has reported the number
-    assert len({it.nonce for it in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
+    assert len({hello.nonce for hello in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
 async def test_a_hello_that_is_rejected_for_good_is_retried_on_another_connection(
@@ -156,16 +156,16 @@ async def test_a_hello_that_is_rejected_for_good_is_retried_on_another_connectio
     fake.refuse = refuse
     async with device() as alice:
         await asyncio.wait_for(alice.caught_up(), WITHIN)
-        assert len({it.nonce for it in fake.commands(Hello)}) == 2  # type: ignore[union-attr]
+        assert len({hello.nonce for hello in fake.commands(Hello)}) == 2  # type: ignore[union-attr]
 
 
 async def test_a_broker_without_a_server_is_left_for_another(
     fake: FakeServer, device: Devices, broker: Mosquitto, tmp_path: Path
 ) -> None:
     async with Mosquitto(tmp_path / "lonely") as lonely:
-        for it in (lonely, broker):
-            it.passwords.add("alice@phone", "secret")
-        brokers = [f"mqtt://{it.host}:{it.port}" for it in (lonely, broker)]
+        for server in (lonely, broker):
+            server.passwords.add("alice@phone", "secret")
+        brokers = [f"mqtt://{server.host}:{server.port}" for server in (lonely, broker)]
         timing = replace(PATIENT, answer=0.2, silence=1.0)
         async with device(brokers=brokers, password="secret", timing=timing, wait=0) as alice:
             await eventually(lambda: alice.state.address == brokers[0])
@@ -178,7 +178,7 @@ async def test_a_client_reconnects_when_the_server_falls_silent(
 ) -> None:
     async with device(timing=replace(PATIENT, answer=0.2, silence=1.0, sync=0.3)) as alice:
         fake.silent = True  # as if the subscription were lost
-        await eventually(lambda: len({it.nonce for it in fake.commands(Hello)}) >= 2)  # type: ignore[union-attr]
+        await eventually(lambda: len({hello.nonce for hello in fake.commands(Hello)}) >= 2)  # type: ignore[union-attr]
         fake.silent = False
         await asyncio.wait_for(alice.caught_up(), WITHIN)
 
@@ -193,7 +193,7 @@ async def test_a_server_that_sends_retry_after_is_not_silent(fake: FakeServer, d
     async with device(timing=replace(PATIENT, silence=5.0, sync=0.1)):
         fake.refuse = refuse
         await eventually(lambda: len(fake.commands(Sync)) >= 2)
-        assert len({it.nonce for it in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
+        assert len({hello.nonce for hello in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
 async def test_the_silence_and_the_return_of_the_server_behind_a_broker_are_reported(
@@ -243,7 +243,7 @@ async def test_a_request_on_a_lost_connection_is_repeated_at_once_on_the_next(
 ) -> None:
     async with device() as alice:
         event = fake.store(TALK, "hi")
-        fake.lose = lambda _, frame: isinstance(frame, Page) and any(it.history for it in frame.slices)
+        fake.lose = lambda _, frame: isinstance(frame, Page) and any(part.history for part in frame.slices)
         reading = asyncio.create_task(alice.history(TALK))
         await eventually(lambda: fake.commands(History))
         fake.lose = lambda _device, _frame: False
@@ -314,7 +314,7 @@ async def test_two_clients_cannot_have_one_store(fake: FakeServer, device: Devic
 async def test_iterators_stop_when_the_client_is_closed(fake: FakeServer, device: Devices) -> None:
     async with device() as alice:
         events, notices = alice.events(), alice.notices()
-        waiting = [asyncio.create_task(take(it, 1)) for it in (events, notices)]
+        waiting = [asyncio.create_task(take(stream, 1)) for stream in (events, notices)]
         await asyncio.sleep(0)
     assert await asyncio.gather(*waiting) == [[], []]
 

@@ -50,7 +50,7 @@ async def test_both_sides_see_one_order(fake: FakeServer, device: Devices) -> No
         )
         seen = await take(alices, 40)
         assert seen == await take(bobs, 40) == fake.logs[TALK]
-        assert [it for it in texts(seen) if it and it[0] == "a"] == [f"a{number}" for number in range(20)]
+        assert [text for text in texts(seen) if text and text[0] == "a"] == [f"a{number}" for number in range(20)]
 
 
 async def test_a_message_without_an_answer_is_sent_again_with_the_same_client_msg_id(fake: FakeServer, device: Devices) -> None:
@@ -66,7 +66,7 @@ async def test_a_message_without_an_answer_is_sent_again_with_the_same_client_ms
     async with device(timing=QUICK) as alice:
         accepted = await alice.send(TALK, "hi")
         assert accepted == lost[0] == lost[1]
-        assert len({it.client_msg_id for it in fake.commands(Send)}) == 1  # type: ignore[union-attr]
+        assert len({send.client_msg_id for send in fake.commands(Send)}) == 1  # type: ignore[union-attr]
         assert len(fake.logs[TALK]) == 1
 
 
@@ -118,7 +118,7 @@ async def test_a_rejected_post_stays_in_the_outbox_and_a_notice_reports_it(
         assert refused.entry.client_msg_id == name
         assert refused.error.code == "code_of_tomorrow"
     async with device(stored=True) as alice:
-        assert [it.refused for it in await alice.outbox()] == ["code_of_tomorrow"]
+        assert [entry.refused for entry in await alice.outbox()] == ["code_of_tomorrow"]
         assert await alice.discard(TALK, name)
         assert await alice.outbox() == []
 

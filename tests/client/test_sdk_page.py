@@ -21,7 +21,7 @@ async def test_the_programs_print_the_output_on_the_page(
     programs = PROGRAM.findall(page)
     assert len(programs) == page.count("```python") >= 3
     for program, output in programs:
-        (user,), (device,) = (re.findall(rf'{it}="(\w+)"', program) for it in ("user", "device"))
+        (user,), (device,) = (re.findall(rf'{name}="(\w+)"', program) for name in ("user", "device"))
         password = broker.passwords.add(f"{user}@{device}")
         text = program.replace("…", password)
         if "brokers=" not in text:

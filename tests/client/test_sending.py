@@ -20,7 +20,7 @@ PICTURE = "image/png"
 
 
 def contents(fake: FakeServer) -> list[str | None]:
-    return [it.content.text for it in fake.commands(Send)]  # type: ignore[union-attr]
+    return [send.content.text for send in fake.commands(Send)]  # type: ignore[union-attr]
 
 
 async def error_of(sending: "asyncio.Task[Accepted] | asyncio.Task[None]") -> BaseException | None:
@@ -52,8 +52,8 @@ async def test_a_message_put_before_the_limits_were_known_is_refused_and_not_pub
         assert (error.size, error.limit) == (len(HUGE), 65_536)
         await eventually(lambda: len(alice._parts.sender._outbox) == 0)
         assert contents(fake) == ["small"]
-        assert [it.refused for it in await alice.outbox()] == ["too_large"]
-        assert len({it.nonce for it in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
+        assert [entry.refused for entry in await alice.outbox()] == ["too_large"]
+        assert len({hello.nonce for hello in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
 async def test_a_message_that_an_earlier_process_left_is_refused_too(fake: FakeServer, device: Devices) -> None:
@@ -62,7 +62,7 @@ async def test_a_message_that_an_earlier_process_left_is_refused_too(fake: FakeS
     async with device(stored=True) as alice:
 
         async def is_refused() -> bool:
-            return [it.refused for it in await alice.outbox()] == ["too_large"]
+            return [entry.refused for entry in await alice.outbox()] == ["too_large"]
 
         await eventually(is_refused)
 
@@ -166,7 +166,7 @@ async def test_a_send_after_the_end_raises_and_its_message_stays_in_the_outbox(
     fake.silent = False
     async with device(stored=True):
         await eventually(lambda: len(fake.logs[TALK]) == 2)
-    assert [it.content.text for it in fake.logs[TALK]] == ["early", "late"]
+    assert [event.content.text for event in fake.logs[TALK]] == ["early", "late"]
 
 
 async def test_a_waiting_send_raises_the_rejection_though_the_store_fails(
@@ -207,7 +207,7 @@ async def test_a_refusal_is_reported_though_the_connection_ends_meanwhile(
         refused = await asyncio.wait_for(anext(notices), WITHIN)
         assert isinstance(refused, Refused)
         assert refused.entry.client_msg_id == posted
-        assert [it.refused for it in await alice.outbox()] == ["too_large"]
+        assert [entry.refused for entry in await alice.outbox()] == ["too_large"]
 
 
 async def test_a_refusal_that_nobody_waits_for_any_more_is_a_notice(
@@ -279,7 +279,7 @@ async def test_a_published_client_msg_id_is_bound_to_its_content_until_it_is_ans
             await alice.post(TALK, "new", client_msg_id="m1")
         fake.silent = False
         await alice.send(TALK, "old", client_msg_id="m1")
-        assert [it.content.text for it in fake.logs[TALK]] == ["old"]
+        assert [event.content.text for event in fake.logs[TALK]] == ["old"]
 
 
 def failing(_: OutboxKey) -> "asyncio.Future[bool]":

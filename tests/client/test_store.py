@@ -151,7 +151,7 @@ async def test_only_the_owner_of_a_store_can_read_it(tmp_path: Path, existed: bo
             (tmp_path / "a.db").chmod(0o644)
         store = await LocalStore.open(tmp_path / "a.db", ALICE)
         await store.apply(changes(1, 2))
-        modes = {it.name: stat.S_IMODE(it.stat().st_mode) for it in tmp_path.iterdir()}
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
         assert modes == {"a.db": 0o600, "a.db-wal": 0o600}
         await store.close()
     finally:
@@ -217,7 +217,7 @@ async def test_after_a_change_that_is_not_stored_no_later_change_is_stored(path:
         store.put(Entry(Send(TALK, "m1", Content(text="x")))),
         return_exceptions=True,
     )
-    assert [str(it) for it in outcomes] == [f"{store._database}: no room"] * 2 + ["True"]
+    assert [str(outcome) for outcome in outcomes] == [f"{store._database}: no room"] * 2 + ["True"]
     with pytest.raises(DeviceStoreError, match="no room"):
         await store.apply(changes(3, start=2))
     assert await store.events(TALK, 1, 9) == [event(1)]
@@ -254,22 +254,22 @@ def test_unread_is_between_its_bounds_whatever_part_of_the_log_is_held(
     if conversation == "u:alice":
         senders = ["alice"] * len(senders)
     log = [event(seq, sender, conversation) for seq, sender in enumerate(senders, 1)]
-    here = [it for it in log if it.seq in held]
+    here = [event for event in log if event.seq in held]
     read = min(read, len(log))
     cursor, head = (here or [event(0)])[-1].position, (log or [event(0)])[-1].position
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(SCHEMA)
         made = Changes(marks=[Marks(conversation, "alice", read, read), Marks(conversation, "bob", 9, 9)])
-        made.events = {(conversation, it.seq): (None, it) for it in here}
+        made.events = {(conversation, event.seq): (None, event) for event in here}
         made.logs[conversation] = LogState(conversation, cursor, 0, head)
         _apply(connection, made)
         (summary,) = _summaries(connection, "alice", 10, conversation)
-    unread = [it for it in log if it.seq > read and it.sender != "alice"]
-    assert summary.unread == sum(it in unread for it in here)
+    unread = [event for event in log if event.seq > read and event.sender != "alice"]
+    assert summary.unread == sum(event in unread for event in here)
     assert summary.unread <= len(unread) <= summary.unread_at_most
-    if all(it in here for it in log[read:]) or conversation == "u:alice":
+    if all(event in here for event in log[read:]) or conversation == "u:alice":
         assert summary.unread == summary.unread_at_most
-    assert summary.unread_at_most - summary.unread <= len([it for it in log[read:] if it not in here])
+    assert summary.unread_at_most - summary.unread <= len([event for event in log[read:] if event not in here])
 
 
 async def test_trimming_keeps_events_that_a_consumer_or_an_iterator_has_not_read(path: Path | None) -> None:
@@ -281,7 +281,7 @@ async def test_trimming_keeps_events_that_a_consumer_or_an_iterator_has_not_read
     await store.finish("bot", 100)
     assert await store.apply(Changes(trim=[(TALK, 80)], wanted_after=50)) == {TALK: 50}
     assert await store.apply(Changes(trim=[(TALK, 80)])) == {TALK: 80}
-    assert [it.seq for it in await store.events(TALK, 1, 100)] == list(range(81, 101))
+    assert [event.seq for event in await store.events(TALK, 1, 100)] == list(range(81, 101))
     await store.close()
 
 
@@ -312,7 +312,7 @@ async def test_the_file_of_a_store_keeps_nothing_of_a_recalled_message(tmp_path:
     store = await LocalStore.open(tmp_path / "a.db", ALICE)
     small = replace(event(1), content=Content(text="secret"))
     large = replace(event(2), content=Content(text="secret" * 5_000))
-    await store.apply(Changes(events={(TALK, it.seq): (it.seq, it) for it in (small, large)}))
+    await store.apply(Changes(events={(TALK, event.seq): (event.seq, event) for event in (small, large)}))
     for seq, message in ((3, small), (4, large)):
         await store.apply(Changes(events={(TALK, seq): (seq, recall_of(message, seq))}))
     await store.close()
@@ -340,5 +340,5 @@ async def test_a_page_that_a_recall_has_overtaken_is_returned_without_the_conten
         pass
 
     events = await Reader(replica, store, Answering(page), commit).history(TALK, None, 2)
-    assert [it.content for it in events] == [Content(), event(2).content]
+    assert [event.content for event in events] == [Content(), event(2).content]
     await store.close()

@@ -35,7 +35,7 @@ async def test_two_processes_with_one_credential_report_it_and_slow_down(
                 if isinstance(state.error, TakenOver) and state.retry_in > 2.4:
                     seen.append(state)  # noqa: PERF401 - read while it grows
 
-        watching = [asyncio.create_task(watch(it)) for it in (first, second)]
+        watching = [asyncio.create_task(watch(client)) for client in (first, second)]
         await eventually(lambda: reports_takeover(first) and reports_takeover(second))
         await eventually(lambda: seen)  # it waits longer than after a lost connection
         state = seen[0]
@@ -47,7 +47,7 @@ async def test_two_processes_with_one_credential_report_it_and_slow_down(
         await asyncio.wait_for(connected.send(TALK, "hi"), WITHIN)
         for task in watching:
             task.cancel()
-    assert [it.getMessage() for it in caplog.records if it.levelno > logging.INFO] == []
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 async def test_a_revoked_device_reports_no_takeover(
@@ -60,7 +60,7 @@ async def test_a_revoked_device_reports_no_takeover(
         while not reported or reported[-1].phase is not Phase.CLOSED:
             reported.append(await asyncio.wait_for(anext(states), WITHIN))
         assert "no broker accepts the password" in reported[-1].reason
-        assert not [it for it in reported if isinstance(it.error, TakenOver) or "taken over" in it.reason]
+        assert not [error for error in reported if isinstance(error.error, TakenOver) or "taken over" in error.reason]
 
 
 async def test_a_takeover_that_the_broker_reports_is_believed_once_it_accepts_the_device_again(

@@ -119,7 +119,7 @@ async def test_tls_and_an_address_without_it_contradict_each_other(
     brokers: str | list[str], authority: Authority
 ) -> None:
     async with Listener() as listener:
-        many = [it.format(listener.port) for it in ([brokers] if isinstance(brokers, str) else brokers)]
+        many = [address.format(listener.port) for address in ([brokers] if isinstance(brokers, str) else brokers)]
         with pytest.raises(SetupError, match=r"TLS is asked for, but .* would send the password unencrypted"):
             async with alice(many, tls=trusting(authority)):  # type: ignore[arg-type]
                 pass
@@ -212,7 +212,7 @@ async def failure(broker: str, caplog: pytest.LogCaptureFixture, **settings: Any
         state = client.state
     assert state.phase is Phase.IDLE
     assert isinstance(state.error, TlsFailed)
-    (warning,) = [it.getMessage() for it in caplog.records if it.levelno > logging.INFO]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
     assert warning.endswith(f" is not connected yet, and keeps trying: {state.reason}")
     return state.reason
 

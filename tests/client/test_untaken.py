@@ -58,7 +58,7 @@ async def test_hello_is_repeated_soon_after_the_server_connects(
         await fake.connect()
         async with asyncio.timeout(WITHIN):
             await alice.caught_up()
-        assert len({it.nonce for it in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
+        assert len({hello.nonce for hello in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
 async def test_commands_published_while_the_server_is_away_arrive_soon_after_its_return(
@@ -79,14 +79,14 @@ async def test_commands_published_while_the_server_is_away_arrive_soon_after_its
             asyncio.create_task(alice._parts.requests.ask(History(TALK, 2), TALK)),
         ]
         await eventually(lambda: {Mark, Send, Sync, History} <= set(untaken))
-        assert not any(it.done() for it in asking)
+        assert not any(call.done() for call in asking)
         await fake.connect()
         async with asyncio.timeout(WITHIN):
             accepted, _, page = await asyncio.gather(*asking)
             assert accepted.seq == 3  # type: ignore[union-attr]
             assert page.slices[0].events == (older,)  # type: ignore[union-attr]
             await eventually(lambda: fake.commands(Mark))
-        published = [type(it) for _, _, it in fake.received[before:]]
+        published = [type(command) for _, _, command in fake.received[before:]]
         assert published.count(Send) == 1
         assert Hello not in published
 

@@ -24,14 +24,14 @@ async def test_a_view_has_messages_with_receipts_and_pending_messages(
         waiting = await alice.post(TALK, "three")
         await alice.post("d:alice:carol", "elsewhere")
         view = await alice.view("bob")
-        assert [(it.content.text, it.delivered, it.read) for it in messages(view.items)] == [
+        assert [(message.content.text, message.delivered, message.read) for message in messages(view.items)] == [
             ("one", ("bob",), ("bob",)),
             ("two", ("bob",), ()),
         ]
-        assert [(it.client_msg_id, it.refused) for it in view.pending] == [(waiting, "")]
+        assert [(entry.client_msg_id, entry.refused) for entry in view.pending] == [(waiting, "")]
     async with device(stored=True, wait=0, brokers="127.0.0.1:1") as offline:
         assert await offline.view(TALK) == view
-        assert [it.content.text for it in messages((await offline.view(TALK, 1)).items)] == ["two"]
+        assert [message.content.text for message in messages((await offline.view(TALK, 1)).items)] == ["two"]
         assert (await offline.view(TALK, 1)).first == 2
 
 
@@ -48,7 +48,7 @@ async def test_a_refused_message_stays_in_the_view(fake: FakeServer, device: Dev
         assert isinstance(await anext(notices), Refused)
         view = await alice.view(TALK)
         assert (view.first, view.items) == (1, ())
-        assert [(it.content.text, it.refused) for it in view.pending] == [("hi", "not_allowed")]
+        assert [(entry.content.text, entry.refused) for entry in view.pending] == [("hi", "not_allowed")]
 
 
 async def test_events_ahead_of_a_missing_one_are_behind_a_hole(fake: FakeServer, device: Devices) -> None:
@@ -61,10 +61,10 @@ async def test_events_ahead_of_a_missing_one_are_behind_a_hole(fake: FakeServer,
         await eventually(lambda: alice._parts.replica.logs[TALK].order.buffered)
         first, hole, third = (await alice.view(TALK)).items
         assert hole == Hole(2, 2)
-        assert [it.content.text for it in messages((first, third))] == ["one", "three"]
+        assert [message.content.text for message in messages((first, third))] == ["one", "three"]
         await fake.send("alice@phone", stored[1])
         assert await take(events, 2) == stored[1:]
-        assert [it.content.text for it in messages((await alice.view(TALK)).items)] == ["one", "two", "three"]
+        assert [message.content.text for message in messages((await alice.view(TALK)).items)] == ["one", "two", "three"]
 
 
 async def test_a_conversation_without_events_has_an_empty_view(fake: FakeServer, device: Devices) -> None:
@@ -74,4 +74,4 @@ async def test_a_conversation_without_events_has_an_empty_view(fake: FakeServer,
 
 
 def messages(items: "tuple[Message | Hole, ...]") -> list[Message]:
-    return [it for it in items if isinstance(it, Message)]
+    return [message for message in items if isinstance(message, Message)]

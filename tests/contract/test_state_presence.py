@@ -23,7 +23,7 @@ def presence(
 
 
 async def states(state: State, user: str = "alice") -> dict[str, str]:
-    return {it.device.device: it.state for it in (await state.presence([user])).get(user, ())}
+    return {presence.device.device: presence.state for presence in (await state.presence([user])).get(user, ())}
 
 
 async def test_a_device_that_has_arrived_is_present(state: State) -> None:
@@ -82,10 +82,10 @@ async def test_presence_expires_once(state: State) -> None:
     await state.arrive(presence(LAPTOP, expires=3_000))
     assert await state.expired(1_999) == []
     gone = await state.expired(2_000)
-    assert [(it.device, it.state) for it in gone] == [(PHONE, "offline")]
+    assert [(presence.device, presence.state) for presence in gone] == [(PHONE, "offline")]
     assert await states(state) == {"phone": "offline", "laptop": "online"}
     assert await state.expired(2_500) == []
-    assert [it.device for it in await state.expired(9_000)] == [LAPTOP]
+    assert [presence.device for presence in await state.expired(9_000)] == [LAPTOP]
     assert await state.expired(9_000) == []
 
 
@@ -93,8 +93,8 @@ async def test_any_command_keeps_a_device_present(state: State) -> None:
     await state.arrive(presence(PHONE, expires=2_000))
     await state.arrive(presence(LAPTOP, expires=2_000))
     assert await state.refresh([PHONE], 1_500, 5_000) == {}
-    assert [it.device for it in await state.expired(4_999)] == [LAPTOP]
-    assert [it.device for it in await state.expired(5_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(4_999)] == [LAPTOP]
+    assert [presence.device for presence in await state.expired(5_000)] == [PHONE]
 
 
 async def test_a_presence_set_by_a_clock_that_is_ahead_lasts_no_longer_than_others(state: State) -> None:
@@ -104,11 +104,11 @@ async def test_a_presence_set_by_a_clock_that_is_ahead_lasts_no_longer_than_othe
     await state.arrive(presence(TV, expires=now + 1_000))
     await state.refresh([TV], now, now + DAY)
     assert await state.expired(now, 60_000) == []
-    assert [it.device for it in await state.expired(now + 2_000)] == [LAPTOP]
+    assert [presence.device for presence in await state.expired(now + 2_000)] == [LAPTOP]
     assert await states(state, "bob") == {"tv": "online"}
     await state.refresh([TV], now, now + 90_000)
-    assert [it.device for it in await state.expired(now + 80_000)] == [PHONE]
-    assert [it.device for it in await state.expired(now + 90_000)] == [TV]
+    assert [presence.device for presence in await state.expired(now + 80_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(now + 90_000)] == [TV]
 
 
 async def test_a_command_makes_an_unknown_device_present(state: State) -> None:
@@ -117,7 +117,7 @@ async def test_a_command_makes_an_unknown_device_present(state: State) -> None:
     assert await state.refresh([TV, PHONE, LAPTOP], 1_600, 5_001) == {}
     assert (await state.presence(["bob"]))["bob"] == (presence(TV, nonce="", since=1_500, expires=5_001),)
     assert await states(state) == {"laptop": "online", "phone": "online"}
-    assert {it.device for it in await state.expired(5_001)} == {PHONE, LAPTOP, TV}
+    assert {presence.device for presence in await state.expired(5_001)} == {PHONE, LAPTOP, TV}
 
 
 async def test_any_will_ends_a_connection_whose_nonce_is_unknown(state: State) -> None:
@@ -157,7 +157,7 @@ async def test_a_late_command_does_not_bring_back_a_device_that_has_just_gone_of
 async def test_an_earlier_expiry_counts_too(state: State) -> None:
     await state.arrive(presence(expires=9_000))
     await state.arrive(presence(nonce="n2", expires=2_000))
-    assert [it.device for it in await state.expired(2_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(2_000)] == [PHONE]
     assert await state.expired(9_000) == []
 
 
@@ -166,7 +166,7 @@ async def test_a_device_that_expired_and_arrives_again_expires_again(state: Stat
     await state.expired(2_000)
     await state.arrive(presence(nonce="n2", expires=4_000))
     assert await states(state) == {"phone": "online"}
-    assert [it.device for it in await state.expired(4_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(4_000)] == [PHONE]
 
 
 async def test_many_devices_that_fall_silent_at_once_are_each_found_once(state: State) -> None:
@@ -174,8 +174,8 @@ async def test_many_devices_that_fall_silent_at_once_are_each_found_once(state: 
     for device in devices:
         await state.arrive(presence(device))
     gone = await state.expired(2_000)
-    assert sorted(it.device for it in gone) == sorted(devices)
-    assert {(it.nonce, it.state, it.since) for it in gone} == {("n1", "offline", 2_000)}
+    assert sorted(presence.device for presence in gone) == sorted(devices)
+    assert {(presence.nonce, presence.state, presence.since) for presence in gone} == {("n1", "offline", 2_000)}
     assert await state.expired(9_000) == []
 
 
@@ -184,7 +184,7 @@ async def test_commands_do_not_shorten_a_presence(state: State) -> None:
     await state.refresh([PHONE], 1_500, 2_000)
     assert await state.expired(8_999) == []
     assert await state.refresh([], 1_500, 20_000) == {}
-    assert [it.device for it in await state.expired(9_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(9_000)] == [PHONE]
 
 
 async def test_nonces_and_states_are_kept_as_they_are(state: State) -> None:

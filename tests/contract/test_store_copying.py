@@ -50,7 +50,7 @@ async def test_records_are_read_as_they_were_appended(store: Store) -> None:
     await store.append(records)
     found = await store.records_after(D, 0, 10)
     assert found == records
-    assert [it.body for it in found] == [it.body for it in records]
+    assert [record.body for record in found] == [record.body for record in records]
     for event in (*[record.event for record in found], *await store.events_after(D, 0, 10)):
         # Exactly these types: the codecs do not accept a driver's own integers.
         assert (type(event.id), type(event.seq), type(event.client_time)) == (Id, int, int)
@@ -84,11 +84,11 @@ async def test_pages_of_devices_are_in_order_of_user_and_device(store: Store) ->
         ("bob", "a"),
         ("alice", "p"),
     ]
-    devices = [Registration(Device(*it), "json", "android", 4_096) for it in names]
+    devices = [Registration(Device(*name), "json", "android", 4_096) for name in names]
     await store.put_devices(devices)
     first = await store.registrations(Device("", ""), 4)
     rest = await store.registrations(first[-1].device, 4)
-    assert first + rest == sorted(devices, key=lambda it: it.device)
+    assert first + rest == sorted(devices, key=lambda registration: registration.device)
     assert len(first) == 4
     assert await store.registrations(rest[-1].device, 4) == []
 

@@ -38,6 +38,6 @@ async def test_acknowledged_appends_survive_kill_9(place: Place, appends: int) -
     for conversation, last in acknowledged.items():
         events = await store.events_after(conversation, 0, 1_000_000)
         assert len(events) >= last
-        assert events == [it.event for it in log(conversation, 1, len(events))]
+        assert events == [record.event for record in log(conversation, 1, len(events))]
         await store.append(log(conversation, len(events) + 1, len(events) + 1))
     await store.close()

@@ -38,7 +38,7 @@ async def test_an_event_of_a_newer_kind_is_read_without_a_content_of_unknown_sha
     events = await store.events_after(D, 0, 10)
     if isinstance(store, SimStore):  # which keeps values, and no rows
         return
-    shown = [(it.seq, it.kind, it.content) for it in events]
+    shown = [(event.seq, event.kind, event.content) for event in events]
     assert shown == [(seq, "poll", Content()) for seq in range(1, 5)]
     assert (await store.records_after(D, 0, 1))[0].body == b'{"text":["red","blue"]}'
 
@@ -55,7 +55,7 @@ async def test_events_are_read_as_they_were_appended(store: Store) -> None:
     ]
     records = [record(D, seq, content=content) for seq, content in enumerate(contents, 1)]
     await store.append(records)
-    assert await store.events_after(D, 0, 100) == [it.event for it in records]
+    assert await store.events_after(D, 0, 100) == [record.event for record in records]
 
 
 async def test_an_empty_store_returns_nothing(store: Store) -> None:
@@ -132,8 +132,8 @@ async def test_records_sent_again_after_an_unknown_outcome_conflict_and_change_n
     await store.append(records)
     with pytest.raises(AppendConflict):
         await store.append(records)
-    found = await store.find([it.key for it in records])
-    assert found == {it.key: Stored(it.event.position, it.digest) for it in records}
+    found = await store.find([record.key for record in records])
+    assert found == {record.key: Stored(record.event.position, record.digest) for record in records}
     assert await seqs(store, D) == [1, 2, 3, 4, 5]
 
 
@@ -182,7 +182,7 @@ async def test_many_partitions_append_at_once_and_each_log_is_whole(store: Store
 async def test_an_append_of_thousands_is_stored_whole(store: Store) -> None:
     records = log(D, 1, 2_345)
     await store.append(records)
-    assert await store.events_after(D, 0, 10_000) == [it.event for it in records]
+    assert await store.events_after(D, 0, 10_000) == [record.event for record in records]
 
 
 async def test_reads_see_what_was_committed_before_they_began(store: Store) -> None:
@@ -277,7 +277,7 @@ async def test_stored_events_are_there_when_the_store_is_opened_again(place: Pla
     await store.close()
     store = await place.open(16)
     assert store.identity.partitions == 7
-    assert await store.events_after(D, 0, 100) == [it.event for it in log(D, 1, 20)]
+    assert await store.events_after(D, 0, 100) == [record.event for record in log(D, 1, 20)]
     with pytest.raises(AppendConflict):
         await store.append(log(D, 20, 21))
     await store.append(log(D, 21, 21))

@@ -16,7 +16,7 @@ def setting(register: str, seq: int, conversation: str = D) -> Record:
 
 
 def found(*records: Record) -> dict[tuple[str, str], Event]:
-    return {(it.event.conversation, it.register): it.event for it in records}
+    return {(record.event.conversation, record.register): record.event for record in records}
 
 
 async def test_the_event_with_the_highest_seq_sets_a_register(store: Store) -> None:
@@ -36,7 +36,7 @@ async def test_the_event_with_the_highest_seq_sets_a_register(store: Store) -> N
 async def test_an_event_of_a_register_is_read_like_any_other(store: Store) -> None:
     records = [*log(D, 1, 2), setting("title", 3)]
     await store.append(records)
-    assert await store.events_after(D, 0, 10) == [it.event for it in records]
+    assert await store.events_after(D, 0, 10) == [record.event for record in records]
     assert await store.records_after(D, 0, 10) == records
     assert await store.find([records[2].key]) != {}
 
@@ -118,7 +118,7 @@ async def test_events_are_read_by_their_places(store: Store) -> None:
     await store.append(records)
     places = [(D, 5), (D, 2), (GROUP, 1), (D, 2)]
     assert await store.events_at(places) == {
-        (it.event.conversation, it.event.seq): it.event for it in (records[4], records[1], records[5])
+        (record.event.conversation, record.event.seq): record.event for record in (records[4], records[1], records[5])
     }
 
 
@@ -130,7 +130,7 @@ async def test_a_place_without_an_event_has_no_entry(store: Store) -> None:
 
 
 async def test_events_of_many_conversations_are_read_in_one_call(store: Store) -> None:
-    records = [it for number in range(60) for it in log(f"g:{number}", 1, 3)]
+    records = [record for number in range(60) for record in log(f"g:{number}", 1, 3)]
     await store.append(records)
-    events = {(it.event.conversation, it.event.seq): it.event for it in records}
+    events = {(record.event.conversation, record.event.seq): record.event for record in records}
     assert await store.events_at(events.keys()) == events

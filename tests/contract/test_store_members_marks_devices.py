@@ -34,7 +34,7 @@ async def test_a_users_conversations_are_listed_newest_first(store: Store) -> No
         record(names[0], 2, number=200),
         *(record(names[number], 1, number=100 + 10 * number) for number in (5, 3, 1)),
     ]
-    assert heads == [Head(it.event.conversation, it.event.seq, it.event.id) for it in newest]
+    assert heads == [Head(record.event.conversation, record.event.seq, record.event.id) for record in newest]
 
 
 async def test_pages_of_heads_meet_without_gap_or_overlap(store: Store) -> None:

@@ -67,7 +67,7 @@ class Newcomer:
 
     async def hear_the_bot(self, reader: Reader) -> None:
         reader.staying["imqtt chat echo --user alice"].type("Hello bot!\r")
-        await reader.staying["imqtt chat echo --user alice"].shows("You expected: Hello bot!")
+        await reader.staying["imqtt chat echo --user alice"].shows("You said: Hello bot!")
 
 
 async def test_the_commands_of_the_readme_do_what_the_page_says(tmp_path: Path) -> None:

@@ -242,12 +242,12 @@ async def test_the_bot_answers_and_continues_after_a_kill(
         talk = alice.direct("echo")
         await alice.send(talk, "before you came")
         bot = await program("bot", password, store)  # type: ignore[operator]
-        assert texts(await take(events, 2)) == ["before you came", "You output: before you came"]
+        assert texts(await take(events, 2)) == ["before you came", "You said: before you came"]
         bot.kill()
         await bot.wait()
         await alice.send(talk, "while you were away")
         await program("bot", password, store)  # type: ignore[operator]
-        assert texts(await take(events, 2)) == ["while you were away", "You output: while you were away"]
+        assert texts(await take(events, 2)) == ["while you were away", "You said: while you were away"]
         assert [event.seq for event in await all_history(alice, talk)] == [1, 2, 3, 4]
 
 

@@ -142,17 +142,17 @@ async def test_a_flood_is_not_answered_with_a_flood(running: Server, device: Mak
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     for hundreds in range(50):
         rubbish = [b"{rubbish %d" % number for number in range(hundreds * 100, hundreds * 100 + 100)]
-        await asyncio.gather(*(alice.raw(it, to=PARTITION) for it in rubbish))
+        await asyncio.gather(*(alice.raw(payload, to=PARTITION) for payload in rubbish))
     assert isinstance(await bob.send("d:alice:bob", "1"), Accepted)
     assert running.counters.by_code["malformed"] == 5_000
     assert running.counters.rejected == 5_000
 
     # Omitted answers are counted: every command is accounted for.
-    def told() -> list[Rejected]:
-        return [it for it in alice.frames if isinstance(it, Rejected)]
+    def rejections() -> list[Rejected]:
+        return [frame for frame in alice.frames if isinstance(frame, Rejected)]
 
-    await eventually(lambda: len(told()) + sum(it.omitted for it in told()) == 5_000)
-    assert running.counters.unanswered == sum(it.omitted for it in told()) > 0
+    await eventually(lambda: len(rejections()) + sum(rejection.omitted for rejection in rejections()) == 5_000)
+    assert running.counters.unanswered == sum(rejection.omitted for rejection in rejections()) > 0
 
 
 async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
@@ -165,12 +165,12 @@ async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
     for number in range(50):
         await alice.command(Send("d:alice:bob", f"m{number}", Content(text="hi")))
     answers = [await alice.answer(f"m{number}") for number in range(50)]
-    accepted = [it for it in answers if isinstance(it, Accepted)]
-    rejected = [it for it in answers if isinstance(it, Rejected)]
+    accepted = [frame for frame in answers if isinstance(frame, Accepted)]
+    rejected = [frame for frame in answers if isinstance(frame, Rejected)]
     assert 20 <= len(accepted) < 50
-    assert {it.code for it in rejected} == {"rate_limited"}
-    assert all(it.retryable and it.retry_after for it in rejected)
-    assert [it.seq for it in accepted] == list(range(1, len(accepted) + 1))
+    assert {rejection.code for rejection in rejected} == {"rate_limited"}
+    assert all(rejection.retryable and rejection.retry_after for rejection in rejected)
+    assert [frame.seq for frame in accepted] == list(range(1, len(accepted) + 1))
     assert isinstance(await bob.send("d:alice:bob", "b1"), Accepted)
 
 
@@ -193,13 +193,13 @@ async def test_every_message_of_a_burst_far_above_the_rate_is_answered_or_counte
         start = len(alice.frames)
         rival.execute("COMMIT")
     await alice.until(lambda frame: isinstance(frame, Rejected) and frame.omitted > 0, since=start)
-    answered = [it for it in alice.frames[start:] if isinstance(it, Accepted | Rejected)]
-    assert [it.client_msg_id for it in answered] == ["second", *names[:70]]
-    assert all(isinstance(it, Accepted) for it in answered[:21])
-    rejected = [it for it in answered[21:] if isinstance(it, Rejected)]
-    assert {(it.code, it.retryable) for it in rejected} == {("rate_limited", True)}
-    assert all(it.retry_after for it in rejected)
-    assert [it.omitted for it in rejected] == [0] * 49 + [230]
+    answered = [frame for frame in alice.frames[start:] if isinstance(frame, Accepted | Rejected)]
+    assert [frame.client_msg_id for frame in answered] == ["second", *names[:70]]
+    assert all(isinstance(frame, Accepted) for frame in answered[:21])
+    rejected = [frame for frame in answered[21:] if isinstance(frame, Rejected)]
+    assert {(rejection.code, rejection.retryable) for rejection in rejected} == {("rate_limited", True)}
+    assert all(rejection.retry_after for rejection in rejected)
+    assert [rejection.omitted for rejection in rejected] == [0] * 49 + [230]
     assert server.counters.by_code["rate_limited"] == 280
     assert server.counters.unanswered == 230
 

@@ -19,7 +19,7 @@ from tests.services import WITHIN, eventually
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING]
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_the_loss_and_the_return_of_the_broker_are_each_logged_once(
@@ -32,10 +32,10 @@ async def test_the_loss_and_the_return_of_the_broker_are_each_logged_once(
     assert running.health().status == "cut off"
     await broker.start()
     await eventually(lambda: len(running.health().partitions) == 16)
-    await eventually(lambda: any("works again" in it for it in warnings(caplog)))
+    await eventually(lambda: any("works again" in message for message in warnings(caplog)))
     first, *changed, last = warnings(caplog)
     assert first.startswith(f"no connection to the broker at {address}")
-    assert all("Connection refused" in it for it in changed)
+    assert all("Connection refused" in message for message in changed)
     assert len(changed) == 1  # first the connection was lost, then refused
     assert last.startswith(f"every connection to the broker at {address} works again, after")
     assert last.endswith("19 were affected")
@@ -138,7 +138,7 @@ async def test_new_authorities_are_read_from_their_file_without_a_restart(
     ca.write_bytes(old.ca)
     await eventually(lambda: "the broker's certificate is not trusted" in server.health().broker)
     assert str(ca) in server.health().broker
-    assert any(": the broker's certificate is not trusted" in it and str(ca) in it for it in warnings(caplog))
+    assert any(": the broker's certificate is not trusted" in message and str(ca) in message for message in warnings(caplog))
 
     ca.write_bytes(new.ca)
     await eventually(lambda: server.health().status == "ok")

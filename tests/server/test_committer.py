@@ -76,7 +76,7 @@ def once(error: ImqttError) -> Fault:
 
 def refusing(name: str) -> Fault:
     def fault(records: Sequence[Record]) -> ImqttError | None:
-        return RecordRefused("no") if any(it.event.client_msg_id == name for it in records) else None
+        return RecordRefused("no") if any(record.event.client_msg_id == name for record in records) else None
 
     return fault
 
@@ -88,25 +88,25 @@ async def log(store: SqliteStore, conversation: str = "u:alice") -> list[tuple[i
 
 def seqs(decisions: Sequence[Decision]) -> list[int]:
     return [
-        it.event.seq if isinstance(it, Append) else it.position.seq
-        for it in decisions
-        if not isinstance(it, Refuse)
+        decision.event.seq if isinstance(decision, Append) else decision.position.seq
+        for decision in decisions
+        if not isinstance(decision, Refuse)
     ]
 
 
 async def test_an_append_of_unknown_outcome_is_sent_again(store: FaultyStore) -> None:
     store.before = once(OutcomeUnknown("gone"))
     decisions = await committer(store).commit(*batch("1", "2"))
-    assert [type(it) for it in decisions] == [Append, Append]
+    assert [type(decision) for decision in decisions] == [Append, Append]
     assert await log(store) == [(1, "1"), (2, "2")]
 
 
 async def test_an_append_that_had_succeeded_after_all_is_recognised(store: FaultyStore) -> None:
     store.after = once(OutcomeUnknown("no answer"))
     decisions = await committer(store).commit(*batch("1", "2"))
-    assert [type(it) for it in decisions] == [Append, Append]  # so the events are delivered
+    assert [type(decision) for decision in decisions] == [Append, Append]  # so the events are delivered
     stored = await store.events_after("u:alice", 0, 10)
-    assert [it.event.id for it in decisions if isinstance(it, Append)] == [event.id for event in stored]
+    assert [decision.event.id for decision in decisions if isinstance(decision, Append)] == [event.id for event in stored]
 
 
 async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
@@ -114,7 +114,7 @@ async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
     await one.commit(*batch("1"))
     await other.commit(*batch("2", "3"))
     decisions = await one.commit(*batch("3", "4", "2", "5"))  # its cached head is outdated, and two are stored already
-    assert [type(it) for it in decisions] == [Known, Append, Known, Append]
+    assert [type(decision) for decision in decisions] == [Known, Append, Known, Append]
     assert seqs(decisions) == [3, 4, 2, 5]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3"), (4, "4"), (5, "5")]
 
@@ -133,7 +133,7 @@ async def test_a_full_store_refuses_every_copy_of_a_new_message_and_knows_stored
     await owner.commit(*batch("old"))
     store.before = lambda _: StoreFull("full")
     decisions = await owner.commit(*batch("old", "new", "new"))
-    assert [type(it) for it in decisions] == [Known, Refuse, Refuse]
+    assert [type(decision) for decision in decisions] == [Known, Refuse, Refuse]
     assert await log(store) == [(1, "old")]
     store.before = None
     assert seqs(await owner.commit(*batch("new"))) == [2]
@@ -150,7 +150,7 @@ async def test_members_are_known_before_the_first_event(store: FaultyStore) -> N
     seen: list[list[str]] = []
 
     def fault(records: Sequence[Record]) -> None:
-        seen.append([it.event.conversation for it in records])
+        seen.append([record.event.conversation for record in records])
 
     store.before = fault
     await committer(store).commit(*batch("1", conversation="d:alice:bob"))
@@ -189,7 +189,7 @@ async def test_a_stored_message_is_not_rate_limited_when_the_state_has_forgotten
         clock=wall_clock,
     )
     decisions = await forgetful.commit(*batch("1", "2", "3"))
-    assert [type(it) for it in decisions[:2]] == [Known, Known]
+    assert [type(decision) for decision in decisions[:2]] == [Known, Known]
 
 
 async def test_a_stored_recall_is_known_when_the_state_has_forgotten_it(store: FaultyStore) -> None:
@@ -242,6 +242,6 @@ async def test_events_that_an_append_of_unknown_outcome_stores_late_are_delivere
     store.before = times_out
     store.append = append  # type: ignore[method-assign]  # a store that applies writes late
     decisions = await committer(store).commit(*batch("1", "2", "3"))
-    assert [type(it) for it in decisions] == [Append, Known, Known]
-    assert [it.untold for it in decisions if isinstance(it, Known)] == [True, True]
+    assert [type(decision) for decision in decisions] == [Append, Known, Known]
+    assert [decision.untold for decision in decisions if isinstance(decision, Known)] == [True, True]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3")]

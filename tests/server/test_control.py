@@ -56,7 +56,7 @@ async def test_a_revoked_device_is_offline_and_not_registered(parts: WorkerParts
     for _ in range(2):  # it may arrive twice
         await Answers(parts).control.carry_out(orders)
         assert await parts.names() == ["alice@tablet"]
-        assert [it.state for it in await parts.presences.of_devices("alice")] == ["offline"]
+        assert [presence.state for presence in await parts.presences.of_devices("alice")] == ["offline"]
 
 
 async def test_with_a_full_store_a_revoked_device_is_offline_and_the_log_names_its_remaining_records(
@@ -68,7 +68,7 @@ async def test_with_a_full_store_a_revoked_device_is_offline_and_the_log_names_i
     caplog.set_level(logging.ERROR)
     monkeypatch.setattr(parts.store, "remove_device", full)
     await Answers(parts).control.carry_out([Revoke(("alice@phone",))])
-    assert [it.state for it in await parts.presences.of_devices("alice")] == ["offline"]
+    assert [presence.state for presence in await parts.presences.of_devices("alice")] == ["offline"]
     assert "the records of alice@phone stay, revoke them again: no room" in caplog.text
 
 
@@ -84,7 +84,7 @@ async def test_an_unreachable_store_raises_so_that_the_revocation_is_retried(par
 async def test_a_request_is_answered_with_the_states_of_a_users_devices(parts: WorkerParts) -> None:
     answers = Answers(parts)
     await answers.control.carry_out([Ask("alice", "r1"), Ask("nobody", "r2")])
-    assert [(it.topic, control.parse_answer(it.payload)) for it in answers.messages] == [
+    assert [(message.topic, control.parse_answer(message.payload)) for message in answers.messages] == [
         ("imqtt/$control/down/r1", Told((Seen("alice@phone", "online", NOW),))),
         ("imqtt/$control/down/r2", Told(())),
     ]
@@ -113,10 +113,10 @@ async def test_a_hello_in_the_batch_of_its_devices_revocation_makes_no_device_pr
         received = Received(topic, payload, packet_id=1, dup=False, properties=(), qos=1, receipt=-1)
         return Inbound(partition, received, link=None, again=False)  # type: ignore[arg-type]  # not acked
 
-    said = inbound(home, up(PHONE, home), hello)
-    for batch, state in (([said], "online"), ([said, inbound(0, control.TOPIC, revoke)], "offline")):
+    greeting = inbound(home, up(PHONE, home), hello)
+    for batch, state in (([greeting], "online"), ([greeting, inbound(0, control.TOPIC, revoke)], "offline")):
         await (await pipeline._stages(batch))
-        assert [it.state for it in (await running._state.presence(["alice"]))["alice"]] == [state]
+        assert [presence.state for presence in (await running._state.presence(["alice"]))["alice"]] == [state]
     assert await running._store.devices(["alice"]) == {"alice": ()}
 
 
@@ -144,7 +144,7 @@ async def test_a_hello_of_an_earlier_batch_makes_no_revoked_device_present(
         go.set()
         await asyncio.gather(revoked, heard)
         listening.cancel()
-    assert [it.state for it in await presences.of_devices("alice")] == ["offline"]
+    assert [presence.state for presence in await presences.of_devices("alice")] == ["offline"]
 
 
 async def _names(parts: WorkerParts) -> bool:

@@ -27,11 +27,11 @@ class InterleavedStore(SqliteStore):
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+    async def put_devices(self, registrations: Sequence[Registration | DeviceFormat]) -> None:
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             await meanwhile()
-        await super().put_devices(said)
+        await super().put_devices(registrations)
 
 
 @pytest.fixture

@@ -39,13 +39,13 @@ Make = Callable[..., Awaitable[RawDevice]]
 
 async def test_marks_are_sent_to_all_other_devices_of_the_members(running: Server, device: Make) -> None:
     alice, bob, tablet = await device("alice@phone"), await device("bob@laptop"), await device("bob@tablet")
-    for it in (alice, bob, tablet):
-        await it.hello()
+    for client in (alice, bob, tablet):
+        await client.hello()
     for name in ("1", "2", "3"):
         await alice.send("d:alice:bob", name)
     await bob.command(Mark("d:alice:bob", delivered=3, read=2))
-    for it in (alice, tablet):
-        assert await it.frame(Marks) == Marks("d:alice:bob", "bob", 3, 2)
+    for client in (alice, tablet):
+        assert await client.frame(Marks) == Marks("d:alice:bob", "bob", 3, 2)
     assert not [frame for frame in bob.frames if isinstance(frame, Marks)]
 
 
@@ -59,9 +59,9 @@ async def test_marks_only_grow_and_never_past_the_head(running: Server, device: 
     await alice.until(lambda frame: frame == Marks("d:alice:bob", "bob", 2, 2))
     # Together or one by one: a server that has just started repeats some, which its predecessor may have
     # sent.
-    told = [(it.delivered, it.read) for it in alice.frames if isinstance(it, Marks)]
-    assert told == sorted(told)
-    assert {(2, 2)} <= set(told) <= {(1, 1), (2, 2)}
+    marks = [(frame.delivered, frame.read) for frame in alice.frames if isinstance(frame, Marks)]
+    assert marks == sorted(marks)
+    assert {(2, 2)} <= set(marks) <= {(1, 1), (2, 2)}
 
 
 async def test_a_new_device_learns_marks_from_its_heads(running: Server, device: Make) -> None:
@@ -171,7 +171,7 @@ async def test_a_device_that_falls_silent_is_offline_after_a_while(
     "command",
     [Mark("d:alice:bob", read=1), Typing("d:alice:bob"), Sync(ref="s"), History("d:alice:bob", ref="h"),
      Send("d:alice:bob", "m2", Content(text="hi")), Status("online", "a"), Hello("a")],
-    ids=lambda it: it.name,
+    ids=lambda case: case.name,
 )  # fmt: skip
 async def test_after_a_restart_any_command_makes_a_device_present_and_its_will_ends_that(
     broker: Mosquitto, tmp_path: Path, device: Make, command: AnyCommand
@@ -238,10 +238,10 @@ async def keep_saying(device: RawDevice, command: AnyCommand) -> None:
 
 
 async def receives_presence(device: RawDevice, user: str, state: str, since: int = 0) -> None:
-    def told(frame: AnyFrame) -> bool:
+    def matches(frame: AnyFrame) -> bool:
         return isinstance(frame, Presence) and (frame.user, frame.state) == (user, state)
 
-    await device.until(told, since=since)
+    await device.until(matches, since=since)
 
 
 async def test_late_commands_do_not_make_a_device_present_that_has_gone_offline(running: Server, device: Make) -> None:
@@ -256,8 +256,8 @@ async def test_late_commands_do_not_make_a_device_present_that_has_gone_offline(
     await bob.frame(Marks, since=start)
     await alice.hello(nonce="b")
     await receives_presence(bob, "alice", "online", since=start)
-    told = [it.state for it in bob.frames[start:] if isinstance(it, Presence)]
-    assert told == ["offline", "online"]
+    states = [frame.state for frame in bob.frames[start:] if isinstance(frame, Presence)]
+    assert states == ["offline", "online"]
 
 
 async def test_a_will_registers_no_device(running: Server, device: Make) -> None:
@@ -288,13 +288,13 @@ async def test_hello_is_answered_with_every_online_peer_and_later_changes_follow
     await store.close()
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
     online = [await device(f"{peers[number]}@phone") for number in (0, 200, 449)]
-    for it in online:
-        await it.hello(nonce="p")
+    for client in online:
+        await client.hello(nonce="p")
     alice = await device("alice@phone")
     await alice.hello()
-    for it in online:
-        await receives_presence(alice, it.device.user, "online")
+    for client in online:
+        await receives_presence(alice, client.device.user, "online")
     start = len(alice.frames)
-    for it in online:
-        await it.command(Status("offline", "p"))
-        await receives_presence(alice, it.device.user, "offline", since=start)
+    for client in online:
+        await client.command(Status("offline", "p"))
+        await receives_presence(alice, client.device.user, "offline", since=start)

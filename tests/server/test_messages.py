@@ -15,13 +15,13 @@ Make = Callable[..., Awaitable[RawDevice]]
 async def test_a_message_is_accepted_and_reaches_all_other_devices(running: Server, device: Make) -> None:
     phone, tablet = await device("alice@phone"), await device("alice@tablet")
     laptop = await device("bob@laptop", format=Format.PROTOBUF)
-    for it in (phone, tablet, laptop):
-        await it.hello()
+    for client in (phone, tablet, laptop):
+        await client.hello()
     answer = await phone.send("d:alice:bob", "m1", "hello bob")
     assert isinstance(answer, Accepted)
     assert answer.seq == 1
-    for it in (tablet, laptop):
-        event = await it.frame(Event)
+    for client in (tablet, laptop):
+        event = await client.frame(Event)
         assert (event.seq, event.id, event.sender, event.device) == (1, answer.id, "alice", "phone")
         assert event.content.text == "hello bob"
         assert event.time == answer.time == answer.id.time
@@ -68,8 +68,8 @@ async def test_a_client_msg_id_used_for_other_content_is_a_conflict(running: Ser
 async def test_two_users_talking_at_once_see_one_order(running: Server, device: Make) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     watcher = await device("alice@watcher")
-    for it in (alice, bob, watcher):
-        await it.hello()
+    for client in (alice, bob, watcher):
+        await client.hello()
     count = 300
     for number in range(count):
         await alice.command(Send("d:alice:bob", f"a{number}", Content(text=str(number))))
@@ -124,7 +124,7 @@ async def test_a_device_receives_frames_in_order_of_seq(running: Server, device:
     for number in range(200):
         await alice.command(Send("d:alice:bob", f"a{number}", Content(text="hi")))
         await bob.command(Send("d:alice:bob", f"b{number}", Content(text="hi")))
-    for it in (alice, bob):
-        await it.until(lambda frame: isinstance(frame, Accepted | Event) and frame.seq == 400)
-        seqs = [frame.seq for frame in it.frames if isinstance(frame, Accepted | Event)]
+    for client in (alice, bob):
+        await client.until(lambda frame: isinstance(frame, Accepted | Event) and frame.seq == 400)
+        seqs = [frame.seq for frame in client.frames if isinstance(frame, Accepted | Event)]
         assert seqs == list(range(1, 401))

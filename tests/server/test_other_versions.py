@@ -66,7 +66,7 @@ async def test_events_of_a_newer_kind_keep_their_places_in_every_page(
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
     alice = await device("alice@phone")
     _, page = await alice.hello(Cursor(D))
-    assert [(it.seq, it.kind, it.content.text) for it in page.slices[0].events] == [
+    assert [(event.seq, event.kind, event.content.text) for event in page.slices[0].events] == [
         (1, "message", "message 1"), (2, "poll", None),
     ]  # fmt: skip
     start = len(alice.frames)

@@ -153,15 +153,15 @@ async def test_devices_of_one_user_that_mark_in_one_batch_receive_each_others_ma
 ) -> None:
     alice, phone, tablet = await device("alice@phone"), await device("bob@phone"), await device("bob@tablet")
     async with serving(config_for(broker, tmp_path)):
-        for it in (alice, phone, tablet):
-            await it.hello()
+        for client in (alice, phone, tablet):
+            await client.hello()
         for name in ("1", "2"):
             await alice.send("d:alice:bob", name)
     await tablet.command(Mark("d:alice:bob", read=2))
     await phone.command(Mark("d:alice:bob", delivered=2))
     async with serving(config_for(broker, tmp_path)):
-        for it in (alice, phone, tablet):
-            assert await it.frame(Marks) == Marks("d:alice:bob", "bob", 2, 2)
+        for client in (alice, phone, tablet):
+            assert await client.frame(Marks) == Marks("d:alice:bob", "bob", 2, 2)
 
 
 async def test_a_store_that_accepts_messages_again_is_healthy_though_a_refused_device_never_returns(

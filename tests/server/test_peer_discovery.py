@@ -73,7 +73,7 @@ async def test_a_server_of_another_store_is_refused_and_the_first_continues(
     assert "another imqtt is on this broker" in caplog.text
     alice = await device("alice@phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
-    assert sum(it.cuts for it in first.worker.holdings) == 0
+    assert sum(holding.cuts for holding in first.worker.holdings) == 0
     await eventually(lambda: not first.worker.trouble, what="the other server's goodbye")
 
 
@@ -174,5 +174,5 @@ async def test_a_server_on_a_copy_of_the_store_is_refused_and_the_first_continue
         async with serving(config_for(broker, tmp_path / "other")):
             pass
     assert isinstance(await alice.send("u:alice", "2"), Accepted)
-    assert sum(it.cuts for it in first.worker.holdings) == 0
+    assert sum(holding.cuts for holding in first.worker.holdings) == 0
     await eventually(lambda: not first.worker.trouble, what="the other server's goodbye")

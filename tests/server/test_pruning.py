@@ -55,10 +55,10 @@ class WorkerParts:
     async def put(self, *names: str, days: float = 0.0, seen: int | None = None) -> None:
         """Devices that were last seen this many days ago."""
         seen = self.now - int(days * DAY) if seen is None else seen
-        await self.store.put_devices([Registration(device(it), "json", seen=seen) for it in names])
+        await self.store.put_devices([Registration(device(name), "json", seen=seen) for name in names])
 
     async def names(self) -> list[str]:
-        return [str(it.device) for it in await self.store.registrations(Device("", ""), 10_000)]
+        return [str(registration.device) for registration in await self.store.registrations(Device("", ""), 10_000)]
 
     async def prune(self) -> None:
         """Runs one sweep and removes what it found."""
@@ -94,9 +94,9 @@ async def test_devices_that_were_not_seen_for_long_are_removed_and_that_is_repor
     assert len((await parts.devices.of(["alice"]))["alice"]) == 2
     await parts.prune()
     assert await parts.names() == ["alice@phone"]
-    assert [it.device.device for it in (await parts.devices.of(["alice"]))["alice"]] == ["phone"]
+    assert [registration.device.device for registration in (await parts.devices.of(["alice"]))["alice"]] == ["phone"]
     assert parts.counters.devices_removed == 2
-    assert [it.getMessage() for it in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records] == [
         "2 devices removed (not seen for 90 days): alice@old, bob@old"
     ]
 
@@ -144,7 +144,7 @@ async def test_no_device_is_removed_while_presence_is_unknown(
 async def test_devices_of_an_older_store_count_from_now_on(parts: WorkerParts) -> None:
     await parts.put("alice@phone", seen=0)
     await parts.prune()
-    assert [it.seen for it in (await parts.store.devices(["alice"]))["alice"]] == [NOW]
+    assert [registration.seen for registration in (await parts.store.devices(["alice"]))["alice"]] == [NOW]
     parts.now += 91 * DAY
     await parts.prune()
     assert await parts.names() == []
@@ -242,10 +242,10 @@ async def test_a_clock_that_jumps_ahead_removes_no_device_however_long_it_is_wro
     parts.now += DAY
     await parts.prune()
     assert await parts.names() == ["alice@phone"]  # but the elapsed time counts
-    said = (
-        "the clock has jumped ahead, and no device is removed for what it hear: it is 400 days further than"
+    message = (
+        "the clock has jumped ahead, and no device is removed for what it says: it is 400 days further than"
     )
-    assert [it.getMessage().startswith(said) for it in caplog.records] == [True]
+    assert [record.getMessage().startswith(message) for record in caplog.records] == [True]
     parts.ahead = 0
     await parts.prune()
     await eventually(lambda: caplog.messages[-1].startswith("the clock is back, after"))

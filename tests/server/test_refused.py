@@ -75,7 +75,7 @@ class Shared(MemoryState):
 
     async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
         self.beats = getattr(self, "beats", 0) + 1
-        held = tuple(Holding(it, 0, 0, 0, 0) for it in range(8)) if self.beats < 10 else ()
+        held = tuple(Holding(partition, 0, 0, 0, 0) for partition in range(8)) if self.beats < 10 else ()
         return [worker, Worker("other", "host", 2, 0, "", beats=self.beats, holdings=held)]
 
 
@@ -83,7 +83,7 @@ def assignment_of_a_joining_worker() -> Assignment:
     pipeline = SimpleNamespace(unfinished=lambda _: (0, 0.0))
     return Assignment(
         Worker("joining", "host", 1, 0, ""), state=Shared(rate=1, burst=1),
-        pipeline=cast("Pipeline", pipeline), partitions=[refused_partition(it, pipeline) for it in range(8)],
+        pipeline=cast("Pipeline", pipeline), partitions=[refused_partition(partition, pipeline) for partition in range(8)],
         discovery=cast("PeerDiscovery", None), liveness=Liveness(), problems=Problems(), ttl=0.5,
         clock=lambda: 0,
     )  # fmt: skip

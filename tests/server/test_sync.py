@@ -207,7 +207,7 @@ async def test_a_page_is_small_enough_for_a_slow_link(running: Server, device: M
     assert [event.content.text for part in slices for event in part.events] == ["y" * 65_536] * 2
     pages = [frame for frame in tablet.frames if isinstance(frame, Page)]
     assert all(
-        len(encode_frame(page, Format.JSON)) <= PAGE_BYTES or [len(it.events) for it in page.slices] == [1]
+        len(encode_frame(page, Format.JSON)) <= PAGE_BYTES or [len(part.events) for part in page.slices] == [1]
         for page in pages
     )
 

@@ -48,7 +48,7 @@ class Harness:
         self.store = store
         self.state = state
         self.now = 1_000
-        self.told: list[Presence] = []  # to Bob
+        self.published: list[Presence] = []  # to Bob
         self.presences = Presences(
             store=store,
             state=state,
@@ -64,7 +64,7 @@ class Harness:
         await self.store.put_devices([Registration(BOB, "json")])
         await self.add_peer("alice")
         await self.receive(BOB, Hello("b"))
-        await self.expect_told()
+        await self.expect_published()
 
     async def add_peer(self, user: str) -> None:
         conversation = f"d:{min(user, 'bob')}:{max(user, 'bob')}"
@@ -87,17 +87,17 @@ class Harness:
         queues = (self.presences._changed, self.presences._newcomers, self.presences._acquainted)
         return all(queue.idle for queue in queues)
 
-    async def expect_told(self, *told: tuple[str, str]) -> None:
+    async def expect_published(self, *states: tuple[str, str]) -> None:
         """Publishes until nothing is left. Bob is told exactly these states of users."""
         async with self.publishing():
             await eventually(lambda: self.idle, what="nothing left to publish")
-        assert [(it.user, it.state) for it in self.told] == list(told)
-        self.told.clear()
+        assert [(presence.user, presence.state) for presence in self.published] == list(states)
+        self.published.clear()
 
     def _publish(self, messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
         for message in messages:
             if message.topic == down(BOB):
-                self.told += [it for it in decode_frames(message.payload) if isinstance(it, Presence)]
+                self.published += [frame for frame in decode_frames(message.payload) if isinstance(frame, Presence)]
         done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         done.set_result([])
         return done
@@ -151,26 +151,26 @@ async def test_no_user_is_reported_offline_because_redis_was_lost_between_two_re
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await harness.receive(ALICE, Hello("old"))
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     with monkeypatch.context() as patch:
         follow(patch, harness.state, "arrive", lambda: harness.redis.command("CLIENT", "KILL", "TYPE", "normal"))
         await harness.receive(ALICE, Hello("new"))
     assert "is away and the store is read instead" in caplog.text
     await reconnected(harness.state)
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
 
 
 async def test_users_who_came_and_went_while_redis_was_away_are_reported_with_their_final_state(harness: Harness) -> None:
     await harness.add_peer("carol")
     await harness.receive(ALICE, Hello("a"))
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     harness.redis.pause(harness.state)
     await harness.receive(ALICE, Status("offline", "a"))
     await harness.receive(Device("carol", "phone"), Hello("c"))
     await harness.receive(Device("carol", "phone"), Status("away", "c"))
     harness.redis.resume(harness.state)
     await reconnected(harness.state)
-    await harness.expect_told(("alice", "offline"), ("carol", "away"))
+    await harness.expect_published(("alice", "offline"), ("carol", "away"))
 
 
 async def test_changes_wait_for_redis_before_they_are_published(harness: Harness) -> None:
@@ -179,15 +179,15 @@ async def test_changes_wait_for_redis_before_they_are_published(harness: Harness
     async with harness.publishing():
         await eventually(lambda: harness.state.trouble, what="Redis away")
         harness.redis.resume(harness.state)
-        await eventually(lambda: harness.told)
-    await harness.expect_told(("alice", "online"))
+        await eventually(lambda: harness.published)
+    await harness.expect_published(("alice", "online"))
 
 
 async def test_a_device_that_fell_silent_when_redis_was_lost_is_reported_offline(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await harness.receive(ALICE, Hello("a"))
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     harness.now += 299_999
     await harness.presences.refresh([BOB])
     harness.now += 1
@@ -195,8 +195,8 @@ async def test_a_device_that_fell_silent_when_redis_was_lost_is_reported_offline
     with monkeypatch.context() as patch:
         follow(patch, harness.state, "expired", lambda: harness.redis.command("CLIENT", "KILL", "TYPE", "normal"))
         async with harness.publishing():
-            await eventually(lambda: harness.told)
-    await harness.expect_told(("alice", "offline"))
+            await eventually(lambda: harness.published)
+    await harness.expect_published(("alice", "offline"))
 
 
 async def test_a_presence_that_a_wiped_redis_has_lost_is_not_published(
@@ -204,13 +204,13 @@ async def test_a_presence_that_a_wiped_redis_has_lost_is_not_published(
 ) -> None:
     await harness.add_peer("carol")
     await harness.receive(ALICE, Hello("old"))
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     with monkeypatch.context() as patch:
         follow(patch, harness.state, "arrive", lambda: harness.redis.command("FLUSHALL"))
         await harness.receive(ALICE, Hello("new"))
     await harness.receive(BOB, Status("online", "b"))
     await harness.receive(Device("carol", "phone"), Hello("c"))
-    await harness.expect_told(("carol", "online"), ("carol", "online"))  # as a change, and because Bob is back
+    await harness.expect_published(("carol", "online"), ("carol", "online"))  # as a change, and because Bob is back
 
 
 async def test_a_user_whose_presence_redis_cannot_read_delays_no_other(harness: Harness) -> None:
@@ -218,7 +218,7 @@ async def test_a_user_whose_presence_redis_cannot_read_delays_no_other(harness: 
     await harness.receive(Device("mallory", "phone"), Hello("m"))
     await harness.receive(ALICE, Hello("a"))
     harness.redis.command("SET", "imqtt:c:presence:mallory", "not a hash")
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
 
 
 async def test_a_hello_while_redis_is_away_is_answered_at_once_and_published_afterwards(
@@ -245,12 +245,12 @@ async def test_a_device_that_says_hello_while_redis_is_away_receives_its_peers_p
     harness: Harness,
 ) -> None:
     await harness.receive(ALICE, Hello("a"))
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     harness.redis.pause(harness.state)
     assert await harness.presences.for_newcomer(BOB, [Head("d:alice:bob", 1, Id(1))], more=False) == []
     harness.redis.resume(harness.state)
     await reconnected(harness.state)
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
 
 
 async def test_a_device_that_was_active_while_redis_was_away_and_wiped_is_reported_online(harness: Harness) -> None:
@@ -260,19 +260,19 @@ async def test_a_device_that_was_active_while_redis_was_away_and_wiped_is_report
     await reconnected(harness.state)
     await eventually(lambda: harness.state._appeared, what="Alice's presence in Redis")
     await harness.presences.refresh([BOB])
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
 
 
 async def test_a_device_that_is_active_after_redis_was_wiped_is_reported_online(harness: Harness) -> None:
     await harness.receive(ALICE, Hello("a"))
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     harness.redis.command("FLUSHALL")
     await harness.presences.refresh([ALICE, BOB])
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     await harness.receive(BOB, Status("online", "b"))
-    await harness.expect_told(("alice", "online"))  # because Bob is back and may have missed something
+    await harness.expect_published(("alice", "online"))  # because Bob is back and may have missed something
     await harness.receive(ALICE, Status("offline", "a"))
-    await harness.expect_told(("alice", "offline"))
+    await harness.expect_published(("alice", "offline"))
 
 
 @pytest.mark.parametrize("command", [None, Status("online", "b")])
@@ -284,40 +284,40 @@ async def test_a_device_that_falls_silent_when_the_state_is_lost_is_reported_off
     await harness.add_peer("carol")
     await harness.add_peer("dave")
     await harness.store.put_devices(
-        [Registration(it, "json", seen=seen) for it in (ALICE, CAROL)]
+        [Registration(device, "json", seen=seen) for device in (ALICE, CAROL)]
         + [Registration(Device("dave", "phone"), "json", seen=seen - 86_400_000)]
     )
     for device in (ALICE, CAROL):
         await harness.receive(device, Hello("n"))
-    await harness.expect_told(("alice", "online"), ("carol", "online"))
+    await harness.expect_published(("alice", "online"), ("carol", "online"))
     harness.redis.command("FLUSHALL")
     if command is None:
         await harness.presences.refresh([BOB])
     else:
         await harness.receive(BOB, command)
-    await harness.expect_told()
+    await harness.expect_published()
     harness.now += 299_000
     await harness.presences.refresh([BOB, CAROL])
-    await harness.expect_told(("carol", "online"))
+    await harness.expect_published(("carol", "online"))
     harness.now += 1_000
     monkeypatch.setattr(harness.presences, "_ttl", 5_000)  # checks every half second
     async with harness.publishing():
-        await eventually(lambda: len(harness.told) == 2)
-    assert Presence("alice", "offline") in harness.told  # the stored last-seen time is a day old
-    await harness.expect_told(("alice", "offline"), ("carol", "online"))  # Dave was not online lately
+        await eventually(lambda: len(harness.published) == 2)
+    assert Presence("alice", "offline") in harness.published  # the stored last-seen time is a day old
+    await harness.expect_published(("alice", "offline"), ("carol", "online"))  # Dave was not online lately
 
 
 async def lose_state(harness: Harness) -> None:
     """The state loses the presence of Alice and Carol, and then Bob sends something."""
     harness.now = 400 * 86_400_000
     await harness.add_peer("carol")
-    await harness.store.put_devices([Registration(it, "json", seen=harness.now) for it in (ALICE, CAROL)])
+    await harness.store.put_devices([Registration(device, "json", seen=harness.now) for device in (ALICE, CAROL)])
     for device in (ALICE, CAROL):
         await harness.receive(device, Hello("n"))
-    await harness.expect_told(("alice", "online"), ("carol", "online"))
+    await harness.expect_published(("alice", "online"), ("carol", "online"))
     harness.redis.command("FLUSHALL")
     await harness.presences.refresh([BOB])
-    await harness.expect_told()
+    await harness.expect_published()
 
 
 async def check_silent(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ async def test_the_wait_starts_over_if_the_state_is_lost_again(
     await harness.presences.refresh([BOB])
     harness.now += 1_000
     await check_silent(harness, monkeypatch)
-    await harness.expect_told()  # neither Alice nor Carol is known to be offline
+    await harness.expect_published()  # neither Alice nor Carol is known to be offline
     assert harness.presences._unknown
 
 
@@ -353,7 +353,7 @@ async def test_a_device_that_has_gone_offline_itself_receives_no_offline_peers_l
     await lose_state(harness)
     harness.now += 300_000
     await check_silent(harness, monkeypatch)
-    await harness.expect_told()
+    await harness.expect_published()
     assert not harness.presences._unknown
 
 
@@ -365,7 +365,7 @@ async def test_a_device_that_says_hello_meanwhile_receives_no_offline_peers_late
     harness.now += 299_999
     await harness.presences.refresh([BOB])
     await check_silent(harness, monkeypatch)
-    await harness.expect_told()
+    await harness.expect_published()
     assert not harness.presences._unknown
 
 
@@ -374,24 +374,24 @@ async def test_a_device_that_wakes_up_on_its_old_connection_learns_which_peers_h
     harness: Harness, command: Status | None
 ) -> None:
     await harness.receive(ALICE, Hello("a"))
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     harness.now += 300_000
     await harness.presences.refresh([ALICE])
-    assert [it.device for it in await harness.state.expired(harness.now)] == [BOB]
+    assert [presence.device for presence in await harness.state.expired(harness.now)] == [BOB]
     await harness.receive(ALICE, Status("offline", "a"))
-    await harness.expect_told()
+    await harness.expect_published()
     if command is None:
         await harness.presences.refresh([BOB])
     else:
         await harness.receive(BOB, command)
-    await harness.expect_told(("alice", "offline"))
+    await harness.expect_published(("alice", "offline"))
 
 
 async def alice_is(bob: RawDevice, state: str) -> None:
-    def told(frame: AnyFrame) -> bool:
+    def matches(frame: AnyFrame) -> bool:
         return isinstance(frame, Presence) and (frame.user, frame.state) == ("alice", state)
 
-    await bob.until(told)
+    await bob.until(matches)
 
 
 # --- the store is unavailable
@@ -407,8 +407,8 @@ async def test_a_change_waits_for_the_store_and_gives_way_to_a_newer_one(
             failed = fail(patch, harness.store)
             await eventually(lambda: len(failed) >= 2)
             await harness.receive(ALICE, Status("away", "a"))
-        await eventually(lambda: harness.told)
-    await harness.expect_told(("alice", "away"))
+        await eventually(lambda: harness.published)
+    await harness.expect_published(("alice", "away"))
     assert set(failed) == {"alice"}
     assert len(caplog.records) == 1
 
@@ -420,7 +420,7 @@ async def test_after_a_failure_changes_are_published_in_their_order(
     fail(monkeypatch, harness.store, times=1)
     await harness.receive(ALICE, Hello("a"))
     await harness.receive(Device("carol", "phone"), Hello("c"))
-    await harness.expect_told(("alice", "online"), ("carol", "online"))
+    await harness.expect_published(("alice", "online"), ("carol", "online"))
 
 
 # --- many changes
@@ -431,10 +431,10 @@ async def test_many_changes_are_published_in_their_order(harness: Harness) -> No
     for device in devices:
         await harness.add_peer(device.user)
     await harness.presences.note([(device, Hello("n")) for device in devices])
-    await harness.expect_told(*((device.user, "online") for device in devices))
+    await harness.expect_published(*((device.user, "online") for device in devices))
     for device in devices:
         await harness.receive(device, Status("offline", "n"))
-    await harness.expect_told(*((device.user, "offline") for device in devices))
+    await harness.expect_published(*((device.user, "offline") for device in devices))
 
 
 async def test_silent_devices_are_found_however_long_publishing_takes(
@@ -458,8 +458,8 @@ async def test_silent_devices_are_found_however_long_publishing_takes(
     async with harness.publishing():
         await eventually(found)
         on.set()
-        await eventually(lambda: harness.told)
-    assert {(it.user, it.state) for it in harness.told} == {("alice", "offline")}
+        await eventually(lambda: harness.published)
+    assert {(presence.user, presence.state) for presence in harness.published} == {("alice", "offline")}
 
 
 async def test_users_who_start_a_conversation_never_receive_an_older_presence_after_a_newer_one(
@@ -467,7 +467,7 @@ async def test_users_who_start_a_conversation_never_receive_an_older_presence_af
 ) -> None:
     await harness.store.put_devices([Registration(ALICE, "json")])
     await harness.receive(ALICE, Hello("a"))
-    await harness.expect_told(("alice", "online"))
+    await harness.expect_published(("alice", "online"))
     first: list[asyncio.Future[list[int]]] = []  # the broker does not confirm the first publish for a while
     publish = harness._publish
 
@@ -483,7 +483,7 @@ async def test_users_who_start_a_conversation_never_receive_an_older_presence_af
         harness.presences.acquaint("bob", "alice")
         await eventually(lambda: first)
         await harness.receive(ALICE, Status("offline", "a"))
-        await eventually(lambda: any(it.state == "offline" for it in harness.told))
+        await eventually(lambda: any(presence.state == "offline" for presence in harness.published))
         first[0].set_result([])
         await eventually(lambda: harness.idle)
-    assert [it.state for it in harness.told] == ["online", "offline"]
+    assert [presence.state for presence in harness.published] == ["online", "offline"]
