@@ -44,9 +44,9 @@ class Container:
     """The files of a broker's container, with free ports in place of the fixed ones of `mosquitto-start`."""
 
     def __init__(self, directory: Path) -> None:
-        self.data, self.made, self.secret = directory / "data", directory / "made", directory / "secret"
+        self.data, self.work, self.secret = directory / "data", directory / "work", directory / "secret"
         self.data.mkdir()
-        self.made.mkdir()
+        self.work.mkdir()
         self.secret.write_text("0123abcd\n")
         self.ports = {listener: free_port() for listener in (1883, 8083, 1884)}
         self.device = {"PASSWORDS": self.data / "passwords", "PID_FILE": self.data / "mosquitto.pid"}
@@ -54,9 +54,9 @@ class Container:
     async def prepare(self) -> None:
         await script(
             "mosquitto-start", "true",
-            GIVEN=DEPLOY / "mosquitto", DATA=self.data, MADE=self.made, SECRET=self.secret,
+            SOURCE=DEPLOY / "mosquitto", DATA=self.data, WORK=self.work, SECRET=self.secret,
         )  # fmt: skip
-        conf = self.made / "mosquitto.conf"
+        conf = self.work / "mosquitto.conf"
         text = conf.read_text().replace("\nuser mosquitto\n", "\nuser root\n")
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         assert (
@@ -64,7 +64,7 @@ class Container:
         )
         assert re.findall(r"^listener (.*)$", text, re.MULTILINE) == ["1883 0.0.0.0", "8083 0.0.0.0", "1884"]
         conf.write_text(re.sub(r"^listener (\d+).*$", self._here, text, flags=re.MULTILINE))
-        health = self.made / "health" / "mosquitto_pub"
+        health = self.work / "health" / "mosquitto_pub"
         health.write_text(health.read_text().replace("-p 1884", f"-p {self.ports[1884]}"))
 
     def _here(self, listener: re.Match[str]) -> str:
@@ -73,7 +73,7 @@ class Container:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         process = await asyncio.create_subprocess_exec(
-            executable(), "-c", self.made / "mosquitto.conf", stdout=asyncio.subprocess.DEVNULL
+            executable(), "-c", self.work / "mosquitto.conf", stdout=asyncio.subprocess.DEVNULL
         )
         try:
             await eventually(lambda: self.accepts("imqtt-server", self.secret.read_text().strip()))
@@ -92,7 +92,7 @@ class Container:
         """The health check of compose.yaml."""
         process = await asyncio.create_subprocess_exec(
             "mosquitto_pub", "-q", "1", "-t", "imqtt/health", "-n",
-            env=os.environ | {"XDG_CONFIG_HOME": str(self.made / "health")},
+            env=os.environ | {"XDG_CONFIG_HOME": str(self.work / "health")},
             stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         return await process.wait() == 0
@@ -150,7 +150,7 @@ async def test_a_restart_keeps_the_devices_and_applies_a_new_secret(container: C
 @needs_flock
 async def test_files_written_at_the_start_are_private_to_the_broker(container: Container) -> None:
     written = [
-        path for place in (container.data, container.made) for path in place.rglob("*") if path.is_file()
+        path for directory in (container.data, container.work) for path in directory.rglob("*") if path.is_file()
     ]
     assert len(written) > 4
     assert [path.name for path in written if path.stat().st_mode & 0o077] == []
@@ -160,10 +160,10 @@ async def test_files_written_at_the_start_are_private_to_the_broker(container: C
 async def test_redis_requires_its_password_which_is_not_in_its_arguments(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("0123abcd\n")
     port = free_port()
-    places = {"GIVEN": DEPLOY / "compose", "MADE": tmp_path, "SECRET": tmp_path / "secret"}
+    paths = {"SOURCE": DEPLOY / "compose", "WORK": tmp_path, "SECRET": tmp_path / "secret"}
     process = await asyncio.create_subprocess_exec(
         "/bin/sh", DEPLOY / "compose" / "redis-start", "--port", str(port), "--bind", HOST,
-        env=os.environ | {name: str(path) for name, path in places.items()}, cwd=tmp_path,
+        env=os.environ | {name: str(path) for name, path in paths.items()}, cwd=tmp_path,
         stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
