@@ -56,7 +56,8 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
         self._topics = [traffic.topic(device) for device in range(DEVICES)]
         self._sent = [0] * DEVICES  # messages sent by each device
-        self._in_flight: dict[int, tuple[float, bool]] = {}  # when it was sent, and whether one of its two packets has arrived
+        # When each was sent, and whether one of its two packets has arrived.
+        self._in_flight: dict[int, tuple[float, bool]] = {}
         self._window = 0  # unanswered messages per device; 0: sending is scheduled
         self._delivered: list[float] = []  # latencies
         self._accepted: list[float] = []

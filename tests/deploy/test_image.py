@@ -46,4 +46,4 @@ def test_every_copied_file_exists_and_is_visible_to_the_builder() -> None:
 
 def test_no_layer_has_a_secret() -> None:
     assert not re.search(r"^(ARG|ENV) .*(PASSWORD|SECRET|TOKEN)", DOCKERFILE, re.MULTILINE)
-    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"  # files that are not named stay outside
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"  # other files stay outside

@@ -52,9 +52,11 @@ def test_every_public_listener_is_limited_and_the_internal_one_is_not() -> None:
 def test_a_soft_limit_is_raised_as_far_as_allowed() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
-    run = "from imqtt.mosquitto.file_limits import raise_file_limit as r; print(r(), resource.getrlimit(7)[0])"
-    code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard})); {run}"
-    code = code.replace("getrlimit(7)", "getrlimit(resource.RLIMIT_NOFILE)")
+    code = (
+        "import resource; from imqtt.mosquitto.file_limits import raise_file_limit\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))\n"
+        "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+    )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.split() == [str(wanted), str(wanted)]
 

@@ -113,7 +113,7 @@ async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
     one, other = committer(store), committer(store)
     await one.commit(*batch("1"))
     await other.commit(*batch("2", "3"))
-    decisions = await one.commit(*batch("3", "4", "2", "5"))  # its cached head is outdated, and two are stored already
+    decisions = await one.commit(*batch("3", "4", "2", "5"))  # with an outdated head; two are stored already
     assert [type(decision) for decision in decisions] == [Known, Append, Known, Append]
     assert seqs(decisions) == [3, 4, 2, 5]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3"), (4, "4"), (5, "5")]

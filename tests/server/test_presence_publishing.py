@@ -210,7 +210,7 @@ async def test_a_presence_that_a_wiped_redis_has_lost_is_not_published(
         await harness.receive(ALICE, Hello("new"))
     await harness.receive(BOB, Status("online", "b"))
     await harness.receive(Device("carol", "phone"), Hello("c"))
-    await harness.expect_published(("carol", "online"), ("carol", "online"))  # as a change, and because Bob is back
+    await harness.expect_published(("carol", "online"), ("carol", "online"))  # a change, and Bob is back
 
 
 async def test_a_user_whose_presence_redis_cannot_read_delays_no_other(harness: Harness) -> None:

@@ -1,4 +1,4 @@
-"""A SQLite store whose disk is full, failing, read-only or locked stores nothing in part, and then continues."""
+"""If its disk is full, failing, read-only or locked, a SQLite store stores nothing in part, and continues."""
 
 import asyncio
 import contextlib
