@@ -155,7 +155,9 @@ async def test_an_empty_publication_is_done_at_once(broker: Broker, open_link: O
     assert await link.publish([]) == []
 
 
-async def test_a_publication_larger_than_the_sockets_buffer_is_answered_completely(broker: Broker, open_link: Open) -> None:
+async def test_a_publication_larger_than_the_sockets_buffer_is_answered_completely(
+    broker: Broker, open_link: Open
+) -> None:
     link = await open_link(broker.settings("one"))
 
     published = link.publish([Packet("t", bytes(100_000))] * 500)
@@ -243,9 +245,7 @@ async def test_reading_pauses_at_the_bound_and_resumes_below_half_of_it(
     assert len(held) < 5
 
 
-async def test_a_subscription_is_granted_while_reading_is_paused(
-    broker: Broker, open_link: Open
-) -> None:
+async def test_a_subscription_is_granted_while_reading_is_paused(broker: Broker, open_link: Open) -> None:
     publisher = await open_link(broker.settings("publisher"))
     settings = broker.settings("receiver", session_expiry=60, receive_bytes=100_000)
     link = await open_link(settings)

@@ -33,7 +33,9 @@ def test_a_takeover_is_reported_when_the_broker_has_accepted_the_next_connection
     error = TakenOver("another process")
     connecting = ConnectionState(Phase.CONNECTING, reason=str(error), error=error)
     news = StateNews()
-    reports = [news.of(state) for state in (idle(NotConnected("it ended")), connecting, connecting, ESTABLISHED)]
+    reports = [
+        news.of(state) for state in (idle(NotConnected("it ended")), connecting, connecting, ESTABLISHED)
+    ]
     assert reports == [
         "no connection, trying again: it ended", "no connection, trying again: another process", "",
         "connected again",

@@ -382,7 +382,9 @@ async def test_characters_that_the_terminal_cannot_encode_are_replaced(
 @pytest.mark.parametrize(
     ("closed", "status", "message"), [("<&-", 1, "imqtt: stdin is closed\n"), (">&-", 0, ""), ("2>&-", 0, "")]
 )
-async def test_a_closed_standard_stream_causes_no_crash(closed: str, status: int, message: str, data: Path) -> None:
+async def test_a_closed_standard_stream_causes_no_crash(
+    closed: str, status: int, message: str, data: Path
+) -> None:
     command = f"{sys.executable} -m imqtt send bob --lines --user alice --data {data}"
     shell = f"printf 'one\\n' | sh -c 'exec {command} {closed}'"
     process = await asyncio.create_subprocess_shell(
@@ -404,7 +406,9 @@ async def tls(tmp_path: Path) -> AsyncIterator[TlsMosquitto]:
         yield broker
 
 
-async def test_messages_are_sent_over_tls_with_a_password_or_a_certificate(tls: TlsMosquitto, tmp_path: Path) -> None:
+async def test_messages_are_sent_over_tls_with_a_password_or_a_certificate(
+    tls: TlsMosquitto, tmp_path: Path
+) -> None:
     authority = tls._authority
     certificate, key = authority.issue("bob@phone")
     encrypted = {"IMQTT_PASSWORD": "secret", "IMQTT_CA": str(authority.file)}

@@ -42,7 +42,9 @@ class Actions:
 
 
 @asynccontextmanager
-async def open_screen(transcript: Transcript) -> AsyncIterator[tuple[Screen, PipeInput, Actions, io.StringIO]]:
+async def open_screen(
+    transcript: Transcript,
+) -> AsyncIterator[tuple[Screen, PipeInput, Actions, io.StringIO]]:
     actions, written = Actions(), io.StringIO()
     with create_pipe_input() as keys:
         output = Vt100_Output(written, lambda: Size(rows=24, columns=80), enable_cpr=False)

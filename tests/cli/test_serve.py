@@ -40,7 +40,9 @@ async def test_the_password_can_be_in_a_file(broker: Mosquitto, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-async def test_the_server_waits_for_a_broker_and_can_be_ended_meanwhile(tmp_path: Path, how: signal.Signals) -> None:
+async def test_the_server_waits_for_a_broker_and_can_be_ended_meanwhile(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "imqtt", "serve", "--broker-port", "1",
         "--store", f"sqlite:///{tmp_path / 'imqtt.db'}",

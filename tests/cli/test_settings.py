@@ -66,9 +66,7 @@ def test_a_flag_overrides_the_environment_which_overrides_the_file(
     assert server_config(flags).max_batch == 30
 
 
-def test_the_variable_names_the_file_if_no_flag_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_names_the_file_if_no_flag_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMQTT_CONFIG", settings_file(tmp_path, "max_batch = 10"))
     assert server_config({}).max_batch == 10
 
@@ -113,9 +111,7 @@ def test_a_secret_follows_the_same_precedence(tmp_path: Path, monkeypatch: pytes
         ("max_batch = ", "is not TOML"),
     ],
 )
-def test_an_invalid_line_is_reported_with_its_file_and_key(
-    tmp_path: Path, line: str, message: str
-) -> None:
+def test_an_invalid_line_is_reported_with_its_file_and_key(tmp_path: Path, line: str, message: str) -> None:
     path = settings_file(tmp_path, line)
     with pytest.raises(BadSetting) as refused:
         server_config({"config": path})

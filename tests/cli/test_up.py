@@ -95,7 +95,9 @@ async def test_a_broker_that_dies_is_started_again(tmp_path: Path) -> None:
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
 
 
-async def test_a_port_taken_while_the_broker_was_down_is_reported_once_with_its_process(tmp_path: Path) -> None:
+async def test_a_port_taken_while_the_broker_was_down_is_reported_once_with_its_process(
+    tmp_path: Path,
+) -> None:
     async with Up(tmp_path / "data") as up:
         host, port = up.ready["host"], up.ready["port"]
         os.kill(up.ready["broker_pid"], signal.SIGKILL)

@@ -48,7 +48,9 @@ async def test_every_setting_is_a_flag_with_its_variable_and_default() -> None:
         (("device", "add"), "Missing argument 'USER@DEVICE'."),
     ],
 )
-async def test_usage_errors_print_one_line_and_exit_with_status_2(arguments: tuple[str, ...], message: str) -> None:
+async def test_usage_errors_print_one_line_and_exit_with_status_2(
+    arguments: tuple[str, ...], message: str
+) -> None:
     outcome = await imqtt(*arguments)
     assert (outcome.status, outcome.out, outcome.err) == (2, "", f"imqtt: {message}\n")
 

@@ -125,9 +125,7 @@ async def test_several_processes_need_mongodb_and_redis(
     assert "redis://" in refused.err
 
 
-async def test_a_problem_of_all_workers_ends_the_parent(
-    broker: Mosquitto, address: tuple[str, str]
-) -> None:
+async def test_a_problem_of_all_workers_ends_the_parent(broker: Mosquitto, address: tuple[str, str]) -> None:
     refused = await imqtt_process(
         "serve", "--workers", "2", "--broker-port", broker.internal_port, "--store", address[0],
         "--state", address[1], IMQTT_BROKER_PASSWORD="guess",

@@ -33,7 +33,10 @@ async def test_a_new_device_gets_heads_with_their_latest_events_and_the_newest_c
     async with device() as alice:
         events = alice.events("everything")
         summaries = await alice.conversations()
-        assert [(summary.conversation, summary.head.seq, summary.unread, summary.unread_at_most) for summary in summaries] == [
+        assert [
+            (summary.conversation, summary.head.seq, summary.unread, summary.unread_at_most)
+            for summary in summaries
+        ] == [
             (TALK, 150, 100, 150),
             ("d:alice:carol", 5, 1, 5),
         ]
@@ -55,7 +58,9 @@ async def test_a_new_device_that_starts_at_the_beginning_misses_nothing(
         fake.store("d:alice:carol", f"c{number}", "carol@phone")
     async with device(start="beginning") as alice:
         seen = await take(alice.events("archive"), 80)
-        assert texts([item for item in seen if item.conversation == TALK]) == [f"b{number}" for number in range(40)]
+        assert texts([item for item in seen if item.conversation == TALK]) == [
+            f"b{number}" for number in range(40)
+        ]
 
 
 async def test_a_device_that_was_away_gets_the_events_it_missed_in_order(
@@ -311,7 +316,9 @@ async def test_keep_bounds_the_stored_log_except_for_events_that_a_consumer_has_
         assert await alice.history(TALK, limit=60) == stored[140:]
 
 
-async def test_delivered_marks_are_sent_automatically_and_coalesced(fake: FakeServer, device: Devices) -> None:
+async def test_delivered_marks_are_sent_automatically_and_coalesced(
+    fake: FakeServer, device: Devices
+) -> None:
     async with device() as alice:
         stored = [fake.store(TALK, str(number)) for number in range(20)]
         await fake.send("alice@phone", *stored)
@@ -405,9 +412,7 @@ async def test_marks_of_a_replaced_log_do_not_count_as_those_of_the_new_one(
         await eventually(lambda: fake.commands(Mark)[-1] == Mark(TALK, 1, 0))
 
 
-async def test_marks_that_the_server_has_lost_are_sent_again(
-    fake: FakeServer, device: Devices
-) -> None:
+async def test_marks_that_the_server_has_lost_are_sent_again(fake: FakeServer, device: Devices) -> None:
     async with device(stored=True) as alice:
         await fake.send("alice@phone", *[fake.store(TALK, str(number)) for number in range(5)])
         await eventually(lambda: fake.marks.get((TALK, "alice")))

@@ -54,7 +54,9 @@ async def test_states_are_reported_in_their_order(
     assert Phase.CONNECTING in phases
 
 
-async def test_a_message_survives_a_kill_of_the_broker(fake: FakeServer, device: Devices, broker: Mosquitto) -> None:
+async def test_a_message_survives_a_kill_of_the_broker(
+    fake: FakeServer, device: Devices, broker: Mosquitto
+) -> None:
     async with device() as alice:
         await fake.disconnect()
         await broker.kill()
@@ -173,9 +175,7 @@ async def test_a_broker_without_a_server_is_left_for_another(
             assert alice.state.address == brokers[1]
 
 
-async def test_a_client_reconnects_when_the_server_falls_silent(
-    fake: FakeServer, device: Devices
-) -> None:
+async def test_a_client_reconnects_when_the_server_falls_silent(fake: FakeServer, device: Devices) -> None:
     async with device(timing=replace(PATIENT, answer=0.2, silence=1.0, sync=0.3)) as alice:
         fake.silent = True  # as if the subscription were lost
         await eventually(lambda: len({hello.nonce for hello in fake.commands(Hello)}) >= 2)  # type: ignore[union-attr]
@@ -364,9 +364,7 @@ async def test_a_client_that_finds_a_damaged_store_releases_it(device: Devices, 
 
 
 @pytest.mark.parametrize("ticks", range(0, 24, 2))
-async def test_cancelling_the_entry_releases_the_store(
-    device: Devices, tmp_path: Path, ticks: int
-) -> None:
+async def test_cancelling_the_entry_releases_the_store(device: Devices, tmp_path: Path, ticks: int) -> None:
     """At any moment: while the file is opened or read, and while the client connects."""
     entering = asyncio.create_task(device(stored=True, brokers="127.0.0.1:1").__aenter__())
     for _ in range(ticks):
@@ -377,9 +375,7 @@ async def test_cancelling_the_entry_releases_the_store(
     await _is_free(tmp_path / "alice-phone.db")
 
 
-async def test_cancelling_close_releases_the_store(
-    fake: FakeServer, device: Devices, tmp_path: Path
-) -> None:
+async def test_cancelling_close_releases_the_store(fake: FakeServer, device: Devices, tmp_path: Path) -> None:
     alice = device(stored=True)
     await alice.__aenter__()
     closing = asyncio.create_task(alice.close())

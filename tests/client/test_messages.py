@@ -50,10 +50,14 @@ async def test_both_sides_see_one_order(fake: FakeServer, device: Devices) -> No
         )
         seen = await take(alices, 40)
         assert seen == await take(bobs, 40) == fake.logs[TALK]
-        assert [text for text in texts(seen) if text and text[0] == "a"] == [f"a{number}" for number in range(20)]
+        assert [text for text in texts(seen) if text and text[0] == "a"] == [
+            f"a{number}" for number in range(20)
+        ]
 
 
-async def test_a_message_without_an_answer_is_sent_again_with_the_same_client_msg_id(fake: FakeServer, device: Devices) -> None:
+async def test_a_message_without_an_answer_is_sent_again_with_the_same_client_msg_id(
+    fake: FakeServer, device: Devices
+) -> None:
     lost: list[Accepted] = []
 
     def lose(_: object, frame: object) -> bool:
@@ -234,7 +238,9 @@ async def test_a_users_name_stands_for_the_conversation_with_that_user(
 
 
 @pytest.mark.parametrize("name", ["", "b ob", "bob@phone", "böb"])
-async def test_a_text_that_is_neither_a_user_nor_a_conversation_is_refused(device: Devices, name: str) -> None:
+async def test_a_text_that_is_neither_a_user_nor_a_conversation_is_refused(
+    device: Devices, name: str
+) -> None:
     async with device(brokers="127.0.0.1:1") as alice:
         for use in (
             alice.send(name, "hi"),

@@ -56,7 +56,9 @@ async def test_a_message_put_before_the_limits_were_known_is_refused_and_not_pub
         assert len({hello.nonce for hello in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
-async def test_a_message_that_an_earlier_process_left_is_refused_too(fake: FakeServer, device: Devices) -> None:
+async def test_a_message_that_an_earlier_process_left_is_refused_too(
+    fake: FakeServer, device: Devices
+) -> None:
     async with device(stored=True, brokers="127.0.0.1:1") as alice:
         await alice.post(TALK, HUGE, content_type=PICTURE)
     async with device(stored=True) as alice:

@@ -209,7 +209,9 @@ async def test_after_a_change_that_is_not_stored_no_later_change_is_stored(path:
     await store.apply(changes(1))
     trigger = "BEGIN SELECT raise(ABORT, 'no room'); END"
     await store._database.submit(
-        lambda connection: connection.execute(f"CREATE TEMP TRIGGER full BEFORE INSERT ON events WHEN new.seq = 2 {trigger}")
+        lambda connection: connection.execute(
+            f"CREATE TEMP TRIGGER full BEFORE INSERT ON events WHEN new.seq = 2 {trigger}"
+        )
     )
     outcomes = await asyncio.gather(
         store.apply(changes(2, start=1)),
@@ -269,7 +271,9 @@ def test_unread_is_between_its_bounds_whatever_part_of_the_log_is_held(
     assert summary.unread <= len(unread) <= summary.unread_at_most
     if all(event in here for event in log[read:]) or conversation == "u:alice":
         assert summary.unread == summary.unread_at_most
-    assert summary.unread_at_most - summary.unread <= len([event for event in log[read:] if event not in here])
+    assert summary.unread_at_most - summary.unread <= len(
+        [event for event in log[read:] if event not in here]
+    )
 
 
 async def test_trimming_keeps_events_that_a_consumer_or_an_iterator_has_not_read(path: Path | None) -> None:

@@ -60,7 +60,9 @@ async def test_a_revoked_device_reports_no_takeover(
         while not reported or reported[-1].phase is not Phase.CLOSED:
             reported.append(await asyncio.wait_for(anext(states), WITHIN))
         assert "no broker accepts the password" in reported[-1].reason
-        assert not [error for error in reported if isinstance(error.error, TakenOver) or "taken over" in error.reason]
+        assert not [
+            error for error in reported if isinstance(error.error, TakenOver) or "taken over" in error.reason
+        ]
 
 
 async def test_a_takeover_that_the_broker_reports_is_believed_once_it_accepts_the_device_again(

@@ -119,7 +119,9 @@ async def test_tls_and_an_address_without_it_contradict_each_other(
     brokers: str | list[str], authority: Authority
 ) -> None:
     async with Listener() as listener:
-        many = [address.format(listener.port) for address in ([brokers] if isinstance(brokers, str) else brokers)]
+        many = [
+            address.format(listener.port) for address in ([brokers] if isinstance(brokers, str) else brokers)
+        ]
         with pytest.raises(SetupError, match=r"TLS is asked for, but .* would send the password unencrypted"):
             async with alice(many, tls=trusting(authority)):  # type: ignore[arg-type]
                 pass

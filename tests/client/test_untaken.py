@@ -106,7 +106,9 @@ async def test_the_latest_status_is_repeated_until_there_is_a_subscriber(
         assert fake.commands(Status)[0].state == "background"  # type: ignore[union-attr]
 
 
-async def test_a_status_of_online_is_repeated_until_there_is_a_subscriber(fake: FakeServer, device: Devices) -> None:
+async def test_a_status_of_online_is_repeated_until_there_is_a_subscriber(
+    fake: FakeServer, device: Devices
+) -> None:
     await fake.connect()
     async with device() as alice:
         await alice.caught_up()

@@ -24,7 +24,9 @@ async def test_a_view_has_messages_with_receipts_and_pending_messages(
         waiting = await alice.post(TALK, "three")
         await alice.post("d:alice:carol", "elsewhere")
         view = await alice.view("bob")
-        assert [(message.content.text, message.delivered, message.read) for message in messages(view.items)] == [
+        assert [
+            (message.content.text, message.delivered, message.read) for message in messages(view.items)
+        ] == [
             ("one", ("bob",), ("bob",)),
             ("two", ("bob",), ()),
         ]
@@ -64,7 +66,11 @@ async def test_events_ahead_of_a_missing_one_are_behind_a_hole(fake: FakeServer,
         assert [message.content.text for message in messages((first, third))] == ["one", "three"]
         await fake.send("alice@phone", stored[1])
         assert await take(events, 2) == stored[1:]
-        assert [message.content.text for message in messages((await alice.view(TALK)).items)] == ["one", "two", "three"]
+        assert [message.content.text for message in messages((await alice.view(TALK)).items)] == [
+            "one",
+            "two",
+            "three",
+        ]
 
 
 async def test_a_conversation_without_events_has_an_empty_view(fake: FakeServer, device: Devices) -> None:

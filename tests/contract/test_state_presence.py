@@ -23,7 +23,9 @@ def presence(
 
 
 async def states(state: State, user: str = "alice") -> dict[str, str]:
-    return {presence.device.device: presence.state for presence in (await state.presence([user])).get(user, ())}
+    return {
+        presence.device.device: presence.state for presence in (await state.presence([user])).get(user, ())
+    }
 
 
 async def test_a_device_that_has_arrived_is_present(state: State) -> None:
@@ -175,7 +177,9 @@ async def test_many_devices_that_fall_silent_at_once_are_each_found_once(state: 
         await state.arrive(presence(device))
     gone = await state.expired(2_000)
     assert sorted(presence.device for presence in gone) == sorted(devices)
-    assert {(presence.nonce, presence.state, presence.since) for presence in gone} == {("n1", "offline", 2_000)}
+    assert {(presence.nonce, presence.state, presence.since) for presence in gone} == {
+        ("n1", "offline", 2_000)
+    }
     assert await state.expired(9_000) == []
 
 

@@ -51,7 +51,7 @@ async def test_records_are_read_as_they_were_appended(store: Store) -> None:
     found = await store.records_after(D, 0, 10)
     assert found == records
     assert [record.body for record in found] == [record.body for record in records]
-    for event in (*[record.event for record in found], *await store.events_after(D, 0, 10)):
+    for event in (*(entry.event for entry in found), *await store.events_after(D, 0, 10)):
         # Exactly these types: the codecs do not accept a driver's own integers.
         assert (type(event.id), type(event.seq), type(event.client_time)) == (Id, int, int)
 

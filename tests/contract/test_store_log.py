@@ -116,9 +116,7 @@ async def test_the_same_client_msg_id_of_another_sender_or_conversation_is_anoth
 
 
 @pytest.mark.parametrize("place_of_duplicate", [0, 1, 4])
-async def test_a_conflict_reports_how_many_records_are_stored(
-    store: Store, place_of_duplicate: int
-) -> None:
+async def test_a_conflict_reports_how_many_records_are_stored(store: Store, place_of_duplicate: int) -> None:
     await store.append([record(D, 1, message="taken")])
     records = [record(D, seq) for seq in range(2, 7)]
     records[place_of_duplicate] = record(D, 2 + place_of_duplicate, message="taken")
@@ -224,7 +222,9 @@ async def test_ids_at_returns_the_ids_of_the_events_that_exist(store: Store) -> 
         (0, 0, []),
     ],
 )
-async def test_events_after_a_seq_are_returned_in_order_up_to_the_limit(store: Store, seq: int, limit: int, expected: list[int]) -> None:
+async def test_events_after_a_seq_are_returned_in_order_up_to_the_limit(
+    store: Store, seq: int, limit: int, expected: list[int]
+) -> None:
     await store.append([*log(D, 1, 10), *log("u:alice", 1, 3)])
     assert [event.seq for event in await store.events_after(D, seq, limit)] == expected
 
@@ -240,7 +240,9 @@ async def test_events_after_a_seq_are_returned_in_order_up_to_the_limit(store: S
         (0, 0, []),
     ],
 )
-async def test_events_before_a_seq_are_returned_in_order_up_to_the_limit(store: Store, seq: int, limit: int, expected: list[int]) -> None:
+async def test_events_before_a_seq_are_returned_in_order_up_to_the_limit(
+    store: Store, seq: int, limit: int, expected: list[int]
+) -> None:
     await store.append([*log(D, 1, 10), *log("u:alice", 1, 3)])
     assert [event.seq for event in await store.events_before(D, seq, limit)] == expected
 

@@ -118,7 +118,8 @@ async def test_events_are_read_by_their_places(store: Store) -> None:
     await store.append(records)
     places = [(D, 5), (D, 2), (GROUP, 1), (D, 2)]
     assert await store.events_at(places) == {
-        (record.event.conversation, record.event.seq): record.event for record in (records[4], records[1], records[5])
+        (record.event.conversation, record.event.seq): record.event
+        for record in (records[4], records[1], records[5])
     }
 
 

@@ -46,9 +46,7 @@ def test_any_pages_show_each_event_as_the_whole_log_does(
 ) -> None:
     part = [event for event in log if event.seq // 4 in pages]
     whole = {
-        item.position.seq: item
-        for item in view_of(TALK, log, marks=marks).items
-        if isinstance(item, Message)
+        item.position.seq: item for item in view_of(TALK, log, marks=marks).items if isinstance(item, Message)
     }
     shown = view_of(TALK, part, marks=marks, head=len(log)).items
     messages = [item for item in shown if isinstance(item, Message)]
@@ -61,7 +59,9 @@ def test_every_seq_is_a_message_a_hole_or_an_event_of_an_unknown_kind(
 ) -> None:
     part = [event for event in log if event.seq in held and event.seq >= first]
     items = view_of(TALK, part, first=first, head=len(log)).items
-    spans = [(item.first, item.last) if isinstance(item, Hole) else (item.position.seq,) * 2 for item in items]
+    spans = [
+        (item.first, item.last) if isinstance(item, Hole) else (item.position.seq,) * 2 for item in items
+    ]
     covered = {seq for low, high in spans for seq in range(low, high + 1)}
     unknown = {event.seq for event in part if event.kind != "message"}
     assert covered == set(range(first, len(log) + 1)) - unknown

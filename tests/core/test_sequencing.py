@@ -87,9 +87,7 @@ def test_the_senders_clock_does_not_affect_the_digest() -> None:
 
 
 def test_a_user_who_is_not_a_member_is_refused_and_takes_no_seq() -> None:
-    other, member = run(
-        [message(Device("eve", "x"), "d:alice:bob", "1"), message(ALICE, "d:alice:bob", "1")]
-    )
+    other, member = run([message(Device("eve", "x"), "d:alice:bob", "1"), message(ALICE, "d:alice:bob", "1")])
     assert isinstance(other, Refuse)
     assert isinstance(other.error, NotAllowed)
     assert isinstance(member, Append)

@@ -106,7 +106,9 @@ async def container(tmp_path: Path) -> Container:
 
 
 @needs_flock
-async def test_the_broker_is_healthy_when_it_runs_and_accepts_the_servers_account(container: Container) -> None:
+async def test_the_broker_is_healthy_when_it_runs_and_accepts_the_servers_account(
+    container: Container,
+) -> None:
     assert not await container.healthy()
     async with container.running():
         assert await container.healthy()
@@ -150,7 +152,10 @@ async def test_a_restart_keeps_the_devices_and_applies_a_new_secret(container: C
 @needs_flock
 async def test_files_written_at_the_start_are_private_to_the_broker(container: Container) -> None:
     written = [
-        path for directory in (container.data, container.work) for path in directory.rglob("*") if path.is_file()
+        path
+        for directory in (container.data, container.work)
+        for path in directory.rglob("*")
+        if path.is_file()
     ]
     assert len(written) > 4
     assert [path.name for path in written if path.stat().st_mode & 0o077] == []

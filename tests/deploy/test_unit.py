@@ -18,7 +18,9 @@ TEXT = UNIT.read_text()
 def systemd_version() -> int:
     if shutil.which("systemd-analyze") is None:
         return 0
-    output = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        ["systemd-analyze", "--version"], capture_output=True, text=True, check=True
+    ).stdout
     return int(output.split()[1])
 
 

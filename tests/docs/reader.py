@@ -53,7 +53,9 @@ class Reader:
                     self.output = block.text
                     await action(self)
                 else:
-                    assert block.language in pages.NOT_TYPED, f"{block.place}: unknown language {block.language}"
+                    assert block.language in pages.NOT_TYPED, (
+                        f"{block.place}: unknown language {block.language}"
+                    )
         planned = {*self._stays, *self._before, *self._then, *self._instead, *self._edits}
         assert self._used == planned, f"not used on this page: {planned - self._used}"
 

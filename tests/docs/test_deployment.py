@@ -84,7 +84,9 @@ class Operator:
     async def raise_limit(self, reader: Reader) -> None:
         """By the page's file, and with `max_connections` as it says."""
         directory = "/etc/systemd/system/mosquitto.service.d"
-        await self._machine.run(f"mkdir {directory}; cat > {directory}/imqtt.conf <<'END'\n{reader.output}END")
+        await self._machine.run(
+            f"mkdir {directory}; cat > {directory}/imqtt.conf <<'END'\n{reader.output}END"
+        )
         await self._machine.run(
             "sed -i 's/^max_connections .*/max_connections 32000/' /etc/mosquitto/mosquitto.conf"
             " && test $(grep -c '^max_connections 32000$' /etc/mosquitto/mosquitto.conf) = 2"

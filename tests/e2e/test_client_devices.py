@@ -263,7 +263,9 @@ async def test_send_and_wait_prints_when_the_message_is_delivered_and_read(
     assert await process.wait() == 0
 
 
-async def test_two_devices_of_one_user_share_messages_and_marks(server: ServerProcess, broker: Mosquitto, program: object) -> None:
+async def test_two_devices_of_one_user_share_messages_and_marks(
+    server: ServerProcess, broker: Mosquitto, program: object
+) -> None:
     passwords = [broker.passwords.add(f"alice@{name}") for name in ("phone", "laptop")]
     process = await program("two_devices", *passwords)  # type: ignore[operator]
     output, _ = await asyncio.wait_for(process.communicate(), WITHIN)

@@ -51,7 +51,9 @@ async def test_a_device_can_publish_only_to_its_own_topics(broker: Mosquitto, se
     assert await topics_up_to(server, "imqtt/alice@phone/up/0") == ["imqtt/alice@phone/up/0"]
 
 
-async def test_a_device_receives_only_packets_on_its_own_topic(broker: Mosquitto, server: aiomqtt.Client) -> None:
+async def test_a_device_receives_only_packets_on_its_own_topic(
+    broker: Mosquitto, server: aiomqtt.Client
+) -> None:
     password = broker.passwords.add("alice@phone")
     async with device(broker, "alice@phone", password) as alice:
         await alice.subscribe("#", qos=1)

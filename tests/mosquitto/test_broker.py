@@ -207,7 +207,9 @@ async def test_a_directory_with_other_files_keeps_its_mode(
         assert "project.txt" in caplog.text
 
 
-async def test_a_link_in_the_brokers_directory_does_not_change_its_targets_owner_or_mode(tmp_path: Path) -> None:
+async def test_a_link_in_the_brokers_directory_does_not_change_its_targets_owner_or_mode(
+    tmp_path: Path,
+) -> None:
     broker = Mosquitto(tmp_path / "data")
     async with broker:
         pass
@@ -225,7 +227,9 @@ async def test_a_link_in_the_brokers_directory_does_not_change_its_targets_owner
         assert access() == before
 
 
-async def test_the_process_that_uses_the_preferred_port_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_process_that_uses_the_preferred_port_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with Mosquitto(tmp_path, preferred=(port, 0)) as broker:

@@ -229,7 +229,9 @@ async def test_the_brokers_problems_are_relayed_once(
         "Warning: Received PUBACK from alice@phone for an unknown packet identifier 7.",
     ],
 )
-async def test_lines_about_clients_are_not_relayed(log: Path, caplog: pytest.LogCaptureFixture, line: str) -> None:
+async def test_lines_about_clients_are_not_relayed(
+    log: Path, caplog: pytest.LogCaptureFixture, line: str
+) -> None:
     broker_log = BrokerLog(log)
     add(log, f"2026-01-01T00:00:01: {line}\n")
     broker_log.look()

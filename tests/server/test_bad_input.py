@@ -151,7 +151,9 @@ async def test_a_flood_is_not_answered_with_a_flood(running: Server, device: Mak
     def rejections() -> list[Rejected]:
         return [frame for frame in alice.frames if isinstance(frame, Rejected)]
 
-    await eventually(lambda: len(rejections()) + sum(rejection.omitted for rejection in rejections()) == 5_000)
+    await eventually(
+        lambda: len(rejections()) + sum(rejection.omitted for rejection in rejections()) == 5_000
+    )
     assert running.counters.unanswered == sum(rejection.omitted for rejection in rejections()) > 0
 
 

@@ -138,7 +138,10 @@ async def test_new_authorities_are_read_from_their_file_without_a_restart(
     ca.write_bytes(old.ca)
     await eventually(lambda: "the broker's certificate is not trusted" in server.health().broker)
     assert str(ca) in server.health().broker
-    assert any(": the broker's certificate is not trusted" in message and str(ca) in message for message in warnings(caplog))
+    assert any(
+        ": the broker's certificate is not trusted" in message and str(ca) in message
+        for message in warnings(caplog)
+    )
 
     ca.write_bytes(new.ca)
     await eventually(lambda: server.health().status == "ok")

@@ -106,7 +106,9 @@ async def test_an_append_that_had_succeeded_after_all_is_recognised(store: Fault
     decisions = await committer(store).commit(*batch("1", "2"))
     assert [type(decision) for decision in decisions] == [Append, Append]  # so the events are delivered
     stored = await store.events_after("u:alice", 0, 10)
-    assert [decision.event.id for decision in decisions if isinstance(decision, Append)] == [event.id for event in stored]
+    assert [decision.event.id for decision in decisions if isinstance(decision, Append)] == [
+        event.id for event in stored
+    ]
 
 
 async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:

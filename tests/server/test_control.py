@@ -72,7 +72,9 @@ async def test_with_a_full_store_a_revoked_device_is_offline_and_the_log_names_i
     assert "the records of alice@phone stay, revoke them again: no room" in caplog.text
 
 
-async def test_an_unreachable_store_raises_so_that_the_revocation_is_retried(parts: WorkerParts, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_store_raises_so_that_the_revocation_is_retried(
+    parts: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def away(*_: object, **__: object) -> None:
         raise StoreUnreachable("not now")
 
@@ -102,7 +104,9 @@ async def test_while_the_state_is_unavailable_the_answer_says_so(
     assert control.parse_answer(answers.messages[0].payload) == Told((), known=False)
 
 
-async def test_a_hello_in_the_batch_of_its_devices_revocation_makes_no_device_present(running: Server) -> None:
+async def test_a_hello_in_the_batch_of_its_devices_revocation_makes_no_device_present(
+    running: Server,
+) -> None:
     """Both are in one batch, as after a stall, and the device had no last will."""
     home = partition_of(home_of("alice"), running.partitions)
     hello = json.dumps({"type": "hello", "nonce": "n"}).encode()

@@ -244,7 +244,9 @@ async def receives_presence(device: RawDevice, user: str, state: str, since: int
     await device.until(matches, since=since)
 
 
-async def test_late_commands_do_not_make_a_device_present_that_has_gone_offline(running: Server, device: Make) -> None:
+async def test_late_commands_do_not_make_a_device_present_that_has_gone_offline(
+    running: Server, device: Make
+) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     await start_conversation(alice, bob)
     await alice.hello(nonce="a")
@@ -267,7 +269,9 @@ async def test_a_will_registers_no_device(running: Server, device: Make) -> None
     assert await running._store.devices(["alice"]) == {"alice": ()}
 
 
-async def test_two_users_who_start_a_conversation_are_told_of_each_others_presence(running: Server, device: Make) -> None:
+async def test_two_users_who_start_a_conversation_are_told_of_each_others_presence(
+    running: Server, device: Make
+) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     await alice.hello(nonce="a")
     await bob.hello(nonce="b")

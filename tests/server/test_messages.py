@@ -44,7 +44,9 @@ async def test_every_kind_of_content_arrives_as_it_was_sent(running: Server, dev
     assert bob.events("d:alice:bob")[0].client_time == 99
 
 
-async def test_a_resent_message_keeps_its_position_and_reaches_no_device_again(running: Server, device: Make) -> None:
+async def test_a_resent_message_keeps_its_position_and_reaches_no_device_again(
+    running: Server, device: Make
+) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     first = await alice.send("d:alice:bob", "m1")

@@ -79,7 +79,9 @@ async def test_an_event_that_the_store_cannot_hold_is_rejected_and_the_rest_is_s
     assert 1 in sizes  # the culprit was alone at last
 
 
-async def test_the_number_of_partitions_is_bounded_and_fixed_when_the_store_is_created(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_the_number_of_partitions_is_bounded_and_fixed_when_the_store_is_created(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
     with pytest.raises(SetupError, match="1024"):
         async with serving(config_for(broker, tmp_path, partitions=1_025)):
             pass

@@ -124,7 +124,9 @@ async def test_a_server_keeps_its_seniority_through_a_short_disconnection_only(
     await asyncio.wait([stays])
 
 
-async def test_exactly_one_of_two_servers_that_start_at_once_serves(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_exactly_one_of_two_servers_that_start_at_once_serves(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
     (tmp_path / "other").mkdir()
     ended: list[BaseException] = []
     over = asyncio.Event()

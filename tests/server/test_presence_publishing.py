@@ -97,7 +97,9 @@ class Harness:
     def _publish(self, messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
         for message in messages:
             if message.topic == down(BOB):
-                self.published += [frame for frame in decode_frames(message.payload) if isinstance(frame, Presence)]
+                self.published += [
+                    frame for frame in decode_frames(message.payload) if isinstance(frame, Presence)
+                ]
         done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         done.set_result([])
         return done
@@ -153,14 +155,18 @@ async def test_no_user_is_reported_offline_because_redis_was_lost_between_two_re
     await harness.receive(ALICE, Hello("old"))
     await harness.expect_published(("alice", "online"))
     with monkeypatch.context() as patch:
-        follow(patch, harness.state, "arrive", lambda: harness.redis.command("CLIENT", "KILL", "TYPE", "normal"))
+        follow(
+            patch, harness.state, "arrive", lambda: harness.redis.command("CLIENT", "KILL", "TYPE", "normal")
+        )
         await harness.receive(ALICE, Hello("new"))
     assert "is away and the store is read instead" in caplog.text
     await reconnected(harness.state)
     await harness.expect_published(("alice", "online"))
 
 
-async def test_users_who_came_and_went_while_redis_was_away_are_reported_with_their_final_state(harness: Harness) -> None:
+async def test_users_who_came_and_went_while_redis_was_away_are_reported_with_their_final_state(
+    harness: Harness,
+) -> None:
     await harness.add_peer("carol")
     await harness.receive(ALICE, Hello("a"))
     await harness.expect_published(("alice", "online"))
@@ -193,7 +199,9 @@ async def test_a_device_that_fell_silent_when_redis_was_lost_is_reported_offline
     harness.now += 1
     monkeypatch.setattr(harness.presences, "_ttl", 5_000)  # checks every half second
     with monkeypatch.context() as patch:
-        follow(patch, harness.state, "expired", lambda: harness.redis.command("CLIENT", "KILL", "TYPE", "normal"))
+        follow(
+            patch, harness.state, "expired", lambda: harness.redis.command("CLIENT", "KILL", "TYPE", "normal")
+        )
         async with harness.publishing():
             await eventually(lambda: harness.published)
     await harness.expect_published(("alice", "offline"))
@@ -253,7 +261,9 @@ async def test_a_device_that_says_hello_while_redis_is_away_receives_its_peers_p
     await harness.expect_published(("alice", "online"))
 
 
-async def test_a_device_that_was_active_while_redis_was_away_and_wiped_is_reported_online(harness: Harness) -> None:
+async def test_a_device_that_was_active_while_redis_was_away_and_wiped_is_reported_online(
+    harness: Harness,
+) -> None:
     harness.redis.pause(harness.state)
     await harness.presences.refresh([ALICE])
     harness.redis.resume(harness.state)
@@ -311,7 +321,9 @@ async def lose_state(harness: Harness) -> None:
     """The state loses the presence of Alice and Carol, and then Bob sends something."""
     harness.now = 400 * 86_400_000
     await harness.add_peer("carol")
-    await harness.store.put_devices([Registration(device, "json", seen=harness.now) for device in (ALICE, CAROL)])
+    await harness.store.put_devices(
+        [Registration(device, "json", seen=harness.now) for device in (ALICE, CAROL)]
+    )
     for device in (ALICE, CAROL):
         await harness.receive(device, Hello("n"))
     await harness.expect_published(("alice", "online"), ("carol", "online"))

@@ -107,7 +107,9 @@ async def test_repeated_events_are_one_problem_until_they_stop(caplog: pytest.Lo
     assert problem.text == ""
 
 
-def test_a_problem_that_recurs_after_its_end_is_logged_again(problem: Problem, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_problem_that_recurs_after_its_end_is_logged_again(
+    problem: Problem, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):
         problem.start("one")
         problem.end()

@@ -58,7 +58,10 @@ class WorkerParts:
         await self.store.put_devices([Registration(device(name), "json", seen=seen) for name in names])
 
     async def names(self) -> list[str]:
-        return [str(registration.device) for registration in await self.store.registrations(Device("", ""), 10_000)]
+        return [
+            str(registration.device)
+            for registration in await self.store.registrations(Device("", ""), 10_000)
+        ]
 
     async def prune(self) -> None:
         """Runs one sweep and removes what it found."""
@@ -94,7 +97,9 @@ async def test_devices_that_were_not_seen_for_long_are_removed_and_that_is_repor
     assert len((await parts.devices.of(["alice"]))["alice"]) == 2
     await parts.prune()
     assert await parts.names() == ["alice@phone"]
-    assert [registration.device.device for registration in (await parts.devices.of(["alice"]))["alice"]] == ["phone"]
+    assert [registration.device.device for registration in (await parts.devices.of(["alice"]))["alice"]] == [
+        "phone"
+    ]
     assert parts.counters.devices_removed == 2
     assert [record.getMessage() for record in caplog.records] == [
         "2 devices removed (not seen for 90 days): alice@old, bob@old"
@@ -262,7 +267,9 @@ async def test_a_process_that_starts_with_a_wrong_clock_removes_nothing_at_first
     assert await parts.names() == ["alice@phone"]
 
 
-async def test_a_first_sweep_that_fails_does_not_count(parts: WorkerParts, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_first_sweep_that_fails_does_not_count(
+    parts: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def away(_: object) -> None:
         raise StateAway("not now")
 

@@ -83,7 +83,8 @@ def assignment_of_a_joining_worker() -> Assignment:
     pipeline = SimpleNamespace(unfinished=lambda _: (0, 0.0))
     return Assignment(
         Worker("joining", "host", 1, 0, ""), state=Shared(rate=1, burst=1),
-        pipeline=cast("Pipeline", pipeline), partitions=[refused_partition(partition, pipeline) for partition in range(8)],
+        pipeline=cast("Pipeline", pipeline),
+        partitions=[refused_partition(number, pipeline) for number in range(8)],
         discovery=cast("PeerDiscovery", None), liveness=Liveness(), problems=Problems(), ttl=0.5,
         clock=lambda: 0,
     )  # fmt: skip

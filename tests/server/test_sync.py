@@ -71,7 +71,9 @@ async def test_welcome_contains_limits_and_partitions(running: Server, device: M
     assert page == Page("r1")
 
 
-async def test_a_new_device_gets_heads_and_the_latest_events_of_the_newest_conversation(running: Server, device: Make) -> None:
+async def test_a_new_device_gets_heads_and_the_latest_events_of_the_newest_conversation(
+    running: Server, device: Make
+) -> None:
     alice = await device("alice@phone")
     await fill(alice, "d:alice:bob", 3)
     newest = await fill(alice, "u:alice", 120)
@@ -131,7 +133,9 @@ async def test_a_cursor_without_an_id_is_not_checked(running: Server, device: Ma
     assert not part.restart
 
 
-async def test_cursors_of_conversations_that_the_user_is_not_in_are_skipped(running: Server, device: Make) -> None:
+async def test_cursors_of_conversations_that_the_user_is_not_in_are_skipped(
+    running: Server, device: Make
+) -> None:
     alice, eve = await device("alice@phone"), await device("eve@phone")
     await fill(alice, "d:alice:bob", 2)
     page = await page_of(
@@ -207,7 +211,8 @@ async def test_a_page_is_small_enough_for_a_slow_link(running: Server, device: M
     assert [event.content.text for part in slices for event in part.events] == ["y" * 65_536] * 2
     pages = [frame for frame in tablet.frames if isinstance(frame, Page)]
     assert all(
-        len(encode_frame(page, Format.JSON)) <= PAGE_BYTES or [len(part.events) for part in page.slices] == [1]
+        len(encode_frame(page, Format.JSON)) <= PAGE_BYTES
+        or [len(part.events) for part in page.slices] == [1]
         for page in pages
     )
 

@@ -97,7 +97,9 @@ async def test_the_state_works_again_after_redis_was_killed_and_restarted(
     assert all(f"127.0.0.1:{server.port}" in message for message in messages)
 
 
-async def test_the_state_works_again_after_an_orderly_restart_of_redis(server: RedisServer, state: RedisState) -> None:
+async def test_the_state_works_again_after_an_orderly_restart_of_redis(
+    server: RedisServer, state: RedisState
+) -> None:
     await server.stop()
     await until_away(state)
     await server.start()
@@ -105,7 +107,9 @@ async def test_the_state_works_again_after_an_orderly_restart_of_redis(server: R
     assert await state.devices(["alice"]) == {}
 
 
-async def test_the_state_works_again_after_redis_was_paused_and_resumed(server: RedisServer, state: RedisState) -> None:
+async def test_the_state_works_again_after_redis_was_paused_and_resumed(
+    server: RedisServer, state: RedisState
+) -> None:
     await state.mark_seen([KEY])
     server.pause(state)
     async with asyncio.timeout(WITHIN):
@@ -163,7 +167,9 @@ async def test_many_simultaneous_calls_take_several_round_trips(
 
 
 @pytest.mark.parametrize("fault", [RedisServer.kill, RedisServer.stop])
-def test_outages_are_survived_on_uvloop_too(tmp_path: Path, fault: Callable[[RedisServer], Awaitable[None]]) -> None:
+def test_outages_are_survived_on_uvloop_too(
+    tmp_path: Path, fault: Callable[[RedisServer], Awaitable[None]]
+) -> None:
     async def scenario() -> None:
         async with RedisServer(tmp_path) as server:
             state = await open_state(server.url)
@@ -215,7 +221,9 @@ async def test_a_deposed_primary_counts_as_away(server: RedisServer, state: Redi
     await is_back(state)
 
 
-async def test_a_redis_that_denies_permissions_counts_as_away_until_they_are_restored(server: RedisServer, state: RedisState) -> None:
+async def test_a_redis_that_denies_permissions_counts_as_away_until_they_are_restored(
+    server: RedisServer, state: RedisState
+) -> None:
     server.command("ACL", "SETUSER", "default", "-setbit")
     await state.mark_seen([KEY])
     assert "can't run this command" in state.trouble
@@ -332,9 +340,7 @@ async def test_after_an_outage_no_earlier_list_is_trusted(server: RedisServer, s
     await other.close()
 
 
-async def test_a_cancelled_forget_still_takes_effect(
-    server: RedisServer, state: RedisState
-) -> None:
+async def test_a_cancelled_forget_still_takes_effect(server: RedisServer, state: RedisState) -> None:
     await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ()})
     server.pause(state)
     forgetting = asyncio.create_task(state.forget_devices(["alice"]))

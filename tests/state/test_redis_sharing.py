@@ -72,7 +72,9 @@ async def test_keys_marked_by_one_process_are_seen_by_the_other(two: tuple[Redis
     assert await other.seen([KEY]) == {KEY}
 
 
-async def test_a_list_forgotten_by_one_process_is_not_filled_by_the_other(two: tuple[RedisState, RedisState]) -> None:
+async def test_a_list_forgotten_by_one_process_is_not_filled_by_the_other(
+    two: tuple[RedisState, RedisState],
+) -> None:
     one, other = two
     lease = await one.lease_devices(["alice"])
     await other.forget_devices(["alice"])
@@ -95,7 +97,9 @@ async def test_each_silent_device_is_found_by_one_process(two: tuple[RedisState,
     assert set(found) == devices
 
 
-async def test_a_connection_through_one_process_replaces_one_through_the_other(two: tuple[RedisState, RedisState]) -> None:
+async def test_a_connection_through_one_process_replaces_one_through_the_other(
+    two: tuple[RedisState, RedisState],
+) -> None:
     one, other = two
     await one.arrive(online(nonce="old"))
     await other.arrive(online(nonce="new"))

@@ -40,7 +40,9 @@ async def fill(store: Store, conversations: int = 40, events: int = 5, longest: 
     await store.put_members([("alice", "g:7")])
     await store.append([record("g:7", seq, register="" if seq == 2 else "title") for seq in range(1, 4)])
     await store.put_members([("carol", "d:carol:dave")])  # its first event was never stored
-    await store.put_devices([Registration(Device("alice", f"d{number}"), "json", "x", number) for number in range(30)])
+    await store.put_devices(
+        [Registration(Device("alice", f"d{number}"), "json", "x", number) for number in range(30)]
+    )
 
 
 async def everything(store: Source) -> object:
@@ -246,7 +248,9 @@ async def test_an_event_that_differs_is_named(opened: Open, tmp_path: Path, chan
 
 
 async def test_an_event_that_is_missing_is_named(opened: Open, tmp_path: Path) -> None:
-    found = await difference_after(opened, tmp_path, f"DELETE FROM events WHERE seq = 7 AND conversation = {NUMBER}")
+    found = await difference_after(
+        opened, tmp_path, f"DELETE FROM events WHERE seq = 7 AND conversation = {NUMBER}"
+    )
     assert (found.conversation, found.seq) == (D, 7)
 
 
@@ -381,9 +385,7 @@ async def test_an_event_that_the_target_cannot_hold_is_named(
         await copy(source, target)
 
 
-async def test_another_writer_to_the_target_is_noticed(
-    opened: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_another_writer_to_the_target_is_noticed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
     await source.append(log(D, 1, 3))
 
@@ -488,9 +490,7 @@ async def test_an_open_store_can_be_read_only_live(opened: Open, tmp_path: Path)
     await source.close()
 
 
-async def test_a_copy_made_while_others_write_has_a_prefix_of_each_log(
-    opened: Open, tmp_path: Path
-) -> None:
+async def test_a_copy_made_while_others_write_has_a_prefix_of_each_log(opened: Open, tmp_path: Path) -> None:
     served = await opened("source")
     await fill(served, 200)
     source = await attach_store(f"sqlite:///{tmp_path / 'source.db'}")

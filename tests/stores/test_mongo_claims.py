@@ -128,7 +128,9 @@ async def test_a_store_opened_exclusively_is_refused_to_all_others(url: str, dri
     await store.close()
 
 
-async def test_any_number_of_processes_may_share_a_store(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_any_number_of_processes_may_share_a_store(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     stores = [await open_store_at(url, shared=True) for _ in range(3)]
     other = await holder(url, shared=True)
     assert database.servers.count_documents({}) == 4
@@ -167,9 +169,7 @@ async def test_exactly_one_of_many_simultaneous_processes_opens_the_store(url: s
     await stores[0].close()
 
 
-async def test_a_cancelled_opening_leaves_no_claim(
-    url: str, database: Database[dict[str, Any]]
-) -> None:
+async def test_a_cancelled_opening_leaves_no_claim(url: str, database: Database[dict[str, Any]]) -> None:
     claimed(database)
     database.meta.insert_one({"_id": "imqtt", "schema": 1, **Identity.draw(4)._asdict()})
     opening = asyncio.create_task(open_store_at(url))
@@ -220,7 +220,9 @@ async def test_a_cancellation_that_the_driver_swallows_is_not_lost() -> None:
 # --- claims of dead processes
 
 
-async def test_the_claim_of_a_killed_process_does_not_count(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_the_claim_of_a_killed_process_does_not_count(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     other = await holder(url)
     other.kill()
     await other.wait()
@@ -273,9 +275,7 @@ async def test_a_store_with_a_live_claim_of_another_machine_is_refused(
     renewing.cancel()
 
 
-async def test_an_expired_claim_is_not_awaited(
-    url: str, database: Database[dict[str, Any]]
-) -> None:
+async def test_an_expired_claim_is_not_awaited(url: str, database: Database[dict[str, Any]]) -> None:
     await (await open_store_at(url)).close()
     claim_id = claimed(database)
     long_ago = datetime.now(UTC) - timedelta(hours=2)

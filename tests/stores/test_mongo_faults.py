@@ -120,7 +120,9 @@ async def test_an_append_is_stored_once_though_the_server_hangs(
     assert await store.events_after(D, 0, 100) == [record.event for record in log(D, 1, 6)]
 
 
-async def test_appends_are_stored_once_though_the_server_is_killed(server: MongoServer, store: MongoStore) -> None:
+async def test_appends_are_stored_once_though_the_server_is_killed(
+    server: MongoServer, store: MongoStore
+) -> None:
     done = dict.fromkeys(range(4), 0)
     unknown = Counter[int]()
     writing = True
@@ -198,7 +200,9 @@ async def test_an_append_larger_than_a_command_is_sent_in_parts(
     assert [event.seq for event in await store.events_after(D, 0, 100)] == list(range(1, 91))
 
 
-async def test_closing_completes_the_append_of_a_cancelled_caller(server: MongoServer, store: MongoStore) -> None:
+async def test_closing_completes_the_append_of_a_cancelled_caller(
+    server: MongoServer, store: MongoStore
+) -> None:
     appending = asyncio.create_task(store.append(log(D, 1, 5)))
     marking = asyncio.create_task(store.raise_marks([Marks(D, "bob", 1, 1)]))
     await asyncio.sleep(0)

@@ -177,7 +177,9 @@ async def test_an_unknown_driver_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     ("module", "driver"), [("pymongo", "pymongo"), ("bson", "pymongo"), ("motor", "motor")]
 )
-def test_a_driver_that_is_not_installed_is_reported_with_the_extra_to_install(module: str, driver: str) -> None:
+def test_a_driver_that_is_not_installed_is_reported_with_the_extra_to_install(
+    module: str, driver: str
+) -> None:
     program = (
         "import asyncio, sys\n"
         f"sys.modules[{module!r}] = None\n"
@@ -193,20 +195,26 @@ def test_a_driver_that_is_not_installed_is_reported_with_the_extra_to_install(mo
     assert f"pip install '.[{extra}]' in a checkout" in run.stderr
 
 
-async def test_a_mongodb_database_of_another_program_is_refused_and_left_unchanged(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_a_mongodb_database_of_another_program_is_refused_and_left_unchanged(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     database.shop.insert_one({"theirs": 1})
     assert "belongs to another program (it has the collections shop)" in await refused(url)
     assert database.list_collection_names() == ["shop"]
 
 
-async def test_a_meta_collection_of_another_program_is_refused(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_a_meta_collection_of_another_program_is_refused(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     database.meta.insert_one({"theirs": 1})
     assert "collection `meta` that is not imqtt's" in await refused(url)
     assert database.list_collection_names() == ["meta"]
 
 
 @pytest.mark.parametrize("schema", [0, 2, 99, None, "1"])
-async def test_another_schema_is_refused(url: str, database: Database[dict[str, Any]], schema: object) -> None:
+async def test_another_schema_is_refused(
+    url: str, database: Database[dict[str, Any]], schema: object
+) -> None:
     await make_store(url)
     database.meta.update_one({}, {"$set": {"schema": schema}})
     assert f"has schema {schema}, and this imqtt supports 1" in await refused(url)
@@ -268,9 +276,7 @@ async def test_an_index_of_registers_that_contains_every_event_is_refused(
 
 
 @pytest.mark.parametrize("name", ["by_key", "by_register"])
-async def test_a_missing_index_is_created(
-    url: str, database: Database[dict[str, Any]], name: str
-) -> None:
+async def test_a_missing_index_is_created(url: str, database: Database[dict[str, Any]], name: str) -> None:
     await make_store(url)
     before = database.events.index_information()
     database.events.drop_index(name)
@@ -278,7 +284,9 @@ async def test_a_missing_index_is_created(
     assert database.events.index_information() == before
 
 
-async def test_an_index_that_cannot_be_created_is_reported(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_an_index_that_cannot_be_created_is_reported(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     await make_store(url)
     database.events.drop_index("by_seq")
     stored = database.events.find_one({"s": 3})
@@ -287,7 +295,9 @@ async def test_an_index_that_cannot_be_created_is_reported(url: str, database: D
     assert "by_seq" in await refused(url)
 
 
-async def test_an_incompletely_created_store_is_completed(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_an_incompletely_created_store_is_completed(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     database.meta.insert_one({"_id": "imqtt", "schema": 1, "partitions": 5, "cluster": "00c0ffee00c0ffee"})
     assert await make_store(url) == Identity(5, "00c0ffee00c0ffee")
 
@@ -376,9 +386,7 @@ async def test_a_reader_creates_no_store(url: str, database: Database[dict[str, 
 
 async def test_lookups_of_many_keys_match_single_lookups(url: str) -> None:
     store = await MongoStore.open(url, Identity.draw(16))
-    records = [
-        record for number in range(60) for record in log(f"d:alice:user{number}", 1, 1 + number % 3)
-    ]
+    records = [record for number in range(60) for record in log(f"d:alice:user{number}", 1, 1 + number % 3)]
     await store.append(records)
     heads, stored, ids = await asyncio.gather(
         store.heads([f"d:alice:user{number}" for number in range(60)] + ["d:alice:nobody"]),

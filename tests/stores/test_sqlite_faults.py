@@ -106,7 +106,9 @@ async def test_when_the_database_may_not_grow_every_request_of_the_transaction_f
     assert await seqs(store, "u:alice") == list(range(1, 20))
 
 
-async def test_a_full_disk_loses_nothing_and_accepts_writes_again_when_there_is_room(small_disk: Path) -> None:
+async def test_a_full_disk_loses_nothing_and_accepts_writes_again_when_there_is_room(
+    small_disk: Path,
+) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(300_000))
     path = small_disk / "imqtt.db"
@@ -157,7 +159,9 @@ async def test_a_store_that_turns_read_only_raises_store_read_only(store: Sqlite
     assert await seqs(store, D) == [1, 2, 3]
 
 
-async def test_an_append_has_an_unknown_outcome_while_another_program_writes(store: SqliteStore, tmp_path: Path) -> None:
+async def test_an_append_has_an_unknown_outcome_while_another_program_writes(
+    store: SqliteStore, tmp_path: Path
+) -> None:
     shell = sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)
     shell.execute("BEGIN IMMEDIATE")
     with pytest.raises(OutcomeUnknown, match="another program"):
@@ -189,7 +193,9 @@ async def test_waiting_requests_share_a_transaction(store: SqliteStore) -> None:
     assert len(groups) < 20
 
 
-async def test_the_write_ahead_log_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_write_ahead_log_does_not_grow_without_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_checkpoint, "INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr(sqlite_checkpoint, "LOG_PAGES", 50)
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))

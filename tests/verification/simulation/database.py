@@ -116,7 +116,7 @@ class SimDatabase:
         self._file.holder = None
 
     def _commit(self) -> None:
-        """One transaction. A process may be killed before or after it, but not within: it is never partial."""
+        """One transaction. A process may be killed before or after it, but not within it."""
         jobs, self._waiting = self._waiting, []
         for job, answer in zip(jobs, self._answers(jobs), strict=True):
             if job.done.done():

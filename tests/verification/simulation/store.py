@@ -41,10 +41,10 @@ class Unknown(NamedTuple):
 class Tables(Rows):
     """The database server, which survives its workers. Without a `loop`, it has neither latency nor faults.
 
-    While it is `away`, it is unreachable: reads fail, and the outcome of writes in flight is random, as is that
-    of writes whose store process is killed. While it is `full`, it refuses all writes. `unknown`, `unreachable`
-    and `slow` are the probabilities that a write's outcome is unknown, a read fails, a call takes long;
-    `outcomes` are those of the next appends.
+    While it is `away`, it is unreachable: reads fail, and the outcome of writes in flight is random, as is
+    that of writes whose store process is killed. While it is `full`, it refuses all writes. `unknown`,
+    `unreachable` and `slow` are the probabilities that a write's outcome is unknown, a read fails, a call takes
+    long; `outcomes` are those of the next appends.
 
     `doubted` counts the writes whose outcome was unknown. `noted` is called with each event, in words.
     """
@@ -257,8 +257,8 @@ class SimStore:
         if (
             write.caller is not None
             and not write.caller.alive
-            # SQLite dies with its process. MongoDB carries out the writes that it received, but not those that
-            # the kernel had not sent yet.
+            # SQLite dies with its process. MongoDB carries out the writes that it received, but not those
+            # that the kernel had not sent yet.
             and (not self.tables.ordered_prefix or self._random() < 0.5)
         ):
             self._note(write, "dies with its worker")
