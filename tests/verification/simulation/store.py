@@ -43,8 +43,8 @@ class Tables(Rows):
 
     While it is `away`, it is unreachable: reads fail, and the outcome of writes in flight is random, as is
     that of writes whose store process is killed. While it is `full`, it refuses all writes. `unknown`,
-    `unreachable` and `slow` are the probabilities that a write's outcome is unknown, a read fails, a call takes
-    long; `outcomes` are those of the next appends.
+    `unreachable` and `slow` are the probabilities that a write's outcome is unknown, a read fails, a call
+    takes long; `outcomes` are those of the next appends.
 
     `doubted` counts the writes whose outcome was unknown. `noted` is called with each event, in words.
     """
