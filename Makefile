@@ -1,9 +1,9 @@
-# Python packages go into .venv; Mosquitto, and Redis for tests and benchmarks, come from the system's.
+# Python packages go into .venv. Mosquitto, and Redis for tests and benchmarks, are installed as system packages.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests run in two processes more than there are cores. JOBS=2 makes it two, JOBS=0 none beside pytest's own.
+# Tests run in two processes more than there are cores. JOBS=2: in two; JOBS=0: only in pytest's own.
 JOBS ?= auto
 # Without bytecode on disk, every process would rewrite the assertions of all test modules in every run.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(JOBS) --dist worksteal
@@ -13,17 +13,17 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(JOBS) --dist worksteal
 help:
 	@echo "make demo    three users on a real broker, the server killed in mid-stream, and an audit"
 	@echo "make test    the tests, against a real Mosquitto and Redis, and MongoDB's protocol: some minutes"
-	@echo "make verify  what takes longer: thousands of simulated worlds, 30-second outages, chaos, fuzzing"
-	@echo "make chaos   real parts killed, paused, cut and wiped under real devices, and a verdict on all they saw"
-	@echo "make soak    a million messages with a fault every ten seconds, and what has grown"
+	@echo "make verify  tests that take longer: thousands of simulated worlds, 30-second outages, chaos, fuzzing"
+	@echo "make chaos   kills, pauses, disconnects and wipes real parts while real devices use them, and checks the histories"
+	@echo "make soak    a million messages with a fault every ten seconds; reports growth of memory and files"
 	@echo "make fuzz    the codecs and the MQTT parser, coverage-guided, for ten minutes (SECONDS=600)"
 	@echo "make check   ruff, mypy --strict, import rules, generated code is current"
-	@echo "make bench   throughput, latency and CPU, beside the bare broker; writes bench/latest.json"
+	@echo "make bench   throughput, latency and CPU, compared with the bare broker; writes bench/latest.json"
 	@echo "make proto   regenerates the protobuf code"
 	@echo "make docs    writes the settings' table into docs/deployment.md, and the reference into docs/sdk.md"
 	@echo "make lock    writes requirements/ from pyproject.toml (UPGRADE=1: with the newest versions)"
 
-# The versions and hashes of requirements/dev.txt on every machine, and imqtt itself with nothing else.
+# On every machine the versions and hashes of requirements/dev.txt, and imqtt itself without dependencies.
 $(READY): pyproject.toml requirements/dev.txt
 	@test -x $(BIN)/pip || { ./tests/check-python $(PYTHON) && $(PYTHON) -m venv --clear $(VENV); }
 	@$(BIN)/pip install --quiet --require-hashes --requirement requirements/dev.txt

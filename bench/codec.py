@@ -53,7 +53,7 @@ def measure(seconds: float) -> list[Row]:
             for name, encode, decode in _formats(message):
                 encoded = encode()
                 if decode(encoded) != message:
-                    raise AssertionError(f"{message} came back as {decode(encoded)}")
+                    raise AssertionError(f"{message} was decoded as {decode(encoded)}")
                 rows.append(
                     Row(
                         type(message).__name__, size, name, len(encoded),

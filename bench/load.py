@@ -56,10 +56,11 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
         self._topics = [traffic.topic(device) for device in range(DEVICES)]
         self._sent = [0] * DEVICES  # messages sent by each device
-        self._in_flight: dict[int, tuple[float, bool]] = {}  # when sent, and whether one packet has arrived
+        # When each was sent, and whether one of its two packets has arrived.
+        self._in_flight: dict[int, tuple[float, bool]] = {}
         self._window = 0  # unanswered messages per device; 0: sending is scheduled
         self._delivered: list[float] = []  # latencies
-        self._taken: list[float] = []
+        self._accepted: list[float] = []
         self._done = 0
         self._since = 0.0  # latencies of earlier messages are not counted
         self._idle = asyncio.Event()
@@ -69,21 +70,21 @@ class Load:
 
     async def connect(self) -> None:
         """Connects, subscribes and sends `Hello`; returns when every device is welcomed."""
-        for who in devices():
-            username = str(who)
+        for device in devices():
+            username = str(device)
             link = await connect(
                 LinkSettings(
                     self._plan["host"], self._plan["port"], username, username=username,
                     password=self._plan["passwords"][username], clean_start=True,
                 )
             )  # fmt: skip
-            await link.subscribe(down(who))
+            await link.subscribe(down(device))
             self._links.append(link)
-        self._tasks = [asyncio.create_task(self._listen(device)) for device in range(DEVICES)]
+        self._tasks = [asyncio.create_task(self._listen(number)) for number in range(DEVICES)]
         for task in self._tasks:
             task.add_done_callback(self._ended)
-        for device, link in enumerate(self._links):
-            hello = self._traffic.hello(device)
+        for number, link in enumerate(self._links):
+            hello = self._traffic.hello(number)
             if hello is not None:
                 await link.publish([Packet(*hello)])
         async with asyncio.timeout(GRACE_SECONDS):
@@ -105,21 +106,22 @@ class Load:
             now = clock()
             free = 0
             for received in batch:
-                heard = self._traffic.hear(device, received.payload)
-                for number in heard.taken:
-                    self._taken.append(self._half(number, now))
+                arrived = self._traffic.receive(device, received.payload)
+                for number in arrived.accepted:
+                    self._accepted.append(self._arrive(number, now))
                     free += 1
-                for number in heard.delivered:
-                    self._delivered.append(self._half(number, now))
+                for number in arrived.delivered:
+                    self._delivered.append(self._arrive(number, now))
                 link.ack(received)
             if free and self._window:
                 self._send(device, free, now)
             if not self._in_flight:
                 self._idle.set()
 
-    def _half(self, number: int, now: float) -> float:
-        sent, other_half = self._in_flight[number]
-        if other_half:
+    def _arrive(self, number: int, now: float) -> float:
+        """The latency of one of the message's two packets, the answer and the delivery; -1 if not counted."""
+        sent, other_arrived = self._in_flight[number]
+        if other_arrived:
             del self._in_flight[number]
             self._done += 1
         else:
@@ -130,8 +132,8 @@ class Load:
         first = self._sent[device]
         self._sent[device] = first + count
         messages = []
-        for place in range(first, first + count):
-            number = place * DEVICES + device
+        for index in range(first, first + count):
+            number = index * DEVICES + device
             self._in_flight[number] = when, False
             messages.append(Packet(self._topics[device], self._traffic.message(number)))
         self._links[device].publish(messages).add_done_callback(self._published)
@@ -154,9 +156,9 @@ class Load:
         for device in range(DEVICES):
             self._send(device, window, now)
         await asyncio.sleep(warmup)
-        edge = self._begin()
+        cpu_before = self._begin()
         await asyncio.sleep(seconds)
-        measured = self._measure(name, edge, window=window)
+        measured = self._measure(name, cpu_before, window=window)
         await self._drain()
         return measured
 
@@ -166,48 +168,48 @@ class Load:
         Latency counts from the scheduled time, so a stall is charged to every message that it delays.
         """
         start = clock()
-        edge = None
+        cpu_before = None
         sent = 0
         while (now := clock()) < start + warmup + seconds:
-            if edge is None and now >= start + warmup:
-                edge = self._begin()
+            if cpu_before is None and now >= start + warmup:
+                cpu_before = self._begin()
             due = int((now - start) * rate) + 1
-            for place in range(sent, due):
-                self._send(place % DEVICES, 1, start + place / rate)
+            for index in range(sent, due):
+                self._send(index % DEVICES, 1, start + index / rate)
             sent = due
             await asyncio.sleep(TICK_SECONDS)  # a shorter sleep would use CPU that is measured
-        assert edge is not None
-        measured = self._measure(name, edge, offered=rate)
+        assert cpu_before is not None
+        measured = self._measure(name, cpu_before, offered=rate)
         await self._drain()
         return self._latencies(measured)  # includes the slowest messages
 
     async def lone(self, name: str, *, count: int) -> Measured:
         """One message at a time in an otherwise idle system."""
-        edge = self._begin()
-        for place in range(count):
-            self._send(place % DEVICES, 1, clock())
+        cpu_before = self._begin()
+        for index in range(count):
+            self._send(index % DEVICES, 1, clock())
             await self._drain()
             await asyncio.sleep(LONE_GAP_SECONDS)
-        return self._latencies(self._measure(name, edge))
+        return self._latencies(self._measure(name, cpu_before))
 
     async def count(
         self, name: str, *, messages: int, window: int, steps: int, step: Callable[[dict[str, int]], None]
     ) -> Measured:
         """Sends `messages`, and reports the memory of the processes at each step."""
-        edge = self._begin()
+        cpu_before = self._begin()
         self._window = window
         for device in range(DEVICES):
             self._send(device, window, clock())
         for number in range(steps + 1):
             while self._done < number * messages // steps:
                 await asyncio.sleep(0.01)
-            self._taken.clear()
+            self._accepted.clear()
             self._delivered.clear()
             step(
                 {"messages": self._done}
-                | {who: sum(map(resident_bytes, pids)) for who, pids in self._pids.items()}
+                | {part: sum(map(resident_bytes, pids)) for part, pids in self._pids.items()}
             )
-        measured = self._measure(name, edge, window=window)
+        measured = self._measure(name, cpu_before, window=window)
         await self._drain()
         return measured
 
@@ -222,23 +224,23 @@ class Load:
             raise Broken(f"{len(self._in_flight)} messages never arrived") from None
 
     def _begin(self) -> dict[str, float]:
-        self._taken.clear()
+        self._accepted.clear()
         self._delivered.clear()
         self._done = 0
         self._since = clock()
         return self._cpu()
 
     def _cpu(self) -> dict[str, float]:
-        used = {who: sum(map(cpu_seconds, pids)) for who, pids in self._pids.items()}
+        used = {part: sum(map(cpu_seconds, pids)) for part, pids in self._pids.items()}
         return used | {"load": time.process_time()}
 
     def _measure(
-        self, name: str, edge: dict[str, float], *, window: int = 0, offered: float = 0.0
+        self, name: str, cpu_before: dict[str, float], *, window: int = 0, offered: float = 0.0
     ) -> Measured:
         seconds = clock() - self._since
         done = max(self._done, 1)
         used = self._cpu()
-        cpu = {who: round((used[who] - edge[who]) / done * 1e6, 1) for who in used}
+        cpu = {part: round((used[part] - cpu_before[part]) / done * 1e6, 1) for part in used}
         measured = Measured(
             name, round(seconds, 2), self._done, round(self._done / seconds, 1), round(offered, 1), window,
             0.0, 0.0, 0.0, 0.0, 0.0, cpu,
@@ -247,10 +249,11 @@ class Load:
 
     def _latencies(self, measured: Measured) -> Measured:
         delivered = sorted(latency for latency in self._delivered if latency >= 0)
-        taken = sorted(latency for latency in self._taken if latency >= 0)
+        accepted = sorted(latency for latency in self._accepted if latency >= 0)
         measured.p50_ms, measured.p99_ms = _percentile(delivered, 0.5), _percentile(delivered, 0.99)
         measured.max_ms = _percentile(delivered, 1.0)
-        measured.accepted_p50_ms, measured.accepted_p99_ms = _percentile(taken, 0.5), _percentile(taken, 0.99)
+        measured.accepted_p50_ms = _percentile(accepted, 0.5)
+        measured.accepted_p99_ms = _percentile(accepted, 0.99)
         return measured
 
 
@@ -261,7 +264,7 @@ def _percentile(ordered: list[float], part: float) -> float:
     return round(ordered[min(int(part * len(ordered)), len(ordered) - 1)], 3)
 
 
-async def run(plan: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+async def run(plan: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     """Connects and runs the plan's phases. Raises `Broken` or the error that ended a link."""
     packets = traffic(plan["through"], plan["partitions"], plan["size"])
     load = Load(packets, plan)
@@ -274,7 +277,7 @@ async def run(plan: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> N
             part = options.pop("part", None)
             options["rate"] = options["rate"] if part is None else part * saturated
         if kind == "count":
-            options["step"] = tell
+            options["step"] = report
         working = asyncio.create_task(getattr(load, kind)(**options), name=kind)
         await asyncio.wait((working, load.failure), return_when=asyncio.FIRST_COMPLETED)
         if load.failure.done():
@@ -282,19 +285,19 @@ async def run(plan: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> N
         measured: Measured = await working
         if kind == "saturate":
             saturated = measured.per_second
-        tell(asdict(measured))
+        report(asdict(measured))
     packets.finish()
     await load.close()
 
 
-def _tell(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
+def _print(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
 
 
 def main() -> None:
     plan = json.loads(sys.stdin.read())
     try:
-        uvloop.run(run(plan, _tell))
+        uvloop.run(run(plan, _print))
     except (Broken, OSError) as error:
         sys.exit(f"the load generator gave up: {error}")
 

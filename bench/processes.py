@@ -80,9 +80,9 @@ async def lines(*command: str, stdin: bytes) -> AsyncIterator[str]:
     try:
         while line := await process.stdout.readline():
             yield line.decode()
-        said = (await process.stderr.read()).decode(errors="replace")
+        errors = (await process.stderr.read()).decode(errors="replace")
         if await process.wait() != 0:
-            raise Failed(said[-2_000:])
+            raise Failed(errors[-2_000:])
     finally:
         if process.returncode is None:
             process.kill()

@@ -1,7 +1,7 @@
 """The bare relay: the capacity of the broker and one process without decoding, ordering or storing.
 
-In the server's place, it publishes each packet to its sender's and the other device's topic, and acks it when
-the broker has acked both. One connection in and one out, which is faster than the server's eighteen.
+Like the server, it publishes each packet to its sender's and the other device's topic, and acks it when the
+broker has acked both. It has one connection in and one out, which is faster than the server's eighteen.
 """
 
 import asyncio
@@ -46,8 +46,8 @@ async def run(plan: dict[str, Any]) -> None:
             session_expiry=3_600, receive_max=4 * BATCH,
         )  # fmt: skip
 
-    who = devices()
-    targets = {f"imqtt/{who[at]}": (down(who[at]), down(who[at ^ 1])) for at in range(DEVICES)}
+    each = devices()
+    targets = {f"imqtt/{each[at]}": (down(each[at]), down(each[at ^ 1])) for at in range(DEVICES)}
     out = await connect(settings("relay-out"))
     source = await connect(settings("relay-in"))
     await source.subscribe("imqtt/+/up/+")

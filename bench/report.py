@@ -83,13 +83,13 @@ def print_phases(phases: list[dict[str, Any]], title: str = "Direct messages") -
 
 def print_direct(direct: dict[str, float]) -> None:
     """The recorded figures and their goals."""
-    table = Table("figure", title="\nFor the record", title_justify="left")
+    table = Table("figure", title="\nRecorded figures", title_justify="left")
     table.add_column("found", justify="right")
     table.add_column("goal", justify="right")
     for key, found in direct.items():
         goal, more = GOALS.get(key, (None, True))
-        says = "" if goal is None else f"{'at least' if more else 'below'} {goal:,}"
-        table.add_row(key, f"{found:,.2f}", says)
+        bound = "" if goal is None else f"{'at least' if more else 'below'} {goal:,}"
+        table.add_row(key, f"{found:,.2f}", bound)
     share = direct["stored_per_second"] / direct["bare_relay_per_second"]
     table.add_row("stored / bare relay", f"{share:.2f}", "at least 0.40")
     table.add_row(
@@ -100,7 +100,7 @@ def print_direct(direct: dict[str, float]) -> None:
 
 def print_cluster(found: dict[str, float]) -> None:
     """The recorded figures on MongoDB and Redis, and their goals."""
-    table = Table("figure", title="\nFor the record", title_justify="left")
+    table = Table("figure", title="\nRecorded figures", title_justify="left")
     table.add_column("found", justify="right")
     table.add_column("goal", justify="right")
     for key, value in found.items():
@@ -110,7 +110,7 @@ def print_cluster(found: dict[str, float]) -> None:
 
 
 def print_codec(rows: list[Row]) -> None:
-    table = Table("message", title="\nCodecs: our own messages", title_justify="left")
+    table = Table("message", title="\nCodecs: imqtt's messages", title_justify="left")
     for name in ("text bytes", "format", "size bytes", "encode us", "decode us"):
         table.add_column(name, justify="left" if name == "format" else "right")
     before = None
@@ -142,5 +142,5 @@ def _processor() -> str:
 
 
 def _mosquitto() -> str:
-    said = subprocess.run([executable(), "-h"], capture_output=True, text=True, check=False).stdout
-    return said.split("\n", 1)[0].removeprefix("mosquitto version ")
+    usage = subprocess.run([executable(), "-h"], capture_output=True, text=True, check=False).stdout
+    return usage.split("\n", 1)[0].removeprefix("mosquitto version ")

@@ -19,7 +19,7 @@ _WORDS = "the broker carries what the store knows and a device that asks is told
 
 
 class Broken(Exception):
-    """A promise was broken, so the measurement is invalid."""
+    """The server broke a guarantee, so the measurement is invalid."""
 
 
 def text_of(size: int) -> str:
@@ -39,10 +39,10 @@ def conversation_of(number: int) -> str:
 
 
 @dataclass(slots=True)
-class Heard:
-    """Numbers of messages: taken (the sender has its answer) and delivered (to the other device)."""
+class Arrived:
+    """Numbers of messages: accepted (the sender has its answer) and delivered (to the other device)."""
 
-    taken: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
     delivered: list[int] = field(default_factory=list)
 
 
@@ -58,14 +58,14 @@ class Traffic(Protocol):
     def hello(self, device: int) -> tuple[str, bytes] | None:
         """Topic and payload of the device's first packet, if any."""
 
-    def hear(self, device: int, payload: bytes) -> Heard:
+    def receive(self, device: int, payload: bytes) -> Arrived:
         """The messages in a packet to the device. Raises `Broken`."""
 
     def ready(self) -> bool:
         """Whether every device has been welcomed."""
 
     def finish(self) -> None:
-        """Called when everything is answered. Raises `Broken` if messages are missing."""
+        """Called when every message is answered. Raises `Broken` if messages are missing."""
 
 
 class _Template:
@@ -100,38 +100,38 @@ class ThroughServer:
         return self._templates[number % DEVICES].fill(number)
 
     def hello(self, device: int) -> tuple[str, bytes]:
-        who = self._devices[device]
-        partition = partition_of(home_of(who.user), self._partitions)
-        return up(who, partition), encode_command(Hello(secrets.token_hex(8)), Format.PROTOBUF)
+        sender = self._devices[device]
+        partition = partition_of(home_of(sender.user), self._partitions)
+        return up(sender, partition), encode_command(Hello(secrets.token_hex(8)), Format.PROTOBUF)
 
-    def hear(self, device: int, payload: bytes) -> Heard:
-        heard = Heard()
+    def receive(self, device: int, payload: bytes) -> Arrived:
+        arrived = Arrived()
         for frame in pb.Frames.FromString(payload).frames:
-            which = frame.WhichOneof("frame")
-            if which == "accepted":
+            kind = frame.WhichOneof("frame")
+            if kind == "accepted":
                 accepted = frame.accepted
                 number = int(accepted.client_msg_id)
                 self._at(device, accepted.seq, number)
-                heard.taken.append(number)
-            elif which == "event":
+                arrived.accepted.append(number)
+            elif kind == "event":
                 event = frame.event
                 number = int(event.client_msg_id)
                 if event.content.text != self._text:
                     raise Broken(f"message {number} arrived with another text")
                 self._at(device, event.seq, number)
-                heard.delivered.append(number)
-            elif which == "rejected":
+                arrived.delivered.append(number)
+            elif kind == "rejected":
                 rejected = frame.rejected
                 raise Broken(f"the server rejected a message, {rejected.code}: {rejected.reason}")
-            elif which == "welcome":
+            elif kind == "welcome":
                 self._welcomed += 1
-        return heard
+        return arrived
 
     def _at(self, device: int, seq: int, number: int) -> None:
         """The device has learned that message `number` is at `seq`.
 
         Answers and the other device's messages may interleave in any order, but without duplicates and, in
-        the end, without holes.
+        the end, without gaps.
         """
         last, ahead = self._last[device], self._ahead[device]
         if seq <= last or seq in ahead:
@@ -145,11 +145,11 @@ class ThroughServer:
         else:
             ahead.add(seq)
         numbers = self._numbers[device // 2]
-        there = numbers.pop(seq, None)
-        if there is None:
+        known = numbers.pop(seq, None)
+        if known is None:
             numbers[seq] = number
-        elif there != number:
-            raise Broken(f"seq {seq} of pair {device // 2} is two messages: {there} and {number}")
+        elif known != number:
+            raise Broken(f"seq {seq} of pair {device // 2} is two messages: {known} and {number}")
 
     def ready(self) -> bool:
         return self._welcomed == DEVICES
@@ -174,19 +174,19 @@ class ThroughRelay:
     def hello(self, device: int) -> None:
         """The relay sends no greeting."""
 
-    def hear(self, device: int, payload: bytes) -> Heard:
+    def receive(self, device: int, payload: bytes) -> Arrived:
         number = int(payload[self._place])
         last = self._last[device]
         if number <= last[number % 2]:
             raise Broken(f"device {device} got message {number} after {last[number % 2]}")
         last[number % 2] = number
-        return Heard([number], []) if number % DEVICES == device else Heard([], [number])
+        return Arrived([number], []) if number % DEVICES == device else Arrived([], [number])
 
     def ready(self) -> bool:
         return True
 
     def finish(self) -> None:
-        """Lost messages are detected as unfinished ones before."""
+        """Lost messages have already been detected as unfinished ones."""
 
 
 def traffic(through: str, partitions: int, size: int) -> Traffic:

@@ -98,10 +98,10 @@ class ServerConfig:
         "conversations", 1, 100_000_000,
     )  # fmt: skip
     reads_at_once: int = _setting(
-        4, "`Sync` and `History` commands that are served at the same time", "commands", 1, 1_000
+        4, "`Hello`, `Sync` and `History` commands that are served at the same time", "commands", 1, 1_000
     )
     reads_waiting: int = _setting(
-        2_000, "`Sync` and `History` commands that may wait; more are rejected as busy",
+        2_000, "`Hello`, `Sync` and `History` commands that may wait; more are rejected as busy",
         "commands", 1, 1_000_000,
     )  # fmt: skip
     presence_ttl: int = _setting(

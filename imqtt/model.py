@@ -112,10 +112,10 @@ class RecallBody(Value, frozen=True):
 class Event(Value, frozen=True, tag="event", tag_field="type"):
     """One entry of a conversation's log; also the frame that carries it to a device.
 
-    `kind` says what it changes, and `imqtt.bodies` which field carries that. `withheld` is the content's size
-    in bytes where it would not fit into the device's packets; `content` is empty then. `previous` is the id
-    of the event at seq - 1. It is sent only with live events and never stored; a device that holds another
-    event at seq - 1 has another log.
+    `kind` says what it changes, and `imqtt.bodies` which field carries that. `withheld` is the event's size
+    in bytes if it does not fit into the device's packets; `content` is empty then. `previous` is the id of
+    the event at seq - 1. It is sent only with live events and never stored; a device that holds another event
+    at seq - 1 has another log.
     """
 
     conversation: str
@@ -360,7 +360,10 @@ class Page(Frame, frozen=True):
 
 
 class Presence(Frame, frozen=True):
-    """A user's state over all devices, and when it was last known to be other than offline."""
+    """A user's state over all devices.
+
+    `last_seen` is the latest change of any device; for an offline user, the time at which they left.
+    """
 
     user: str
     state: str

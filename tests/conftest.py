@@ -48,7 +48,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """pytest's own, kept if the test fails."""
+    """pytest's own `tmp_path`, which is kept if the test fails."""
     request.node.stash[DIRECTORY] = tmp_path
     return tmp_path
 

@@ -136,7 +136,7 @@ async def main() -> int:
 
 
 async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[Actor]:
-    """Runs all events. Returns the devices, all disconnected."""
+    """Runs the scenario. Returns the devices, all disconnected."""
     names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet", "carol@phone")
     actors = [
         Actor(*name.split("@"), folder, broker.passwords.add(name), f"{broker.host}:{broker.port}")
@@ -162,7 +162,7 @@ async def play(broker: Mosquitto, server: ServerProcess, folder: Path) -> list[A
     unsent = sum(actor.sent - len(actor.accepted) for actor in actors)
     say(f"[bold]kill -9[/] of the server, {stored} messages accepted, {unsent} in flight.")
     await server.start()
-    say(f"The server is back as process {server.pid}, and is answered by the messages that waited.")
+    say(f"The server is back as process {server.pid}, and answers the messages that waited.")
     await talking
 
     await tablet.connect()
@@ -181,7 +181,7 @@ async def all_talk(actors: Iterable[Actor]) -> None:
 
 
 async def settled(actor: Actor, actors: Iterable[Actor], within: float = 60.0) -> None:
-    """Waits until a device was shown everything; the audit finds what never arrives."""
+    """Waits until a device has shown everything; the audit finds events that never arrive."""
     expected = sum(c in actor.conversations for sender in actors for c, _ in sender.accepted)
     deadline = time.monotonic() + within
     while len(actor.shown) < expected and time.monotonic() < deadline:

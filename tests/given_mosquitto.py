@@ -48,15 +48,15 @@ def installed_version() -> tuple[int, ...]:
 
 def _version(program: Path) -> tuple[int, ...]:
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [program, "-h"], capture_output=True, text=True, check=False, timeout=120
         ).stdout
     except OSError as error:
         raise SystemExit(f"{VARIABLE}={program} cannot be run: {error.strerror}") from None
-    match = re.match(r"mosquitto version (\d+(?:\.\d+)*)", said)
+    match = re.match(r"mosquitto version (\d+(?:\.\d+)*)", output)
     if match is None:
         raise SystemExit(
-            f"{VARIABLE}={program} is not the Mosquitto broker: its help begins with {said[:60]!r}"
+            f"{VARIABLE}={program} is not the Mosquitto broker: its help begins with {output[:60]!r}"
         )
     return tuple(map(int, match[1].split(".")))
 
@@ -80,7 +80,7 @@ def _links(program: Path) -> Path:
 
 
 def _try(given: str) -> None:
-    """Starts it once with the configuration of `imqtt up`."""
+    """Starts the given Mosquitto once with the configuration of `imqtt up`."""
 
     async def start(directory: str) -> None:
         async with Mosquitto(Path(directory)):

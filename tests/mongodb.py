@@ -44,7 +44,7 @@ def database_url() -> str:
 
 
 def patient(url: str, seconds: float = WITHIN) -> str:
-    """One of this module's addresses with timeouts of `seconds`, which a busy server keeps."""
+    """One of this module's addresses with timeouts of `seconds`, within which even a busy server answers."""
     waits = "&".join([f"{name}={seconds * 1_000:.0f}" for name in _WAITS])
     return f"{url}{'' if url.endswith('?') else '&'}{waits}"
 
@@ -202,8 +202,8 @@ class MongoServer:
             )
         except AssertionError as error:
             self.end(signal.SIGKILL)
-            said = (self._directory / "mongodb.log").read_text(errors="replace")
-            raise AssertionError(f"{error}: {said[-2_000:]}") from None
+            log = (self._directory / "mongodb.log").read_text(errors="replace")
+            raise AssertionError(f"{error}: {log[-2_000:]}") from None
 
     def end(self, number: signal.Signals) -> None:
         """Sends the signal and waits for the end; a paused process is resumed first."""

@@ -30,7 +30,7 @@ RATE, BURST = 10, 20  # tokens per second, and burst
 
 
 async def open_state(url: str, cluster: str = "c") -> RedisState:
-    """A state with timeouts that a Redis on a busy machine keeps."""
+    """A state with timeouts within which Redis answers even on a busy machine."""
     return await RedisState.open(url, cluster=cluster, rate=RATE, burst=BURST, trip_seconds=WITHIN)
 
 
@@ -136,8 +136,8 @@ class RedisServer:
 
     def reads(self) -> int:
         """The number of reads from its connections, including this one."""
-        told = self.command("INFO", "stats").decode()
-        return int(told.split("total_reads_processed:")[1].split("\r\n")[0])
+        info = self.command("INFO", "stats").decode()
+        return int(info.split("total_reads_processed:")[1].split("\r\n")[0])
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -14,7 +14,7 @@ from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.mosquitto.process import end_with_parent
 from tests.forked import Forked, fork
 
-READY = "imqtt is ready"  # how `imqtt serve` begins its ready line
+READY = "imqtt is ready"  # the beginning of the ready line of `imqtt serve`
 # A generous upper bound for busy machines. It measures nothing; it only ends a test that hangs.
 WITHIN = 120.0
 
@@ -91,10 +91,10 @@ class ServerProcess:
         process = self._process
 
         def is_ready() -> bool:
-            said = self.log.read_bytes()[start:].decode(errors="replace")
+            output = self.log.read_bytes()[start:].decode(errors="replace")
             if process.returncode is not None:
-                raise AssertionError(f"imqtt serve ended with {process.returncode}: {said}")
-            return READY in said
+                raise AssertionError(f"imqtt serve ended with {process.returncode}: {output}")
+            return READY in output
 
         try:
             await eventually(is_ready, within=within, what="the server's ready line")

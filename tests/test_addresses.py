@@ -23,9 +23,9 @@ def test_host_and_port_are_valid_input(host: str) -> None:
 def test_up_prints_where_to_connect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broker = Mosquitto(tmp_path, host="::1", port=1883, websocket_port=8083)
     _say_ready(broker, DataDirectory(tmp_path), 16, 1.0, as_json=False)
-    said = capsys.readouterr().out
-    assert "  devices    [::1]:1883\n" in said
-    assert "  browsers   ws://[::1]:8083\n" in said
+    output = capsys.readouterr().out
+    assert "  devices    [::1]:1883\n" in output
+    assert "  browsers   ws://[::1]:8083\n" in output
 
 
 def test_commands_connect_to_the_address_of_up(tmp_path: Path) -> None:

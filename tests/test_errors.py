@@ -28,7 +28,7 @@ ALL = list(below(ImqttError))
 each_error = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 
 
-def made(kind: type[ImqttError]) -> ImqttError:
+def instance_of(kind: type[ImqttError]) -> ImqttError:
     """An instance, with a value of the right type for each argument without a default."""
     parameters = inspect.signature(kind).parameters.values()
     given = [1 if one.annotation is int else "text" for one in parameters if one.default is one.empty]
@@ -40,7 +40,7 @@ def test_a_code_belongs_to_one_class() -> None:
     assert [code for code, number in codes.items() if number > 1] == []
 
 
-def test_only_a_class_of_one_package_or_an_unavailable_store_shares_the_code_of_its_parent() -> None:
+def test_every_class_in_errors_has_its_own_code_except_the_kinds_of_unavailable() -> None:
     for kind in ALL:
         if kind.__module__ == errors.__name__ and not issubclass(kind, Unavailable):
             assert "code" in vars(kind), kind
@@ -57,7 +57,7 @@ def test_every_error_is_described_and_says_whether_it_is_retryable(kind: type[Im
     assert vars(kind).get("__doc__")
     assert kind.code.replace("_", "").isalpha()
     assert isinstance(kind.retryable, bool)
-    error = made(kind)
+    error = instance_of(kind)
     assert str(error) == error.reason != ""
 
 

@@ -27,7 +27,7 @@ echo "mosquitto version 2.0.18"
 """
 
 
-def named(program: Path) -> subprocess.CompletedProcess[str]:
+def run_on(program: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", SHOW],
         env={**os.environ, "IMQTT_TEST_MOSQUITTO": str(program)},
@@ -54,7 +54,7 @@ def programs() -> Iterator[Path]:
 def test_the_given_mosquitto_is_run_with_its_tools(programs: Path) -> None:
     program = script(programs / "sbin" / "mosquitto-9", f'exec "{executable()}" "$@"')
     tool = script(programs / "bin" / "mosquitto_pub", "exit 0")
-    done = named(program)
+    done = run_on(program)
     assert done.returncode == 0, done.stderr
     found, found_tool = (Path(line) for line in done.stdout.splitlines())
     assert found.name == "mosquitto"
@@ -75,7 +75,7 @@ def test_an_unusable_mosquitto_is_refused_with_the_reason(programs: Path, text: 
     program = programs / "mosquitto"
     if text is not None:
         script(program, text)
-    done = named(program)
+    done = run_on(program)
     assert done.returncode == 1
     assert why in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -1,3 +1,5 @@
+"""Addresses are shown without their secrets."""
+
 import pytest
 
 from imqtt.client.settings import parse_address

@@ -1,7 +1,7 @@
-// Healthy is a primary that takes writes. The first time, what it needs for that is to be made a replica set.
-const word = require("fs").readFileSync("/run/secrets/mongo_root_password", "utf8").split("\n")[0];
+// A primary that accepts writes is healthy. The first time, the replica set has to be initiated for that.
+const password = require("fs").readFileSync("/run/secrets/mongo_root_password", "utf8").split("\n")[0];
 
-db.getSiblingDB("admin").auth("root", word);
+db.getSiblingDB("admin").auth("root", password);
 try {
     rs.status();
 } catch (error) {

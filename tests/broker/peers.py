@@ -1,4 +1,4 @@
-"""Peers of the link: a real Mosquitto, and ones that misbehave."""
+"""Peers of the link: a real Mosquitto, and servers that misbehave."""
 
 import asyncio
 import contextlib

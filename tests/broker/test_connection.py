@@ -1,4 +1,4 @@
-"""The connection without a socket."""
+"""The MQTT connection as a state machine, without a socket."""
 
 import mqtt5
 import pytest
@@ -25,7 +25,7 @@ def opened(**connack: object) -> Connection:
 
 
 def sent(connection: Connection) -> list[mqtt5.Packet]:
-    """All packets that it sends now."""
+    """All packets that the connection sends now."""
     found: list[mqtt5.Packet] = []
     while connection.pending or connection.owing:
         data, _ = connection.send(0.0, ROOM)
@@ -86,7 +86,7 @@ ENDINGS = [
 ]
 
 
-def heard(stream: bytes, cuts: list[int]) -> list[object]:
+def events_of(stream: bytes, cuts: list[int]) -> list[object]:
     connection = Connection(settings(), 0.0)
     connection.subscribe(["t/#"])
     connection.publish([Packet(f"u/{number}", b"") for number in range(3)])
@@ -106,11 +106,11 @@ def test_any_fragmentation_of_the_stream_gives_the_same_events(ending: bytes, da
     stream = whole_conversation() + ending
     places = data.draw(st.sets(st.integers(connack + 1, len(stream) - 1), max_size=12))
 
-    assert heard(stream, [connack, *sorted(places)]) == heard(stream, [connack])
+    assert events_of(stream, [connack, *sorted(places)]) == events_of(stream, [connack])
 
 
-def test_the_whole_conversation_is_heard() -> None:
-    events = heard(whole_conversation() + ENDINGS[2], list(range(1, len(whole_conversation()))))
+def test_every_packet_of_a_conversation_gives_its_event() -> None:
+    events = events_of(whole_conversation() + ENDINGS[2], list(range(1, len(whole_conversation()))))
 
     assert events[0] == Connected(True, "one", None)
     assert events[1] == Subscribed(1, b"\x01")
@@ -128,7 +128,7 @@ def test_no_bytes_raise(rubbish: bytes, connected: bool) -> None:
 
 
 @pytest.mark.parametrize("ending", ENDINGS[3:])
-def test_what_mqtt_does_not_allow_is_answered_with_a_disconnect_that_says_so(ending: bytes) -> None:
+def test_a_protocol_error_is_answered_with_a_disconnect_with_its_code(ending: bytes) -> None:
     connection = opened()
 
     events = connection.receive(ending, 0.0)
@@ -142,7 +142,7 @@ def test_what_mqtt_does_not_allow_is_answered_with_a_disconnect_that_says_so(end
 # --- connecting
 
 
-def test_connect_says_what_the_settings_say() -> None:
+def test_connect_carries_the_settings() -> None:
     connection = Connection(
         settings(username="user", password="secret", session_expiry=60, receive_max=7), 0.0
     )
@@ -167,21 +167,21 @@ def test_a_refusal_carries_its_code_and_whether_to_try_again(code: int, retryabl
     assert (ended.error.code, ended.error.reason, ended.error.retryable) == (code, "because", retryable)
 
 
-def test_a_reason_code_that_nobody_knows_is_still_a_refusal() -> None:
+def test_an_unknown_reason_code_is_still_a_refusal() -> None:
     (ended,) = Connection(settings(), 0.0).receive(b"\x20\x03\x00\xfe\x00", 0.0)
 
     assert isinstance(ended, Ended)
     assert "0xFE" in str(ended.error)
 
 
-def test_the_password_does_not_show() -> None:
+def test_the_password_is_not_in_the_repr() -> None:
     assert "secret" not in repr(settings(password="secret"))
 
 
 # --- publishing
 
 
-def test_no_more_is_in_flight_than_the_broker_allows_and_the_rest_follows_in_order() -> None:
+def test_no_more_packets_are_in_flight_than_the_broker_allows_and_the_rest_follow_in_order() -> None:
     connection = opened(receive_max=3)
     publication = connection.publish([Packet(f"t/{number}", b"") for number in range(8)])
     topics: list[str] = []
@@ -197,7 +197,7 @@ def test_no_more_is_in_flight_than_the_broker_allows_and_the_rest_follows_in_ord
     assert publication.unanswered == 0
 
 
-def test_a_publication_is_answered_when_its_last_message_is_in_whatever_order() -> None:
+def test_a_publication_is_done_once_all_its_messages_are_answered_in_whatever_order() -> None:
     connection = opened()
     first = connection.publish([Packet("t", b""), Packet("t", b"")])
     second = connection.publish([Packet("t", b"")])
@@ -209,7 +209,7 @@ def test_a_publication_is_answered_when_its_last_message_is_in_whatever_order() 
     assert (first.codes, second.codes) == ([0, 0x87], [0x10])
 
 
-def test_packet_ids_run_round_and_step_over_those_in_use() -> None:
+def test_packet_ids_wrap_around_and_skip_those_in_use() -> None:
     connection = opened()
     connection.publish([Packet("t", b"")])
     sent(connection)  # packet id 1 stays in use
@@ -271,7 +271,7 @@ def test_qos_0_is_done_when_written_and_keeps_its_place() -> None:
     assert events == [publication]
 
 
-def test_messages_are_made_only_as_far_as_there_is_room() -> None:
+def test_packets_are_encoded_only_as_far_as_there_is_room() -> None:
     connection = opened()
     connection.publish([Packet("t", bytes(1_000))] * 100)
 
@@ -322,7 +322,7 @@ def test_the_load_counts_messages_and_bytes_until_they_are_acked() -> None:
 # --- keeping alive
 
 
-def test_an_idle_link_pings_and_gives_up_a_silent_peer() -> None:
+def test_an_idle_link_pings_and_ends_if_the_peer_stays_silent() -> None:
     connection = opened()
     assert connection.deadline == 10.0
     assert connection.tick(9.9) == []
@@ -358,7 +358,7 @@ def test_a_link_that_only_receives_pings_too() -> None:
     assert isinstance(sent(connection)[0], mqtt5.PingReqPacket)
 
 
-def test_a_peer_that_nobody_reads_is_not_given_up() -> None:
+def test_a_link_does_not_time_out_while_reading_is_paused() -> None:
     connection = opened()
     connection.reading = False
 
@@ -367,7 +367,7 @@ def test_a_peer_that_nobody_reads_is_not_given_up() -> None:
     assert connection.tick(61.0) == []
 
 
-def test_the_brokers_keep_alive_counts() -> None:
+def test_the_brokers_keep_alive_overrides_the_links_own() -> None:
     assert opened(server_keep_alive=3).deadline == 3.0
 
 

@@ -109,7 +109,7 @@ async def test_publications_given_one_after_the_other_keep_their_order(
     assert numbers(await take(link, 140)) == list(range(140))
 
 
-async def test_the_brokers_receive_maximum_is_kept(tmp_path: Path, open_link: Open) -> None:
+async def test_the_brokers_receive_maximum_is_observed(tmp_path: Path, open_link: Open) -> None:
     async with Broker(tmp_path, receive_maximum=5) as broker:
         link = await open_link(broker.settings("one"))
 
@@ -149,13 +149,15 @@ async def test_a_message_above_the_brokers_largest_packet_gets_a_code_and_the_li
         assert await link.publish([Packet("t", bytes(2_000)), Packet("t", b"")]) == [0x95, 0x10]
 
 
-async def test_nothing_to_publish_is_answered_at_once(broker: Broker, open_link: Open) -> None:
+async def test_an_empty_publication_is_done_at_once(broker: Broker, open_link: Open) -> None:
     link = await open_link(broker.settings("one"))
 
     assert await link.publish([]) == []
 
 
-async def test_more_than_the_socket_takes_at_once_is_all_answered(broker: Broker, open_link: Open) -> None:
+async def test_a_publication_larger_than_the_sockets_buffer_is_answered_completely(
+    broker: Broker, open_link: Open
+) -> None:
     link = await open_link(broker.settings("one"))
 
     published = link.publish([Packet("t", bytes(100_000))] * 500)
@@ -168,7 +170,7 @@ async def test_more_than_the_socket_takes_at_once_is_all_answered(broker: Broker
 # --- acking
 
 
-async def test_what_was_not_acked_comes_again_in_order(broker: Broker, open_link: Open) -> None:
+async def test_unacked_packets_are_redelivered_in_order(broker: Broker, open_link: Open) -> None:
     publisher = await open_link(broker.settings("publisher"))
     settings = broker.settings("receiver", session_expiry=60)
     link = await open_link(settings)
@@ -225,7 +227,7 @@ async def test_an_ack_on_a_link_that_has_ended_or_of_another_link_does_nothing(
     assert numbers(await take(link, 2)) == [0, 1]
 
 
-async def test_reading_pauses_at_the_bound_and_goes_on_below_half_of_it(
+async def test_reading_pauses_at_the_bound_and_resumes_below_half_of_it(
     broker: Broker, open_link: Open
 ) -> None:
     publisher = await open_link(broker.settings("publisher"))
@@ -243,9 +245,7 @@ async def test_reading_pauses_at_the_bound_and_goes_on_below_half_of_it(
     assert len(held) < 5
 
 
-async def test_a_subscription_is_granted_while_more_comes_than_there_is_room_for(
-    broker: Broker, open_link: Open
-) -> None:
+async def test_a_subscription_is_granted_while_reading_is_paused(broker: Broker, open_link: Open) -> None:
     publisher = await open_link(broker.settings("publisher"))
     settings = broker.settings("receiver", session_expiry=60, receive_bytes=100_000)
     link = await open_link(settings)
@@ -263,7 +263,7 @@ async def test_a_subscription_is_granted_while_more_comes_than_there_is_room_for
             link.ack(one)
 
 
-async def test_a_message_that_comes_while_nobody_waits_is_there_for_who_asks_later(
+async def test_a_message_that_arrives_while_no_receive_waits_is_returned_by_the_next(
     broker: Broker, open_link: Open
 ) -> None:
     link = await open_link(broker.settings("one"))
@@ -330,7 +330,7 @@ async def test_a_broker_that_is_killed_ends_everything_that_waits_on_the_link(
     assert await link.publish(numbered(1)) == [0x10]
 
 
-async def test_close_ends_what_waits_and_may_be_called_twice(broker: Broker, open_link: Open) -> None:
+async def test_close_ends_waiting_calls_and_may_be_called_twice(broker: Broker, open_link: Open) -> None:
     link = await open_link(broker.settings("one"))
     receiving = asyncio.create_task(link.receive(1))
     await asyncio.sleep(0)
@@ -357,7 +357,7 @@ async def test_a_receive_that_is_cancelled_leaves_the_link_to_the_next(
     assert numbers(await take(link, 1)) == [0]
 
 
-async def test_two_who_receive_at_once_are_told(broker: Broker, open_link: Open) -> None:
+async def test_a_second_concurrent_receive_raises(broker: Broker, open_link: Open) -> None:
     link = await open_link(broker.settings("one"))
     receiving = asyncio.create_task(link.receive(1))
     await asyncio.sleep(0)
@@ -397,7 +397,7 @@ async def test_a_wrong_password_is_refused_for_good(tmp_path: Path) -> None:
         assert not refused.value.retryable
 
 
-async def test_a_filter_that_the_broker_does_not_take_is_refused(broker: Broker, open_link: Open) -> None:
+async def test_a_filter_that_the_broker_does_not_accept_is_refused(broker: Broker, open_link: Open) -> None:
     # Mosquitto ends the connection for most faults of a filter, and for topics of 200 levels or more. In
     # either case, the call does not wait.
     link = await open_link(broker.settings("one"))
@@ -406,18 +406,18 @@ async def test_a_filter_that_the_broker_does_not_take_is_refused(broker: Broker,
         await link.subscribe("a/" * 300 + "x")
 
 
-async def test_the_broker_draws_a_client_id_for_who_has_none(broker: Broker, open_link: Open) -> None:
+async def test_the_broker_assigns_a_client_id_if_none_is_given(broker: Broker, open_link: Open) -> None:
     link = await open_link(broker.settings("", clean_start=True))
 
     assert link.client_id
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
+async def test_connecting_to_a_port_without_a_listener_raises(tmp_path: Path) -> None:
     with pytest.raises(ConnectionRefusedError):
         await connect(Broker(tmp_path).settings("one"))
 
 
-async def test_acks_may_wait_for_others_but_not_for_ever(broker: Broker, open_link: Open) -> None:
+async def test_pubacks_wait_for_others_no_longer_than_ack_delay(broker: Broker, open_link: Open) -> None:
     receiver = await open_link(broker.settings("patient", ack_delay=0.1))
     sender = await open_link(broker.settings("sender"))
     await receiver.subscribe("t/#")

@@ -67,7 +67,7 @@ def test_a_puback_without_a_code_means_success() -> None:
     assert packets.read_puback(*only(b"\x40\x02\x01\x02")) == (0x0102, 0)
 
 
-def test_a_connack_tells_the_brokers_bounds() -> None:
+def test_a_connack_is_read_with_the_brokers_bounds() -> None:
     raw = mqtt5.ConnAckPacket(
         session_present=True, assigned_client_id="drawn", server_keep_alive=7, receive_max=20,
         max_packet_size=5_000, max_qos=mqtt5.QoS.AT_LEAST_ONCE, user_properties=[("a", "b")],
@@ -78,7 +78,7 @@ def test_a_connack_tells_the_brokers_bounds() -> None:
     assert answer == (True, 0, "", "", "drawn", 7, 20, 5_000, 1)
 
 
-def test_a_connack_without_bounds_has_the_specifications() -> None:
+def test_a_connack_without_bounds_has_those_of_the_specification() -> None:
     answer = packets.read_connack(*only(mqtt5.ConnAckPacket().write()))
 
     assert answer == (False, 0, "", "", "", None, 65_535, None, 2)
@@ -88,7 +88,7 @@ def test_a_refusal_of_a_broker_of_mqtt_3_is_read() -> None:
     assert packets.read_connack(*only(b"\x20\x02\x00\x01")).code == 1
 
 
-def test_a_disconnect_tells_why() -> None:
+def test_a_disconnect_is_read_with_its_reason() -> None:
     raw = mqtt5.DisconnectPacket(
         reason_code=mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER, reason_str="somebody else"
     ).write()
@@ -108,7 +108,7 @@ READERS = {
 
 
 @given(kind=st.sampled_from(sorted(READERS)), flags=st.integers(0, 15), body=st.binary(max_size=60))
-def test_rubbish_is_bad_and_nothing_worse(kind: int, flags: int, body: bytes) -> None:
+def test_malformed_packets_raise_only_the_expected_errors(kind: int, flags: int, body: bytes) -> None:
     raw = bytes((kind | flags, len(body))) + body
     reader = READERS[kind]
 
@@ -116,7 +116,7 @@ def test_rubbish_is_bad_and_nothing_worse(kind: int, flags: int, body: bytes) ->
         reader(*only(raw))
 
 
-def test_a_length_over_four_bytes_ends_the_stream_behind_what_was_whole() -> None:
+def test_a_length_of_more_than_four_bytes_ends_the_stream_after_the_complete_packets() -> None:
     cutter = Cutter(None)
 
     _, cuts = cutter.cut(b"\xd0\x00\x30\xff\xff\xff\xff\xff")
@@ -125,7 +125,7 @@ def test_a_length_over_four_bytes_ends_the_stream_behind_what_was_whole() -> Non
     assert cutter.error is not None
 
 
-def test_a_packet_larger_than_was_allowed_ends_the_stream_at_its_first_bytes() -> None:
+def test_a_packet_larger_than_allowed_ends_the_stream_at_its_first_bytes() -> None:
     cutter = Cutter(1_000)
 
     cutter.cut(b"\x30\xff\xff\xff\x7f")

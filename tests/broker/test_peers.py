@@ -1,4 +1,4 @@
-"""Peers that are not brokers, or stop being one: the link ends with a reason, and no call hangs."""
+"""Peers that are not brokers, or stop behaving like one: the link ends with a reason, and no call hangs."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ async def test_a_peer_that_never_answers_connect_times_out() -> None:
             await connect(peer.settings(timeout=0.2))
 
 
-async def test_a_peer_that_hangs_up_on_connect() -> None:
+async def test_connecting_to_a_peer_that_hangs_up_raises_closed() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await packet(reader)
         writer.close()
@@ -35,7 +35,7 @@ async def test_a_peer_that_hangs_up_on_connect() -> None:
             await connect(peer.settings())
 
 
-async def test_a_peer_that_speaks_something_else() -> None:
+async def test_connecting_to_a_peer_that_does_not_speak_mqtt_raises_closed() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(200))
 
@@ -44,7 +44,7 @@ async def test_a_peer_that_speaks_something_else() -> None:
             await connect(peer.settings())
 
 
-async def test_a_broker_of_an_earlier_mqtt_refuses() -> None:
+async def test_a_broker_of_mqtt_3_refuses_the_connection() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await packet(reader)
         writer.write(b"\x20\x02\x00\x01")
@@ -56,7 +56,7 @@ async def test_a_broker_of_an_earlier_mqtt_refuses() -> None:
         assert refused.value.code == 1
 
 
-async def test_a_peer_that_falls_silent_is_given_up_after_one_and_a_half_keep_alives() -> None:
+async def test_a_link_to_a_silent_peer_ends_after_one_and_a_half_keep_alives() -> None:
     async with Peer(accept) as peer:
         link = await connect(peer.settings(keep_alive=1))
         began = asyncio.get_running_loop().time()
@@ -91,13 +91,13 @@ async def test_pings_keep_an_idle_link() -> None:
         await link.close()
 
 
-async def test_rubbish_ends_the_link_with_a_disconnect_that_says_so() -> None:
-    heard: list[bytes] = []
+async def test_malformed_bytes_end_the_link_with_a_disconnect_with_the_reason() -> None:
+    received_packets: list[bytes] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await accept(reader, writer)
         writer.write(b"\x32\x03\xff\xff\xff")
-        heard.append(await packet(reader))
+        received_packets.append(await packet(reader))
 
     async with Peer(talk) as peer:
         link = await connect(peer.settings())
@@ -106,10 +106,10 @@ async def test_rubbish_ends_the_link_with_a_disconnect_that_says_so() -> None:
             await link.receive(1)
 
         assert closed.value.code == 0x81
-        await eventually(lambda: heard == [b"\xe0\x01\x81"])
+        await eventually(lambda: received_packets == [b"\xe0\x01\x81"])
 
 
-async def test_a_disconnect_tells_why() -> None:
+async def test_a_disconnect_is_read_with_its_reason() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await accept(reader, writer)
         writer.write(
@@ -169,7 +169,7 @@ async def test_a_peer_that_ignores_receive_maximum_is_not_read_further() -> None
         await link.close()
 
 
-async def test_a_peer_that_does_not_read_holds_back_what_is_published() -> None:
+async def test_a_peer_that_does_not_read_holds_back_publications() -> None:
     async with Peer(accept) as peer:
         link = await connect(peer.settings(keep_alive=0))
         published = link.publish([Packet("t", bytes(100_000))] * 1_000)

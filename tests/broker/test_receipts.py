@@ -24,7 +24,7 @@ def test_any_order_of_acks_frees_packet_ids_in_order_of_receipt(data: st.DataObj
 
 
 @given(st.lists(st.booleans(), max_size=60))
-def test_what_comes_between_acks_queues_behind(steps: list[bool]) -> None:
+def test_packets_received_between_acks_are_queued_after_earlier_ones(steps: list[bool]) -> None:
     receipts = Receipts()
     added: list[int] = []
     freed: list[int] = []

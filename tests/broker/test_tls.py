@@ -15,8 +15,8 @@ async def openssl(*arguments: str) -> None:
     process = await asyncio.create_subprocess_exec(
         "openssl", *arguments, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
-    _, said = await process.communicate()
-    assert process.returncode == 0, said.decode()
+    _, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def tls_broker(tmp_path: Path, certificate: Path) -> AsyncIterator[Broker]
         yield broker
 
 
-async def test_a_link_over_tls(tls_broker: Broker, certificate: Path) -> None:
+async def test_a_link_works_over_tls(tls_broker: Broker, certificate: Path) -> None:
     context = ssl.create_default_context(cafile=str(certificate))
     link = await connect(tls_broker.settings("one", tls=context))
     await link.subscribe("t")
@@ -50,6 +50,6 @@ async def test_a_link_over_tls(tls_broker: Broker, certificate: Path) -> None:
     await link.close()
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(tls_broker: Broker) -> None:
+async def test_an_untrusted_certificate_is_refused(tls_broker: Broker) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         await connect(tls_broker.settings("one", tls=ssl.create_default_context()))

@@ -1,4 +1,4 @@
-"""`imqtt chat` on a terminal, used by keys."""
+"""`imqtt chat` on a terminal, operated by keys."""
 
 import asyncio
 import codecs
@@ -123,8 +123,8 @@ class Terminal:
         await eventually(lambda: text not in str(self._grid), what=f"{text!r} is gone")
 
     @property
-    def is_line_by_line(self) -> bool:
-        """Whether the terminal echoes and edits lines, as a shell expects."""
+    def is_canonical(self) -> bool:
+        """Whether the terminal is in canonical mode with echo, as a shell expects."""
         wanted = termios.ICANON | termios.ECHO
         return termios.tcgetattr(self._master)[3] & wanted == wanted
 
@@ -170,7 +170,7 @@ async def alice(data: Path, broker: Mosquitto, request: pytest.FixtureRequest) -
     await terminal.end()
 
 
-async def test_history_is_there_on_opening(alice: Terminal) -> None:
+async def test_a_chat_opens_with_its_history(alice: Terminal) -> None:
     await alice.shows("bob  before")
     await alice.shows("The conversation begins here.")
 
@@ -190,12 +190,12 @@ async def test_a_message_gets_its_ticks(alice: Terminal, data: Path) -> None:
         await bob.end()
 
 
-async def test_what_comes_is_shown(alice: Terminal, data: Path) -> None:
+async def test_an_incoming_message_is_shown(alice: Terminal, data: Path) -> None:
     await imqtt("send", "alice", "after", "--user", "bob", "--data", data)
     await alice.shows("bob  after")
 
 
-async def test_a_lost_connection_is_shown_and_what_is_written_is_sent_later(
+async def test_a_lost_connection_is_shown_and_messages_written_meanwhile_are_sent_later(
     alice: Terminal, broker: Mosquitto, data: Path
 ) -> None:
     await broker.kill()
@@ -209,26 +209,26 @@ async def test_a_lost_connection_is_shown_and_what_is_written_is_sent_later(
 
 
 @pytest.mark.parametrize("keys", ["/quit\r", "\x03", "\x04"], ids=["/quit", "Ctrl-C", "Ctrl-D"])
-async def test_leaving_is_no_failure(alice: Terminal, keys: str) -> None:
+async def test_leaving_a_chat_exits_with_status_0(alice: Terminal, keys: str) -> None:
     alice.type(keys)
     async with asyncio.timeout(WITHIN):
         assert await alice.process.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_signal_ends_it_cleanly(alice: Terminal, data: Path, number: signal.Signals) -> None:
+async def test_a_signal_ends_the_chat_cleanly(alice: Terminal, data: Path, number: signal.Signals) -> None:
     await alice.shows("alice@phone")
-    assert not alice.is_line_by_line
+    assert not alice.is_canonical
     alice.process.send_signal(number)
     async with asyncio.timeout(WITHIN):
         assert await alice.process.wait() == 128 + number
     await eventually(lambda: "\x1b[?1049l" in alice.written, what="the terminal's main screen is back")
-    assert alice.is_line_by_line
+    assert alice.is_canonical
     assert not list(data.rglob("alice@phone.db-wal"))  # SQLite removes it when a store is closed
 
 
 @by_python
-async def test_a_terminal_that_closes_ends_it_cleanly(alice: Terminal, data: Path) -> None:
+async def test_a_terminal_that_closes_ends_the_chat_cleanly(alice: Terminal, data: Path) -> None:
     await alice.shows("alice@phone")
     alice.close()
     async with asyncio.timeout(WITHIN):
@@ -236,14 +236,14 @@ async def test_a_terminal_that_closes_ends_it_cleanly(alice: Terminal, data: Pat
     assert not list(data.rglob("alice@phone.db-wal"))
 
 
-async def test_a_revoked_device_is_told_and_ends(alice: Terminal, data: Path) -> None:
+async def test_the_chat_of_a_revoked_device_ends_with_the_reason(alice: Terminal, data: Path) -> None:
     await imqtt("device", "revoke", "alice@phone", "--data", data)
     async with asyncio.timeout(WITHIN):
         assert await alice.process.wait() == 1
     await alice.shows("no broker accepts the password of alice@phone")
 
 
-async def test_a_server_that_does_not_answer_is_told_and_so_is_its_return(
+async def test_the_silence_and_the_return_of_the_server_are_shown(
     alice: Terminal, server: ServerProcess
 ) -> None:
     await alice.shows("alice@phone")
@@ -260,7 +260,7 @@ async def test_a_server_that_does_not_answer_is_told_and_so_is_its_return(
     await alice.shows("written without a server ✓")
 
 
-async def test_another_process_with_the_same_credential_is_told(
+async def test_another_process_with_the_same_credential_is_reported(
     alice: Terminal, broker: Mosquitto, data: Path
 ) -> None:
     await alice.shows("alice@phone")
@@ -269,7 +269,7 @@ async def test_another_process_with_the_same_credential_is_told(
         await alice.shows("another process seems to use alice@phone; each needs its own device")
 
 
-async def test_presence_is_not_shown_while_it_is_not_known(
+async def test_presence_is_not_shown_while_it_is_unknown(
     alice: Terminal, broker: Mosquitto, data: Path
 ) -> None:
     await imqtt("send", "alice", "after", "--user", "bob", "--data", data)
@@ -293,7 +293,7 @@ async def test_help_shows_every_command_and_key(alice: Terminal) -> None:
     await alice.shows("said meanwhile ✓")
 
 
-async def test_a_message_can_be_taken_back_before_it_is_stored(
+async def test_a_message_can_be_discarded_before_it_is_stored(
     alice: Terminal, broker: Mosquitto, data: Path
 ) -> None:
     alice.type("/discard\r")
@@ -312,7 +312,7 @@ async def test_a_message_can_be_taken_back_before_it_is_stored(
     assert [event["content"]["text"] for event in history] == ["before", "one"]
 
 
-async def test_what_waits_in_one_conversation_is_not_shown_in_the_next(
+async def test_pending_messages_of_one_conversation_are_not_shown_in_another(
     alice: Terminal, broker: Mosquitto
 ) -> None:
     await broker.kill()
@@ -334,7 +334,7 @@ async def test_a_text_may_begin_with_a_slash(alice: Terminal) -> None:
     await alice.shows("alice  /etc/hosts ✓")
 
 
-async def test_a_user_who_does_not_exist_is_told(alice: Terminal) -> None:
+async def test_a_user_without_devices_is_reported(alice: Terminal) -> None:
     alice.type("/to bbo\r")
     await alice.shows("no device of bbo has a credential on this broker; did you mean bob?")
     alice.type("/to bob\r")
@@ -343,7 +343,7 @@ async def test_a_user_who_does_not_exist_is_told(alice: Terminal) -> None:
 
 
 @by_python
-async def test_another_command_on_its_device_is_told_which_process_has_it(
+async def test_another_command_on_the_device_names_the_process_that_uses_it(
     alice: Terminal, data: Path
 ) -> None:
     refused = await imqtt("send", "bob", "hi", "--user", "alice", "--data", data)
@@ -354,7 +354,7 @@ async def test_another_command_on_its_device_is_told_which_process_has_it(
     assert refused.err.count("\n") == 1
 
 
-async def test_what_others_write_does_not_steer_the_terminal(alice: Terminal, data: Path) -> None:
+async def test_messages_of_others_cannot_control_the_terminal(alice: Terminal, data: Path) -> None:
     await imqtt(
         "send",
         "alice",
@@ -372,7 +372,7 @@ async def test_what_others_write_does_not_steer_the_terminal(alice: Terminal, da
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "said"),
+    ("arguments", "variables", "message"),
     [
         (("--device", "tablet"), {}, "no password for alice@tablet"),
         (("--device", "phone"), {"IMQTT_PASSWORD": "wrong"}, "no broker accepts the password of alice@phone"),
@@ -380,8 +380,8 @@ async def test_what_others_write_does_not_steer_the_terminal(alice: Terminal, da
     ],
     ids=["no credential", "a wrong password", "a bad address"],
 )
-async def test_a_chat_that_cannot_begin_says_why_in_a_line(
-    data: Path, arguments: tuple[str, ...], variables: dict[str, str], said: str
+async def test_a_chat_that_cannot_start_prints_the_reason_in_one_line(
+    data: Path, arguments: tuple[str, ...], variables: dict[str, str], message: str
 ) -> None:
     terminal = Terminal("chat", "bob", "--user", "alice", *arguments, "--data", data, **variables)
     await terminal.start()
@@ -389,13 +389,13 @@ async def test_a_chat_that_cannot_begin_says_why_in_a_line(
         async with asyncio.timeout(WITHIN):
             assert await terminal.process.wait() == 1
         await terminal.shows("imqtt: ")
-        assert said in terminal.written.replace("\r\n", " ")
+        assert message in terminal.written.replace("\r\n", " ")
         assert terminal.written.count("\n") == 1
     finally:
         await terminal.end()
 
 
-async def test_a_command_that_there_is_not_is_explained(alice: Terminal) -> None:
+async def test_an_unknown_command_is_explained(alice: Terminal) -> None:
     alice.type("/dance\r")
     await alice.shows("there is no command /dance: /help shows all; //dance sends it as a text")
     alice.type("/help me\r")

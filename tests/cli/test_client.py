@@ -12,7 +12,7 @@ def idle(error: ImqttError) -> ConnectionState:
 ESTABLISHED = ConnectionState(Phase.ESTABLISHED)
 
 
-def test_a_trouble_is_told_once_and_so_is_its_end() -> None:
+def test_a_problem_is_reported_once_and_so_is_its_end() -> None:
     news = StateNews()
     states = [idle(NotConnected("refused")), idle(NotConnected("no route")), ESTABLISHED, ESTABLISHED]
     assert [news.of(state) for state in states] == [
@@ -20,7 +20,7 @@ def test_a_trouble_is_told_once_and_so_is_its_end() -> None:
     ]  # fmt: skip
 
 
-def test_what_somebody_must_mend_is_told_though_there_was_no_connection_before() -> None:
+def test_a_problem_that_needs_action_is_reported_though_there_was_no_connection_before() -> None:
     for error in (TlsFailed("the certificate has expired"), TakenOver("another process")):
         news = StateNews()
         news.of(idle(NotConnected("the broker closed the connection")))
@@ -29,19 +29,21 @@ def test_what_somebody_must_mend_is_told_though_there_was_no_connection_before()
         assert news.of(idle(error)) == ""
 
 
-def test_a_takeover_is_told_when_the_broker_has_accepted_the_next_connection() -> None:
+def test_a_takeover_is_reported_when_the_broker_has_accepted_the_next_connection() -> None:
     error = TakenOver("another process")
     connecting = ConnectionState(Phase.CONNECTING, reason=str(error), error=error)
     news = StateNews()
-    told = [news.of(state) for state in (idle(NotConnected("it ended")), connecting, connecting, ESTABLISHED)]
-    assert told == [
+    reports = [
+        news.of(state) for state in (idle(NotConnected("it ended")), connecting, connecting, ESTABLISHED)
+    ]
+    assert reports == [
         "no connection, trying again: it ended", "no connection, trying again: another process", "",
         "connected again",
     ]  # fmt: skip
 
 
-def test_a_server_that_does_not_answer_is_told_and_its_return() -> None:
+def test_the_silence_and_the_return_of_the_server_are_reported() -> None:
     news = StateNews()
     silent = ConnectionState(Phase.ESTABLISHED, silent=True)
-    told = [news.of(state) for state in (ESTABLISHED, silent, silent, ESTABLISHED)]
-    assert told == ["", f"{SILENT}; trying again", "", "the imqtt server answers again"]
+    reports = [news.of(state) for state in (ESTABLISHED, silent, silent, ESTABLISHED)]
+    assert reports == ["", f"{SILENT}; trying again", "", "the imqtt server answers again"]

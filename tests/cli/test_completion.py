@@ -76,7 +76,7 @@ def test_the_data_directory_may_be_an_option(data: Path) -> None:
     assert offered(f"imqtt device revoke --data {data} b") == ["bob@laptop"]
 
 
-def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_offer_nothing(tmp_path: Path) -> None:
     assert offered("imqtt chat ", IMQTT_DATA=str(tmp_path / "nowhere")) == []
     (tmp_path / "broker").mkdir()
     (tmp_path / "broker" / "passwords").write_bytes(b"alice@phone:\xff\n")
@@ -93,7 +93,7 @@ def bash(data: Path, tmp_path: Path) -> Iterator["Bash"]:
     bash.end()
 
 
-def test_bash_which_splits_words_at_the_at_sign_completes_them(bash: "Bash") -> None:
+def test_bash_completes_devices_though_it_splits_words_at_the_at_sign(bash: "Bash") -> None:
     assert bash.completed("imqtt device revoke bo") == "imqtt device revoke bob@laptop "
     assert bash.completed("imqtt device revoke al") == "imqtt device revoke alice@"
     assert bash.completed("imqtt device revoke alice@t") == "imqtt device revoke alice@tablet "
@@ -101,7 +101,7 @@ def test_bash_which_splits_words_at_the_at_sign_completes_them(bash: "Bash") -> 
     assert bash.completed("imqtt chat b") == "imqtt chat bob "
 
 
-def test_completion_loads_nothing_heavy() -> None:
+def test_completion_imports_no_heavy_modules() -> None:
     check = (
         "import sys\nfrom imqtt.cli.app import app\nimport imqtt.cli.completion\n"
         "heavy = {'google.protobuf', 'aiomqtt', 'mqtt5', 'sqlite3', 'prompt_toolkit', 'uvloop', 'asyncio'}\n"
@@ -140,10 +140,10 @@ class Bash:
 
     def _read_until(self, pattern: str) -> str:
         """Waits for a match. Returns its last group."""
-        said = ""
+        output = ""
         deadline = time.monotonic() + WITHIN
-        while (found := re.search(pattern, said, re.MULTILINE)) is None:
+        while (found := re.search(pattern, output, re.MULTILINE)) is None:
             ready, _, _ = select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, said
-            said += os.read(self._terminal, 4_096).decode()
+            assert ready, output
+            output += os.read(self._terminal, 4_096).decode()
         return found.group(found.lastindex or 0)

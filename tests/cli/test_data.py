@@ -9,7 +9,7 @@ from imqtt.model import Device
 
 
 @pytest.mark.parametrize("other", ["phone.db", "phone.db2", "phone.db-wal", "phone.new", "phone2", "phon"])
-def test_a_device_is_saved_and_forgotten_without_harm_to_one_of_a_similar_name(
+def test_saving_and_forgetting_a_device_does_not_affect_one_with_a_similar_name(
     tmp_path: Path, other: str
 ) -> None:
     directory = DataDirectory(tmp_path)

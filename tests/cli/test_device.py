@@ -29,14 +29,14 @@ from tests.server.conftest import config_for
 from tests.services import WITHIN, eventually
 
 
-async def test_an_added_device_gets_in(broker: Mosquitto) -> None:
+async def test_an_added_device_can_log_in(broker: Mosquitto) -> None:
     added = await imqtt("device", "add", "alice@phone", "alice@tablet", "--data", broker.directory, "--json")
     assert added.status == 0
     for row in added.rows:
         assert log_in(broker.host, broker.port, row["device"], row["password"])
 
 
-async def test_the_list_shows_who_may_connect(broker: Mosquitto) -> None:
+async def test_the_list_shows_the_devices_with_credentials(broker: Mosquitto) -> None:
     empty = await imqtt("device", "list", "--data", broker.directory)
     assert "No device has a credential yet" in empty.out
     await imqtt("device", "add", "alice@phone", "--save", "--data", broker.directory)
@@ -89,27 +89,27 @@ def test_a_password_that_is_typed_is_not_shown(tmp_path: Path, source: str) -> N
             [sys.executable, "-m", "imqtt", *command, "--password-from", source, "--pid-file", "/nowhere"],
             environment(),
         )
-    said = b""
-    while b"Password: " not in said:
-        said += os.read(terminal, 1_024)
+    shown = b""
+    while b"Password: " not in shown:
+        shown += os.read(terminal, 1_024)
     os.write(terminal, b"s3cret\n")
     with contextlib.suppress(OSError):  # Linux's way of saying that the other end is closed
         while chunk := os.read(terminal, 1_024):
-            said += chunk
+            shown += chunk
     os.close(terminal)
     _, status = os.waitpid(process, 0)
-    assert status == 0, said
-    assert b"s3cret" not in said
+    assert status == 0, shown
+    assert b"s3cret" not in shown
     assert Passwords(tmp_path / "passwords", tmp_path / "pid").holds("alice@phone", "s3cret")
 
 
-async def test_who_is_not_there_cannot_be_revoked(broker: Mosquitto) -> None:
+async def test_a_device_without_a_credential_cannot_be_revoked(broker: Mosquitto) -> None:
     outcome = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory)
     assert outcome.status == 1
     assert outcome.err == "imqtt: alice@phone has no credential; `imqtt device list` shows all devices\n"
 
 
-async def test_a_name_that_is_no_devices_is_refused(broker: Mosquitto) -> None:
+async def test_a_name_that_is_not_a_device_is_refused(broker: Mosquitto) -> None:
     outcome = await imqtt("device", "add", "alice", "--data", broker.directory)
     assert outcome.status == 1
     assert outcome.err.startswith("imqtt: 'alice' is not a device: write USER@DEVICE")
@@ -129,7 +129,7 @@ async def test_devices_can_be_added_while_nothing_runs(broker: Mosquitto) -> Non
     assert log_in(broker.host, broker.port, "alice@phone", added.rows[0]["password"])
 
 
-async def test_a_directory_without_data_is_told_apart(tmp_path: Path) -> None:
+async def test_a_directory_without_data_is_refused_with_a_hint(tmp_path: Path) -> None:
     outcome = await imqtt("device", "list", "--data", tmp_path / "nowhere")
     assert outcome.status == 1
     assert "nowhere is not a data directory of `imqtt up`: `imqtt up --data " in outcome.err
@@ -139,7 +139,7 @@ async def test_a_directory_without_data_is_told_apart(tmp_path: Path) -> None:
     assert other.err == f"imqtt: {tmp_path} is not a data directory of `imqtt up`\n"
 
 
-async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquitto) -> None:
+async def test_accounts_of_a_separate_broker_are_managed_through_its_password_file(broker: Mosquitto) -> None:
     where = ("--passwords", broker.passwords.path)
     pid_file = ("--pid-file", broker.files.pid)
     added = await imqtt("device", "add", "alice@phone", "--json", *where, *pid_file)
@@ -149,7 +149,7 @@ async def test_a_broker_of_ones_own_is_told_by_its_password_file(broker: Mosquit
     assert (await imqtt("device", "revoke", "alice@phone", *where, *pid_file)).status == 0
 
 
-async def test_a_credential_is_revoked_also_where_the_broker_cannot_be_reached(tmp_path: Path) -> None:
+async def test_a_credential_is_revoked_though_the_broker_is_unreachable(tmp_path: Path) -> None:
     where = ("--passwords", tmp_path / "passwords", "--pid-file", tmp_path / "no.pid")
     await imqtt("device", "add", "alice@phone", *where)
     settings = ("--broker-port", free_port())
@@ -201,7 +201,7 @@ async def test_an_operators_password_file_of_imqtt_0_1_is_migrated_on_request(tm
     assert "has no device of imqtt 0.1" in again.out
 
 
-async def test_the_broker_of_an_operator_reads_a_password_file_that_root_creates(tmp_path: Path) -> None:
+async def test_a_password_file_that_root_creates_belongs_to_the_brokers_user(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     await imqtt("device", "add", "alice@phone", "--passwords", tmp_path / "passwords", "--pid-file", "/none")
@@ -221,7 +221,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 
 @pytest.fixture
-async def serves(broker: Mosquitto, stack: AsyncExitStack) -> Server:
+async def running(broker: Mosquitto, stack: AsyncExitStack) -> Server:
     """A server on the broker's data directory, as `imqtt up` has it."""
     return await stack.enter_async_context(serving(config_for(broker, broker.directory)))
 
@@ -233,23 +233,23 @@ async def talking(broker: Mosquitto, stack: AsyncExitStack) -> tuple[RawDevice, 
     await alice.hello(nonce="a", platform="android 16")
     await bob.hello(nonce="b")
     await alice.send("d:alice:bob", "m1")
-    await is_told(bob, "online")
+    await sees_alice(bob, "online")
     return alice, bob
 
 
-async def is_told(bob: RawDevice, state: str) -> None:
-    def told(frame: AnyFrame) -> bool:
+async def sees_alice(bob: RawDevice, state: str) -> None:
+    def matches(frame: AnyFrame) -> bool:
         return isinstance(frame, Presence) and (frame.user, frame.state) == ("alice", state)
 
-    await bob.until(told)
+    await bob.until(matches)
 
 
 async def devices_of_alice(server: Server) -> tuple[str, ...]:
     return tuple(str(one.device) for one in (await server._store.devices(["alice"]))["alice"])
 
 
-async def test_a_revoked_device_is_gone_for_the_server_and_for_its_peers(
-    broker: Mosquitto, serves: Server, stack: AsyncExitStack
+async def test_a_revoked_device_is_forgotten_by_the_server_and_offline_for_its_peers(
+    broker: Mosquitto, running: Server, stack: AsyncExitStack
 ) -> None:
     _, bob = await talking(broker, stack)
     tablet = await stack.enter_async_context(RawDevice(broker, "alice@tablet"))
@@ -258,17 +258,17 @@ async def test_a_revoked_device_is_gone_for_the_server_and_for_its_peers(
     revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory, "--json")
     assert revoked.rows == [{"device": "alice@phone", "revoked": True, "server_told": True}]
     async with asyncio.timeout(WITHIN):
-        await is_told(bob, "away")
-    assert await devices_of_alice(serves) == ("alice@tablet",)
-    packets = serves.counters.packets
+        await sees_alice(bob, "away")
+    assert await devices_of_alice(running) == ("alice@tablet",)
+    packets = running.counters.packets
     await bob.send("d:alice:bob", "m2")
-    assert serves.counters.packets == packets + 2  # bob's `Accepted`, and the tablet's event
+    assert running.counters.packets == packets + 2  # bob's `Accepted`, and the tablet's event
     await tablet.command(Status("offline", "t"))
-    await is_told(bob, "offline")
-    assert (serves.counters.devices_revoked, serves.counters.failures) == (1, 0)
+    await sees_alice(bob, "offline")
+    assert (running.counters.devices_revoked, running.counters.failures) == (1, 0)
 
 
-async def test_a_device_revoked_while_no_server_runs_is_gone_when_it_is_back(
+async def test_a_device_revoked_while_no_server_runs_is_forgotten_when_the_server_is_back(
     broker: Mosquitto, stack: AsyncExitStack
 ) -> None:
     async with serving(config_for(broker, broker.directory)):
@@ -280,7 +280,7 @@ async def test_a_device_revoked_while_no_server_runs_is_gone_when_it_is_back(
         assert await devices_of_alice(server) == ()
 
 
-async def test_what_a_revoked_device_had_sent_before_does_not_register_it_again(
+async def test_commands_that_a_revoked_device_sent_before_do_not_register_it_again(
     broker: Mosquitto, stack: AsyncExitStack
 ) -> None:
     config = config_for(broker, broker.directory, max_batch=10)
@@ -304,7 +304,7 @@ async def test_what_a_revoked_device_had_sent_before_does_not_register_it_again(
         assert isinstance(await bob.send("d:alice:bob", "m2"), Accepted)
 
 
-async def test_a_device_revoked_while_nothing_runs_is_gone_from_the_store(broker: Mosquitto) -> None:
+async def test_a_device_revoked_while_nothing_runs_is_removed_from_the_store(broker: Mosquitto) -> None:
     broker.passwords.add("alice@phone")
     await broker.stop()
     store = await SqliteStore.open(broker.directory / "imqtt.db", Identity.draw(16))
@@ -317,7 +317,7 @@ async def test_a_device_revoked_while_nothing_runs_is_gone_from_the_store(broker
     await store.close()
 
 
-async def test_all_devices_of_a_user_are_revoked_after_a_question(broker: Mosquitto) -> None:
+async def test_all_devices_of_a_user_are_revoked_after_a_confirmation(broker: Mosquitto) -> None:
     names = ("alice@phone", "alice@tablet", "alice2@phone")
     await imqtt("device", "add", *names, "--data", broker.directory)
     where = ("--data", broker.directory)
@@ -337,8 +337,8 @@ async def test_all_devices_of_a_user_are_revoked_after_a_question(broker: Mosqui
     assert one.rows[0]["device"] == "alice2@phone"
 
 
-async def test_the_list_of_a_user_shows_what_store_and_server_know(
-    broker: Mosquitto, serves: Server, stack: AsyncExitStack
+async def test_the_list_of_a_user_shows_data_of_the_store_and_the_server(
+    broker: Mosquitto, running: Server, stack: AsyncExitStack
 ) -> None:
     await talking(broker, stack)
     broker.passwords.add("alice@unused")
@@ -357,7 +357,7 @@ async def test_the_list_of_a_user_shows_what_store_and_server_know(
     assert "android 16" in table.out
 
 
-async def test_the_list_of_a_user_says_what_cannot_be_known(broker: Mosquitto) -> None:
+async def test_the_list_of_a_user_says_which_data_are_unavailable(broker: Mosquitto) -> None:
     broker.passwords.add("alice@phone")
     listed = await imqtt("device", "list", "alice", "--data", broker.directory)
     assert listed.status == 0
@@ -366,16 +366,16 @@ async def test_the_list_of_a_user_says_what_cannot_be_known(broker: Mosquitto) -
     assert "states are not shown: no server runs on this broker" in listed.err
 
 
-async def test_a_broker_of_ones_own_needs_the_servers_settings_to_tell_it(
-    broker: Mosquitto, serves: Server, stack: AsyncExitStack, tmp_path: Path
+async def test_commands_on_a_separate_broker_reach_the_server_by_its_settings(
+    broker: Mosquitto, running: Server, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
     _, bob = await talking(broker, stack)
     where = ("--passwords", broker.passwords.path, "--pid-file", broker.directory / "mosquitto.pid")
     broker.passwords.add("alice@tablet")
-    untold = await imqtt("device", "revoke", "alice@tablet", *where)
-    assert untold.status == 0
-    assert "the server was not told" in untold.err
-    assert "`imqtt device forget alice@tablet` tells it" in untold.err
+    revoked = await imqtt("device", "revoke", "alice@tablet", *where)
+    assert revoked.status == 0
+    assert "the server was not told" in revoked.err
+    assert "`imqtt device forget alice@tablet` tells it" in revoked.err
     settings = tmp_path / "imqtt.toml"
     settings.write_text(
         f'broker_port = {broker.internal_port}\nbroker_password_file = "{broker.directory}/server-password"\n'
@@ -383,18 +383,18 @@ async def test_a_broker_of_ones_own_needs_the_servers_settings_to_tell_it(
     )
     listed = await imqtt("device", "list", "alice", *where[:2], "--config", settings, "--json")
     assert [row["state"] for row in listed.rows] == ["online"]
-    told = await imqtt("device", "revoke", "alice@phone", *where, "--config", settings)
-    assert (told.status, told.err) == (0, "")
-    await is_told(bob, "offline")
-    assert await devices_of_alice(serves) == ()
+    revoked = await imqtt("device", "revoke", "alice@phone", *where, "--config", settings)
+    assert (revoked.status, revoked.err) == (0, "")
+    await sees_alice(bob, "offline")
+    assert await devices_of_alice(running) == ()
     forgotten = await imqtt("device", "forget", "bob@laptop", "--config", settings, "--data", tmp_path)
     assert forgotten.out == "The server forgets bob@laptop.\n"
-    await eventually(lambda: serves.counters.devices_revoked == 2)
+    await eventually(lambda: running.counters.devices_revoked == 2)
 
 
 @pytest.mark.parametrize("change", [("revoke",), ("add", "--replace")], ids=["revoked", "replaced"])
 @pytest.mark.parametrize("connected", [True, False])
-async def test_devices_with_sessions_may_lose_their_passwords_and_the_broker_lives(
+async def test_the_broker_survives_when_devices_with_sessions_lose_their_passwords(
     tmp_path: Path,
     stack: AsyncExitStack,
     monkeypatch: pytest.MonkeyPatch,

@@ -43,7 +43,7 @@ async def next_event(process: asyncio.subprocess.Process) -> dict[str, object]:
     return event
 
 
-async def test_what_is_sent_is_stored_and_in_the_history(data: Path) -> None:
+async def test_a_sent_message_is_stored_and_in_the_history(data: Path) -> None:
     sent = await imqtt("send", "bob", "hello", "bob", "--user", "alice", "--data", data)
     assert (sent.status, sent.out, sent.err) == (0, "stored: d:alice:bob 1\n", "")
     history = await imqtt("history", "alice", "--user", "bob", "--data", data)
@@ -144,7 +144,7 @@ async def test_stdin_lines_json_and_files_can_be_sent(data: Path, tmp_path: Path
     ]
 
 
-async def test_tail_prints_what_comes_until_ctrl_c(data: Path) -> None:
+async def test_tail_prints_incoming_messages_until_ctrl_c(data: Path) -> None:
     await imqtt("history", "alice", "--user", "bob", "--data", data)  # registers bob's device
     async with tailing(data, "--user", "bob", "--resume") as tail:
         await imqtt("send", "bob", "one", "--user", "alice", "--data", data)
@@ -155,7 +155,7 @@ async def test_tail_prints_what_comes_until_ctrl_c(data: Path) -> None:
         assert await tail.wait() == 0
 
 
-async def test_tail_goes_on_where_it_ended(data: Path) -> None:
+async def test_tail_resumes_after_the_last_printed_event(data: Path) -> None:
     await imqtt("history", "alice", "--user", "bob", "--data", data)
     for text in ("one", "two"):
         async with tailing(data, "--user", "bob", "--resume", "--count", "1") as tail:
@@ -165,7 +165,7 @@ async def test_tail_goes_on_where_it_ended(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("bob", "x", "--user", "carol"), "imqtt: --device is needed: no credential of carol is saved in"),
         (
@@ -183,16 +183,16 @@ async def test_tail_goes_on_where_it_ended(data: Path) -> None:
         (("bob", "x" * 70_000, "--user", "alice"), "imqtt: content of 70000 bytes; at most 65536"),
     ],
 )
-async def test_what_cannot_be_sent_is_refused_in_one_line(
-    data: Path, arguments: tuple[str, ...], said: str
+async def test_invalid_messages_are_refused_in_one_line(
+    data: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     outcome = await imqtt("send", *arguments, "--data", data)
     assert (outcome.status, outcome.out) == (1, "")
-    assert outcome.err.startswith(said)
+    assert outcome.err.startswith(message)
     assert outcome.err.count("\n") == 1
 
 
-async def test_a_wrong_password_is_told(data: Path) -> None:
+async def test_a_wrong_password_is_reported(data: Path) -> None:
     outcome = await imqtt(
         "send", "bob", "x", "--user", "alice", "--device", "phone", "--data", data, IMQTT_PASSWORD="wrong"
     )
@@ -222,7 +222,7 @@ async def test_a_chat_needs_a_terminal(data: Path) -> None:
 # --- a server that does not answer, and interrupted commands
 
 
-async def test_commands_say_that_the_server_behind_the_broker_does_not_answer(
+async def test_commands_report_that_the_server_behind_the_broker_does_not_answer(
     data: Path, server: ServerProcess
 ) -> None:
     silence = "imqtt: connected to the broker; the imqtt server does not answer; trying again\n"
@@ -263,7 +263,7 @@ async def sending(data: Path, *arguments: str) -> AsyncIterator[asyncio.subproce
         await process.wait()
 
 
-async def test_lines_are_sent_as_they_come_and_ctrl_c_ends_it_at_once(data: Path) -> None:
+async def test_lines_are_sent_as_they_arrive_and_ctrl_c_ends_the_command_at_once(data: Path) -> None:
     async with sending(data, "--lines") as process, asyncio.timeout(WITHIN):
         assert process.stdin is not None
         assert process.stdout is not None
@@ -278,7 +278,7 @@ async def test_lines_are_sent_as_they_come_and_ctrl_c_ends_it_at_once(data: Path
     assert [event["content"]["text"] for event in history] == ["one", "two"]
 
 
-async def test_a_line_that_cannot_be_sent_is_told_by_its_number(data: Path) -> None:
+async def test_an_invalid_line_is_reported_with_its_number(data: Path) -> None:
     long = "x" * 70_000
     outcome = await imqtt(
         "send", "bob", "--lines", "--user", "alice", "--data", data, stdin=f"one\n\n{long}\nthree\n"
@@ -299,19 +299,19 @@ async def interrupted_send(data: Path, text: str, how: signal.Signals = signal.S
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_an_interrupted_message_is_told_to_stay_in_the_outbox_and_can_be_taken_back(
+async def test_the_message_of_an_interrupted_send_stays_in_the_outbox_and_can_be_discarded(
     data: Path, how: signal.Signals, status: int
 ) -> None:
     as_alice = ("--user", "alice", "--data", data)
     ended, err = await interrupted_send(data, "taken-back", how)
     assert ended == status
-    said = err.splitlines()[-1]
-    assert "interrupted: not known to be stored; it stays in the outbox, and the next command of" in said
+    hint = err.splitlines()[-1]
+    assert "interrupted: not known to be stored; it stays in the outbox, and the next command of" in hint
     (entry,) = (await imqtt("outbox", "list", *as_alice, "--json")).rows
     assert (entry["conversation"], entry["content"]) == ("d:alice:bob", {"text": "taken-back"})
     listed = await imqtt("outbox", "list", *as_alice)
     assert "taken-back" in listed.out
-    found = re.search("`imqtt (.*)` takes it back", said)
+    found = re.search("`imqtt (.*)` takes it back", hint)
     assert found is not None
     discarded = await imqtt(*shlex.split(found[1]))  # two credentials are saved
     assert discarded.out == f"discarded: d:alice:bob {entry['client_msg_id']}\n"
@@ -337,7 +337,7 @@ async def test_the_whole_outbox_can_be_discarded(data: Path) -> None:
     assert (await imqtt("outbox", "list", "--json", *as_alice)).out == ""
 
 
-async def test_history_without_a_server_says_that_it_is_what_the_device_holds(
+async def test_history_without_a_server_says_that_it_shows_only_what_the_device_holds(
     data: Path, server: ServerProcess
 ) -> None:
     as_alice = ("--user", "alice", "--data", data)
@@ -352,7 +352,7 @@ async def test_history_without_a_server_says_that_it_is_what_the_device_holds(
     )
 
 
-async def test_a_message_to_nobody_is_stored_and_told(data: Path) -> None:
+async def test_a_message_to_a_user_without_devices_is_stored_with_a_warning(data: Path) -> None:
     as_alice = ("--user", "alice", "--data", data)
     sent = await imqtt("send", "bbo", "hi", *as_alice)
     assert (sent.status, sent.out) == (0, "stored: d:alice:bbo 1\n")
@@ -361,7 +361,7 @@ async def test_a_message_to_nobody_is_stored_and_told(data: Path) -> None:
     assert (await imqtt("send", "alice", "a note", *as_alice)).err == ""
 
 
-async def test_nothing_is_said_of_users_of_another_broker(data: Path, broker: Mosquitto) -> None:
+async def test_users_of_another_broker_cause_no_warning(data: Path, broker: Mosquitto) -> None:
     as_alice = ("--user", "alice", "--data", data)
     other = await imqtt("send", "bbo", "hi", *as_alice, "--broker", f"localhost:{broker.port}")
     assert (other.status, other.err) == (0, "")
@@ -372,13 +372,13 @@ async def test_nothing_is_said_of_users_of_another_broker(data: Path, broker: Mo
 # --- stdout
 
 
-async def test_an_empty_history_is_no_result(data: Path) -> None:
+async def test_an_empty_history_prints_nothing_on_stdout(data: Path) -> None:
     for more in ((), ("--json",)):
         empty = await imqtt("history", "bob", "--user", "alice", "--data", data, *more)
         assert (empty.status, empty.out, empty.err) == (0, "", "imqtt: nothing in d:alice:bob yet\n")
 
 
-async def test_what_others_wrote_steers_no_terminal(data: Path) -> None:
+async def test_printed_messages_of_others_cannot_control_the_terminal(data: Path) -> None:
     text = "\x1b]0;owned\x07\x9b2J\u202e\x7f"
     await imqtt("send", "alice", "--user", "bob", "--data", data, stdin=text)
     for more in ((), ("--json",)):
@@ -388,7 +388,7 @@ async def test_what_others_wrote_steers_no_terminal(data: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["history", "list", "help"])
-async def test_a_reader_that_has_had_enough_ends_it_quietly(data: Path, command: str) -> None:
+async def test_a_closed_pipe_ends_the_command_quietly(data: Path, command: str) -> None:
     await imqtt("send", "alice", "hi", "--user", "bob", "--data", data)
     arguments = {
         "history": ("history", "bob", "--user", "alice", "--data", str(data)),
@@ -407,7 +407,7 @@ async def test_a_reader_that_has_had_enough_ends_it_quietly(data: Path, command:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-async def test_a_full_disk_is_told(data: Path) -> None:
+async def test_a_full_disk_is_reported(data: Path) -> None:
     await imqtt("send", "alice", "hi", "--user", "bob", "--data", data)
     with Path("/dev/full").open("w") as full:
         process = await asyncio.create_subprocess_exec(
@@ -419,7 +419,7 @@ async def test_a_full_disk_is_told(data: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
-async def test_a_terminal_that_lacks_a_character_gets_something_else(
+async def test_characters_that_the_terminal_cannot_encode_are_replaced(
     data: Path, more: tuple[str, ...]
 ) -> None:
     await imqtt("send", "alice", "grüße 👩", "--user", "bob", "--data", data)
@@ -432,16 +432,18 @@ async def test_a_terminal_that_lacks_a_character_gets_something_else(
 
 
 @pytest.mark.parametrize(
-    ("closed", "status", "said"), [("<&-", 1, "imqtt: stdin is closed\n"), (">&-", 0, ""), ("2>&-", 0, "")]
+    ("closed", "status", "message"), [("<&-", 1, "imqtt: stdin is closed\n"), (">&-", 0, ""), ("2>&-", 0, "")]
 )
-async def test_a_closed_standard_stream_is_no_crash(closed: str, status: int, said: str, data: Path) -> None:
+async def test_a_closed_standard_stream_causes_no_crash(
+    closed: str, status: int, message: str, data: Path
+) -> None:
     command = f"{sys.executable} -m imqtt send bob --lines --user alice --data {data}"
     shell = f"printf 'one\\n' | sh -c 'exec {command} {closed}'"
     process = await asyncio.create_subprocess_shell(
         shell, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     _, err = await process.communicate()
-    assert (process.returncode, err.decode()) == (status, said)
+    assert (process.returncode, err.decode()) == (status, message)
 
 
 # --- TLS
@@ -456,7 +458,9 @@ async def tls(tmp_path: Path) -> AsyncIterator[TlsMosquitto]:
         yield broker
 
 
-async def test_messages_over_tls_with_a_password_or_a_certificate(tls: TlsMosquitto, tmp_path: Path) -> None:
+async def test_messages_are_sent_over_tls_with_a_password_or_a_certificate(
+    tls: TlsMosquitto, tmp_path: Path
+) -> None:
     authority = tls._authority
     certificate, key = authority.issue("bob@phone")
     encrypted = {"IMQTT_PASSWORD": "secret", "IMQTT_CA": str(authority.file)}
@@ -473,9 +477,9 @@ async def test_messages_over_tls_with_a_password_or_a_certificate(tls: TlsMosqui
         assert read.out.endswith("d:alice:bob 1  alice: hi\n")
 
 
-async def test_what_is_in_the_way_of_tls_is_one_line_at_once(tls: TlsMosquitto) -> None:
+async def test_tls_problems_are_reported_at_once_in_one_line(tls: TlsMosquitto) -> None:
     authority, encrypted = tls._authority, f"127.0.0.1:{tls.tls_port}"
-    for options, said in [
+    for options, message in [
         (("--broker", f"mqtts://{encrypted}"), "unknown authority: give the authority's file with --ca"),
         (("--broker", f"mqtt://{encrypted}"), f"{encrypted} speaks TLS: use mqtts://{encrypted}"),
         (
@@ -495,19 +499,19 @@ async def test_what_is_in_the_way_of_tls_is_one_line_at_once(tls: TlsMosquitto) 
                     *command, "-u", "alice/phone", *options, "--wait", 10 * WITHIN, IMQTT_PASSWORD="secret"
                 )
             assert refused.status == 1
-            assert said in refused.err
+            assert message in refused.err
             assert refused.err.count("\n") == 1, refused.err
 
 
-async def test_tail_names_another_process_on_the_same_device(data: Path, tmp_path: Path) -> None:
-    """Each has its own store, so that only the broker can detect that there are two."""
+async def test_tail_reports_another_process_on_the_same_device(data: Path, tmp_path: Path) -> None:
+    """Each process has its own store, so only the broker can detect that there are two."""
     stores = [("--device-store", str(tmp_path / name)) for name in ("one.db", "two.db")]
     async with (
         tailing(data, "--user", "alice", *stores[0]) as one,
         tailing(data, "--user", "alice", *stores[1]) as two,
     ):
 
-        async def told(process: asyncio.subprocess.Process) -> list[str]:
+        async def lines_of(process: asyncio.subprocess.Process) -> list[str]:
             assert process.stderr is not None
             lines: list[str] = []
             while not lines or "connected as alice@phone" not in lines[-1]:
@@ -515,7 +519,7 @@ async def test_tail_names_another_process_on_the_same_device(data: Path, tmp_pat
             return lines
 
         async with asyncio.timeout(WITHIN):
-            for lines in await asyncio.gather(told(one), told(two)):
+            for lines in await asyncio.gather(lines_of(one), lines_of(two)):
                 assert all(line.startswith(("imqtt: ", "connected", "no connection")) for line in lines), (
                     lines
                 )

@@ -23,8 +23,8 @@ KEYS = 20
 SECONDS_A_KEY = 0.05
 
 
-class Said:
-    """A chat that records the actions at its screen."""
+class Actions:
+    """Records the user's actions at the screen."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -51,16 +51,18 @@ class Said:
 
 
 @asynccontextmanager
-async def at_work(transcript: Transcript) -> AsyncIterator[tuple[Screen, PipeInput, Said, io.StringIO]]:
-    said, written = Said(), io.StringIO()
+async def open_screen(
+    transcript: Transcript,
+) -> AsyncIterator[tuple[Screen, PipeInput, Actions, io.StringIO]]:
+    actions, written = Actions(), io.StringIO()
     with create_pipe_input() as keys:
         output = Vt100_Output(written, lambda: Size(rows=24, columns=80), enable_cpr=False)
         with create_app_session(input=keys, output=output):
-            screen = Screen(transcript, said)
+            screen = Screen(transcript, actions)
             running = asyncio.create_task(screen.application.run_async())
             await eventually(lambda: screen.application.render_counter > 0)
             try:
-                yield screen, keys, said, written
+                yield screen, keys, actions, written
             finally:
                 screen.application.exit()
                 await running
@@ -82,7 +84,7 @@ async def seconds_a_key(screen: Screen, keys: PipeInput) -> float:
 async def test_typing_beside_a_long_message_is_quick(text: str) -> None:
     transcript = Transcript("alice")
     transcript.add([event(1, "bob", text)])
-    async with at_work(transcript) as (screen, keys, _, written):
+    async with open_screen(transcript) as (screen, keys, _, written):
         assert await seconds_a_key(screen, keys) < SECONDS_A_KEY
         assert "\x1b[2J\x1b[2J" not in written.getvalue()
         assert "\x9b" not in written.getvalue()
@@ -90,28 +92,28 @@ async def test_typing_beside_a_long_message_is_quick(text: str) -> None:
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
 async def test_typing_after_a_long_paste_is_quick_and_sends_all_of_it(text: str) -> None:
-    async with at_work(Transcript("alice")) as (screen, keys, said, written):
+    async with open_screen(Transcript("alice")) as (screen, keys, actions, written):
         # In a thread, since a pipe holds only 64 KiB.
         await asyncio.to_thread(keys.send_text, f"\x1b[200~{text}\x1b[201~")
         await eventually(lambda: len(screen._buffer.text) == len(text))
         assert await seconds_a_key(screen, keys) < SECONDS_A_KEY
         keys.send_text("\r")
-        await eventually(lambda: said.sent)
-        assert said.sent == [text + "k" * KEYS]
+        await eventually(lambda: actions.sent)
+        assert actions.sent == [text + "k" * KEYS]
         assert "\x9b" not in written.getvalue()
 
 
 async def test_typing_beside_10_000_messages_is_quick() -> None:
     transcript = Transcript("alice")
     transcript.add([event(seq) for seq in range(1, 10_001)])
-    async with at_work(transcript) as (screen, keys, _, _):
+    async with open_screen(transcript) as (screen, keys, _, _):
         assert await seconds_a_key(screen, keys) < SECONDS_A_KEY
 
 
 async def test_a_page_covers_the_transcript_until_esc_or_a_message() -> None:
     transcript = Transcript("alice")
     transcript.add([event(seq) for seq in range(1, 101)])
-    async with at_work(transcript) as (screen, keys, said, _):
+    async with open_screen(transcript) as (screen, keys, actions, _):
         for end in ("\x1b", "hi\r"):
             screen.show_page("one\ntwo")
             screen.changed()
@@ -119,4 +121,4 @@ async def test_a_page_covers_the_transcript_until_esc_or_a_message() -> None:
             keys.send_text("\x1b[5~")  # PageUp scrolls the page and fetches nothing
             keys.send_text(end)
             await eventually(lambda: len(screen._lines) > 100)
-        assert (said.sent, said.fetched) == (["hi"], 0)
+        assert (actions.sent, actions.fetched) == (["hi"], 0)

@@ -15,16 +15,20 @@ from tests.ports import listeners
 from tests.services import WITHIN, ServerProcess, eventually
 
 
-async def test_sigterm_ends_it_cleanly(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_sigterm_ends_the_server_cleanly(broker: Mosquitto, tmp_path: Path) -> None:
     server = ServerProcess(broker, tmp_path)
     await server.start()
     assert await server.stop() == 0
-    said = server.log.read_text()
-    assert f"imqtt is ready: 16 partitions on {INTERNAL_HOST}:{broker.internal_port}" in said
-    assert "Traceback" not in said
+    log = server.log.read_text()
+    assert f"imqtt is ready: 16 partitions on {INTERNAL_HOST}:{broker.internal_port}" in log
+    assert "Traceback" not in log
 
 
 async def test_the_password_can_be_in_a_file(broker: Mosquitto, tmp_path: Path) -> None:
+    right = tmp_path / "right"
+    right.write_text(f"{broker.server_password}\n")
+    async with ServerProcess(broker, tmp_path, broker_password="wrong", broker_password_file=right):
+        pass
     (tmp_path / "wrong").write_text("guess\n")
     refused = await imqtt_process(
         "serve", "--broker-port", broker.internal_port, "--broker-password-file", tmp_path / "wrong",
@@ -36,7 +40,9 @@ async def test_the_password_can_be_in_a_file(broker: Mosquitto, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-async def test_it_waits_for_a_broker_and_can_be_ended_meanwhile(tmp_path: Path, how: signal.Signals) -> None:
+async def test_the_server_waits_for_a_broker_and_can_be_ended_meanwhile(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "imqtt", "serve", "--broker-port", "1",
         "--store", f"sqlite:///{tmp_path / 'imqtt.db'}",
@@ -56,7 +62,7 @@ async def test_it_waits_for_a_broker_and_can_be_ended_meanwhile(tmp_path: Path, 
     assert b"Traceback" not in rest
 
 
-async def test_a_health_port_that_is_taken_ends_it_at_once_with_one_line(tmp_path: Path) -> None:
+async def test_a_health_port_that_is_taken_ends_the_server_at_once_with_one_line(tmp_path: Path) -> None:
     with socket.create_server((INTERNAL_HOST, 0)) as taken:
         address = f"{INTERNAL_HOST}:{taken.getsockname()[1]}"
         ended = await imqtt_process(
@@ -70,7 +76,7 @@ async def test_a_health_port_that_is_taken_ends_it_at_once_with_one_line(tmp_pat
     )
 
 
-async def test_the_broker_that_it_waits_for_is_named_once_at_the_start_and_at_the_end(tmp_path: Path) -> None:
+async def test_waiting_for_the_broker_is_logged_once_at_the_start_and_once_at_the_end(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path / "broker", **listeners())
     await broker.start()
     await broker.stop()
@@ -78,36 +84,36 @@ async def test_the_broker_that_it_waits_for_is_named_once_at_the_start_and_at_th
     starting = asyncio.create_task(server.start())
     where = f"the broker at {INTERNAL_HOST}:{broker.internal_port}"
 
-    def said() -> list[str]:
+    def warnings() -> list[str]:
         lines = server.log.read_text().splitlines() if server.log.exists() else []
         return [line.partition(" WARNING ")[2] for line in lines if " WARNING " in line]
 
-    await eventually(said, what="a warning")
+    await eventually(warnings, what="a warning")
     await broker.start()
     await starting
-    await eventually(lambda: len(said()) > 1, what="that the broker is there")
+    await eventually(lambda: len(warnings()) > 1, what="the broker's return")
     assert re.fullmatch(
-        rf"imqtt\.server\.\w+: no connection to {where} \([\w -]+\): Connection refused", said()[0]
+        rf"imqtt\.server\.\w+: no connection to {where} \([\w -]+\): Connection refused", warnings()[0]
     )
-    assert re.match(rf"imqtt\.server\.\w+: every connection to {where} works again, after ", said()[1])
-    assert len(said()) == 2
+    assert re.match(rf"imqtt\.server\.\w+: every connection to {where} works again, after ", warnings()[1])
+    assert len(warnings()) == 2
     await server.stop()
     await broker.stop()
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--broker-certificate", "c.pem"), "broker_certificate asks for TLS"),
         (("--broker-port", "8883"), "broker_port 8883 asks for TLS"),
         (("--broker-key", "k.pem", "--broker-ca", "ca.pem"), "broker_key is a key without a certificate"),
     ],
 )
-async def test_settings_that_ask_for_tls_and_would_not_get_it_are_refused(
-    tmp_path: Path, flags: tuple[str, ...], said: str
+async def test_settings_that_request_tls_incompletely_are_refused(
+    tmp_path: Path, flags: tuple[str, ...], message: str
 ) -> None:
     store = tmp_path / "imqtt.db"
     refused = await imqtt_process("serve", *flags, "--store", f"sqlite:///{store}", "--quiet")
     assert refused.status == 1
-    assert said in refused.err
-    assert not store.exists()  # nothing was begun
+    assert message in refused.err
+    assert not store.exists()  # nothing was started

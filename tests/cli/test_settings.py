@@ -40,20 +40,20 @@ def other(setting_default: str | int) -> str | int:
     return setting_default + 7 if isinstance(setting_default, int) else "something/else"
 
 
-def test_every_setting_can_stand_in_the_file(tmp_path: Path) -> None:
+def test_every_setting_can_be_given_in_the_file(tmp_path: Path) -> None:
     lines = [f"{one.name} = {other(one.default)!r}" for one in SETTINGS]
     config = server_config({"config": settings_file(tmp_path, *lines)})
     assert [getattr(config, one.name) for one in SETTINGS] == [other(one.default) for one in SETTINGS]
 
 
-def test_every_setting_can_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_can_be_given_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for one in SETTINGS:
         monkeypatch.setenv(one.variable, str(other(one.default)))
     config = server_config({})
     assert [getattr(config, one.name) for one in SETTINGS] == [other(one.default) for one in SETTINGS]
 
 
-def test_a_flag_comes_before_the_environment_before_the_file_before_the_default(
+def test_a_flag_overrides_the_environment_which_overrides_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags: dict[str, str | None] = {}
@@ -66,14 +66,12 @@ def test_a_flag_comes_before_the_environment_before_the_file_before_the_default(
     assert server_config(flags).max_batch == 30
 
 
-def test_the_variable_names_the_file_where_no_flag_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_names_the_file_if_no_flag_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMQTT_CONFIG", settings_file(tmp_path, "max_batch = 10"))
     assert server_config({}).max_batch == 10
 
 
-def test_a_secret_is_found_in_the_nearest_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_follows_the_same_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def secret(name: str) -> str:
         (tmp_path / name).write_text(f"{name}\n")
         return str(tmp_path / name)
@@ -91,7 +89,7 @@ def test_a_secret_is_found_in_the_nearest_place(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('broker_hots = "x"', "broker_hots: no such setting; did you mean broker_host?"),
         ('broker-host = "x"', "broker-host: no such setting; did you mean broker_host?"),
@@ -113,25 +111,23 @@ def test_a_secret_is_found_in_the_nearest_place(tmp_path: Path, monkeypatch: pyt
         ("max_batch = ", "is not TOML"),
     ],
 )
-def test_a_line_that_cannot_be_meant_is_told_with_its_file_and_key(
-    tmp_path: Path, line: str, said: str
-) -> None:
+def test_an_invalid_line_is_reported_with_its_file_and_key(tmp_path: Path, line: str, message: str) -> None:
     path = settings_file(tmp_path, line)
     with pytest.raises(BadSetting) as refused:
         server_config({"config": path})
     assert path in refused.value.message
-    assert said in refused.value.message
+    assert message in refused.value.message
     assert "12345" not in refused.value.message
 
 
-async def test_the_command_tells_it_in_one_line(tmp_path: Path) -> None:
+async def test_the_command_reports_an_invalid_line_in_one_line(tmp_path: Path) -> None:
     path = settings_file(tmp_path, 'stor = "sqlite:///x.db"')
     outcome = await imqtt("serve", "--config", path)
-    said = f"imqtt: {path}: stor: no such setting; did you mean store?\n"
-    assert (outcome.status, outcome.out, outcome.err) == (2, "", said)
+    message = f"imqtt: {path}: stor: no such setting; did you mean store?\n"
+    assert (outcome.status, outcome.out, outcome.err) == (2, "", message)
 
 
-async def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+async def test_a_missing_settings_file_is_an_error(tmp_path: Path) -> None:
     outcome = await imqtt("serve", IMQTT_CONFIG=str(tmp_path / "none.toml"))
     assert outcome.status == 2
     assert (
@@ -147,7 +143,7 @@ async def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ('store = "mongodb://imqtt:secret@host/imqtt"', "use store_password_file"),
     ],
 )
-def test_a_password_may_not_stand_where_everybody_can_read_it(
+def test_a_password_in_a_file_that_all_users_can_read_is_refused(
     tmp_path: Path, line: str, instead: str
 ) -> None:
     with pytest.raises(SetupError, match=instead) as refused:
@@ -157,12 +153,12 @@ def test_a_password_may_not_stand_where_everybody_can_read_it(
     read_settings(Path(settings_file(tmp_path, line, mode=0o640)))
 
 
-def test_a_file_without_passwords_may_be_read_by_everybody(tmp_path: Path) -> None:
+def test_a_file_without_passwords_may_be_readable_by_all_users(tmp_path: Path) -> None:
     lines = ('store = "mongodb://imqtt@host/imqtt"', 'store_password_file = "/nowhere"')
     read_settings(Path(settings_file(tmp_path, *lines, mode=0o644)))
 
 
-def test_a_secret_and_its_file_cannot_both_be_meant(tmp_path: Path) -> None:
+def test_a_secret_and_its_file_cannot_both_be_given(tmp_path: Path) -> None:
     lines = ('state_password = "a"', 'state_password_file = "b"')
     with pytest.raises(SetupError, match="only one of them"):
         read_settings(Path(settings_file(tmp_path, *lines)))
@@ -173,8 +169,8 @@ def test_a_number_is_refused_outside_its_bounds(setting: Setting) -> None:
     name = setting.name
     for number in (setting.least, setting.default, setting.most):
         assert getattr(ServerConfig.from_environment({}, **{name: number}), name) == number
-    for number, said in ((setting.least - 1, "less"), (setting.most + 1, "more"), (10**30, "more")):
-        with pytest.raises(SetupError, match=f"^{name}: {number} is {said} than"):
+    for number, relation in ((setting.least - 1, "less"), (setting.most + 1, "more"), (10**30, "more")):
+        with pytest.raises(SetupError, match=f"^{name}: {number} is {relation} than"):
             ServerConfig.from_environment({}, **{name: str(number)})
 
 
@@ -191,7 +187,7 @@ async def test_a_server_runs_with_every_number_at_the_end_of_its_bounds(
         assert isinstance(await phone.send("u:alice", "1", "x"), Accepted)
 
 
-def test_every_number_says_its_unit_where_it_is_described() -> None:
+def test_the_description_of_every_number_has_its_unit() -> None:
     described = {number.name: number.bounds for number in NUMBERS}
     assert described["max_packet"] == "bytes, 2,048 to 16,777,216"
     assert described["worker_ttl"] == "seconds, 1 to 60"
@@ -220,7 +216,7 @@ async def test_a_misspelt_variable_is_an_error(name: str, meant: str) -> None:
     assert outcome.err == f"imqtt: {name}: no such setting; did you mean {meant}?\n"
 
 
-def test_variables_of_others_are_named_and_ignored() -> None:
+def test_unknown_variables_of_other_programs_are_listed() -> None:
     kubernetes = ["IMQTT_PORT", "IMQTT_PORT_1883_TCP_ADDR", "IMQTT_SERVICE_HOST", "IMQTT_SERVICE_PORT"]
     known = ["IMQTT_USER", "IMQTT_BROKER", "IMQTT_TEST_REDIS", "IMQTT_DEBUG", "IMQTT_STATE_PASSWORD_FILE"]
     environment = dict.fromkeys([*kubernetes, *known, "IMQTTX", "PATH"], "1")

@@ -22,7 +22,7 @@ signals.run(main, with_stdin=True)
 """
 
 
-def test_what_does_not_end_with_its_stdin_is_ended() -> None:
+def test_a_command_that_does_not_end_with_its_stdin_is_ended() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -26,7 +26,7 @@ D = "d:alice:bob"
 IDENTITY = Identity(7, "0123456789abcdef")
 
 
-async def made(path: Path, events: int = 3, identity: Identity = IDENTITY) -> str:
+async def make_store(path: Path, events: int = 3, identity: Identity = IDENTITY) -> str:
     store = await SqliteStore.open(path, identity)
     await store.put_members([("alice", D), ("bob", D)])
     for first in range(1, events + 1, 1_000):
@@ -37,7 +37,7 @@ async def made(path: Path, events: int = 3, identity: Identity = IDENTITY) -> st
 
 
 async def test_a_copy_is_reported_in_numbers(tmp_path: Path) -> None:
-    source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
+    source, target = await make_store(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
     outcome = await imqtt("store", "copy", source, target)
     assert outcome.status == 0, outcome.err
     assert f"{target} holds what {source} does: 1 conversations with 3 events (3 of them new)" in outcome.out
@@ -50,7 +50,7 @@ async def test_a_copy_is_reported_in_numbers(tmp_path: Path) -> None:
 
 
 async def test_a_copy_is_private(tmp_path: Path) -> None:
-    source = await made(tmp_path / "a.db")
+    source = await make_store(tmp_path / "a.db")
     (tmp_path / "a.db").chmod(0o644)
     umask = os.umask(0o022)
     try:
@@ -61,8 +61,8 @@ async def test_a_copy_is_private(tmp_path: Path) -> None:
     assert (tmp_path / "b.db").stat().st_mode & 0o777 == 0o600
 
 
-async def test_programs_get_the_result_on_stdout_and_each_step_on_stderr(tmp_path: Path) -> None:
-    source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
+async def test_json_prints_the_result_on_stdout_and_each_step_on_stderr(tmp_path: Path) -> None:
+    source, target = await make_store(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
     outcome = await imqtt("store", "copy", source, target, "--json")
     last = outcome.json
     steps = [line.partition(":")[0] for line in outcome.err.splitlines()]
@@ -72,15 +72,15 @@ async def test_programs_get_the_result_on_stdout_and_each_step_on_stderr(tmp_pat
     assert (await imqtt("store", "copy", source, target, "--json", "--quiet")).json["events"] == 3
 
 
-async def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
-    source, target = await made(tmp_path / "a.db", 20_000), f"sqlite:///{tmp_path / 'b.db'}"
-    ours, theirs = pty.openpty()
+async def test_a_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
+    source, target = await make_store(tmp_path / "a.db", 20_000), f"sqlite:///{tmp_path / 'b.db'}"
+    terminal, child_end = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "imqtt", "store", "copy", source, target,
-        env=environment(TERM="xterm"), stdout=asyncio.subprocess.PIPE, stderr=theirs,
+        env=environment(TERM="xterm"), stdout=asyncio.subprocess.PIPE, stderr=child_end,
     )  # fmt: skip
-    os.close(theirs)
-    shown_bytes = await asyncio.to_thread(_read_all, ours)
+    os.close(child_end)
+    shown_bytes = await asyncio.to_thread(_read_all, terminal)
     out, _ = await process.communicate()
     assert process.returncode == 0
     assert b"verifying" in shown_bytes
@@ -89,20 +89,20 @@ async def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
 
 
 def _read_all(terminal: int) -> bytes:
-    said = b""
+    output = b""
     while True:
         try:
             some = os.read(terminal, 4_096)
         except OSError:  # the other end is closed
-            return said
+            return output
         if not some:
-            return said
-        said += some
+            return output
+        output += some
 
 
-async def test_what_cannot_be_copied_says_why_in_one_line(tmp_path: Path) -> None:
-    source = await made(tmp_path / "a.db")
-    other = await made(tmp_path / "other.db", identity=Identity(3, "fedcba9876543210"))
+async def test_an_impossible_copy_prints_the_reason_in_one_line(tmp_path: Path) -> None:
+    source = await make_store(tmp_path / "a.db")
+    other = await make_store(tmp_path / "other.db", identity=Identity(3, "fedcba9876543210"))
     for arguments, why in (
         ((source, source), "are the same store"),
         ((f"sqlite:///{tmp_path / 'none.db'}", source), "there is no store at"),
@@ -121,7 +121,7 @@ async def test_what_cannot_be_copied_says_why_in_one_line(tmp_path: Path) -> Non
 
 
 async def test_a_store_that_is_open_is_refused_on_either_side(tmp_path: Path) -> None:
-    source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
+    source, target = await make_store(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
     async with AsyncExitStack() as stack:
         served = await SqliteStore.open(tmp_path / "a.db", IDENTITY)
         stack.push_async_callback(served.close)
@@ -132,7 +132,7 @@ async def test_a_store_that_is_open_is_refused_on_either_side(tmp_path: Path) ->
         assert not (tmp_path / "b.db").exists()
         outcome = await imqtt("store", "copy", target.replace("b.db", "c.db"), source)
         assert outcome.status == 1
-        await made(tmp_path / "c.db")
+        await make_store(tmp_path / "c.db")
         outcome = await imqtt("store", "copy", target.replace("b.db", "c.db"), source)
         assert "in use by another imqtt server" in outcome.err
         outcome = await imqtt("store", "copy", "--live", source, target)
@@ -140,8 +140,8 @@ async def test_a_store_that_is_open_is_refused_on_either_side(tmp_path: Path) ->
         assert "later changes may be missing" in outcome.out
 
 
-async def test_a_store_of_an_older_imqtt_gets_its_name_before_it_is_copied(tmp_path: Path) -> None:
-    source, target = await made(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
+async def test_a_store_of_an_older_imqtt_is_upgraded_before_it_is_copied(tmp_path: Path) -> None:
+    source, target = await make_store(tmp_path / "a.db"), f"sqlite:///{tmp_path / 'b.db'}"
     with closing(sqlite3.connect(tmp_path / "a.db")) as connection, connection:
         connection.execute("DELETE FROM meta WHERE name = 'cluster'")
         connection.execute("DROP INDEX members_by_conversation")
@@ -153,8 +153,8 @@ async def test_a_store_of_an_older_imqtt_gets_its_name_before_it_is_copied(tmp_p
     assert (await imqtt("store", "copy", "--live", source, target)).status == 0
 
 
-async def test_a_difference_is_named_and_the_target_not_served(tmp_path: Path) -> None:
-    source = await made(tmp_path / "a.db")
+async def test_a_difference_is_reported_and_the_target_is_not_served(tmp_path: Path) -> None:
+    source = await make_store(tmp_path / "a.db")
     store = await SqliteStore.open(tmp_path / "b.db", IDENTITY)
     await store.append([record(D, 1), record(D, 2, message="other"), record(D, 3)])
     await store.close()
@@ -170,16 +170,16 @@ async def test_a_difference_is_named_and_the_target_not_served(tmp_path: Path) -
     assert "is an unfinished copy; run the same `imqtt store copy` again" in served.err
 
 
-async def heard(stream: asyncio.StreamReader, text: bytes) -> None:
-    """Waits for the line that contains the text."""
+async def read_until(stream: asyncio.StreamReader, text: bytes) -> None:
+    """Reads up to the line that contains the text."""
     async with asyncio.timeout(WITHIN):
         while text not in (line := await stream.readline()):
-            assert line, "it has ended"
+            assert line, "the process has ended"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_copy_that_a_signal_ends_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    source, target = await made(tmp_path / "a.db", 1_500), database_url()
+async def test_a_copy_that_a_signal_ends_says_how_to_continue(tmp_path: Path, number: signal.Signals) -> None:
+    source, target = await make_store(tmp_path / "a.db", 1_500), database_url()
     at = urlsplit(target)
     assert at.port is not None
     async with Proxy(at.port) as proxy:
@@ -190,10 +190,10 @@ async def test_a_copy_that_a_signal_ends_says_how_to_go_on(tmp_path: Path, numbe
             env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stderr is not None
-        await heard(process.stderr, b"copying")
+        await read_until(process.stderr, b"copying")
         proxy.slow(0.0, 2_000.0)  # however late the signal comes, the copy is not finished
         process.send_signal(number)
-        await heard(process.stderr, b"is not finished; run the same `imqtt store copy` again")
+        await read_until(process.stderr, b"is not finished; run the same `imqtt store copy` again")
         proxy.repair()
         out, _ = await process.communicate()
     assert process.returncode == 128 + number
@@ -205,9 +205,9 @@ async def test_a_copy_that_a_signal_ends_says_how_to_go_on(tmp_path: Path, numbe
 
 
 async def test_no_secret_of_an_address_is_shown(tmp_path: Path) -> None:
-    source = await made(tmp_path / "a.db")
+    source = await make_store(tmp_path / "a.db")
     target = f"{database_url()}&authMechanismProperties=SERVICE_NAME:hidden"
-    for named, said in (
+    for named, message in (
         (target, "&authMechanismProperties=*** holds what"),
         (target.replace("?", ".?"), "names no MongoDB database"),
         (target.replace("mongodb", "mongo"), "unknown kind of store"),
@@ -215,5 +215,5 @@ async def test_no_secret_of_an_address_is_shown(tmp_path: Path) -> None:
         ("imqtt:hidden@host/imqtt", "unknown kind of store"),
     ):
         outcome = await imqtt("store", "copy", source, named)
-        assert said in outcome.out + outcome.err
+        assert message in outcome.out + outcome.err
         assert "hidden" not in outcome.out + outcome.err

@@ -38,7 +38,7 @@ def ticks(transcript: Transcript) -> list[tuple[str, str]]:
     ]
 
 
-def test_a_message_goes_from_waiting_over_stored_and_delivered_to_read() -> None:
+def test_a_message_goes_from_waiting_to_stored_to_delivered_to_read() -> None:
     transcript = Transcript("alice")
     transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
     assert ticks(transcript) == [("class:tick", "·")]
@@ -50,14 +50,14 @@ def test_a_message_goes_from_waiting_over_stored_and_delivered_to_read() -> None
     assert ticks(transcript) == [("class:tick.read", "✓✓")]
 
 
-def test_ones_own_marks_tick_nothing() -> None:
+def test_the_users_own_marks_change_no_ticks() -> None:
     transcript = Transcript("alice")
     transcript.add([event(1)])
     transcript.mark(Marks(CONVERSATION, "alice", delivered=1, read=1))
     assert ticks(transcript) == [("class:tick", "✓")]
 
 
-def test_others_messages_have_no_ticks() -> None:
+def test_messages_of_others_have_no_ticks() -> None:
     transcript = Transcript("bob")
     transcript.add([event(1, "alice")])
     assert ticks(transcript) == []
@@ -71,7 +71,7 @@ def test_an_event_that_comes_twice_is_shown_once() -> None:
     assert sum(line.endswith("  hi ✓") for line in shown(transcript)) == 1
 
 
-def test_a_refused_message_says_why() -> None:
+def test_a_refused_message_shows_the_reason() -> None:
     transcript = Transcript("alice")
     transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
     transcript.refuse("m1", "content of 70000 bytes; at most 65536")
@@ -79,7 +79,7 @@ def test_a_refused_message_says_why() -> None:
 
 
 @given(st.permutations(range(1, 8)))
-def test_events_are_in_order_of_seq_whatever_order_they_come_in(order: list[int]) -> None:
+def test_events_are_in_order_of_seq_whatever_order_they_arrive_in(order: list[int]) -> None:
     transcript = Transcript("alice")
     for seq in order:
         transcript.add([event(seq)])
@@ -109,14 +109,14 @@ def test_a_text_of_many_lines_keeps_them_and_ends_with_its_tick() -> None:
     assert shown(transcript)[-2].endswith("alice  one")
 
 
-def test_a_text_cannot_steer_the_terminal() -> None:
+def test_control_characters_are_replaced() -> None:
     transcript = Transcript("alice")
     transcript.add([event(1, "bob", text="\x1b[2Jhi\x07")])
     assert "\x1b" not in shown(transcript)[-1]
     assert shown(transcript)[-1].endswith("\ufffd[2Jhi\ufffd")
 
 
-def test_a_store_that_was_restored_begins_it_anew() -> None:
+def test_a_restored_store_restarts_the_transcript() -> None:
     transcript = Transcript("alice")
     transcript.add([event(1), event(2)])
     transcript.clear()
@@ -131,9 +131,9 @@ def test_no_line_is_wider_than_the_screen_and_no_word_is_lost(text: str, width: 
     transcript.add([event(1, text="x" + text)])
     lines = shown(transcript, width)[2:]
     assert all(columns(line) <= width for line in lines)
-    said = "".join(line[15:] if not number else line for number, line in enumerate(lines))
-    given = unstacked(printable("x" + text)) + "✓"
-    assert said.replace(" ", "") == given.replace(" ", "").replace("\n", "")
+    drawn = "".join(line[15:] if not number else line for number, line in enumerate(lines))
+    expected = unstacked(printable("x" + text)) + "✓"
+    assert drawn.replace(" ", "") == expected.replace(" ", "").replace("\n", "")
 
 
 def test_a_message_is_laid_out_again_only_when_something_changes() -> None:
@@ -147,7 +147,7 @@ def test_a_message_is_laid_out_again_only_when_something_changes() -> None:
     assert max(columns("".join(text for _, text in line)) for line in narrow[2:]) <= 30
 
 
-def test_what_is_taken_back_is_gone() -> None:
+def test_a_discarded_message_disappears() -> None:
     transcript = Transcript("alice")
     transcript.wait("m1", Content(text="hi"), 1_790_000_000_000)
     transcript.wait("m2", Content(text="ho"), 1_790_000_000_000)
@@ -157,7 +157,7 @@ def test_what_is_taken_back_is_gone() -> None:
 
 
 @given(st.text(st.sampled_from("\x1b\x9b\x07\x00\x7f\u202e\u2028a\n") | st.characters(codec="utf-8")))
-def test_no_text_can_steer_the_terminal(text: str) -> None:
+def test_no_text_can_control_the_terminal(text: str) -> None:
     transcript = Transcript("alice")
     transcript.add([event(1, "bob", text="x" + text)])
     assert all(

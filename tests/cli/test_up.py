@@ -1,4 +1,4 @@
-"""`imqtt up`: a broker and the server on one directory, which end together."""
+"""`imqtt up` runs a broker and the server on one directory, and ends them together."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from tests.ports import free_port
 from tests.services import WITHIN, eventually
 
 
-async def test_it_says_when_it_is_ready_and_where(tmp_path: Path) -> None:
+async def test_up_reports_when_it_is_ready_and_where(tmp_path: Path) -> None:
     began = time.monotonic()
     async with Up(tmp_path / "data") as up:
         assert up.ready["ready"]
@@ -34,7 +34,7 @@ async def test_it_says_when_it_is_ready_and_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_signal_ends_both_with_status_0(tmp_path: Path, how: signal.Signals) -> None:
+async def test_a_signal_ends_broker_and_server_with_status_0(tmp_path: Path, how: signal.Signals) -> None:
     up = Up(tmp_path / "data")
     await up.start()
     assert await up.end(how) == 0
@@ -42,7 +42,7 @@ async def test_a_signal_ends_both_with_status_0(tmp_path: Path, how: signal.Sign
     assert "Traceback" not in up.log
 
 
-async def test_data_and_ports_outlive_it(tmp_path: Path) -> None:
+async def test_data_and_ports_survive_a_restart(tmp_path: Path) -> None:
     up = Up(tmp_path / "data")
     async with up:
         password = (await imqtt("device", "add", "alice@phone", "--data", up.data, "--json")).rows[0][
@@ -54,7 +54,7 @@ async def test_data_and_ports_outlive_it(tmp_path: Path) -> None:
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
 
 
-async def test_a_browsers_port_that_is_open_to_others_is_told(tmp_path: Path) -> None:
+async def test_a_browsers_port_that_is_open_to_other_machines_is_reported(tmp_path: Path) -> None:
     async with Up(tmp_path / "data") as up:
         port = up.ready["websocket_port"]
         assert not is_exposed("127.0.0.1", up.ready["port"])
@@ -95,7 +95,9 @@ async def test_a_broker_that_dies_is_started_again(tmp_path: Path) -> None:
         assert log_in(up.ready["host"], up.ready["port"], "alice@phone", password)
 
 
-async def test_a_port_taken_while_the_broker_was_down_is_told_once_with_who_has_it(tmp_path: Path) -> None:
+async def test_a_port_taken_while_the_broker_was_down_is_reported_once_with_its_process(
+    tmp_path: Path,
+) -> None:
     async with Up(tmp_path / "data") as up:
         host, port = up.ready["host"], up.ready["port"]
         os.kill(up.ready["broker_pid"], signal.SIGKILL)
@@ -145,7 +147,7 @@ async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> No
     assert outcome.err.count("\n") == 1
 
 
-async def test_what_ends_the_server_ends_it_all(tmp_path: Path) -> None:
+async def test_an_error_of_the_server_ends_the_broker_too(tmp_path: Path) -> None:
     (tmp_path / "data" / "imqtt.db").mkdir(parents=True)
     ports = ("--port", free_port(), "--websocket-port", free_port())
     outcome = await imqtt_process("up", "--data", tmp_path / "data", *ports)
@@ -156,7 +158,7 @@ async def test_what_ends_the_server_ends_it_all(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "mosquitto.pid").exists()  # Mosquitto removes it when it ends
 
 
-async def test_a_bad_setting_is_told_before_anything_starts(tmp_path: Path) -> None:
+async def test_a_bad_setting_is_reported_before_anything_starts(tmp_path: Path) -> None:
     outcome = await imqtt_process("up", "--data", tmp_path / "data", "--max-batch", "0")
     assert (outcome.status, outcome.err) == (
         2,
@@ -165,7 +167,7 @@ async def test_a_bad_setting_is_told_before_anything_starts(tmp_path: Path) -> N
     assert not (tmp_path / "data").exists()
 
 
-async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
+async def test_the_printed_hints_work_when_they_are_pasted(tmp_path: Path) -> None:
     data = tmp_path / "my data"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "imqtt", "up", "--data", str(data), "--port", str(free_port()),
@@ -173,11 +175,11 @@ async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
         env=environment(), stdout=asyncio.subprocess.PIPE, preexec_fn=end_with_parent(),
     )  # fmt: skip
     assert process.stdout is not None
-    said = ""
+    output = ""
     async with asyncio.timeout(WITHIN):
-        while "imqtt chat" not in said:
-            said += (await process.stdout.readline()).decode()
-    lines = [line for line in said.splitlines() if line.startswith("  export ")]
+        while "imqtt chat" not in output:
+            output += (await process.stdout.readline()).decode()
+    lines = [line for line in output.splitlines() if line.startswith("  export ")]
     script = "\n".join([*lines, "env"])
     shell = subprocess.run(["/bin/sh", "-c", script], env={}, capture_output=True, text=True, check=True)
     variables = dict(line.split("=", 1) for line in shell.stdout.splitlines())
@@ -191,11 +193,11 @@ async def test_people_are_told_what_to_do_next(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest = (await process.stdout.read()).decode()
     assert await process.wait() == 0
-    assert f"imqtt device add alice@phone bob@phone --save --data '{data}'" in said
+    assert f"imqtt device add alice@phone bob@phone --save --data '{data}'" in output
     assert "imqtt has ended" in rest
 
 
-async def test_a_port_in_use_is_told_with_where_devices_connect_instead(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported_with_the_port_that_devices_use_instead(tmp_path: Path) -> None:
     async with Up(tmp_path / "data") as up:
         port = up.ready["port"]
     with socket.create_server(("127.0.0.1", port)):
@@ -210,14 +212,14 @@ async def test_a_port_in_use_is_told_with_where_devices_connect_instead(tmp_path
         assert f"devices connect to port {again.ready['port']} instead" in again.log
 
 
-async def test_settings_that_it_sets_itself_are_named_as_ignored(tmp_path: Path) -> None:
+async def test_settings_that_up_sets_itself_are_reported_as_ignored(tmp_path: Path) -> None:
     file = tmp_path / "imqtt.toml"
     file.write_text('state = "redis://127.0.0.1"\nmax_batch = 200\n')
     (tmp_path / "data").write_text("")  # which ends it soon
     given = {"IMQTT_STORE": "mongodb://x/imqtt", "IMQTT_BROKER_PASSWORD_FILE": os.devnull}
     asked = ("up", "--data", tmp_path / "data", "--config", file)
-    told, *_ = (await imqtt(*asked, IMQTT_BROKER="127.0.0.1:1", **given)).err.splitlines()
-    assert told.startswith("imqtt: ignored by `imqtt up`, which sets them itself: ")
-    assert sorted(told.rpartition(": ")[2].split(", ")) == sorted([*given, f"state in {file}"])
+    warning, *_ = (await imqtt(*asked, IMQTT_BROKER="127.0.0.1:1", **given)).err.splitlines()
+    assert warning.startswith("imqtt: ignored by `imqtt up`, which sets them itself: ")
+    assert sorted(warning.rpartition(": ")[2].split(", ")) == sorted([*given, f"state in {file}"])
     file.write_text("max_batch = 200\n")
     assert "ignored" not in (await imqtt(*asked, IMQTT_BROKER="127.0.0.1:1")).err

@@ -13,7 +13,7 @@ from tests.cli.commands import imqtt, imqtt_process
 COMMANDS = [
     (), ("up",), ("serve",), ("device",), ("device", "add"), ("device", "list"), ("device", "revoke"),
     ("device", "migrate"), ("device", "forget"), ("send",), ("recall",), ("tail",), ("history",), ("chat",),
-    ("outbox",), ("outbox", "list"), ("outbox", "discard"),
+    ("outbox",), ("outbox", "list"), ("outbox", "discard"), ("workers",), ("store",), ("store", "copy"),
 ]  # fmt: skip
 
 
@@ -27,19 +27,19 @@ async def test_every_command_has_help(command: tuple[str, ...]) -> None:
 
 
 async def test_every_setting_is_a_flag_with_its_variable_and_default() -> None:
-    said = (await imqtt("serve", "--help")).out
+    output = (await imqtt("serve", "--help")).out
     for setting in fields(ServerConfig):
         flag = "--" + setting.name.replace("_", "-")
-        assert flag in said
-        assert f"IMQTT_{setting.name.upper()}" in said
+        assert flag in output
+        assert f"IMQTT_{setting.name.upper()}" in output
         if setting.metadata["secret"]:
-            assert flag + "-file" in said
+            assert flag + "-file" in output
         elif setting.default:
-            assert str(setting.default) in said
+            assert str(setting.default) in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("serve", "--max-batch", "many"), "max_batch: 'many' is not a whole number"),
         (("serve", "--max-batch", "0"), "max_batch: 0 is less than 1 (commands, 1 to 10,000)"),
@@ -48,25 +48,27 @@ async def test_every_setting_is_a_flag_with_its_variable_and_default() -> None:
         (("device", "add"), "Missing argument 'USER@DEVICE'."),
     ],
 )
-async def test_wrong_use_is_one_line_and_status_2(arguments: tuple[str, ...], said: str) -> None:
+async def test_usage_errors_print_one_line_and_exit_with_status_2(
+    arguments: tuple[str, ...], message: str
+) -> None:
     outcome = await imqtt(*arguments)
-    assert (outcome.status, outcome.out, outcome.err) == (2, "", f"imqtt: {said}\n")
+    assert (outcome.status, outcome.out, outcome.err) == (2, "", f"imqtt: {message}\n")
 
 
-async def test_a_misspelt_flag_is_told_with_what_was_meant() -> None:
+async def test_a_misspelt_flag_is_reported_with_a_suggestion() -> None:
     outcome = await imqtt("serve", "--max-bach", "1")
     assert outcome.status == 2
     assert outcome.err.startswith("imqtt: No such option: --max-bach (Possible options: --max-batch")
     assert outcome.err.count("\n") == 1
 
 
-async def test_a_bad_variable_is_told_like_a_bad_flag() -> None:
+async def test_a_bad_variable_is_reported_like_a_bad_flag() -> None:
     outcome = await imqtt("serve", IMQTT_BROKER_PORT="mqtt")
     assert (outcome.status, outcome.err) == (2, "imqtt: broker_port: 'mqtt' is not a whole number\n")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--store", "mongo://nowhere"), "unknown kind of store 'mongo://nowhere'"),
         (("--state", "redis:"), "unknown kind of state 'redis:'"),
@@ -76,26 +78,26 @@ async def test_a_bad_variable_is_told_like_a_bad_flag() -> None:
         ),
     ],
 )
-async def test_serve_refuses_what_cannot_be_in_one_line(
-    arguments: tuple[str, ...], said: str, tmp_path: Path
+async def test_serve_refuses_impossible_settings_in_one_line(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     store = f"sqlite:///{tmp_path / 'imqtt.db'}"
     outcome = await imqtt_process("serve", *arguments, IMQTT_STORE=store)
     assert outcome.status == 1
-    assert said in outcome.err
+    assert message in outcome.err
     assert outcome.err.count("\n") == 1
 
 
-async def test_the_version_is_told() -> None:
+async def test_the_version_is_printed() -> None:
     assert (await imqtt("--version")).out.startswith("imqtt 0.")
 
 
-async def test_it_runs_as_a_module_with_its_exit_status() -> None:
+async def test_imqtt_runs_as_a_module_with_its_exit_status() -> None:
     wrong = await imqtt_process("serf")
     assert (wrong.status, wrong.err) == (2, "imqtt: No such command 'serf'. Did you mean 'serve'?\n")
 
 
-def test_help_loads_nothing_that_it_does_not_need() -> None:
+def test_help_imports_no_heavy_modules() -> None:
     check = (
         "import sys\nsys.argv = ['imqtt', 'up', '--help']\nfrom imqtt.cli import main\nmain()\n"
         "heavy = {'aiomqtt', 'mqtt5', 'sqlite3', 'prompt_toolkit', 'uvloop', 'asyncio', 'imqtt.server.app',"

@@ -47,7 +47,7 @@ async def all_owned(address: tuple[str, str], count: int) -> bool:
     return each and len(found) == count and held == list(range(16))
 
 
-async def test_who_owns_what_since_when_and_how_far_behind(
+async def test_workers_are_listed_with_their_partitions_since_when_and_how_far_behind(
     supervisor: ServerProcess, address: tuple[str, str]
 ) -> None:
     await eventually(lambda: all_owned(address, 2))
@@ -75,7 +75,7 @@ async def test_a_killed_process_is_replaced(supervisor: ServerProcess, address: 
     await eventually(replaced)
 
 
-async def test_sigterm_ends_them_all_in_good_order(
+async def test_sigterm_ends_all_processes_cleanly(
     supervisor: ServerProcess, address: tuple[str, str]
 ) -> None:
     await eventually(lambda: all_owned(address, 2))
@@ -84,12 +84,12 @@ async def test_sigterm_ends_them_all_in_good_order(
     assert not any(map(is_alive, pids))
     assert "Traceback" not in supervisor.log.read_text()
     store, state = address
-    nobody = await imqtt("workers", "--store", store, "--state", state)
-    assert nobody.status == 1
-    assert nobody.err == "imqtt: no worker is alive\n"
+    listed = await imqtt("workers", "--store", store, "--state", state)
+    assert listed.status == 1
+    assert listed.err == "imqtt: no worker is alive\n"
 
 
-async def test_they_end_with_a_parent_that_is_killed(
+async def test_workers_end_with_a_parent_that_is_killed(
     supervisor: ServerProcess, address: tuple[str, str]
 ) -> None:
     await eventually(lambda: all_owned(address, 2))
@@ -125,9 +125,7 @@ async def test_several_processes_need_mongodb_and_redis(
     assert "redis://" in refused.err
 
 
-async def test_what_is_wrong_with_all_of_them_ends_the_parent(
-    broker: Mosquitto, address: tuple[str, str]
-) -> None:
+async def test_a_problem_of_all_workers_ends_the_parent(broker: Mosquitto, address: tuple[str, str]) -> None:
     refused = await imqtt_process(
         "serve", "--workers", "2", "--broker-port", broker.internal_port, "--store", address[0],
         "--state", address[1], IMQTT_BROKER_PASSWORD="guess",

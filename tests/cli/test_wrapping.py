@@ -40,7 +40,7 @@ def test_a_line_breaks_between_words() -> None:
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
-def test_64_kib_take_no_longer_for_being_one_word(text: str) -> None:
+def test_64_kib_of_any_text_are_wrapped_quickly(text: str) -> None:
     assert seconds_for(lambda: wrapped(unstacked(text.replace("\n", "")), 60)) < 0.2
     assert seconds_for(lambda: Rows(text, 77)) < 0.2
 
@@ -52,7 +52,7 @@ def test_few_combining_characters_stay_and_many_do_not() -> None:
 
 
 @given(awkward, st.integers(2, 30))
-def test_what_is_edited_is_in_its_rows_character_by_character(text: str, width: int) -> None:
+def test_the_rows_of_an_edited_text_hold_its_characters_in_order(text: str, width: int) -> None:
     rows = Rows(text, width)
     assert all(columns(row) <= width for row in rows.texts)
     places = [rows.place(position) for position in range(len(text) + 1)]
@@ -66,6 +66,6 @@ def test_what_is_edited_is_in_its_rows_character_by_character(text: str, width: 
 
 
 @given(awkward, st.integers(2, 30))
-def test_nothing_that_is_edited_steers_the_terminal(text: str, width: int) -> None:
+def test_edited_text_cannot_control_the_terminal(text: str, width: int) -> None:
     shown = "".join(Rows(text, width).texts)
     assert all(character.isprintable() or character in "\u200c\u200d" for character in shown)

@@ -1,4 +1,4 @@
-"""A broker, a server that can be told to misbehave, and devices."""
+"""A broker, a fake server that misbehaves on demand, and devices."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -49,14 +49,14 @@ def after(ticks: int, do: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-async def little(broker: Mosquitto) -> AsyncIterator[FakeServer]:
+async def fake(broker: Mosquitto) -> AsyncIterator[FakeServer]:
     async with FakeServer(broker) as server:
         yield server
 
 
 @pytest.fixture
 def device(broker: Mosquitto, tmp_path: Path) -> Devices:
-    """`device("alice@phone")` makes a client; `stored=True` gives it a file that the next one finds."""
+    """`device("alice@phone")` makes a client; `stored=True` gives it a file that the next client opens."""
     passwords: dict[str, str] = {}
 
     def make(name: str = "alice@phone", *, stored: bool = False, **settings: Any) -> Client:

@@ -51,20 +51,20 @@ LIMITS = Limits(content=65_536, command=262_144, page=PAGE, cursors=1_000, rate=
 class FakeServer:
     """`async with FakeServer(broker) as server`.
 
-    `heard` has every command with its device and partition. If `refuse(command)` returns a `Rejected`, the
+    `received` has every command with its device and partition. If `refuse(command)` returns a `Rejected`, the
     command is not carried out. If `lose(device, frame)` is true, the frame is not sent.
     """
 
     def __init__(self, broker: Mosquitto, *, partitions: int = 4) -> None:
         self.broker = broker
         self.partitions = partitions
-        self.heard: list[tuple[Device, int, AnyCommand]] = []
+        self.received: list[tuple[Device, int, AnyCommand]] = []
         self.logs: dict[str, list[Event]] = defaultdict(list)
         self.marks: dict[tuple[str, str], Marks] = {}
         self.devices: dict[Device, Format] = {}
         self.refuse: Callable[[AnyCommand], Rejected | None] = lambda _: None
         self.lose: Callable[[Device, AnyFrame], bool] = lambda _device, _frame: False
-        self.silent = False  # receives commands without answering them; see `speak`
+        self.silent = False  # receives commands without answering them; see `resume`
         self.present: list[Presence] = []  # sent after each `Hello`
         self.page_size = PAGE
         self.heads_size = PAGE
@@ -87,7 +87,7 @@ class FakeServer:
             LinkSettings(
                 host=INTERNAL_HOST,
                 port=self.broker.internal_port,
-                client_id="little-server",
+                client_id="fake-server",
                 username=SERVER_ACCOUNT,
                 password=self.broker.server_password,
                 clean_start=True,
@@ -102,17 +102,21 @@ class FakeServer:
         if self._link is not None:
             await self._link.close()
 
-    # --- what tests do with it
+    # --- for tests
 
     def commands(self, kind: type, device: str = "") -> list[AnyCommand]:
-        return [it for who, _, it in self.heard if isinstance(it, kind) and device in ("", str(who))]
+        return [
+            command
+            for sender, _, command in self.received
+            if isinstance(command, kind) and device in ("", str(sender))
+        ]
 
     def store(self, conversation: str, text: str, sender: str = "bob@phone", name: str = "") -> Event:
         """Stores an event without sending it."""
         user, device = sender.split("@")
         log = self.logs[conversation]
         self._clock = max(self._clock, clock_of(log)) + 1
-        id_ = Id(self._clock << SNOWFLAKE_TIME_SHIFT | self._restores)  # none is drawn twice
+        id_ = Id(self._clock << SNOWFLAKE_TIME_SHIFT | self._restores)  # no id is drawn twice
         event = Event(
             conversation,
             len(log) + 1,
@@ -126,13 +130,12 @@ class FakeServer:
         log.append(event)
         return event
 
-    async def tell(self, device: str, *frames: AnyFrame) -> None:
+    async def send(self, device: str, *frames: AnyFrame) -> None:
         """Sends frames to a device in one packet."""
-        who = Device(*device.split("@"))
-        form = self.devices.get(who, Format.PROTOBUF)
-        await self.raw(
-            device, join([encode_frame(it, form) for it in frames if not self.lose(who, it)], form)
-        )
+        receiver = Device(*device.split("@"))
+        format = self.devices.get(receiver, Format.PROTOBUF)
+        kept = [frame for frame in frames if not self.lose(receiver, frame)]
+        await self.raw(device, join([encode_frame(frame, format) for frame in kept], format))
 
     async def raw(self, device: str, payload: bytes) -> None:
         assert self._link is not None
@@ -154,13 +157,13 @@ class FakeServer:
         if clock_was_ahead:
             self._clock = clock_of(log)
 
-    async def speak(self) -> None:
+    async def resume(self) -> None:
         """Ends the silence, and answers the commands received during it."""
         while self._unanswered:
             await self._answer(*self._unanswered.pop(0))
         self.silent = False
 
-    # --- what it does by itself
+    # --- the server
 
     async def _read(self, link: Link) -> None:
         while True:
@@ -170,7 +173,7 @@ class FakeServer:
                 assert device is not None
                 command = decode_command(received.payload, Bounds())
                 self.devices[device] = format_of(received.payload)
-                self.heard.append((device, int(received.topic.rsplit("/", 1)[1]), command))
+                self.received.append((device, int(received.topic.rsplit("/", 1)[1]), command))
                 if self.silent:
                     self._unanswered.append((device, command))
                 else:
@@ -179,7 +182,7 @@ class FakeServer:
     async def _answer(self, device: Device, command: AnyCommand) -> None:
         refusal = self.refuse(command)
         if refusal is not None:
-            await self.tell(str(device), refusal)
+            await self.send(str(device), refusal)
         elif isinstance(command, Send):
             await self._store(device, command)
         elif isinstance(command, Mark):
@@ -192,10 +195,10 @@ class FakeServer:
                 command.nonce, device.user, device.device, 0, self.partitions, LIMITS, command.ref
             )
             page = self._page(device.user, command, command.cursors, 0)
-            await self.tell(str(device), welcome, page, *self.present)
+            await self.send(str(device), welcome, page, *self.present)
         elif isinstance(command, Sync):
             before = command.heads_before if command.heads else None
-            await self.tell(str(device), self._page(device.user, command, command.cursors, before))
+            await self.send(str(device), self._page(device.user, command, command.cursors, before))
         elif isinstance(command, History):
             log = self.logs.get(command.conversation, [])
             end = command.before - 1 if command.before else len(log)
@@ -208,13 +211,12 @@ class FakeServer:
                 "start" if start == 0 else "",
                 True,
             )
-            await self.tell(str(device), Page(command.ref, slices=(part,)))
+            await self.send(str(device), Page(command.ref, slices=(part,)))
 
     async def _store(self, device: Device, send: Send) -> None:
         log = self.logs[send.conversation]
-        known = next(
-            (it for it in log if (it.sender, it.client_msg_id) == (device.user, send.client_msg_id)), None
-        )
+        key = (device.user, send.client_msg_id)
+        known = next((event for event in log if (event.sender, event.client_msg_id) == key), None)
         event = known or self.store(send.conversation, "", str(device), send.client_msg_id)
         if known is None:
             event = log[-1] = Event(
@@ -226,12 +228,12 @@ class FakeServer:
         accepted = Accepted(
             event.conversation, event.client_msg_id, event.seq, event.id, event.time, previous
         )
-        await self.tell(str(device), accepted)
+        await self.send(str(device), accepted)
 
     async def _publish(self, conversation: str, frame: AnyFrame, but: Device) -> None:
         for device in self.devices:
             if device != but and device.user in members_of(conversation):
-                await self.tell(str(device), frame)
+                await self.send(str(device), frame)
 
     def _page(
         self, user: str, command: Hello | Sync, cursors: tuple[Cursor, ...], before: int | None
@@ -239,13 +241,13 @@ class FakeServer:
         heads: list[Head] = []
         more_heads = Id(0)
         if before is not None:
-            mine = [it for name, it in self.logs.items() if it and user in members_of(name)]
+            mine = [log for name, log in self.logs.items() if log and user in members_of(name)]
             mine.sort(key=lambda log: -log[-1].id)
             mine = [log for log in mine if not before or log[-1].id < before]
-            known = {it.conversation for it in cursors}
+            known = {cursor.conversation for cursor in cursors}
             for log in mine[: self.heads_size]:
                 last = log[-1]
-                marks = tuple(it for (name, _), it in self.marks.items() if name == last.conversation)
+                marks = tuple(mark for (name, _), mark in self.marks.items() if name == last.conversation)
                 latest = None if last.conversation in known else last
                 heads.append(Head(last.conversation, last.seq, last.id, latest, marks))
             if len(mine) > self.heads_size:

@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "sdk.md"
 # The classes in order, by module. A test checks that these are all of `imqtt.client`.
 SECTIONS = {
     "The client": {"imqtt/client/client.py": ["Client"]},
-    "What it is told": {
+    "Settings": {
         "imqtt/client/settings.py": ["Timing"],
         "imqtt/protocol/__init__.py": ["Format"],
     },
@@ -38,9 +38,10 @@ SECTIONS = {
     },
 }
 ERRORS = [
-    "NotConnected", "TlsFailed", "TakenOver", "Discarded", "CredentialsRefused", "DeviceStoreError",
-    "DeviceStoreInUse",
-    "SetupError", "Invalid", "TooLarge", "NotAllowed", "Conflict", "Unsupported",
+    "ClientError", "NotConnected", "TlsFailed", "TakenOver", "Discarded", "CredentialsRefused",
+    "DeviceStoreError", "DeviceStoreInUse",
+    "SetupError", "Invalid", "TooLarge", "NotAllowed", "NotFound", "AlreadyRecalled", "Conflict",
+    "Unsupported",
 ]  # fmt: skip
 
 
@@ -55,26 +56,28 @@ def reference() -> str:
         parts.append(f"### {title}\n")
         for file, names in files.items():
             source = (ROOT / file).read_text()
-            classes = {it.name: it for it in ast.walk(ast.parse(source)) if isinstance(it, ast.ClassDef)}
+            nodes = ast.walk(ast.parse(source))
+            classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
             for name in names:
                 parts += _class(classes[name], source)
     parts.append("### Errors\n")
     parts.append(f"All are in `imqtt.errors` and derive from `ImqttError`. {_paragraph(errors.ImqttError)}\n")
     parts += [
-        f"- `{it.__name__}` (`{it.code}`): {_paragraph(it)}"
-        for it in (getattr(errors, name) for name in ERRORS)
+        f"- `{error.__name__}` (`{error.code}`): {_paragraph(error)}"
+        for error in (getattr(errors, name) for name in ERRORS)
     ]
     return "\n".join(parts) + "\n"
 
 
 def _class(node: ast.ClassDef, source: str) -> Iterator[str]:
     yield f"#### {node.name}\n"
-    constructor = next((it for it in _functions(node) if it.name == "__init__"), None)
-    fields = [it for it in node.body if isinstance(it, ast.AnnAssign | ast.Assign) and not _is_private(it)]
+    constructor = next((function for function in _functions(node) if function.name == "__init__"), None)
+    assignments = [child for child in node.body if isinstance(child, ast.AnnAssign | ast.Assign)]
+    fields = [assignment for assignment in assignments if not _is_private(assignment)]
     if constructor is not None and node.name == "Client":
         yield _fence(f"Client({_arguments(constructor)})")
     elif fields:
-        yield _fence(*(_field(it, source.splitlines()) for it in fields))
+        yield _fence(*(_field(field, source.splitlines()) for field in fields))
     yield _markdown(ast.get_docstring(node) or "")
     for function in _functions(node):
         if not function.name.startswith("_") and ast.get_docstring(function):
@@ -82,7 +85,7 @@ def _class(node: ast.ClassDef, source: str) -> Iterator[str]:
 
 
 def _method(of: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    decorators = {it.id for it in node.decorator_list if isinstance(it, ast.Name)}
+    decorators = {name.id for name in node.decorator_list if isinstance(name, ast.Name)}
     if "classmethod" not in decorators:
         of = of.lower()
     returns = "" if node.returns is None else f" -> {ast.unparse(node.returns)}"
@@ -95,7 +98,7 @@ def _method(of: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def _functions(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return [it for it in node.body if isinstance(it, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [child for child in node.body if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def _field(node: ast.AnnAssign | ast.Assign, source: list[str]) -> str:
@@ -104,7 +107,7 @@ def _field(node: ast.AnnAssign | ast.Assign, source: list[str]) -> str:
     lines = source[node.lineno - 1 : node.end_lineno]
     if len(lines) == 1:
         return _plain(lines[0].strip())
-    comments = [comment for _, found, comment in (it.partition("  # ") for it in lines) if found]
+    comments = [comment for _, found, comment in (line.partition("  # ") for line in lines) if found]
     return "  # ".join([ast.unparse(node), *filter(None, [" ".join(comments)])])
 
 

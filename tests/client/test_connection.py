@@ -7,6 +7,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from imqtt.client import Client, Phase
@@ -15,6 +16,7 @@ from imqtt.client.store import LocalStore
 from imqtt.errors import ClientError, CredentialsRefused, DeviceStoreError, SetupError
 from imqtt.model import Device, Hello, History, Page, Rejected, Status, Sync
 from imqtt.mosquitto.broker import Mosquitto
+from tests.client import fake_server
 from tests.client.conftest import LONG, PATIENT, QUICK, Devices, after
 from tests.client.fake_server import FakeServer
 from tests.client.test_messages import TALK, take
@@ -27,58 +29,60 @@ def cut(client: Client) -> None:
     client._parts.uplink.mqtt._client._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
 
-async def test_states_are_told_as_they_follow_each_other(
-    little: FakeServer, device: Devices, broker: Mosquitto
+async def test_states_are_reported_in_their_order(
+    fake: FakeServer, device: Devices, broker: Mosquitto
 ) -> None:
     alice = device()
     phases = []
 
     async def watch() -> None:
         async for state in alice.states():
-            phases.append(state.phase)  # noqa: PERF401 - it is looked at while it grows
+            phases.append(state.phase)  # noqa: PERF401 - read while it grows
 
     async with alice:
         watching = asyncio.create_task(watch())
         await eventually(lambda: phases)
         assert phases == [Phase.ESTABLISHED]
-        await little.disconnect()
+        await fake.disconnect()
         await broker.kill()
         await eventually(lambda: Phase.IDLE in phases)
         await broker.start()
-        await little.connect()
+        await fake.connect()
         await eventually(lambda: phases[-1] is Phase.ESTABLISHED)
     await asyncio.wait_for(watching, WITHIN)
     assert phases[-1] is Phase.CLOSED
     assert Phase.CONNECTING in phases
 
 
-async def test_a_message_survives_the_broker(little: FakeServer, device: Devices, broker: Mosquitto) -> None:
+async def test_a_message_survives_a_kill_of_the_broker(
+    fake: FakeServer, device: Devices, broker: Mosquitto
+) -> None:
     async with device() as alice:
-        await little.disconnect()
+        await fake.disconnect()
         await broker.kill()
         sending = asyncio.create_task(alice.send(TALK, "hi"))
         await eventually(lambda: alice.state.phase is not Phase.ESTABLISHED)
         await broker.start()
-        await little.connect()
+        await fake.connect()
         assert (await asyncio.wait_for(sending, WITHIN)).seq == 1
 
 
-async def test_a_wrong_password_is_said_on_entering(device: Devices, little: FakeServer) -> None:
+async def test_a_wrong_password_raises_on_entering(device: Devices, fake: FakeServer) -> None:
     with pytest.raises(CredentialsRefused, match="alice@phone"):
         async with device(password="wrong"):
             pass
 
 
-async def test_revoked_credentials_end_the_client_and_whoever_waits_is_told(
-    little: FakeServer, device: Devices, broker: Mosquitto
+async def test_revoked_credentials_end_the_client_and_all_waiting_calls(
+    fake: FakeServer, device: Devices, broker: Mosquitto
 ) -> None:
     async with device(stored=True) as alice:
         waiting = asyncio.create_task(anext(alice.events()))
-        little.silent = True
+        fake.silent = True
         sending = asyncio.create_task(alice.send(TALK, "hi"))
         await eventually(alice.outbox)
         broker.passwords.remove_all(["alice@phone"])
-        await little.disconnect()
+        await fake.disconnect()
         await broker.kill()
         await broker.start()
         for task in (sending, waiting):
@@ -90,18 +94,18 @@ async def test_revoked_credentials_end_the_client_and_whoever_waits_is_told(
         assert len(await alice.outbox()) == 1
 
 
-async def test_another_broker_is_tried_when_one_is_away(
-    little: FakeServer, device: Devices, broker: Mosquitto
+async def test_another_broker_is_tried_when_one_is_unreachable(
+    fake: FakeServer, device: Devices, broker: Mosquitto
 ) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        away = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        away = f"127.0.0.1:{unused.getsockname()[1]}"
         async with device(brokers=[away, f"mqtt://{broker.host}:{broker.port}"], wait=0) as alice:
             await asyncio.wait_for(alice.caught_up(), WITHIN)
             assert alice.state.address == f"mqtt://{broker.host}:{broker.port}"
 
 
-async def test_websockets_work_too(little: FakeServer, device: Devices, broker: Mosquitto) -> None:
+async def test_websockets_work_too(fake: FakeServer, device: Devices, broker: Mosquitto) -> None:
     async with device(brokers=f"ws://{broker.host}:{broker.websocket_port}") as alice:
         assert (await alice.send(TALK, "hi")).seq == 1
 
@@ -116,32 +120,32 @@ async def test_a_client_works_without_a_connection_and_ends_at_once(device: Devi
         assert await alice.conversations() == []
 
 
-async def test_a_broker_that_accepts_and_says_nothing_is_given_up(device: Devices) -> None:
+async def test_a_connection_to_a_broker_that_never_answers_times_out(device: Devices) -> None:
     server = await asyncio.start_server(lambda reader, writer: asyncio.sleep(LONG), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    impatient = replace(PATIENT, connect=0.5)
+    timing = replace(PATIENT, connect=0.5)
     async with (
         asyncio.timeout(WITHIN),
-        device(brokers=f"127.0.0.1:{port}", timing=impatient, wait=LONG) as alice,
+        device(brokers=f"127.0.0.1:{port}", timing=timing, wait=LONG) as alice,
     ):
         assert "no answer within 0.5 s" in alice.state.reason
     server.close()
 
 
-async def test_hello_is_said_again_until_there_is_an_answer(little: FakeServer, device: Devices) -> None:
-    little.silent = True
+async def test_hello_is_repeated_until_it_is_answered(fake: FakeServer, device: Devices) -> None:
+    fake.silent = True
     async with device(wait=0, timing=QUICK) as alice:
-        await eventually(lambda: len(little.commands(Hello)) >= 2)
+        await eventually(lambda: len(fake.commands(Hello)) >= 2)
         assert alice.state.phase is Phase.CONNECTING
-        little.silent = False
+        fake.silent = False
         await asyncio.wait_for(alice.caught_up(), WITHIN)
-    partitions = {partition for _, partition, it in little.heard if isinstance(it, Hello)}
+    partitions = {partition for _, partition, command in fake.received if isinstance(command, Hello)}
     assert partitions == {0}  # until the server has reported the number
-    assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
+    assert len({hello.nonce for hello in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
-async def test_a_hello_that_is_refused_for_good_is_tried_on_another_connection(
-    little: FakeServer, device: Devices
+async def test_a_hello_that_is_rejected_for_good_is_retried_on_another_connection(
+    fake: FakeServer, device: Devices
 ) -> None:
     refused = [1]
 
@@ -151,19 +155,19 @@ async def test_a_hello_that_is_refused_for_good_is_tried_on_another_connection(
             return Rejected("invalid", "no such platform", False, "hello", ref=command.ref)
         return None
 
-    little.refuse = refuse
+    fake.refuse = refuse
     async with device() as alice:
         await asyncio.wait_for(alice.caught_up(), WITHIN)
-        assert len({it.nonce for it in little.commands(Hello)}) == 2  # type: ignore[union-attr]
+        assert len({hello.nonce for hello in fake.commands(Hello)}) == 2  # type: ignore[union-attr]
 
 
-async def test_a_broker_that_nobody_answers_behind_is_left_for_another(
-    little: FakeServer, device: Devices, broker: Mosquitto, tmp_path: Path
+async def test_a_broker_without_a_server_is_left_for_another(
+    fake: FakeServer, device: Devices, broker: Mosquitto, tmp_path: Path
 ) -> None:
     async with Mosquitto(tmp_path / "lonely") as lonely:
-        for it in (lonely, broker):
-            it.passwords.add("alice@phone", "secret")
-        brokers = [f"mqtt://{it.host}:{it.port}" for it in (lonely, broker)]
+        for server in (lonely, broker):
+            server.passwords.add("alice@phone", "secret")
+        brokers = [f"mqtt://{server.host}:{server.port}" for server in (lonely, broker)]
         timing = replace(PATIENT, answer=0.2, silence=1.0)
         async with device(brokers=brokers, password="secret", timing=timing, wait=0) as alice:
             await eventually(lambda: alice.state.address == brokers[0])
@@ -171,17 +175,15 @@ async def test_a_broker_that_nobody_answers_behind_is_left_for_another(
             assert alice.state.address == brokers[1]
 
 
-async def test_a_server_that_falls_silent_is_looked_for_on_another_connection(
-    little: FakeServer, device: Devices
-) -> None:
+async def test_a_client_reconnects_when_the_server_falls_silent(fake: FakeServer, device: Devices) -> None:
     async with device(timing=replace(PATIENT, answer=0.2, silence=1.0, sync=0.3)) as alice:
-        little.silent = True  # as if the subscription were lost
-        await eventually(lambda: len({it.nonce for it in little.commands(Hello)}) >= 2)  # type: ignore[union-attr]
-        little.silent = False
+        fake.silent = True  # as if the subscription were lost
+        await eventually(lambda: len({hello.nonce for hello in fake.commands(Hello)}) >= 2)  # type: ignore[union-attr]
+        fake.silent = False
         await asyncio.wait_for(alice.caught_up(), WITHIN)
 
 
-async def test_a_server_that_asks_for_time_is_not_silent(little: FakeServer, device: Devices) -> None:
+async def test_a_server_that_sends_retry_after_is_not_silent(fake: FakeServer, device: Devices) -> None:
     def refuse(command: object) -> Rejected | None:
         if isinstance(command, Sync):
             return Rejected("unavailable", "not now", True, "sync", ref=command.ref, retry_after=6_500)
@@ -189,39 +191,39 @@ async def test_a_server_that_asks_for_time_is_not_silent(little: FakeServer, dev
 
     # Silence ends a connection after 5 to 6 s: later than an answer comes, and before the next question.
     async with device(timing=replace(PATIENT, silence=5.0, sync=0.1)):
-        little.refuse = refuse
-        await eventually(lambda: len(little.commands(Sync)) >= 2)
-        assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
+        fake.refuse = refuse
+        await eventually(lambda: len(fake.commands(Sync)) >= 2)
+        assert len({hello.nonce for hello in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
-async def test_a_server_behind_the_broker_that_does_not_answer_is_told_and_so_is_its_return(
-    little: FakeServer, device: Devices
+async def test_the_silence_and_the_return_of_the_server_behind_a_broker_are_reported(
+    fake: FakeServer, device: Devices
 ) -> None:
     async with device(timing=replace(QUICK, idle=0.2)) as alice:
         assert alice.state.phase is Phase.ESTABLISHED
         await eventually(lambda: not alice.state.silent)
         for _ in range(2):
-            little.silent = True
+            fake.silent = True
             await eventually(lambda: alice.state.silent)
             assert alice.state.phase is Phase.ESTABLISHED
-            little.silent = False
+            fake.silent = False
             await eventually(lambda: not alice.state.silent)
 
 
-async def test_a_device_that_asks_for_no_sign_of_life_costs_the_server_nothing(
-    little: FakeServer, device: Devices
+async def test_a_device_without_an_idle_interval_sends_no_periodic_requests(
+    fake: FakeServer, device: Devices
 ) -> None:
     async with device(timing=replace(PATIENT, idle=0.1)), device("bob@phone") as bob:
         await bob.caught_up()
-        asked = len(little.commands(Sync, "bob@phone"))
-        await eventually(lambda: len(little.commands(Sync, "alice@phone")) > 3)
-        assert len(little.commands(Sync, "bob@phone")) == asked
+        asked = len(fake.commands(Sync, "bob@phone"))
+        await eventually(lambda: len(fake.commands(Sync, "alice@phone")) > 3)
+        assert len(fake.commands(Sync, "bob@phone")) == asked
 
 
 async def test_without_any_server_entering_returns_and_the_state_says_why(
-    broker: Mosquitto, device: Devices, little: FakeServer
+    broker: Mosquitto, device: Devices, fake: FakeServer
 ) -> None:
-    little.silent = True
+    fake.silent = True
     alice = device(wait=0.1, timing=QUICK)
     states = alice.states()  # before entering, so that a program can show them while it waits
     async with alice, asyncio.timeout(WITHIN):
@@ -229,29 +231,29 @@ async def test_without_any_server_entering_returns_and_the_state_says_why(
             if state.silent:
                 assert state.phase is Phase.CONNECTING
                 break
-        little.silent = False
+        fake.silent = False
         async for state in states:
             if state.phase is Phase.ESTABLISHED:
                 assert not state.silent
                 break
 
 
-async def test_what_was_asked_on_a_lost_connection_is_asked_at_once_on_the_next(
-    little: FakeServer, device: Devices
+async def test_a_request_on_a_lost_connection_is_repeated_at_once_on_the_next(
+    fake: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
-        event = little.store(TALK, "hi")
-        little.lose = lambda _, frame: isinstance(frame, Page) and any(it.history for it in frame.slices)
+        event = fake.store(TALK, "hi")
+        fake.lose = lambda _, frame: isinstance(frame, Page) and any(part.history for part in frame.slices)
         reading = asyncio.create_task(alice.history(TALK))
-        await eventually(lambda: little.commands(History))
-        little.lose = lambda _device, _frame: False
+        await eventually(lambda: fake.commands(History))
+        fake.lose = lambda _device, _frame: False
         cut(alice)
         assert await asyncio.wait_for(reading, WITHIN) == [event]
 
 
 @pytest.mark.parametrize("ticks", range(10))
-async def test_closing_ends_whatever_is_lost_just_then(
-    little: FakeServer, device: Devices, ticks: int
+async def test_closing_ends_though_the_connection_is_lost_just_then(
+    fake: FakeServer, device: Devices, ticks: int
 ) -> None:
     alice = device()
     await alice.__aenter__()
@@ -271,78 +273,74 @@ async def test_closing_ends_whatever_is_lost_just_then(
     assert alice.state.phase is Phase.CLOSED
 
 
-async def test_a_clean_end_says_offline_and_the_will_says_it_otherwise(
-    little: FakeServer, device: Devices
+async def test_a_clean_end_publishes_offline_and_otherwise_the_will_does(
+    fake: FakeServer, device: Devices
 ) -> None:
     async with device():
         pass
-    await eventually(lambda: little.commands(Status))
+    await eventually(lambda: fake.commands(Status))
     async with device() as alice:
-        nonce = little.commands(Hello)[-1].nonce  # type: ignore[union-attr]
+        nonce = fake.commands(Hello)[-1].nonce  # type: ignore[union-attr]
         cut(alice)
-        await eventually(lambda: len(little.commands(Status)) >= 2)
-        assert little.commands(Status)[1] == Status("offline", nonce)
-        await eventually(lambda: len(little.commands(Hello)) == 3)
+        await eventually(lambda: len(fake.commands(Status)) >= 2)
+        assert fake.commands(Status)[1] == Status("offline", nonce)
+        await eventually(lambda: len(fake.commands(Hello)) == 3)
 
 
-async def test_a_status_holds_over_connections(little: FakeServer, device: Devices) -> None:
+async def test_a_status_is_reported_again_on_the_next_connection(fake: FakeServer, device: Devices) -> None:
     async with device() as alice:
         await alice.set_status("background", network="wifi", battery=80)
         cut(alice)
-        await eventually(lambda: len(little.commands(Hello)) == 2)
-        nonce = little.commands(Hello)[-1].nonce  # type: ignore[union-attr]
-        await eventually(lambda: Status("background", nonce, "wifi", 80) in little.commands(Status))
+        await eventually(lambda: len(fake.commands(Hello)) == 2)
+        nonce = fake.commands(Hello)[-1].nonce  # type: ignore[union-attr]
+        await eventually(lambda: Status("background", nonce, "wifi", 80) in fake.commands(Status))
 
 
-async def test_a_device_that_only_listens_says_that_it_is_there(
-    little: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+async def test_a_device_that_only_listens_keeps_itself_present(
+    fake: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import msgspec
-
-    from tests.client import fake_server
-
     monkeypatch.setattr(fake_server, "LIMITS", msgspec.structs.replace(fake_server.LIMITS, presence=1))
     async with device():
-        await eventually(lambda: len(little.commands(Status)) >= 3)
+        await eventually(lambda: len(fake.commands(Status)) >= 3)
 
 
-async def test_two_clients_cannot_have_one_store(little: FakeServer, device: Devices) -> None:
+async def test_two_clients_cannot_have_one_store(fake: FakeServer, device: Devices) -> None:
     async with device(stored=True):
         with pytest.raises(DeviceStoreError, match="in use"):
             async with device(stored=True):
                 pass
 
 
-async def test_iterators_stop_when_the_client_is_closed(little: FakeServer, device: Devices) -> None:
+async def test_iterators_stop_when_the_client_is_closed(fake: FakeServer, device: Devices) -> None:
     async with device() as alice:
         events, notices = alice.events(), alice.notices()
-        waiting = [asyncio.create_task(take(it, 1)) for it in (events, notices)]
+        waiting = [asyncio.create_task(take(stream, 1)) for stream in (events, notices)]
         await asyncio.sleep(0)
     assert await asyncio.gather(*waiting) == [[], []]
 
 
 @pytest.mark.parametrize("name", ["alice@ph one", "a+b@phone", "@phone", "a" * 60 + "@phone"])
-def test_names_that_no_device_can_have_are_refused(name: str) -> None:
+def test_invalid_user_and_device_names_are_refused(name: str) -> None:
     user, device = name.split("@")
     with pytest.raises(SetupError, match="user and device"):
         Client(user=user, device=device, password="x")
 
 
 @pytest.mark.parametrize("address", ["", "http://host", "host:port", "mqtt://", "host:99999"])
-def test_addresses_that_are_none_are_refused(address: str) -> None:
+def test_malformed_addresses_are_refused(address: str) -> None:
     with pytest.raises(SetupError, match="address"):
         Client(user="alice", device="phone", password="x", brokers=address)
 
 
-def test_a_password_does_not_show() -> None:
+def test_a_password_is_not_in_the_repr() -> None:
     assert "secret" not in repr(Client(user="alice", device="phone", password="secret").settings)
 
 
 # --- entering that fails
 
 
-async def test_a_client_that_cannot_be_entered_lets_go_of_its_store(
-    device: Devices, little: FakeServer, tmp_path: Path
+async def test_a_client_that_cannot_be_entered_releases_its_store(
+    device: Devices, fake: FakeServer, tmp_path: Path
 ) -> None:
     with pytest.raises(CredentialsRefused):
         async with device(stored=True, password="wrong"):
@@ -353,7 +351,7 @@ async def test_a_client_that_cannot_be_entered_lets_go_of_its_store(
     await _is_free(tmp_path / "alice-phone.db")
 
 
-async def test_a_client_that_finds_a_damaged_store_lets_go_of_it(device: Devices, tmp_path: Path) -> None:
+async def test_a_client_that_finds_a_damaged_store_releases_it(device: Devices, tmp_path: Path) -> None:
     path = tmp_path / "alice-phone.db"
     async with device(stored=True, brokers="127.0.0.1:1"):
         pass
@@ -366,10 +364,8 @@ async def test_a_client_that_finds_a_damaged_store_lets_go_of_it(device: Devices
 
 
 @pytest.mark.parametrize("ticks", range(0, 24, 2))
-async def test_entering_that_is_cancelled_lets_go_of_the_store(
-    device: Devices, tmp_path: Path, ticks: int
-) -> None:
-    """At any moment: while the file is opened or read, or while the client connects."""
+async def test_cancelling_the_entry_releases_the_store(device: Devices, tmp_path: Path, ticks: int) -> None:
+    """At any moment: while the file is opened or read, and while the client connects."""
     entering = asyncio.create_task(device(stored=True, brokers="127.0.0.1:1").__aenter__())
     for _ in range(ticks):
         await asyncio.sleep(0.0005)
@@ -379,9 +375,7 @@ async def test_entering_that_is_cancelled_lets_go_of_the_store(
     await _is_free(tmp_path / "alice-phone.db")
 
 
-async def test_closing_that_is_cancelled_lets_go_of_the_store(
-    little: FakeServer, device: Devices, tmp_path: Path
-) -> None:
+async def test_cancelling_close_releases_the_store(fake: FakeServer, device: Devices, tmp_path: Path) -> None:
     alice = device(stored=True)
     await alice.__aenter__()
     closing = asyncio.create_task(alice.close())
@@ -400,7 +394,7 @@ async def test_a_client_is_entered_once(device: Devices) -> None:
 
 
 async def _is_free(path: Path) -> None:
-    """Whether another client could open the store. A cancelled thread may take a moment."""
+    """Waits until another client could open the store. A cancelled thread may take a moment."""
 
     async def opens() -> bool:
         try:
@@ -425,7 +419,7 @@ async def _is_free(path: Path) -> None:
         ("Broker", "mqtt://broker:1883"),
     ],
 )
-def test_addresses_are_shown_as_they_can_be_given(text: str, shown: str) -> None:
+def test_addresses_are_shown_in_a_form_that_can_be_parsed(text: str, shown: str) -> None:
     address = parse_address(text)
     assert str(address) == shown
     assert parse_address(shown) == address
@@ -437,27 +431,27 @@ def test_an_ipv6_address_without_brackets_is_ambiguous(text: str) -> None:
         parse_address(text)
 
 
-async def test_an_ipv6_address_is_in_states_and_errors_as_it_was_given(device: Devices) -> None:
+async def test_an_ipv6_address_appears_in_states_and_errors_as_given(device: Devices) -> None:
     async with device(brokers="[::1]:1") as alice:
         assert alice.state.address == "mqtt://[::1]:1"
         assert alice.state.reason.startswith("mqtt://[::1]:1: ")
 
 
-async def test_a_program_that_follows_no_states_is_told_why_it_waits(
+async def test_a_program_that_follows_no_states_gets_a_warning_with_the_reason(
     broker: Mosquitto, device: Devices, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nobody = f"127.0.0.1:{free_port()}"
-    async with device(brokers=nobody):
+    unused = f"127.0.0.1:{free_port()}"
+    async with device(brokers=unused):
         pass
     assert caplog.messages == [
-        f"alice@phone is not connected yet, and keeps trying: mqtt://{nobody}: Connection refused"
+        f"alice@phone is not connected yet, and keeps trying: mqtt://{unused}: Connection refused"
     ]
     caplog.clear()
     async with device(wait=0.3):  # a broker without a server
         pass
-    (said,) = caplog.messages
-    assert said.startswith("alice@phone is not connected yet, and keeps trying: ")
-    assert "no imqtt server has" in said
+    (warning,) = caplog.messages
+    assert warning.startswith("alice@phone is not connected yet, and keeps trying: ")
+    assert "no imqtt server has" in warning
     caplog.clear()
     alice = device("alice@tablet", wait=0.3)
     states = alice.states()

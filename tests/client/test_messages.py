@@ -31,29 +31,33 @@ def texts(events: list[Event]) -> list[str | None]:
 
 @pytest.mark.parametrize("format", list(Format))
 async def test_a_sent_message_is_stored_and_is_in_the_senders_own_log(
-    little: FakeServer, device: Devices, format: Format
+    fake: FakeServer, device: Devices, format: Format
 ) -> None:
     async with device(format=format) as alice:
         events = alice.events()
         accepted = await alice.send(TALK, "hi")
-        assert (accepted.seq, accepted.id) == (1, little.logs[TALK][0].id)
-        assert await take(events, 1) == little.logs[TALK]
+        assert (accepted.seq, accepted.id) == (1, fake.logs[TALK][0].id)
+        assert await take(events, 1) == fake.logs[TALK]
         assert await alice.outbox() == []
 
 
-async def test_both_sides_see_one_order(little: FakeServer, device: Devices) -> None:
+async def test_both_sides_see_one_order(fake: FakeServer, device: Devices) -> None:
     async with device("alice@phone") as alice, device("bob@phone") as bob:
-        hers, his = alice.events(), bob.events()
+        alices, bobs = alice.events(), bob.events()
         await asyncio.gather(
             *(alice.send(TALK, f"a{number}") for number in range(20)),
             *(bob.send(TALK, f"b{number}") for number in range(20)),
         )
-        seen = await take(hers, 40)
-        assert seen == await take(his, 40) == little.logs[TALK]
-        assert [it for it in texts(seen) if it and it[0] == "a"] == [f"a{number}" for number in range(20)]
+        seen = await take(alices, 40)
+        assert seen == await take(bobs, 40) == fake.logs[TALK]
+        assert [text for text in texts(seen) if text and text[0] == "a"] == [
+            f"a{number}" for number in range(20)
+        ]
 
 
-async def test_a_lost_answer_is_asked_for_with_the_same_name(little: FakeServer, device: Devices) -> None:
+async def test_a_message_without_an_answer_is_sent_again_with_the_same_client_msg_id(
+    fake: FakeServer, device: Devices
+) -> None:
     lost: list[Accepted] = []
 
     def lose(_: object, frame: object) -> bool:
@@ -62,16 +66,16 @@ async def test_a_lost_answer_is_asked_for_with_the_same_name(little: FakeServer,
             return True
         return False
 
-    little.lose = lose
+    fake.lose = lose
     async with device(timing=QUICK) as alice:
         accepted = await alice.send(TALK, "hi")
         assert accepted == lost[0] == lost[1]
-        assert len({it.client_msg_id for it in little.commands(Send)}) == 1  # type: ignore[union-attr]
-        assert len(little.logs[TALK]) == 1
+        assert len({send.client_msg_id for send in fake.commands(Send)}) == 1  # type: ignore[union-attr]
+        assert len(fake.logs[TALK]) == 1
 
 
 async def test_a_retryable_rejection_does_not_change_the_senders_order(
-    little: FakeServer, device: Devices
+    fake: FakeServer, device: Devices
 ) -> None:
     busy = [3]
 
@@ -83,18 +87,18 @@ async def test_a_retryable_rejection_does_not_change_the_senders_order(
             )
         return None
 
-    little.refuse = refuse
+    fake.refuse = refuse
     async with device() as alice:
         await asyncio.gather(*(alice.send(TALK, str(number)) for number in range(5)))
-        assert texts(little.logs[TALK]) == ["0", "1", "2", "3", "4"]
+        assert texts(fake.logs[TALK]) == ["0", "1", "2", "3", "4"]
 
 
-async def test_what_the_server_refuses_is_raised_and_leaves_the_outbox(
-    little: FakeServer, device: Devices
+async def test_a_rejection_is_raised_and_removes_the_message_from_the_outbox(
+    fake: FakeServer, device: Devices
 ) -> None:
-    little.refuse = lambda it: (
-        Rejected("not_allowed", "not yours", False, "send", it.conversation, it.client_msg_id)
-        if isinstance(it, Send)
+    fake.refuse = lambda command: (
+        Rejected("not_allowed", "not yours", False, "send", command.conversation, command.client_msg_id)
+        if isinstance(command, Send)
         else None
     )
     async with device() as alice:
@@ -103,12 +107,12 @@ async def test_what_the_server_refuses_is_raised_and_leaves_the_outbox(
         assert await alice.outbox() == []
 
 
-async def test_a_refused_post_stays_in_the_outbox_and_a_notice_tells(
-    little: FakeServer, device: Devices
+async def test_a_rejected_post_stays_in_the_outbox_and_a_notice_reports_it(
+    fake: FakeServer, device: Devices
 ) -> None:
-    little.refuse = lambda it: (
-        Rejected("code_of_tomorrow", "no", False, "send", it.conversation, it.client_msg_id)
-        if isinstance(it, Send)
+    fake.refuse = lambda command: (
+        Rejected("code_of_tomorrow", "no", False, "send", command.conversation, command.client_msg_id)
+        if isinstance(command, Send)
         else None
     )
     async with device(stored=True) as alice:
@@ -118,61 +122,61 @@ async def test_a_refused_post_stays_in_the_outbox_and_a_notice_tells(
         assert refused.entry.client_msg_id == name
         assert refused.error.code == "code_of_tomorrow"
     async with device(stored=True) as alice:
-        assert [it.refused for it in await alice.outbox()] == ["code_of_tomorrow"]
+        assert [entry.refused for entry in await alice.outbox()] == ["code_of_tomorrow"]
         assert await alice.discard(TALK, name)
         assert await alice.outbox() == []
 
 
-async def test_one_client_msg_id_is_one_message(little: FakeServer, device: Devices) -> None:
+async def test_one_client_msg_id_is_one_message(fake: FakeServer, device: Devices) -> None:
     async with device() as alice:
         first, second = await asyncio.gather(
             alice.send(TALK, "hi", client_msg_id="m1"), alice.send(TALK, "hi", client_msg_id="m1")
         )
         assert first == second
         assert await alice.send(TALK, "hi", client_msg_id="m1") == first
-        little.silent = True
+        fake.silent = True
         await alice.post(TALK, "hello", client_msg_id="m2")
         with pytest.raises(Conflict):
             await alice.post(TALK, "other", client_msg_id="m2")
 
 
-async def test_giving_up_waiting_does_not_take_a_message_back(little: FakeServer, device: Devices) -> None:
+async def test_a_timeout_of_send_does_not_withdraw_the_message(fake: FakeServer, device: Devices) -> None:
     async with device() as alice:
-        little.silent = True
+        fake.silent = True
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(alice.send(TALK, "hi"), 0.1)
         assert len(await alice.outbox()) == 1
-        await eventually(lambda: little.commands(Send))
-        await little.speak()
-        await eventually(lambda: little.logs[TALK])
+        await eventually(lambda: fake.commands(Send))
+        await fake.resume()
+        await eventually(lambda: fake.logs[TALK])
 
 
-async def test_events_in_any_order_and_twice_come_out_once_in_order(
-    little: FakeServer, device: Devices
+async def test_events_that_arrive_in_any_order_and_twice_are_returned_once_and_in_order(
+    fake: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
         events = alice.events()
-        stored = [little.store(TALK, str(number)) for number in range(10)]
+        stored = [fake.store(TALK, str(number)) for number in range(10)]
         for place in (2, 0, 0, 4, 3, 2, 1, 9, 8, 5, 1, 7):
-            await little.tell("alice@phone", stored[place])
+            await fake.send("alice@phone", stored[place])
         assert await take(events, 10) == stored  # the seventh was lost, and requested
 
 
-async def test_a_slow_reader_holds_nothing_up(little: FakeServer, device: Devices) -> None:
+async def test_a_slow_reader_blocks_nothing(fake: FakeServer, device: Devices) -> None:
     async with device() as alice:
         slow, quick = alice.events(), alice.events()
-        stored = [little.store(TALK, str(number)) for number in range(300)]
-        await little.tell("alice@phone", *stored)
+        stored = [fake.store(TALK, str(number)) for number in range(300)]
+        await fake.send("alice@phone", *stored)
         assert await take(quick, 300) == stored
         assert await take(slow, 1) == stored[:1]
         await alice.send(TALK, "still here")
         assert texts(await take(slow, 300))[-1] == "still here"
 
 
-async def test_a_consumer_goes_on_where_it_had_finished(little: FakeServer, device: Devices) -> None:
+async def test_a_consumer_resumes_after_its_last_processed_event(fake: FakeServer, device: Devices) -> None:
     async with device(stored=True) as alice:
-        stored = [little.store(TALK, str(number)) for number in range(5)]
-        await little.tell("alice@phone", *stored)
+        stored = [fake.store(TALK, str(number)) for number in range(5)]
+        await fake.send("alice@phone", *stored)
         assert await take(alice.events("bot"), 3) == stored[:3]  # the third is returned but not processed
     async with device(stored=True) as alice:
         events = alice.events("bot")
@@ -182,18 +186,18 @@ async def test_a_consumer_goes_on_where_it_had_finished(little: FakeServer, devi
         assert await take(alice.events("bot"), 1) == stored[4:]
 
 
-async def test_packets_that_are_not_frames_do_no_harm(little: FakeServer, device: Devices) -> None:
+async def test_packets_that_are_not_frames_do_no_harm(fake: FakeServer, device: Devices) -> None:
     async with device(format=Format.JSON) as alice:
         events = alice.events()
         for rubbish in (b"", b"\xff\xff", b"{", b'{"frames":[{"type":"of_tomorrow"}]}', b'{"frames":{}}'):
-            await little.raw("alice@phone", rubbish)
-        event = little.store(TALK, "hi")
-        await little.tell("alice@phone", event)
+            await fake.raw("alice@phone", rubbish)
+        event = fake.store(TALK, "hi")
+        await fake.send("alice@phone", event)
         assert await take(events, 1) == [event]
         assert alice.counts["malformed"] >= 2
 
 
-async def test_what_cannot_be_sent_is_refused_at_once(little: FakeServer, device: Devices) -> None:
+async def test_invalid_content_is_refused_at_once(fake: FakeServer, device: Devices) -> None:
     async with device() as alice:
         for content in ("", b"bytes without a type", "x" * 70_000):
             with pytest.raises(Exception, match="content") as caught:
@@ -201,17 +205,17 @@ async def test_what_cannot_be_sent_is_refused_at_once(little: FakeServer, device
             assert caught.value.code in ("invalid", "too_large")  # type: ignore[attr-defined]
         assert await alice.outbox() == []
         accepted = await alice.send(TALK, {"lat": 1.5})
-        assert little.logs[TALK][accepted.seq - 1].content.json == '{"lat":1.5}'
+        assert fake.logs[TALK][accepted.seq - 1].content.json == '{"lat":1.5}'
 
 
-async def test_the_first_device_of_a_conversation_is_known_by_name(device: Devices) -> None:
+async def test_direct_returns_the_id_of_the_conversation_with_a_user(device: Devices) -> None:
     alice: Client = device()
     assert (alice.direct("bob"), alice.direct("Zoe")) == ("d:alice:bob", "d:Zoe:alice")
     assert alice.direct("alice") == "u:alice"
 
 
 async def test_a_users_name_stands_for_the_conversation_with_that_user(
-    little: FakeServer, device: Devices
+    fake: FakeServer, device: Devices
 ) -> None:
     async with device("alice@phone") as alice, device("bob@phone") as bob:
         events = alice.events(conversation="bob")
@@ -234,7 +238,9 @@ async def test_a_users_name_stands_for_the_conversation_with_that_user(
 
 
 @pytest.mark.parametrize("name", ["", "b ob", "bob@phone", "böb"])
-async def test_what_is_neither_a_name_nor_an_id_is_refused(device: Devices, name: str) -> None:
+async def test_a_text_that_is_neither_a_user_nor_a_conversation_is_refused(
+    device: Devices, name: str
+) -> None:
     async with device(brokers="127.0.0.1:1") as alice:
         for use in (
             alice.send(name, "hi"),

@@ -1,4 +1,4 @@
-"""Work around aiomqtt: cancellations are not lost, and no packet is dropped silently."""
+"""The connection over aiomqtt: cancellations are not lost, and no packet is dropped silently."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,14 +46,14 @@ async def mqtt(broker: Mosquitto) -> AsyncIterator[Mqtt]:
     ],
     ids=["PUBACK", "SUBACK"],
 )
-async def test_a_cancellation_that_comes_with_the_answer_holds(
+async def test_a_cancellation_that_coincides_with_the_answer_is_not_lost(
     mqtt: Mqtt, answer: str, call: Callable[[Mqtt], Awaitable[None]], ticks: int
 ) -> None:
-    async def call_and_go_on() -> None:
+    async def call_and_wait() -> None:
         await call(mqtt)
         await asyncio.get_running_loop().create_future()
 
-    calling = asyncio.create_task(call_and_go_on())
+    calling = asyncio.create_task(call_and_wait())
     paho = mqtt._client._client
     heard = getattr(paho, answer)
 
@@ -67,8 +67,8 @@ async def test_a_cancellation_that_comes_with_the_answer_holds(
     assert done, "the cancellation was lost"
 
 
-async def test_a_connection_ends_behind_the_first_packet_that_finds_no_room(
-    little: FakeServer, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, device: Devices
+async def test_a_connection_ends_at_the_first_packet_that_finds_no_room(
+    fake: FakeServer, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, device: Devices
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 10)
     may_take = asyncio.Event()
@@ -82,9 +82,9 @@ async def test_a_connection_ends_behind_the_first_packet_that_finds_no_room(
 
         monkeypatch.setattr(inbox, "take", take_later)
         events = alice.events()
-        told = [little.store(TALK, str(number)) for number in range(40)]
-        for event in told:
-            await little.tell("alice@phone", little.live(event))
-        await alice.typing(TALK)  # its PUBACK is sent behind all of them
+        sent = [fake.store(TALK, str(number)) for number in range(40)]
+        for event in sent:
+            await fake.send("alice@phone", fake.live(event))
+        await alice.typing(TALK)  # its PUBACK is sent after all of them
         may_take.set()
-        assert await take(events, 40) == told
+        assert await take(events, 40) == sent

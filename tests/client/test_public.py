@@ -35,7 +35,7 @@ NEED_AN_OPEN_CLIENT: dict[str, Callable[[Client], object]] = {
     "view": lambda client: client.view(TALK),
     "unread": lambda client: client.unread(TALK),
 }
-ALWAYS_THERE = {"close", "direct", "notices", "state", "states"}
+ALWAYS_AVAILABLE = {"close", "direct", "notices", "state", "states"}
 
 
 async def use(client: Client, member: str) -> object:
@@ -45,11 +45,11 @@ async def use(client: Client, member: str) -> object:
 
 def test_every_public_member_of_the_client_is_listed_here() -> None:
     public = {name for name in vars(Client) if not name.startswith("_")}
-    assert public == NEED_AN_OPEN_CLIENT.keys() | ALWAYS_THERE
+    assert public == NEED_AN_OPEN_CLIENT.keys() | ALWAYS_AVAILABLE
 
 
 @pytest.mark.parametrize("member", NEED_AN_OPEN_CLIENT)
-async def test_a_client_that_was_not_entered_says_so(member: str) -> None:
+async def test_a_member_of_a_client_that_was_not_entered_raises_client_error(member: str) -> None:
     client = Client(user="alice", device="phone", password="secret")
     with pytest.raises(ClientError, match="the client is not open"):
         await use(client, member)
@@ -64,7 +64,7 @@ async def test_a_client_that_was_not_entered_has_a_state_and_may_be_closed() -> 
     await client.close()
 
 
-async def test_a_closed_client_raises_nothing_but_client_errors(little: FakeServer, device: Devices) -> None:
+async def test_a_closed_client_raises_nothing_but_client_errors(fake: FakeServer, device: Devices) -> None:
     async with device() as client:
         pass
     for member in NEED_AN_OPEN_CLIENT:

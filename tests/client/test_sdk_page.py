@@ -14,14 +14,14 @@ from tests.services import WITHIN, ServerProcess
 PROGRAM = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 
-async def test_the_programs_print_what_the_page_says(
+async def test_the_programs_print_the_output_on_the_page(
     server: ServerProcess, broker: Mosquitto, tmp_path: Path
 ) -> None:
     page = generated.PAGE.read_text()
     programs = PROGRAM.findall(page)
     assert len(programs) == page.count("```python") >= 3
     for program, output in programs:
-        (user,), (device,) = (re.findall(rf'{it}="(\w+)"', program) for it in ("user", "device"))
+        (user,), (device,) = (re.findall(rf'{name}="(\w+)"', program) for name in ("user", "device"))
         password = broker.passwords.add(f"{user}@{device}")
         text = program.replace("…", password)
         if "brokers=" not in text:

@@ -145,7 +145,7 @@ async def test_a_failed_upgrade_leaves_the_store_as_it_was(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("existed", [False, True])
-async def test_only_its_owner_reads_it(tmp_path: Path, existed: bool) -> None:
+async def test_only_the_owner_of_a_store_can_read_it(tmp_path: Path, existed: bool) -> None:
     umask = os.umask(0o022)
     try:
         if existed:
@@ -153,7 +153,7 @@ async def test_only_its_owner_reads_it(tmp_path: Path, existed: bool) -> None:
             (tmp_path / "a.db").chmod(0o644)
         store = await LocalStore.open(tmp_path / "a.db", ALICE)
         await store.apply(changes(1, 2))
-        modes = {it.name: stat.S_IMODE(it.stat().st_mode) for it in tmp_path.iterdir()}
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
         assert modes == {"a.db": 0o600, "a.db-wal": 0o600}
         await store.close()
     finally:
@@ -176,7 +176,7 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_what_is_asked_for_at_once_is_done_in_order(path: Path | None) -> None:
+async def test_concurrent_operations_are_done_in_order(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     done: list[int] = []
     futures = [store.apply(changes(seq, start=seq - 1)) for seq in range(1, 200)]
@@ -188,7 +188,7 @@ async def test_what_is_asked_for_at_once_is_done_in_order(path: Path | None) -> 
     await store.close()
 
 
-async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None) -> None:
+async def test_an_operation_that_fails_does_not_affect_others(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     await store.put(Entry(Send(TALK, "m1", Content(text="x"))))
     outcomes = await asyncio.gather(
@@ -205,13 +205,15 @@ async def test_one_operation_that_fails_takes_no_other_with_it(path: Path | None
     await store.close()
 
 
-async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | None) -> None:
+async def test_after_a_change_that_is_not_stored_no_later_change_is_stored(path: Path | None) -> None:
     """Otherwise the log would have a hole before its cursor."""
     store = await LocalStore.open(path, ALICE)
     await store.apply(changes(1))
     trigger = "BEGIN SELECT raise(ABORT, 'no room'); END"
     await store._database.submit(
-        lambda it: it.execute(f"CREATE TEMP TRIGGER full BEFORE INSERT ON events WHEN new.seq = 2 {trigger}")
+        lambda connection: connection.execute(
+            f"CREATE TEMP TRIGGER full BEFORE INSERT ON events WHEN new.seq = 2 {trigger}"
+        )
     )
     outcomes = await asyncio.gather(
         store.apply(changes(2, start=1)),
@@ -219,7 +221,7 @@ async def test_once_a_step_is_not_stored_none_that_follows_it_is(path: Path | No
         store.put(Entry(Send(TALK, "m1", Content(text="x")))),
         return_exceptions=True,
     )
-    assert [str(it) for it in outcomes] == [f"{store._database}: no room"] * 2 + ["True"]
+    assert [str(outcome) for outcome in outcomes] == [f"{store._database}: no room"] * 2 + ["True"]
     with pytest.raises(DeviceStoreError, match="no room"):
         await store.apply(changes(3, start=2))
     assert await store.events(TALK, 1, 9) == [event(1)]
@@ -233,7 +235,7 @@ async def test_a_cancelled_write_happens_nevertheless(path: Path | None) -> None
     await store.close()
 
 
-async def test_unread_counts_what_others_sent_after_the_read_mark(path: Path | None) -> None:
+async def test_unread_counts_the_messages_of_others_after_the_read_mark(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     made = changes(*range(1, 11))
     made.events[TALK, 10] = (10, event(10, "alice"))
@@ -256,25 +258,27 @@ def test_unread_is_between_its_bounds_whatever_part_of_the_log_is_held(
     if conversation == "u:alice":
         senders = ["alice"] * len(senders)
     log = [event(seq, sender, conversation) for seq, sender in enumerate(senders, 1)]
-    here = [it for it in log if it.seq in held]
+    here = [event for event in log if event.seq in held]
     read = min(read, len(log))
     cursor, head = (here or [event(0)])[-1].position, (log or [event(0)])[-1].position
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(SCHEMA)
         made = Changes(marks=[Marks(conversation, "alice", read, read), Marks(conversation, "bob", 9, 9)])
-        made.events = {(conversation, it.seq): (None, it) for it in here}
+        made.events = {(conversation, event.seq): (None, event) for event in here}
         made.logs[conversation] = LogState(conversation, cursor, 0, head)
         _apply(connection, made)
         (summary,) = _summaries(connection, "alice", 10, conversation)
-    unread = [it for it in log if it.seq > read and it.sender != "alice"]
-    assert summary.unread == sum(it in unread for it in here)
+    unread = [event for event in log if event.seq > read and event.sender != "alice"]
+    assert summary.unread == sum(event in unread for event in here)
     assert summary.unread <= len(unread) <= summary.unread_at_most
-    if all(it in here for it in log[read:]) or conversation == "u:alice":
+    if all(event in here for event in log[read:]) or conversation == "u:alice":
         assert summary.unread == summary.unread_at_most
-    assert summary.unread_at_most - summary.unread <= len([it for it in log[read:] if it not in here])
+    assert summary.unread_at_most - summary.unread <= len(
+        [event for event in log[read:] if event not in here]
+    )
 
 
-async def test_trimming_leaves_what_a_consumer_or_an_iterator_has_not_read(path: Path | None) -> None:
+async def test_trimming_keeps_events_that_a_consumer_or_an_iterator_has_not_read(path: Path | None) -> None:
     store = await LocalStore.open(path, ALICE)
     await store.apply(changes(*range(1, 101)))
     assert await store.consumer("bot") == 0
@@ -283,11 +287,11 @@ async def test_trimming_leaves_what_a_consumer_or_an_iterator_has_not_read(path:
     await store.finish("bot", 100)
     assert await store.apply(Changes(trim=[(TALK, 80)], wanted_after=50)) == {TALK: 50}
     assert await store.apply(Changes(trim=[(TALK, 80)])) == {TALK: 80}
-    assert [it.seq for it in await store.events(TALK, 1, 100)] == list(range(81, 101))
+    assert [event.seq for event in await store.events(TALK, 1, 100)] == list(range(81, 101))
     await store.close()
 
 
-async def test_a_store_of_another_device_or_version_or_kind_is_not_opened(tmp_path: Path) -> None:
+async def test_a_store_of_another_device_version_or_format_is_not_opened(tmp_path: Path) -> None:
     await (await LocalStore.open(tmp_path / "a.db", ALICE)).close()
     with pytest.raises(DeviceStoreError, match="belongs to alice@phone"):
         await LocalStore.open(tmp_path / "a.db", Device("bob", "phone"))
@@ -312,8 +316,8 @@ def recall_of(event: Event, seq: int) -> Event:
 
 SMALL = replace(event(1), content=Content(text="secret"))
 LARGE = replace(event(2), content=Content(text="secret" * 5_000))
-HELD = Changes(events={(TALK, it.seq): (it.seq, it) for it in (SMALL, LARGE)})
-RECALLS = {(TALK, seq): (seq, recall_of(it, seq)) for seq, it in ((3, SMALL), (4, LARGE))}
+HELD = Changes(events={(TALK, event.seq): (event.seq, event) for event in (SMALL, LARGE)})
+RECALLS = {(TALK, seq): (seq, recall_of(event, seq)) for seq, event in ((3, SMALL), (4, LARGE))}
 
 
 def holds_the_secret(directory: Path) -> bool:
@@ -387,5 +391,5 @@ async def test_a_page_that_a_recall_has_overtaken_is_returned_without_the_conten
         pass
 
     events = await Reader(replica, store, Answering(page), commit).history(TALK, None, 2)
-    assert [it.content for it in events] == [Content(), event(2).content]
+    assert [event.content for event in events] == [Content(), event(2).content]
     await store.close()

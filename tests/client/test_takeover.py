@@ -19,12 +19,12 @@ from tests.services import WITHIN, eventually
 from tests.verification.chaos.proxy import Proxy
 
 
-def knows(client: Client) -> bool:
+def reports_takeover(client: Client) -> bool:
     return isinstance(client.state.error, TakenOver)
 
 
-async def test_two_processes_with_one_credential_say_so_and_slow_down(
-    little: FakeServer, device: Devices, caplog: pytest.LogCaptureFixture
+async def test_two_processes_with_one_credential_report_it_and_slow_down(
+    fake: FakeServer, device: Devices, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     async with device() as first, device(wait=0) as second:
@@ -33,10 +33,10 @@ async def test_two_processes_with_one_credential_say_so_and_slow_down(
         async def watch(client: Client) -> None:
             async for state in client.states():
                 if isinstance(state.error, TakenOver) and state.retry_in > 2.4:
-                    seen.append(state)  # noqa: PERF401 - it is looked at while it grows
+                    seen.append(state)  # noqa: PERF401 - read while it grows
 
-        watching = [asyncio.create_task(watch(it)) for it in (first, second)]
-        await eventually(lambda: knows(first) and knows(second))
+        watching = [asyncio.create_task(watch(client)) for client in (first, second)]
+        await eventually(lambda: reports_takeover(first) and reports_takeover(second))
         await eventually(lambda: seen)  # it waits longer than after a lost connection
         state = seen[0]
         assert state.phase is Phase.IDLE
@@ -47,33 +47,35 @@ async def test_two_processes_with_one_credential_say_so_and_slow_down(
         await asyncio.wait_for(connected.send(TALK, "hi"), WITHIN)
         for task in watching:
             task.cancel()
-    assert [it.getMessage() for it in caplog.records if it.levelno > logging.INFO] == []
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
 
 
-async def test_a_revoked_device_is_told_of_no_other_process(
-    broker: Mosquitto, little: FakeServer, device: Devices
+async def test_a_revoked_device_reports_no_takeover(
+    broker: Mosquitto, fake: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
-        states, told = alice.states(), []
+        states, reported = alice.states(), []
         revoked = await imqtt("device", "revoke", "alice@phone", "--data", broker.directory)
         assert revoked.status == 0
-        while not told or told[-1].phase is not Phase.CLOSED:
-            told.append(await asyncio.wait_for(anext(states), WITHIN))
-        assert "no broker accepts the password" in told[-1].reason
-        assert not [it for it in told if isinstance(it.error, TakenOver) or "taken over" in it.reason]
+        while not reported or reported[-1].phase is not Phase.CLOSED:
+            reported.append(await asyncio.wait_for(anext(states), WITHIN))
+        assert "no broker accepts the password" in reported[-1].reason
+        assert not [
+            error for error in reported if isinstance(error.error, TakenOver) or "taken over" in error.reason
+        ]
 
 
-async def test_a_broker_that_tells_of_a_takeover_is_believed_when_it_lets_the_device_in_again(
-    little: FakeServer, device: Devices
+async def test_a_takeover_that_the_broker_reports_is_believed_once_it_accepts_the_device_again(
+    fake: FakeServer, device: Devices
 ) -> None:
     async with device() as alice:
-        states, told = alice.states(), []
+        states, reported = alice.states(), []
         alice._parts.connector._suspicion = error = TakenOver("another process")
         cut(alice)
-        while not told or told[-1][0] is not Phase.CONNECTING or told[-1][1] is not error:
+        while not reported or reported[-1][0] is not Phase.CONNECTING or reported[-1][1] is not error:
             state = await asyncio.wait_for(anext(states), WITHIN)
-            told.append((state.phase, state.error))
-        assert (Phase.IDLE, error) not in told
+            reported.append((state.phase, state.error))
+        assert (Phase.IDLE, error) not in reported
         await eventually(lambda: alice.state.error is None)
 
 
@@ -87,8 +89,8 @@ async def test_a_broker_that_is_killed_again_and_again_is_no_takeover(
             for _ in range(4):
                 await eventually(lambda: alice._parts.uplink.mqtt)
                 await broker.kill()
-                await eventually(lambda: alice.state.tries > 1)  # it has looked and found nobody
-                assert not knows(alice), alice.state
+                await eventually(lambda: alice.state.tries > 1)  # it has tried and found no broker
+                assert not reports_takeover(alice), alice.state
                 await broker.start()
 
 
@@ -98,23 +100,23 @@ async def test_a_network_that_fails_is_no_takeover(broker: Mosquitto, device: De
             await eventually(lambda: alice._parts.uplink.mqtt)
             proxy.drop()
             await eventually(lambda number=number: alice.state.tries >= number)
-            assert not knows(alice), alice.state
+            assert not reports_takeover(alice), alice.state
 
 
 async def test_a_connection_that_lasts_ends_the_contest(
-    little: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
+    fake: FakeServer, device: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert UNCONTESTED > 60.0  # the other process may wait that long
     monkeypatch.setattr("imqtt.client.connector.UNCONTESTED", 0.3)
     async with device() as alice:
-        states, told = alice.states(), []
+        states, reported = alice.states(), []
         await anext(states)  # the present one
         for _ in range(3):
             alice._parts.connector._machine.taken_over(time.monotonic())
         cut(alice)
-        while not told or told[-1] != (Phase.ESTABLISHED, None):
+        while not reported or reported[-1] != (Phase.ESTABLISHED, None):
             state = await asyncio.wait_for(anext(states), WITHIN)
-            told.append((state.phase, state.error))
+            reported.append((state.phase, state.error))
             if state.phase is Phase.IDLE:
                 alice._parts.connector._error = error = TakenOver("another process")
-        assert (Phase.ESTABLISHED, error) in told  # reported while it is connected too
+        assert (Phase.ESTABLISHED, error) in reported  # reported while it is connected too

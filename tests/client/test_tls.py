@@ -47,7 +47,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.port = 0
-        self.heard = b""
+        self.received = b""
 
     async def __aenter__(self) -> "Listener":
         self._server = await asyncio.start_server(self._listen, "127.0.0.1", 0)
@@ -58,14 +58,14 @@ class Listener:
         self._server.close()
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.heard += await reader.read(4_096)
+        self.received += await reader.read(4_096)
         writer.close()
 
 
 # --- a request for TLS
 
 
-async def test_messages_over_tls(tls: TlsMosquitto, authority: Authority) -> None:
+async def test_messages_are_sent_over_tls(tls: TlsMosquitto, authority: Authority) -> None:
     async with FakeServer(tls):
         for address in (
             f"127.0.0.1:{tls.tls_port}",
@@ -77,13 +77,13 @@ async def test_messages_over_tls(tls: TlsMosquitto, authority: Authority) -> Non
                 assert client.state.address.startswith(("mqtts://", "wss://"))
 
 
-async def test_a_client_certificate_stands_for_the_password(tls: TlsMosquitto, authority: Authority) -> None:
+async def test_a_client_certificate_replaces_the_password(tls: TlsMosquitto, authority: Authority) -> None:
     files = authority.issue("alice@phone")
-    async with FakeServer(tls) as little:
+    async with FakeServer(tls) as fake:
         address = f"mqtts://127.0.0.1:{tls.certified_port}"
         async with alice(address, password="", tls=lambda: files_context(authority.file, *files)) as client:
             assert (await client.send(TALK, "hi")).seq == 1
-        assert {str(device) for device, _, _ in little.heard} == {"alice@phone"}
+        assert {str(device) for device, _, _ in fake.received} == {"alice@phone"}
 
 
 async def test_a_certificate_of_another_device_is_named_as_the_cause(
@@ -101,9 +101,9 @@ async def test_with_tls_an_address_without_a_scheme_is_encrypted(authority: Auth
     async with Listener() as listener:
         async with alice(f"127.0.0.1:{listener.port}", tls=trusting(authority)) as client:
             assert client.state.address == f"mqtts://127.0.0.1:{listener.port}"
-        await eventually(lambda: listener.heard)
-    assert listener.heard[0] == 0x16  # a TLS handshake
-    assert b"secret" not in listener.heard
+        await eventually(lambda: listener.received)
+    assert listener.received[0] == 0x16  # a TLS handshake
+    assert b"secret" not in listener.received
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,13 @@ async def test_tls_and_an_address_without_it_contradict_each_other(
     brokers: str | list[str], authority: Authority
 ) -> None:
     async with Listener() as listener:
-        many = [it.format(listener.port) for it in ([brokers] if isinstance(brokers, str) else brokers)]
+        many = [
+            address.format(listener.port) for address in ([brokers] if isinstance(brokers, str) else brokers)
+        ]
         with pytest.raises(SetupError, match=r"TLS is asked for, but .* would send the password unencrypted"):
             async with alice(many, tls=trusting(authority)):  # type: ignore[arg-type]
                 pass
-        assert listener.heard == b""
+        assert listener.received == b""
 
 
 @pytest.mark.parametrize("plain", ["mqtt://b:1883", "b:1883", "b", "ws://b"])
@@ -149,7 +151,7 @@ def test_the_port_of_mqtt_over_tls_asks_for_tls() -> None:
         "mqtt://b#tls",
     ],
 )
-def test_nothing_of_an_address_is_passed_over(address: str) -> None:
+def test_no_part_of_an_address_is_ignored(address: str) -> None:
     with pytest.raises(SetupError, match="address"):
         parse_address(address)
 
@@ -201,18 +203,18 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
         assert str(caught.value).startswith(named)
 
 
-# --- what is in the way
+# --- connections that fail
 
 
-async def said(broker: str, caplog: pytest.LogCaptureFixture, **settings: Any) -> str:
-    """The reason why this does not connect. It must be logged once, and nothing else."""
+async def failure(broker: str, caplog: pytest.LogCaptureFixture, **settings: Any) -> str:
+    """The reason why this client does not connect, which must be logged once, and nothing else."""
     caplog.set_level(logging.INFO)
     caplog.clear()
     async with alice(broker, **settings) as client:
         state = client.state
     assert state.phase is Phase.IDLE
     assert isinstance(state.error, TlsFailed)
-    (warning,) = [it.getMessage() for it in caplog.records if it.levelno > logging.INFO]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
     assert warning.endswith(f" is not connected yet, and keeps trying: {state.reason}")
     return state.reason
 
@@ -225,11 +227,11 @@ async def test_protocols_that_do_not_match_are_named(
 ) -> None:
     context = trusting(authority)
     encrypted, plain = f"127.0.0.1:{tls.tls_port}", f"127.0.0.1:{tls.port}"
-    assert await said(f"mqtt://{encrypted}", caplog) == f"{encrypted} speaks TLS: use mqtts://{encrypted}"
+    assert await failure(f"mqtt://{encrypted}", caplog) == f"{encrypted} speaks TLS: use mqtts://{encrypted}"
     web = f"127.0.0.1:{tls.wss_port}"
-    assert await said(f"ws://{web}", caplog) == f"{web} speaks TLS: use wss://{web}/"
+    assert await failure(f"ws://{web}", caplog) == f"{web} speaks TLS: use wss://{web}/"
     for scheme in ("mqtts", "wss"):
-        reason = await said(f"{scheme}://{plain}", caplog, tls=context)
+        reason = await failure(f"{scheme}://{plain}", caplog, tls=context)
         assert reason.startswith(f"{plain} speaks no TLS: give the port of a TLS listener")
     async with alice(f"ws://{plain}") as client:
         assert client.state.reason == f"{plain} speaks MQTT without WebSockets: use mqtt://{plain}"
@@ -239,7 +241,7 @@ async def test_protocols_that_do_not_match_are_named(
     assert capfd.readouterr() == ("", "")
 
 
-async def test_an_answer_that_is_not_of_mqtt_5_is_put_into_words() -> None:
+async def test_an_answer_that_is_not_mqtt_5_is_explained() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(bytes((0x20, 2, 0, 1)))  # MQTT 3.1.1: no such version
@@ -248,37 +250,37 @@ async def test_an_answer_that_is_not_of_mqtt_5_is_put_into_words() -> None:
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as old:
         place = f"127.0.0.1:{old.sockets[0].getsockname()[1]}"
         async with alice(place) as client:
-            said = client.state.reason
-    assert said.startswith(f"mqtt://{place}: ")
-    assert not said.removeprefix(f"mqtt://{place}: ").isdigit()
+            reason = client.state.reason
+    assert reason.startswith(f"mqtt://{place}: ")
+    assert not reason.removeprefix(f"mqtt://{place}: ").isdigit()
 
 
-async def test_what_is_wrong_with_the_brokers_certificate_is_named(
+async def test_a_problem_of_the_brokers_certificate_is_named(
     tls: TlsMosquitto, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     encrypted = f"127.0.0.1:{tls.tls_port}"
-    assert "signed by an unknown authority: give the authority's file with --ca" in await said(
+    assert "signed by an unknown authority: give the authority's file with --ca" in await failure(
         f"mqtts://{encrypted}", caplog
     )
-    local = await said(f"mqtts://localhost:{tls.tls_port}", caplog, tls=trusting(authority))
+    local = await failure(f"mqtts://localhost:{tls.tls_port}", caplog, tls=trusting(authority))
     assert "is for another host (Hostname mismatch, certificate is not valid for 'localhost')" in local
     expired = authority.issue("expired", hosts="IP:127.0.0.1", days=-1)
     async with TlsMosquitto(tmp_path / "expired", authority, expired) as old:
-        reason = await said(f"mqtts://127.0.0.1:{old.tls_port}", caplog, tls=trusting(authority))
+        reason = await failure(f"mqtts://127.0.0.1:{old.tls_port}", caplog, tls=trusting(authority))
     assert reason == f"mqtts://127.0.0.1:{old.tls_port}: the broker's certificate has expired"
 
 
-async def test_what_is_wrong_with_the_devices_certificate_is_named(
+async def test_a_problem_of_the_devices_certificate_is_named(
     tls: TlsMosquitto, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = f"mqtts://127.0.0.1:{tls.certified_port}"
-    reason = await said(address, caplog, tls=trusting(authority))
+    reason = await failure(address, caplog, tls=trusting(authority))
     assert "the broker asks for a client certificate: give --cert and --key" in reason
     stranger = Authority(tmp_path / "stranger").issue("alice@phone")
-    reason = await said(address, caplog, tls=files_context(authority.file, *stranger))
+    reason = await failure(address, caplog, tls=files_context(authority.file, *stranger))
     assert "does not know the authority that signed this device's certificate" in reason
     old = authority.issue("alice@phone", days=-1, file="old")
-    reason = await said(address, caplog, tls=files_context(authority.file, *old))
+    reason = await failure(address, caplog, tls=files_context(authority.file, *old))
     assert "this device's certificate has expired" in reason
 
 

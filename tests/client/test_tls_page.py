@@ -54,9 +54,9 @@ async def test_every_command_of_the_page_works(tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)  # the server, if the page was not completed
         with contextlib.suppress(OSError):
             os.kill(int((tmp_path / "tls" / "mosquitto.pid").read_text()), signal.SIGKILL)
-    said = out.decode()
-    assert process.returncode == 0, said
-    assert "stored: d:alice:bob 1" in said
-    assert "alice: Hello over TLS" in said
-    assert "bob: Hello from a program" in said
-    assert "Accepted(" in said
+    output = out.decode()
+    assert process.returncode == 0, output
+    assert "stored: d:alice:bob 1" in output
+    assert "alice: Hello over TLS" in output
+    assert "bob: Hello from a program" in output
+    assert "Accepted(" in output

@@ -26,7 +26,7 @@ from tests.services import WITHIN, eventually
 
 
 @pytest.fixture
-async def little(broker: Mosquitto) -> AsyncIterator[FakeServer]:
+async def fake(broker: Mosquitto) -> AsyncIterator[FakeServer]:
     """A server that is not connected."""
     server = FakeServer(broker)
     yield server
@@ -35,7 +35,7 @@ async def little(broker: Mosquitto) -> AsyncIterator[FakeServer]:
 
 @pytest.fixture
 def untaken(monkeypatch: pytest.MonkeyPatch) -> list[type[AnyCommand]]:
-    """The commands for which the broker had no subscriber."""
+    """The types of the commands for which the broker had no subscriber."""
     met: list[type[AnyCommand]] = []
     publish = Uplink.publish
 
@@ -50,28 +50,28 @@ def untaken(monkeypatch: pytest.MonkeyPatch) -> list[type[AnyCommand]]:
     return met
 
 
-async def test_hello_is_said_again_soon_after_the_server_is_there(
-    little: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
+async def test_hello_is_repeated_soon_after_the_server_connects(
+    fake: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
 ) -> None:
     async with device(wait=0) as alice:
         await eventually(lambda: untaken.count(Hello) >= 2)
-        await little.connect()
+        await fake.connect()
         async with asyncio.timeout(WITHIN):
             await alice.caught_up()
-        assert len({it.nonce for it in little.commands(Hello)}) == 1  # type: ignore[union-attr]
+        assert len({hello.nonce for hello in fake.commands(Hello)}) == 1  # type: ignore[union-attr]
 
 
-async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
-    little: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
+async def test_commands_published_while_the_server_is_away_arrive_soon_after_its_return(
+    fake: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
 ) -> None:
-    await little.connect()
-    older = little.store(TALK, "older")
+    await fake.connect()
+    older = fake.store(TALK, "older")
     async with device(keep=1) as alice:
         await alice.caught_up()
-        await little.tell("alice@phone", little.live(little.store(TALK, "newer")))
+        await fake.send("alice@phone", fake.live(fake.store(TALK, "newer")))
         await eventually(lambda: alice._parts.replica.logs[TALK].cursor.seq == 2)
-        await little.disconnect()
-        before = len(little.heard)
+        await fake.disconnect()
+        before = len(fake.received)
         await alice.mark_read(TALK)
         asking = [
             asyncio.create_task(alice.send(TALK, "mine")),
@@ -79,53 +79,55 @@ async def test_whatever_is_said_while_the_server_is_away_arrives_soon_after(
             asyncio.create_task(alice._parts.requests.ask(History(TALK, 2))),
         ]
         await eventually(lambda: {Mark, Send, Sync, History} <= set(untaken))
-        assert not any(it.done() for it in asking)
-        await little.connect()
+        assert not any(call.done() for call in asking)
+        await fake.connect()
         async with asyncio.timeout(WITHIN):
             accepted, _, page = await asyncio.gather(*asking)
             assert accepted.seq == 3  # type: ignore[union-attr]
             assert page.slices[0].events == (older,)  # type: ignore[union-attr]
-            await eventually(lambda: little.commands(Mark))
-        said = [type(it) for _, _, it in little.heard[before:]]
-        assert said.count(Send) == 1
-        assert Hello not in said
+            await eventually(lambda: fake.commands(Mark))
+        published = [type(command) for _, _, command in fake.received[before:]]
+        assert published.count(Send) == 1
+        assert Hello not in published
 
 
-async def test_a_status_is_told_when_somebody_is_there(
-    little: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
+async def test_the_latest_status_is_repeated_until_there_is_a_subscriber(
+    fake: FakeServer, device: Devices, untaken: list[type[AnyCommand]]
 ) -> None:
-    await little.connect()
+    await fake.connect()
     async with device() as alice:
         await alice.caught_up()
-        await little.disconnect()
+        await fake.disconnect()
         await alice.set_status("away")
         await alice.set_status("background")  # no subscriber for this either
         await eventually(lambda: untaken.count(Status) >= 2)
-        await little.connect()
-        await eventually(lambda: little.commands(Status))
-        assert little.commands(Status)[0].state == "background"  # type: ignore[union-attr]
+        await fake.connect()
+        await eventually(lambda: fake.commands(Status))
+        assert fake.commands(Status)[0].state == "background"  # type: ignore[union-attr]
 
 
-async def test_a_status_of_online_is_told_when_somebody_is_there(little: FakeServer, device: Devices) -> None:
-    await little.connect()
+async def test_a_status_of_online_is_repeated_until_there_is_a_subscriber(
+    fake: FakeServer, device: Devices
+) -> None:
+    await fake.connect()
     async with device() as alice:
         await alice.caught_up()
         await alice.set_status("away")
-        await eventually(lambda: little.commands(Status))
-        await little.disconnect()
+        await eventually(lambda: fake.commands(Status))
+        await fake.disconnect()
         await alice.set_status("online")
-        await little.connect()
-        await eventually(lambda: len(little.commands(Status)) == 2)
-        assert little.commands(Status)[1].state == "online"  # type: ignore[union-attr]
+        await fake.connect()
+        await eventually(lambda: len(fake.commands(Status)) == 2)
+        assert fake.commands(Status)[1].state == "online"  # type: ignore[union-attr]
 
 
-async def test_a_broker_without_a_server_is_named(little: FakeServer, device: Devices) -> None:
+async def test_a_broker_without_a_server_is_reported(fake: FakeServer, device: Devices) -> None:
     async with device(timing=replace(PATIENT, silence=0.5), wait=0) as alice:
-        told = "no imqtt server has connected to the broker yet"
-        await eventually(lambda: told in alice.state.reason)
+        reason = "no imqtt server has connected to the broker yet"
+        await eventually(lambda: reason in alice.state.reason)
 
 
-async def test_publishing_says_what_the_broker_said(
+async def test_publishing_raises_an_error_with_the_brokers_reason_code(
     broker: Mosquitto, device: Devices, tmp_path: Path
 ) -> None:
     async with device(wait=0) as alice:
@@ -139,7 +141,7 @@ async def test_publishing_says_what_the_broker_said(
             await mqtt.publish("imqtt/bob@phone/up/0", b"")
 
 
-async def test_whoever_waits_for_a_puback_is_told_that_the_connection_is_lost(
+async def test_waiting_for_a_puback_raises_lost_when_the_connection_is_lost(
     broker: Mosquitto, device: Devices
 ) -> None:
     async with device(wait=0) as alice:
@@ -185,10 +187,10 @@ async def refuse_first(
     writer.close()
 
 
-async def test_what_exceeds_the_brokers_quota_is_published_again_soon(
-    broker: Mosquitto, little: FakeServer, device: Devices
+async def test_commands_that_exceed_the_brokers_quota_are_published_again_soon(
+    broker: Mosquitto, fake: FakeServer, device: Devices
 ) -> None:
-    await little.connect()
+    await fake.connect()
     refused: list[bytes] = []
     way = await asyncio.start_server(partial(refuse_first, broker.port, refused), HOST, 0)
     async with way:
@@ -197,6 +199,6 @@ async def test_what_exceeds_the_brokers_quota_is_published_again_soon(
             await alice.caught_up()
             assert (await alice.send(TALK, "mine")).seq == 1
             await alice.mark_read(TALK, 1)
-            await eventually(lambda: little.commands(Mark))
+            await eventually(lambda: fake.commands(Mark))
     assert len(refused) >= 3  # `hello`, the message and the mark
-    assert len(little.commands(Send)) == 1
+    assert len(fake.commands(Send)) == 1

@@ -1,4 +1,4 @@
-"""Every suite here runs once for each store, or each state, there is."""
+"""Every suite here runs once for each store or for each state."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.contract.stores import PARTITIONS, STORES
 
 
 class Place:
-    """Where one store is. `kind` is its name in `STORES`."""
+    """The location of one store. `kind` is its name in `STORES`."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind = kind

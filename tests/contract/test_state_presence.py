@@ -1,4 +1,4 @@
-"""Presence: of the last connection's nonce, for as long as the device is heard of."""
+"""Presence belongs to the nonce of the last connection, and lasts as long as the device sends commands."""
 
 from time import time_ns
 
@@ -23,10 +23,12 @@ def presence(
 
 
 async def states(state: State, user: str = "alice") -> dict[str, str]:
-    return {it.device.device: it.state for it in (await state.presence([user])).get(user, ())}
+    return {
+        presence.device.device: presence.state for presence in (await state.presence([user])).get(user, ())
+    }
 
 
-async def test_who_has_arrived_is_present(state: State) -> None:
+async def test_a_device_that_has_arrived_is_present(state: State) -> None:
     await state.arrive(presence(PHONE))
     await state.arrive(presence(LAPTOP, "away", nonce="n2"))
     await state.arrive(presence(TV))
@@ -57,19 +59,19 @@ async def test_a_status_of_another_connection_changes_nothing(state: State) -> N
     assert (await state.presence(["alice"]))["alice"] == (presence(nonce="new"),)
 
 
-async def test_a_device_of_which_nothing_is_known_is_taken_at_its_word(state: State) -> None:
+async def test_the_status_of_an_unknown_device_is_accepted(state: State) -> None:
     assert await state.update(presence()) is True
     assert await state.presence(["alice"]) == {"alice": (presence(),)}
 
 
-async def test_a_last_will_ends_what_nothing_is_known_of_and_names_no_connection(state: State) -> None:
+async def test_the_will_of_an_unknown_device_is_accepted_and_does_not_fix_its_nonce(state: State) -> None:
     assert await state.update(presence(state="offline", nonce="maybe old")) is True
     assert await states(state) == {"phone": "offline"}
     assert await state.update(presence(state="away", nonce="n1", since=1_100)) is True
     assert await states(state) == {"phone": "away"}
 
 
-async def test_a_device_comes_back_with_the_nonce_that_it_left_with(state: State) -> None:
+async def test_a_device_can_return_with_the_nonce_with_which_it_left(state: State) -> None:
     await state.arrive(presence())
     assert await state.update(presence(state="offline", since=1_500)) is True
     assert await states(state) == {"phone": "offline"}
@@ -77,63 +79,63 @@ async def test_a_device_comes_back_with_the_nonce_that_it_left_with(state: State
     assert await states(state) == {"phone": "online"}
 
 
-async def test_presence_runs_out_once(state: State) -> None:
+async def test_presence_expires_once(state: State) -> None:
     await state.arrive(presence(PHONE, expires=2_000))
     await state.arrive(presence(LAPTOP, expires=3_000))
     assert await state.expired(1_999) == []
     gone = await state.expired(2_000)
-    assert [(it.device, it.state) for it in gone] == [(PHONE, "offline")]
+    assert [(presence.device, presence.state) for presence in gone] == [(PHONE, "offline")]
     assert await states(state) == {"phone": "offline", "laptop": "online"}
     assert await state.expired(2_500) == []
-    assert [it.device for it in await state.expired(9_000)] == [LAPTOP]
+    assert [presence.device for presence in await state.expired(9_000)] == [LAPTOP]
     assert await state.expired(9_000) == []
 
 
-async def test_whatever_a_device_says_keeps_it_present(state: State) -> None:
+async def test_any_command_keeps_a_device_present(state: State) -> None:
     await state.arrive(presence(PHONE, expires=2_000))
     await state.arrive(presence(LAPTOP, expires=2_000))
     assert await state.refresh([PHONE], 1_500, 5_000) == {}
-    assert [it.device for it in await state.expired(4_999)] == [LAPTOP]
-    assert [it.device for it in await state.expired(5_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(4_999)] == [LAPTOP]
+    assert [presence.device for presence in await state.expired(5_000)] == [PHONE]
 
 
-async def test_a_presence_that_a_clock_ahead_has_set_lasts_no_longer_than_any(state: State) -> None:
+async def test_a_presence_set_by_a_clock_that_is_ahead_lasts_no_longer_than_others(state: State) -> None:
     now = time_ns() // 1_000_000
     await state.arrive(presence(PHONE, expires=now + DAY))
     await state.arrive(presence(LAPTOP, expires=now + 1_000))
     await state.arrive(presence(TV, expires=now + 1_000))
     await state.refresh([TV], now, now + DAY)
     assert await state.expired(now, 60_000) == []
-    assert [it.device for it in await state.expired(now + 2_000)] == [LAPTOP]
+    assert [presence.device for presence in await state.expired(now + 2_000)] == [LAPTOP]
     assert await states(state, "bob") == {"tv": "online"}
     await state.refresh([TV], now, now + 90_000)
-    assert [it.device for it in await state.expired(now + 80_000)] == [PHONE]
-    assert [it.device for it in await state.expired(now + 90_000)] == [TV]
+    assert [presence.device for presence in await state.expired(now + 80_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(now + 90_000)] == [TV]
 
 
-async def test_whoever_speaks_and_is_not_known_is_present(state: State) -> None:
+async def test_a_command_makes_an_unknown_device_present(state: State) -> None:
     await state.arrive(presence(PHONE, nonce="n1"))
     assert await state.refresh([TV, PHONE, LAPTOP], 1_500, 5_000) == {TV: "", LAPTOP: ""}
     assert await state.refresh([TV, PHONE, LAPTOP], 1_600, 5_001) == {}
     assert (await state.presence(["bob"]))["bob"] == (presence(TV, nonce="", since=1_500, expires=5_001),)
     assert await states(state) == {"laptop": "online", "phone": "online"}
-    assert {it.device for it in await state.expired(5_001)} == {PHONE, LAPTOP, TV}
+    assert {presence.device for presence in await state.expired(5_001)} == {PHONE, LAPTOP, TV}
 
 
-async def test_any_will_ends_a_connection_whose_nonce_is_not_known(state: State) -> None:
+async def test_any_will_ends_a_connection_whose_nonce_is_unknown(state: State) -> None:
     await state.refresh([PHONE], 1_500, 5_000)
     assert await state.update(presence(state="offline", nonce="n7", since=1_600)) is True
     assert await states(state) == {"phone": "offline"}
 
 
-async def test_a_status_tells_the_nonce_of_a_connection_that_was_not_known(state: State) -> None:
+async def test_a_status_sets_the_nonce_of_a_connection_whose_nonce_was_unknown(state: State) -> None:
     await state.refresh([PHONE], 1_500, 5_000)
     assert await state.update(presence(state="away", nonce="new", since=1_600)) is True
     assert await state.update(presence(state="offline", nonce="old", since=1_700)) is False
     assert await states(state) == {"phone": "away"}
 
 
-async def test_whoever_fell_silent_comes_back_with_any_command_and_as_the_same_connection(
+async def test_a_silent_device_returns_with_any_command_on_the_same_connection(
     state: State,
 ) -> None:
     await state.arrive(presence(nonce="n1", expires=2_000))
@@ -144,7 +146,7 @@ async def test_whoever_fell_silent_comes_back_with_any_command_and_as_the_same_c
     assert await state.update(presence(state="offline", nonce="n1", since=2_800)) is True
 
 
-async def test_a_late_command_does_not_bring_back_who_has_just_gone(state: State) -> None:
+async def test_a_late_command_does_not_bring_back_a_device_that_has_just_gone_offline(state: State) -> None:
     await state.arrive(presence())
     await state.update(presence(state="offline", since=1_500, expires=11_500))
     assert await state.refresh([PHONE], 11_499, 19_000) == {}
@@ -157,25 +159,27 @@ async def test_a_late_command_does_not_bring_back_who_has_just_gone(state: State
 async def test_an_earlier_expiry_counts_too(state: State) -> None:
     await state.arrive(presence(expires=9_000))
     await state.arrive(presence(nonce="n2", expires=2_000))
-    assert [it.device for it in await state.expired(2_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(2_000)] == [PHONE]
     assert await state.expired(9_000) == []
 
 
-async def test_who_ran_out_and_arrives_again_runs_out_again(state: State) -> None:
+async def test_a_device_that_expired_and_arrives_again_expires_again(state: State) -> None:
     await state.arrive(presence(expires=2_000))
     await state.expired(2_000)
     await state.arrive(presence(nonce="n2", expires=4_000))
     assert await states(state) == {"phone": "online"}
-    assert [it.device for it in await state.expired(4_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(4_000)] == [PHONE]
 
 
-async def test_many_who_fall_silent_at_once_are_all_found_once(state: State) -> None:
+async def test_many_devices_that_fall_silent_at_once_are_each_found_once(state: State) -> None:
     devices = [Device(f"user{number}", "phone") for number in range(2_500)]
     for device in devices:
         await state.arrive(presence(device))
     gone = await state.expired(2_000)
-    assert sorted(it.device for it in gone) == sorted(devices)
-    assert {(it.nonce, it.state, it.since) for it in gone} == {("n1", "offline", 2_000)}
+    assert sorted(presence.device for presence in gone) == sorted(devices)
+    assert {(presence.nonce, presence.state, presence.since) for presence in gone} == {
+        ("n1", "offline", 2_000)
+    }
     assert await state.expired(9_000) == []
 
 
@@ -184,7 +188,7 @@ async def test_commands_do_not_shorten_a_presence(state: State) -> None:
     await state.refresh([PHONE], 1_500, 2_000)
     assert await state.expired(8_999) == []
     assert await state.refresh([], 1_500, 20_000) == {}
-    assert [it.device for it in await state.expired(9_000)] == [PHONE]
+    assert [presence.device for presence in await state.expired(9_000)] == [PHONE]
 
 
 async def test_nonces_and_states_are_kept_as_they_are(state: State) -> None:

@@ -34,14 +34,14 @@ async def test_each_device_has_a_bucket_of_its_own(state: State) -> None:
     assert await state.take({PHONE: 1, LAPTOP: 100}, 0) == {PHONE: 0, LAPTOP: BURST - 3}
 
 
-async def test_a_clock_that_steps_back_an_hour_does_not_silence_anybody(state: State) -> None:
+async def test_a_clock_that_steps_back_an_hour_blocks_no_device(state: State) -> None:
     hour = 3_600_000
     await state.take({PHONE: BURST}, hour)
     assert await state.take({PHONE: 1}, 0) == {PHONE: 0}
     assert await state.take({PHONE: 100}, 1_000) == {PHONE: RATE}
 
 
-async def test_a_clock_that_is_a_little_behind_gives_nothing(state: State) -> None:
+async def test_a_clock_that_is_a_little_behind_adds_no_tokens(state: State) -> None:
     await state.take({PHONE: BURST}, 10_000)
     assert await state.take({PHONE: 1}, 9_000) == {PHONE: 0}
     assert await state.take({PHONE: 100}, 12_000) in ({PHONE: 2 * RATE}, {PHONE: BURST})
@@ -49,7 +49,7 @@ async def test_a_clock_that_is_a_little_behind_gives_nothing(state: State) -> No
 
 async def test_hundreds_of_devices_take_at_once(state: State) -> None:
     wanted = {Device(f"user{number}", "phone"): number % 30 for number in range(500)}
-    assert await state.take(wanted, 0) == {device: min(it, BURST) for device, it in wanted.items()}
+    assert await state.take(wanted, 0) == {device: min(count, BURST) for device, count in wanted.items()}
 
 
 @pytest.mark.asyncio
@@ -59,7 +59,7 @@ async def test_hundreds_of_devices_take_at_once(state: State) -> None:
     burst=st.integers(1, 100),
     asks=st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from([PHONE, LAPTOP]), st.integers(0, 60))),
 )
-async def test_nobody_gets_more_than_rate_times_time_plus_burst(
+async def test_no_device_gets_more_than_rate_times_time_plus_burst(
     open_state: Callable[[int, int], Awaitable[State]],
     rate: int,
     burst: int,

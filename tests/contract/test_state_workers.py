@@ -1,4 +1,4 @@
-"""Workers: who is alive, as they say themselves."""
+"""Workers: which ones are alive, and what each reports about itself."""
 
 from imqtt.state.base import Holding, State, Worker
 from tests.services import eventually
@@ -25,13 +25,13 @@ async def test_a_worker_sees_itself(state: State) -> None:
     assert await state.workers() == [ALONE]
 
 
-async def test_workers_see_each_other_by_id_with_all_that_they_say(state: State) -> None:
+async def test_workers_see_each_other_in_order_of_id_with_all_fields(state: State) -> None:
     await state.beat(BUSY, LONG)
     assert await state.beat(ALONE, LONG) == [ALONE, BUSY]
     assert await state.workers() == [ALONE, BUSY]
 
 
-async def test_what_a_worker_said_last_counts(state: State) -> None:
+async def test_the_last_heartbeat_of_a_worker_counts(state: State) -> None:
     await state.beat(BUSY, LONG)
     idle = Worker(BUSY.id, BUSY.host, BUSY.pid, BUSY.started)
     assert await state.beat(idle, LONG) == [idle]
@@ -45,7 +45,7 @@ async def test_a_worker_that_leaves_is_gone_at_once(state: State) -> None:
     assert await state.workers() == [ALONE]
 
 
-async def test_a_worker_that_falls_silent_is_gone_when_its_time_has_run_out(state: State) -> None:
+async def test_a_worker_that_falls_silent_is_gone_after_its_ttl(state: State) -> None:
     await state.beat(BUSY, 50)
 
     async def is_gone() -> bool:

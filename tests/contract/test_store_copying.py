@@ -1,4 +1,4 @@
-"""What a copy of a store reads: everything, in order, in pages."""
+"""The reads of a copy of a store: everything, in order, in pages."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.contract.stores import log, record
 D = "d:alice:bob"
 
 
-async def test_every_conversation_is_listed_whatever_there_is_of_it(store: Store) -> None:
+async def test_every_conversation_with_any_data_is_listed(store: Store) -> None:
     await store.put_members([("alice", "d:alice:carol")])
     await store.append(log(D, 1, 2))
     await store.raise_marks([Marks("u:bob", "bob", 1, 0)])
@@ -39,7 +39,7 @@ async def test_pages_of_conversations_are_in_order_of_code_points(store: Store) 
     assert all(len(page) == 7 for page in pages[:-1])
 
 
-async def test_records_come_as_they_were_appended(store: Store) -> None:
+async def test_records_are_read_as_they_were_appended(store: Store) -> None:
     contents = [
         Content(text="grüße \U0001f600 \x00"),
         Content(data=bytes(range(256)), content_type="image/png"),
@@ -50,13 +50,13 @@ async def test_records_come_as_they_were_appended(store: Store) -> None:
     await store.append(records)
     found = await store.records_after(D, 0, 10)
     assert found == records
-    assert [it.body for it in found] == [it.body for it in records]
-    for it in (*[it.event for it in found], *await store.events_after(D, 0, 10)):
-        # Exactly these: the codecs do not take a driver's own integers for integers.
-        assert (type(it.id), type(it.seq), type(it.client_time)) == (Id, int, int)
+    assert [record.body for record in found] == [record.body for record in records]
+    for event in (*(entry.event for entry in found), *await store.events_after(D, 0, 10)):
+        # Exactly these types: the codecs do not accept a driver's own integers.
+        assert (type(event.id), type(event.seq), type(event.client_time)) == (Id, int, int)
 
 
-async def test_records_are_read_in_pages_from_behind_a_seq(store: Store) -> None:
+async def test_records_after_a_seq_are_read_in_pages(store: Store) -> None:
     await store.append(log(D, 1, 25))
     await store.append(log("u:alice", 1, 3))
     assert await store.records_after(D, 0, 10) == log(D, 1, 10)
@@ -66,7 +66,7 @@ async def test_records_are_read_in_pages_from_behind_a_seq(store: Store) -> None
     assert await store.records_after("d:nobody:noone", 0, 10) == []
 
 
-async def test_members_of_each_conversation_in_order(store: Store) -> None:
+async def test_members_are_listed_by_conversation_in_order(store: Store) -> None:
     await store.put_members([("bob", D), ("alice", D), ("alice", "u:alice")])
     await store.append(log("d:alice:carol", 1, 1))
     assert await store.members([D, "u:alice", "d:alice:carol", "d:x:y"]) == {
@@ -84,11 +84,11 @@ async def test_pages_of_devices_are_in_order_of_user_and_device(store: Store) ->
         ("bob", "a"),
         ("alice", "p"),
     ]
-    devices = [Registration(Device(*it), "json", "android", 4_096) for it in names]
+    devices = [Registration(Device(*name), "json", "android", 4_096) for name in names]
     await store.put_devices(devices)
     first = await store.registrations(Device("", ""), 4)
     rest = await store.registrations(first[-1].device, 4)
-    assert first + rest == sorted(devices, key=lambda it: it.device)
+    assert first + rest == sorted(devices, key=lambda registration: registration.device)
     assert len(first) == 4
     assert await store.registrations(rest[-1].device, 4) == []
 

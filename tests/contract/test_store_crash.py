@@ -1,4 +1,4 @@
-"""A writer that is killed in mid-stream loses nothing that was acknowledged, and leaves no hole."""
+"""A writer that is killed in mid-stream loses no acknowledged append and leaves no hole."""
 
 import asyncio
 import sys
@@ -6,15 +6,17 @@ from asyncio.subprocess import PIPE
 
 import pytest
 
+from imqtt.stores.base import AppendConflict, Store
 from tests.contract.conftest import Place
 from tests.contract.stores import STORES, log
+from tests.services import WITHIN
 
 DURABLE = sorted(name for name, kind in STORES.items() if not kind.of_one_process)
 
 
 @pytest.mark.parametrize("place", DURABLE, indirect=True)
 @pytest.mark.parametrize("appends", [1, 40, 400])
-async def test_what_was_acknowledged_survives_kill_9(place: Place, appends: int) -> None:
+async def test_acknowledged_appends_survive_kill_9(place: Place, appends: int) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.contract.writing", place.kind, place.location, stdout=PIPE
     )
@@ -26,7 +28,7 @@ async def test_what_was_acknowledged_survives_kill_9(place: Place, appends: int)
         acknowledged[conversation] = int(seq)
 
     for _ in range(appends):
-        note(await asyncio.wait_for(process.stdout.readline(), 30))
+        note(await asyncio.wait_for(process.stdout.readline(), WITHIN))
     process.kill()
     *whole, _ = (await process.stdout.read()).split(b"\n")  # the last line may have been cut off
     for line in whole:
@@ -35,8 +37,15 @@ async def test_what_was_acknowledged_survives_kill_9(place: Place, appends: int)
 
     store = await place.open()
     for conversation, last in acknowledged.items():
-        events = await store.events_after(conversation, 0, 1_000_000)
-        assert len(events) >= last
-        assert events == [it.event for it in log(conversation, 1, len(events))]
-        await store.append(log(conversation, len(events) + 1, len(events) + 1))
+        try:
+            await continue_log(store, conversation, last)
+        except AppendConflict:  # a server may carry out the last append of the killed process only now
+            await continue_log(store, conversation, last)
     await store.close()
+
+
+async def continue_log(store: Store, conversation: str, acknowledged: int) -> None:
+    events = await store.events_after(conversation, 0, 1_000_000)
+    assert len(events) >= acknowledged
+    assert events == [record.event for record in log(conversation, 1, len(events))]
+    await store.append(log(conversation, len(events) + 1, len(events) + 1))

@@ -38,12 +38,12 @@ async def test_an_event_of_a_newer_kind_is_read_without_a_content_of_unknown_sha
     events = await store.events_after(D, 0, 10)
     if isinstance(store, SimStore):  # which keeps values, and no rows
         return
-    shown = [(it.seq, it.kind, it.content) for it in events]
+    shown = [(event.seq, event.kind, event.content) for event in events]
     assert shown == [(seq, "poll", Content()) for seq in range(1, 5)]
     assert (await store.records_after(D, 0, 1))[0].body == b'{"text":["red","blue"]}'
 
 
-async def test_what_was_appended_is_read_as_it_was(store: Store) -> None:
+async def test_events_are_read_as_they_were_appended(store: Store) -> None:
     contents = [
         Content(text="plain"),
         Content(text='quotes " and \\, ünïcode, 🙂, a line\nand a \x00 in it'),
@@ -55,10 +55,10 @@ async def test_what_was_appended_is_read_as_it_was(store: Store) -> None:
     ]
     records = [record(D, seq, content=content) for seq, content in enumerate(contents, 1)]
     await store.append(records)
-    assert await store.events_after(D, 0, 100) == [it.event for it in records]
+    assert await store.events_after(D, 0, 100) == [record.event for record in records]
 
 
-async def test_an_empty_store_answers_with_nothing(store: Store) -> None:
+async def test_an_empty_store_returns_nothing(store: Store) -> None:
     assert store.identity.partitions == PARTITIONS
     assert await store.heads([D]) == {}
     assert await store.heads([]) == {}
@@ -78,7 +78,7 @@ async def test_a_head_is_the_newest_event_of_its_conversation(store: Store) -> N
     }
 
 
-async def test_heads_of_thousands_of_conversations_are_one_call(store: Store) -> None:
+async def test_heads_of_thousands_of_conversations_are_read_in_one_call(store: Store) -> None:
     names = [f"d:alice:user{number}" for number in range(3_000)]
     await store.append([record(name, 1) for name in names])
     heads = await store.heads(names)
@@ -116,9 +116,7 @@ async def test_the_same_client_msg_id_of_another_sender_or_conversation_is_anoth
 
 
 @pytest.mark.parametrize("place_of_duplicate", [0, 1, 4])
-async def test_a_conflict_says_truly_how_many_records_are_stored(
-    store: Store, place_of_duplicate: int
-) -> None:
+async def test_a_conflict_reports_how_many_records_are_stored(store: Store, place_of_duplicate: int) -> None:
     await store.append([record(D, 1, message="taken")])
     records = [record(D, seq) for seq in range(2, 7)]
     records[place_of_duplicate] = record(D, 2 + place_of_duplicate, message="taken")
@@ -132,12 +130,12 @@ async def test_records_sent_again_after_an_unknown_outcome_conflict_and_change_n
     await store.append(records)
     with pytest.raises(AppendConflict):
         await store.append(records)
-    found = await store.find([it.key for it in records])
-    assert found == {it.key: Stored(it.event.position, it.digest) for it in records}
+    found = await store.find([record.key for record in records])
+    assert found == {record.key: Stored(record.event.position, record.digest) for record in records}
     assert await seqs(store, D) == [1, 2, 3, 4, 5]
 
 
-async def test_a_conflict_of_one_partition_costs_no_other_anything(store: Store) -> None:
+async def test_a_conflict_of_one_partition_does_not_affect_others(store: Store) -> None:
     await store.append(log("d:p0:q", 1, 3))
 
     async def append(number: int) -> int:
@@ -152,7 +150,7 @@ async def test_a_conflict_of_one_partition_costs_no_other_anything(store: Store)
         assert await seqs(store, f"d:p{number}:q") == list(range(1, 11))
 
 
-async def test_of_two_owners_who_append_at_once_one_wins_each_seq(store: Store) -> None:
+async def test_exactly_one_of_two_concurrent_owners_wins_each_seq(store: Store) -> None:
     async def own(owner: str) -> int:
         won = 0
         while won < 30:
@@ -182,7 +180,7 @@ async def test_many_partitions_append_at_once_and_each_log_is_whole(store: Store
 async def test_an_append_of_thousands_is_stored_whole(store: Store) -> None:
     records = log(D, 1, 2_345)
     await store.append(records)
-    assert await store.events_after(D, 0, 10_000) == [it.event for it in records]
+    assert await store.events_after(D, 0, 10_000) == [record.event for record in records]
 
 
 async def test_reads_see_what_was_committed_before_they_began(store: Store) -> None:
@@ -204,7 +202,7 @@ async def test_find_returns_only_what_is_stored(store: Store) -> None:
     assert await store.find([]) == {}
 
 
-async def test_ids_at_tells_which_event_is_at_a_place(store: Store) -> None:
+async def test_ids_at_returns_the_ids_of_the_events_that_exist(store: Store) -> None:
     await store.append(log(D, 1, 3))
     assert await store.ids_at([(D, 1), (D, 3), (D, 4), ("u:alice", 1)]) == {
         (D, 1): record(D, 1).event.id,
@@ -224,7 +222,9 @@ async def test_ids_at_tells_which_event_is_at_a_place(store: Store) -> None:
         (0, 0, []),
     ],
 )
-async def test_events_after(store: Store, seq: int, limit: int, expected: list[int]) -> None:
+async def test_events_after_a_seq_are_returned_in_order_up_to_the_limit(
+    store: Store, seq: int, limit: int, expected: list[int]
+) -> None:
     await store.append([*log(D, 1, 10), *log("u:alice", 1, 3)])
     assert [event.seq for event in await store.events_after(D, seq, limit)] == expected
 
@@ -240,12 +240,14 @@ async def test_events_after(store: Store, seq: int, limit: int, expected: list[i
         (0, 0, []),
     ],
 )
-async def test_events_before(store: Store, seq: int, limit: int, expected: list[int]) -> None:
+async def test_events_before_a_seq_are_returned_in_order_up_to_the_limit(
+    store: Store, seq: int, limit: int, expected: list[int]
+) -> None:
     await store.append([*log(D, 1, 10), *log("u:alice", 1, 3)])
     assert [event.seq for event in await store.events_before(D, seq, limit)] == expected
 
 
-async def test_a_record_that_the_store_cannot_take_is_refused_alone(store: Store) -> None:
+async def test_a_record_that_the_store_cannot_hold_is_refused_without_affecting_others(store: Store) -> None:
     possible = record(D, 1)
     event = msgspec.structs.replace(possible.event, client_time=1 << 64)
     refused = msgspec.structs.replace(possible, event=event)
@@ -258,7 +260,7 @@ async def test_a_record_that_the_store_cannot_take_is_refused_alone(store: Store
     assert await seqs(store, "u:alice") == [1, 2]
 
 
-async def test_a_caller_who_is_cancelled_harms_nobody(store: Store) -> None:
+async def test_a_cancelled_append_does_not_affect_others(store: Store) -> None:
     appends = [asyncio.create_task(store.append(log(f"d:p{number}:q", 1, 5))) for number in range(10)]
     await asyncio.sleep(0)
     for append in appends[::2]:
@@ -271,20 +273,20 @@ async def test_a_caller_who_is_cancelled_harms_nobody(store: Store) -> None:
         assert whole in ([], [1, 2, 3, 4, 5]) if number % 2 == 0 else whole == [1, 2, 3, 4, 5]
 
 
-async def test_what_is_stored_outlives_the_process_that_stored_it(place: Place) -> None:
+async def test_stored_events_are_there_when_the_store_is_opened_again(place: Place) -> None:
     store = await place.open(7)
     await store.append(log(D, 1, 20))
     await store.close()
     store = await place.open(16)
     assert store.identity.partitions == 7
-    assert await store.events_after(D, 0, 100) == [it.event for it in log(D, 1, 20)]
+    assert await store.events_after(D, 0, 100) == [record.event for record in log(D, 1, 20)]
     with pytest.raises(AppendConflict):
         await store.append(log(D, 20, 21))
     await store.append(log(D, 21, 21))
     await store.close()
 
 
-async def test_closing_completes_what_was_submitted(place: Place) -> None:
+async def test_closing_completes_submitted_appends(place: Place) -> None:
     store = await place.open()
     appends = [asyncio.create_task(store.append(log(f"d:p{number}:q", 1, 50))) for number in range(8)]
     await asyncio.sleep(0)
@@ -296,7 +298,7 @@ async def test_closing_completes_what_was_submitted(place: Place) -> None:
     await store.close()
 
 
-async def test_a_closed_store_says_so(place: Place) -> None:
+async def test_a_closed_store_raises_unavailable(place: Place) -> None:
     store = await place.open()
     await store.close()
     await store.close()

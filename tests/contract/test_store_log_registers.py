@@ -16,7 +16,7 @@ def setting(register: str, seq: int, conversation: str = D) -> Record:
 
 
 def found(*records: Record) -> dict[tuple[str, str], Event]:
-    return {(it.event.conversation, it.register): it.event for it in records}
+    return {(record.event.conversation, record.register): record.event for record in records}
 
 
 async def test_the_event_with_the_highest_seq_sets_a_register(store: Store) -> None:
@@ -36,7 +36,7 @@ async def test_the_event_with_the_highest_seq_sets_a_register(store: Store) -> N
 async def test_an_event_of_a_register_is_read_like_any_other(store: Store) -> None:
     records = [*log(D, 1, 2), setting("title", 3)]
     await store.append(records)
-    assert await store.events_after(D, 0, 10) == [it.event for it in records]
+    assert await store.events_after(D, 0, 10) == [record.event for record in records]
     assert await store.records_after(D, 0, 10) == records
     assert await store.find([records[2].key]) != {}
 
@@ -68,7 +68,7 @@ async def test_any_text_names_a_register(store: Store, register: str) -> None:
     assert await store.registers([(D, register)]) == found(setting(register, 1))
 
 
-async def test_many_registers_of_a_page_are_one_call(store: Store) -> None:
+async def test_many_registers_of_a_page_are_read_in_one_call(store: Store) -> None:
     await store.append(log(D, 1, 200))
     wanted = [(D, f"edit:{seq}") for seq in range(1, 101)]
     assert await store.registers(wanted) == {}
@@ -77,7 +77,7 @@ async def test_many_registers_of_a_page_are_one_call(store: Store) -> None:
     assert await store.registers(wanted) == found(*edits[:3])
 
 
-async def test_registers_of_many_conversations_are_one_call(store: Store) -> None:
+async def test_registers_of_many_conversations_are_read_in_one_call(store: Store) -> None:
     names = [f"g:{number}" for number in range(60)]
     records = [setting("title", seq, name) for name in names for seq in (1, 2)]
     await store.append([*records, *(setting("member:bob", 3, name) for name in names)])
@@ -98,7 +98,7 @@ async def test_an_append_that_conflicts_sets_no_register(store: Store) -> None:
     assert await store.registers([(D, "title"), (D, "member:bob")]) == found(setting("title", 2))
 
 
-async def test_registers_outlive_the_process_that_set_them(place: Place) -> None:
+async def test_registers_are_there_when_the_store_is_opened_again(place: Place) -> None:
     store = await place.open()
     await store.append([setting("title", 1), *log(D, 2, 2)])
     await store.close()
@@ -118,7 +118,8 @@ async def test_events_are_read_by_their_places(store: Store) -> None:
     await store.append(records)
     places = [(D, 5), (D, 2), (GROUP, 1), (D, 2)]
     assert await store.events_at(places) == {
-        (it.event.conversation, it.event.seq): it.event for it in (records[4], records[1], records[5])
+        (record.event.conversation, record.event.seq): record.event
+        for record in (records[4], records[1], records[5])
     }
 
 
@@ -129,8 +130,8 @@ async def test_a_place_without_an_event_has_no_entry(store: Store) -> None:
     assert await store.events_at([]) == {}
 
 
-async def test_events_of_many_conversations_are_one_call(store: Store) -> None:
-    records = [it for number in range(60) for it in log(f"g:{number}", 1, 3)]
+async def test_events_of_many_conversations_are_read_in_one_call(store: Store) -> None:
+    records = [record for number in range(60) for record in log(f"g:{number}", 1, 3)]
     await store.append(records)
-    events = {(it.event.conversation, it.event.seq): it.event for it in records}
+    events = {(record.event.conversation, record.event.seq): record.event for record in records}
     assert await store.events_at(events.keys()) == events

@@ -1,4 +1,4 @@
-"""Members, marks and devices: what is not a log."""
+"""Members, marks and devices: the data outside of the log."""
 
 import asyncio
 import tempfile
@@ -23,7 +23,7 @@ NOW = 1_790_000_000_000
 # --- members
 
 
-async def test_a_users_conversations_come_newest_first(store: Store) -> None:
+async def test_a_users_conversations_are_listed_newest_first(store: Store) -> None:
     names = [f"d:alice:user{number}" for number in range(6)]
     await store.put_members([("alice", name) for name in names])
     for number in (3, 0, 5, 1):
@@ -34,7 +34,7 @@ async def test_a_users_conversations_come_newest_first(store: Store) -> None:
         record(names[0], 2, number=200),
         *(record(names[number], 1, number=100 + 10 * number) for number in (5, 3, 1)),
     ]
-    assert heads == [Head(it.event.conversation, it.event.seq, it.event.id) for it in newest]
+    assert heads == [Head(record.event.conversation, record.event.seq, record.event.id) for record in newest]
 
 
 async def test_pages_of_heads_meet_without_gap_or_overlap(store: Store) -> None:
@@ -59,7 +59,7 @@ async def test_a_conversation_without_events_has_no_head(store: Store) -> None:
     assert await store.heads_of("carol", 0, 10) == []
 
 
-async def test_a_users_conversations_are_paged_in_an_order_that_stays(store: Store) -> None:
+async def test_a_users_conversations_are_paged_in_a_stable_order(store: Store) -> None:
     names = {f"d:alice:user{number:03}" for number in range(25)}
     await store.put_members([("alice", name) for name in names] + [("bob", "d:bob:carol")])
     found: list[str] = []
@@ -83,7 +83,7 @@ async def test_members_may_be_written_again(store: Store) -> None:
 # --- marks
 
 
-async def test_marks_only_grow_and_only_the_grown_are_returned(store: Store) -> None:
+async def test_marks_only_grow_and_only_those_that_grew_are_returned(store: Store) -> None:
     assert await store.raise_marks([Marks(D, "bob", 3, 1), Marks(D, "alice", 2, 2)]) == [
         Marks(D, "bob", 3, 1),
         Marks(D, "alice", 2, 2),
@@ -96,7 +96,7 @@ async def test_marks_only_grow_and_only_the_grown_are_returned(store: Store) -> 
     assert await store.marks([D]) == {D: [Marks(D, "alice", 2, 2), Marks(D, "bob", 3, 3)]}
 
 
-async def test_marks_of_nothing_are_no_marks(store: Store) -> None:
+async def test_marks_of_zero_are_not_stored(store: Store) -> None:
     assert await store.raise_marks([Marks(D, "alice", 0, 0)]) == []
     assert await store.marks([D, "u:alice"]) == {}
     assert await store.marks([]) == {}
@@ -109,7 +109,7 @@ async def test_thousands_of_marks_are_raised_in_one_call(store: Store) -> None:
     assert found == {mark.conversation: [mark] for mark in marks}
 
 
-register = st.builds(
+some_marks = st.builds(
     Marks,
     st.sampled_from([D, "u:alice"]),
     st.sampled_from(["alice", "bob"]),
@@ -122,7 +122,7 @@ register = st.builds(
 @settings(max_examples=25, deadline=None)
 @given(
     calls=st.lists(
-        st.lists(register, max_size=4, unique_by=lambda mark: (mark.conversation, mark.user)), max_size=12
+        st.lists(some_marks, max_size=4, unique_by=lambda mark: (mark.conversation, mark.user)), max_size=12
     )
 )
 def test_any_sequence_of_raises_is_the_maximum(kind: str, calls: list[list[Marks]]) -> None:
@@ -152,7 +152,7 @@ def test_any_sequence_of_raises_is_the_maximum(kind: str, calls: list[list[Marks
 # --- devices
 
 
-async def test_every_user_asked_for_has_a_list(store: Store) -> None:
+async def test_every_requested_user_has_a_list(store: Store) -> None:
     await store.put_devices([PHONE, LAPTOP])
     assert await store.devices(["alice", "bob"]) == {"alice": (LAPTOP, PHONE), "bob": ()}
     assert await store.devices([]) == {}
@@ -173,7 +173,7 @@ async def test_a_format_alone_changes_nothing_else(store: Store) -> None:
         assert await store.devices(["alice"]) == {"alice": (LAPTOP, replace(PHONE, format=format))}
 
 
-async def test_a_format_alone_registers_who_is_not_there(store: Store) -> None:
+async def test_a_format_alone_registers_an_unknown_device(store: Store) -> None:
     await store.put_devices([DeviceFormat(LAPTOP.device, "protobuf")])
     assert await store.devices(["alice"]) == {"alice": (LAPTOP,)}
     await store.remove_device(LAPTOP.device)
@@ -181,7 +181,7 @@ async def test_a_format_alone_registers_who_is_not_there(store: Store) -> None:
     assert await store.devices(["alice"]) == {"alice": (replace(LAPTOP, format="json"),)}
 
 
-async def test_a_registration_replaces_what_a_format_alone_has_made(store: Store) -> None:
+async def test_a_registration_replaces_one_made_from_a_format_alone(store: Store) -> None:
     await store.put_devices([DeviceFormat(PHONE.device, "protobuf")])
     await store.put_devices([PHONE])
     assert await store.devices(["alice"]) == {"alice": (PHONE,)}
@@ -215,7 +215,7 @@ async def test_a_removed_device_is_forgotten_and_its_events_stay(store: Store) -
     assert len(await store.events_after(D, 0, 10)) == 2
 
 
-async def test_when_a_device_was_last_seen_only_grows(store: Store) -> None:
+async def test_last_seen_times_only_grow(store: Store) -> None:
     await store.put_devices([replace(PHONE, seen=NOW), LAPTOP])
     await store.put_devices([PHONE, DeviceFormat(LAPTOP.device, "protobuf", NOW - 1)])
     await store.see_devices({PHONE.device: NOW - 5, LAPTOP.device: NOW, Device("bob", "tv"): NOW})
@@ -236,7 +236,7 @@ async def test_a_device_that_was_seen_meanwhile_is_not_removed(store: Store) -> 
     assert await store.devices(["alice"]) == {"alice": ()}
 
 
-async def test_members_marks_and_devices_outlive_the_process(place: Place) -> None:
+async def test_members_marks_and_devices_are_there_when_the_store_is_opened_again(place: Place) -> None:
     store = await place.open()
     await store.put_members([("alice", D)])
     await store.append(log(D, 1, 3))

@@ -1,4 +1,4 @@
-"""Which broker is tried when, and when trying ends."""
+"""The state machine of a client's connection: which broker it tries when, and when it gives up."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What a program displays of a conversation, whatever part of it the device holds."""
+"""The view of a conversation that a program displays, whatever part of the log the device holds."""
 
 from itertools import pairwise
 
@@ -23,12 +23,12 @@ def logs(draw: st.DrawFn) -> list[Event]:
     kinds = draw(
         st.lists(st.tuples(st.sampled_from(USERS), st.sampled_from(["message", "later"])), max_size=30)
     )
-    return [event(seq, *it) for seq, it in enumerate(kinds, 1)]
+    return [event(seq, sender, kind) for seq, (sender, kind) in enumerate(kinds, 1)]
 
 
 MARKS = st.lists(
     st.builds(Marks, st.just(TALK), st.sampled_from(USERS), st.integers(0, 30), st.integers(0, 30)),
-    unique_by=lambda it: it.user,
+    unique_by=lambda marks: marks.user,
 )
 
 
@@ -44,24 +44,27 @@ def test_folding_a_prefix_and_then_the_rest_is_folding_everything(log: list[Even
 def test_any_pages_show_each_event_as_the_whole_log_does(
     log: list[Event], pages: set[int], marks: list[Marks]
 ) -> None:
-    part = [it for it in log if it.seq // 4 in pages]
-    whole = {it.position.seq: it for it in view_of(TALK, log, marks=marks).items if isinstance(it, Message)}
+    part = [event for event in log if event.seq // 4 in pages]
+    whole = {
+        item.position.seq: item for item in view_of(TALK, log, marks=marks).items if isinstance(item, Message)
+    }
     shown = view_of(TALK, part, marks=marks, head=len(log)).items
-    messages = [it for it in shown if isinstance(it, Message)]
-    assert messages == [whole[it.seq] for it in part if it.kind == "message"]
+    messages = [item for item in shown if isinstance(item, Message)]
+    assert messages == [whole[event.seq] for event in part if event.kind == "message"]
 
 
 @given(logs(), st.sets(st.integers(1, 30)), st.integers(1, 31))
-def test_every_place_is_a_message_or_a_hole_or_of_an_unknown_kind(
+def test_every_seq_is_a_message_a_hole_or_an_event_of_an_unknown_kind(
     log: list[Event], held: set[int], first: int
 ) -> None:
-    part = [it for it in log if it.seq in held and it.seq >= first]
+    part = [event for event in log if event.seq in held and event.seq >= first]
     items = view_of(TALK, part, first=first, head=len(log)).items
-    spans = [(it.first, it.last) if isinstance(it, Hole) else (it.position.seq,) * 2 for it in items]
+    spans = [
+        (item.first, item.last) if isinstance(item, Hole) else (item.position.seq,) * 2 for item in items
+    ]
     covered = {seq for low, high in spans for seq in range(low, high + 1)}
-    assert covered == {
-        it.seq for it in log if it.seq >= first and not (it.seq in held and it.kind != "message")
-    }
+    unknown = {event.seq for event in part if event.kind != "message"}
+    assert covered == set(range(first, len(log) + 1)) - unknown
     assert all(before[1] < after[0] for before, after in pairwise(spans))
     assert not any(
         isinstance(a, Hole) and isinstance(b, Hole) and a.last + 1 == b.first for a, b in pairwise(items)
@@ -75,15 +78,14 @@ def test_receipts_name_the_other_members_whose_marks_reach_a_message(
     for message in view_of(TALK, log, marks=marks).items:
         assert isinstance(message, Message)
         assert set(message.read) <= set(message.delivered)
-        for it in marks:
-            others = it.user != message.sender
-            assert (it.user in message.read) == (others and it.read >= message.position.seq)
-            assert (it.user in message.delivered) == (
-                others and max(it.delivered, it.read) >= message.position.seq
-            )
+        seq = message.position.seq
+        for mark in marks:
+            is_other = mark.user != message.sender
+            assert (mark.user in message.read) == (is_other and mark.read >= seq)
+            assert (mark.user in message.delivered) == (is_other and max(mark.delivered, mark.read) >= seq)
 
 
-def test_a_message_keeps_what_its_event_says() -> None:
+def test_a_message_has_the_fields_of_its_event() -> None:
     (message,) = view_of(TALK, [event(1, "alice")]).items
     assert message == Message(Position(1, Id(10)), 1_000, "alice", "phone", "m1", Content(text="text 1"))
     assert not message.recalled

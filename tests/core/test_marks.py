@@ -31,7 +31,11 @@ def test_read_marks_do_not_pass_delivered_marks_or_the_head(given_marks: list[Ma
 @given(st.lists(marks))
 def test_the_greatest_mark_wins(given_marks: list[Marks]) -> None:
     for merged in merge(given_marks, HEADS):
-        its_own = [m for m in given_marks if (m.conversation, m.user) == (merged.conversation, merged.user)]
+        own = [
+            mark
+            for mark in given_marks
+            if (mark.conversation, mark.user) == (merged.conversation, merged.user)
+        ]
         head = HEADS[merged.conversation].seq
-        assert merged.read == min(max(m.read for m in its_own), head)
-        assert merged.delivered == min(max(max(m.read, m.delivered) for m in its_own), head)
+        assert merged.read == min(max(mark.read for mark in own), head)
+        assert merged.delivered == min(max(max(mark.read, mark.delivered) for mark in own), head)

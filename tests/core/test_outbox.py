@@ -1,4 +1,4 @@
-"""What the outbox sends and when, whatever happens to its messages."""
+"""The outbox: which messages it sends, when and in which order, whatever happens to them."""
 
 import random
 from itertools import pairwise
@@ -20,7 +20,7 @@ def outbox(*keys: OutboxKey, window: int = 64) -> Outbox:
     return box
 
 
-def test_one_message_of_a_conversation_is_under_way_and_conversations_go_side_by_side() -> None:
+def test_one_message_per_conversation_is_in_flight_and_conversations_are_independent() -> None:
     box = outbox(A1, A2, B1, B2)
     assert box.take(0.0) == [A1, B1]
     assert box.take(1.0) == []
@@ -42,7 +42,7 @@ def test_an_unanswered_message_is_sent_again_and_less_often_each_time() -> None:
     assert waits == [11.0, 22.0, 44.0, 66.0, 66.0]
 
 
-def test_what_the_broker_had_nobody_for_is_sent_again_soon() -> None:
+def test_a_message_without_a_subscriber_is_sent_again_soon() -> None:
     box, now, waits = outbox(A1, A2), 0.0, []
     for _ in range(7):
         assert box.take(now) == [A1]
@@ -72,7 +72,7 @@ def test_a_late_answer_counts() -> None:
     assert box.take(2.0) == [A2]
 
 
-def test_a_retryable_rejection_waits_as_long_as_it_was_told_and_keeps_its_place() -> None:
+def test_a_retryable_rejection_waits_for_retry_after_and_keeps_its_place() -> None:
     box = outbox(A1, A2, B1)
     box.take(0.0)
     assert box.rejected(A1, 1.0, retryable=True, retry_after=5.0) is Fate.AGAIN
@@ -84,7 +84,7 @@ def test_a_retryable_rejection_waits_as_long_as_it_was_told_and_keeps_its_place(
     assert box.take(due) == [A1]
 
 
-def test_it_waits_so_long_also_if_the_connection_was_lost_before_the_rejection_was_read() -> None:
+def test_retry_after_is_observed_though_the_connection_was_lost_before_the_rejection_was_read() -> None:
     box = outbox(A1)
     box.take(0.0)
     box.lost(1.0)
@@ -101,14 +101,14 @@ def test_a_refused_message_gives_way_to_the_next() -> None:
     assert box.take(1.0) == [A2]
 
 
-def test_what_was_under_way_with_a_lost_connection_is_sent_at_once_on_the_next() -> None:
+def test_messages_in_flight_on_a_lost_connection_are_sent_at_once_on_the_next() -> None:
     box = outbox(A1, B1)
     box.take(0.0)
     box.lost(3.0)
     assert box.take(3.0) == [A1, B1]
 
 
-def test_a_message_on_which_connections_end_waits_longer_and_longer() -> None:
+def test_a_message_whose_connections_keep_ending_waits_longer_each_time() -> None:
     box = outbox(A1)
     waits, now = [], 0.0
     for _ in range(8):
@@ -154,7 +154,7 @@ class World(RuleBasedStateMachine):
         self.now = 0.0
         self.put: dict[str, list[str]] = {}
         self.stored: dict[str, list[str]] = {}
-        self.flying: list[OutboxKey] = []
+        self.in_flight: list[OutboxKey] = []
         self.count = 0
 
     @rule(conversation=st.sampled_from("abc"))
@@ -170,12 +170,12 @@ class World(RuleBasedStateMachine):
         taken = self.box.take(self.now)
         assert len(taken) <= 2
         assert len({key.conversation for key in taken}) == len(taken)
-        self.flying += taken
+        self.in_flight += taken
 
-    @precondition(lambda self: self.flying)
+    @precondition(lambda self: self.in_flight)
     @rule(data=st.data(), outcome=st.sampled_from(["stored", "stored, answer lost", "lost", "busy"]))
     def arrive(self, data: st.DataObject, outcome: str) -> None:
-        key = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
+        key = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
         log = self.stored.setdefault(key.conversation, [])
         if outcome.startswith("stored"):
             if key.client_msg_id not in log:
@@ -187,11 +187,11 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def lose_connection(self) -> None:
-        self.flying.clear()
+        self.in_flight.clear()
         self.box.lost(self.now)
 
     @invariant()
-    def every_log_is_a_beginning_of_what_was_put(self) -> None:
+    def every_log_is_a_prefix_of_the_messages_put(self) -> None:
         for conversation, log in self.stored.items():
             assert log == self.put[conversation][: len(log)]
 
@@ -200,14 +200,14 @@ class World(RuleBasedStateMachine):
         self.lose_connection()
         for _ in range(10 * self.count + 10):
             for key in self.box.take(self.now):
-                self.flying.append(key)
-                self.arrive_at_last(key)
+                self.in_flight.append(key)
+                self.arrive_finally(key)
             self.now = max(self.now, self.box.next_at() or 0.0)
         assert len(self.box) == 0
         assert self.stored == self.put or not self.put
 
-    def arrive_at_last(self, key: OutboxKey) -> None:
-        self.flying.remove(key)
+    def arrive_finally(self, key: OutboxKey) -> None:
+        self.in_flight.remove(key)
         log = self.stored.setdefault(key.conversation, [])
         if key.client_msg_id not in log:
             log.append(key.client_msg_id)

@@ -44,20 +44,20 @@ def test_the_order_of_workers_does_not_matter(names: list[str], partitions: int)
 
 @given(workers, names, st.integers(1, 64))
 def test_a_joining_worker_only_moves_partitions_to_itself(
-    them: list[str], joins: str, partitions: int
+    present: list[str], joins: str, partitions: int
 ) -> None:
-    before = assign(partitions, them)
-    after = assign(partitions, [*them, joins])
+    before = assign(partitions, present)
+    after = assign(partitions, [*present, joins])
     assert all(now in (then, joins) for then, now in zip(before, after, strict=True))
 
 
 @given(workers, st.integers(1, 64), st.data())
 def test_a_leaving_worker_only_moves_its_own_partitions(
-    them: list[str], partitions: int, data: st.DataObject
+    present: list[str], partitions: int, data: st.DataObject
 ) -> None:
-    leaves = data.draw(st.sampled_from(them))
-    before = assign(partitions, them)
-    after = assign(partitions, [worker for worker in them if worker != leaves])
+    leaves = data.draw(st.sampled_from(present))
+    before = assign(partitions, present)
+    after = assign(partitions, [worker for worker in present if worker != leaves])
     assert all(now == then for then, now in zip(before, after, strict=True) if then != leaves)
 
 

@@ -1,4 +1,4 @@
-"""The rule of `recall`: who may take what back, and how a recalled message is shown."""
+"""The rule of `recall`: who may recall which message, and how a recalled message is shown."""
 
 from collections.abc import Sequence
 

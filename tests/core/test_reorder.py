@@ -22,7 +22,7 @@ def behind(seq: int, id_: int, previous: int) -> Event:
 
 def live(log: list[Event]) -> list[Event]:
     """The events of a log as they are sent live."""
-    return [behind(it.seq, it.id, before.id) for before, it in pairwise([event(0), *log])]
+    return [behind(now.seq, now.id, before.id) for before, now in pairwise([event(0), *log])]
 
 
 def log(length: int) -> list[Event]:
@@ -63,7 +63,7 @@ def test_the_buffer_holds_the_events_after_the_first_missing_one(
 
 
 @given(arrivals(), st.integers(1, 5))
-def test_with_little_room_asking_after_the_cursor_brings_the_rest(
+def test_with_a_small_buffer_a_sync_from_the_cursor_returns_the_rest(
     arrived: tuple[int, list[int]], limit: int
 ) -> None:
     length, seqs = arrived

@@ -50,7 +50,7 @@ class Question(NamedTuple):
 class World(RuleBasedStateMachine):
     """A server's logs, packets on their way from it, and a device."""
 
-    gives_out_once = True
+    returns_once = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class World(RuleBasedStateMachine):
         self.replica = Replica(ALICE, EMPTY, adopting=False)
         self.packets: list[Event | Question] = []
         self.kept: dict[tuple[str, int], Event] = {}
-        self.given_out: list[Event] = []
+        self.returned: list[Event] = []
         self.histories: set[tuple[Id, ...]] = {()}  # every log that the server had, at any time
 
     @rule()
@@ -92,9 +92,9 @@ class World(RuleBasedStateMachine):
             log = self.replica.logs.get(talk, DeviceLog(talk, ALICE))
             kept = [self.kept[talk, seq] for seq in range(log.base + 1, log.cursor.seq + 1)]
             assert kept == stored[log.base :]
-            assert {it.id for it in kept} <= {it.id for it in self.given_out}
-        if self.gives_out_once:
-            assert len({event.id for event in self.given_out}) == len(self.given_out)
+            assert {event.id for event in kept} <= {event.id for event in self.returned}
+        if self.returns_once:
+            assert len({event.id for event in self.returned}) == len(self.returned)
 
     def flush(self) -> None:
         while self.packets:
@@ -102,16 +102,16 @@ class World(RuleBasedStateMachine):
 
     def question(self) -> Question:
         logs = (log for log in self.replica.logs.values())
-        known = [Cursor(it.conversation, it.cursor.seq, it.cursor.id) for it in logs]
+        known = [Cursor(log.conversation, log.cursor.seq, log.cursor.id) for log in logs]
         heads = self.server._page("alice", Sync(), tuple(known), 0)
         known += [Cursor(talk) for talk in TALKS if talk not in self.replica.logs]
         page = self.server._page("alice", Sync(), tuple(known), None)
         page = Page("", heads.heads, heads.more_heads, page.slices, page.more)
-        return Question(page, {it.conversation: True for it in known if it.seq})
+        return Question(page, {cursor.conversation: True for cursor in known if cursor.seq})
 
     def take(self, packet: Event | Question) -> None:
         frame = packet if isinstance(packet, Event) else packet.page
-        held = {it: self.kept[it].id for it in self.replica.overlaps([frame])}
+        held = {key: self.kept[key].id for key in self.replica.overlaps([frame])}
         if isinstance(packet, Event):
             self.replica.event(packet, held)
         else:
@@ -120,11 +120,12 @@ class World(RuleBasedStateMachine):
         for later in self.packets:
             if isinstance(later, Question):
                 later.judge(step)
-        self.kept = {key: it for key, it in self.kept.items() if key[0] not in step.changes.restarted}
+        restarted = step.changes.restarted
+        self.kept = {key: event for key, event in self.kept.items() if key[0] not in restarted}
         for key, (ordinal, event) in step.changes.events.items():
             self.kept[key] = event
             if ordinal is not None:
-                self.given_out.append(event)
+                self.returned.append(event)
 
 
 class AnyOrder(World):
@@ -133,7 +134,7 @@ class AnyOrder(World):
     @rule(talk=st.sampled_from(TALKS), lost=st.booleans())
     def store(self, talk: str, lost: bool) -> None:
         event = self.server.store(talk, "hi")
-        self.histories.add(tuple(it.id for it in self.server.logs[talk]))
+        self.histories.add(tuple(event.id for event in self.server.logs[talk]))
         if not lost:
             self.packets.append(self.server.live(event))
 
@@ -157,7 +158,7 @@ class Restores(World):
     @rule(talk=st.sampled_from(TALKS), keep=st.integers(0, 6), clock_was_ahead=st.booleans())
     def restore(self, talk: str, keep: int, clock_was_ahead: bool) -> None:
         if keep < len(self.server.logs[talk]):
-            self.flush()  # what the server said before has arrived by the time that it is back
+            self.flush()  # packets from before the restore arrive before it
             self.server.restore(talk, keep, clock_was_ahead=clock_was_ahead)
 
     @rule(again=st.booleans())
@@ -180,21 +181,21 @@ class RestoresInAnyOrder(AnyOrder):
     An event that was lost with a log may thus arrive a second time, and is returned again.
     """
 
-    gives_out_once = False
+    returns_once = False
 
     @rule(
-        talk=st.sampled_from(TALKS), back=st.integers(1, 3), untold=st.integers(0, 3),
+        talk=st.sampled_from(TALKS), back=st.integers(1, 3), missed=st.integers(0, 3),
         clock_was_ahead=st.booleans(),
     )  # fmt: skip
-    def restore(self, talk: str, back: int, untold: int, clock_was_ahead: bool) -> None:
-        """`untold`: further events that the device does not receive, since the backup does not know it."""
+    def restore(self, talk: str, back: int, missed: int, clock_was_ahead: bool) -> None:
+        """`missed`: further events that the device does not receive, since the backup does not know it."""
         kept = max(0, len(self.server.logs[talk]) - back)
         self.server.restore(talk, kept, clock_was_ahead=clock_was_ahead)
-        for _ in range(untold):
+        for _ in range(missed):
             self.store(talk, lost=True)
 
     @rule(talk=st.sampled_from(TALKS))
-    def hear(self, talk: str) -> None:
+    def receive(self, talk: str) -> None:
         """An event that arrives at once."""
         self.store(talk, lost=False)
         self.take(self.packets.pop())
@@ -216,7 +217,7 @@ def event(seq: int) -> Event:
     return FakeServer(cast("Mosquitto", None)).store("d:alice:bob", str(seq))
 
 
-def test_a_hole_is_wanted_soon_and_what_the_server_told_of_at_once() -> None:
+def test_a_hole_is_requested_soon_and_a_conversation_behind_its_head_at_once() -> None:
     server = FakeServer(cast("Mosquitto", None))
     stored = [server.store("d:alice:bob", "hi") for _ in range(3)]
     replica = Replica(ALICE, EMPTY, adopting=False)
@@ -227,7 +228,7 @@ def test_a_hole_is_wanted_soon_and_what_the_server_told_of_at_once() -> None:
     assert replica.take().wanted == {"d:alice:bob": Want.BEHIND}
 
 
-def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() -> None:
+def test_a_new_event_stays_new_though_the_log_restarts_before_it_is_stored() -> None:
     server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     replica = Replica(ALICE, EMPTY, adopting=False)
     for _ in range(3):
@@ -246,7 +247,7 @@ def test_what_is_new_stays_new_though_the_log_begins_anew_before_it_is_stored() 
     assert sorted(seq for _, seq in changes.events) == [1, 2, 3, 4]
 
 
-def test_a_log_that_begins_anew_keeps_no_recall_of_the_log_before_it() -> None:
+def test_a_restarted_log_keeps_no_recall_of_the_previous_log() -> None:
     server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     replica = Replica(ALICE, EMPTY, adopting=False)
     first = server.store(talk, "old")
@@ -269,23 +270,23 @@ def test_a_log_that_begins_anew_keeps_no_recall_of_the_log_before_it() -> None:
     assert replica.take().changes.registers == []  # it judges a cursor that no longer exists
 
 
-def test_what_is_kept_does_not_depend_on_whether_it_came_live_or_in_a_page() -> None:
+def test_a_live_event_is_kept_without_its_previous() -> None:
     server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     stored = [server.store(talk, text) for text in ("first", "second")]
     replica = Replica(ALICE, EMPTY, adopting=False)
-    for it in stored:
-        replica.event(server.live(it), {})
-    assert [it for _, it in replica.take().changes.events.values()] == stored
+    for event in stored:
+        replica.event(server.live(event), {})
+    assert [event for _, event in replica.take().changes.events.values()] == stored
 
 
-def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_the_answer() -> None:
+def test_an_accepted_message_of_another_log_leaves_the_outbox_and_its_event_comes_with_the_sync() -> None:
     server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     replica = Replica(ALICE, EMPTY, adopting=False)
     for text in ("kept", "lost"):
         replica.event(server.live(server.store(talk, text)), {})
     replica.take()
     server.restore(talk, 1)
-    server.store(talk, "told to nobody")
+    server.store(talk, "not sent live")
     mine = server.store(talk, "hi", "alice@phone", "m1")
     accepted = Accepted(talk, "m1", mine.seq, mine.id, mine.time, server.live(mine).previous)
     replica.accepted(accepted, Send(talk, "m1", mine.content, 0), {})
@@ -298,10 +299,10 @@ def test_an_accepted_message_behind_another_log_leaves_the_outbox_and_waits_for_
     replica.page(
         server._page("alice", Sync(), (Cursor(talk, cursor.seq, cursor.id),), None), {talk: True}, {}
     )
-    assert [it for _, it in replica.take().changes.events.values()] == server.logs[talk]
+    assert [event for _, event in replica.take().changes.events.values()] == server.logs[talk]
 
 
-def test_a_program_is_told_what_its_message_stands_behind_whichever_answer_arrives() -> None:
+def test_accepted_contains_previous_whichever_answer_arrives() -> None:
     server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     first = server.store(talk, "first")
     mine = server.live(server.store(talk, "hi", "alice@phone", "m1"))
@@ -317,7 +318,7 @@ def test_a_program_is_told_what_its_message_stands_behind_whichever_answer_arriv
         assert replica.take().accepted == [accepted]
 
 
-def test_marks_that_were_not_told_are_told_after_a_restart_though_no_head_speaks_of_them() -> None:
+def test_marks_that_were_not_sent_are_sent_after_a_restart_though_no_head_lists_them() -> None:
     server, talk = FakeServer(cast("Mosquitto", None)), "d:alice:bob"
     replica = Replica(ALICE, EMPTY, adopting=False)
     for _ in range(5):
@@ -344,8 +345,8 @@ def test_events_with_numbers_that_no_server_draws_are_counted_and_dropped() -> N
     assert not replica.take().changes
 
 
-def test_a_log_of_which_only_an_accepted_tells_begins_there_when_no_head_has_told_of_it() -> None:
-    """It moved to the front of the list while the device read it, and its message was discarded meanwhile."""
+def test_a_log_known_only_from_an_accepted_begins_there_if_no_head_lists_it() -> None:
+    """Its conversation moved to the front while the device read the list, and the message was discarded."""
     replica = Replica(ALICE, EMPTY, adopting=True)
     replica.accepted(Accepted("d:alice:bob", "m1", 50, Id(1 << 40), 0), None, {})
     replica.end_adoption()

@@ -1,3 +1,5 @@
+"""Sequencing decides for each command of a batch whether it is appended, known or refused."""
+
 from collections.abc import Sequence
 from itertools import count
 
@@ -45,17 +47,17 @@ def test_messages_take_the_seqs_after_the_head() -> None:
         ],
         heads={"d:alice:bob": Position(7, Id(5))},
     )
-    assert [d.event.seq for d in decisions if isinstance(d, Append)] == [8, 9, 1]
+    assert [decision.event.seq for decision in decisions if isinstance(decision, Append)] == [8, 9, 1]
 
 
-def test_an_append_tells_which_event_it_stands_behind_and_what_is_stored_does_not() -> None:
+def test_an_append_has_the_id_of_the_previous_event_and_the_stored_event_does_not() -> None:
     sent = [message(ALICE, "d:alice:bob", name) for name in ("1", "2", "1", "3")]
     sent += [message(ALICE, "u:alice", name) for name in ("1", "2")]
     decisions = run(sent, heads={"d:alice:bob": Position(7, Id(5))})
-    appends = [d for d in decisions if isinstance(d, Append)]
-    first, second, _, begun, _ = (d.event.id for d in appends)
-    assert [d.previous for d in appends] == [5, first, second, 0, begun]
-    assert not any(d.event.previous for d in appends)
+    appends = [decision for decision in decisions if isinstance(decision, Append)]
+    first, second, _, begun, _ = (append.event.id for append in appends)
+    assert [append.previous for append in appends] == [5, first, second, 0, begun]
+    assert not any(append.event.previous for append in appends)
 
 
 def test_a_message_twice_in_a_batch_is_stored_once() -> None:
@@ -64,13 +66,13 @@ def test_a_message_twice_in_a_batch_is_stored_once() -> None:
     assert again == Known(first.event.position)
 
 
-def test_a_message_that_is_stored_keeps_its_place() -> None:
+def test_a_stored_message_keeps_its_position() -> None:
     sent = message(ALICE, "u:alice", "1")
     place = Position(3, Id(9))
     assert run([sent], stored={sent.key: Stored(place, sent.digest)}) == [Known(place)]
 
 
-def test_the_same_name_for_other_content_is_a_conflict() -> None:
+def test_the_same_client_msg_id_for_other_content_is_a_conflict() -> None:
     sent = message(ALICE, "u:alice", "1", "one thing")
     stored = {sent.key: Stored(Position(3, Id(9)), sent.digest)}
     (decision,) = run([message(ALICE, "u:alice", "1", "another")], stored=stored)
@@ -78,23 +80,21 @@ def test_the_same_name_for_other_content_is_a_conflict() -> None:
     assert isinstance(decision.error, Conflict)
 
 
-def test_the_senders_clock_is_no_part_of_the_content() -> None:
+def test_the_senders_clock_does_not_affect_the_digest() -> None:
     sent = receive(ALICE, Send("u:alice", "1", Content(text="hi"), client_time=1))
     later = receive(ALICE, Send("u:alice", "1", Content(text="hi"), client_time=2))
     assert sent.digest == later.digest
 
 
-def test_a_stranger_is_refused_and_takes_no_seq() -> None:
-    stranger, member = run(
-        [message(Device("eve", "x"), "d:alice:bob", "1"), message(ALICE, "d:alice:bob", "1")]
-    )
-    assert isinstance(stranger, Refuse)
-    assert isinstance(stranger.error, NotAllowed)
+def test_a_user_who_is_not_a_member_is_refused_and_takes_no_seq() -> None:
+    other, member = run([message(Device("eve", "x"), "d:alice:bob", "1"), message(ALICE, "d:alice:bob", "1")])
+    assert isinstance(other, Refuse)
+    assert isinstance(other.error, NotAllowed)
     assert isinstance(member, Append)
     assert member.event.seq == 1
 
 
-def test_a_name_that_is_no_conversation_is_refused() -> None:
+def test_a_malformed_conversation_id_is_refused() -> None:
     (decision,) = run([message(ALICE, "d:bob:alice", "1")])
     assert isinstance(decision, Refuse)
     assert isinstance(decision.error, Invalid)
@@ -102,12 +102,12 @@ def test_a_name_that_is_no_conversation_is_refused() -> None:
 
 def test_beyond_the_rate_a_message_is_refused_but_a_duplicate_is_not() -> None:
     decisions = run([message(ALICE, "u:alice", name) for name in ("1", "2", "3", "1")], tokens=2)
-    assert [type(d) for d in decisions] == [Append, Append, Refuse, Known]
+    assert [type(decision) for decision in decisions] == [Append, Append, Refuse, Known]
     assert isinstance(decisions[2], Refuse)
     assert isinstance(decisions[2].error, RateLimited)
 
 
-def test_a_clock_that_is_wrong_refuses_new_messages_only() -> None:
+def test_a_wrong_clock_refuses_new_messages_only() -> None:
     def draw(partition: int, after: int) -> Id:
         raise ClockWrong("wrong")
 
@@ -131,9 +131,12 @@ def test_a_clock_that_is_wrong_refuses_new_messages_only() -> None:
     st.integers(0, 5),
 )
 def test_seqs_have_no_holes_and_no_key_is_stored_twice(sends: list[tuple[str, str, str]], head: int) -> None:
-    messages = [message(Device("a", d), "d:a:b" if d in "ab" else "u:a", n, text) for d, n, text in sends]
+    messages = [
+        message(Device("a", device), "d:a:b" if device in "ab" else "u:a", name, text)
+        for device, name, text in sends
+    ]
     heads = {"d:a:b": Position(head, Id(3))} if head else {}
-    appended = [d.event for d in run(messages, heads) if isinstance(d, Append)]
+    appended = [decision.event for decision in run(messages, heads) if isinstance(decision, Append)]
     for conversation, begin in (("d:a:b", head), ("u:a", 0)):
         events = [event for event in appended if event.conversation == conversation]
         assert [event.seq for event in events] == list(range(begin + 1, begin + 1 + len(events)))

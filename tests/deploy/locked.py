@@ -21,7 +21,7 @@ HEADER = "# Written by `make lock`, from requirements in pyproject.toml with dig
 
 
 def digest(pyproject: str) -> str:
-    """Changes with the requirements that stand in a pyproject.toml, and with nothing else."""
+    """A digest of the requirements in a pyproject.toml. No other change of the file affects it."""
     whole = tomllib.loads(pyproject)
     project = whole["project"]
     parts = [project[key] for key in ("requires-python", "dependencies", "optional-dependencies")]
@@ -49,7 +49,7 @@ def write(*options: str) -> None:
         )  # fmt: skip
         path = ROOT / name
         path.write_text(header + path.read_text())
-        # A version may have no file for this Python, which uv does not ask for.
+        # A version may have no file for this Python, which uv does not check.
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--require-hashes", "-r", name]
         subprocess.run(pip, cwd=ROOT, check=True)
 

@@ -1,4 +1,4 @@
-"""What deploy/compose.yaml promises. No engine is needed to read it; tests of its scripts are beside this."""
+"""The promises of deploy/compose.yaml, as far as reading it tells: no container engine is needed."""
 
 import re
 import subprocess
@@ -32,13 +32,13 @@ def test_images_of_others_are_pinned_to_a_version(name: str) -> None:
 
 
 @each_running
-def test_every_service_has_a_health_check_and_comes_back(name: str) -> None:
+def test_every_service_has_a_health_check_and_is_restarted(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"]
     assert SERVICES[name]["restart"] == "unless-stopped"
 
 
 @each_service
-def test_nobody_is_root_or_may_become_it(name: str) -> None:
+def test_no_service_runs_as_root_or_may_become_root(name: str) -> None:
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -55,14 +55,14 @@ def test_every_secret_is_a_file_that_the_script_draws(tmp_path: Path) -> None:
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
 
 
-def test_secrets_that_are_there_are_kept(tmp_path: Path) -> None:
+def test_existing_secrets_are_kept(tmp_path: Path) -> None:
     (tmp_path / "state_password").write_text("mine\n")
     subprocess.run([DEPLOY / "compose" / "secrets", tmp_path], check=True)
     assert (tmp_path / "state_password").read_text() == "mine\n"
 
 
 @each_service
-def test_no_password_stands_in_an_environment_or_an_argument(name: str) -> None:
+def test_no_password_is_in_an_environment_or_an_argument(name: str) -> None:
     service = SERVICES[name]
     environment = service.get("environment", {})
     for variable, value in environment.items():
@@ -73,7 +73,7 @@ def test_no_password_stands_in_an_environment_or_an_argument(name: str) -> None:
     assert set(service.get("secrets", [])) <= set(WHOLE["secrets"])
 
 
-def test_nothing_but_the_devices_ports_is_published_and_those_on_this_machine() -> None:
+def test_only_the_devices_ports_are_published_and_by_default_on_this_machine() -> None:
     published = {port for service in SERVICES.values() for port in service.get("ports", [])}
     assert published == {
         "${IMQTT_BIND:-127.0.0.1}:${IMQTT_MQTT_PORT:-1883}:1883",
@@ -82,7 +82,7 @@ def test_nothing_but_the_devices_ports_is_published_and_those_on_this_machine() 
     assert "host" not in [service.get("network_mode") for service in SERVICES.values()]
 
 
-def test_what_devices_reach_and_what_workers_reach_are_networks_apart() -> None:
+def test_devices_and_workers_are_on_separate_networks() -> None:
     inside = {name: set(service.get("networks", [])) for name, service in SERVICES.items()}
     assert inside == {
         "mosquitto": {"devices", "broker"},
@@ -94,20 +94,20 @@ def test_what_devices_reach_and_what_workers_reach_are_networks_apart() -> None:
     assert WHOLE["networks"]["broker"] == WHOLE["networks"]["data"] == {"internal": True}
 
 
-def test_the_device_command_speaks_to_the_broker_and_the_store_as_the_workers_do() -> None:
+def test_the_device_command_has_the_workers_settings_of_broker_and_store() -> None:
     device, worker = SERVICES["device"]["environment"], SERVICES["worker"]["environment"]
     settings = {name: value for name, value in device.items() if name.startswith("IMQTT_")}
     assert settings == {name: worker[name] for name in settings}
     assert {"IMQTT_BROKER_PASSWORD_FILE", "IMQTT_STORE_PASSWORD_FILE"} <= settings.keys()
 
 
-def test_workers_start_when_all_that_they_need_is_healthy() -> None:
+def test_workers_start_when_the_services_that_they_need_are_healthy() -> None:
     needed = {"mosquitto", "redis", "mongo"}
-    assert SERVICES["worker"]["depends_on"] == {it: {"condition": "service_healthy"} for it in needed}
+    assert SERVICES["worker"]["depends_on"] == {name: {"condition": "service_healthy"} for name in needed}
     assert SERVICES["worker"]["deploy"]["replicas"] == 2
 
 
-def test_the_workers_settings_are_settings() -> None:
+def test_the_workers_variables_are_settings() -> None:
     environment = {
         name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
         for name, value in SERVICES["worker"]["environment"].items()
@@ -121,7 +121,7 @@ def test_the_workers_settings_are_settings() -> None:
     assert config.partitions == 64
 
 
-def test_a_worker_has_longer_to_stop_than_to_finish_what_it_began() -> None:
+def test_a_workers_grace_period_is_longer_than_its_time_to_finish_commands() -> None:
     from imqtt.server.assignment import DRAIN_SECONDS
 
     for name in RUNNING:
@@ -144,6 +144,6 @@ def test_every_mounted_path_is_in_the_checkout_or_a_volume() -> None:
                 assert (DEPLOY.parent / part[1:]).is_file(), part
 
 
-def test_what_the_broker_holds_and_the_store_are_all_that_is_kept() -> None:
+def test_only_the_data_of_the_broker_and_the_store_are_kept() -> None:
     kept = {mount for service in SERVICES.values() for mount in service.get("volumes", []) if mount[0] != "."}
     assert kept == {"broker:/mosquitto/data", "store:/data/db"}

@@ -1,4 +1,4 @@
-"""What the Dockerfile promises, as far as reading it tells."""
+"""The promises of the Dockerfile, as far as reading it tells."""
 
 import re
 from pathlib import Path
@@ -8,32 +8,32 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 FINAL = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
 
 
-def test_both_stages_have_the_same_pinned_python_that_imqtt_takes() -> None:
+def test_both_stages_have_the_same_pinned_python_that_imqtt_supports() -> None:
     stages = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert len(stages) == 2
     assert len(set(stages)) == 1
     assert re.fullmatch(r"python:3\.1[1-9]-slim", stages[0])
 
 
-def test_it_runs_as_a_user_who_is_nobody_else() -> None:
+def test_the_image_runs_as_an_unprivileged_user_of_its_own() -> None:
     [user] = re.findall(r"^USER (.*)$", FINAL, re.MULTILINE)
     assert int(user) > 999  # a number, which an orchestrator can tell from root's
     assert f"--uid {user} " in FINAL
 
 
-def test_it_ends_on_sigterm_and_tells_its_health() -> None:
+def test_the_image_stops_on_sigterm_and_has_a_health_check() -> None:
     assert "\nSTOPSIGNAL SIGTERM\n" in FINAL
     assert "\nHEALTHCHECK " in FINAL
     assert '\nENTRYPOINT ["imqtt"]\n' in FINAL
 
 
-def test_its_health_check_is_python() -> None:
+def test_the_health_check_is_valid_python() -> None:
     [source] = re.findall(r'CMD \["python", "-c", "([^"]*)"\]', FINAL)
     compile(source, "HEALTHCHECK", "exec")
     assert "IMQTT_HEALTH" in FINAL.split("HEALTHCHECK")[0]
 
 
-def test_what_it_copies_is_there_and_not_kept_from_the_builder() -> None:
+def test_every_copied_file_exists_and_is_visible_to_the_builder() -> None:
     allowed = re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     copied = [
         path
@@ -46,4 +46,4 @@ def test_what_it_copies_is_there_and_not_kept_from_the_builder() -> None:
 
 def test_no_layer_has_a_secret() -> None:
     assert not re.search(r"^(ARG|ENV) .*(PASSWORD|SECRET|TOKEN)", DOCKERFILE, re.MULTILINE)
-    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"  # what is not named stays outside
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"  # other files stay outside

@@ -1,4 +1,4 @@
-"""requirements/*.txt: what `make` installs."""
+"""requirements/*.txt, from which `make` installs."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from tests.deploy import locked
 PYPROJECT = (locked.ROOT / "pyproject.toml").read_text()
 
 
-def test_the_files_belong_to_pyproject() -> None:
+def test_the_files_match_pyproject() -> None:
     assert locked.stale() == []
 
 

@@ -1,4 +1,4 @@
-"""docs/deployment.md says what is."""
+"""docs/deployment.md agrees with the code."""
 
 import re
 from pathlib import Path
@@ -14,16 +14,16 @@ def test_the_table_of_settings_is_current() -> None:
     assert generated.SECTION.stale() == []
 
 
-def test_the_example_of_a_file_is_one(tmp_path: Path) -> None:
+def test_the_example_of_a_settings_file_is_valid(tmp_path: Path) -> None:
     [example] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     path = tmp_path / "imqtt.toml"
     path.write_text(example)
-    path.chmod(0o644)  # as the page says: anybody may read it
+    path.chmod(0o644)  # as the page says: all users may read it
     config = ServerConfig.from_environment({}, read_settings(path))
     assert (config.workers, config.partitions) == (4, 64)
 
 
-def test_the_files_that_it_links_to_are_there() -> None:
+def test_the_linked_files_exist() -> None:
     links = re.findall(r"\]\((\.\./[^)#]*)\)", PAGE)
     assert len(links) > 2
     assert [link for link in links if not (generated.PAGE.parent / link).exists()] == []

@@ -1,4 +1,4 @@
-"""What the systemd unit promises."""
+"""The promises of the systemd unit."""
 
 import re
 import shutil
@@ -18,8 +18,10 @@ TEXT = UNIT.read_text()
 def systemd_version() -> int:
     if shutil.which("systemd-analyze") is None:
         return 0
-    said = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True, check=True).stdout
-    return int(said.split()[1])
+    output = subprocess.run(
+        ["systemd-analyze", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    return int(output.split()[1])
 
 
 needs_systemd = pytest.mark.skipif(systemd_version() < 250, reason="systemd-analyze 250 reads units offline")
@@ -29,13 +31,13 @@ def values(key: str) -> list[str]:
     return re.findall(rf"^{key}=(.*)$", TEXT, re.MULTILINE)
 
 
-def test_it_always_comes_back_but_for_settings_that_cannot_be() -> None:
+def test_the_unit_always_restarts_except_after_usage_errors() -> None:
     assert values("Restart") == ["always"]
-    assert values("RestartPreventExitStatus") == ["2"]  # how `imqtt` ends when it is used wrongly
+    assert values("RestartPreventExitStatus") == ["2"]  # the exit status of usage errors
     assert values("StartLimitIntervalSec") == ["0"]
 
 
-def test_it_is_told_once_to_end_and_has_longer_than_it_needs() -> None:
+def test_the_unit_signals_the_main_process_and_waits_longer_than_it_needs() -> None:
     assert values("KillMode") == ["mixed"]
     [seconds] = values("TimeoutStopSec")
     assert int(seconds) > DRAIN_SECONDS
@@ -50,7 +52,7 @@ def test_every_secret_is_a_credential_and_no_other_setting_is() -> None:
 
 
 @needs_systemd
-def test_systemd_takes_it(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     here = tmp_path / "imqtt.service"
     here.write_text(TEXT.replace("/opt/imqtt/bin/imqtt", str(Path(sys.executable).parent / "imqtt")))
     done = subprocess.run(["systemd-analyze", "verify", here], capture_output=True, text=True, check=False)
@@ -58,7 +60,7 @@ def test_systemd_takes_it(tmp_path: Path) -> None:
 
 
 @needs_systemd
-def test_it_is_exposed_to_little() -> None:
+def test_the_units_exposure_is_low() -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", "--threshold=20", "--no-pager", UNIT],
         capture_output=True, text=True, check=False,

@@ -1,4 +1,4 @@
-"""What is packed and installed: the sdist, the wheel built from it, and an environment with that wheel."""
+"""Packaging: the sdist, the wheel built from it, and an environment with that wheel."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ class Installed(NamedTuple):
     """A virtual environment with the wheel in it."""
 
     def python(self, program: str) -> str:
-        """What a Python program prints there, outside of the checkout."""
+        """The output of a Python program there, outside of the checkout."""
         return self.run(self.environment / "bin" / "python", "-c", program)
 
     def run(self, *command: object) -> str:
@@ -67,7 +67,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 def pack(source: Path, target: str, directory: Path) -> None:
-    """With the build backend that is installed: no network."""
+    """Builds with the installed build backend: no network is needed."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(directory)]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
 
@@ -84,7 +84,7 @@ def test_the_package_is_typed_and_comes_from_the_wheel(installed: Installed) -> 
     assert (where / "py.typed").is_file()
 
 
-def test_the_broker_configuration_comes_with_it(installed: Installed) -> None:
+def test_the_wheel_contains_the_broker_configuration(installed: Installed) -> None:
     program = "from imqtt.mosquitto.installation import configuration; print(configuration())"
     place = Path(installed.python(program).strip())
     assert place.is_relative_to(installed.environment)
@@ -108,7 +108,7 @@ def test_the_dockerfile_installs_the_wheel_by_its_name(installed: Installed) -> 
     assert len(list(installed.environment.parent.glob(pattern))) == 1
 
 
-def test_the_sdist_has_what_is_named_and_nothing_private(installed: Installed) -> None:
+def test_the_sdist_has_the_listed_files_and_nothing_private(installed: Installed) -> None:
     tops = {path.partition("/")[0] for path in installed.sdist}
     assert tops == {
         "CHANGELOG.md", "Dockerfile", "LICENSE", "PKG-INFO", "README.md", "deploy", "docs", "imqtt",
@@ -118,7 +118,7 @@ def test_the_sdist_has_what_is_named_and_nothing_private(installed: Installed) -
     assert [path for path in installed.sdist if re.search(r"secrets/|__pycache__|\.pyc$|\.db", path)] == []
 
 
-def test_nothing_tells_people_to_install_another_project() -> None:
+def test_no_page_or_program_suggests_installing_another_project() -> None:
     """`imqtt` on PyPI is another project, and `imqtt-server` is not there yet."""
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Dockerfile", ROOT / "Makefile"]
     programs = [*ROOT.glob("imqtt/**/*.py"), *(path for path in ROOT.glob("deploy/**/*") if path.is_file())]

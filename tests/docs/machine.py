@@ -33,7 +33,7 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[^\[]|\r")
 
 
 def broker_directory() -> list[str]:
-    """Where another Mosquitto than the machine's is: `IMQTT_TEST_MOSQUITTO`."""
+    """The directories of the Mosquitto that `IMQTT_TEST_MOSQUITTO` names, if it is set."""
     program = os.environ.get("IMQTT_TEST_MOSQUITTO")
     if not program:
         return []
@@ -42,25 +42,25 @@ def broker_directory() -> list[str]:
 
 
 def python_directory() -> list[str]:
-    """Where a `python3` is that takes the packages of this process, unless the machine's own does."""
+    """The directory of a `python3` of this process's version, unless the machine's own has that version."""
     ask = "import sys; print(*sys.version_info[:3])"
     own = subprocess.run(["/usr/bin/python3", "-c", ask], capture_output=True, text=True, check=False).stdout
     return [] if own.split() == [str(part) for part in sys.version_info[:3]] else [f"{sys.base_prefix}/bin"]
 
 
 def as_root() -> list[str]:
-    """What makes an ordinary user root in a namespace of its own; nothing for root."""
+    """The options that make an ordinary user root in a new namespace; none for root."""
     return [] if IS_ROOT else ["--user", "--map-root-user"]
 
 
-needs_root = pytest.mark.skipif(not IS_ROOT, reason="what the page tells to do needs root")
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="the commands of the page need root")
 
 
 def needs_namespaces() -> None:
-    """Skips the test where there are none."""
+    """Skips the test if this machine has no namespaces for its users."""
     probe = ["unshare", *as_root(), "--net", "--mount", "true"]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("this machine has no namespaces for its users, so that pages cannot be followed here")
+        pytest.skip("this machine has no namespaces for its users, so pages cannot be followed here")
 
 
 class Machine:
@@ -78,7 +78,7 @@ class Machine:
 
     async def start(self) -> None:
         self.scratch.mkdir()
-        data = [ROOT / name for name in ("data", "imqtt.db", "deploy/secrets")]  # of whoever works in it
+        data = [ROOT / name for name in ("data", "imqtt.db", "deploy/secrets")]  # left by earlier work
         self._holder = await asyncio.create_subprocess_exec(
             "unshare", *as_root(), "--net", "--mount",
             sys.executable, Path(__file__).with_name("namespaced.py"),
@@ -90,7 +90,7 @@ class Machine:
             assert await self._holder.stdout.readline() == b"ready\n"
 
     async def stop(self) -> None:
-        """Ends whatever still runs there, and the namespaces with it."""
+        """Ends all processes in the namespaces, and the namespaces with them."""
         for terminal in self._terminals:
             terminal.close()
         for pid in self._processes():
@@ -101,13 +101,13 @@ class Machine:
         await self._holder.wait()
 
     def inside(self, *command: object) -> list[str]:
-        """The command that runs `command` there."""
+        """The command line that runs `command` in the namespaces."""
         user = ["--user", "--preserve-credentials"] if as_root() else []
         target = ["nsenter", "--target", str(self._holder.pid), *user, "--net", "--mount", "--"]
         return [*target, *map(str, command)]
 
     async def run(self, command: str, terminal: "Terminal | None" = None) -> str:
-        """What a command prints, on both streams. Fails unless it succeeds."""
+        """Runs a command and returns its output of both streams. Fails unless the command succeeds."""
         return await (terminal or self.terminal()).run(command)
 
     def terminal(self) -> "Terminal":
@@ -119,7 +119,7 @@ class Machine:
         return await self.run(f"cat {shlex.quote(path)}")
 
     def _processes(self) -> list[int]:
-        """All that have this network, but for the one that holds it."""
+        """All processes in this network except the one that holds it."""
         own = Path(f"/proc/{self._holder.pid}/ns/net").readlink()
         found = []
         for entry in Path("/proc").iterdir():
@@ -142,7 +142,7 @@ class Terminal:
         self._shown = ""
 
     def copy(self) -> "Terminal":
-        """Another one, in the same directory and with the same variables."""
+        """Another terminal in the same directory and with the same variables."""
         other = self._machine.terminal()
         other._state.write_text(self._state.read_text())
         return other
@@ -168,7 +168,7 @@ class Terminal:
         return out.decode()
 
     async def start(self, command: str) -> None:
-        """Starts a command that stays, on a screen and with a keyboard."""
+        """Starts a command that keeps running, on a pseudoterminal."""
         self._screen, end = pty.openpty()
         self._process = await asyncio.create_subprocess_exec(
             *self._shell(command), env=self._machine.environment, stdin=end, stdout=end, stderr=end,
@@ -192,14 +192,14 @@ class Terminal:
         os.write(self._screen, keys.encode())
 
     async def interrupt(self) -> int:
-        """Ctrl-C, and how the command ends."""
+        """Types Ctrl-C and returns the command's exit status."""
         assert self._process is not None
         self.type("\x03")
         async with asyncio.timeout(WITHIN):
             return await self._process.wait()
 
     async def terminate(self) -> int:
-        """SIGTERM, and how the command ends. For one that began with `exec`."""
+        """Sends SIGTERM and returns the exit status of a command that began with `exec`."""
         assert self._process is not None
         self._process.terminate()
         async with asyncio.timeout(WITHIN):
@@ -213,7 +213,7 @@ class Terminal:
 
     @property
     def pid(self) -> int:
-        """Of the command that stays, if it began with `exec`."""
+        """The pid of the command that keeps running, if it began with `exec`."""
         assert self._process is not None
         return self._process.pid
 

@@ -1,4 +1,4 @@
-"""Run by `machine`, in new namespaces: makes their network and file system, and keeps them until stdin ends.
+"""Run by `machine` in new namespaces: sets up their network and file system, and waits until stdin ends.
 
 Arguments: an empty directory to work in, and the directories whose changes should stay in the namespace.
 """

@@ -25,7 +25,7 @@ def is_make_target(command: str) -> None:
 
 
 def is_for_compose(command: str) -> None:
-    """The file, the service and, for what it runs in one, the command exist."""
+    """Checks that the file and the service exist, and the command if it runs one in a service."""
     words = command.split()
     whole = yaml.safe_load((ROOT / words[words.index("-f") + 1]).read_text())
     action = next(word for word in ("up", "run", "exec") if word in words)
@@ -40,13 +40,13 @@ def is_for_compose(command: str) -> None:
 
 
 def is_imqtt_command(command: str) -> None:
-    """The command and its options exist, and what is given for them can be read. It is not run."""
+    """Checks that the command and its options exist and that its arguments can be parsed."""
     found, words = _found(command)
     found.make_context("imqtt", words).close()
 
 
 def is_mentioned_imqtt_command(text: str) -> None:
-    """The command exists, and so do its options. It need not have all that it takes."""
+    """Checks that the command and its options exist. Required arguments may be missing."""
     found, words = _found(text)
     options = {name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts)}
     for word in words:
@@ -54,7 +54,7 @@ def is_mentioned_imqtt_command(text: str) -> None:
 
 
 def _found(command: str) -> tuple[TyperCommand, list[str]]:
-    """The command that a line is about, and the words that are for it."""
+    """The command that a line names, and the words that follow it."""
     found = typer.main.get_command(app)
     words = shlex.split(command)[1:]
     while commands := getattr(found, "commands", None):
@@ -66,7 +66,7 @@ def _found(command: str) -> tuple[TyperCommand, list[str]]:
 
 
 def is_for_units(command: str) -> None:
-    """A unit of ours, or the broker's."""
+    """Checks that each unit is one of imqtt's, or the broker's."""
     for unit in command.split()[2:]:
         if not unit.startswith("-"):
             assert unit == "mosquitto" or (ROOT / "deploy" / f"{unit}.service").exists(), unit
@@ -87,12 +87,12 @@ class Reason(NamedTuple):
 
 
 NOT_RUN = {
-    r"make (test|check)": Reason("it is what runs this", is_make_target),
+    r"make (test|check)": Reason("it runs these tests", is_make_target),
     r"make (demo|verify|chaos|soak|fuzz|bench)": Reason(
         "it takes minutes; CI and releases run it", is_make_target
     ),
     r"make (proto|docs|lock|format)": Reason(
-        "it changes the checkout; `make check` says what it would", is_make_target
+        "it changes the checkout; `make check` tells what would change", is_make_target
     ),
     r"python -m tests\.verification\.simulation --seeds 100000": Reason(
         "it takes half an hour; test_pages runs three", has_its_module
@@ -102,12 +102,12 @@ NOT_RUN = {
     ),
     r"apt-get install .*": Reason("it needs a network; `make` has installed them", is_packages),
     r"systemctl (restart|start|stop|enable --now|daemon-reload).*": Reason(
-        "it needs systemd; what the unit says is started and stopped in its place", is_for_units
+        "it needs systemd; the unit's command is started and stopped instead", is_for_units
     ),
 }
 
 
 def reason(command: str) -> Reason | None:
-    """Why a command is not run; None for one that is."""
+    """Why a command is not run; None if it is run."""
     bare = re.sub(r"\s+#.*$", "", command)
     return next((why for pattern, why in NOT_RUN.items() if re.fullmatch(pattern, bare, re.DOTALL)), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-NOT_TYPED = {"text", "js", "toml"}  # what a block's fence says if it holds no commands
+NOT_TYPED = {"text", "js", "toml"}  # the languages of blocks without commands
 COMMANDS = {"sh", ""}  # "" is a block without a fence: indented by four columns
 
 _FENCE = re.compile(r"( *)```(\w*)$")
@@ -27,7 +27,7 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def commands(self) -> list["Block"]:
-        """Each command of a block of them, with the lines that belong to it."""
+        """The commands of the block, each with all its lines."""
         found: list[Block] = []
         lines = self.text.splitlines()
         number = 0

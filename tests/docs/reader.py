@@ -17,11 +17,11 @@ Then = Callable[["Reader"], Awaitable[None]]
 
 
 class Reader:
-    """Each table is keyed by how a command begins, and each of its entries has to be of use.
+    """Each table is keyed by the beginning of a command, and each of its entries has to be used.
 
-    `stays`: what a command that goes on until Ctrl-C shows when it is ready. `before`, `then`: what is done
-    before or after a command. `instead`: what is done in place of one that is not run. `edits`: by a regular
-    expression, what stands in for parts of commands.
+    `stays`: the text that a command which runs until Ctrl-C shows when it is ready. `before`, `then`: the
+    actions before or after a command. `instead`: the actions in place of commands that are not run. `edits`:
+    the replacements for parts of commands, by regular expression.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Reader:
         self.machine = machine
         self.terminal = machine.terminal()
         self.typed = ""  # the last command that was run to its end
-        self.said = ""  # by that command, or in the last block of something else
+        self.output = ""  # of that command, or the text of the last block without commands
         self.staying: dict[str, Terminal] = {}  # by the command
         self._stays, self._before, self._then = stays or {}, before or {}, then or {}
         self._instead, self._edits = instead or {}, edits or {}
-        self._of_use: set[str] = set()
+        self._used: set[str] = set()
 
     async def follow(self, *paths: Path) -> None:
         for path in paths:
@@ -50,12 +50,14 @@ class Reader:
                     for command in block.commands():
                         await self._type(command)
                 elif action := self._for(self._then, f"```{block.language}"):
-                    self.said = block.text
+                    self.output = block.text
                     await action(self)
                 else:
-                    assert block.language in pages.NOT_TYPED, f"{block.place}: what is {block.language}?"
+                    assert block.language in pages.NOT_TYPED, (
+                        f"{block.place}: unknown language {block.language}"
+                    )
         planned = {*self._stays, *self._before, *self._then, *self._instead, *self._edits}
-        assert self._of_use == planned, f"of no use on this page: {planned - self._of_use}"
+        assert self._used == planned, f"not used on this page: {planned - self._used}"
 
     async def _type(self, command: Block) -> None:
         text = command.text
@@ -63,7 +65,7 @@ class Reader:
             await action(self)
         for part, replacement in self._edits.items():
             if re.search(part, text):
-                self._of_use.add(part)
+                self._used.add(part)
                 text = re.sub(part, replacement(self).replace("\\", r"\\"), text)
         failure = ""
         try:
@@ -77,7 +79,7 @@ class Reader:
                 await staying.start(text)
                 await staying.shows(ready)
             else:
-                self.typed, self.said = text, await self.terminal.run(text)
+                self.typed, self.output = text, await self.terminal.run(text)
             for action in self._all(self._then, text):
                 await action(self)
         except AssertionError as error:
@@ -87,15 +89,15 @@ class Reader:
 
     def _all(self, table: dict[str, T], text: str) -> list[T]:
         found = {beginning: value for beginning, value in table.items() if text.startswith(beginning)}
-        self._of_use |= found.keys()
+        self._used |= found.keys()
         return list(found.values())
 
     def _for(self, table: dict[str, T], text: str) -> T | None:
         return next(iter(self._all(table, text)), None)
 
 
-def password(said: str, name: str) -> str:
-    """What `imqtt device add` printed for a device."""
-    found = re.search(rf"{re.escape(name)}\s+(\w+)", said)
-    assert found, said
+def password(output: str, name: str) -> str:
+    """The password that `imqtt device add` printed for a device."""
+    found = re.search(rf"{re.escape(name)}\s+(\w+)", output)
+    assert found, output
     return found[1]

@@ -12,8 +12,8 @@ from tests.docs.machine import Machine, Terminal, broker_directory
 from tests.services import WITHIN
 
 STORE_PASSWORD, STATE_PASSWORD = "d0c5570e", "d0c557a7e"
-ACCOUNT = "nobody"  # in place of the user that systemd makes up for a unit with DynamicUser
-SYSTEMS_LIMIT = 1_024  # of open files, where a unit says nothing of it
+ACCOUNT = "nobody"  # in place of the user that systemd allocates for a unit with DynamicUser
+SYSTEMS_LIMIT = 1_024  # of open files, if a unit sets none
 UNITS = ("/etc/systemd/system", "/lib/systemd/system")
 
 
@@ -26,7 +26,7 @@ class Unit:
         self._terminal: Terminal | None = None
 
     async def start(self, ready: str) -> None:
-        """Returns when the shell command `ready` succeeds, or the service says so."""
+        """Returns when the shell command `ready` succeeds, or when the service prints `ready`."""
         places = " ".join(f"{place}/{self._name}.service" for place in UNITS)
         text = await self._machine.run(f"cat $(ls {places} 2>/dev/null | head -n 1)")
         text += await self._machine.run(
@@ -64,17 +64,17 @@ class Unit:
                 raise AssertionError(f"{self._name} does not start: {self._terminal.shown}{log}") from None
 
     async def limit(self) -> int:
-        """How many files it may open."""
+        """The service's limit of open files."""
         assert self._terminal is not None
-        said = await self._machine.run(f"grep '^Max open files' /proc/{self._terminal.pid}/limits")
-        return int(said.split()[3])
+        output = await self._machine.run(f"grep '^Max open files' /proc/{self._terminal.pid}/limits")
+        return int(output.split()[3])
 
     async def _user(self) -> list[str]:
-        """What makes a command run as another user; nothing where that user cannot get at this Python."""
+        """The words that make a command run as another user; none if that user cannot read this Python."""
         become = ["setpriv", f"--reuid={ACCOUNT}", "--regid=nogroup", "--clear-groups"]
         probe = [*become, "env", "/opt/imqtt/bin/python", "-c", "import msgspec"]
-        said = await self._machine.run(f"{shlex.join(probe)} 2> /dev/null && echo yes || true")
-        return become if said == "yes\n" else []
+        output = await self._machine.run(f"{shlex.join(probe)} 2> /dev/null && echo yes || true")
+        return become if output == "yes\n" else []
 
     async def stop(self) -> None:
         if self._terminal is not None:
@@ -90,7 +90,7 @@ class Unit:
 
 
 def allowed(files: int) -> int:
-    """As many open files, or as many as this machine lets a process have."""
+    """This number of open files, or this machine's limit for a process if that is lower."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     return files if most == resource.RLIM_INFINITY else min(files, most)
 
@@ -126,7 +126,7 @@ async def wait_until(machine: Machine, command: str) -> None:
 
 
 def listens(port: int) -> str:
-    """A shell command that succeeds when something does."""
+    """A shell command that succeeds when something listens on the port."""
     return f"(: < /dev/tcp/127.0.0.1/{port}) 2> /dev/null"
 
 
@@ -137,8 +137,8 @@ async def send(machine: Machine, name: str, password: str, text: str) -> None:
         "type": "send", "conversation": conversation, "client_msg_id": text.replace(" ", "-"),
         "content": {"text": text},
     }  # fmt: skip
-    said = await machine.run(
+    output = await machine.run(
         f"mosquitto_rr -u {name} -i {name} -P {password} -q 1 -W 10 -t imqtt/{name}/up/0 -e imqtt/{name}/down"
         f" -m {shlex.quote(json.dumps(message))}"
     )
-    assert json.loads(said)["frames"][0]["type"] == "accepted", said
+    assert json.loads(output)["frames"][0]["type"] == "accepted", output

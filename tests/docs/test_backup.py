@@ -24,8 +24,8 @@ class Operator:
         await start_mongodb(self._machine)
         self._activated = terminal
         await self.start()
-        said = await terminal.run(f"imqtt device add alice@phone --data {DATA}")
-        await send(self._machine, "alice@phone", password(said, "alice@phone"), "kept")
+        output = await terminal.run(f"imqtt device add alice@phone --data {DATA}")
+        await send(self._machine, "alice@phone", password(output, "alice@phone"), "kept")
         await terminal.run(f"cd {DATA}")
 
     async def start(self, reader: Reader | None = None) -> None:
@@ -41,12 +41,12 @@ class Operator:
         await reader.terminal.run("rm -f backup.db*")
 
     async def see_backup(self, reader: Reader) -> None:
-        said = await reader.terminal.run("sqlite3 backup.db 'SELECT count(*) FROM events'")
-        assert said == "1\n"
+        output = await reader.terminal.run("sqlite3 backup.db 'SELECT count(*) FROM events'")
+        assert output == "1\n"
 
     async def see_proof(self, reader: Reader) -> None:
-        assert "1 event" in reader.said, reader.said
-        assert STORE_PASSWORD not in reader.said
+        assert "1 event" in reader.output, reader.output
+        assert STORE_PASSWORD not in reader.output
 
 
 @needs_root

@@ -43,8 +43,8 @@ class Operator:
 
     async def start_mosquitto(self, reader: Reader) -> None:
         await self._mosquitto.start(listens(1884))
-        said = await self._machine.run("stat -c '%U %G %a' /etc/mosquitto/passwords /etc/mosquitto/acl")
-        assert said == "mosquitto mosquitto 640\n" * 2
+        output = await self._machine.run("stat -c '%U %G %a' /etc/mosquitto/passwords /etc/mosquitto/acl")
+        assert output == "mosquitto mosquitto 640\n" * 2
         warnings = await self._machine.run("grep -E 'Warning|Error' /var/log/mosquitto/mosquitto.log || true")
         assert warnings == ""
 
@@ -57,7 +57,7 @@ class Operator:
         await send(self._machine, "alice@phone", self._password, "through MongoDB")
 
     async def send(self, reader: Reader) -> None:
-        self._password = password(reader.said, "alice@phone")
+        self._password = password(reader.output, "alice@phone")
         await send(self._machine, "alice@phone", self._password, "through SQLite")
         health = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8090').read().decode())"
         assert '"status":"ok"' in (await self._machine.run(f'/opt/imqtt/bin/python -c "{health}"')).replace(
@@ -68,7 +68,7 @@ class Operator:
         """With the page's file, and the addresses of this machine in it."""
         await start_mongodb(self._machine)
         await start_redis(self._machine)
-        text = reader.said
+        text = reader.output
         for theirs, here in {
             r"10\.0\.0\.[56]": "127.0.0.1",
             r"broker_ca = .*\n": "",
@@ -84,7 +84,9 @@ class Operator:
     async def raise_limit(self, reader: Reader) -> None:
         """By the page's file, and with `max_connections` as it says."""
         directory = "/etc/systemd/system/mosquitto.service.d"
-        await self._machine.run(f"mkdir {directory}; cat > {directory}/imqtt.conf <<'END'\n{reader.said}END")
+        await self._machine.run(
+            f"mkdir {directory}; cat > {directory}/imqtt.conf <<'END'\n{reader.output}END"
+        )
         await self._machine.run(
             "sed -i 's/^max_connections .*/max_connections 32000/' /etc/mosquitto/mosquitto.conf"
             " && test $(grep -c '^max_connections 32000$' /etc/mosquitto/mosquitto.conf) = 2"
@@ -96,7 +98,7 @@ class Operator:
         await send(self._machine, "alice@phone", self._password, "after the broker's restart")
 
     async def see_workers(self, reader: Reader) -> None:
-        assert len(re.findall(r"\b16\b", reader.said)) >= 1, reader.said
+        assert len(re.findall(r"\b16\b", reader.output)) >= 1, reader.output
 
 
 @needs_root

@@ -131,7 +131,7 @@ def test_mentions_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         ("docker compose -f deploy/compose.yaml exec wroker imqtt workers", "wroker"),
         ("docker compose -f deploy/compose.yaml exec worker imqtt wrokers", "wrokers"),
@@ -141,8 +141,8 @@ def test_mentions_are_found() -> None:
         ("systemctl restart imqttd", "imqttd"),
     ],
 )
-def test_commands_excluded_from_running_are_checked(command: str, said: str) -> None:
+def test_commands_excluded_from_running_are_checked(command: str, message: str) -> None:
     why = not_run.reason(command)
     assert why is not None
-    with pytest.raises((AssertionError, OSError, typer.TyperException), match=said):
+    with pytest.raises((AssertionError, OSError, typer.TyperException), match=message):
         why.check(command)

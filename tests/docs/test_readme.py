@@ -18,7 +18,7 @@ class Newcomer:
         self.password = ""
 
     async def note_password(self, reader: Reader) -> None:
-        self.password = password(reader.said, "alice@shell")
+        self.password = password(reader.output, "alice@shell")
 
     async def see_where_devices_connect(self, reader: Reader) -> None:
         await reader.staying["imqtt up"].shows("127.0.0.1:1883")
@@ -30,9 +30,9 @@ class Newcomer:
         await reader.staying[ALICE].shows("Hello alice!")
 
     async def see_that_it_is_stored_once(self, reader: Reader) -> None:
-        said = {"type": "accepted", "conversation": "d:alice:bob", "client_msg_id": "first"}
-        [frame] = json.loads(reader.said)["frames"]
-        assert said.items() <= frame.items()
+        expected = {"type": "accepted", "conversation": "d:alice:bob", "client_msg_id": "first"}
+        [frame] = json.loads(reader.output)["frames"]
+        assert expected.items() <= frame.items()
         again = {"type": ""}
         while again["type"] != "accepted":  # it prints what comes first, which may be bob's mark
             again, *_ = json.loads(await reader.terminal.run(reader.typed))["frames"]
@@ -54,13 +54,13 @@ class Newcomer:
         await eventually(is_seen, what="bob's message in the shell")
 
     async def save_bot(self, reader: Reader) -> None:
-        program = reader.said
+        program = reader.output
         assert program.count("…") == 1
         (reader.machine.scratch.parent / "bot.py").write_text(program.replace("…", self.bot_password))
         await reader.terminal.run(f"cp {reader.machine.scratch.parent / 'bot.py'} bot.py")
 
     async def note_bot_password(self, reader: Reader) -> None:
-        self.bot_password = password(reader.said, "echo@bot")
+        self.bot_password = password(reader.output, "echo@bot")
 
     async def leave_the_chat(self, reader: Reader) -> None:
         await reader.staying[ALICE].interrupt()

@@ -19,11 +19,11 @@ from tests.services import WITHIN, ServerProcess, eventually
 __all__ = ["device"]  # the fixture
 
 
-async def whole(client: Client, conversation: str = TALK) -> list[Event]:
+async def all_history(client: Client, conversation: str = TALK) -> list[Event]:
     return await client.history(conversation, limit=100_000)
 
 
-async def test_all_devices_agree(server: ServerProcess, device: Devices) -> None:
+async def test_all_devices_hold_the_same_log(server: ServerProcess, device: Devices) -> None:
     names = ("alice@phone", "alice@laptop", "bob@phone", "bob@tablet")
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(device(name, start="beginning")) for name in names]
@@ -65,7 +65,7 @@ async def test_a_device_that_comes_back_gets_everything_once(server: ServerProce
             assert [summary.conversation for summary in await bob.conversations()] == [TALK]
             await alice.send(TALK, "last")
             assert texts(await take(bob.events("reader"), 2))[-1] == "last"
-            assert await whole(bob) == await whole(alice)
+            assert await all_history(bob) == await all_history(alice)
 
 
 async def test_a_new_device_reads_back_to_the_start(server: ServerProcess, device: Devices) -> None:
@@ -77,7 +77,7 @@ async def test_a_new_device_reads_back_to_the_start(server: ServerProcess, devic
             assert (summary.head.seq, summary.unread, summary.unread_at_most) == (250, 100, 250)
             assert await bob.unread("alice") == 250
             assert texts(await bob.history(TALK, limit=3)) == ["247", "248", "249"]
-            assert await whole(bob) == await whole(alice)
+            assert await all_history(bob) == await all_history(alice)
 
 
 async def test_refusals_of_the_server_are_raised(server: ServerProcess, device: Devices) -> None:
@@ -95,7 +95,7 @@ async def test_refusals_of_the_server_are_raised(server: ServerProcess, device: 
         assert (await alice.send(TALK, "fine")).seq == 2
 
 
-async def test_presence_and_typing_reach_the_other(
+async def test_presence_and_typing_reach_the_other_user(
     broker: Mosquitto, device: Devices, tmp_path: Path
 ) -> None:
     # A long interval, so that no device repeats its status within the test.
@@ -146,7 +146,7 @@ async def test_a_device_killed_in_mid_send_loses_nothing_that_it_posted(
         await process.wait()
     async with device("alice@phone", password=password, store=store) as alice:
         await eventually(lambda: nothing_unsent(alice))
-        log = await whole(alice)
+        log = await all_history(alice)
         numbers = [int(text) for text in texts(log) if text is not None]
         assert numbers == list(range(len(numbers)))
         assert len(numbers) > posted
@@ -163,7 +163,7 @@ async def test_broker_and_server_are_killed_and_restarted_while_all_devices_send
     server: ServerProcess, device: Devices, broker: Mosquitto
 ) -> None:
     async with device("alice@phone") as alice, device("bob@phone") as bob:
-        hers, his = alice.events(), bob.events()
+        alices, bobs = alice.events(), bob.events()
 
         async def send(client: Client, name: str) -> None:
             for number in range(120):
@@ -177,8 +177,8 @@ async def test_broker_and_server_are_killed_and_restarted_while_all_devices_send
         await server.kill()
         await server.start()
         await asyncio.wait_for(sending, WITHIN)
-        log = await take(hers, 240)
-        assert log == await take(his, 240)
+        log = await take(alices, 240)
+        assert log == await take(bobs, 240)
         for name in "ab":
             assert [text for text in texts(log) if text and text[0] == name] == [
                 f"{name}{number}" for number in range(120)
@@ -227,10 +227,10 @@ async def test_an_example_without_arguments_prints_its_usage(name: str) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", f"imqtt.client.examples.{name}", stderr=asyncio.subprocess.PIPE
     )
-    _, said = await asyncio.wait_for(process.communicate(), WITHIN)
+    _, errors = await asyncio.wait_for(process.communicate(), WITHIN)
     assert process.returncode == 1
-    assert said.startswith(f"usage: python -m imqtt.client.examples.{name} BROKER ".encode())
-    assert said.count(b"\n") == 1
+    assert errors.startswith(f"usage: python -m imqtt.client.examples.{name} BROKER ".encode())
+    assert errors.count(b"\n") == 1
 
 
 async def test_the_bot_answers_and_continues_after_a_kill(
@@ -248,10 +248,10 @@ async def test_the_bot_answers_and_continues_after_a_kill(
         await alice.send(talk, "while you were away")
         await program("bot", password, store)  # type: ignore[operator]
         assert texts(await take(events, 2)) == ["while you were away", "You said: while you were away"]
-        assert [event.seq for event in await whole(alice, talk)] == [1, 2, 3, 4]
+        assert [event.seq for event in await all_history(alice, talk)] == [1, 2, 3, 4]
 
 
-async def test_send_and_wait_tells_when_it_is_read(
+async def test_send_and_wait_prints_when_the_message_is_delivered_and_read(
     server: ServerProcess, device: Devices, broker: Mosquitto, program: object
 ) -> None:
     process = await program("send_and_wait", broker.passwords.add("alice@phone"), "bob", "Hi?")  # type: ignore[operator]
@@ -263,8 +263,10 @@ async def test_send_and_wait_tells_when_it_is_read(
     assert await process.wait() == 0
 
 
-async def test_two_devices_of_one_user(server: ServerProcess, broker: Mosquitto, program: object) -> None:
+async def test_two_devices_of_one_user_share_messages_and_marks(
+    server: ServerProcess, broker: Mosquitto, program: object
+) -> None:
     passwords = [broker.passwords.add(f"alice@{name}") for name in ("phone", "laptop")]
     process = await program("two_devices", *passwords)  # type: ignore[operator]
-    said, _ = await asyncio.wait_for(process.communicate(), WITHIN)
-    assert said.decode().splitlines() == ["on the laptop: buy milk", "unread on the phone: 0"]
+    output, _ = await asyncio.wait_for(process.communicate(), WITHIN)
+    assert output.decode().splitlines() == ["on the laptop: buy milk", "unread on the phone: 0"]

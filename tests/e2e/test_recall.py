@@ -1,4 +1,4 @@
-"""Recalled messages on the real server: what devices show, and what the server still sends."""
+"""Recalled messages on the real server: how devices show them, and how the server's pages carry them."""
 
 import json
 from collections.abc import Callable
@@ -55,6 +55,7 @@ async def test_all_devices_show_a_recalled_message_without_its_content(
         assert summary.unread == 1
     stores = [path.read_bytes() for path in tmp_path.rglob("bob*")] or [b""]
     assert any(b"and more" in text for text in stores)
+    assert not any(b"secret" in text for text in stores)
     async with client("bob@tablet") as tablet:
         await tablet.history(TALK)
         assert await shown(tablet) == [(None, True), ("and more", False)]
@@ -137,7 +138,7 @@ async def test_a_page_has_the_recalls_that_lie_beyond_it(
 async def test_a_full_page_of_recalled_messages_fits_the_smallest_packet(
     running: Server, device: Callable[..., object]
 ) -> None:
-    """Each event of the page brings another one, and pages still get on."""
+    """Each message of a page brings its recall along, and every page still moves the cursor."""
     alice: RawDevice = await device("alice@phone")  # type: ignore[misc]
     placed = [await alice.send("u:alice", f"m{number}", "x" * 500) for number in range(40)]
     for number, at in enumerate(placed):

@@ -1,4 +1,4 @@
-"""A store that is moved, and a store that is restored from a backup: what devices notice."""
+"""Devices notice nothing when the store is moved, and recover when it is restored from a backup."""
 
 import dataclasses
 import sqlite3
@@ -60,7 +60,7 @@ async def agrees(client: Client, url: str, conversation: str = TALK) -> bool:
     )
 
 
-async def copied(source: str, target: str, *options: str) -> str:
+async def copy_store(source: str, target: str, *options: str) -> str:
     outcome = await imqtt("store", "copy", source, target, "--quiet", *options)
     assert outcome.status == 0, outcome.err
     return target
@@ -92,7 +92,7 @@ async def test_devices_notice_nothing_when_the_store_is_moved(
         await alice.post(TALK, f"posted while nobody serves {number}")
         start = len(carol.frames)
         await carol.command(Send(TO_CAROL, f"unanswered-{number}", Content(text="hi")))
-        url = await copied(url, target)
+        url = await copy_store(url, target)
         server = await stack.enter_async_context(ServerProcess(broker, tmp_path, forked=True, store=url))
         # Unanswered messages are answered once, and answered ones get the same answer again.
         accepted = await carol.answer(f"unanswered-{number}", since=start)
@@ -146,9 +146,9 @@ class Installation:
         self._state = state
         self._redis: RedisServer | None = None
         self.url = database_url() if kind == "mongodb" else f"sqlite:///{directory / 'imqtt.db'}"
-        self.server = self._made()
+        self.server = self._new_server()
 
-    def _made(self) -> ServerProcess:
+    def _new_server(self) -> ServerProcess:
         state = {} if self._redis is None else {"state": self._redis.url}
         return ServerProcess(self._broker, self._directory, forked=True, store=self.url, **state)
 
@@ -156,7 +156,7 @@ class Installation:
         if self._state != "memory":
             self._redis = RedisServer(self._directory / "redis")
             await self._redis.start()
-            self.server = self._made()
+            self.server = self._new_server()
         await self.server.start()
         return self
 
@@ -175,14 +175,14 @@ class Installation:
             with closing(sqlite3.connect(path)) as served:
                 served.execute("VACUUM INTO ?", (str(backup),))
         else:
-            await copied(self.url, f"sqlite:///{backup}", "--live")
+            await copy_store(self.url, f"sqlite:///{backup}", "--live")
 
     async def restore(self) -> None:
         """Stops everything and restores the store; the server is not running afterwards."""
         await self.server.stop()
         backup = self._directory / "backup.db"
         if self._kind == "mongodb":
-            self.url = await copied(f"sqlite:///{backup}", database_url())
+            self.url = await copy_store(f"sqlite:///{backup}", database_url())
         else:
             for suffix in ("", "-wal", "-shm"):
                 self._directory.joinpath(f"imqtt.db{suffix}").unlink(missing_ok=True)
@@ -190,7 +190,7 @@ class Installation:
         if self._state == "redis flushed":
             assert self._redis is not None
             self._redis.command("FLUSHALL")
-        self.server = self._made()
+        self.server = self._new_server()
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ async def nothing_unsent(client: Client) -> bool:
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
+async def test_a_device_notices_the_restore_of_each_of_hundreds_of_conversations(
     broker: Mosquitto,
     device: Devices,
     stack: AsyncExitStack,
@@ -296,7 +296,7 @@ async def test_a_device_finds_out_about_every_one_of_hundreds_of_conversations(
     monkeypatch: pytest.MonkeyPatch,
     kept: int,
 ) -> None:
-    """More than fit into the cursors of a `Hello` or the heads of a page; and others have written since.
+    """There are more than fit into a `Hello` or the heads of a page, and others have written since.
 
     `kept`: how many events of each are in the backup. With none, no head names the conversation.
     """
@@ -351,7 +351,7 @@ async def test_a_program_gets_unread_events_although_its_device_restarts_the_log
 
 @pytest.mark.parametrize("broker_stops", [True, False])
 @pytest.mark.parametrize("format", [Format.JSON, Format.PROTOBUF])
-@pytest.mark.parametrize("first", ["it sends", "it hears"])
+@pytest.mark.parametrize("first", ["it sends", "it receives"])
 async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the_first_event(
     broker: Mosquitto,
     device: Devices,
@@ -361,11 +361,11 @@ async def test_a_device_that_the_backup_does_not_know_notices_the_restore_at_the
     format: Format,
     first: str,
 ) -> None:
-    """Nothing is published to it until it sends something, and by then the log continues right after its
-    cursor.
+    """Nothing is published to the device until it sends something.
 
-    If the broker stops, it compares its cursors on connecting. If its connection survives the restore, the
-    first event that it gets names another previous event; a sync is minutes away.
+    By then the log has grown to its cursor. If the broker stops, the device compares its cursors on
+    connecting. If its connection survives the restore, the first event that it receives names another
+    previous event; its next sync is minutes away.
     """
     place = await stack.enter_async_context(Installation(broker, tmp_path, ".backup", "memory"))
     alice = await stack.enter_async_context(device("alice@phone"))

@@ -79,7 +79,7 @@ class Phone:
     async def expect(self, wanted: list[dict[str, Json]], stand: Placeholders, place: str) -> None:
         """Takes the next frames, which must be the expected ones; skips other presence."""
         for frame in wanted:
-            difference = "nothing came"
+            difference = "no frame arrived"
             try:
                 async with asyncio.timeout(WITHIN):
                     while True:
@@ -150,7 +150,7 @@ class Subscriber:
 
 
 class Reader:
-    """Follows the page with a broker at hand."""
+    """Follows the page on a broker."""
 
     def __init__(
         self, broker: Mosquitto, page: list[Example], format: Format, version: aiomqtt.ProtocolVersion

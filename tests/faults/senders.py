@@ -96,7 +96,7 @@ async def pairs(
 ) -> list[Sender]:
     """Pairs of users: this many, or those with these numbers. Each user sends `count` messages."""
 
-    async def coming(name: str, conversation: str) -> Sender:
+    async def connected(name: str, conversation: str) -> Sender:
         sender = Sender(await device(f"{name}@phone"), count, conversation, **options)
         await sender.device.hello()
         return sender
@@ -104,7 +104,7 @@ async def pairs(
     numbers = range(which) if isinstance(which, int) else which
     return await asyncio.gather(
         *(
-            coming(f"{user}{number}", conversation_of(number))
+            connected(f"{user}{number}", conversation_of(number))
             for number in numbers
             for user in ("anna", "ben")
         )
@@ -140,7 +140,7 @@ async def log_of(device: RawDevice, conversation: str = CONVERSATION) -> list[Ev
 async def audit(
     senders: Sequence[Sender], reader: RawDevice, conversation: str = CONVERSATION
 ) -> list[Event]:
-    """Every accepted message is in the log once, at the acknowledged place, and the log has no hole."""
+    """Every accepted message is in the log once, at its accepted position, and the log has no hole."""
     events = await log_of(reader, conversation)
     assert [event.seq for event in events] == list(range(1, len(events) + 1)), "a hole"
     names = [event.client_msg_id for event in events]
@@ -163,8 +163,9 @@ async def audit_pairs(
         events = await audit([one, two], reader, one.conversation)
         assert len(events) == len(one.wanted) + len(two.wanted)
         for sender in (one, two):
-            theirs = [event.seq for event in events if event.sender != sender.device.device.user]
-            told = dict.fromkeys(event.seq for event in sender.device.events(one.conversation))
-            got = [seq for seq in told if seq in set(theirs)]
+            others = [event.seq for event in events if event.sender != sender.device.device.user]
+            received = dict.fromkeys(event.seq for event in sender.device.events(one.conversation))
             if live:
-                assert got == theirs, "a device was not told of an event, or out of order"
+                assert [seq for seq in received if seq in set(others)] == others, (
+                    "a device missed an event, or received it out of order"
+                )

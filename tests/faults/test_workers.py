@@ -149,13 +149,13 @@ async def test_workers_that_do_not_see_each_other_stop_taking_over_sessions(
         await asyncio.sleep(seconds)
         return before == (first.log.stat().st_size, second.log.stat().st_size)
 
-    async def told() -> bool:
+    async def is_reported() -> bool:
         return any("taken from this worker" in worker.trouble for worker in await cluster.workers())
 
-    await eventually(told, what="a report of the takeovers")
+    await eventually(is_reported, what="a report of the takeovers")
     await eventually(rested, what="an end of the takeovers")
     assert b"does another imqtt serve this broker" in first.log.read_bytes() + second.log.read_bytes()
-    assert await told()
+    assert await is_reported()
 
 
 async def test_a_second_process_without_redis_is_refused(start_worker: StartWorker) -> None:
@@ -173,7 +173,7 @@ async def test_a_database_with_another_number_of_partitions_is_refused(start_wor
 
 
 @pytest.mark.parametrize(
-    "command", [HASTY, pytest.param(("imqtt", "serve"), id="in its own time", marks=pytest.mark.verify)]
+    "command", [HASTY, pytest.param(("imqtt", "serve"), id="with default timeouts", marks=pytest.mark.verify)]
 )
 async def test_a_worker_that_alone_loses_mongodb_releases_its_partitions_to_others(
     start_worker: StartWorker, cluster: Cluster, mongo: MongoServer, device: Make, stack: AsyncExitStack,

@@ -1,4 +1,4 @@
-"""What the broker's configuration allows a device to do."""
+"""The permissions that the broker's configuration gives to a device."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ async def server(broker: Mosquitto) -> AsyncIterator[aiomqtt.Client]:
         yield client
 
 
-async def heard(client: aiomqtt.Client, end: str) -> list[str]:
+async def topics_up_to(client: aiomqtt.Client, end: str) -> list[str]:
     """The topics that a client receives, up to the topic `end`."""
     topics: list[str] = []
     async with asyncio.timeout(WITHIN):
@@ -42,23 +42,25 @@ async def heard(client: aiomqtt.Client, end: str) -> list[str]:
     return topics
 
 
-async def test_a_device_writes_to_its_own_topics_only(broker: Mosquitto, server: aiomqtt.Client) -> None:
+async def test_a_device_can_publish_only_to_its_own_topics(broker: Mosquitto, server: aiomqtt.Client) -> None:
     passwords = broker.passwords.add_all(["alice@phone", "bob@phone"])
     async with device(broker, "alice@phone", passwords["alice@phone"]) as alice:
         for topic in ("imqtt/bob@phone/up/0", "imqtt/alice@tablet/up/0", "imqtt/alice@phone/up/0"):
             with contextlib.suppress(aiomqtt.MqttError):
                 await alice.publish(topic, "{}", qos=1)
-    assert await heard(server, "imqtt/alice@phone/up/0") == ["imqtt/alice@phone/up/0"]
+    assert await topics_up_to(server, "imqtt/alice@phone/up/0") == ["imqtt/alice@phone/up/0"]
 
 
-async def test_a_device_reads_what_is_meant_for_it_only(broker: Mosquitto, server: aiomqtt.Client) -> None:
+async def test_a_device_receives_only_packets_on_its_own_topic(
+    broker: Mosquitto, server: aiomqtt.Client
+) -> None:
     password = broker.passwords.add("alice@phone")
     async with device(broker, "alice@phone", password) as alice:
         await alice.subscribe("#", qos=1)
         await alice.subscribe("imqtt/bob@phone/down", qos=1)
         for topic in ("imqtt/bob@phone/down", "imqtt/alice@phone/up/0", "imqtt/alice@phone/down"):
             await server.publish(topic, "{}", qos=1)
-        assert await heard(alice, "imqtt/alice@phone/down") == ["imqtt/alice@phone/down"]
+        assert await topics_up_to(alice, "imqtt/alice@phone/down") == ["imqtt/alice@phone/down"]
 
 
 async def test_a_device_cannot_take_over_the_servers_session(
@@ -67,19 +69,19 @@ async def test_a_device_cannot_take_over_the_servers_session(
     password = broker.passwords.add("alice@phone")
     async with device(broker, "alice@phone", password, identifier="imqtt-server-0") as alice:
         await alice.publish("imqtt/alice@phone/up/0", "{}", qos=1)
-    assert await heard(server, "imqtt/alice@phone/up/0") == ["imqtt/alice@phone/up/0"]
+    assert await topics_up_to(server, "imqtt/alice@phone/up/0") == ["imqtt/alice@phone/up/0"]
 
 
-async def test_nobody_gets_in_without_a_credential(broker: Mosquitto) -> None:
+async def test_connecting_without_a_credential_is_refused(broker: Mosquitto) -> None:
     with pytest.raises(aiomqtt.MqttError, match=r"(?i)not authori[sz]ed"):
         async with aiomqtt.Client(broker.host, broker.port):
             pass
 
 
-async def test_who_retains_a_message_is_disconnected(broker: Mosquitto) -> None:
+async def test_a_client_that_retains_a_message_is_disconnected(broker: Mosquitto) -> None:
     password = broker.passwords.add("alice@phone")
     async with device(broker, "alice@phone", password) as alice:
         publishing = asyncio.create_task(alice.publish("imqtt/alice@phone/up/0", "{}", qos=1, retain=True))
         with pytest.raises(aiomqtt.MqttError):
-            await heard(alice, "nothing")
+            await topics_up_to(alice, "nothing")
         publishing.cancel()

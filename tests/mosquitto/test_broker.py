@@ -23,12 +23,12 @@ from tests.cli.commands import imqtt
 from tests.services import eventually
 
 
-async def test_the_server_gets_in_on_the_internal_listener(broker: Mosquitto) -> None:
+async def test_the_server_can_log_in_on_the_internal_listener(broker: Mosquitto) -> None:
     assert log_in(INTERNAL_HOST, broker.internal_port, SERVER_ACCOUNT, broker.server_password)
     assert not log_in(INTERNAL_HOST, broker.internal_port, SERVER_ACCOUNT, "guess")
 
 
-async def test_ports_and_the_server_password_stay_through_a_restart(broker: Mosquitto) -> None:
+async def test_ports_and_the_server_password_survive_a_restart(broker: Mosquitto) -> None:
     before = (broker.port, broker.websocket_port, broker.internal_port, broker.server_password)
     await broker.kill()
     await broker.start()
@@ -43,7 +43,7 @@ async def test_another_process_on_the_same_directory_gets_the_same_ports(tmp_pat
         assert (second.port, second.internal_port) == (first.port, first.internal_port)
 
 
-async def test_passwords_can_be_given_before_it_starts(tmp_path: Path) -> None:
+async def test_passwords_can_be_set_before_the_broker_starts(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path)
     password = broker.passwords.add("alice@phone")
     async with broker:
@@ -94,7 +94,7 @@ async def test_a_broker_of_imqtt_0_1_that_was_left_behind_is_ended(tmp_path: Pat
         assert broker.pid != left.pid
 
 
-async def test_of_two_names_of_one_device_the_present_one_keeps_its_password(
+async def test_if_a_device_has_an_old_and_a_new_name_the_new_one_keeps_its_password(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     passwords = Passwords(tmp_path / "passwords", tmp_path / "pid")
@@ -125,7 +125,7 @@ async def test_websockets_are_served(broker: Mosquitto) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 101")
 
 
-async def test_nobody_but_its_user_reads_its_secrets(broker: Mosquitto) -> None:
+async def test_only_the_brokers_user_can_read_its_secrets(broker: Mosquitto) -> None:
     await imqtt("device", "add", "alice@phone", "--save", "--data", broker.directory)
     for path in [broker.directory, *broker.directory.rglob("*")]:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -134,7 +134,7 @@ async def test_nobody_but_its_user_reads_its_secrets(broker: Mosquitto) -> None:
             assert mode == 0o600, path
 
 
-async def test_root_starts_it_as_another_user_who_reads_only_what_it_needs(tmp_path: Path) -> None:
+async def test_root_runs_the_broker_as_another_user_who_can_read_only_its_own_files(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     tmp_path.chmod(0o700)  # that user cannot enter the parent of the data directory
@@ -160,7 +160,7 @@ async def test_root_starts_it_as_another_user_who_reads_only_what_it_needs(tmp_p
         pass
 
 
-async def test_an_operator_chooses_its_user(tmp_path: Path) -> None:
+async def test_an_operator_can_choose_the_brokers_user(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     async with Mosquitto(tmp_path, user="nobody") as broker:
@@ -171,7 +171,7 @@ async def test_an_operator_chooses_its_user(tmp_path: Path) -> None:
         await Mosquitto(tmp_path, user="nobody-at-all").start()
 
 
-async def test_a_root_without_capabilities_runs_it_and_says_so(
+async def test_root_without_capabilities_runs_the_broker_as_root_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if os.geteuid() != 0:
@@ -185,7 +185,7 @@ async def test_a_root_without_capabilities_runs_it_and_says_so(
     assert "Mosquitto runs as root: root lacks the capabilities" in caplog.text
 
 
-async def test_secrets_in_the_environment_are_kept_from_it(
+async def test_the_broker_does_not_inherit_secrets_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMQTT_STORE_PASSWORD", "s3cret")
@@ -207,7 +207,9 @@ async def test_a_directory_with_other_files_keeps_its_mode(
         assert "project.txt" in caplog.text
 
 
-async def test_a_link_in_the_brokers_own_directory_gives_away_nothing(tmp_path: Path) -> None:
+async def test_a_link_in_the_brokers_directory_does_not_change_its_targets_owner_or_mode(
+    tmp_path: Path,
+) -> None:
     broker = Mosquitto(tmp_path / "data")
     async with broker:
         pass
@@ -225,7 +227,9 @@ async def test_a_link_in_the_brokers_own_directory_gives_away_nothing(tmp_path: 
         assert access() == before
 
 
-async def test_whoever_displaces_it_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_process_that_uses_the_preferred_port_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with Mosquitto(tmp_path, preferred=(port, 0)) as broker:
@@ -236,7 +240,7 @@ async def test_whoever_displaces_it_is_named(tmp_path: Path, caplog: pytest.LogC
     assert f"devices connect to port {broker.port} instead" in caplog.text
 
 
-async def test_the_preferred_port_is_taken_where_it_is_free(tmp_path: Path) -> None:
+async def test_the_preferred_port_is_used_if_it_is_free(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with Mosquitto(tmp_path, preferred=(port, 0)) as broker:
@@ -250,7 +254,7 @@ async def test_a_port_in_use_is_named(broker: Mosquitto, tmp_path: Path) -> None
         await other.start()
 
 
-async def test_a_port_that_was_free_last_time_gives_way(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_a_saved_port_that_is_in_use_is_replaced(broker: Mosquitto, tmp_path: Path) -> None:
     other = Mosquitto(tmp_path / "other")
     async with other:
         pass
@@ -272,7 +276,7 @@ async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> No
         await Mosquitto(tmp_path / "file" / "data").start()
 
 
-async def test_a_missing_mosquitto_is_told_with_how_to_install_it(
+async def test_a_missing_mosquitto_is_reported_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -281,14 +285,14 @@ async def test_a_missing_mosquitto_is_told_with_how_to_install_it(
         executable()
 
 
-async def test_it_is_found_where_debian_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mosquitto_is_found_where_debian_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/usr/sbin/mosquitto").exists():
         pytest.skip("Mosquitto is elsewhere here")
     monkeypatch.setenv("PATH", "/nowhere")
     assert executable() == "/usr/sbin/mosquitto"
 
 
-async def test_why_it_ended_at_its_start_is_told_in_its_own_words(
+async def test_an_error_at_the_start_quotes_mosquittos_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "source"
@@ -314,13 +318,13 @@ async def test_a_broker_left_behind_by_a_killed_process_is_ended_first(tmp_path:
         assert broker.port == left.port
 
 
-async def test_a_pid_file_that_names_another_process_harms_nobody(tmp_path: Path) -> None:
+async def test_a_pid_file_that_names_another_process_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "mosquitto.pid").write_text(str(os.getpid()))
     assert broker_pid(tmp_path / "mosquitto.pid") is None
     assert Passwords(tmp_path / "passwords", tmp_path / "mosquitto.pid").add("alice@phone")
 
 
-async def test_a_pid_file_that_names_another_mosquitto_harms_none(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_a_pid_file_that_names_another_mosquitto_is_ignored(broker: Mosquitto, tmp_path: Path) -> None:
     other = Mosquitto(tmp_path / "other")
     async with other:
         pass
@@ -333,7 +337,7 @@ async def test_a_pid_file_that_names_another_mosquitto_harms_none(broker: Mosqui
     assert "Reloading config" not in broker.log.read_text()
 
 
-async def test_it_is_told_when_it_ends(broker: Mosquitto) -> None:
+async def test_wait_returns_the_exit_status_when_the_broker_ends(broker: Mosquitto) -> None:
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGKILL)
     assert await broker.wait() == -signal.SIGKILL
@@ -341,7 +345,7 @@ async def test_it_is_told_when_it_ends(broker: Mosquitto) -> None:
     assert log_in(INTERNAL_HOST, broker.internal_port, SERVER_ACCOUNT, broker.server_password)
 
 
-async def test_ending_a_session_drops_what_it_held_and_its_connection(broker: Mosquitto) -> None:
+async def test_ending_a_session_removes_it_and_closes_its_connection(broker: Mosquitto) -> None:
     password = broker.passwords.add("alice@phone")
     with persistent(broker, "alice@phone", password, present=False):
         pass
@@ -367,7 +371,7 @@ def test_a_configuration_without_the_line_to_replace_is_refused() -> None:
         configure("persistence true\n", {"pid_file": "x"}, {})
 
 
-def test_the_configuration_keeps_what_losing_messages_would_cost() -> None:
+def test_the_configuration_has_the_lines_without_which_messages_would_be_lost() -> None:
     lines = (configuration() / "mosquitto.conf").read_text().splitlines()
     for line in (
         "allow_anonymous false",

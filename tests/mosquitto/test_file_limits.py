@@ -36,7 +36,7 @@ from tests.services import WITHIN, eventually
 
 
 @pytest.mark.parametrize("files", [64, 160, 1_024, 2_200, 65_536])
-def test_what_devices_may_take_leaves_room_for_the_server(files: int) -> None:
+def test_the_connections_of_devices_leave_files_for_the_server(files: int) -> None:
     left = files - PUBLIC_LISTENERS * public_connections(files)
     assert min(RESERVED, files // 2) <= left <= min(RESERVED, files // 2) + 1
 
@@ -52,15 +52,17 @@ def test_every_public_listener_is_limited_and_the_internal_one_is_not() -> None:
 def test_a_soft_limit_is_raised_as_far_as_allowed() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
-    run = "import imqtt.mosquitto.file_limits as it; print(it.raise_file_limit(), resource.getrlimit(7)[0])"
-    code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard})); {run}"
-    code = code.replace("getrlimit(7)", "getrlimit(resource.RLIMIT_NOFILE)")
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.split() == [str(wanted), str(wanted)]
+    code = (
+        "import resource; from imqtt.mosquitto.file_limits import raise_file_limit\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))\n"
+        "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == [str(wanted), str(wanted)]
 
 
 class Phones:
-    """Connections that are held, and made again when they are cut."""
+    """Connections that are held, and opened again when they are cut."""
 
     def __init__(self, host: str, port: int, number: int) -> None:
         self._address = (host, port)
@@ -85,7 +87,7 @@ class Phones:
             await asyncio.sleep(0.02)
 
 
-async def test_phones_that_have_taken_what_they_get_leave_room_for_a_server(
+async def test_devices_that_use_all_their_connections_leave_room_for_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imqtt.mosquitto.broker.raise_file_limit", lambda: 160)
@@ -110,7 +112,7 @@ async def test_phones_that_have_taken_what_they_get_leave_room_for_a_server(
             await asyncio.wait([task])
 
 
-async def test_after_a_kill_among_phones_that_want_every_file_the_server_is_back_and_it_is_told(
+async def test_the_server_reconnects_to_a_killed_broker_though_devices_want_every_file(
     tmp_path: Path,
 ) -> None:
     health = free_port()
@@ -136,7 +138,7 @@ async def test_after_a_kill_among_phones_that_want_every_file_the_server_is_back
 async def test_the_broker_knows_the_servers_sessions_after_a_crash_in_its_first_minute(
     tmp_path: Path,
 ) -> None:
-    """Otherwise commands would be lost that devices send before the server is back."""
+    """Otherwise commands that devices send before the server is back would be lost."""
     up = Up(tmp_path / "data")
     await up.start()
     await eventually((tmp_path / "data" / "broker" / "state" / "mosquitto.db").exists)
@@ -153,7 +155,7 @@ async def test_the_broker_knows_the_servers_sessions_after_a_crash_in_its_first_
         await link.close()
 
 
-async def test_a_server_that_runs_out_of_files_says_so_and_goes_on_when_there_are_some(
+async def test_a_server_that_runs_out_of_files_reports_it_and_continues_when_some_are_free(
     broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imqtt.server.open_files.LOOK_SECONDS", 0.02)
@@ -193,7 +195,7 @@ def add(log: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "relayed"),
     [
         (
             "Unable to accept new connection, system socket count has been exceeded. Try increasing …",
@@ -205,8 +207,8 @@ def add(log: Path, text: str) -> None:
         ("Error saving in-memory database, unable to open /x for writing.", "unable to open /x for writing"),
     ],
 )
-async def test_what_matters_is_relayed_once(
-    log: Path, caplog: pytest.LogCaptureFixture, line: str, told: str
+async def test_the_brokers_problems_are_relayed_once(
+    log: Path, caplog: pytest.LogCaptureFixture, line: str, relayed: str
 ) -> None:
     caplog.set_level(logging.INFO, "imqtt")
     broker_log = BrokerLog(log)
@@ -216,7 +218,7 @@ async def test_what_matters_is_relayed_once(
     broker_log.look()
     broker_log.look()
     assert len(caplog.messages) == 1
-    assert told in caplog.messages[0]
+    assert relayed in caplog.messages[0]
 
 
 @pytest.mark.parametrize(
@@ -227,14 +229,16 @@ async def test_what_matters_is_relayed_once(
         "Warning: Received PUBACK from alice@phone for an unknown packet identifier 7.",
     ],
 )
-async def test_what_a_client_does_is_not(log: Path, caplog: pytest.LogCaptureFixture, line: str) -> None:
+async def test_lines_about_clients_are_not_relayed(
+    log: Path, caplog: pytest.LogCaptureFixture, line: str
+) -> None:
     broker_log = BrokerLog(log)
     add(log, f"2026-01-01T00:00:01: {line}\n")
     broker_log.look()
     assert not caplog.messages
 
 
-async def test_what_the_broker_says_while_it_starts_is_relayed_when_it_runs(
+async def test_warnings_from_the_brokers_start_are_relayed_once_it_runs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = Mosquitto(tmp_path)
@@ -245,7 +249,7 @@ async def test_what_the_broker_says_while_it_starts_is_relayed_when_it_runs(
     assert "Mosquitto warns: Warning: Persistence file is empty." in caplog.text
 
 
-async def test_half_a_line_is_read_when_it_is_whole_and_a_new_file_from_its_beginning(
+async def test_an_incomplete_line_is_read_once_it_is_complete_and_a_new_file_from_its_beginning(
     log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker_log = BrokerLog(log)
@@ -256,7 +260,7 @@ async def test_half_a_line_is_read_when_it_is_whole_and_a_new_file_from_its_begi
     broker_log.look()
     assert caplog.messages == ["Mosquitto reports an error: Error: one of two halves"]
     log.rename(log.with_suffix(".1"))
-    broker_log.look()  # between the two
+    broker_log.look()  # while there is no file
     log.write_text("1768000000: Error: after the rotation\n")
     broker_log.look()
     assert "after the rotation" in caplog.messages[1]

@@ -26,7 +26,7 @@ def logged(path: Path) -> bytes:
         return b""
 
 
-async def test_a_broker_that_refuses_a_device_again_and_again_fills_no_disk(broker: Mosquitto) -> None:
+async def test_repeated_refusals_of_a_device_do_not_fill_the_disk(broker: Mosquitto) -> None:
     broker._output.limit = 2_000
     before = broker.pid
     for _ in range(40):
@@ -58,7 +58,7 @@ def test_a_file_that_an_earlier_version_let_grow_is_cut_to_its_end(tmp_path: Pat
     assert log.older.stat().st_size == 1_000
 
 
-def test_a_full_disk_loses_lines_and_no_broker(log: LogFile) -> None:
+def test_a_full_disk_loses_log_lines_and_raises_nothing(log: LogFile) -> None:
     log.path.parent.rename(log.path.parent.with_name("gone"))  # nothing can be written there
     log.write(b"2026-11-29T18:00:00: Error: No space left on device.\n")
     log.path.parent.mkdir()

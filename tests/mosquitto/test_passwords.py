@@ -24,7 +24,7 @@ def accepts(broker: Mosquitto, username: str, password: str) -> bool:
     return log_in(broker.host, broker.port, username, password)
 
 
-async def test_an_added_device_gets_in_at_once(broker: Mosquitto) -> None:
+async def test_an_added_device_can_log_in_at_once(broker: Mosquitto) -> None:
     password = broker.passwords.add("alice@phone")
     assert accepts(broker, "alice@phone", password)
     assert not accepts(broker, "alice@phone", password + "x")
@@ -50,7 +50,7 @@ async def test_a_changed_password_replaces_the_old_one_at_once(broker: Mosquitto
     assert accepts(broker, "alice@phone", new)
 
 
-async def test_a_given_password_is_taken_as_it_is(broker: Mosquitto) -> None:
+async def test_a_given_password_is_used_unchanged(broker: Mosquitto) -> None:
     assert broker.passwords.add("alice@phone", "päss:wörd") == "päss:wörd"
     assert accepts(broker, "alice@phone", "päss:wörd")
 
@@ -67,7 +67,7 @@ async def test_a_removed_device_is_refused_and_its_connection_ended(broker: Mosq
     assert broker.passwords.usernames() == ["bob@phone", SERVER_ACCOUNT]
 
 
-async def test_removing_what_is_not_there_says_so(broker: Mosquitto) -> None:
+async def test_removing_an_unknown_device_returns_false(broker: Mosquitto) -> None:
     assert not broker.passwords.remove_all(["alice@phone"])
 
 
@@ -79,7 +79,7 @@ async def test_many_devices_are_added_with_one_reload(broker: Mosquitto) -> None
     await eventually(lambda: broker.log.read_text().count("Reloading config") == 1)
 
 
-def test_mosquittos_own_tool_and_ours_write_the_same_file(tmp_path: Path) -> None:
+def test_mosquittos_tool_and_imqtt_can_write_the_same_file(tmp_path: Path) -> None:
     passwords = Passwords(tmp_path / "passwords", tmp_path / "pid")
     passwords.add("alice@phone", "secret")
     tool = ["mosquitto_passwd", "-b", str(passwords.path), "bob@phone", "hidden"]
@@ -90,7 +90,7 @@ def test_mosquittos_own_tool_and_ours_write_the_same_file(tmp_path: Path) -> Non
     assert not passwords.holds("bob@phone", "secret")
 
 
-def test_processes_that_change_it_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_processes_lose_no_change(tmp_path: Path) -> None:
     path = tmp_path / "passwords"
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_add_twenty, args=(path, number)) for number in range(3)]
@@ -113,19 +113,19 @@ def _add_twenty(path: Path, writer: int) -> None:
     ["alice", "alice@", "@phone", "alice@phone@x", "al ice@phone", "alice@ph+ne", "älice@phone", "a:b@c", "",
      "alice/phone", "alice@pho/ne", "a" * 60 + "@phone", "alice@phone\nroot"],
 )  # fmt: skip
-def test_a_name_that_is_no_devices_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_not_a_device_is_refused(tmp_path: Path, name: str) -> None:
     passwords = Passwords(tmp_path / "passwords", tmp_path / "pid")
     with pytest.raises(SetupError, match="USER@DEVICE"):
         passwords.add(name)
     assert passwords.usernames() == []
 
 
-def test_a_device_is_a_user_and_a_name() -> None:
+def test_a_device_is_parsed_with_either_separator() -> None:
     assert parse_device("alice@phone") == parse_device("alice/phone") == ("alice", "phone")
 
 
 @pytest.mark.parametrize("name", ["alice", "alice/phone/x", "alice@phone/x", "a" * 60 + "/phone", "", "/"])
-def test_a_name_that_is_not_a_devices_is_refused_with_what_to_write(name: str) -> None:
+def test_an_invalid_device_is_refused_with_the_correct_form(name: str) -> None:
     with pytest.raises(SetupError, match="USER@DEVICE"):
         parse_device(name)
 
@@ -146,7 +146,7 @@ def connected(broker: Mosquitto, username: str, password: str) -> socket.socket:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
-async def test_a_file_keeps_its_mode_and_others_get_nothing(tmp_path: Path, mode: int) -> None:
+async def test_a_file_keeps_its_mode_and_others_get_no_access(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "passwords"
     path.touch()
     path.chmod(mode)
@@ -177,7 +177,7 @@ async def test_a_file_that_root_creates_belongs_to_the_brokers_account(tmp_path:
         "$7$101$$",
     ],
 )
-def test_a_damaged_line_is_nobodys_password_and_can_be_replaced(tmp_path: Path, damaged: str) -> None:
+def test_a_damaged_line_matches_no_password_and_can_be_replaced(tmp_path: Path, damaged: str) -> None:
     file = tmp_path / "passwords"
     file.write_text(f"alice@phone:{damaged}\nbob@phone:$7$101$c2FsdA==$ZGln\n")
     passwords = Passwords(file, tmp_path / "pid")
@@ -187,7 +187,7 @@ def test_a_damaged_line_is_nobodys_password_and_can_be_replaced(tmp_path: Path, 
     assert passwords.usernames() == ["alice@phone", "bob@phone"]
 
 
-def test_a_file_of_another_kind_is_named_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_password_file_is_reported_and_left_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "passwords"
     file.write_bytes(b"\xff\xfe:\n")
     with pytest.raises(SetupError, match=f"{file} is not a password file"):

@@ -17,7 +17,7 @@ from tests.services import eventually
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="prctl(2) is Linux's")
 
 
-async def test_all_output_is_there_when_it_has_ended(tmp_path: Path) -> None:
+async def test_all_output_is_read_when_the_process_has_ended(tmp_path: Path) -> None:
     output: list[bytes] = []
     program = "import sys; print('to stdout', flush=True); sys.exit('x' * 100_000)"
     process = Process(
@@ -29,7 +29,7 @@ async def test_all_output_is_there_when_it_has_ended(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)  # too late, and no error
 
 
-async def test_a_wait_that_is_cancelled_harms_no_other(tmp_path: Path) -> None:
+async def test_a_cancelled_wait_does_not_affect_another(tmp_path: Path) -> None:
     process = Process(["sleep", "60"], directory=tmp_path, output=print, environment={})
     first, second = asyncio.create_task(process.wait()), asyncio.create_task(process.wait())
     await asyncio.sleep(0)
@@ -39,7 +39,7 @@ async def test_a_wait_that_is_cancelled_harms_no_other(tmp_path: Path) -> None:
     assert first.cancelled()
 
 
-def test_it_ignores_hangups_on_uvloop_too(tmp_path: Path) -> None:
+def test_the_process_ignores_sighup_on_uvloop_too(tmp_path: Path) -> None:
     async def ignored() -> int:
         process = Process(["sleep", "60"], directory=tmp_path, output=print, environment={})
         process.send_signal(signal.SIGHUP)
@@ -49,14 +49,14 @@ def test_it_ignores_hangups_on_uvloop_too(tmp_path: Path) -> None:
     assert uvloop.run(ignored()) == -signal.SIGTERM
 
 
-async def test_what_cannot_be_run_is_an_error(tmp_path: Path) -> None:
+async def test_a_program_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Process(["no-such-program"], directory=tmp_path, output=print, environment={})
 
 
 @LINUX
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_it_ends_with_its_parent(tmp_path: Path, how: signal.Signals) -> None:
+async def test_the_process_ends_with_its_parent(tmp_path: Path, how: signal.Signals) -> None:
     program = (
         "import time; from pathlib import Path; from imqtt.mosquitto.process import Process; "
         "print(Process(['sleep', '60'], directory=Path('/'), output=print, environment={}).pid, flush=True); "

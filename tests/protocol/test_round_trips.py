@@ -63,13 +63,13 @@ def test_json_is_one_object_of_plain_json(command: AnyCommand) -> None:
 
 
 @given(command=commands)
-def test_protobuf_is_what_any_protobuf_library_writes(command: AnyCommand) -> None:
+def test_commands_are_encoded_as_any_protobuf_library_encodes_them(command: AnyCommand) -> None:
     payload = encode_command(command, Format.PROTOBUF)
     assert pb.Command.FromString(payload).SerializeToString() == payload
 
 
 @given(packet=st.lists(frames, max_size=4))
-def test_protobuf_frames_are_what_any_protobuf_library_writes(packet: list[AnyFrame]) -> None:
+def test_frames_are_encoded_as_any_protobuf_library_encodes_them(packet: list[AnyFrame]) -> None:
     payload = join([encode_frame(frame, Format.PROTOBUF) for frame in packet], Format.PROTOBUF)
     assert pb.Frames.FromString(payload).SerializeToString() == payload
 

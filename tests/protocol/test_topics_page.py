@@ -132,8 +132,8 @@ def default_of(field: msgspec.structs.FieldInfo) -> object:
 @pytest.mark.parametrize("message", [pb.Command, pb.Frame], ids=["Command", "Frame"])
 def test_the_numbers_of_commands_and_frames_are_those_of_the_schema(message: type[Message]) -> None:
     name = f"`{message.DESCRIPTOR.name}`"
-    told = {re.sub(r"\[`(\w+)`\].*", r"\1", row[name]): int(row["#"]) for row in table_with(name, "#")}
-    assert told == {field.name: field.number for field in message.DESCRIPTOR.fields}
+    listed = {re.sub(r"\[`(\w+)`\].*", r"\1", row[name]): int(row["#"]) for row in table_with(name, "#")}
+    assert listed == {field.name: field.number for field in message.DESCRIPTOR.fields}
 
 
 def test_the_limits_are_those_of_the_server() -> None:
@@ -155,19 +155,19 @@ def test_the_limits_are_those_of_the_server() -> None:
 
 
 def test_the_fixed_limits_are_those_of_the_code() -> None:
-    told = {row["what"]: row["limit"].split()[0] for row in table_with("what", "limit")}
-    assert told["`user@device`"] == str(MAX_NAME)
-    assert told["a conversation's id"] == str(MAX_CONVERSATION)
-    assert told["mentions"] == str(MAX_MENTIONS)
-    assert told["nesting of `json`"] == str(model.MAX_JSON_DEPTH)
-    assert told["`max_packet`"] == str(MIN_PACKET)
+    listed = {row["what"]: row["limit"].split()[0] for row in table_with("what", "limit")}
+    assert listed["`user@device`"] == str(MAX_NAME)
+    assert listed["a conversation's id"] == str(MAX_CONVERSATION)
+    assert listed["mentions"] == str(MAX_MENTIONS)
+    assert listed["nesting of `json`"] == str(model.MAX_JSON_DEPTH)
+    assert listed["`max_packet`"] == str(MIN_PACKET)
     assert (MAX_SEQ, MAX_ID) == (2**53 - 1, 2**63 - 1)
 
 
 def test_the_errors_are_those_of_the_wire() -> None:
     rows = table_with("code", "retryable", "when", "what to do")
-    told = {code(row["code"]): row["retryable"] == "yes" for row in rows}
-    assert told == {name: error.retryable for name, error in errors.WIRE_ERRORS.items()}
+    listed = {code(row["code"]): row["retryable"] == "yes" for row in rows}
+    assert listed == {name: error.retryable for name, error in errors.WIRE_ERRORS.items()}
 
 
 def test_the_worked_partitions_are_correct() -> None:
@@ -179,7 +179,7 @@ def test_the_worked_partitions_are_correct() -> None:
         assert int(row["CRC-32"]) == partition_of(conversation, 1 << 32)
 
 
-def test_its_statements_about_the_broker_match_the_brokers_configuration() -> None:
+def test_the_pages_statements_about_the_broker_match_its_configuration() -> None:
     configured = (configuration() / "mosquitto.conf").read_text()
     for line in ("max_packet_size 1048576", "max_keepalive 300", "retain_available false"):
         assert line in configured

@@ -44,7 +44,7 @@ def test_the_files_are_current() -> None:
 
 
 @pytest.mark.parametrize("entry", load("commands.json"), ids=name_of)
-def test_a_command_is_read_and_written_as_the_vector_says(entry: Entry) -> None:
+def test_a_command_is_decoded_and_encoded_as_the_vector_says(entry: Entry) -> None:
     for payload in payloads(entry):
         command = decode_command(payload, Bounds())
         assert command == generate.COMMANDS[entry["name"]]
@@ -53,7 +53,7 @@ def test_a_command_is_read_and_written_as_the_vector_says(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", load("frames.json"), ids=name_of)
-def test_a_packet_is_read_and_written_as_the_vector_says(entry: Entry) -> None:
+def test_a_packet_is_decoded_and_encoded_as_the_vector_says(entry: Entry) -> None:
     for payload in payloads(entry):
         frames = decode_frames(payload)
         assert frames == generate.FRAMES[entry["name"]]

@@ -1,4 +1,4 @@
-"""A server whose work the broker's access rules prevent reports that instead of serving no device."""
+"""A server that the broker's access rules keep from its work reports that instead of serving no device."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ GRANT = f"user {SERVER_ACCOUNT}\ntopic readwrite imqtt/#\n"
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "HEAR_SECONDS", 2.0)
     monkeypatch.setattr(peer_discovery, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(peer_discovery, "CHECK_SECONDS", 0.1)
@@ -61,7 +61,7 @@ def grant(broker: Mosquitto) -> Grant:
         ("topic read imqtt/#", "nor publish to imqtt/+/up/+ (not authorized (0x87)), nor publish to"),
     ],
 )  # fmt: skip
-async def test_it_is_ready_only_once_it_may_read_and_write(
+async def test_a_server_is_ready_only_once_it_may_read_and_write(
     broker: Mosquitto,
     tmp_path: Path,
     device: Device,
@@ -71,26 +71,26 @@ async def test_it_is_ready_only_once_it_may_read_and_write(
     missing: str,
 ) -> None:
     await grant(rights)
-    over = asyncio.Event()
+    ready = asyncio.Event()
 
     async def serve() -> None:
         async with serving(config_for(broker, tmp_path)):
-            over.set()
+            ready.set()
             alice = await device("alice@phone")
             assert isinstance(await alice.send("u:alice", "1"), Accepted)
 
-    serving_it = asyncio.create_task(serve())
+    server = asyncio.create_task(serve())
     await eventually(lambda: missing in caplog.text, what=f"{missing} in the log")
     assert f"the account '{SERVER_ACCOUNT}' may not" in caplog.text
     assert "`topic readwrite imqtt/#`" in caplog.text
-    assert not over.is_set()
+    assert not ready.is_set()
     await grant("topic readwrite imqtt/#")
-    await serving_it
+    await server
     await eventually(lambda: "let this server do its work, after" in caplog.text)
     assert caplog.text.count("keep this server from its work: ") == 1
 
 
-async def test_rights_that_are_taken_away_later_are_told_and_harm_no_device(
+async def test_rights_that_are_revoked_later_are_reported_and_devices_are_unaffected(
     broker: Mosquitto,
     tmp_path: Path,
     device: Device,

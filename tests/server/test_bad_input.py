@@ -68,7 +68,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_the_sender_is_told_and_the_rest_of_the_batch_is_stored(
+async def test_the_sender_of_bad_input_gets_an_error_and_the_rest_of_the_batch_is_stored(
     running: Server, device: Make, name: str
 ) -> None:
     payload, code = BAD[name]
@@ -98,7 +98,7 @@ async def test_unknown_fields_are_accepted(running: Server, device: Make) -> Non
 
 
 @pytest.mark.parametrize("conversation", ["d:bob:alice", "d:alice:b ob", "g:some", "d:alice", "u:é", "zzz"])
-async def test_a_conversation_that_is_none_is_refused(
+async def test_an_invalid_conversation_id_is_rejected(
     running: Server, device: Make, conversation: str
 ) -> None:
     alice = await device("alice@phone")
@@ -107,7 +107,7 @@ async def test_a_conversation_that_is_none_is_refused(
     assert answer.code == ("unsupported" if conversation.startswith("g:") else "invalid")
 
 
-async def test_nobody_writes_into_somebody_elses_conversation(running: Server, device: Make) -> None:
+async def test_only_members_may_write_to_a_conversation(running: Server, device: Make) -> None:
     eve, alice = await device("eve@phone"), await device("alice@phone")
     await alice.hello()
     for conversation in ("d:alice:bob", "u:alice"):
@@ -119,7 +119,7 @@ async def test_nobody_writes_into_somebody_elses_conversation(running: Server, d
     assert answer.seq == 1
 
 
-async def test_the_broker_keeps_a_device_to_its_own_topics(running: Server, device: Make) -> None:
+async def test_the_broker_confines_a_device_to_its_own_topics(running: Server, device: Make) -> None:
     eve, alice = await device("eve@phone"), await device("alice@phone")
     await alice.hello()
     payload = b'{"type":"send","conversation":"u:alice","client_msg_id":"1","content":{"text":"forged"}}'
@@ -130,7 +130,7 @@ async def test_the_broker_keeps_a_device_to_its_own_topics(running: Server, devi
     assert answer.seq == 1
 
 
-async def test_a_command_that_was_passed_on_is_not_passed_on_again(running: Server, device: Make) -> None:
+async def test_a_command_is_forwarded_only_once(running: Server, device: Make) -> None:
     alice = await device("alice@phone")
     payload = b'{"type":"send","conversation":"d:alice:bob","client_msg_id":"1","content":{"text":"hi"}}'
     await alice.raw(payload, to=5, properties=(("imqtt-passed-on", "1"),))
@@ -142,17 +142,19 @@ async def test_a_flood_is_not_answered_with_a_flood(running: Server, device: Mak
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     for hundreds in range(50):
         rubbish = [b"{rubbish %d" % number for number in range(hundreds * 100, hundreds * 100 + 100)]
-        await asyncio.gather(*(alice.raw(it, to=PARTITION) for it in rubbish))
+        await asyncio.gather(*(alice.raw(payload, to=PARTITION) for payload in rubbish))
     assert isinstance(await bob.send("d:alice:bob", "1"), Accepted)
     assert running.counters.by_code["malformed"] == 5_000
     assert running.counters.rejected == 5_000
 
     # Omitted answers are counted: every command is accounted for.
-    def told() -> list[Rejected]:
-        return [it for it in alice.frames if isinstance(it, Rejected)]
+    def rejections() -> list[Rejected]:
+        return [frame for frame in alice.frames if isinstance(frame, Rejected)]
 
-    await eventually(lambda: len(told()) + sum(it.omitted for it in told()) == 5_000)
-    assert running.counters.unanswered == sum(it.omitted for it in told()) > 0
+    await eventually(
+        lambda: len(rejections()) + sum(rejection.omitted for rejection in rejections()) == 5_000
+    )
+    assert running.counters.unanswered == sum(rejection.omitted for rejection in rejections()) > 0
 
 
 async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
@@ -165,16 +167,16 @@ async def test_a_device_that_sends_too_fast_is_told_to_slow_down(
     for number in range(50):
         await alice.command(Send("d:alice:bob", f"m{number}", Content(text="hi")))
     answers = [await alice.answer(f"m{number}") for number in range(50)]
-    accepted = [it for it in answers if isinstance(it, Accepted)]
-    rejected = [it for it in answers if isinstance(it, Rejected)]
+    accepted = [frame for frame in answers if isinstance(frame, Accepted)]
+    rejected = [frame for frame in answers if isinstance(frame, Rejected)]
     assert 20 <= len(accepted) < 50
-    assert {it.code for it in rejected} == {"rate_limited"}
-    assert all(it.retryable and it.retry_after for it in rejected)
-    assert [it.seq for it in accepted] == list(range(1, len(accepted) + 1))
+    assert {rejection.code for rejection in rejected} == {"rate_limited"}
+    assert all(rejection.retryable and rejection.retry_after for rejection in rejected)
+    assert [frame.seq for frame in accepted] == list(range(1, len(accepted) + 1))
     assert isinstance(await bob.send("d:alice:bob", "b1"), Accepted)
 
 
-async def test_a_burst_far_above_the_rate_is_told_of_each_message(
+async def test_every_message_of_a_burst_far_above_the_rate_is_answered_or_counted(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     """The first rejections name their messages; the last one counts the rest."""
@@ -193,13 +195,13 @@ async def test_a_burst_far_above_the_rate_is_told_of_each_message(
         start = len(alice.frames)
         rival.execute("COMMIT")
     await alice.until(lambda frame: isinstance(frame, Rejected) and frame.omitted > 0, since=start)
-    answered = [it for it in alice.frames[start:] if isinstance(it, Accepted | Rejected)]
-    assert [it.client_msg_id for it in answered] == ["second", *names[:70]]
-    assert all(isinstance(it, Accepted) for it in answered[:21])
-    rejected = [it for it in answered[21:] if isinstance(it, Rejected)]
-    assert {(it.code, it.retryable) for it in rejected} == {("rate_limited", True)}
-    assert all(it.retry_after for it in rejected)
-    assert [it.omitted for it in rejected] == [0] * 49 + [230]
+    answered = [frame for frame in alice.frames[start:] if isinstance(frame, Accepted | Rejected)]
+    assert [frame.client_msg_id for frame in answered] == ["second", *names[:70]]
+    assert all(isinstance(frame, Accepted) for frame in answered[:21])
+    rejected = [frame for frame in answered[21:] if isinstance(frame, Rejected)]
+    assert {(rejection.code, rejection.retryable) for rejection in rejected} == {("rate_limited", True)}
+    assert all(rejection.retry_after for rejection in rejected)
+    assert [rejection.omitted for rejection in rejected] == [0] * 49 + [230]
     assert server.counters.by_code["rate_limited"] == 280
     assert server.counters.unanswered == 230
 
@@ -219,7 +221,7 @@ async def is_accepted(device: RawDevice, name: str) -> bool:
     return isinstance(await device.send("d:alice:bob", name), Accepted)
 
 
-async def test_a_million_conversations_do_not_grow_what_is_remembered(
+async def test_a_conversation_that_has_left_the_head_cache_continues_at_its_next_seq(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     settings = config_for(broker, tmp_path, conversations_cached=64, device_burst=10_000)
@@ -234,7 +236,7 @@ async def test_a_million_conversations_do_not_grow_what_is_remembered(
     assert server.counters.conflicts == 0
 
 
-async def test_a_clock_that_steps_back_an_hour(
+async def test_ids_keep_growing_when_the_clock_steps_back_an_hour(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     step = 0
@@ -255,7 +257,7 @@ async def test_a_clock_that_steps_back_an_hour(
     assert meanwhile.time == before.time + 1
 
 
-async def test_a_clock_that_steps_back_a_little_is_not_noticed(
+async def test_ids_keep_growing_when_the_clock_steps_back_within_the_tolerance(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     step = 0
@@ -277,7 +279,7 @@ async def test_a_clock_that_steps_back_a_little_is_not_noticed(
         Hello("n", cursors=tuple(Cursor(f"d:a:u{n}") for n in range(1_001))),
     ],
 )
-async def test_a_hello_that_asks_for_what_cannot_be(running: Server, device: Make, hello: Hello) -> None:
+async def test_a_hello_with_invalid_fields_is_rejected(running: Server, device: Make, hello: Hello) -> None:
     alice = await device("alice@phone")
     await alice.command(hello)
     rejected = await alice.frame(Rejected)
@@ -285,7 +287,7 @@ async def test_a_hello_that_asks_for_what_cannot_be(running: Server, device: Mak
     assert (rejected.code, rejected.command) == (code, "hello")
 
 
-async def test_a_mark_with_nothing_to_mark_is_nothing(running: Server, device: Make) -> None:
+async def test_a_mark_in_an_empty_conversation_is_ignored(running: Server, device: Make) -> None:
     alice = await device("alice@phone")
     await alice.command(Mark("u:alice", read=5))
     assert isinstance(await alice.send("u:alice", "1"), Accepted)

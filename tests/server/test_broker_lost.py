@@ -1,4 +1,4 @@
-"""The broker goes down and comes back: one log line for each, and the server reconnects before devices."""
+"""The broker goes down and comes back: one log line for each, and the server reconnects at once."""
 
 import asyncio
 import logging
@@ -19,10 +19,10 @@ from tests.services import WITHIN, eventually
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING]
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_a_broker_that_goes_and_comes_back_is_logged_once_each(
+async def test_the_loss_and_the_return_of_the_broker_are_each_logged_once(
     running: Server, broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = f"{INTERNAL_HOST}:{broker.internal_port}"
@@ -32,23 +32,23 @@ async def test_a_broker_that_goes_and_comes_back_is_logged_once_each(
     assert running.health().status == "cut off"
     await broker.start()
     await eventually(lambda: len(running.health().partitions) == 16)
-    await eventually(lambda: any("works again" in it for it in warnings(caplog)))
+    await eventually(lambda: any("works again" in message for message in warnings(caplog)))
     first, *changed, last = warnings(caplog)
     assert first.startswith(f"no connection to the broker at {address}")
-    assert all("Connection refused" in it for it in changed)
+    assert all("Connection refused" in message for message in changed)
     assert len(changed) == 1  # first the connection was lost, then refused
     assert last.startswith(f"every connection to the broker at {address} works again, after")
     assert last.endswith("19 were affected")
     assert running.health().broker == "ok"
 
 
-async def test_all_sessions_are_back_as_soon_as_one_connection_finds_the_broker(
+async def test_all_sessions_reconnect_as_soon_as_one_connection_succeeds(
     running: Server, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting: list[int] = []
 
-    def backoff(attempt: int, chance: float, **of_the_one_that_looks: float) -> float:
-        if of_the_one_that_looks:
+    def backoff(attempt: int, chance: float, **of_a_probe: float) -> float:
+        if of_a_probe:
             return 0.05
         waiting.append(attempt)
         return 10 * WITHIN
@@ -117,7 +117,7 @@ def config(broker: Broker, folder: Path, **settings: object) -> ServerConfig:
     return ServerConfig.from_environment({}, **given)
 
 
-async def test_new_authorities_are_taken_from_their_file_without_a_restart(
+async def test_new_authorities_are_read_from_their_file_without_a_restart(
     tls_broker: Broker,
     authorities: list[Authority],
     tmp_path: Path,
@@ -138,17 +138,20 @@ async def test_new_authorities_are_taken_from_their_file_without_a_restart(
     ca.write_bytes(old.ca)
     await eventually(lambda: "the broker's certificate is not trusted" in server.health().broker)
     assert str(ca) in server.health().broker
-    assert any(": the broker's certificate is not trusted" in it and str(ca) in it for it in warnings(caplog))
+    assert any(
+        ": the broker's certificate is not trusted" in message and str(ca) in message
+        for message in warnings(caplog)
+    )
 
     ca.write_bytes(new.ca)
     await eventually(lambda: server.health().status == "ok")
     await eventually(lambda: len(server.health().partitions) == 16)
 
 
-async def test_a_certificate_of_its_own_is_read_again_too(
+async def test_the_servers_own_certificate_is_read_again_when_it_changes(
     authorities: list[Authority], tmp_path: Path, stack: AsyncExitStack
 ) -> None:
-    """The broker begins to require one that a new authority has signed."""
+    """The broker starts to require a certificate that a new authority has signed."""
     old, new = authorities
     place = tmp_path / "broker-tls"
     place.mkdir()
@@ -175,7 +178,7 @@ async def test_a_certificate_of_its_own_is_read_again_too(
     await eventually(lambda: len(server.health().partitions) == 16)
 
 
-async def test_a_file_that_is_not_there_is_named_at_the_start(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_a_missing_certificate_file_is_named_at_the_start(broker: Mosquitto, tmp_path: Path) -> None:
     missing = tmp_path / "no-such.pem"
     given = ServerConfig.from_environment(
         {}, broker_port=broker.internal_port, broker_ca=missing, store=f"sqlite:///{tmp_path / 'imqtt.db'}"
@@ -185,7 +188,7 @@ async def test_a_file_that_is_not_there_is_named_at_the_start(broker: Mosquitto,
             pass
 
 
-async def test_a_broker_that_is_not_there_at_the_start_is_told_with_its_address(
+async def test_a_broker_that_is_down_at_the_start_is_logged_with_its_address(
     broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await broker.stop()
@@ -198,9 +201,9 @@ async def test_a_broker_that_is_not_there_at_the_start_is_told_with_its_address(
         async with serving(given):
             pass
 
-    serving_ = asyncio.create_task(serve())
+    server = asyncio.create_task(serve())
     await eventually(lambda: warnings(caplog))
     assert f"127.0.0.1:{broker.internal_port}" in warnings(caplog)[0]
     assert "Connection refused" in warnings(caplog)[0]
     await broker.start()
-    await asyncio.wait_for(serving_, WITHIN)
+    await asyncio.wait_for(server, WITHIN)

@@ -33,7 +33,7 @@ async def accepted(device: RawDevice, conversation: str, name: str) -> Accepted:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_clock_that_was_a_day_ahead_holds_nothing_up(
+async def test_a_clock_that_was_a_day_ahead_delays_nothing(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Callable[..., object], restarted: bool
 ) -> None:
     clock, config = Clock(), config_for(broker, tmp_path)
@@ -64,7 +64,7 @@ async def test_a_clock_that_was_a_day_ahead_holds_nothing_up(
     assert (health.status, health.clock) == ("degraded", server.worker.trouble)
 
 
-async def test_a_clock_before_this_software_refuses_messages_until_it_is_set(
+async def test_a_clock_before_2025_rejects_messages_until_it_is_set(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Callable[..., object]
 ) -> None:
     clock = Clock()

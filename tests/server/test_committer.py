@@ -1,4 +1,4 @@
-"""The committer against a store with the worst behaviour of real ones, one at a time.
+"""The committer on a store that fails in the ways in which real stores fail, one at a time.
 
 The store is SQLite's own; a test injects an outcome of `append` at a chosen moment.
 """
@@ -76,7 +76,7 @@ def once(error: ImqttError) -> Fault:
 
 def refusing(name: str) -> Fault:
     def fault(records: Sequence[Record]) -> ImqttError | None:
-        return RecordRefused("no") if any(it.event.client_msg_id == name for it in records) else None
+        return RecordRefused("no") if any(record.event.client_msg_id == name for record in records) else None
 
     return fault
 
@@ -88,33 +88,35 @@ async def log(store: SqliteStore, conversation: str = "u:alice") -> list[tuple[i
 
 def seqs(decisions: Sequence[Decision]) -> list[int]:
     return [
-        it.event.seq if isinstance(it, Append) else it.position.seq
-        for it in decisions
-        if not isinstance(it, Refuse)
+        decision.event.seq if isinstance(decision, Append) else decision.position.seq
+        for decision in decisions
+        if not isinstance(decision, Refuse)
     ]
 
 
-async def test_an_append_that_may_have_failed_is_sent_again(store: FaultyStore) -> None:
+async def test_an_append_of_unknown_outcome_is_sent_again(store: FaultyStore) -> None:
     store.before = once(OutcomeUnknown("gone"))
     decisions = await committer(store).commit(*batch("1", "2"))
-    assert [type(it) for it in decisions] == [Append, Append]
+    assert [type(decision) for decision in decisions] == [Append, Append]
     assert await log(store) == [(1, "1"), (2, "2")]
 
 
 async def test_an_append_that_had_succeeded_after_all_is_recognised(store: FaultyStore) -> None:
     store.after = once(OutcomeUnknown("no answer"))
     decisions = await committer(store).commit(*batch("1", "2"))
-    assert [type(it) for it in decisions] == [Append, Append]  # so everybody is told of the events
+    assert [type(decision) for decision in decisions] == [Append, Append]  # so the events are delivered
     stored = await store.events_after("u:alice", 0, 10)
-    assert [it.event.id for it in decisions if isinstance(it, Append)] == [event.id for event in stored]
+    assert [decision.event.id for decision in decisions if isinstance(decision, Append)] == [
+        event.id for event in stored
+    ]
 
 
 async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
     one, other = committer(store), committer(store)
     await one.commit(*batch("1"))
     await other.commit(*batch("2", "3"))
-    decisions = await one.commit(*batch("3", "4", "2", "5"))  # its head is old, and two are known
-    assert [type(it) for it in decisions] == [Known, Append, Known, Append]
+    decisions = await one.commit(*batch("3", "4", "2", "5"))  # with an outdated head; two are stored already
+    assert [type(decision) for decision in decisions] == [Known, Append, Known, Append]
     assert seqs(decisions) == [3, 4, 2, 5]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3"), (4, "4"), (5, "5")]
 
@@ -126,31 +128,31 @@ async def test_an_event_that_the_store_cannot_hold_fails_its_batch(store: Faulty
     assert await log(store) == []
 
 
-async def test_a_full_store_accepts_nothing_not_even_what_it_would_have_known_by_then(
+async def test_a_full_store_refuses_every_copy_of_a_new_message_and_knows_stored_ones(
     store: FaultyStore,
 ) -> None:
-    its_committer = committer(store)
-    await its_committer.commit(*batch("old"))
+    owner = committer(store)
+    await owner.commit(*batch("old"))
     store.before = lambda _: StoreFull("full")
-    decisions = await its_committer.commit(*batch("old", "new", "new"))
-    assert [type(it) for it in decisions] == [Known, Refuse, Refuse]
+    decisions = await owner.commit(*batch("old", "new", "new"))
+    assert [type(decision) for decision in decisions] == [Known, Refuse, Refuse]
     assert await log(store) == [(1, "old")]
     store.before = None
-    assert seqs(await its_committer.commit(*batch("new"))) == [2]
+    assert seqs(await owner.commit(*batch("new"))) == [2]
 
 
 async def test_a_store_that_cannot_be_read_fails_the_batch(store: FaultyStore) -> None:
-    its_committer = committer(store)
+    owner = committer(store)
     await store.close()
     with pytest.raises(Unavailable):
-        await its_committer.commit(*batch("1"))
+        await owner.commit(*batch("1"))
 
 
 async def test_members_are_known_before_the_first_event(store: FaultyStore) -> None:
     seen: list[list[str]] = []
 
     def fault(records: Sequence[Record]) -> None:
-        seen.append([it.event.conversation for it in records])
+        seen.append([record.event.conversation for record in records])
 
     store.before = fault
     await committer(store).commit(*batch("1", conversation="d:alice:bob"))
@@ -158,7 +160,7 @@ async def test_members_are_known_before_the_first_event(store: FaultyStore) -> N
     assert (head.conversation, head.seq) == ("d:alice:bob", 1)
 
 
-async def test_an_outcome_that_is_unknown_stays_so_until_the_store_answers(store: FaultyStore) -> None:
+async def test_an_unknown_outcome_stays_unknown_until_the_store_answers(store: FaultyStore) -> None:
     answers: list[ImqttError] = [StoreFull("full")]
 
     def before(records: Sequence[Record]) -> ImqttError | None:
@@ -175,7 +177,7 @@ async def test_an_outcome_that_is_unknown_stays_so_until_the_store_answers(store
     assert await log(store) == [(1, "1")]
 
 
-async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_forgotten_it(
+async def test_a_stored_message_is_not_rate_limited_when_the_state_has_forgotten_it(
     store: FaultyStore,
 ) -> None:
     await committer(store).commit(*batch("1", "2"))
@@ -189,10 +191,10 @@ async def test_what_is_stored_is_not_refused_for_its_rate_when_the_state_has_for
         clock=wall_clock,
     )
     decisions = await forgetful.commit(*batch("1", "2", "3"))
-    assert [type(it) for it in decisions[:2]] == [Known, Known]
+    assert [type(decision) for decision in decisions[:2]] == [Known, Known]
 
 
-async def test_a_recall_that_is_stored_is_known_when_the_state_has_forgotten_it(store: FaultyStore) -> None:
+async def test_a_stored_recall_is_known_when_the_state_has_forgotten_it(store: FaultyStore) -> None:
     """Its own event sets the register that refuses another recall."""
     commands, members = batch("1", "2")
     first, second = await committer(store).commit(commands, members)
@@ -216,7 +218,7 @@ async def test_a_recall_that_is_stored_is_known_when_the_state_has_forgotten_it(
     assert isinstance(conflict.error, Conflict)
 
 
-async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_well(
+async def test_events_that_an_append_of_unknown_outcome_stores_late_are_delivered_too(
     store: FaultyStore,
 ) -> None:
     """A command that timed out may continue in the store: its rows appear later, under abandoned ids."""
@@ -231,7 +233,7 @@ async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_w
     real = store.append
 
     async def append(records: Sequence[Record]) -> None:
-        if late and records[0].event.id == late[0].event.id:  # again, but only a prefix is visible yet
+        if late and records[0].event.id == late[0].event.id:  # sent again, while only a prefix is visible
             await SqliteStore.append(store, late[:1])
             raise AppendConflict(0)
         if late and len(late) > 1:
@@ -240,8 +242,8 @@ async def test_what_an_unknown_append_stored_after_it_was_looked_at_is_told_as_w
         await real(records)
 
     store.before = times_out
-    store.append = append  # type: ignore[method-assign]  # what this very test is about
+    store.append = append  # type: ignore[method-assign]  # a store that applies writes late
     decisions = await committer(store).commit(*batch("1", "2", "3"))
-    assert [type(it) for it in decisions] == [Append, Known, Known]
-    assert [it.untold for it in decisions if isinstance(it, Known)] == [True, True]
+    assert [type(decision) for decision in decisions] == [Append, Known, Known]
+    assert [decision.untold for decision in decisions if isinstance(decision, Known)] == [True, True]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3")]

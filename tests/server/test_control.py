@@ -1,4 +1,4 @@
-"""Orders of the operator's commands: executed as far as possible, without blocking anything."""
+"""Control messages of the operator's commands: carried out as far as possible, without blocking anything."""
 
 import asyncio
 import json
@@ -20,26 +20,26 @@ from imqtt.server.control import Ask, Control, Revoke, Seen, Told
 from imqtt.state.base import DevicePresence, StateAway
 from imqtt.stores.base import Identity
 from imqtt.stores.sqlite.store import SqliteStore
-from tests.server.test_pruning import NOW, Place, published
+from tests.server.test_pruning import NOW, WorkerParts, published
 from tests.services import eventually
 
 PHONE = Device("alice", "phone")
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def parts(tmp_path: Path) -> AsyncIterator[WorkerParts]:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
-    place = Place(store)
-    await place.put("alice@phone", "alice@tablet")
-    await place.presences.note([(PHONE, Hello("n"))])
-    yield place
+    parts = WorkerParts(store)
+    await parts.put("alice@phone", "alice@tablet")
+    await parts.presences.note([(PHONE, Hello("n"))])
+    yield parts
     await store.close()
 
 
 class Answers:
-    def __init__(self, place: Place) -> None:
+    def __init__(self, parts: WorkerParts) -> None:
         self.messages: list[Packet] = []
-        self.control = Control(place.devices, place.presences, self._publish, place.counters, partitions=4)
+        self.control = Control(parts.devices, parts.presences, self._publish, parts.counters, partitions=4)
 
     def _publish(self, messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
         self.messages += messages
@@ -47,62 +47,66 @@ class Answers:
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b'{"type":"dance"}', b'{"type":"revoke"}', b"\xff"])
-def test_what_another_version_asks_is_passed_over(payload: bytes) -> None:
+def test_a_control_message_of_another_version_is_ignored(payload: bytes) -> None:
     assert control.parse(payload) is None
 
 
-async def test_a_revoked_device_is_offline_and_not_registered(place: Place) -> None:
+async def test_a_revoked_device_is_offline_and_not_registered(parts: WorkerParts) -> None:
     orders = [Revoke(("alice@phone", "nobody", "alice@phone")), Revoke(("bob@tv",))]
     for _ in range(2):  # it may arrive twice
-        await Answers(place).control.carry_out(orders)
-        assert await place.names() == ["alice@tablet"]
-        assert [it.state for it in await place.presences.of_devices("alice")] == ["offline"]
+        await Answers(parts).control.carry_out(orders)
+        assert await parts.names() == ["alice@tablet"]
+        assert [presence.state for presence in await parts.presences.of_devices("alice")] == ["offline"]
 
 
-async def test_while_the_store_is_full_a_revoked_device_is_offline_and_the_log_says_what_is_left(
-    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_with_a_full_store_a_revoked_device_is_offline_and_the_log_names_its_remaining_records(
+    parts: WorkerParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def full(*_: object, **__: object) -> None:
         raise StoreFull("no room")
 
     caplog.set_level(logging.ERROR)
-    monkeypatch.setattr(place.store, "remove_device", full)
-    await Answers(place).control.carry_out([Revoke(("alice@phone",))])
-    assert [it.state for it in await place.presences.of_devices("alice")] == ["offline"]
+    monkeypatch.setattr(parts.store, "remove_device", full)
+    await Answers(parts).control.carry_out([Revoke(("alice@phone",))])
+    assert [presence.state for presence in await parts.presences.of_devices("alice")] == ["offline"]
     assert "the records of alice@phone stay, revoke them again: no room" in caplog.text
 
 
-async def test_a_store_that_is_away_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_store_raises_so_that_the_revocation_is_retried(
+    parts: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def away(*_: object, **__: object) -> None:
         raise StoreUnreachable("not now")
 
-    monkeypatch.setattr(place.store, "remove_device", away)
+    monkeypatch.setattr(parts.store, "remove_device", away)
     with pytest.raises(StoreUnreachable):
-        await Answers(place).control.carry_out([Revoke(("alice@phone",))])
+        await Answers(parts).control.carry_out([Revoke(("alice@phone",))])
 
 
-async def test_whoever_asks_is_told_of_a_users_devices(place: Place) -> None:
-    answers = Answers(place)
+async def test_a_request_is_answered_with_the_states_of_a_users_devices(parts: WorkerParts) -> None:
+    answers = Answers(parts)
     await answers.control.carry_out([Ask("alice", "r1"), Ask("nobody", "r2")])
-    assert [(it.topic, control.parse_answer(it.payload)) for it in answers.messages] == [
+    assert [(message.topic, control.parse_answer(message.payload)) for message in answers.messages] == [
         ("imqtt/$control/down/r1", Told((Seen("alice@phone", "online", NOW),))),
         ("imqtt/$control/down/r2", Told(())),
     ]
 
 
-async def test_while_the_state_is_away_that_is_the_answer(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+async def test_while_the_state_is_unavailable_the_answer_says_so(
+    parts: WorkerParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(_: object) -> None:
         raise StateAway("not now")
 
-    monkeypatch.setattr(place.state, "presence", away)
-    answers = Answers(place)
+    monkeypatch.setattr(parts.state, "presence", away)
+    answers = Answers(parts)
     await answers.control.carry_out([Ask("alice", "r1")])
     assert control.parse_answer(answers.messages[0].payload) == Told((), known=False)
 
 
-async def test_a_hello_that_waited_with_its_revocation_makes_nobody_present(running: Server) -> None:
+async def test_a_hello_in_the_batch_of_its_devices_revocation_makes_no_device_present(
+    running: Server,
+) -> None:
     """Both are in one batch, as after a stall, and the device had no last will."""
     home = partition_of(home_of("alice"), running.partitions)
     hello = json.dumps({"type": "hello", "nonce": "n"}).encode()
@@ -113,17 +117,17 @@ async def test_a_hello_that_waited_with_its_revocation_makes_nobody_present(runn
         received = Received(topic, payload, packet_id=1, dup=False, properties=(), qos=1, receipt=-1)
         return Inbound(partition, received, link=None, again=False)  # type: ignore[arg-type]  # not acked
 
-    said = inbound(home, up(PHONE, home), hello)
-    for batch, state in (([said], "online"), ([said, inbound(0, control.TOPIC, revoke)], "offline")):
+    greeting = inbound(home, up(PHONE, home), hello)
+    for batch, state in (([greeting], "online"), ([greeting, inbound(0, control.TOPIC, revoke)], "offline")):
         await (await pipeline._stages(batch))
-        assert [it.state for it in (await running._state.presence(["alice"]))["alice"]] == [state]
+        assert [presence.state for presence in (await running._state.presence(["alice"]))["alice"]] == [state]
     assert await running._store.devices(["alice"]) == {"alice": ()}
 
 
 async def test_a_hello_of_an_earlier_batch_makes_no_revoked_device_present(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    parts: WorkerParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    presences, arrive = place.presences, place.state.arrive
+    presences, arrive = parts.presences, parts.state.arrive
     begun, go = asyncio.Event(), asyncio.Event()
 
     async def slow(presence: DevicePresence) -> None:
@@ -132,27 +136,27 @@ async def test_a_hello_of_an_earlier_batch_makes_no_revoked_device_present(
             await go.wait()
         await arrive(presence)
 
-    monkeypatch.setattr(place.state, "arrive", slow)
+    monkeypatch.setattr(parts.state, "arrive", slow)
     async with asyncio.TaskGroup() as tasks:
         listening = tasks.create_task(presences._listen())
         presences.hear([PHONE], [(PHONE, Hello("n1"))])
         await begun.wait()
         heard = presences.hear([PHONE], [(PHONE, Hello("n2"))])
         assert heard is not None
-        revoked = tasks.create_task(Answers(place).control.carry_out([Revoke(("alice@phone",))]))
-        await eventually(lambda: _names(place))
+        revoked = tasks.create_task(Answers(parts).control.carry_out([Revoke(("alice@phone",))]))
+        await eventually(lambda: _names(parts))
         go.set()
         await asyncio.gather(revoked, heard)
         listening.cancel()
-    assert [it.state for it in await presences.of_devices("alice")] == ["offline"]
+    assert [presence.state for presence in await presences.of_devices("alice")] == ["offline"]
 
 
-async def _names(place: Place) -> bool:
-    return await place.names() == ["alice@tablet"]
+async def _names(parts: WorkerParts) -> bool:
+    return await parts.names() == ["alice@tablet"]
 
 
-async def test_a_cancelled_batch_does_not_end_the_noting_of_presence(place: Place) -> None:
-    presences = place.presences
+async def test_a_cancelled_batch_does_not_stop_the_recording_of_presence(parts: WorkerParts) -> None:
+    presences = parts.presences
     for nonce in ("n1", "n2"):
         heard = presences.hear([PHONE], [(PHONE, Hello(nonce))])
         assert heard is not None

@@ -27,11 +27,11 @@ class InterleavedStore(SqliteStore):
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+    async def put_devices(self, registrations: Sequence[Registration | DeviceFormat]) -> None:
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             await meanwhile()
-        await super().put_devices(said)
+        await super().put_devices(registrations)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def workers(store: InterleavedStore) -> tuple[Devices, Devices]:
 @pytest.mark.parametrize(
     "before", [[], [Registration(PHONE, "protobuf", "old", 65_536)]], ids=["new", "known"]
 )
-async def test_a_hello_that_another_worker_has_heard_stands(
+async def test_a_hello_that_another_worker_has_received_is_kept(
     store: InterleavedStore, workers: tuple[Devices, Devices], before: list[Registration]
 ) -> None:
     first, second = workers
@@ -70,16 +70,16 @@ async def test_a_device_is_answered_in_the_format_that_it_used_here(
     first, second = workers
     await store.put_devices([Registration(PHONE, "protobuf")])
 
-    async def speak_twice_elsewhere() -> None:
+    async def register_twice_elsewhere() -> None:
         await first.register({PHONE: (Format.JSON, HELLO)})
         await first.register({PHONE: (Format.PROTOBUF, None)})
 
-    store.meanwhile = speak_twice_elsewhere
+    store.meanwhile = register_twice_elsewhere
     registered = await second.register({PHONE: (Format.JSON, None)})
     assert registered.current == {PHONE: WHOLE}
 
 
-async def test_who_hears_a_hello_writes_all_of_it(
+async def test_the_worker_that_receives_a_hello_writes_all_of_its_fields(
     store: InterleavedStore, workers: tuple[Devices, Devices]
 ) -> None:
     first, second = workers
@@ -89,7 +89,7 @@ async def test_who_hears_a_hello_writes_all_of_it(
     assert await store.devices(["alice"]) == {"alice": (WHOLE,)}
 
 
-async def test_who_hears_a_hello_as_it_was_in_another_format_writes_all_of_it(
+async def test_a_hello_that_differs_only_in_format_is_written_with_all_of_its_fields(
     store: InterleavedStore, workers: tuple[Devices, Devices]
 ) -> None:
     await store.put_devices([Registration(PHONE, "protobuf", "android", 4_096)])

@@ -9,7 +9,7 @@ PHONE, LAPTOP = Device("alice", "phone"), Device("bob", "laptop")
 MARKS = Marks("d:alice:bob", "bob", 2, 1)
 
 
-def test_a_device_that_changes_its_format_in_mid_batch_does_not_change_what_others_get() -> None:
+def test_a_device_that_changes_its_format_in_mid_batch_does_not_affect_the_packets_of_others() -> None:
     fanout = Fanout(1_000, Counters())
     fanout.add(MARKS, [Registration(PHONE, "protobuf")])
     fanout.add(MARKS, [Registration(PHONE, "json"), Registration(LAPTOP, "json")])

@@ -48,7 +48,7 @@ async def test_a_worker_that_serves_is_healthy(
     assert (await ask(port, b"x" * 20_000 + b"\r\n\r\n")) == ("", b"")
 
 
-async def test_a_worker_without_its_broker_is_not(
+async def test_a_worker_without_its_broker_is_unhealthy(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack
 ) -> None:
     port = free_port()
@@ -84,7 +84,7 @@ async def done(server: Server, device: RawDevice, command: AnyCommand) -> None:
     await eventually(lambda: server.counters.received > received and not server.health().unfinished)
 
 
-async def test_a_store_that_is_gone_is_told_though_nothing_is_written(
+async def test_an_unreachable_store_is_reported_though_nothing_is_written(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     mongo = await stack.enter_async_context(MongoServer(tmp_path / "mongodb"))

@@ -37,15 +37,15 @@ from tests.services import eventually
 Make = Callable[..., Awaitable[RawDevice]]
 
 
-async def test_marks_are_told_to_those_concerned(running: Server, device: Make) -> None:
+async def test_marks_are_sent_to_all_other_devices_of_the_members(running: Server, device: Make) -> None:
     alice, bob, tablet = await device("alice@phone"), await device("bob@laptop"), await device("bob@tablet")
-    for it in (alice, bob, tablet):
-        await it.hello()
+    for client in (alice, bob, tablet):
+        await client.hello()
     for name in ("1", "2", "3"):
         await alice.send("d:alice:bob", name)
     await bob.command(Mark("d:alice:bob", delivered=3, read=2))
-    for it in (alice, tablet):
-        assert await it.frame(Marks) == Marks("d:alice:bob", "bob", 3, 2)
+    for client in (alice, tablet):
+        assert await client.frame(Marks) == Marks("d:alice:bob", "bob", 3, 2)
     assert not [frame for frame in bob.frames if isinstance(frame, Marks)]
 
 
@@ -57,11 +57,11 @@ async def test_marks_only_grow_and_never_past_the_head(running: Server, device: 
     for mark in (Mark("d:alice:bob", read=1), Mark("d:alice:bob", delivered=1), Mark("d:alice:bob", read=99)):
         await bob.command(mark)
     await alice.until(lambda frame: frame == Marks("d:alice:bob", "bob", 2, 2))
-    # Together or one by one; a server that has just started repeats some, which its predecessor may have
+    # Together or one by one: a server that has just started repeats some, which its predecessor may have
     # sent.
-    told = [(it.delivered, it.read) for it in alice.frames if isinstance(it, Marks)]
-    assert told == sorted(told)
-    assert {(2, 2)} <= set(told) <= {(1, 1), (2, 2)}
+    marks = [(frame.delivered, frame.read) for frame in alice.frames if isinstance(frame, Marks)]
+    assert marks == sorted(marks)
+    assert {(2, 2)} <= set(marks) <= {(1, 1), (2, 2)}
 
 
 async def test_a_new_device_learns_marks_from_its_heads(running: Server, device: Make) -> None:
@@ -75,14 +75,14 @@ async def test_a_new_device_learns_marks_from_its_heads(running: Server, device:
     assert page.heads[0].marks == (Marks("d:alice:bob", "bob", 1, 1),)
 
 
-async def test_a_mark_in_somebody_elses_conversation_is_refused(running: Server, device: Make) -> None:
+async def test_a_mark_by_a_user_who_is_not_a_member_is_rejected(running: Server, device: Make) -> None:
     eve = await device("eve@phone")
     await eve.command(Mark("d:alice:bob", read=1))
     rejected = await eve.frame(Rejected)
     assert (rejected.code, rejected.command, rejected.conversation) == ("not_allowed", "mark", "d:alice:bob")
 
 
-async def test_typing_is_told_to_the_other_and_kept_nowhere(running: Server, device: Make) -> None:
+async def test_typing_is_sent_to_the_other_member(running: Server, device: Make) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     await bob.hello()
     await alice.command(Typing("d:alice:bob"))
@@ -91,15 +91,15 @@ async def test_typing_is_told_to_the_other_and_kept_nowhere(running: Server, dev
     await bob.until(lambda frame: frame == PeerTyping("d:alice:bob", "alice", typing=False))
 
 
-async def together(alice: RawDevice, bob: RawDevice) -> None:
-    """The two have a common conversation."""
+async def start_conversation(alice: RawDevice, bob: RawDevice) -> None:
+    """Starts a conversation of the two."""
     await alice.send("d:alice:bob", "hello")
     await bob.hello(Cursor("d:alice:bob"))
 
 
-async def test_peers_hear_who_comes_and_goes(running: Server, device: Make) -> None:
+async def test_peers_are_told_when_a_user_comes_and_goes(running: Server, device: Make) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     await alice.hello(nonce="first")
     online = await bob.until(lambda frame: isinstance(frame, Presence) and frame.user == "alice")
     assert isinstance(online, Presence)
@@ -111,17 +111,17 @@ async def test_peers_hear_who_comes_and_goes(running: Server, device: Make) -> N
     await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "offline")
 
 
-async def test_who_says_hello_is_told_who_is_there(running: Server, device: Make) -> None:
+async def test_hello_is_answered_with_the_presence_of_online_peers(running: Server, device: Make) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     await alice.hello()
-    there = await alice.frame(Presence)
-    assert (there.user, there.state) == ("bob", "online")
+    online = await alice.frame(Presence)
+    assert (online.user, online.state) == ("bob", "online")
 
 
 async def test_an_old_will_is_ignored(running: Server, device: Make) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     await alice.hello(nonce="old")
     await alice.hello(nonce="new")
     await alice.command(Status("offline", "old"))
@@ -131,9 +131,9 @@ async def test_an_old_will_is_ignored(running: Server, device: Make) -> None:
     assert "offline" not in states
 
 
-async def test_a_user_is_there_while_any_device_is(running: Server, device: Make) -> None:
+async def test_a_user_is_present_while_any_device_is(running: Server, device: Make) -> None:
     alice, tablet, bob = await device("alice@phone"), await device("alice@tablet"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     await alice.hello(nonce="p")
     await tablet.hello(nonce="t")
     await alice.command(Status("offline", "p"))
@@ -147,7 +147,7 @@ async def test_a_device_that_falls_silent_is_offline_after_a_while(
 ) -> None:
     await stack.enter_async_context(serving(config_for(broker, tmp_path, presence_ttl=1)))
     alice, bob = await device("alice@phone"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     await alice.command(Hello("n1"))
     await bob.until(lambda frame: isinstance(frame, Presence) and frame.state == "online")
 
@@ -171,62 +171,62 @@ async def test_a_device_that_falls_silent_is_offline_after_a_while(
     "command",
     [Mark("d:alice:bob", read=1), Typing("d:alice:bob"), Sync(ref="s"), History("d:alice:bob", ref="h"),
      Send("d:alice:bob", "m2", Content(text="hi")), Status("online", "a"), Hello("a")],
-    ids=lambda it: it.name,
+    ids=lambda case: case.name,
 )  # fmt: skip
-async def test_after_a_restart_of_the_server_whoever_speaks_is_there_and_whoever_drops_out_is_not(
+async def test_after_a_restart_any_command_makes_a_device_present_and_its_will_ends_that(
     broker: Mosquitto, tmp_path: Path, device: Make, command: AnyCommand
 ) -> None:
     async with serving(config_for(broker, tmp_path)):
         alice, bob = await device("alice@phone"), await device("bob@laptop")
-        await together(alice, bob)
+        await start_conversation(alice, bob)
         await alice.hello(nonce="a")
     async with serving(config_for(broker, tmp_path)):
         await bob.command(Status("online", "n1"))
         start = len(bob.frames)
         await alice.command(command)
-        await is_told(bob, "alice", "online", since=start)
+        await receives_presence(bob, "alice", "online", since=start)
         await alice.command(Status("offline", "a"))
-        await is_told(bob, "alice", "offline", since=start)
+        await receives_presence(bob, "alice", "offline", since=start)
 
 
-async def test_a_will_is_told_by_a_server_that_has_not_heard_of_its_device(
+async def test_a_server_that_does_not_know_a_device_tells_peers_of_its_will(
     broker: Mosquitto, tmp_path: Path, device: Make
 ) -> None:
     async with serving(config_for(broker, tmp_path)):
         alice, bob = await device("alice@phone"), await device("bob@laptop")
-        await together(alice, bob)
+        await start_conversation(alice, bob)
         await alice.hello(nonce="a")
     async with serving(config_for(broker, tmp_path)):
         await bob.command(Status("online", "n1"))
         start = len(bob.frames)
         await alice.command(Status("offline", "a"))
-        await is_told(bob, "alice", "offline", since=start)
+        await receives_presence(bob, "alice", "offline", since=start)
 
 
-async def test_a_will_at_partition_0_is_passed_on(running: Server, device: Make) -> None:
+async def test_a_will_at_partition_0_is_forwarded(running: Server, device: Make) -> None:
     """A client that does not know the number of partitions yet publishes its will there."""
     alice, bob = await device("alice@phone"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     await alice.hello(nonce="a")
-    await is_told(bob, "alice", "online")
+    await receives_presence(bob, "alice", "online")
     assert partition_of("u:alice", 16) != 0
     await alice.command(Status("offline", "a"), to=0)
-    await is_told(bob, "alice", "offline")
+    await receives_presence(bob, "alice", "offline")
     assert not [frame for frame in alice.frames if isinstance(frame, Rejected)]
 
 
-async def test_a_device_that_fell_silent_is_there_again_with_any_command_and_its_will_counts(
+async def test_a_silent_device_is_present_again_after_any_command(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     server = await stack.enter_async_context(serving(config_for(broker, tmp_path, presence_ttl=1)))
     alice, bob = await device("alice@phone"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     await alice.hello(nonce="a")
     stay = asyncio.create_task(keep_saying(bob, Status("online", "n1")))
-    await is_told(bob, "alice", "offline")
+    await receives_presence(bob, "alice", "offline")
     start = len(bob.frames)
     await alice.command(Mark("d:alice:bob", read=1))
-    await is_told(bob, "alice", "online", since=start)
+    await receives_presence(bob, "alice", "online", since=start)
     assert server.counters.failures == 0
     stay.cancel()
 
@@ -237,46 +237,50 @@ async def keep_saying(device: RawDevice, command: AnyCommand) -> None:
         await asyncio.sleep(0.1)
 
 
-async def is_told(device: RawDevice, user: str, state: str, since: int = 0) -> None:
-    def told(frame: AnyFrame) -> bool:
+async def receives_presence(device: RawDevice, user: str, state: str, since: int = 0) -> None:
+    def matches(frame: AnyFrame) -> bool:
         return isinstance(frame, Presence) and (frame.user, frame.state) == (user, state)
 
-    await device.until(told, since=since)
+    await device.until(matches, since=since)
 
 
-async def test_commands_that_are_late_do_not_bring_back_who_has_gone(running: Server, device: Make) -> None:
+async def test_late_commands_do_not_make_a_device_present_that_has_gone_offline(
+    running: Server, device: Make
+) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
-    await together(alice, bob)
+    await start_conversation(alice, bob)
     await alice.hello(nonce="a")
-    await is_told(bob, "alice", "online")
+    await receives_presence(bob, "alice", "online")
     start = len(bob.frames)
     await alice.command(Status("offline", "a"))
-    await is_told(bob, "alice", "offline", since=start)
+    await receives_presence(bob, "alice", "offline", since=start)
     await alice.command(Mark("d:alice:bob", read=1))  # it would have come before the final status
     await bob.frame(Marks, since=start)
     await alice.hello(nonce="b")
-    await is_told(bob, "alice", "online", since=start)
-    told = [it.state for it in bob.frames[start:] if isinstance(it, Presence)]
-    assert told == ["offline", "online"]
+    await receives_presence(bob, "alice", "online", since=start)
+    states = [frame.state for frame in bob.frames[start:] if isinstance(frame, Presence)]
+    assert states == ["offline", "online"]
 
 
-async def test_a_will_registers_nobody(running: Server, device: Make) -> None:
+async def test_a_will_registers_no_device(running: Server, device: Make) -> None:
     alice = await device("alice@phone")
     await alice.command(Status("offline", "a"))
     await eventually(lambda: running.counters.received and not running.health().unfinished)
     assert await running._store.devices(["alice"]) == {"alice": ()}
 
 
-async def test_two_who_begin_to_talk_are_told_of_each_other(running: Server, device: Make) -> None:
+async def test_two_users_who_start_a_conversation_are_told_of_each_others_presence(
+    running: Server, device: Make
+) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
     await alice.hello(nonce="a")
     await bob.hello(nonce="b")
     await alice.send("d:alice:bob", "hello")
-    await is_told(alice, "bob", "online")
-    await is_told(bob, "alice", "online")
+    await receives_presence(alice, "bob", "online")
+    await receives_presence(bob, "alice", "online")
 
 
-async def test_who_says_hello_is_told_of_all_who_are_there_and_of_what_becomes_of_them(
+async def test_hello_is_answered_with_every_online_peer_and_later_changes_follow(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     peers = [f"peer{number:03}" for number in range(450)]
@@ -287,14 +291,14 @@ async def test_who_says_hello_is_told_of_all_who_are_there_and_of_what_becomes_o
         await store.append([record(conversation, 1, number=number)])
     await store.close()
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
-    there = [await device(f"{peers[number]}@phone") for number in (0, 200, 449)]
-    for it in there:
-        await it.hello(nonce="p")
+    online = [await device(f"{peers[number]}@phone") for number in (0, 200, 449)]
+    for client in online:
+        await client.hello(nonce="p")
     alice = await device("alice@phone")
     await alice.hello()
-    for it in there:
-        await is_told(alice, it.device.user, "online")
+    for client in online:
+        await receives_presence(alice, client.device.user, "online")
     start = len(alice.frames)
-    for it in there:
-        await it.command(Status("offline", "p"))
-        await is_told(alice, it.device.user, "offline", since=start)
+    for client in online:
+        await client.command(Status("offline", "p"))
+        await receives_presence(alice, client.device.user, "offline", since=start)

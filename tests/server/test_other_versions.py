@@ -39,7 +39,7 @@ async def test_a_presence_state_that_a_newer_server_wrote_counts_as_online(
     assert isinstance(await bob.send(D, "2"), Accepted)
 
 
-async def test_a_device_of_a_format_that_only_a_newer_server_knows_is_told_in_json(
+async def test_a_device_of_a_format_that_only_a_newer_server_knows_receives_json(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Make
 ) -> None:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
@@ -66,7 +66,7 @@ async def test_events_of_a_newer_kind_keep_their_places_in_every_page(
     await stack.enter_async_context(serving(config_for(broker, tmp_path)))
     alice = await device("alice@phone")
     _, page = await alice.hello(Cursor(D))
-    assert [(it.seq, it.kind, it.content.text) for it in page.slices[0].events] == [
+    assert [(event.seq, event.kind, event.content.text) for event in page.slices[0].events] == [
         (1, "message", "message 1"), (2, "poll", None),
     ]  # fmt: skip
     start = len(alice.frames)

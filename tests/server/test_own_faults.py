@@ -32,7 +32,7 @@ from tests.server.conftest import config_for
 Make = Callable[..., Awaitable[RawDevice]]
 
 
-async def test_the_rest_of_the_batch_is_carried_out(
+async def test_a_command_that_fails_is_rejected_and_the_rest_of_the_batch_is_carried_out(
     running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def receive(sender: Device, send: Send, partition: int, *, again: bool) -> sequencing.Incoming:
@@ -79,7 +79,9 @@ async def test_an_event_that_the_store_cannot_hold_is_rejected_and_the_rest_is_s
     assert 1 in sizes  # the culprit was alone at last
 
 
-async def test_more_partitions_than_ids_have_room_for(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_the_number_of_partitions_is_bounded_and_fixed_when_the_store_is_created(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
     with pytest.raises(SetupError, match="1024"):
         async with serving(config_for(broker, tmp_path, partitions=1_025)):
             pass
@@ -92,7 +94,7 @@ async def test_more_partitions_than_ids_have_room_for(broker: Mosquitto, tmp_pat
             pass
 
 
-async def test_a_store_that_cannot_be_read_after_the_commit_costs_time_only(
+async def test_a_store_that_cannot_be_read_after_the_commit_only_delays_delivery(
     running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
@@ -134,7 +136,7 @@ async def test_a_mark_waits_for_a_store_that_cannot_be_read(
     assert running.counters.rejected == 0
 
 
-async def test_marks_that_an_owner_raised_and_told_nobody_are_told_by_the_next(
+async def test_marks_that_one_owner_stored_but_did_not_send_are_sent_by_the_next(
     broker: Mosquitto, tmp_path: Path, device: Make
 ) -> None:
     alice, bob = await device("alice@phone"), await device("bob@laptop")
@@ -148,23 +150,23 @@ async def test_marks_that_an_owner_raised_and_told_nobody_are_told_by_the_next(
         assert await alice.frame(Marks) == Marks("d:alice:bob", "bob", 1, 1)
 
 
-async def test_devices_of_one_user_that_mark_in_one_batch_hear_what_the_others_have_marked(
+async def test_devices_of_one_user_that_mark_in_one_batch_receive_each_others_marks(
     broker: Mosquitto, tmp_path: Path, device: Make
 ) -> None:
     alice, phone, tablet = await device("alice@phone"), await device("bob@phone"), await device("bob@tablet")
     async with serving(config_for(broker, tmp_path)):
-        for it in (alice, phone, tablet):
-            await it.hello()
+        for client in (alice, phone, tablet):
+            await client.hello()
         for name in ("1", "2"):
             await alice.send("d:alice:bob", name)
     await tablet.command(Mark("d:alice:bob", read=2))
     await phone.command(Mark("d:alice:bob", delivered=2))
     async with serving(config_for(broker, tmp_path)):
-        for it in (alice, phone, tablet):
-            assert await it.frame(Marks) == Marks("d:alice:bob", "bob", 2, 2)
+        for client in (alice, phone, tablet):
+            assert await client.frame(Marks) == Marks("d:alice:bob", "bob", 2, 2)
 
 
-async def test_a_store_that_takes_messages_again_is_well_though_a_refused_device_never_comes_back(
+async def test_a_store_that_accepts_messages_again_is_healthy_though_a_refused_device_never_returns(
     running: Server, device: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(*_: object) -> None:

@@ -37,7 +37,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_discovery, "CHECK_SECONDS", 10 * WITHIN)
 
 
-def test_who_came_later_gives_way_and_who_is_of_the_same_cluster_never() -> None:
+def test_the_later_server_gives_way_unless_both_are_of_one_cluster() -> None:
     assert gives_way(peer("a", -1), peer("b", 0))
     assert not gives_way(peer("a", 0), peer("b", -1))
     assert gives_way(peer("a", 5), peer("b", 500))
@@ -45,7 +45,7 @@ def test_who_came_later_gives_way_and_who_is_of_the_same_cluster_never() -> None
     assert not gives_way(peer("a", -1), peer("a", 500))
 
 
-def test_where_one_process_alone_may_open_a_store_another_one_has_a_copy() -> None:
+def test_a_peer_of_the_same_cluster_has_a_copy_if_stores_are_opened_exclusively() -> None:
     alone = replace(peer("a", 5), exclusive=True)
     assert gives_way(alone, peer("a", 500))
     assert gives_way(peer("a", 5), replace(peer("a", 500), exclusive=True))
@@ -53,12 +53,12 @@ def test_where_one_process_alone_may_open_a_store_another_one_has_a_copy() -> No
 
 
 @pytest.mark.parametrize(("one", "two"), [(-1.0, -1.0), (0.0, 0.0), (3.0, 7.5)])
-def test_of_two_that_came_together_one_gives_way(one: float, two: float) -> None:
+def test_exactly_one_of_two_simultaneous_servers_gives_way(one: float, two: float) -> None:
     first, second = peer("a", one, "x"), peer("b", two, "y")
     assert gives_way(first, second) != gives_way(second, first)
 
 
-async def test_a_server_of_another_store_is_refused_and_the_first_goes_on(
+async def test_a_server_of_another_store_is_refused_and_the_first_continues(
     broker: Mosquitto,
     tmp_path: Path,
     stack: AsyncExitStack,
@@ -73,12 +73,12 @@ async def test_a_server_of_another_store_is_refused_and_the_first_goes_on(
     assert "another imqtt is on this broker" in caplog.text
     alice = await device("alice@phone")
     assert isinstance(await alice.send("u:alice", "1"), Accepted)
-    assert sum(it.cuts for it in first.worker.holdings) == 0
-    await eventually(lambda: not first.worker.trouble, what="the other one's goodbye")
+    assert sum(holding.cuts for holding in first.worker.holdings) == 0
+    await eventually(lambda: not first.worker.trouble, what="the other server's goodbye")
 
 
 @pytest.mark.parametrize("absent", [0.0, 1.0], ids=["for a moment", "for long"])
-async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_meanwhile(
+async def test_a_server_keeps_its_seniority_through_a_short_disconnection_only(
     broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, absent: float
 ) -> None:
     monkeypatch.setattr(peer_discovery, "ABSENT_SECONDS", 0.0 if absent else 60.0)
@@ -118,13 +118,15 @@ async def test_who_was_cut_off_for_a_moment_has_not_come_later_than_who_came_mea
     stays, goes = (second, first) if absent else (first, second)
     with pytest.raises(SetupError, match="served already"):
         await asyncio.wait_for(goes, WITHIN)
-    await eventually(lambda: not foreign.text, what="the other one's goodbye")
+    await eventually(lambda: not foreign.text, what="the other server's goodbye")
     assert not stays.done()
     stays.cancel()
     await asyncio.wait([stays])
 
 
-async def test_of_two_that_start_at_once_one_serves(broker: Mosquitto, tmp_path: Path) -> None:
+async def test_exactly_one_of_two_servers_that_start_at_once_serves(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
     (tmp_path / "other").mkdir()
     ended: list[BaseException] = []
     over = asyncio.Event()
@@ -149,7 +151,7 @@ async def test_of_two_that_start_at_once_one_serves(broker: Mosquitto, tmp_path:
     assert len(ended) == 1
 
 
-async def test_a_server_that_was_killed_is_nobodys_rival(
+async def test_a_killed_server_does_not_keep_another_from_starting(
     broker: Mosquitto, server: ServerProcess, tmp_path: Path
 ) -> None:
     await server.kill()
@@ -158,7 +160,7 @@ async def test_a_server_that_was_killed_is_nobodys_rival(
         assert len(other.worker.holdings) == 16
 
 
-async def test_a_server_on_a_copy_of_the_store_is_refused_and_the_first_goes_on(
+async def test_a_server_on_a_copy_of_the_store_is_refused_and_the_first_continues(
     broker: Mosquitto, tmp_path: Path, stack: AsyncExitStack, device: Device
 ) -> None:
     first = await stack.enter_async_context(serving(config_for(broker, tmp_path)))
@@ -174,5 +176,5 @@ async def test_a_server_on_a_copy_of_the_store_is_refused_and_the_first_goes_on(
         async with serving(config_for(broker, tmp_path / "other")):
             pass
     assert isinstance(await alice.send("u:alice", "2"), Accepted)
-    assert sum(it.cuts for it in first.worker.holdings) == 0
-    await eventually(lambda: not first.worker.trouble, what="the other one's goodbye")
+    assert sum(holding.cuts for holding in first.worker.holdings) == 0
+    await eventually(lambda: not first.worker.trouble, what="the other server's goodbye")

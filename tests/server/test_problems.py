@@ -32,7 +32,7 @@ def problem(clock: Clock, caplog: pytest.LogCaptureFixture) -> Problem:
     return Problem(log, "no connection to b:1884", "connected to b:1884 again", calm=0.0, clock=clock)
 
 
-def test_however_often_it_is_met_it_is_logged_when_it_starts_and_when_it_is_over(
+def test_a_problem_that_occurs_often_is_logged_only_when_it_starts_and_when_it_ends(
     problem: Problem, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(100):
@@ -72,7 +72,7 @@ def test_causes_that_alternate_do_not_fill_the_log(
     assert len(caplog.messages) == 3
 
 
-def test_what_many_parts_have_is_logged_once_and_is_over_with_the_last_of_them(
+def test_a_problem_of_many_parts_is_logged_once_and_ends_with_the_last_of_them(
     problem: Problem, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(16):
@@ -86,7 +86,7 @@ def test_what_many_parts_have_is_logged_once_and_is_over_with_the_last_of_them(
     assert problem.text == ""
 
 
-async def test_what_returns_at_once_was_not_over(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_problem_that_returns_at_once_has_not_ended(caplog: pytest.LogCaptureFixture) -> None:
     problem = Problem(log, "cut", "connected", calm=0.1)
     for _ in range(20):
         problem.start("the connection was lost")
@@ -96,7 +96,7 @@ async def test_what_returns_at_once_was_not_over(caplog: pytest.LogCaptureFixtur
     await eventually(lambda: len(caplog.messages) == 2)
 
 
-async def test_events_are_one_problem_until_they_have_stopped(caplog: pytest.LogCaptureFixture) -> None:
+async def test_repeated_events_are_one_problem_until_they_stop(caplog: pytest.LogCaptureFixture) -> None:
     problem = Problem(log, "packets are refused", "no packet was refused lately", calm=0.1)
     for _ in range(30):
         problem.note("not authorized")
@@ -107,14 +107,16 @@ async def test_events_are_one_problem_until_they_have_stopped(caplog: pytest.Log
     assert problem.text == ""
 
 
-def test_a_second_one_is_a_new_one(problem: Problem, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_problem_that_recurs_after_its_end_is_logged_again(
+    problem: Problem, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):
         problem.start("one")
         problem.end()
     assert len(caplog.messages) == 4
 
 
-def test_an_error_is_told_with_its_file_and_a_limit_with_its_name(tmp_path: Path) -> None:
+def test_an_error_is_explained_with_its_file_and_a_limit_with_its_setting(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(OSError, match="missing") as caught:
         missing.open()
@@ -128,5 +130,5 @@ def test_an_error_is_told_with_its_file_and_a_limit_with_its_name(tmp_path: Path
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (50, "50 s"), (300, "5 min"), (9_000, "2.5 h")]
 )
-def test_durations_are_told_as_people_do(seconds: float, text: str) -> None:
+def test_durations_are_shown_in_readable_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

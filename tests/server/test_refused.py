@@ -38,7 +38,7 @@ def problem() -> Problem:
 
 
 class Alone:
-    """Nobody else wants the partition."""
+    """No other worker contests the partition."""
 
     async def confirmed(self) -> None: ...
 
@@ -53,12 +53,12 @@ def refused_partition(number: int = 3, pipeline: object = None) -> Partition:
     )  # fmt: skip
 
 
-async def test_a_server_that_starts_says_that_it_is_refused() -> None:
+async def test_a_starting_server_that_the_broker_refuses_reports_that() -> None:
     with pytest.raises(SetupError, match="not authorized"):
         await refused_partition().run(asyncio.Event(), Alone(), starting=True)
 
 
-async def test_a_worker_that_serves_goes_on_though_a_partition_that_comes_to_it_is_refused() -> None:
+async def test_a_serving_worker_continues_though_the_session_of_a_new_partition_is_refused() -> None:
     partition = refused_partition()
     running = asyncio.create_task(partition.run(asyncio.Event(), Alone(), starting=False))
     await eventually(lambda: "not authorized" in partition.line.refusal)
@@ -75,7 +75,7 @@ class Shared(MemoryState):
 
     async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
         self.beats = getattr(self, "beats", 0) + 1
-        held = tuple(Holding(it, 0, 0, 0, 0) for it in range(8)) if self.beats < 10 else ()
+        held = tuple(Holding(partition, 0, 0, 0, 0) for partition in range(8)) if self.beats < 10 else ()
         return [worker, Worker("other", "host", 2, 0, "", beats=self.beats, holdings=held)]
 
 
@@ -83,13 +83,14 @@ def assignment_of_a_joining_worker() -> Assignment:
     pipeline = SimpleNamespace(unfinished=lambda _: (0, 0.0))
     return Assignment(
         Worker("joining", "host", 1, 0, ""), state=Shared(rate=1, burst=1),
-        pipeline=cast("Pipeline", pipeline), partitions=[refused_partition(it, pipeline) for it in range(8)],
+        pipeline=cast("Pipeline", pipeline),
+        partitions=[refused_partition(number, pipeline) for number in range(8)],
         discovery=cast("PeerDiscovery", None), liveness=Liveness(), problems=Problems(), ttl=0.5,
         clock=lambda: 0,
     )  # fmt: skip
 
 
-async def test_a_worker_that_joins_and_gets_nothing_of_what_is_to_be_its_own_ends() -> None:
+async def test_a_joining_worker_that_is_refused_all_of_its_partitions_ends() -> None:
     ready = asyncio.Event()
     assignment = assignment_of_a_joining_worker()
     with pytest.raises(SetupError, match="not authorized"):
@@ -97,7 +98,7 @@ async def test_a_worker_that_joins_and_gets_nothing_of_what_is_to_be_its_own_end
     assert ready.is_set()  # the other worker held all partitions, so there was nothing to wait for
 
 
-async def test_a_worker_that_is_long_refused_a_session_leaves_it_to_others_for_a_while() -> None:
+async def test_a_worker_that_is_refused_a_session_for_long_is_stuck_for_a_while() -> None:
     assignment = assignment_of_a_joining_worker()
     line = assignment.partitions[3].line
     now = asyncio.get_running_loop().time()
@@ -110,7 +111,7 @@ async def test_a_worker_that_is_long_refused_a_session_leaves_it_to_others_for_a
     assert assignment.worker.stuck
 
 
-async def test_what_the_broker_refuses_is_seen_in_the_workers_health(
+async def test_sessions_that_the_broker_refuses_are_reported_in_the_workers_health(
     running: Server, broker: Mosquitto, device: Device
 ) -> None:
     alice = await device("alice@phone")

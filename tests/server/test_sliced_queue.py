@@ -1,4 +1,4 @@
-"""Work by keys that take turns."""
+"""Work that is divided into slices by key: keys take turns."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from tests.services import eventually
 
 
 class Worker:
-    """Does three slices of each key. `then` is called before each slice."""
+    """Does three slices of each key. The next `fail` slices fail."""
 
     def __init__(self) -> None:
         self.queue = SlicedQueue[str]("testing", self._do)
@@ -46,7 +46,7 @@ async def test_keys_take_turns() -> None:
     assert worker.done == ["a1", "b1", "a2", "b2", "a3", "b3"]
 
 
-async def test_what_is_put_again_is_begun_again_after_its_last_slice() -> None:
+async def test_a_key_that_is_put_again_starts_over_after_its_last_slice() -> None:
     for when in ("a1", "a2", "a3"):
         worker = Worker()
         worker.put[when] = "a"
@@ -67,7 +67,7 @@ async def test_a_slice_that_fails_is_done_again_before_all_others() -> None:
     assert worker.done == ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]
 
 
-async def test_a_mistake_costs_its_own_key_alone() -> None:
+async def test_an_exception_ends_the_work_of_its_own_key_only() -> None:
     done: list[str] = []
 
     async def do(key: str, _: str) -> str:
@@ -85,7 +85,7 @@ async def test_a_mistake_costs_its_own_key_alone() -> None:
     assert done == ["good"]
 
 
-async def test_what_is_put_again_before_a_mistake_is_begun_again() -> None:
+async def test_a_key_that_is_put_again_before_an_exception_starts_over() -> None:
     done: list[str] = []
 
     async def do(key: str, after: str) -> str:

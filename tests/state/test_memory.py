@@ -1,4 +1,4 @@
-"""The in-process state is bounded: whoever comes once leaves nothing for ever."""
+"""The in-process state is bounded: users who come once leave nothing behind for ever."""
 
 import gc
 import tracemalloc
@@ -14,8 +14,8 @@ def small_state() -> MemoryState:
     return MemoryState(10, 20, seen=SMALL, users=SMALL, devices=SMALL)
 
 
-async def live(state: MemoryState, first: int, last: int) -> None:
-    """Users who each write once, from a device and in a conversation of their own."""
+async def write_once(state: MemoryState, first: int, last: int) -> None:
+    """Each user writes once, from their own device and in their own conversation."""
     for number in range(first, last):
         user = f"user{number}"
         device = Device(user, "phone")
@@ -30,13 +30,13 @@ async def live(state: MemoryState, first: int, last: int) -> None:
 
 async def test_memory_is_flat_over_many_different_users() -> None:
     state = small_state()
-    await live(state, 0, 5_000)
+    await write_once(state, 0, 5_000)
     gc.collect()
     tracemalloc.start()
-    await live(state, 5_000, 7_000)
+    await write_once(state, 5_000, 7_000)
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
-    await live(state, 7_000, 20_000)
+    await write_once(state, 7_000, 20_000)
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -48,9 +48,9 @@ async def test_the_latest_keys_are_remembered_and_the_oldest_dropped() -> None:
     keys = [Key("u:alice", "alice", f"m{number}") for number in range(3 * SMALL)]
     for key in keys:
         await state.mark_seen([key])
-    recalled = await state.seen(keys)
-    assert recalled <= set(keys[-SMALL:])
-    assert recalled >= set(keys[-SMALL // 2 :])
+    remembered = await state.seen(keys)
+    assert remembered <= set(keys[-SMALL:])
+    assert remembered >= set(keys[-SMALL // 2 :])
 
 
 async def test_the_device_lists_unused_for_longest_are_dropped() -> None:
@@ -62,7 +62,7 @@ async def test_the_device_lists_unused_for_longest_are_dropped() -> None:
     assert await state.devices(["alice", "bob", "carol"]) == {"alice": (), "carol": ()}
 
 
-async def test_a_lease_older_than_what_is_remembered_of_forgetting_fills_nothing() -> None:
+async def test_a_lease_older_than_the_remembered_forgets_fills_nothing() -> None:
     state = MemoryState(10, 20, users=2)
     lease = await state.lease_devices(["alice"])
     for user in ("alice", "bob", "carol", "dave"):
@@ -73,7 +73,7 @@ async def test_a_lease_older_than_what_is_remembered_of_forgetting_fills_nothing
     assert await state.devices(["alice"]) == {"alice": ()}
 
 
-async def test_the_devices_not_heard_of_for_longest_are_dropped() -> None:
+async def test_the_devices_silent_for_longest_are_dropped() -> None:
     state = MemoryState(10, 20, devices=2)
     devices = [Device("alice", name) for name in ("laptop", "phone", "tv")]
     for device in devices[:2]:
@@ -81,11 +81,11 @@ async def test_the_devices_not_heard_of_for_longest_are_dropped() -> None:
     await state.refresh([devices[0]], 500, 2_000)
     await state.arrive(DevicePresence(devices[2], "n", "online", 0, 3_000))
     present = (await state.presence(["alice"]))["alice"]
-    assert [it.device for it in present] == [devices[0], devices[2]]
-    assert [it.device for it in await state.expired(9_000)] == [devices[0], devices[2]]
+    assert [presence.device for presence in present] == [devices[0], devices[2]]
+    assert [presence.device for presence in await state.expired(9_000)] == [devices[0], devices[2]]
 
 
-async def test_dropping_a_bucket_gives_nobody_a_second_burst() -> None:
+async def test_dropping_a_bucket_gives_no_device_a_second_burst() -> None:
     state = MemoryState(10, 20, devices=2)
     greedy = Device("mallory", "phone")
     assert await state.take({greedy: 20}, 0) == {greedy: 20}

@@ -1,4 +1,4 @@
-"""Redis slow, away, wiped or full costs speed only: answers come soon, and it is used again by itself."""
+"""A Redis that is slow, away, wiped or full costs only speed: calls return soon, and it is used again."""
 
 import asyncio
 import logging
@@ -48,13 +48,13 @@ async def is_back(state: RedisState) -> None:
     await eventually(lambda: state.trouble == "", what="Redis in use again")
 
 
-async def notices(state: RedisState) -> None:
-    """Asks until the state knows that Redis is away."""
+async def until_away(state: RedisState) -> None:
+    """Calls the state until it knows that Redis is away."""
     while not state.trouble:
         await state.seen([KEY])
 
 
-async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
+async def is_unavailable_at_once(state: RedisState) -> None:
     trip_seconds = state._link.trip_seconds
     state._link.trip_seconds = 10 * WITHIN  # a call that waits for Redis ends the test
     async with asyncio.timeout(WITHIN):
@@ -77,47 +77,51 @@ async def knows_nothing_and_says_so_at_once(state: RedisState) -> None:
     assert "127.0.0.1" in state.trouble
 
 
-async def test_killed_and_started_again(
+async def test_the_state_works_again_after_redis_was_killed_and_restarted(
     server: RedisServer, state: RedisState, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "imqtt")
     await server.kill()
-    await notices(state)
-    await knows_nothing_and_says_so_at_once(state)
+    await until_away(state)
+    await is_unavailable_at_once(state)
     await server.start()
     await is_back(state)
     assert await state.beat(WORKER, LONG) == [WORKER]
     await state.mark_seen([KEY])
     assert await state.seen([KEY]) == {KEY}
-    # Once when it goes, perhaps once more when it is not cut off but not there, and once when it is back.
+    # Once when the connection is lost, perhaps once more when connecting fails, and once when it is back.
     await eventually(lambda: "is back, after" in caplog.text)
-    said = [record.getMessage() for record in caplog.records if record.name.startswith("imqtt.state")]
-    assert len(said) <= 3
-    assert "is away and the store is read instead" in said[0]
-    assert all(f"127.0.0.1:{server.port}" in it for it in said)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("imqtt.state")]
+    assert len(messages) <= 3
+    assert "is away and the store is read instead" in messages[0]
+    assert all(f"127.0.0.1:{server.port}" in message for message in messages)
 
 
-async def test_ended_properly_and_started_again(server: RedisServer, state: RedisState) -> None:
+async def test_the_state_works_again_after_an_orderly_restart_of_redis(
+    server: RedisServer, state: RedisState
+) -> None:
     await server.stop()
-    await notices(state)
+    await until_away(state)
     await server.start()
     await is_back(state)
     assert await state.devices(["alice"]) == {}
 
 
-async def test_paused_and_resumed(server: RedisServer, state: RedisState) -> None:
+async def test_the_state_works_again_after_redis_was_paused_and_resumed(
+    server: RedisServer, state: RedisState
+) -> None:
     await state.mark_seen([KEY])
     server.pause(state)
     async with asyncio.timeout(WITHIN):
         assert await state.seen([KEY]) == frozenset()
-    await knows_nothing_and_says_so_at_once(state)
+    await is_unavailable_at_once(state)
     assert "no answer in" in state.trouble
     server.resume(state)
     await is_back(state)
     assert await state.seen([KEY]) == {KEY}
 
 
-async def test_all_who_wait_are_answered_when_it_hangs(server: RedisServer, state: RedisState) -> None:
+async def test_all_waiting_calls_return_when_redis_hangs(server: RedisServer, state: RedisState) -> None:
     server.pause(state)
     first = [asyncio.create_task(state.devices([f"user{number}"])) for number in range(50)]
     await asyncio.sleep(TRIP_SECONDS / 2)
@@ -127,15 +131,15 @@ async def test_all_who_wait_are_answered_when_it_hangs(server: RedisServer, stat
         assert await asyncio.gather(*later) == [{PHONE: 1}] * 10
 
 
-async def test_limits_hold_roughly_while_it_is_away(server: RedisServer, state: RedisState) -> None:
+async def test_rate_limits_hold_roughly_while_redis_is_away(server: RedisServer, state: RedisState) -> None:
     await server.kill()
-    await notices(state)
+    await until_away(state)
     assert await state.take({PHONE: 100}, 1_000) == {PHONE: BURST}
     assert await state.take({PHONE: 100}, 1_000) == {PHONE: 0}
     assert await state.take({PHONE: 100}, 2_000) == {PHONE: RATE}
 
 
-async def test_a_loop_that_stood_still_does_not_take_it_for_away(
+async def test_a_stalled_event_loop_does_not_make_redis_count_as_away(
     server: RedisServer, state: RedisState
 ) -> None:
     await state.mark_seen([KEY])
@@ -151,26 +155,29 @@ async def test_a_loop_that_stood_still_does_not_take_it_for_away(
     assert state.trouble == ""
 
 
-async def test_what_many_ask_at_once_takes_several_round_trips(
+async def test_many_simultaneous_calls_take_several_round_trips(
     server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_link, "TRIP_BYTES", 1)
     before = server.reads()
     taken = await asyncio.gather(*(state.take({PHONE: 1}, 1_000) for _ in range(105)))
     assert server.reads() - before >= 105
-    assert [it[PHONE] for it in taken] == [1] * BURST + [0] * (105 - BURST)  # in the order of the calls
+    # In the order of the calls.
+    assert [tokens[PHONE] for tokens in taken] == [1] * BURST + [0] * (105 - BURST)
 
 
 @pytest.mark.parametrize("fault", [RedisServer.kill, RedisServer.stop])
-def test_on_uvloop_too(tmp_path: Path, fault: Callable[[RedisServer], Awaitable[None]]) -> None:
+def test_outages_are_survived_on_uvloop_too(
+    tmp_path: Path, fault: Callable[[RedisServer], Awaitable[None]]
+) -> None:
     async def scenario() -> None:
         async with RedisServer(tmp_path) as server:
             state = await open_state(server.url)
-            await test_a_loop_that_stood_still_does_not_take_it_for_away(server, state)
+            await test_a_stalled_event_loop_does_not_make_redis_count_as_away(server, state)
             for _ in range(3):
                 await fault(server)
-                await notices(state)
-                await knows_nothing_and_says_so_at_once(state)
+                await until_away(state)
+                await is_unavailable_at_once(state)
                 assert "RuntimeError" not in state.trouble
                 await server.start()
                 await is_back(state)
@@ -184,7 +191,7 @@ def test_on_uvloop_too(tmp_path: Path, fault: Callable[[RedisServer], Awaitable[
         runner.run(scenario())
 
 
-async def test_closing_while_it_is_away(server: RedisServer, tmp_path: Path) -> None:
+async def test_closing_while_redis_is_away_answers_waiting_calls(server: RedisServer, tmp_path: Path) -> None:
     state = await open_state(server.url)
     server.pause(state)
     asked = asyncio.create_task(state.devices(["alice"]))
@@ -196,25 +203,27 @@ async def test_closing_while_it_is_away(server: RedisServer, tmp_path: Path) -> 
         await state.beat(WORKER, LONG)
 
 
-async def test_a_full_redis_is_as_good_as_away(server: RedisServer, state: RedisState) -> None:
+async def test_a_full_redis_counts_as_away(server: RedisServer, state: RedisState) -> None:
     server.command("CONFIG", "SET", "maxmemory", 1)
     await state.mark_seen([KEY])
     assert "OOM" in state.trouble or "maxmemory" in state.trouble
-    await knows_nothing_and_says_so_at_once(state)
+    await is_unavailable_at_once(state)
     server.command("CONFIG", "SET", "maxmemory", 0)
     await is_back(state)
 
 
-async def test_a_primary_that_is_deposed_is_as_good_as_away(server: RedisServer, state: RedisState) -> None:
+async def test_a_deposed_primary_counts_as_away(server: RedisServer, state: RedisState) -> None:
     server.command("REPLICAOF", "127.0.0.1", 1)
     await state.mark_seen([KEY])
     assert "read only replica" in state.trouble
-    await knows_nothing_and_says_so_at_once(state)
+    await is_unavailable_at_once(state)
     server.command("REPLICAOF", "NO", "ONE")
     await is_back(state)
 
 
-async def test_a_user_whose_rights_are_taken_and_given_back(server: RedisServer, state: RedisState) -> None:
+async def test_a_redis_that_denies_permissions_counts_as_away_until_they_are_restored(
+    server: RedisServer, state: RedisState
+) -> None:
     server.command("ACL", "SETUSER", "default", "-setbit")
     await state.mark_seen([KEY])
     assert "can't run this command" in state.trouble
@@ -222,10 +231,10 @@ async def test_a_user_whose_rights_are_taken_and_given_back(server: RedisServer,
     await is_back(state)
 
 
-async def test_a_command_that_redis_refuses_is_logged_and_is_as_one_without_an_answer(
+async def test_a_command_that_redis_refuses_is_logged_once_and_counts_as_unanswered(
     server: RedisServer, state: RedisState, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing rests on the state: a key of somebody else's, or a mistake of ours, stops no worker."""
+    """Nothing depends on the state: a foreign key or a bug stops no worker."""
     server.command("SET", "imqtt:c:workers", "not a hash")
     for _ in range(3):
         with pytest.raises(StateAway, match="WRONGTYPE"):
@@ -240,7 +249,7 @@ async def test_a_command_that_redis_refuses_is_logged_and_is_as_one_without_an_a
 # --- wiped
 
 
-async def test_a_wiped_redis_knows_nothing_and_goes_on(server: RedisServer, state: RedisState) -> None:
+async def test_a_wiped_redis_knows_nothing_and_keeps_working(server: RedisServer, state: RedisState) -> None:
     for _ in range(3):
         await state.mark_seen([KEY])
         await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
@@ -258,10 +267,10 @@ async def test_a_wiped_redis_knows_nothing_and_goes_on(server: RedisServer, stat
         assert state.trouble == ""
 
 
-async def test_what_was_read_before_a_flush_and_a_registration_is_not_cached(
+async def test_a_list_read_before_a_flush_and_a_registration_is_not_cached(
     server: RedisServer, state: RedisState
 ) -> None:
-    """The flush takes the note that the user was forgotten with it."""
+    """The flush also removes the record that the user's list was forgotten."""
     lease = await state.lease_devices(["alice"])
     await state.forget_devices(["alice"])
     server.command("FLUSHALL")
@@ -274,10 +283,10 @@ async def test_what_was_read_before_a_flush_and_a_registration_is_not_cached(
     assert await state.devices(["alice"]) == {"alice": ALICE}
 
 
-async def test_flushes_under_load_bring_back_no_old_list(server: RedisServer, state: RedisState) -> None:
+async def test_flushes_under_load_restore_no_stale_list(server: RedisServer, state: RedisState) -> None:
     """Readers and a writer of one user: once a registration is forgotten, nobody reads an older list."""
     version = 0
-    forgotten = 0  # what every reader that begins now has to see at least
+    forgotten = 0  # the oldest version that a reader that begins now may see
     over = False
 
     async def register() -> None:
@@ -301,25 +310,25 @@ async def test_flushes_under_load_bring_back_no_old_list(server: RedisServer, st
             await asyncio.sleep(0)
             await state.fill_devices(lease, {"alice": read})
 
-    tasks = [asyncio.create_task(it) for it in (register(), read(), read(), read())]
+    tasks = [asyncio.create_task(user) for user in (register(), read(), read(), read())]
     while version < 300:
         await asyncio.to_thread(server.command, "FLUSHALL")
     over = True
     await asyncio.gather(*tasks)
 
 
-# --- what Redis did not hear while it was away
+# --- changes that Redis missed while it was away
 
 
-async def test_after_an_outage_no_list_of_before_is_believed(server: RedisServer, state: RedisState) -> None:
-    """Whoever should have told it that a list is old may have died meanwhile."""
+async def test_after_an_outage_no_earlier_list_is_trusted(server: RedisServer, state: RedisState) -> None:
+    """The worker that should have invalidated a list may have died meanwhile."""
     other = await open_state(server.url)
     users = [f"user{number}" for number in range(3)]
     await state.fill_devices(await state.lease_devices(users), dict.fromkeys(users, ()))
     early = await other.lease_devices(users)
     server.pause(state)
-    await state.forget_devices(["user0"])  # waited for, in vain
-    await state.forget_devices(["user1"])  # not even asked
+    await state.forget_devices(["user0"])  # sent, without an answer
+    await state.forget_devices(["user1"])  # not sent
     server.resume(state)
     await is_back(state)
     assert await state.devices(users) == {}
@@ -331,9 +340,7 @@ async def test_after_an_outage_no_list_of_before_is_believed(server: RedisServer
     await other.close()
 
 
-async def test_a_caller_who_is_cancelled_has_forgotten_all_the_same(
-    server: RedisServer, state: RedisState
-) -> None:
+async def test_a_cancelled_forget_still_takes_effect(server: RedisServer, state: RedisState) -> None:
     await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ()})
     server.pause(state)
     forgetting = asyncio.create_task(state.forget_devices(["alice"]))
@@ -341,18 +348,18 @@ async def test_a_caller_who_is_cancelled_has_forgotten_all_the_same(
     forgetting.cancel()
     with suppress(asyncio.CancelledError):
         await forgetting
-    await notices(state)
+    await until_away(state)
     server.resume(state)
     await is_back(state)
     assert await state.devices(["alice"]) == {}
 
 
-async def test_a_connection_that_began_while_it_was_away_counts(
+async def test_a_connection_that_began_while_redis_was_away_counts(
     server: RedisServer, state: RedisState
 ) -> None:
     await state.arrive(presence(nonce="old"))
     server.pause(state)
-    await notices(state)
+    await until_away(state)
     await state.arrive(presence(nonce="new", since=1_500))
     assert await state.update(presence("offline", "old", since=1_600)) is False
     assert await state.update(presence("away", "new", since=1_700)) is True
@@ -361,24 +368,24 @@ async def test_a_connection_that_began_while_it_was_away_counts(
     assert await state.presence(["alice"]) == {"alice": (presence("away", "new", since=1_700),)}
 
 
-async def test_a_later_connection_that_another_worker_heard_of_stays(
+async def test_a_later_connection_that_another_worker_has_recorded_is_kept(
     server: RedisServer, state: RedisState
 ) -> None:
     other = await open_state(server.url)
-    await other.arrive(presence(nonce="his", since=1_600))
+    await other.arrive(presence(nonce="theirs", since=1_600))
     server.pause(state)
-    await notices(state)
+    await until_away(state)
     await state.arrive(presence(nonce="mine", since=1_500))
     server.resume(state)
     await is_back(state)
-    assert await state.presence(["alice"]) == {"alice": (presence(nonce="his", since=1_600),)}
+    assert await state.presence(["alice"]) == {"alice": (presence(nonce="theirs", since=1_600),)}
     await other.close()
 
 
-async def test_a_status_that_it_missed_counts(server: RedisServer, state: RedisState) -> None:
+async def test_a_status_that_redis_missed_counts(server: RedisServer, state: RedisState) -> None:
     await state.arrive(presence())
     server.pause(state)
-    await notices(state)
+    await until_away(state)
     await state.update(presence("away", since=1_500))
     await state.update(presence("offline", since=1_600))
     server.resume(state)
@@ -387,13 +394,13 @@ async def test_a_status_that_it_missed_counts(server: RedisServer, state: RedisS
 
 
 @pytest.mark.parametrize("later", [presence("away", since=1_600), presence(nonce="new", since=1_600)])
-async def test_a_status_that_it_missed_changes_nothing_that_another_worker_heard_later(
+async def test_a_status_that_redis_missed_does_not_override_a_later_change(
     server: RedisServer, state: RedisState, later: DevicePresence
 ) -> None:
     other = await open_state(server.url)
     await other.arrive(presence())
     server.command("CLIENT", "KILL", "TYPE", "normal")
-    await notices(other)
+    await until_away(other)
     await is_back(other)
     await state.update(presence("offline", since=1_500))
     assert "is away" in state.trouble
@@ -405,38 +412,40 @@ async def test_a_status_that_it_missed_changes_nothing_that_another_worker_heard
 
 
 @pytest.mark.parametrize("at_once", [1, TOLD_AT_ONCE])
-async def test_devices_that_spoke_while_it_was_away_are_not_taken_for_silent(
+async def test_devices_that_were_active_while_redis_was_away_do_not_count_as_silent(
     server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(redis_presence, "TOLD_AT_ONCE", at_once)
     devices = [Device(f"user{number}", "phone") for number in range(5)]
-    for it in devices[:-1]:  # and one that Redis never heard of
-        await state.arrive(DevicePresence(it, "n1", "online", 1_000, 2_000))
+    for device in devices[:-1]:  # Redis does not know the last one
+        await state.arrive(DevicePresence(device, "n1", "online", 1_000, 2_000))
     server.pause(state)
-    await notices(state)
+    await until_away(state)
     await state.refresh(devices, 1_500, 9_000)
     server.resume(state)
     await is_back(state)
     assert await state.expired(8_000) == []
-    assert {it.device for it in await state.expired(9_000)} == set(devices)
+    assert {presence.device for presence in await state.expired(9_000)} == set(devices)
 
 
-# --- lost while many were found silent
+# --- lost while many devices were found silent
 
 
-async def test_those_found_silent_before_it_was_lost_are_told_of(
+async def test_devices_found_silent_before_redis_was_lost_are_reported(
     server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices = [Device(f"user{number:04}", "phone") for number in range(EXPIRED_AT_ONCE + 500)]
-    await asyncio.gather(*(state.arrive(DevicePresence(it, "n1", "online", 1_000, 2_000)) for it in devices))
-    ask = state._link.call
+    await asyncio.gather(
+        *(state.arrive(DevicePresence(device, "n1", "online", 1_000, 2_000)) for device in devices)
+    )
+    call = state._link.call
 
-    async def ask_once(*command: str | bytes | int) -> object:
-        answer = await ask(*command)
+    async def call_once(*command: str | bytes | int) -> object:
+        answer = await call(*command)
         await server.kill()
         return answer
 
-    monkeypatch.setattr(state._link, "call", ask_once)
+    monkeypatch.setattr(state._link, "call", call_once)
     gone = await state.expired(2_000)
-    assert [it.device for it in gone] == devices[:EXPIRED_AT_ONCE]
-    assert {it.state for it in gone} == {"offline"}
+    assert [presence.device for presence in gone] == devices[:EXPIRED_AT_ONCE]
+    assert {presence.state for presence in gone} == {"offline"}

@@ -1,4 +1,4 @@
-"""Opening the state in Redis: whatever the operator has to put right is one clear sentence."""
+"""Opening the state in Redis: every problem that the operator has to fix is stated in one clear sentence."""
 
 import asyncio
 import subprocess
@@ -21,8 +21,8 @@ CLUSTER = "0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    later, silent = ("later" in request.node.name), ("says_nothing" in request.node.name)
+def timeouts(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    later, silent = ("later" in request.node.name), ("never_answers" in request.node.name)
     monkeypatch.setattr(redis_address, "OPEN_SECONDS", WITHIN if later else 0.5)
     monkeypatch.setattr(redis_address, "CONNECT_SECONDS", 0.5 if silent else WITHIN)
 
@@ -32,20 +32,20 @@ async def open_at(url: str, password: str = "") -> State:
 
 
 async def refusal(url: str, password: str = "") -> str:
-    """What the operator is told; it names no password."""
+    """The reason that the operator is given; it contains no password."""
     with pytest.raises(SetupError) as caught:
         await open_at(url, password)
-    said = str(caught.value)
-    assert "secret" not in said
+    reason = str(caught.value)
+    assert "secret" not in reason
     assert "secret" not in repr(caught.value)
-    return said
+    return reason
 
 
 @asynccontextmanager
 async def listener(
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    """The address of something that is not quite a Redis."""
+    """The address of a server that is not quite a Redis."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -60,18 +60,18 @@ async def listener(
         yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def test_nothing_listens_there() -> None:
+async def test_an_address_without_a_listener_is_refused() -> None:
     port = free_port()
-    said = await refusal(f"redis://alice:secret@127.0.0.1:{port}/3")
-    assert f"127.0.0.1:{port}, database 3" in said
-    assert "Start one" in said
+    reason = await refusal(f"redis://alice:secret@127.0.0.1:{port}/3")
+    assert f"127.0.0.1:{port}, database 3" in reason
+    assert "Start one" in reason
 
 
-async def test_a_host_that_does_not_exist() -> None:
+async def test_a_host_that_does_not_exist_is_named() -> None:
     assert "nowhere.invalid" in await refusal("redis://nowhere.invalid:6379")
 
 
-async def test_a_redis_that_starts_a_little_later_will_do(tmp_path: Path) -> None:
+async def test_a_redis_that_starts_a_little_later_is_used(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     opening = asyncio.create_task(open_at(server.url))
     await asyncio.sleep(0)
@@ -81,20 +81,20 @@ async def test_a_redis_that_starts_a_little_later_will_do(tmp_path: Path) -> Non
         await state.close()
 
 
-async def test_passwords(tmp_path: Path) -> None:
+async def test_wrong_passwords_are_refused_and_the_setting_overrides_the_address(tmp_path: Path) -> None:
     async with RedisServer(tmp_path, password="secret") as server:
         for password in ("", "secretly wrong"):
             assert "refuses this user and password" in await refusal(server.url, password)
         with_wrong = server.url.replace("redis://", "redis://:secret-no@")
         assert "refuses this user and password" in await refusal(with_wrong)
-        state = await open_at(with_wrong, "secret")  # the setting counts in place of the address's
+        state = await open_at(with_wrong, "secret")  # the setting overrides the address's
         assert "secret" not in repr(state)
         await state.close()
         state = await open_at(server.url.replace("redis://", "redis://default:secret@"))
         await state.close()
 
 
-async def test_a_password_where_none_is_wanted(tmp_path: Path) -> None:
+async def test_a_password_for_a_redis_without_one_is_refused(tmp_path: Path) -> None:
     async with RedisServer(tmp_path) as server:
         assert "refuses this user and password" in await refusal(server.url, "secret")
 
@@ -104,19 +104,19 @@ async def test_a_password_where_none_is_wanted(tmp_path: Path) -> None:
     [
         "~imqtt:* +@read +@write +@connection +info +time",  # no scripts
         "~imqtt:* +@read +@scripting +@connection +info +time",  # nothing written
-        "~imqtt:* +@read +@write +@scripting +@connection +time",  # nothing told
+        "~imqtt:* +@read +@write +@scripting +@connection +time",  # no INFO
         "~other:* +@read +@write +@scripting +@connection +info +time",  # other keys
     ],
 )
-async def test_a_user_who_may_too_little(tmp_path: Path, rules: str) -> None:
+async def test_a_user_with_too_few_permissions_is_refused(tmp_path: Path, rules: str) -> None:
     async with RedisServer(tmp_path) as server:
         server.command("ACL", "SETUSER", "chat", "on", ">secret", *rules.split())
-        said = await refusal(server.url.replace("redis://", "redis://chat:secret@"))
-        assert "does not give this user enough permissions" in said
-        assert "~imqtt:* +@read +@write +@scripting +@connection +info +time" in said
+        reason = await refusal(server.url.replace("redis://", "redis://chat:secret@"))
+        assert "does not give this user enough permissions" in reason
+        assert "~imqtt:* +@read +@write +@scripting +@connection +info +time" in reason
 
 
-async def test_a_user_who_may_what_is_asked_for(tmp_path: Path) -> None:
+async def test_the_permissions_named_in_the_error_suffice(tmp_path: Path) -> None:
     async with RedisServer(tmp_path) as server:
         rules = "~imqtt:* +@read +@write +@scripting +@connection +info +time"
         server.command("ACL", "SETUSER", "chat", "on", ">secret", *rules.split())
@@ -139,12 +139,12 @@ async def test_a_replica_is_refused(tmp_path: Path) -> None:
         assert "read only replica" in await refusal(server.url)
 
 
-async def test_a_database_that_is_not_there(tmp_path: Path) -> None:
+async def test_a_database_number_out_of_range_is_refused(tmp_path: Path) -> None:
     async with RedisServer(tmp_path) as server:
         assert "out of range" in await refusal(server.url.removesuffix("0") + "99")
 
 
-async def test_a_redis_that_is_too_old() -> None:
+async def test_a_redis_that_is_too_old_is_refused() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
             if b"\r\nINFO\r\n" in data:
@@ -154,12 +154,12 @@ async def test_a_redis_that_is_too_old() -> None:
                 writer.write(b"+OK\r\n" * data.count(b"*"))
 
     async with listener(answer) as url:
-        said = await refusal(url)
-    assert "6.0.16" in said
-    assert "6.2" in said
+        reason = await refusal(url)
+    assert "6.0.16" in reason
+    assert "6.2" in reason
 
 
-async def test_what_is_no_redis() -> None:
+async def test_a_server_that_is_not_redis_is_refused() -> None:
     async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -169,7 +169,7 @@ async def test_what_is_no_redis() -> None:
         assert "is not a Redis" in await refusal(url)
 
 
-async def test_what_hangs_up() -> None:
+async def test_a_server_that_hangs_up_is_refused() -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
 
@@ -177,7 +177,7 @@ async def test_what_hangs_up() -> None:
         assert "closed" in await refusal(url)
 
 
-async def test_what_says_nothing() -> None:
+async def test_a_server_that_never_answers_is_refused() -> None:
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65_536):
             pass
@@ -196,25 +196,25 @@ async def test_what_says_nothing() -> None:
         ("redis://127.0.0.1/0?password=secret&timeout=3", "timeout"),
     ],
 )
-async def test_addresses_that_are_none(url: str, expected: str) -> None:
+async def test_malformed_addresses_are_refused(url: str, expected: str) -> None:
     assert expected in await refusal(url)
 
 
-def test_without_the_client_it_says_what_to_install() -> None:
+def test_a_missing_redis_client_is_reported_with_the_extra_to_install() -> None:
     script = "import sys; sys.modules['redis'] = None; import imqtt.state.redis.state"
     ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert "imqtt.errors.SetupError" in ended.stderr
     assert "pip install '.[redis]' in a checkout" in ended.stderr
 
 
-async def test_over_a_unix_socket(tmp_path: Path) -> None:
+async def test_the_state_works_over_a_unix_socket(tmp_path: Path) -> None:
     async with RedisServer(tmp_path, "--unixsocket", str(tmp_path / "redis.sock")):
         state = await open_at(f"unix://{tmp_path}/redis.sock")
         assert await state.workers() == []
         await state.close()
 
 
-async def test_over_tls(tmp_path: Path) -> None:
+async def test_the_state_works_over_tls(tmp_path: Path) -> None:
     certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
     command = [
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",

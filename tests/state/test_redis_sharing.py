@@ -1,4 +1,4 @@
-"""State in Redis is one for all processes of a cluster, and none of another cluster's business."""
+"""The state in Redis is shared by all processes of a cluster, and separate from those of other clusters."""
 
 import asyncio
 import secrets
@@ -58,7 +58,7 @@ async def open_in(cluster: str) -> RedisState:
 
 @pytest.fixture
 async def two() -> AsyncIterator[tuple[RedisState, RedisState]]:
-    """As two processes of one cluster have them."""
+    """The states of two processes of one cluster."""
     cluster = secrets.token_hex(8)
     one, other = await open_in(cluster), await open_in(cluster)
     yield one, other
@@ -66,13 +66,15 @@ async def two() -> AsyncIterator[tuple[RedisState, RedisState]]:
     await other.close()
 
 
-async def test_what_one_remembers_the_other_recalls(two: tuple[RedisState, RedisState]) -> None:
+async def test_keys_marked_by_one_process_are_seen_by_the_other(two: tuple[RedisState, RedisState]) -> None:
     one, other = two
     await one.mark_seen([KEY])
     assert await other.seen([KEY]) == {KEY}
 
 
-async def test_what_one_forgets_the_other_does_not_fill(two: tuple[RedisState, RedisState]) -> None:
+async def test_a_list_forgotten_by_one_process_is_not_filled_by_the_other(
+    two: tuple[RedisState, RedisState],
+) -> None:
     one, other = two
     lease = await one.lease_devices(["alice"])
     await other.forget_devices(["alice"])
@@ -84,17 +86,20 @@ async def test_what_one_forgets_the_other_does_not_fill(two: tuple[RedisState, R
     assert await one.devices(["alice"]) == {}
 
 
-async def test_each_silent_device_is_found_by_one_of_them(two: tuple[RedisState, RedisState]) -> None:
+async def test_each_silent_device_is_found_by_one_process(two: tuple[RedisState, RedisState]) -> None:
     one, other = two
     devices = {Device(f"user{number}", "phone") for number in range(3_000)}
     for device in devices:
         await one.arrive(online(device))
-    found = [it for gone in await asyncio.gather(one.expired(2_000), other.expired(2_000)) for it in gone]
+    expired = await asyncio.gather(one.expired(2_000), other.expired(2_000))
+    found = [presence.device for presences in expired for presence in presences]
     assert len(found) == len(devices)
-    assert {it.device for it in found} == devices
+    assert set(found) == devices
 
 
-async def test_a_connection_to_one_replaces_that_to_the_other(two: tuple[RedisState, RedisState]) -> None:
+async def test_a_connection_through_one_process_replaces_one_through_the_other(
+    two: tuple[RedisState, RedisState],
+) -> None:
     one, other = two
     await one.arrive(online(nonce="old"))
     await other.arrive(online(nonce="new"))
@@ -103,13 +108,13 @@ async def test_a_connection_to_one_replaces_that_to_the_other(two: tuple[RedisSt
     assert await one.presence(["alice"]) == {"alice": (online(nonce="new", expires=5_000),)}
 
 
-async def test_a_device_has_one_bucket(two: tuple[RedisState, RedisState]) -> None:
+async def test_a_device_has_one_bucket_in_all_processes(two: tuple[RedisState, RedisState]) -> None:
     one, other = two
     assert await one.take({PHONE: 15}, 1_000) == {PHONE: 15}
     assert await other.take({PHONE: 15}, 1_000) == {PHONE: 5}
 
 
-async def test_clocks_that_differ_give_no_tokens(two: tuple[RedisState, RedisState]) -> None:
+async def test_clocks_that_differ_add_no_tokens(two: tuple[RedisState, RedisState]) -> None:
     one, other = two
     taken = 0
     for moment in range(0, 1_000, 20):
@@ -118,7 +123,7 @@ async def test_clocks_that_differ_give_no_tokens(two: tuple[RedisState, RedisSta
     assert taken <= BURST + RATE
 
 
-async def test_they_see_each_other(two: tuple[RedisState, RedisState]) -> None:
+async def test_workers_see_each_other(two: tuple[RedisState, RedisState]) -> None:
     one, other = two
     await one.beat(worker("w2"), LONG)
     assert await other.beat(worker("w1"), LONG) == [worker("w1"), worker("w2")]
@@ -126,7 +131,7 @@ async def test_they_see_each_other(two: tuple[RedisState, RedisState]) -> None:
     assert await one.workers() == [worker("w1")]
 
 
-async def test_clusters_in_one_redis_see_nothing_of_each_other(tmp_path: Path) -> None:
+async def test_clusters_in_one_redis_see_nothing_of_each_other() -> None:
     one, other = await open_in(secrets.token_hex(8)), await open_in(secrets.token_hex(8))
     await use_everything(one)
     await knows_nothing(other)
@@ -136,7 +141,7 @@ async def test_clusters_in_one_redis_see_nothing_of_each_other(tmp_path: Path) -
     await other.close()
 
 
-async def test_nothing_stays_for_ever(tmp_path: Path) -> None:
+async def test_every_key_expires(tmp_path: Path) -> None:
     async with RedisServer(tmp_path) as server:
         state = await open_state(server.url)
         await use_everything(state)
@@ -151,7 +156,7 @@ async def test_nothing_stays_for_ever(tmp_path: Path) -> None:
         await state.close()
 
 
-async def test_devices_that_went_long_ago_are_dropped_from_a_user_who_stays() -> None:
+async def test_devices_that_left_long_ago_are_dropped_from_a_user_who_is_present() -> None:
     state = await open_in(secrets.token_hex(8))
     day = 24 * 3_600_000
     for number in range(10):
@@ -159,11 +164,12 @@ async def test_devices_that_went_long_ago_are_dropped_from_a_user_who_stays() ->
     await state.arrive(DevicePresence(PHONE, "n", "online", 1_000 + day, 2_000 + day))
     assert len((await state.presence(["alice"]))["alice"]) == 11
     await state.arrive(DevicePresence(PHONE, "n", "online", 1_001 + day, 2_000 + day))
-    assert [it.device for it in (await state.presence(["alice"]))["alice"]] == [PHONE]
+    present = (await state.presence(["alice"]))["alice"]
+    assert [presence.device for presence in present] == [PHONE]
     await state.close()
 
 
-async def test_seen_ids_are_recalled_for_minutes_and_then_dropped() -> None:
+async def test_seen_ids_are_remembered_for_minutes_and_then_dropped() -> None:
     state = await open_in(secrets.token_hex(8))
     now = 1_700_000_000.0
     state._clock = lambda: now
@@ -175,12 +181,12 @@ async def test_seen_ids_are_recalled_for_minutes_and_then_dropped() -> None:
     await state.close()
 
 
-async def test_what_is_asked_together_goes_together(tmp_path: Path) -> None:
+async def test_simultaneous_calls_share_round_trips(tmp_path: Path) -> None:
     async with RedisServer(tmp_path) as server:
         state = await open_state(server.url)
         before = server.reads()
         await asyncio.gather(*(state.devices([f"user{number}"]) for number in range(100)))
-        assert server.reads() - before < 10  # one of them the question itself
+        assert server.reads() - before < 10  # including the one that counts
         before = server.reads()
         for number in range(100):
             await state.devices([f"user{number}"])
@@ -188,7 +194,7 @@ async def test_what_is_asked_together_goes_together(tmp_path: Path) -> None:
         await state.close()
 
 
-async def test_a_caller_who_is_cancelled_costs_nobody_else_anything() -> None:
+async def test_a_cancelled_call_does_not_affect_others() -> None:
     state = await open_in(secrets.token_hex(8))
     await state.mark_seen([KEY])
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Copying a store: all of it, once, whatever happens on the way; and nothing half-made is ever served."""
+"""Copying a store: all of it, once, whatever happens meanwhile; no unfinished copy is ever served."""
 
 import asyncio
 import sqlite3
@@ -28,7 +28,7 @@ IDENTITY = Identity(7, "0123456789abcdef")
 
 
 async def fill(store: Store, conversations: int = 40, events: int = 5, longest: int = 2_300) -> None:
-    """Conversations of one to `events` events, one of many, and all else that a store keeps."""
+    """Conversations of one to `events` events, one of many, and everything else that a store keeps."""
     names = [f"d:alice:user{number}" for number in range(conversations)]
     for number, name in enumerate(names):
         await store.put_members([("alice", name), (f"user{number}", name)])
@@ -39,8 +39,10 @@ async def fill(store: Store, conversations: int = 40, events: int = 5, longest: 
     await store.append([record(D, longest + 1, content=Content(data=b"x" * 60_000, content_type="a/b"))])
     await store.put_members([("alice", "g:7")])
     await store.append([record("g:7", seq, register="" if seq == 2 else "title") for seq in range(1, 4)])
-    await store.put_members([("carol", "d:carol:dave")])  # whose first event was never stored
-    await store.put_devices([Registration(Device("alice", f"d{it}"), "json", "x", it) for it in range(30)])
+    await store.put_members([("carol", "d:carol:dave")])  # its first event was never stored
+    await store.put_devices(
+        [Registration(Device("alice", f"d{number}"), "json", "x", number) for number in range(30)]
+    )
 
 
 async def everything(store: Source) -> object:
@@ -79,7 +81,7 @@ def url(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def opened(url: Callable[[str], str], stack: AsyncExitStack) -> Open:
-    """`await opened("source")`: a store that is closed with the test, in MongoDB if its name begins so."""
+    """`await opened("source")`: a store that is closed after the test; in MongoDB if its name begins so."""
 
     async def make(name: str, identity: Identity = IDENTITY, **options: bool) -> Store:
         store = await open_store(url(name), identity, **options)
@@ -92,13 +94,13 @@ def opened(url: Callable[[str], str], stack: AsyncExitStack) -> Open:
 async def test_a_copy_holds_everything(opened: Open) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
     await fill(source)
-    told: list[Progress] = []
-    copied = await copy(source, target, tell=told.append)
+    reports: list[Progress] = []
+    copied = await copy(source, target, tell=reports.append)
     assert await everything(target) == await everything(source)
     assert (copied.conversations, copied.events, copied.added) == (43, 2_424, 2_424)
     assert (copied.members, copied.marks, copied.devices) == (84, 40, 30)
-    assert {it.phase for it in told} == {"comparing", "copying", "verifying"}
-    last = [it for it in told if it.phase == "copying"][-1]
+    assert {report.phase for report in reports} == {"comparing", "copying", "verifying"}
+    last = [report for report in reports if report.phase == "copying"][-1]
     assert (last.events, last.conversations) == (last.all_events, last.all_conversations) == (2_424, 43)
 
 
@@ -106,10 +108,10 @@ async def test_a_copy_holds_everything(opened: Open) -> None:
     ("first", "second"),
     [("sqlite", "mongodb"), ("mongodb", "sqlite"), ("mongodb", "mongodb-2")],
 )
-async def test_a_copy_between_stores_of_each_kind(
+async def test_a_copy_works_between_stores_of_each_kind(
     opened: Open, url: Callable[[str], str], first: str, second: str
 ) -> None:
-    """Cut off in the middle, gone on with, brought up to date, and read beside a server."""
+    """The copy is interrupted, continued, brought up to date, and the source is read beside a server."""
     source, target = await opened(first), await opened(second, copying=True)
     await fill(source, 20, longest=300)
     reached = asyncio.Event()
@@ -144,13 +146,13 @@ async def test_a_copy_between_stores_of_each_kind(
     await opened(second)
 
 
-async def test_of_nothing_there_is_a_copy_too(opened: Open) -> None:
+async def test_an_empty_store_can_be_copied(opened: Open) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
     assert (await copy(source, target)).events == 0
     assert await everything(target) == await everything(source)
 
 
-async def test_a_second_copy_brings_what_has_come_since(opened: Open) -> None:
+async def test_a_second_copy_adds_what_is_new(opened: Open) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
     await fill(source)
     first = await copy(source, target)
@@ -171,7 +173,7 @@ async def test_the_digest_tells_whether_two_copies_hold_the_same(opened: Open) -
     assert copies[0].digest == copies[1].digest
 
 
-# --- what is no target
+# --- invalid targets
 
 
 async def test_a_target_of_another_store_is_refused_with_both_identities(opened: Open) -> None:
@@ -186,7 +188,7 @@ async def test_a_target_of_another_store_is_refused_with_both_identities(opened:
     assert await everything(other) != await everything(source)
 
 
-async def test_a_target_that_has_gone_on_is_refused_and_left_as_it_is(opened: Open, tmp_path: Path) -> None:
+async def test_a_target_with_newer_events_is_refused_and_left_unchanged(opened: Open, tmp_path: Path) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
     await source.append(log(D, 1, 3))
     await copy(source, target)
@@ -198,7 +200,7 @@ async def test_a_target_that_has_gone_on_is_refused_and_left_as_it_is(opened: Op
         await copy(source, target)
     assert await target.records_after(D, 0, 10) == log(D, 1, 4)
     await target.close()
-    await opened("target")  # it is no unfinished copy
+    await opened("target")  # it is not an unfinished copy
 
 
 async def test_a_target_with_a_conversation_of_its_own_is_refused(opened: Open) -> None:
@@ -212,8 +214,8 @@ async def test_a_target_with_a_conversation_of_its_own_is_refused(opened: Open) 
 # --- differences
 
 
-async def spoiled(opened: Open, tmp_path: Path, statement: str) -> CopyDiffers:
-    """What a second run finds after the copy was changed behind its back."""
+async def difference_after(opened: Open, tmp_path: Path, statement: str) -> CopyDiffers:
+    """The difference that a second run finds after the statement has changed the copy."""
     source, target = await opened("source"), await opened("target", copying=True)
     await fill(source)
     await copy(source, target)
@@ -238,7 +240,7 @@ NUMBER = "(SELECT number FROM conversations WHERE name = 'd:alice:bob')"
      "client_time = 1", "id = id + 1", "register = 'title'"],
 )  # fmt: skip
 async def test_an_event_that_differs_is_named(opened: Open, tmp_path: Path, change: str) -> None:
-    found = await spoiled(
+    found = await difference_after(
         opened, tmp_path, f"UPDATE events SET {change} WHERE seq = 1234 AND conversation = {NUMBER}"
     )
     assert (found.conversation, found.seq) == (D, 1_234)
@@ -246,7 +248,9 @@ async def test_an_event_that_differs_is_named(opened: Open, tmp_path: Path, chan
 
 
 async def test_an_event_that_is_missing_is_named(opened: Open, tmp_path: Path) -> None:
-    found = await spoiled(opened, tmp_path, f"DELETE FROM events WHERE seq = 7 AND conversation = {NUMBER}")
+    found = await difference_after(
+        opened, tmp_path, f"DELETE FROM events WHERE seq = 7 AND conversation = {NUMBER}"
+    )
     assert (found.conversation, found.seq) == (D, 7)
 
 
@@ -258,15 +262,15 @@ async def test_an_event_that_is_missing_is_named(opened: Open, tmp_path: Path) -
         ("INSERT INTO conversations VALUES (999, 'u:zoe')", "the target has u:zoe"),
     ],
 )
-async def test_whatever_else_differs_is_named(
+async def test_any_other_difference_is_named(
     opened: Open, tmp_path: Path, statement: str, named: str
 ) -> None:
-    assert named in (await spoiled(opened, tmp_path, statement)).reason
+    assert named in (await difference_after(opened, tmp_path, statement)).reason
 
 
-async def test_devices_and_when_they_were_seen_are_brought_up_to_date(opened: Open) -> None:
+async def test_devices_and_their_last_seen_times_are_updated(opened: Open) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
-    phone, tablet = (Registration(Device("alice", it), "json", seen=1_000) for it in ("phone", "tablet"))
+    phone, tablet = (Registration(Device("alice", name), "json", seen=1_000) for name in ("phone", "tablet"))
     await source.put_devices([phone, tablet])
     await copy(source, target)
     assert await target.devices(["alice"]) == {"alice": (phone, tablet)}
@@ -277,7 +281,7 @@ async def test_devices_and_when_they_were_seen_are_brought_up_to_date(opened: Op
     assert await target.devices(["alice"]) == {"alice": (replace(tablet, seen=2_000),)}
 
 
-async def test_a_hole_in_the_source_is_found(opened: Open, tmp_path: Path) -> None:
+async def test_a_gap_in_the_source_is_found(opened: Open, tmp_path: Path) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
     await source.append(log(D, 1, 10))
     with closing(sqlite3.connect(tmp_path / "source.db")) as connection, connection:
@@ -286,11 +290,11 @@ async def test_a_hole_in_the_source_is_found(opened: Open, tmp_path: Path) -> No
         await copy(source, target)
 
 
-# --- trouble on the way
+# --- faults during the copy
 
 
-class Troubled:
-    """A store that fails now and then, having done nothing, a part, or all of what it was told."""
+class FaultyTarget:
+    """A store that fails at times, after it has done nothing, a part, or all of a request."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -317,15 +321,15 @@ class Troubled:
         return await self._store.heads(conversations)
 
 
-async def test_a_target_that_is_away_now_and_then_costs_time_only(opened: Open) -> None:
+async def test_a_target_that_fails_at_times_only_delays_the_copy(opened: Open) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
     await fill(source)
-    copied = await copy(source, Troubled(target))  # type: ignore[arg-type]  # the rest is the store's own
+    copied = await copy(source, FaultyTarget(target))  # type: ignore[arg-type]  # delegates the rest
     assert copied.added == 2_424
     assert await everything(target) == await everything(source)
 
 
-async def test_a_mongodb_that_is_killed_and_comes_back_costs_time_only(
+async def test_a_killed_and_restarted_mongodb_only_delays_the_copy(
     opened: Open, tmp_path: Path, stack: AsyncExitStack
 ) -> None:
     source = await opened("source")
@@ -347,7 +351,7 @@ async def test_a_mongodb_that_is_killed_and_comes_back_costs_time_only(
     assert await everything(target) == await everything(source)
 
 
-async def test_a_target_that_stays_away_ends_it(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_target_that_stays_away_ends_the_copy(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy_source, "RETRY_SECONDS", 0.05)
     source, target = await opened("source"), await opened("target", copying=True)
     await fill(source)
@@ -372,7 +376,7 @@ async def test_an_event_that_the_target_cannot_hold_is_named(
     real = target.append
 
     async def refusing(records: Sequence[Record]) -> None:
-        if any(it.event.conversation == D and it.event.seq == 77 for it in records):
+        if any(record.event.conversation == D and record.event.seq == 77 for record in records):
             raise RecordRefused("no")
         await real(records)
 
@@ -381,9 +385,7 @@ async def test_an_event_that_the_target_cannot_hold_is_named(
         await copy(source, target)
 
 
-async def test_a_rival_who_writes_into_the_target_is_noticed(
-    opened: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_another_writer_to_the_target_is_noticed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = await opened("source"), await opened("target", copying=True)
     await source.append(log(D, 1, 3))
 
@@ -398,7 +400,7 @@ async def test_a_rival_who_writes_into_the_target_is_noticed(
 # --- an unfinished copy
 
 
-async def test_an_unfinished_copy_is_opened_by_nobody_but_a_copy(opened: Open, tmp_path: Path) -> None:
+async def test_only_a_copy_may_open_an_unfinished_copy(opened: Open, tmp_path: Path) -> None:
     target = await opened("target", copying=True)
     await target.append(log(D, 1, 2))
     await target.close()
@@ -410,7 +412,7 @@ async def test_an_unfinished_copy_is_opened_by_nobody_but_a_copy(opened: Open, t
     await (await open_store(url, IDENTITY, copying=True)).close()
 
 
-async def test_a_copy_that_is_cut_off_stays_unfinished_and_is_gone_on_with(
+async def test_an_interrupted_copy_stays_unfinished_and_can_be_continued(
     opened: Open, tmp_path: Path
 ) -> None:
     source = await opened("source")
@@ -439,7 +441,7 @@ async def test_a_copy_that_is_cut_off_stays_unfinished_and_is_gone_on_with(
     await opened("target")
 
 
-async def test_killed_at_any_moment_and_run_again(opened: Open, tmp_path: Path) -> None:
+async def test_a_copy_can_be_killed_at_any_moment_and_run_again(opened: Open, tmp_path: Path) -> None:
     source = await opened("source")
     await fill(source, 400, 20)
     await source.close()
@@ -449,12 +451,12 @@ async def test_killed_at_any_moment_and_run_again(opened: Open, tmp_path: Path) 
     )  # fmt: skip
     copied = 0
 
-    async def grown(more: int) -> bool:
+    async def grown(least: int) -> bool:
         if not (tmp_path / "target.db").exists():
             return False
         with closing(sqlite3.connect(tmp_path / "target.db")) as connection:
             try:
-                return bool(connection.execute("SELECT count(*) >= ? FROM events", (more,)).fetchone()[0])
+                return bool(connection.execute("SELECT count(*) >= ? FROM events", (least,)).fetchone()[0])
             except sqlite3.OperationalError:
                 return False
 
@@ -475,7 +477,7 @@ async def test_killed_at_any_moment_and_run_again(opened: Open, tmp_path: Path) 
 # --- beside a server
 
 
-async def test_a_store_that_is_open_is_read_live_and_not_otherwise(opened: Open, tmp_path: Path) -> None:
+async def test_an_open_store_can_be_read_only_live(opened: Open, tmp_path: Path) -> None:
     served = await opened("source")
     await fill(served)
     url = f"sqlite:///{tmp_path / 'source.db'}"
@@ -488,9 +490,7 @@ async def test_a_store_that_is_open_is_read_live_and_not_otherwise(opened: Open,
     await source.close()
 
 
-async def test_what_is_copied_while_others_write_is_a_prefix_of_each_log(
-    opened: Open, tmp_path: Path
-) -> None:
+async def test_a_copy_made_while_others_write_has_a_prefix_of_each_log(opened: Open, tmp_path: Path) -> None:
     served = await opened("source")
     await fill(served, 200)
     source = await attach_store(f"sqlite:///{tmp_path / 'source.db'}")
@@ -499,7 +499,7 @@ async def test_what_is_copied_while_others_write_is_a_prefix_of_each_log(
     ending = asyncio.Event()
 
     async def write() -> None:
-        """As a server does: members before the event, marks up to the head."""
+        """Writes as a server does: members before the event, marks up to the head."""
         number = 0
         while not ending.is_set():
             number += 1
@@ -524,12 +524,12 @@ async def test_what_is_copied_while_others_write_is_a_prefix_of_each_log(
         assert await target.records_after(name, 0, 10_000) == (await served.records_after(name, 0, head.seq))
         assert "alice" in members[name]
     for name, marks in (await target.marks(names)).items():
-        assert all(it.delivered <= heads[name].seq and it.read <= heads[name].seq for it in marks)
+        assert all(mark.delivered <= heads[name].seq and mark.read <= heads[name].seq for mark in marks)
     await source.close()
 
 
 async def test_memory_does_not_grow_with_the_store(opened: Open) -> None:
-    """Large events in one log, and many of them: what is held at once is bounded by bytes."""
+    """Many large events in one log: the copy holds a bounded number of bytes at once."""
     source, target = await opened("source"), await opened("target", copying=True)
     for first in range(1, 1_001, 50):
         content = Content(data=b"x" * 60_000, content_type="a/b")
@@ -539,7 +539,7 @@ async def test_memory_does_not_grow_with_the_store(opened: Open) -> None:
 
     async def measured(store: SqliteStore, records: Sequence[Record]) -> None:
         nonlocal largest
-        largest = max(largest, sum(len(it.body) for it in records))
+        largest = max(largest, sum(len(record.body) for record in records))
         await real(store, records)
 
     SqliteStore.append = measured  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Who has a MongoDB store open: one process alone, or several that share their state."""
+"""Claims on a MongoDB store: one process has it exclusively, or several share it and their state."""
 
 import asyncio
 import contextlib
@@ -56,26 +56,26 @@ def database(url: str) -> Iterator[Database[dict[str, Any]]]:
 
 @pytest.fixture(autouse=True)
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a test waits for a claim to run out, it fails: no claim does within its time."""
+    """No claim expires during a test, so a test that waits for one fails."""
     monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", LONG)
     monkeypatch.setattr(mongo_claim, "RELEASE_SECONDS", LONG)
 
 
 @pytest.fixture
 def quick(endless: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim is renewed and runs out within parts of a second."""
+    """A claim is renewed and expires within a second."""
     monkeypatch.setattr(mongo_claim, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", 0.8)
     monkeypatch.setattr(mongo_claim, "POLL_SECONDS", 0.05)
 
 
-async def opened(url: str, *, shared: bool = False, driver: str = "pymongo") -> MongoStore:
+async def open_store_at(url: str, *, shared: bool = False, driver: str = "pymongo") -> MongoStore:
     return await MongoStore.open(url, Identity.draw(16), shared=shared, driver=driver)
 
 
 async def refused(url: str, *, shared: bool = False) -> str:
     with pytest.raises(StoreInUse) as caught:
-        await opened(url, shared=shared)
+        await open_store_at(url, shared=shared)
     return caught.value.reason
 
 
@@ -90,7 +90,7 @@ async def holder(url: str, *, shared: bool = False) -> asyncio.subprocess.Proces
 
 
 def claimed(database: Database[dict[str, Any]], **fields: object) -> str:
-    """Writes the claim of a process on another machine, by the server's clock just now; returns its id."""
+    """Writes the claim of a process on another machine, with the server's current time; returns its id."""
     claim = {"host": "elsewhere", "machine": "another", "pid": 1, "shared": False, "open": True, **fields}
     claim_id = "0" * 16
     database.servers.update_one(
@@ -99,37 +99,39 @@ def claimed(database: Database[dict[str, Any]], **fields: object) -> str:
     return claim_id
 
 
-# --- who may
+# --- exclusive and shared claims
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fields", [{}, {"pid": None, "host": 7}], ids=["ours", "another version's"])
-async def test_a_claim_from_the_time_when_the_servers_clock_was_ahead_runs_out(
+async def test_a_claim_with_a_time_in_the_future_expires(
     url: str, database: Database[dict[str, Any]], fields: dict[str, object]
 ) -> None:
-    await (await opened(url)).close()
+    await (await open_store_at(url)).close()
     claim_id = claimed(database, **fields)
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     database.servers.update_one({"_id": claim_id}, {"$set": {"seen": tomorrow}})
     async with asyncio.timeout(WITHIN):
-        store = await opened(url)
+        store = await open_store_at(url)
     assert database.servers.count_documents({"_id": claim_id}) == 0
     await store.close()
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_store_that_one_has_for_itself_is_refused_to_all_others(url: str, driver: str) -> None:
-    store = await opened(url, driver=driver)
+async def test_a_store_opened_exclusively_is_refused_to_all_others(url: str, driver: str) -> None:
+    store = await open_store_at(url, driver=driver)
     for shared in (False, True):
         assert f"process {os.getpid()} on {socket.gethostname()}" in await refused(url, shared=shared)
     await store.append(log(D, 1, 1))
     await store.close()
-    store = await opened(url, driver=driver)
+    store = await open_store_at(url, driver=driver)
     await store.close()
 
 
-async def test_any_number_may_share_a_store(url: str, database: Database[dict[str, Any]]) -> None:
-    stores = [await opened(url, shared=True) for _ in range(3)]
+async def test_any_number_of_processes_may_share_a_store(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    stores = [await open_store_at(url, shared=True) for _ in range(3)]
     other = await holder(url, shared=True)
     assert database.servers.count_documents({}) == 4
     assert "which shares it" in await refused(url)
@@ -138,20 +140,20 @@ async def test_any_number_may_share_a_store(url: str, database: Database[dict[st
         await store.close()
     assert f"process {other.pid}" in await refused(url)
     await other.communicate(b"")
-    await (await opened(url)).close()
+    await (await open_store_at(url)).close()
     assert database.servers.count_documents({}) == 0
 
 
-async def test_a_store_that_another_process_has_is_refused(url: str) -> None:
+async def test_a_store_that_another_process_has_open_is_refused(url: str) -> None:
     other = await holder(url)
     assert f"process {other.pid} on {socket.gethostname()}" in await refused(url)
     assert "one Redis" in await refused(url, shared=True)
     await other.communicate(b"")
-    await (await opened(url)).close()
+    await (await open_store_at(url)).close()
 
 
-async def test_who_is_refused_leaves_no_claim(url: str, database: Database[dict[str, Any]]) -> None:
-    store = await opened(url)
+async def test_a_refused_process_leaves_no_claim(url: str, database: Database[dict[str, Any]]) -> None:
+    store = await open_store_at(url)
     await refused(url)
     assert database.servers.count_documents({}) == 1
     await store.close()
@@ -159,20 +161,18 @@ async def test_who_is_refused_leaves_no_claim(url: str, database: Database[dict[
 
 
 @pytest.mark.parametrize("round", range(3))
-async def test_of_many_who_start_at_once_one_gets_the_store(url: str, round: int) -> None:
-    outcomes = await asyncio.gather(*(opened(url) for _ in range(6)), return_exceptions=True)
-    won = [it for it in outcomes if isinstance(it, MongoStore)]
-    assert len(won) == 1
-    assert sum(isinstance(it, StoreInUse) for it in outcomes) == 5
-    await won[0].close()
+async def test_exactly_one_of_many_simultaneous_processes_opens_the_store(url: str, round: int) -> None:
+    outcomes = await asyncio.gather(*(open_store_at(url) for _ in range(6)), return_exceptions=True)
+    stores = [outcome for outcome in outcomes if isinstance(outcome, MongoStore)]
+    assert len(stores) == 1
+    assert sum(isinstance(outcome, StoreInUse) for outcome in outcomes) == 5
+    await stores[0].close()
 
 
-async def test_whoever_is_cancelled_while_opening_leaves_no_claim(
-    url: str, database: Database[dict[str, Any]]
-) -> None:
+async def test_a_cancelled_opening_leaves_no_claim(url: str, database: Database[dict[str, Any]]) -> None:
     claimed(database)
     database.meta.insert_one({"_id": "imqtt", "schema": 1, **Identity.draw(4)._asdict()})
-    opening = asyncio.create_task(opened(url))
+    opening = asyncio.create_task(open_store_at(url))
     await eventually(lambda: database.servers.count_documents({}) == 2)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -181,7 +181,7 @@ async def test_whoever_is_cancelled_while_opening_leaves_no_claim(
 
 
 class Swallowing:
-    """A collection whose driver swallows a cancellation, as PyMongo does on Python 3.11 now and then."""
+    """A collection whose driver swallows a cancellation, as PyMongo sometimes does on Python 3.11."""
 
     matched_count = 1  # of an update
 
@@ -211,107 +211,107 @@ class Swallowing:
 async def test_a_cancellation_that_the_driver_swallows_is_not_lost() -> None:
     swallowing: Any = Swallowing()
     claim = mongo_claim.Claim(swallowing, shared=False)
-    for asking in (mongo_client.aggregate(swallowing, []), claim._renew()):
-        task = asyncio.create_task(asking)
+    for call in (mongo_client.aggregate(swallowing, []), claim._renew()):
+        task = asyncio.create_task(call)
         await asyncio.wait([task], timeout=WITHIN)
         assert task.cancelled()
 
 
-# --- those that ended without a word
+# --- claims of dead processes
 
 
-async def test_the_claim_of_a_killed_process_is_nobodys(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_the_claim_of_a_killed_process_does_not_count(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     other = await holder(url)
     other.kill()
     await other.wait()
     assert database.servers.count_documents({}) == 1
-    store = await opened(url)
+    store = await open_store_at(url)
     assert database.servers.count_documents({}) == 1
     await store.close()
 
 
-async def test_the_claim_of_an_earlier_process_of_the_same_number_is_nobodys(
+async def test_the_claim_of_an_earlier_process_with_the_same_pid_does_not_count(
     url: str, database: Database[dict[str, Any]]
 ) -> None:
-    await (await opened(url)).close()
+    await (await open_store_at(url)).close()
     claimed(database, pid=os.getpid(), machine=mongo_claim._machine())
-    await (await opened(url)).close()
+    await (await open_store_at(url)).close()
     assert database.servers.count_documents({}) == 0
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-async def test_a_claim_of_elsewhere_is_waited_for_until_it_runs_out(
+async def test_the_claim_of_another_machine_is_awaited_until_it_expires(
     url: str, database: Database[dict[str, Any]], quick: None, is_open: bool
 ) -> None:
-    await (await opened(url)).close()
-    # An id greater than any: one that is opening as well is not stepped back from.
+    await (await open_store_at(url)).close()
+    # An id greater than any: the store does not step back for the claim even if it is not open yet.
     database.servers.insert_one(
         {"_id": "x", "host": "elsewhere", "machine": "another", "pid": 1, "shared": False, "open": is_open}
     )
     began = asyncio.get_running_loop().time()
     database.servers.update_one({"_id": "x"}, {"$currentDate": {"seen": True}})
-    store = await opened(url)
+    store = await open_store_at(url)
     assert asyncio.get_running_loop().time() - began > 0.5
     assert database.servers.find_one({"_id": "x"}) is None
     await store.close()
 
 
-async def test_a_claim_of_elsewhere_that_lives_refuses(
+async def test_a_store_with_a_live_claim_of_another_machine_is_refused(
     url: str, database: Database[dict[str, Any]], quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mongo_claim, "LEASE_SECONDS", LONG)
-    await (await opened(url)).close()
+    await (await open_store_at(url)).close()
     claimed(database, pid=4711)
 
-    async def live() -> None:
+    async def renew() -> None:
         while True:
             await asyncio.sleep(0.1)
             claimed(database, pid=4711)
 
-    living = asyncio.create_task(live())
+    renewing = asyncio.create_task(renew())
     assert "process 4711 on elsewhere" in await refused(url)
-    living.cancel()
+    renewing.cancel()
 
 
-async def test_a_claim_that_ran_out_long_ago_is_not_waited_for(
-    url: str, database: Database[dict[str, Any]]
-) -> None:
-    await (await opened(url)).close()
+async def test_an_expired_claim_is_not_awaited(url: str, database: Database[dict[str, Any]]) -> None:
+    await (await open_store_at(url)).close()
     claim_id = claimed(database)
     long_ago = datetime.now(UTC) - timedelta(hours=2)
     database.servers.update_one({"_id": claim_id}, {"$set": {"seen": long_ago}})
-    await (await opened(url)).close()
+    await (await open_store_at(url)).close()
 
 
-async def test_who_shares_a_store_clears_away_what_dead_ones_left(
+async def test_a_process_that_shares_a_store_removes_the_claims_of_dead_ones(
     url: str, database: Database[dict[str, Any]]
 ) -> None:
     other = await holder(url, shared=True)
     other.kill()
     await other.wait()
-    store = await opened(url, shared=True)
+    store = await open_store_at(url, shared=True)
     assert database.servers.count_documents({}) == 1
     await store.close()
 
 
-# --- those that live
+# --- claims of live processes
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_claim_is_renewed_for_as_long_as_the_store_is_open(
     url: str, database: Database[dict[str, Any]], quick: None, driver: str
 ) -> None:
-    store = await opened(url, driver=driver)
+    store = await open_store_at(url, driver=driver)
     first = database.servers.find_one()
     assert first is not None
     await eventually(lambda: (database.servers.find_one() or first)["seen"] > first["seen"])
     await store.close()
 
 
-async def test_a_claim_that_was_taken_away_is_put_back_and_said(
+async def test_a_removed_claim_is_restored_and_reported(
     url: str, database: Database[dict[str, Any]], quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = await opened(url)
+    store = await open_store_at(url)
     database.servers.delete_many({})
     await eventually(lambda: database.servers.count_documents({"open": True}) == 1)
     await eventually(lambda: "was paused" in caplog.text)
@@ -320,7 +320,7 @@ async def test_a_claim_that_was_taken_away_is_put_back_and_said(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_claim_outlives_a_server_that_is_away(
+async def test_a_claim_survives_an_outage_of_the_server(
     tmp_path: Path,
     quick: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -330,7 +330,7 @@ async def test_a_claim_outlives_a_server_that_is_away(
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(mongo_client, "SELECTION_SECONDS", 2.0)
     async with MongoServer(tmp_path) as server:
-        store = await opened(server.url, driver=driver)
+        store = await open_store_at(server.url, driver=driver)
         await server.kill()
         await eventually(lambda: "this process cannot renew its claim on the store" in caplog.text)
         await server.start()
@@ -349,7 +349,7 @@ async def test_closing_does_not_wait_for_a_server_that_hangs(
     monkeypatch.setattr(mongo_claim, "RELEASE_SECONDS", 0.2)
     monkeypatch.setattr(mongo_client, "DISCONNECT_SECONDS", 0.2)
     async with MongoServer(tmp_path) as server:
-        store = await opened(patient(server.url, LONG), driver=driver)
+        store = await open_store_at(patient(server.url, LONG), driver=driver)
         server.pause()
         async with asyncio.timeout(WITHIN):
             await store.close()

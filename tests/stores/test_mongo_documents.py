@@ -1,4 +1,4 @@
-"""Documents of another version of imqtt, with fewer fields or more."""
+"""Documents of another version of imqtt, with fewer or more fields."""
 
 import msgspec
 from bson import Int64
@@ -12,7 +12,7 @@ from tests.mongodb import database_url
 D = "d:alice:bob"
 
 
-async def test_what_another_version_leaves_out_has_its_default_and_what_it_adds_is_ignored() -> None:
+async def test_missing_fields_have_their_defaults_and_unknown_fields_are_ignored() -> None:
     store = await MongoStore.open(database_url(), Identity.draw(16))
     await store.append([record(D, 1)])
     events = store._database.get_collection("events")
@@ -24,6 +24,6 @@ async def test_what_another_version_leaves_out_has_its_default_and_what_it_adds_
     assert await store.devices(["bob"]) == {"bob": (Registration(Device("bob", "tv"), ""),)}
     marks = (await store.marks([D]))[D]
     assert marks == [Marks(D, "bob", 1, 0)]
-    assert msgspec.json.encode(marks)  # which does not know the driver's own integers
+    assert msgspec.json.encode(marks)  # it does not know the driver's own integers
     assert await store.raise_marks([Marks(D, "bob", 1, 1)]) == [Marks(D, "bob", 1, 1)]
     await store.close()

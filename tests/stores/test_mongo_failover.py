@@ -1,8 +1,8 @@
-"""A primary that is deposed with rows that no majority had: each record is in the log once, or not yet.
+"""A primary steps down with rows that no majority had: each record is in the log once, or not yet.
 
-No replica set of several nodes is at hand everywhere, so this one is in memory: it has just what `append`
-and what resolves its outcome rest on. That is the two unique indexes over what the primary itself has, reads
-of what a majority has, and the two ways in which a step-down can end.
+Not every machine has a replica set of several nodes, so this one is in memory. It has only what `append` and
+the resolution of its outcome depend on: the two unique indexes over the primary's own rows, reads of the rows
+that a majority has, and the two ways in which a step-down can end.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 class ReplicaSet:
-    """The database and its collection `events`, as far as the store's log asks."""
+    """The database and its collection `events`, as far as the store's log uses them."""
 
     def __init__(self) -> None:
         self.local: list[Row] = []  # what the primary has applied; the first `majority` cannot be rolled back
@@ -35,15 +35,15 @@ class ReplicaSet:
         self.refusal: Row | None = None  # of the document with this `at`, its `code` and `errmsg`
 
     def depose(self, *, rolled_back: bool, known: int | None = None) -> None:
-        """Another node is primary: it has what a majority had, or all that this one had.
+        """Another node becomes primary: it has the rows of the majority, or all rows of this one.
 
-        `known`: how much of that it knows a majority to have, until a majority has a write of its own.
+        `known`: how many of them it knows a majority to have, until a majority has one of its own writes.
         """
         if rolled_back:
             del self.local[self.majority :]
         self.majority = len(self.local) if known is None else known
 
-    # --- as the driver calls it
+    # --- called by the driver
 
     def get_collection(self, name: str) -> "ReplicaSet":
         return self
@@ -82,17 +82,17 @@ class ReplicaSet:
         if self.refusal is not None and self.refusal["at"] == index:
             return self.refusal
         taken = any(
-            [it[name] for name in index] == [row[name] for name in index]
-            for it in self.local
+            [stored[name] for name in index] == [row[name] for name in index]
+            for stored in self.local
             for index in ("pcs", "pcum")
         )
         return {"code": 11000, "errmsg": "duplicate key"} if taken else None
 
 
 class ImpatientReplicaSet(ReplicaSet):
-    """One that says so at once if all that a command met is a duplicate that no majority has.
+    """A replica set that reports at once a duplicate that no majority has.
 
-    MongoDB waits for a majority then too; the store does not rest on that.
+    MongoDB waits for a majority in this case too, but the store does not depend on that.
     """
 
     async def command(self, command: Row) -> Row:
@@ -146,12 +146,13 @@ async def test_a_row_that_was_kept_is_found_by_sending_it_again(
     with pytest.raises(AppendConflict) as caught:
         await store.append(log(D, 1, 3))
     assert caught.value.stored == 0
-    found = await store.find([it.key for it in log(D, 1, 3)])
-    assert [found[it.key].position for it in log(D, 1, 3)] == [it.event.position for it in log(D, 1, 3)]
+    records = log(D, 1, 3)
+    found = await store.find([record.key for record in records])
+    assert [found[record.key].position for record in records] == [record.event.position for record in records]
     assert seqs(replica_set) == [1, 2, 3]
 
 
-async def test_a_duplicate_that_no_majority_has_is_not_taken_for_stored(
+async def test_a_duplicate_that_no_majority_has_does_not_count_as_stored(
     replica_set: ReplicaSet, store: MongoStore
 ) -> None:
     replica_set.replicating = False
@@ -183,7 +184,7 @@ async def test_after_a_barrier_a_new_primary_shows_all_that_was_acknowledged(
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_whatever_befalls_the_primaries_each_record_is_stored_once_in_order(
+async def test_each_record_is_stored_once_in_order_whatever_happens_to_the_primaries(
     replica_set: ReplicaSet, store: MongoStore, seed: int
 ) -> None:
     chance = Random(seed)
@@ -197,18 +198,20 @@ async def test_whatever_befalls_the_primaries_each_record_is_stored_once_in_orde
     acknowledged: list[Record] = []
     while len(acknowledged) < 40:
         first = len(acknowledged) + 1
-        acknowledged += await stored(store, log(D, first, first + chance.randrange(5)), something_happens)
-        # What was acknowledged stays, whatever happens to what was not.
+        acknowledged += await store_until_known(
+            store, log(D, first, first + chance.randrange(5)), something_happens
+        )
+        # Acknowledged records stay, whatever happens to the others.
         kept = replica_set.local[: replica_set.majority]
-        expected = [(it.event.seq, it.event.id) for it in acknowledged]
+        expected = [(record.event.seq, record.event.id) for record in acknowledged]
         assert [(row["s"], row["i"]) for row in kept][: len(expected)] == expected
     assert len({(row["u"], row["m"]) for row in replica_set.local}) == len(replica_set.local)
 
 
-async def stored(
+async def store_until_known(
     store: MongoStore, records: Sequence[Record], between: Callable[[], None]
 ) -> Sequence[Record]:
-    """As a server appends: the same again until it is known, then what is left of it."""
+    """Appends as a server does: the same records until their outcome is known, then the rest."""
     left = list(records)
     while left:
         between()
@@ -218,12 +221,12 @@ async def stored(
         except OutcomeUnknown:
             continue
         except AppendConflict:
-            found = await store.find([it.key for it in left])
-            left = [it for it in left if it.key not in found]
+            found = await store.find([record.key for record in left])
+            left = [record for record in left if record.key not in found]
     return records
 
 
-# --- what the server refuses
+# --- refusals by the server
 
 
 @pytest.mark.parametrize(
@@ -236,7 +239,7 @@ async def stored(
         (189, OutcomeUnknown),
     ],
 )
-async def test_a_first_record_that_is_refused_says_why_and_nothing_is_stored(
+async def test_a_refused_first_record_raises_the_reason_and_nothing_is_stored(
     replica_set: ReplicaSet, store: MongoStore, code: int, expected: type[Exception]
 ) -> None:
     replica_set.refusal = {"at": 0, "code": code, "errmsg": "no"}
@@ -246,7 +249,7 @@ async def test_a_first_record_that_is_refused_says_why_and_nothing_is_stored(
 
 
 @pytest.mark.parametrize("code", [121, 14031, 189])
-async def test_a_later_record_that_is_refused_leaves_those_before_it_stored(
+async def test_a_refused_later_record_leaves_those_before_it_stored(
     replica_set: ReplicaSet, store: MongoStore, code: int
 ) -> None:
     replica_set.refusal = {"at": 2, "code": code, "errmsg": "no"}

@@ -1,4 +1,4 @@
-"""What a MongoDB that hangs, dies or doubts leaves unknown is known once the same rows are sent again."""
+"""If MongoDB hangs, dies or loses its majority, outcomes are unknown until the same rows are sent again."""
 
 import asyncio
 from collections import Counter
@@ -45,8 +45,8 @@ async def hasty(server: MongoServer, driver: str, store: MongoStore) -> AsyncIte
     await hasty.close()
 
 
-async def stored_for_sure(store: MongoStore, records: Sequence[Record]) -> int:
-    """Sends the records until it is known that they are stored; how often that was unknown."""
+async def store_until_known(store: MongoStore, records: Sequence[Record]) -> int:
+    """Sends the records until they are known to be stored; returns how many outcomes were unknown."""
     unknown = 0
     while True:
         try:
@@ -56,24 +56,27 @@ async def stored_for_sure(store: MongoStore, records: Sequence[Record]) -> int:
             await asyncio.sleep(0.05)
         except AppendConflict:
             try:
-                found = await store.find([it.key for it in records])
+                found = await store.find([record.key for record in records])
             except StoreUnreachable:
                 continue
-            if all(it.key in found and found[it.key].position == it.event.position for it in records):
+            stored = [record for record in records if record.key in found]
+            if len(stored) == len(records) and all(
+                found[record.key].position == record.event.position for record in stored
+            ):
                 return unknown
-            records = [it for it in records if it.key not in found]
+            records = [record for record in records if record.key not in found]
         else:
             return unknown
 
 
 def fail(server: MongoServer, times: int, **data: object) -> None:
-    """Has the next `times` inserts fail so."""
+    """Makes the next `times` inserts fail in this way."""
     with MongoClient[dict[str, Any]](server.url) as client:
         data = {"failCommands": ["insert"], **data}
         client.admin.command({"configureFailPoint": "failCommand", "mode": {"times": times}, "data": data})
 
 
-async def test_a_server_that_is_away_leaves_writes_unknown_and_reads_impossible(
+async def test_while_the_server_is_away_writes_are_unknown_and_reads_fail(
     server: MongoServer, store: MongoStore, hasty: MongoStore
 ) -> None:
     await server.stop()
@@ -85,7 +88,7 @@ async def test_a_server_that_is_away_leaves_writes_unknown_and_reads_impossible(
         hasty.remove_device(PHONE.device),
         return_exceptions=True,
     )
-    assert [type(it) for it in writes] == [OutcomeUnknown] * len(writes)
+    assert [type(outcome) for outcome in writes] == [OutcomeUnknown] * len(writes)
     reads = await asyncio.gather(
         hasty.heads([D]),
         hasty.heads([f"d:alice:user{number}" for number in range(99)]),
@@ -97,27 +100,29 @@ async def test_a_server_that_is_away_leaves_writes_unknown_and_reads_impossible(
         hasty.conversations("", 1),
         return_exceptions=True,
     )
-    assert [type(it) for it in reads] == [StoreUnreachable] * len(reads)
+    assert [type(outcome) for outcome in reads] == [StoreUnreachable] * len(reads)
     await server.start()
-    await stored_for_sure(store, log(D, 1, 2))
+    await store_until_known(store, log(D, 1, 2))
     await store.put_members([("alice", D)])
     assert [head.seq for head in await store.heads_of("alice", 0, 10)] == [2]
 
 
-async def test_a_server_that_hangs_in_mid_append(
+async def test_an_append_is_stored_once_though_the_server_hangs(
     server: MongoServer, store: MongoStore, hasty: MongoStore
 ) -> None:
     server.pause()
     with pytest.raises(OutcomeUnknown):
         await hasty.append(log(D, 1, 5))
     server.resume()
-    # The first try may come through only now, before the second or after it.
-    await stored_for_sure(store, log(D, 1, 5))
+    # The server may process the first attempt only now, before or after the second.
+    await store_until_known(store, log(D, 1, 5))
     await store.append(log(D, 6, 6))
-    assert await store.events_after(D, 0, 100) == [it.event for it in log(D, 1, 6)]
+    assert await store.events_after(D, 0, 100) == [record.event for record in log(D, 1, 6)]
 
 
-async def test_a_server_that_is_killed_in_mid_append(server: MongoServer, store: MongoStore) -> None:
+async def test_appends_are_stored_once_though_the_server_is_killed(
+    server: MongoServer, store: MongoStore
+) -> None:
     done = dict.fromkeys(range(4), 0)
     unknown = Counter[int]()
     writing = True
@@ -125,7 +130,7 @@ async def test_a_server_that_is_killed_in_mid_append(server: MongoServer, store:
     async def write(number: int) -> None:
         while writing:
             first = done[number] + 1
-            unknown[number] += await stored_for_sure(store, log(f"d:p{number}:q", first, first + 6))
+            unknown[number] += await store_until_known(store, log(f"d:p{number}:q", first, first + 6))
             done[number] += 7
 
     async with asyncio.TaskGroup() as tasks:
@@ -140,7 +145,7 @@ async def test_a_server_that_is_killed_in_mid_append(server: MongoServer, store:
     assert unknown.total() >= 3
     for number, last in done.items():
         name = f"d:p{number}:q"
-        assert await store.events_after(name, 0, 10_000) == [it.event for it in log(name, 1, last)]
+        assert await store.events_after(name, 0, 10_000) == [record.event for record in log(name, 1, last)]
 
 
 @pytest.mark.parametrize(
@@ -153,17 +158,17 @@ async def test_a_server_that_is_killed_in_mid_append(server: MongoServer, store:
         pytest.param({"closeConnection": True}, id="cut off"),
     ],
 )
-async def test_whatever_goes_wrong_with_an_insert_its_outcome_is_unknown(
+async def test_the_outcome_of_a_failed_insert_is_unknown(
     server: MongoServer, store: MongoStore, fault: dict[str, object]
 ) -> None:
     fail(server, 1, **fault)
     with pytest.raises(OutcomeUnknown):
         await store.append(log(D, 1, 5))
-    await stored_for_sure(store, log(D, 1, 5))
-    assert await store.events_after(D, 0, 100) == [it.event for it in log(D, 1, 5)]
+    await store_until_known(store, log(D, 1, 5))
+    assert await store.events_after(D, 0, 100) == [record.event for record in log(D, 1, 5)]
 
 
-async def test_a_duplicate_met_without_a_majority_says_nothing(
+async def test_a_duplicate_met_without_a_majority_proves_nothing(
     server: MongoServer, store: MongoStore
 ) -> None:
     await store.append(log(D, 1, 3))
@@ -174,7 +179,7 @@ async def test_a_duplicate_met_without_a_majority_says_nothing(
         await store.append(log(D, 3, 5))
 
 
-async def test_a_duplicate_that_cannot_be_read_says_nothing(server: MongoServer, store: MongoStore) -> None:
+async def test_a_duplicate_that_cannot_be_read_proves_nothing(server: MongoServer, store: MongoStore) -> None:
     await store.append(log(D, 1, 3))
     fail(server, 9, failCommands=["find"], errorCode=11600)
     with pytest.raises(OutcomeUnknown, match="cannot be read"):
@@ -192,10 +197,12 @@ async def test_an_append_larger_than_a_command_is_sent_in_parts(
         await store.append(log(D, 1, 60))
     assert caught.value.stored == 39
     await store.append(log(D, 41, 90))
-    assert [it.seq for it in await store.events_after(D, 0, 100)] == list(range(1, 91))
+    assert [event.seq for event in await store.events_after(D, 0, 100)] == list(range(1, 91))
 
 
-async def test_closing_finishes_what_a_cancelled_caller_began(server: MongoServer, store: MongoStore) -> None:
+async def test_closing_completes_the_append_of_a_cancelled_caller(
+    server: MongoServer, store: MongoStore
+) -> None:
     appending = asyncio.create_task(store.append(log(D, 1, 5)))
     marking = asyncio.create_task(store.raise_marks([Marks(D, "bob", 1, 1)]))
     await asyncio.sleep(0)

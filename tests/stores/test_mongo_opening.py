@@ -1,4 +1,4 @@
-"""Opening a MongoDB store: what is refused says what the operator has to do."""
+"""Opening a MongoDB store: each refusal states what the operator has to do."""
 
 import asyncio
 import logging
@@ -36,14 +36,14 @@ def url() -> str:
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database[dict[str, Any]]]:
-    """The database that `url` names, as an operator's shell has it."""
+    """The database that `url` names, as in an operator's shell."""
     with MongoClient[dict[str, Any]](url) as client:
         yield client.get_default_database()
 
 
 @pytest.fixture
 async def secured(tmp_path: Path) -> AsyncIterator[MongoServer]:
-    """A server that lets nobody in but the user `imqtt` of `admin`, whose password is `s3cret/?`."""
+    """A server that admits only the user `imqtt` of `admin`, with the password `s3cret/?`."""
     server = MongoServer(tmp_path)
     if not server.is_secantus:
         pytest.skip("a mongod with users needs a key file, and is not tried")
@@ -54,7 +54,7 @@ async def secured(tmp_path: Path) -> AsyncIterator[MongoServer]:
         yield server
 
 
-async def made(url: str, partitions: int = 16) -> Identity:
+async def make_store(url: str, partitions: int = 16) -> Identity:
     store = await MongoStore.open(url, Identity.draw(partitions))
     await store.append(log(D, 1, 3))
     await store.close()
@@ -69,12 +69,12 @@ async def refused(url: str, *, driver: str = "pymongo", password: str = "") -> s
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that does not look for a server for long."""
+    """The driver gives up its search for a server soon."""
     monkeypatch.setattr(mongo_client, "SELECTION_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_nobody_at_the_address(driver: str, hasty: None) -> None:
+async def test_an_address_without_a_server_is_refused(driver: str, hasty: None) -> None:
     url = f"mongodb://127.0.0.1:{free_port()}/imqtt"
     reason = await refused(url, driver=driver)
     assert "no primary of MongoDB answers within 0.5 s: 127.0.0.1:" in reason
@@ -89,7 +89,7 @@ async def test_a_timeout_in_the_address_counts(driver: str) -> None:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_file_in_the_address_that_is_not_there(driver: str) -> None:
+async def test_a_missing_file_in_the_address_is_reported(driver: str) -> None:
     url = "mongodb://imqtt:secret@127.0.0.1/imqtt?tls=true&tlsCAFile=/nowhere.pem"
     reason = await refused(url, driver=driver)
     assert reason == "a file named in the store's address: The tlscafile file is not readable"
@@ -106,21 +106,21 @@ async def test_a_file_in_the_address_that_is_not_there(driver: str) -> None:
         ("socketTimeoutMS=soon", mongo_client.ANSWER_SECONDS),
     ],
 )
-async def test_an_option_counts_if_the_driver_takes_it(driver: str, options: str, seconds: float) -> None:
+async def test_an_option_counts_if_the_driver_accepts_it(driver: str, options: str, seconds: float) -> None:
     database = mongo_client.connect(f"mongodb://127.0.0.1/imqtt?{options}", "", driver)
     assert database.client.options.pool_options.socket_timeout == seconds
     await mongo_client.disconnect(database)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_server_that_hangs(driver: str, tmp_path: Path, hasty: None) -> None:
+async def test_a_server_that_hangs_is_refused(driver: str, tmp_path: Path, hasty: None) -> None:
     async with MongoServer(tmp_path) as server:
         server.pause()
         assert "no primary of MongoDB answers within 0.5 s" in await refused(server.url, driver=driver)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_server_without_a_replica_set(driver: str, tmp_path: Path) -> None:
+async def test_a_server_without_a_replica_set_is_refused(driver: str, tmp_path: Path) -> None:
     server = MongoServer(tmp_path)
     if not server.is_secantus:
         pytest.skip("MongoServer starts mongod with a replica set")
@@ -130,13 +130,13 @@ async def test_a_server_without_a_replica_set(driver: str, tmp_path: Path) -> No
     assert "--replSet" in reason
 
 
-async def test_an_older_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_older_server_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mongo_opening, "OLDEST_SERVER", (99, 1))
     assert "the store needs 99.1 or newer" in await refused(url)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_wrong_password_is_refused_and_shows_nowhere(
+async def test_a_wrong_password_is_refused_and_never_shown(
     driver: str, secured: MongoServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -149,7 +149,7 @@ async def test_a_wrong_password_is_refused_and_shows_nowhere(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_password_may_be_given_beside_the_address(driver: str, secured: MongoServer) -> None:
+async def test_a_password_may_be_given_separately_from_the_address(driver: str, secured: MongoServer) -> None:
     with_user = secured.url.replace("//", "//imqtt@") + "&authSource=admin"
     store = await MongoStore.open(with_user, Identity.draw(16), password="s3cret/?", driver=driver)
     await store.append(log(D, 1, 1))
@@ -161,24 +161,26 @@ async def test_a_password_may_be_given_beside_the_address(driver: str, secured: 
 @pytest.mark.parametrize(
     "address", ["mongodb://alice:pass/w0rd@host/imqtt", "mongodb://alice:p@ss:w0rd@host/imqtt", "mongodb://:"]
 )
-async def test_an_address_that_is_none(address: str, driver: str) -> None:
+async def test_a_malformed_address_is_refused_without_showing_its_password(address: str, driver: str) -> None:
     reason = await refused(address, driver=driver)
     assert "the store's address" in reason
     assert "w0rd" not in reason
 
 
-async def test_a_database_name_that_is_none() -> None:
+async def test_an_invalid_database_name_is_refused() -> None:
     assert "names no MongoDB database" in await refused("mongodb://127.0.0.1/a.b")
 
 
-async def test_an_unknown_driver(url: str) -> None:
+async def test_an_unknown_driver_is_refused(url: str) -> None:
     assert "pymongo or motor" in await refused(url, driver="pymysql")
 
 
 @pytest.mark.parametrize(
     ("module", "driver"), [("pymongo", "pymongo"), ("bson", "pymongo"), ("motor", "motor")]
 )
-def test_a_driver_that_is_not_installed(module: str, driver: str) -> None:
+def test_a_driver_that_is_not_installed_is_reported_with_the_extra_to_install(
+    module: str, driver: str
+) -> None:
     program = (
         "import asyncio, sys\n"
         f"sys.modules[{module!r}] = None\n"
@@ -194,27 +196,33 @@ def test_a_driver_that_is_not_installed(module: str, driver: str) -> None:
     assert f"pip install '.[{extra}]' in a checkout" in run.stderr
 
 
-async def test_a_database_that_holds_something_else(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_a_mongodb_database_of_another_program_is_refused_and_left_unchanged(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     database.shop.insert_one({"theirs": 1})
     assert "belongs to another program (it has the collections shop)" in await refused(url)
     assert database.list_collection_names() == ["shop"]
 
 
-async def test_a_meta_that_is_not_imqtts(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_a_meta_collection_of_another_program_is_refused(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
     database.meta.insert_one({"theirs": 1})
     assert "collection `meta` that is not imqtt's" in await refused(url)
     assert database.list_collection_names() == ["meta"]
 
 
 @pytest.mark.parametrize("schema", [0, 2, 99, None, "1"])
-async def test_an_older_or_newer_schema(url: str, database: Database[dict[str, Any]], schema: object) -> None:
-    await made(url)
+async def test_another_schema_is_refused(
+    url: str, database: Database[dict[str, Any]], schema: object
+) -> None:
+    await make_store(url)
     database.meta.update_one({}, {"$set": {"schema": schema}})
     assert f"has schema {schema}, and this imqtt supports 1" in await refused(url)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("partitions", None, "number of partitions"),
         ("partitions", "16", "number of partitions"),
@@ -223,35 +231,35 @@ async def test_an_older_or_newer_schema(url: str, database: Database[dict[str, A
         ("cluster", 7, "no valid cluster id"),
     ],
 )
-async def test_a_meta_of_another_shape(
-    url: str, database: Database[dict[str, Any]], field: str, value: object, said: str
+async def test_malformed_metadata_are_refused(
+    url: str, database: Database[dict[str, Any]], field: str, value: object, message: str
 ) -> None:
-    await made(url)
+    await make_store(url)
     database.meta.update_one({}, {"$set": {field: value}})
-    assert said in await refused(url)
+    assert message in await refused(url)
 
 
 @pytest.mark.parametrize(
     ("collection", "name"), [("events", "by_seq"), ("events", "by_key"), ("marks", "by_conversation")]
 )
-async def test_an_index_that_is_another(
+async def test_an_index_on_other_fields_is_refused(
     url: str, database: Database[dict[str, Any]], collection: str, name: str
 ) -> None:
-    await made(url)
+    await make_store(url)
     database[collection].drop_index(name)
     database[collection].create_index([("c", 1), ("s", 1)], name=name, unique=True)
     assert f"{name} of {database.name}.{collection} is not the one" in await refused(url)
 
 
-async def test_an_index_that_is_not_unique(url: str, database: Database[dict[str, Any]]) -> None:
-    await made(url)
+async def test_an_index_that_is_not_unique_is_refused(url: str, database: Database[dict[str, Any]]) -> None:
+    await make_store(url)
     database.events.drop_index("by_seq")
     database.events.create_index([("p", 1), ("c", 1), ("s", 1)], name="by_seq")
     assert "by_seq" in await refused(url)
 
 
-async def test_an_index_that_looks_away(url: str, database: Database[dict[str, Any]]) -> None:
-    await made(url)
+async def test_a_partial_index_is_refused(url: str, database: Database[dict[str, Any]]) -> None:
+    await make_store(url)
     database.events.drop_index("by_seq")
     database.events.create_index(
         [("p", 1), ("c", 1), ("s", 1)], name="by_seq", unique=True, partialFilterExpression={"s": {"$gt": 9}}
@@ -259,44 +267,46 @@ async def test_an_index_that_looks_away(url: str, database: Database[dict[str, A
     assert "by_seq" in await refused(url)
 
 
-async def test_an_index_of_registers_that_contains_every_event(
+async def test_an_index_of_registers_that_contains_every_event_is_refused(
     url: str, database: Database[dict[str, Any]]
 ) -> None:
-    await made(url)
+    await make_store(url)
     database.events.drop_index("by_register")
     database.events.create_index([("p", 1), ("c", 1), ("r", 1), ("s", 1)], name="by_register")
     assert "by_register" in await refused(url)
 
 
 @pytest.mark.parametrize("name", ["by_key", "by_register"])
-async def test_an_index_that_is_missing_is_made(
-    url: str, database: Database[dict[str, Any]], name: str
-) -> None:
-    await made(url)
+async def test_a_missing_index_is_created(url: str, database: Database[dict[str, Any]], name: str) -> None:
+    await make_store(url)
     before = database.events.index_information()
     database.events.drop_index(name)
     await (await MongoStore.open(url, Identity.draw(16))).close()
     assert database.events.index_information() == before
 
 
-async def test_an_index_that_cannot_be_made(url: str, database: Database[dict[str, Any]]) -> None:
-    await made(url)
+async def test_an_index_that_cannot_be_created_is_reported(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    await make_store(url)
     database.events.drop_index("by_seq")
-    twice = database.events.find_one({"s": 3})
-    assert twice is not None
-    database.events.insert_one({**twice, "_id": 1, "m": "another"})
+    stored = database.events.find_one({"s": 3})
+    assert stored is not None
+    database.events.insert_one({**stored, "_id": 1, "m": "another"})
     assert "by_seq" in await refused(url)
 
 
-async def test_what_was_left_half_made_is_completed(url: str, database: Database[dict[str, Any]]) -> None:
-    database.meta.insert_one({"_id": "imqtt", "schema": 1, "partitions": 5, "cluster": "00c0ffee00c0ffee"})
-    assert await made(url) == Identity(5, "00c0ffee00c0ffee")
-
-
-async def test_devices_of_an_older_imqtt_have_not_been_seen(
+async def test_an_incompletely_created_store_is_completed(
     url: str, database: Database[dict[str, Any]]
 ) -> None:
-    await made(url)
+    database.meta.insert_one({"_id": "imqtt", "schema": 1, "partitions": 5, "cluster": "00c0ffee00c0ffee"})
+    assert await make_store(url) == Identity(5, "00c0ffee00c0ffee")
+
+
+async def test_devices_of_an_older_imqtt_have_no_last_seen_time(
+    url: str, database: Database[dict[str, Any]]
+) -> None:
+    await make_store(url)
     database.devices.insert_one({"u": "zoe", "d": "tv", "format": "json", "platform": "x", "max_packet": 0})
     store = await MongoStore.open(url, Identity.draw(16))
     device = Device("zoe", "tv")
@@ -307,7 +317,7 @@ async def test_devices_of_an_older_imqtt_have_not_been_seen(
     await store.close()
 
 
-async def test_of_two_who_create_a_store_both_get_the_same(url: str) -> None:
+async def test_processes_that_create_a_store_simultaneously_get_the_same_one(url: str) -> None:
     stores = await asyncio.gather(
         *(MongoStore.open(url, Identity.draw(partitions), shared=True) for partitions in range(1, 6))
     )
@@ -317,18 +327,18 @@ async def test_of_two_who_create_a_store_both_get_the_same(url: str) -> None:
 
 
 async def test_a_store_keeps_its_identity(url: str) -> None:
-    identity = await made(url, 7)
-    assert await made_again(url) == identity
+    identity = await make_store(url, 7)
+    assert await reopen(url) == identity
 
 
-async def made_again(url: str) -> Identity:
+async def reopen(url: str) -> Identity:
     store = await MongoStore.open(url, Identity.draw(16))
     assert len(await store.events_after(D, 0, 10)) == 3
     await store.close()
     return store.identity
 
 
-async def test_an_unfinished_copy_is_opened_by_whoever_copies_alone(url: str) -> None:
+async def test_only_a_copy_may_open_an_unfinished_copy(url: str) -> None:
     store = await MongoStore.open(url, Identity.draw(3), copying=True)
     await store.close()
     assert "is an unfinished copy" in await refused(url)
@@ -350,12 +360,12 @@ async def test_a_reader_sees_what_a_server_writes_and_leaves_no_trace(
 ) -> None:
     store = await MongoStore.open(url, Identity.draw(16))
     await store.append(log(D, 1, 3))
-    claims = {it["_id"] for it in database.servers.find()}
+    claims = {claim["_id"] for claim in database.servers.find()}
     reader = await attach_store(url, driver=driver)
     assert reader.identity == store.identity
     await store.append(log(D, 4, 5))
     assert (await reader.heads([D]))[D].seq == 5
-    assert {it["_id"] for it in database.servers.find()} == claims
+    assert {claim["_id"] for claim in database.servers.find()} == claims
     await reader.close()
     await reader.close()
     with pytest.raises(Unavailable, match="closed"):
@@ -363,7 +373,7 @@ async def test_a_reader_sees_what_a_server_writes_and_leaves_no_trace(
     await store.close()
 
 
-async def test_a_reader_makes_no_store(url: str, database: Database[dict[str, Any]]) -> None:
+async def test_a_reader_creates_no_store(url: str, database: Database[dict[str, Any]]) -> None:
     with pytest.raises(SetupError, match="there is no store"):
         await attach_store(url)
     assert database.list_collection_names() == []
@@ -372,25 +382,25 @@ async def test_a_reader_makes_no_store(url: str, database: Database[dict[str, An
         await attach_store(url)
 
 
-# --- many at once: what is joined in the server answers as single queries do
+# --- many lookups at once: joins in the server return the same as single queries
 
 
-async def test_many_are_found_as_few_are(url: str) -> None:
+async def test_lookups_of_many_keys_match_single_lookups(url: str) -> None:
     store = await MongoStore.open(url, Identity.draw(16))
-    records = [it for number in range(60) for it in log(f"d:alice:user{number}", 1, 1 + number % 3)]
+    records = [record for number in range(60) for record in log(f"d:alice:user{number}", 1, 1 + number % 3)]
     await store.append(records)
     heads, stored, ids = await asyncio.gather(
         store.heads([f"d:alice:user{number}" for number in range(60)] + ["d:alice:nobody"]),
-        store.find([it.key for it in records] + [replace(records[0].key, client_msg_id="none")]),
-        store.ids_at([(it.event.conversation, it.event.seq) for it in records] + [(D, 1)]),
+        store.find([record.key for record in records] + [replace(records[0].key, client_msg_id="none")]),
+        store.ids_at([(record.event.conversation, record.event.seq) for record in records] + [(D, 1)]),
     )
     for number in range(60):
         name = f"d:alice:user{number}"
         assert {name: heads[name]} == await store.heads([name])
     assert len(heads) == 60
-    for it in records:
-        assert await store.find([it.key]) == {it.key: stored[it.key]}
-        assert ids[it.event.conversation, it.event.seq] == it.event.id
+    for record in records:
+        assert await store.find([record.key]) == {record.key: stored[record.key]}
+        assert ids[record.event.conversation, record.event.seq] == record.event.id
     assert len(stored) == len(ids) == len(records)
     await store.put_devices([Registration(Device("alice", "phone"), "json")])
     await store.close()

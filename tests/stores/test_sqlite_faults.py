@@ -1,4 +1,4 @@
-"""A SQLite store whose disk is full, failing, read-only or locked: nothing half, and then it goes on."""
+"""If its disk is full, failing, read-only or locked, a SQLite store stores nothing in part, and continues."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imqtt.errors import StoreFull, StoreReadOnly, StoreUnreachable
+from imqtt.errors import SetupError, StoreFull, StoreReadOnly, StoreUnreachable
 from imqtt.model import Content, Device, Marks, Registration
 from imqtt.stores.base import AppendConflict, Identity, OutcomeUnknown
 from imqtt.stores.sqlite import checkpoint as sqlite_checkpoint
@@ -23,7 +23,7 @@ D = "d:alice:bob"
 LARGE = Content(text="x" * 20_000)
 
 
-async def filled(store: SqliteStore) -> int:
+async def fill_disk(store: SqliteStore) -> int:
     """Appends until the disk is full; returns the last seq that was stored."""
     last = 0
     with contextlib.suppress(StoreFull):
@@ -60,9 +60,9 @@ async def pragma(store: SqliteStore, text: str) -> None:
 
 @contextlib.contextmanager
 def no_files_left() -> Iterator[None]:
-    """This process may open nothing."""
+    """This process can open no more files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(it.name) for it in Path("/proc/self/fd").iterdir())
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     taken = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
     try:
@@ -72,11 +72,11 @@ def no_files_left() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for it in taken:
-            os.close(it)
+        for descriptor in taken:
+            os.close(descriptor)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux alone tells what is open")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 async def test_a_reader_without_a_file_descriptor_names_the_limit(store: SqliteStore) -> None:
     with no_files_left(), pytest.raises(StoreUnreachable, match=r"Too many open files.*LimitNOFILE"):
         await store.heads([D])
@@ -87,17 +87,17 @@ async def seqs(store: SqliteStore, conversation: str) -> list[int]:
     return [event.seq for event in await store.events_after(conversation, 0, 10_000)]
 
 
-async def test_when_the_database_may_not_grow_everybody_in_the_transaction_is_told(
+async def test_when_the_database_may_not_grow_every_request_of_the_transaction_fails(
     store: SqliteStore,
 ) -> None:
-    await pragma(store, "max_page_count = 1")  # SQLite takes the present size for the least
+    await pragma(store, "max_page_count = 1")  # SQLite raises this to the current size
     outcomes = await asyncio.gather(
         store.append([record("u:alice", seq, content=LARGE) for seq in range(1, 20)]),
         store.append([record("u:bob", 1, content=LARGE)]),
         store.raise_marks([Marks(D, "bob", 3, 3)]),
         return_exceptions=True,
     )
-    assert all(isinstance(it, StoreFull) for it in outcomes)
+    assert all(isinstance(outcome, StoreFull) for outcome in outcomes)
     assert await store.heads([D, "u:alice", "u:bob"]) == {D: record(D, 3).event.position}
     assert await store.marks([D]) == {}
 
@@ -106,12 +106,14 @@ async def test_when_the_database_may_not_grow_everybody_in_the_transaction_is_to
     assert await seqs(store, "u:alice") == list(range(1, 20))
 
 
-async def test_a_full_disk_loses_nothing_and_takes_writes_again_when_there_is_room(small_disk: Path) -> None:
+async def test_a_full_disk_loses_nothing_and_accepts_writes_again_when_there_is_room(
+    small_disk: Path,
+) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(300_000))
     path = small_disk / "imqtt.db"
     store = await SqliteStore.open(path, Identity.draw(16))
-    last = await filled(store)
+    last = await fill_disk(store)
     assert last > 0
     assert await seqs(store, D) == list(range(1, last + 1))
     with pytest.raises(StoreFull):
@@ -125,9 +127,9 @@ async def test_a_full_disk_loses_nothing_and_takes_writes_again_when_there_is_ro
     await store.close()
 
 
-async def test_no_room_to_create_a_store(small_disk: Path) -> None:
+async def test_creating_a_store_on_a_full_disk_is_refused(small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(1_048_576))
-    with pytest.raises(Exception, match=r"disk of .* is full|cannot be"):
+    with pytest.raises(SetupError, match=r"disk of .* is full|cannot be"):
         await SqliteStore.open(small_disk / "imqtt.db", Identity.draw(16))
 
 
@@ -136,7 +138,7 @@ async def test_a_disk_that_fails_leaves_the_outcome_unknown_and_a_retry_settles_
 ) -> None:
     records = [record("u:alice", seq, content=LARGE) for seq in range(1, 10)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))  # writing further fails, as on a bad disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))  # writes beyond it fail, as on a bad disk
     try:
         with pytest.raises(OutcomeUnknown):
             await store.append(records)
@@ -148,7 +150,7 @@ async def test_a_disk_that_fails_leaves_the_outcome_unknown_and_a_retry_settles_
     assert await seqs(store, D) == [1, 2, 3]
 
 
-async def test_a_store_that_turns_read_only_says_so(store: SqliteStore) -> None:
+async def test_a_store_that_turns_read_only_raises_store_read_only(store: SqliteStore) -> None:
     await pragma(store, "query_only = 1")
     with pytest.raises(StoreReadOnly):
         await store.append(log(D, 4, 4))
@@ -157,7 +159,9 @@ async def test_a_store_that_turns_read_only_says_so(store: SqliteStore) -> None:
     assert await seqs(store, D) == [1, 2, 3]
 
 
-async def test_while_another_program_writes_the_store_waits(store: SqliteStore, tmp_path: Path) -> None:
+async def test_an_append_has_an_unknown_outcome_while_another_program_writes(
+    store: SqliteStore, tmp_path: Path
+) -> None:
     shell = sqlite3.connect(tmp_path / "imqtt.db", isolation_level=None)
     shell.execute("BEGIN IMMEDIATE")
     with pytest.raises(OutcomeUnknown, match="another program"):
@@ -201,20 +205,22 @@ async def test_a_gap_is_never_stored_for_a_conversation_that_does_not_exist(stor
 
 
 async def test_waiting_requests_share_a_transaction(store: SqliteStore) -> None:
-    together: list[int] = []
+    groups: list[int] = []
     commit = store._writer._commit
 
     def counting(requests: list[object]) -> object:
-        together.append(len(requests))
-        return commit(requests)  # type: ignore[arg-type]  # as it came
+        groups.append(len(requests))
+        return commit(requests)  # type: ignore[arg-type]  # passed on unchanged
 
-    store._writer._commit = counting  # type: ignore[assignment,method-assign]  # to look at the groups
+    store._writer._commit = counting  # type: ignore[assignment,method-assign]  # counts each group
     await asyncio.gather(*(store.append(log(f"d:p{number}:q", 1, 2)) for number in range(100)))
-    assert sum(together) == 100
-    assert len(together) < 20
+    assert sum(groups) == 100
+    assert len(groups) < 20
 
 
-async def test_the_log_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_write_ahead_log_does_not_grow_without_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_checkpoint, "INTERVAL_SECONDS", 0.001)
     monkeypatch.setattr(sqlite_checkpoint, "LOG_PAGES", 50)
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))

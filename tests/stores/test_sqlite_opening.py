@@ -1,4 +1,4 @@
-"""Opening a SQLite store: what is refused says what the operator has to do."""
+"""Opening a SQLite store: each refusal states what the operator has to do."""
 
 import os
 import sqlite3
@@ -24,9 +24,15 @@ from tests.services import WITHIN
 D = "d:alice:bob"
 
 
-async def made(path: Path) -> None:
+async def make_store(path: Path) -> None:
     store = await SqliteStore.open(path, Identity.draw(16))
     await store.append(log(D, 1, 3))
+    await store.close()
+
+
+async def check_events(path: Path, events: int) -> None:
+    store = await SqliteStore.open(path, Identity.draw(16))
+    assert len(await store.events_after(D, 0, 10)) == events
     await store.close()
 
 
@@ -41,19 +47,19 @@ async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-async def test_a_directory_in_place_of_the_file(tmp_path: Path) -> None:
+async def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     assert "is not a file" in await refused(tmp_path)
 
 
-async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
-    path.write_text("a shopping list, and long enough to be read as a header\n" * 100)
+    path.write_text("a shopping list that is long enough to be read as a header\n" * 100)
     before = path.read_bytes()
     assert "not an SQLite database" in await refused(path)
     assert path.read_bytes() == before
 
 
-async def test_a_database_of_another_program(tmp_path: Path) -> None:
+async def test_a_database_of_another_program_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE theirs (x)")
@@ -62,18 +68,18 @@ async def test_a_database_of_another_program(tmp_path: Path) -> None:
     other.close()
 
 
-async def test_a_database_of_a_newer_imqtt(tmp_path: Path) -> None:
+async def test_a_database_of_a_newer_imqtt_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
-    await made(path)
+    await make_store(path)
     with sqlite3.connect(path) as newer:
         newer.execute("PRAGMA user_version = 99")
     newer.close()
     assert "schema 99" in await refused(path)
 
 
-async def made_by_an_older_imqtt(path: Path, schema: int) -> None:
-    """Schema 2 has no registers; schema 1, of version 0.1, has no time when a device was last seen either."""
-    await made(path)
+async def make_older_store(path: Path, schema: int) -> None:
+    """Schema 2 has no registers; schema 1, of version 0.1, also has no times when devices were last seen."""
+    await make_store(path)
     with closing(sqlite3.connect(path)) as older, older:
         older.execute("INSERT INTO devices VALUES ('alice', 'phone', 'json', 'android', 4096, 0)")
         older.execute("DROP INDEX events_by_register")
@@ -97,7 +103,7 @@ def schema_of(path: Path) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("schema", [1, 2])
 async def test_a_store_of_an_older_imqtt_has_registers_once_it_is_opened(tmp_path: Path, schema: int) -> None:
     path = tmp_path / "imqtt.db"
-    await made_by_an_older_imqtt(path, schema)
+    await make_older_store(path, schema)
     for _ in range(2):
         store = await SqliteStore.open(path, Identity.draw(16))
         assert await store.registers([(D, "title")]) == {}
@@ -109,14 +115,14 @@ async def test_a_store_of_an_older_imqtt_has_registers_once_it_is_opened(tmp_pat
     assert await store.registers([(D, "title")]) == {(D, "title"): title.event}
     assert await store.records_after(D, 0, 10) == [*log(D, 1, 3), title]
     await store.close()
-    await made(tmp_path / "new.db")
+    await make_store(tmp_path / "new.db")
     assert schema_of(path) == schema_of(tmp_path / "new.db")
 
 
 @pytest.mark.parametrize("schema", [1, 2])
-async def test_a_store_of_an_older_imqtt_is_brought_up_to_date(tmp_path: Path, schema: int) -> None:
+async def test_a_store_of_an_older_imqtt_is_upgraded(tmp_path: Path, schema: int) -> None:
     path = tmp_path / "imqtt.db"
-    await made_by_an_older_imqtt(path, schema)
+    await make_older_store(path, schema)
     for seen in (0, 5):
         store = await SqliteStore.open(path, Identity.draw(16))
         assert await store.devices(["alice"]) == {"alice": (msgspec.structs.replace(PHONE, seen=seen),)}
@@ -126,9 +132,9 @@ async def test_a_store_of_an_older_imqtt_is_brought_up_to_date(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("schema", [1, 2])
-async def test_a_store_of_an_older_imqtt_can_be_read_as_it_is(tmp_path: Path, schema: int) -> None:
+async def test_a_store_of_an_older_imqtt_can_be_read_without_an_upgrade(tmp_path: Path, schema: int) -> None:
     path = tmp_path / "imqtt.db"
-    await made_by_an_older_imqtt(path, schema)
+    await make_older_store(path, schema)
     reader = await SqliteReader.attach(path)
     assert await reader.devices(["alice"]) == {"alice": (PHONE,)}
     assert await reader.registrations(Device("", ""), 10) == [PHONE]
@@ -146,7 +152,7 @@ def _usual_umask() -> Iterator[None]:
 
 
 def modes(directory: Path) -> dict[str, str]:
-    return {it.name: f"{stat.S_IMODE(it.stat().st_mode):04o}" for it in directory.iterdir()}
+    return {path.name: f"{stat.S_IMODE(path.stat().st_mode):04o}" for path in directory.iterdir()}
 
 
 NAMES = ("imqtt.db", "imqtt.db-wal", "imqtt.db-shm", "imqtt.db.lock", "imqtt.db.lock-journal")
@@ -154,7 +160,7 @@ ALL_PRIVATE = dict.fromkeys(NAMES, "0600")
 
 
 @pytest.mark.usefixtures("_usual_umask")
-async def test_a_store_and_all_that_is_beside_it_are_private(tmp_path: Path) -> None:
+async def test_a_store_and_its_auxiliary_files_are_private(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     await store.append(log(D, 1, 3))
     assert modes(tmp_path) == ALL_PRIVATE
@@ -162,9 +168,9 @@ async def test_a_store_and_all_that_is_beside_it_are_private(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_usual_umask")
-async def test_a_store_that_everybody_could_read_is_made_private(tmp_path: Path) -> None:
-    await made(tmp_path / "imqtt.db")
-    shell = sqlite3.connect(tmp_path / "imqtt.db")  # keeps the files beside it
+async def test_a_store_that_all_users_could_read_is_made_private(tmp_path: Path) -> None:
+    await make_store(tmp_path / "imqtt.db")
+    shell = sqlite3.connect(tmp_path / "imqtt.db")  # keeps the auxiliary files
     shell.execute("SELECT * FROM meta").fetchall()
     for path in tmp_path.iterdir():
         path.chmod(0o644)
@@ -175,7 +181,7 @@ async def test_a_store_that_everybody_could_read_is_made_private(tmp_path: Path)
     shell.close()
 
 
-async def test_what_is_refused_keeps_its_mode(tmp_path: Path) -> None:
+async def test_a_refused_file_keeps_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE theirs (x)")
@@ -187,7 +193,7 @@ async def test_what_is_refused_keeps_its_mode(tmp_path: Path) -> None:
 async def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
     path.touch()
-    await made(path)
+    await make_store(path)
     assert path.stat().st_size > 0
 
 
@@ -199,13 +205,7 @@ async def test_a_store_in_use_is_refused_within_a_process(tmp_path: Path) -> Non
     assert "in use by another imqtt server" in await refused(tmp_path / "link.db")
     await store.append(log(D, 1, 1))
     await store.close()
-    await made_again(path)
-
-
-async def made_again(path: Path) -> None:
-    store = await SqliteStore.open(path, Identity.draw(16))
-    assert len(await store.events_after(D, 0, 10)) == 1
-    await store.close()
+    await check_events(path, 1)
 
 
 async def test_a_store_in_use_is_refused_to_another_process(tmp_path: Path) -> None:
@@ -229,56 +229,50 @@ async def test_a_store_in_use_is_refused_to_another_process(tmp_path: Path) -> N
     await store.close()
 
 
-async def test_what_refuses_to_open_leaves_the_lock_free(tmp_path: Path) -> None:
+async def test_a_failed_opening_releases_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
     path.write_bytes(b"not a database" * 100)
     await refused(path)
     path.unlink()
-    await made(path)
+    await make_store(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any file")
-async def test_a_read_only_file(tmp_path: Path) -> None:
+async def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
-    await made(path)
+    await make_store(path)
     path.chmod(0o400)
     assert "read-only" in await refused(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any directory")
-async def test_a_read_only_directory(tmp_path: Path) -> None:
+async def test_a_read_only_directory_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert "writable" in await refused(tmp_path / "imqtt.db")
     tmp_path.chmod(0o700)
 
 
-async def test_a_file_that_sqlite_may_only_read(tmp_path: Path) -> None:
+async def test_a_file_that_sqlite_may_only_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
-    await made(path)
+    await make_store(path)
     connection = sqlite_file.connect_to_read(path)
     with pytest.raises(SetupError, match="read-only"):
         sqlite_file.prepare(connection, path, Identity.draw(16))
     connection.close()
 
 
-async def test_a_store_that_another_program_holds_locked(
+async def test_a_store_locked_by_another_program_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.05)
     path = tmp_path / "imqtt.db"
-    await made(path)
+    await make_store(path)
     shell = sqlite3.connect(path, isolation_level=None)
     shell.execute("BEGIN IMMEDIATE")
     assert "locked by another program" in await refused(path)
     shell.execute("ROLLBACK")
     shell.close()
-    await made_of(path, 3)
-
-
-async def made_of(path: Path, events: int) -> None:
-    store = await SqliteStore.open(path, Identity.draw(16))
-    assert len(await store.events_after(D, 0, 10)) == events
-    await store.close()
+    await check_events(path, 3)
 
 
 # --- reading only
@@ -299,25 +293,25 @@ async def test_a_reader_reads_beside_the_server(tmp_path: Path) -> None:
 
 async def test_a_reader_reads_without_a_server_too(tmp_path: Path) -> None:
     path = tmp_path / "imqtt.db"
-    await made(path)
+    await make_store(path)
     reader = await SqliteReader.attach(path)
     assert len(await reader.events_after(D, 0, 10)) == 3
     await reader.close()
-    await made_of(path, 3)
+    await check_events(path, 3)
 
 
-async def test_there_is_nothing_to_read(tmp_path: Path) -> None:
+async def test_attaching_to_a_missing_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="there is no store"):
         await SqliteReader.attach(tmp_path / "imqtt.db")
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_closed_store_leaves_one_file_and_its_lock(tmp_path: Path) -> None:
-    await made(tmp_path / "imqtt.db")
-    assert sorted(it.name for it in tmp_path.iterdir()) == ["imqtt.db", "imqtt.db.lock"]
+    await make_store(tmp_path / "imqtt.db")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["imqtt.db", "imqtt.db.lock"]
 
 
-async def test_a_copy_in_another_journal_mode_is_brought_into_wal(tmp_path: Path) -> None:
+async def test_a_copy_in_another_journal_mode_is_switched_to_wal(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path / "imqtt.db", Identity.draw(16))
     await store.close()
     with closing(sqlite3.connect(tmp_path / "imqtt.db")) as connection:

@@ -1,4 +1,4 @@
-"""How SQLite finds registers: by one seek each in an index that has no entry for plain messages."""
+"""SQLite finds each register by one seek in an index that has no entries for plain messages."""
 
 import sqlite3
 from contextlib import closing

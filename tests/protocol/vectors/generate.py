@@ -393,8 +393,8 @@ def _rejected(name: str, entry: Entry) -> Entry:
         decode_command(payload, BOUNDS)
     except ImqttError as error:
         named = dict(zip(("command", "conversation", "client_msg_id", "ref"), identify(payload), strict=True))
-        told = {key: value for key, value in named.items() if value}
-        return {"name": name, **entry, "code": error.code, "retryable": error.retryable, "named": told}
+        readable = {key: value for key, value in named.items() if value}
+        return {"name": name, **entry, "code": error.code, "retryable": error.retryable, "named": readable}
     raise AssertionError(f"{name} is not refused")
 
 

@@ -62,11 +62,11 @@ class Order(msgspec.Struct, frozen=True):
     count: int = 0
 
 
-class Started(msgspec.Struct, frozen=True, tag_field="said", tag="started"):
+class Started(msgspec.Struct, frozen=True, tag_field="report", tag="started"):
     """The device has read its own history and recorded its start."""
 
 
-class Progress(msgspec.Struct, frozen=True, tag_field="said", tag="progress"):
+class Progress(msgspec.Struct, frozen=True, tag_field="report", tag="progress"):
     """Messages accepted in all runs of the device, and when the latest accepted one was invoked.
 
     `newest` is on the clock of `history.now`; 0 if there is none.
@@ -76,7 +76,7 @@ class Progress(msgspec.Struct, frozen=True, tag_field="said", tag="progress"):
     newest: float = 0.0
 
 
-class Done(msgspec.Struct, frozen=True, tag_field="said", tag="done"):
+class Done(msgspec.Struct, frozen=True, tag_field="report", tag="done"):
     """An order is complete. `count`: PUBACKs of a replay, conversations of a finish. `cpu`: seconds."""
 
     do: str
@@ -84,7 +84,7 @@ class Done(msgspec.Struct, frozen=True, tag_field="said", tag="done"):
     cpu: float = 0.0
 
 
-Said = Started | Progress | Done
+Report = Started | Progress | Done
 
 _encode = msgspec.json.Encoder().encode
 _plan = msgspec.json.Decoder(Plan).decode
@@ -146,13 +146,13 @@ class Console:
             if settling is not None:
                 settling.cancel()
 
-    def say(self, said: Said) -> None:
-        sys.stdout.buffer.write(_encode(said) + b"\n")
+    def report(self, report: Report) -> None:
+        sys.stdout.buffer.write(_encode(report) + b"\n")
         sys.stdout.buffer.flush()
 
     def done(self, do: str, count: int = 0) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        self.say(Done(do, count, usage.ru_utime + usage.ru_stime))
+        self.report(Done(do, count, usage.ru_utime + usage.ru_stime))
 
 
 def run_device(make: Callable[[Console], Any]) -> None:

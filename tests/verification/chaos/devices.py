@@ -10,14 +10,14 @@ from pathlib import Path
 import msgspec
 
 from imqtt.mosquitto.process import end_with_parent
-from tests.verification.chaos.console import Done, Order, Plan, Progress, Said, Started
+from tests.verification.chaos.console import Done, Order, Plan, Progress, Report, Started
 from tests.verification.checker.history import Held, History, Start, now
 
 START_SECONDS = 120.0
 END_SECONDS = 60.0  # from the last report of a device until its exit
 
 _encode = msgspec.json.Encoder().encode
-_said = msgspec.json.Decoder(Said).decode
+_decode_report = msgspec.json.Decoder(Report).decode
 
 
 class DeviceEnded(Exception):
@@ -142,15 +142,15 @@ class DeviceProcess:
         assert process.stdout is not None
         # A killed process may leave a truncated last line.
         while (line := await process.stdout.readline()).endswith(b"\n"):
-            said = _said(line)
-            if isinstance(said, Started):
+            report = _decode_report(line)
+            if isinstance(report, Started):
                 self._started.set()
-            elif isinstance(said, Progress):
-                self.progress = said
+            elif isinstance(report, Progress):
+                self.progress = report
             else:
-                answer = self._asked.pop(said.do, None)
+                answer = self._asked.pop(report.do, None)
                 if answer is not None and not answer.done():
-                    answer.set_result(said)
+                    answer.set_result(report)
         await process.wait()
         for answer in self._asked.values():
             if not answer.done():
@@ -162,8 +162,8 @@ class DeviceProcess:
             await self._listening
 
     def _end_error(self) -> DeviceEnded:
-        said = self.log.read_text(errors="replace")[-2_000:] if self.log.exists() else ""
-        return DeviceEnded(f"{self.name} ended with {self.ended}: {said}")
+        output = self.log.read_text(errors="replace")[-2_000:] if self.log.exists() else ""
+        return DeviceEnded(f"{self.name} ended with {self.ended}: {output}")
 
 
 async def settle(devices: list[DeviceProcess], within: float) -> None:

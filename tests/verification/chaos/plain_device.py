@@ -66,7 +66,7 @@ class PlainDevice:
     async def run(self) -> None:
         """Runs until told to finish, or until stdin is closed."""
         self._journal.start(ordered=False, durable=False)
-        self._console.say(Started())
+        self._console.report(Started())
         await until_one_ends(self._stay_connected, self._send, self._tick, self._execute_orders)
 
     async def _execute_orders(self) -> None:
@@ -192,7 +192,7 @@ class PlainDevice:
             await asyncio.sleep(TICK)
             if journal.progress != self._reported:
                 self._reported = journal.progress
-                self._console.say(journal.progress)
+                self._console.report(journal.progress)
             if self._connected.is_set() and not self._welcomed.is_set() and self._hello_due <= now():
                 self._say_hello()
             for open in list(self._open.values()):

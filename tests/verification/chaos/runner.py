@@ -305,6 +305,8 @@ class Run:
         log.info("  %s %s (%s) %s", phase, kind, target, detail)
 
     def _fail(self, what: str, error: BaseException) -> None:
-        said = f"{what}: {error}" if isinstance(error, Failed) else f"{what}: {type(error).__name__} {error}"
-        self._failures.append(said)
-        log.error("%s", said)
+        failure = (
+            f"{what}: {error}" if isinstance(error, Failed) else f"{what}: {type(error).__name__} {error}"
+        )
+        self._failures.append(failure)
+        log.error("%s", failure)

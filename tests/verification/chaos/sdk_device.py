@@ -111,7 +111,7 @@ class SdkDevice:
             self._sync_monitor = SyncMonitor(client._parts.catchup)
             self._events = client.events("history")
             await self._resume_outbox()
-            self._console.say(Started())
+            self._console.report(Started())
             await until_one_ends(
                 self._await_answers, self._send, self._consume, self._listen, self._tick, self._execute_orders
             )
@@ -243,7 +243,7 @@ class SdkDevice:
             await asyncio.sleep(TICK)
             if journal.progress != reported:
                 reported = journal.progress
-                self._console.say(reported)
+                self._console.report(reported)
             self._report_slow_answers()
             await self._note_marks()
             if journal.seen and journal.random.random() < TICK * self._plan.marks and self._may_send.is_set():

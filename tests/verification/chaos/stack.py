@@ -79,8 +79,8 @@ class Broker(Mosquitto):
         before, after = log[:since].decode(), log[since:].decode()
         if f"Client {client} already connected, closing old connection" in after:
             return True
-        told = re.search(rf"(Client {re.escape(client)} \[\S+\] disconnected: )session taken over", after)
-        return told is not None and told[1] not in before
+        match = re.search(rf"(Client {re.escape(client)} \[\S+\] disconnected: )session taken over", after)
+        return match is not None and match[1] not in before
 
     async def save(self) -> int:
         """Makes it save its state now. Returns the size in bytes."""

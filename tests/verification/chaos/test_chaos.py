@@ -96,11 +96,11 @@ async def test_nothing_is_lost_on_sqlite_and_a_planted_loss_is_found(
     harness.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = with_verdict(outcome, check_histories(tmp_path / "histories"))
     assert not found.ok
-    said = printed(found)
-    assert int(row(said, "sqlite")[6]) > 0  # lost
-    assert int(row(said, "sqlite")[10]) > 0  # conversations that differ
-    assert row(said, "sqlite")[-1] == "failed"
-    assert str(tmp_path) in said
+    output = printed(found)
+    assert int(row(output, "sqlite")[6]) > 0  # lost
+    assert int(row(output, "sqlite")[10]) > 0  # conversations that differ
+    assert row(output, "sqlite")[-1] == "failed"
+    assert str(tmp_path) in output
 
 
 @pytest.mark.verify
@@ -120,9 +120,9 @@ async def test_a_run_with_a_fault_that_had_no_effect_is_invalid(tmp_path: Path) 
     assert not outcome.failures
     assert not outcome.valid
     assert not outcome.ok
-    said = printed(outcome)
-    assert row(said, "sqlite")[-1] == "invalid"
-    assert "did not fire: old broker (broker): no old state was saved" in said
+    output = printed(outcome)
+    assert row(output, "sqlite")[-1] == "invalid"
+    assert "did not fire: old broker (broker): no old state was saved" in output
 
 
 # --- the table
@@ -147,12 +147,12 @@ GOOD = Outcome(
 def test_the_table_counts_each_kind_of_finding_and_adds_up_the_stacks() -> None:
     kinds = ("lost", "doubled", "doubled", "out of order", "hole", "hole", "hole", "phantom", "differs")
     bad = replace(GOOD, stack="scale", findings=[(kind, "u:a", "what") for kind in kinds], differing=4)
-    said = printed(GOOD, bad)
-    assert row(said, "sqlite")[3:] == ["1", "9", "8", "0", "0", "0", "0", "0", "0", "1.5", "1.5", "ok"]
-    assert row(said, "scale")[6:12] == ["1", "2", "1", "3", "4", "2"]
-    assert row(said, "total")[3:12] == ["2", "18", "16", "1", "2", "1", "3", "4", "2"]
-    assert row(said, "total")[-1] == "failed"
-    assert row(said, "kill worker") == ["kill worker", "1", "1", "1.5", "1.5"]
+    output = printed(GOOD, bad)
+    assert row(output, "sqlite")[3:] == ["1", "9", "8", "0", "0", "0", "0", "0", "0", "1.5", "1.5", "ok"]
+    assert row(output, "scale")[6:12] == ["1", "2", "1", "3", "4", "2"]
+    assert row(output, "total")[3:12] == ["2", "18", "16", "1", "2", "1", "3", "4", "2"]
+    assert row(output, "total")[-1] == "failed"
+    assert row(output, "kill worker") == ["kill worker", "1", "1", "1.5", "1.5"]
 
 
 @pytest.mark.parametrize(

@@ -563,8 +563,8 @@ class _ConversationCheck:
         """Whether a device sent the row as it is."""
         sents = self.messages.get((row.sender, row.name), [])
         if not any(row.value in sent.values for sent in sents):
-            said = f"sent as {_values(sents)}" if sents else "never sent here"
-            self._find(Kind.PHANTOM, f"{who} has {_at(row)}, {row.value!r}: {said}")
+            origin = f"sent as {_values(sents)}" if sents else "never sent here"
+            self._find(Kind.PHANTOM, f"{who} has {_at(row)}, {row.value!r}: {origin}")
         elif row.sender not in self._log.members:
             self._find(Kind.PHANTOM, f"{who} has {_at(row)}, whose sender is not a member")
 
@@ -645,17 +645,17 @@ class _ConversationCheck:
     def _check_false_answer(self, process: str, name: str, seq: int, id: int, sent: _Sent) -> None:
         """An `Accepted` that names a place where the message never was."""
         there = self._at_seq(seq)
-        told = f"{process} was told that {name!r} is at seq {seq} (id {id})"
+        claim = f"{process} was told that {name!r} is at seq {seq} (id {id})"
         if there is not None:
-            self._find(Kind.REWRITTEN, f"{told}, but the store has {_at(there)}")
+            self._find(Kind.REWRITTEN, f"{claim}, but the store has {_at(there)}")
         elsewhere = [
             place for place in self._places.get((_user(process), name), []) if place.value in sent.values
         ]
         if not elsewhere:
-            self._find(Kind.LOST, f"{told}, but no store has {sent.values[-1]!r} anywhere")
+            self._find(Kind.LOST, f"{claim}, but no store has {sent.values[-1]!r} anywhere")
         elif there is None:
             kind = Kind.PHANTOM if seq > self._highest_seq else Kind.LOST
-            self._find(kind, f"{told}, but the store has {_at(elsewhere[0])} instead")
+            self._find(kind, f"{claim}, but the store has {_at(elsewhere[0])} instead")
 
     def _check_refusal(
         self,
@@ -707,8 +707,8 @@ class _ConversationCheck:
             ]
             epochs += held or [-1, -1]
         if len(set(epochs)) < len(epochs):
-            told = ", then ".join(f"seq {seq} (id {id})" for seq, id in answers)
-            self._find(Kind.CHANGED_ANSWER, f"{user} was told that {name!r} is at {told}")
+            positions = ", then ".join(f"seq {seq} (id {id})" for seq, id in answers)
+            self._find(Kind.CHANGED_ANSWER, f"{user} was told that {name!r} is at {positions}")
 
     # --- order
 

@@ -142,8 +142,8 @@ def _check_acks(connection: Connection, received: list[Received]) -> None:
     assert receipts == sorted(set(receipts))
     ended = connection.state is State.ENDED
     written, _ = connection.send(2.0, ROOM)
-    said = list(_read_all(written))
-    acks = [packet.packet_id for packet in said if isinstance(packet, mqtt5.PubAckPacket)]
+    packets = list(_read_all(written))
+    acks = [packet.packet_id for packet in packets if isinstance(packet, mqtt5.PubAckPacket)]
     expected = [message.packet_id for message in received]
     assert acks == (expected[: len(acks)] if ended else expected)
     if not ended:

@@ -99,9 +99,9 @@ def show(seed: int, mistake: Mistake | None, faults: Sequence[str], *, full: boo
     print("\n".join(lines))
     for problem in outcome.problems():
         print(f"  {problem}")
-    said = "ok" if outcome.ok else "failed"
+    verdict = "ok" if outcome.ok else "failed"
     only = f" --faults {shlex.join(faults)}" if faults else ""
-    print(f"seed {seed}: {said}; repeat with: python -m tests.verification.simulation --seed {seed}{only}")
+    print(f"seed {seed}: {verdict}; repeat with: python -m tests.verification.simulation --seed {seed}{only}")
     return 0 if outcome.ok else 1
 
 

@@ -1,7 +1,7 @@
 """A device's `Database` with the statements of the real one, in virtual time and without a thread.
 
-A device's file is a SQLite database in memory. It belongs to the simulated `Disk`, so it outlives the process
-that has it open: what was committed is there for the next one, and what was not never was.
+A device's file is a SQLite database in memory. It belongs to the simulated `Disk`, so it survives the process
+that has it open: the next process finds everything that was committed, and nothing else.
 """
 
 import sqlite3
@@ -16,7 +16,7 @@ from tests.verification.simulation.loop import Loop, Process, current
 
 T = TypeVar("T")
 
-DELAY = (0.000_05, 0.002)  # seconds, until what was submitted is committed
+DELAY = (0.000_05, 0.002)  # seconds until submitted operations are committed
 
 Operation = Callable[[sqlite3.Connection], T]
 
@@ -24,7 +24,7 @@ Operation = Callable[[sqlite3.Connection], T]
 class File:
     """A database, and the process that has it open.
 
-    `failing`: the share of transactions that find no room.
+    `failing`: the share of transactions that fail because the disk is full.
     """
 
     def __init__(self) -> None:
@@ -39,14 +39,14 @@ class File:
 
 
 class Disk:
-    """The files of all devices, by path. Who opens them is a process of `loop`."""
+    """The files of all devices, by path. Processes of `loop` open them."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.files: dict[Path, File] = {}
 
     def file(self, path: Path | None) -> File:
-        """A new one for no path."""
+        """The file at this path; without a path, a new one."""
         if path is None:
             return File()
         if path not in self.files:
@@ -61,7 +61,7 @@ class _Job(NamedTuple):
 
 
 class SimDatabase:
-    """A device's database. What is submitted while one transaction waits goes into it together."""
+    """A device's database. Operations that are submitted while a transaction waits become part of it."""
 
     def __init__(self, disk: Disk, path: Path | None) -> None:
         self._file = disk.file(path)
@@ -75,7 +75,7 @@ class SimDatabase:
         return self._name
 
     async def open(self, schema: str, version: int, upgrades: Mapping[int, Operation[object]]) -> None:
-        """As `Database.open`. Raises `DeviceStoreError` while a process that lives has the file open."""
+        """Like `Database.open`. Raises `DeviceStoreError` while a live process has the file open."""
         name, file = self._name, self._file
         process = current()
         assert process is not None, "a device's store belongs to a process"
@@ -96,7 +96,7 @@ class SimDatabase:
     def submit(
         self, operation: Operation[T], *, durable: bool = False, chained: bool = False, erases: bool = False
     ) -> "Future[T]":
-        """As `Database.submit`. Here only processes are killed, and what is not `durable` survives that."""
+        """Like `Database.submit`. `durable` makes no difference: here only processes are killed."""
         done: Future[T] = self._loop.create_future()
         if self._closing is not None:
             done.set_exception(DeviceStoreError(f"{self._name}: the client is closed"))
@@ -107,7 +107,7 @@ class SimDatabase:
         return done
 
     async def close(self) -> None:
-        """Finishes what was submitted, and lets go of the file."""
+        """Finishes the submitted operations, and releases the file."""
         if self._closing is not None:
             return
         self._closing = self._loop.create_future()
@@ -118,7 +118,7 @@ class SimDatabase:
         self._file.holder = None
 
     def _commit(self) -> None:
-        """One transaction. Nobody is killed within it, so there are no halves, but before and after it."""
+        """One transaction. A process may be killed before or after it, but not within it."""
         jobs, self._waiting = self._waiting, []
         for job, answer in zip(jobs, self._answers(jobs), strict=True):
             if job.done.done():
@@ -134,10 +134,10 @@ class SimDatabase:
         connection = self._file.connection
         try:
             connection.execute("BEGIN")
-            self._find_room()
+            self._check_space()
             answers = [self._answer(job, connection) for job in jobs]
             connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - it is handed to whoever submitted the operation
+        except Exception as error:  # noqa: BLE001 - it is passed to the caller of `submit`
             connection.execute("ROLLBACK")
             if len(jobs) > 1:
                 return [answer for job in jobs for answer in self._answers([job])]
@@ -147,7 +147,7 @@ class SimDatabase:
             return [answer]
         return answers
 
-    def _find_room(self) -> None:
+    def _check_space(self) -> None:
         if self._file.failing and self._loop.random.random() < self._file.failing:
             raise sqlite3.OperationalError("database or disk is full")
 
@@ -167,7 +167,7 @@ class SimDatabase:
 
 @cache
 def _created(schema: str) -> bytes:
-    """An empty database. To have SQLite make it for each device would take 190 us, and to copy this one 3."""
+    """An empty database. Creating one for each device would take 190 us; copying this one takes 3."""
     connection = sqlite3.connect(":memory:")
     connection.executescript(schema)
     return connection.serialize()

@@ -224,7 +224,7 @@ class Faults:
         self._world.tables.slow = 0.0
 
     async def _state_mistaken(self) -> None:
-        """It recalls keys that it never stored, as a Bloom filter may."""
+        """It returns keys that it never stored, as a Bloom filter may."""
         self._world.state.mistaken = 0.3
         self._world.record_fault("state mistaken", "state")
         await asyncio.sleep(self._random_seconds(0.5, 6.0))

@@ -146,7 +146,7 @@ class _Transport(asyncio.Transport):
 
 
 class _Connection:
-    """`imqtt.broker.session.Session` without an encoding: it sends and receives packets as objects."""
+    """`imqtt.broker.connection.Connection` without an encoding: it sends and receives packets as objects."""
 
     def __init__(self, settings: LinkSettings, broker: Broker, wire: _Transport) -> None:
         self.state = State.CONNECTING

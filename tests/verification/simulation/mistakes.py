@@ -158,7 +158,7 @@ def _new_rows_after_an_unknown_outcome() -> AbstractContextManager[object]:
         try:
             return await append_once(self, records, again=again)
         except OutcomeUnknown:
-            # They may be stored: whatever is decided next goes behind them.
+            # They may be stored: all further decisions follow them.
             self.heads.put({record.event.conversation: record.event.position for record in records})
             self._outcome_unknown = True  # type: ignore[attr-defined]  # set only here
             return 0

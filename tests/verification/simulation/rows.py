@@ -1,9 +1,9 @@
-"""What a simulated store holds, and its two unique indexes.
+"""The contents of a simulated store, and its two unique indexes.
 
-    (conversation, seq)                     one event at each place
+    (conversation, seq)                     one event at each position
     (conversation, sender, client_msg_id)   each message once
 
-No time passes here, and nothing fails but for a duplicate: latency and faults are those of `store`.
+No time passes here, and only duplicates fail: `store` adds latency and faults.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -23,7 +23,7 @@ Dump = dict[str, tuple[tuple[Row, ...], tuple[tuple[str, int, int], ...]]]
 
 
 class Log:
-    """One conversation's events, by seq. `seqs` is in order; nothing keeps it from having gaps.
+    """One conversation's events, by seq. `seqs` is in order, and may have gaps.
 
     `registers` has the seqs of the events that set a register.
     """
@@ -68,7 +68,7 @@ class Log:
 
 
 class Backup(NamedTuple):
-    """A backup: everything there was at one moment."""
+    """A backup: the contents of one moment."""
 
     logs: dict[str, Log]
     places: dict[Key, int]
@@ -79,12 +79,12 @@ class Backup(NamedTuple):
 
 
 class Rows:
-    """All rows of one store, shared by its workers, as long as the store's disk lives.
+    """All rows of one store, shared by its workers. They survive its process.
 
-    `ordered_prefix`: an append that meets a duplicate keeps what stands before it (MongoDB), or nothing
-    (SQLite). Two rules may be switched off, to see whether anybody notices: with `unordered` an append goes
-    on behind a duplicate (`insert_many(ordered=False)`), with `unchecked_seq` a seq is no unique index, and
-    the later row at a place is the one that is found there.
+    `ordered_prefix`: an append that meets a duplicate keeps the rows before it (MongoDB), or none (SQLite).
+    Two rules can be switched off, to test that the checker notices: with `unordered`, an append continues
+    after a duplicate (`insert_many(ordered=False)`); with `unchecked_seq`, the seq has no unique index, and
+    the later row at a seq is the one that is read.
     """
 
     unordered = False
@@ -100,7 +100,7 @@ class Rows:
         self._marks: dict[str, dict[str, Marks]] = {}  # by conversation, user
         self._devices: dict[str, dict[str, Registration]] = {}  # by user, device
 
-    # --- as a whole
+    # --- all contents
 
     def dump(self) -> Dump:
         """Each conversation's events in order of seq, and its marks: (user, delivered, read)."""
@@ -125,11 +125,11 @@ class Rows:
         )
 
     def restore(self, backup: Backup) -> None:
-        """Puts back what a backup holds. What came since is gone; the backup may be used again."""
-        held = Rows(self.identity, ordered_prefix=self.ordered_prefix)
-        (held._logs, held._places, held._users, held._marks, held._devices, held.unfinished) = backup
-        again = held.copy()
-        self._logs, self._places, self._users, self._marks, self._devices, self.unfinished = again
+        """Replaces the contents by those of a backup, which may be used again."""
+        rows = Rows(self.identity, ordered_prefix=self.ordered_prefix)
+        (rows._logs, rows._places, rows._users, rows._marks, rows._devices, rows.unfinished) = backup
+        copy = rows.copy()
+        self._logs, self._places, self._users, self._marks, self._devices, self.unfinished = copy
 
     # --- the log
 
@@ -157,7 +157,7 @@ class Rows:
         return record.key not in self._places
 
     def _insert(self, record: Record) -> Record | None:
-        """Returns what was at its place, which only `unchecked_seq` allows."""
+        """Returns the record that was at its seq, which only `unchecked_seq` allows."""
         event = record.event
         log = self._logs.get(event.conversation)
         if log is None:
@@ -218,7 +218,7 @@ class Rows:
         return [record.event for record in log.before(seq, limit)] if log is not None else []
 
     def _logs_of(self, conversations: Collection[str]) -> Iterator[tuple[str, Log]]:
-        """Those that have events."""
+        """The logs that have events."""
         for name in conversations:
             if (log := self._logs.get(name)) is not None and log.seqs:
                 yield name, log
@@ -265,13 +265,13 @@ class Rows:
     def _marks_of(self, conversation: str) -> list[Marks]:
         return [marks for _, marks in sorted(self._marks.get(conversation, {}).items())]
 
-    def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        for mark in said:
-            user, device = mark.device
+    def put_devices(self, registrations: Sequence[Registration | DeviceFormat]) -> None:
+        for new in registrations:
+            user, device = new.device
             devices = self._devices.setdefault(user, {})
-            before = devices.get(device) or Registration(mark.device, mark.format)
-            now = mark if isinstance(mark, Registration) else replace(before, format=mark.format)
-            devices[device] = replace(now, seen=max(before.seen, mark.seen))
+            before = devices.get(device) or Registration(new.device, new.format)
+            now = new if isinstance(new, Registration) else replace(before, format=new.format)
+            devices[device] = replace(now, seen=max(before.seen, new.seen))
 
     def see_devices(self, seen: Sequence[tuple[Device, int]]) -> None:
         for (user, device), time in seen:
@@ -284,13 +284,13 @@ class Rows:
         }
 
     def remove_devices(self, devices: Sequence[tuple[Device, int | None]]) -> None:
-        """Devices, and each only if it was not seen since then."""
+        """Removes devices, each only if it was not seen since the time given with it."""
         for (user, device), unseen_since in devices:
             before = self._devices.get(user, {}).get(device)
             if before is not None and (unseen_since is None or before.seen <= unseen_since):
                 del self._devices[user][device]
 
-    # --- everything, for a copy of the store
+    # --- all rows, for a copy of the store
 
     def set_unfinished(self, unfinished: Sequence[bool]) -> None:
         for record in unfinished:
@@ -308,7 +308,7 @@ class Rows:
 
 
 def check(record: Record) -> None:
-    """Raises `RecordRefused` for what neither SQLite nor BSON holds."""
+    """Raises `RecordRefused` for values that neither SQLite nor BSON can hold."""
     event = record.event
     if not all(-INT64 <= number < INT64 for number in (event.seq, event.id, event.client_time)):
         raise RecordRefused("an integer beyond 64 bits")

@@ -1,6 +1,6 @@
 """The simulated state: like `imqtt.state.memory`, but shared by all workers, as Redis is.
 
-Correctness does not depend on it, so it fails in every way: it loses its data, is unreachable, and recalls
+Correctness does not depend on it, so it fails in every way: it loses its data, is unreachable, and remembers
 keys that it never stored.
 """
 
@@ -24,8 +24,8 @@ Call = Callable[[MemoryState], Coroutine[Any, Any, Any]]
 class SharedState:
     """The data shared by all workers. `rate` and `burst` as `MemoryState`'s.
 
-    While it is `away`, no worker reaches it. `mistaken` is the probability that it recalls a key that was
-    never remembered.
+    While it is `away`, no worker reaches it. `mistaken` is the probability that it returns a key that was
+    never stored.
     """
 
     def __init__(self, rate: int, burst: int) -> None:

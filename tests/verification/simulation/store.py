@@ -1,8 +1,8 @@
-"""The store of a simulation: what real ones do, at their best and at their worst, in virtual time.
+"""The simulated store: what real stores do, at their best and at their worst, in virtual time.
 
-`Tables` is the database server: the rows, and what is wrong with it. `SimStore` is one worker's connection.
-A write is carried out by the server some time after it was asked for, whatever has become of the worker by
-then, and the answer takes its time as well. It also runs on an ordinary event loop, for the contract's suite.
+`Tables` is the database server: the rows, and its faults. `SimStore` is one worker's connection. The server
+carries out a write some time after the call, even if the worker has ended by then, and the answer takes time
+as well. The store also runs on an ordinary event loop, for the contract's suite.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ T = TypeVar("T")
 ALL = sys.maxsize
 LATENCY = (0.000_1, 0.003)  # seconds, each way
 SLOW_SECONDS = 2.0  # at most, each way, of a call that takes long
-LINGER_SECONDS = 5.0  # at most, until an insert is carried out that its caller has given up
+LINGER_SECONDS = 5.0  # at most, until an insert is carried out whose caller has given up
 TIMEOUT_SECONDS = 1.0  # at most, until a caller gives up
 
 
 class Unknown(NamedTuple):
-    """What becomes of a write whose caller is told `OutcomeUnknown`.
+    """The actual outcome of a write whose caller gets `OutcomeUnknown`.
 
-    The first `stored` of its rows are written: before the caller is told, or `later` by so many seconds.
+    The first `stored` of its rows are written: before the caller gets the error, or `later` seconds later.
     """
 
     stored: int = ALL
@@ -39,14 +39,14 @@ class Unknown(NamedTuple):
 
 
 class Tables(Rows):
-    """The database server, which outlives its workers. Without a `loop` it knows neither time nor faults.
+    """The database server, which survives its workers. Without a `loop`, it has neither latency nor faults.
 
-    While it is `away` nobody reaches it: reads fail, and what becomes of a write that is under way is
-    anybody's guess. So is a write whose store process is killed.
-    While it is `full` it takes nothing. `unknown`, `unreachable` and `slow` are how often, of 1, a write's
-    outcome is unknown, a read fails, a call takes long; `outcomes` are those of the next appends.
+    While it is `away`, it is unreachable: reads fail, and the outcome of writes in flight is random, as is
+    that of writes whose store process is killed. While it is `full`, it refuses all writes. `unknown`,
+    `unreachable` and `slow` are the probabilities that a write's outcome is unknown, a read fails, a call
+    takes long; `outcomes` are those of the next appends.
 
-    `doubted` counts the writes whose outcome was unknown. `noted` is called with what happens, in words.
+    `doubted` counts the writes whose outcome was unknown. `noted` is called with each event, in words.
     """
 
     Copy = Backup
@@ -62,17 +62,17 @@ class Tables(Rows):
         self.outcomes: deque[Unknown] = deque()
         self.doubted = 0
         self.noted: Callable[[str], None] | None = None
-        self.era = 0  # how often it was put back to a backup
+        self.era = 0  # how often a backup was restored
 
     def restore(self, backup: Backup) -> None:
-        """As `Rows.restore`. What was under way comes to nothing: the server was down for it."""
+        """Like `Rows.restore`. Calls in flight have no effect: the server was down for the restore."""
         super().restore(backup)
         self.era += 1
 
 
 @dataclass(slots=True)
 class _Write:
-    """A write on its way. `fate` is what becomes of it, where its caller will not know."""
+    """A write in flight. `fate` is its actual outcome if the caller's is unknown."""
 
     what: str
     carry_out: Callable[[Any], Any]
@@ -86,7 +86,7 @@ class _Write:
 class SimStore:
     """A `Store` of one worker. `random` is the simulation's; `latency` in seconds, each way.
 
-    While it is `cut`, it alone does not reach the server.
+    While it is `cut`, only this worker cannot reach the server.
     """
 
     def __init__(self, tables: Tables, random: Random, *, latency: tuple[float, float] = LATENCY) -> None:
@@ -128,8 +128,8 @@ class SimStore:
     async def raise_marks(self, marks: Sequence[Marks]) -> list[Marks]:
         return await self._write("marks", self.tables.raise_marks, marks) or []
 
-    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        await self._write("devices", self.tables.put_devices, said)
+    async def put_devices(self, devices: Sequence[Registration | DeviceFormat]) -> None:
+        await self._write("devices", self.tables.put_devices, devices)
 
     async def see_devices(self, seen: Mapping[Device, int]) -> None:
         await self._write("devices", self.tables.see_devices, list(seen.items()))
@@ -190,10 +190,10 @@ class SimStore:
     async def registrations(self, after: Device, limit: int) -> list[Registration]:
         return await self._read(lambda: self.tables.registrations(after, limit))
 
-    # --- how it is read
+    # --- carrying out reads
 
     def _read(self, read: Callable[[], T]) -> "asyncio.Future[T]":
-        """Looks at the rows now, or when the answer comes: each is a moment between call and answer."""
+        """Reads the rows now, or when the answer arrives: both are between call and answer."""
         self._check_open()
         answer: asyncio.Future[T] = self._loop.create_future()
         tables = self.tables
@@ -212,16 +212,16 @@ class SimStore:
         elif not answer.done():
             answer.set_result(read())
 
-    # --- how it is written
+    # --- carrying out writes
 
     async def _write(self, what: str, carry_out: Callable[[Any], T], items: Collection[Any]) -> T | None:
-        """None where there is nothing to write."""
+        """None if there is nothing to write."""
         self._check_open()
         if not items:
             return None
         tables = self.tables
         answer: asyncio.Future[T] = self._loop.create_future()
-        # `items` may be a list that its caller goes on to change when cancelled.
+        # A cancelled caller may change the list.
         write = _Write(what, carry_out, list(items), answer, current(), tables.era)
         self._under_way += 1
         if self._unreachable:
@@ -235,14 +235,14 @@ class SimStore:
         if tables.ordered_prefix and what != "devices":
             self._later(self._delay(), self._carry_out, write)
         else:
-            # Its own timer may ring before that of an earlier one, whose turn it is then. SQLite's writes
-            # are made one after the other, and so are those about devices that a worker sends to MongoDB.
+            # If its timer fires before that of an earlier write, the earlier write is carried out. SQLite
+            # carries out writes one after the other, and a worker sends those of devices to MongoDB in order.
             self._in_order.append(write)
             self._later(self._delay(), self._carry_out_next)
         return await answer
 
     def _draw_fate(self, count: int) -> Unknown:
-        """SQLite's transaction is whole, and over when its caller is told; MongoDB goes on alone."""
+        """SQLite's transaction is atomic, and over when its caller gets the error; MongoDB may continue."""
         kind = int(self._random() * (4 if self.tables.ordered_prefix else 2))
         if kind == 2:
             return Unknown(int(self._random() * (count + 1)))
@@ -257,8 +257,8 @@ class SimStore:
         if (
             write.caller is not None
             and not write.caller.alive
-            # SQLite dies with its process. What was sent to MongoDB is carried out, but not what the kernel
-            # had yet to send.
+            # SQLite dies with its process. MongoDB carries out the writes that it received, but not those
+            # that the kernel had not sent yet.
             and (not self.tables.ordered_prefix or self._random() < 0.5)
         ):
             self._note(write, "dies with its worker")
@@ -280,7 +280,7 @@ class SimStore:
         self._later(self._short(TIMEOUT_SECONDS), self._answer, write, None, _unknown())
 
     def _try(self, write: _Write, stored: int) -> tuple[Any, ImqttError | None]:
-        """Writes the first `stored` rows. Returns the result, and what is to be raised instead of it."""
+        """Writes the first `stored` rows. Returns the result, and the error to raise instead of it."""
         if write.era != self.tables.era:
             return None, _unknown()
         if self.tables.full:
@@ -300,20 +300,20 @@ class SimStore:
             error = _unknown()
         if error is not None:
             _fail(write.answer, error)
-        elif not write.answer.done():  # else its caller was cancelled; what it wrote stands
+        elif not write.answer.done():  # otherwise its caller was cancelled; the rows stay
             write.answer.set_result(result)
         self._under_way -= 1
         if not self._under_way and self._finished is not None and not self._finished.done():
             self._finished.set_result(None)
 
-    # --- time, and what goes wrong
+    # --- time and faults
 
     @property
     def _unreachable(self) -> bool:
         return self.cut or self.tables.away
 
     def _later(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
-        """Has the server do it, which goes on when the worker is killed or paused."""
+        """Schedules it in the server, which continues if the worker is killed or paused."""
         (self.tables.process or self._loop).call_later(delay, callback, *args)
 
     def _delay(self) -> float:
@@ -322,7 +322,7 @@ class SimStore:
         return self._least + self._spread * self._random()
 
     def _short(self, most: float) -> float:
-        """Up to so many seconds, mostly few of them: that is where things meet."""
+        """Up to `most` seconds, usually far less, so that it often coincides with other events."""
         return most * self._random() ** 3
 
     def _check_open(self) -> None:
@@ -331,7 +331,7 @@ class SimStore:
 
     def _doubt(self, write: _Write, why: str) -> None:
         self.tables.doubted += 1
-        self._note(write, f"nobody will know: {why}")
+        self._note(write, f"outcome unknown to its caller: {why}")
 
     def _note(self, write: _Write, what: str) -> None:
         if self.tables.noted is not None:

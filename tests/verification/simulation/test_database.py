@@ -1,4 +1,4 @@
-"""A device's file as a killed process leaves it, and as the real one answers.
+"""The simulated database of a device: a killed process leaves whole transactions, as with the real database.
 
 The SDK's own store runs on it, as on the real one in `tests/client/test_store.py`.
 """
@@ -38,7 +38,7 @@ class World:
         return process, process.spawn(work())
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, object]]) -> Any:
-        """A process from its beginning to its end."""
+        """Runs a process from start to end."""
         return await self.process(work)[1]
 
     async def open(
@@ -53,7 +53,7 @@ class World:
         return database
 
     async def rows(self) -> list[int]:
-        """What the next process finds."""
+        """The rows that the next process finds."""
 
         async def read() -> list[int]:
             database = await self.open()
@@ -66,7 +66,7 @@ class World:
 
 
 def play(course: Callable[[World], Coroutine[Any, Any, None]], *, seed: int = 1, times: int = 1) -> None:
-    """Runs `course`, each time as another world."""
+    """Runs `course` several times, each time in a new world."""
     with simulated(seed) as loop:
         for _ in range(times):
             world = World(loop)
@@ -189,7 +189,7 @@ def test_an_operation_is_carried_out_even_if_its_result_is_not_awaited() -> None
     play(course)
 
 
-# --- processes that are killed
+# --- killed processes
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -199,13 +199,13 @@ def test_a_killed_process_leaves_a_prefix_of_whole_transactions_with_all_confirm
     left: set[int] = set()
 
     async def course(world: World) -> None:
-        told: list[int] = []
+        confirmed: list[int] = []
 
         async def work() -> None:
             database = await world.open()
             for number in range(10):
                 await database.submit(_put(2 * number, 2 * number + 1), durable=durable)
-                told.append(number)
+                confirmed.append(number)
 
         process, _ = world.process(work)
         await asyncio.sleep(10 * DELAY[1] * world.loop.random.random())
@@ -213,7 +213,7 @@ def test_a_killed_process_leaves_a_prefix_of_whole_transactions_with_all_confirm
         rows = await world.rows()
         assert rows == list(range(len(rows)))
         assert len(rows) % 2 == 0
-        assert len(rows) // 2 - len(told) in (0, 1)
+        assert len(rows) // 2 - len(confirmed) in (0, 1)
         left.add(len(rows) // 2)
 
     play(course, times=TIMES)
@@ -225,18 +225,18 @@ def test_a_process_may_be_killed_before_the_commit_before_its_answer_and_after_i
 
     async def course(world: World) -> None:
         for callbacks in range(20):
-            told: list[int] = []
+            confirmed: list[int] = []
 
-            async def work(value: int = callbacks, told: list[int] = told) -> None:
+            async def work(value: int = callbacks, confirmed: list[int] = confirmed) -> None:
                 database = await world.open()
-                told.append(await database.submit(_put(value)))
+                confirmed.append(await database.submit(_put(value)))
                 await asyncio.sleep(3_600.0)
 
             process, _ = world.process(work)
             process.call_after(callbacks, partial(world.loop.kill, process))
             await asyncio.sleep(1.0)
             world.loop.kill(process)
-            ends.add((len(told), (await world.rows()).count(callbacks)))
+            ends.add((len(confirmed), (await world.rows()).count(callbacks)))
 
     play(course)
     assert ends == {(0, 0), (0, 1), (1, 1)}
@@ -296,7 +296,7 @@ def test_a_file_of_an_older_version_is_upgraded_and_one_of_a_newer_version_is_re
     play(course)
 
 
-# --- the SDK's own store on it
+# --- the SDK's own store on the simulated database
 
 
 def test_the_store_of_a_device_survives_a_kill() -> None:

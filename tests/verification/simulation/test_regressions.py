@@ -45,10 +45,10 @@ def phone(world: World, user: str, messages: int = 0) -> SdkDevice:
 
 
 def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> None:
-    """The broker had no subscriber and said so in the PUBACK's reason code, which was ignored."""
+    """The broker had no subscriber, and the PUBACK's reason code for that was ignored."""
     number = partition_of(CONVERSATION, PARTITIONS)
     assert number != 0
-    heard: list[AnyFrame] = []
+    frames: list[AnyFrame] = []
 
     async def scenario(world: World) -> None:
         session = f"imqtt-server-{number}"
@@ -61,17 +61,17 @@ def test_a_command_forwarded_to_a_partition_without_a_worker_is_answered() -> No
         await rival.close()  # and its session ends
         send = Send(CONVERSATION, "m1", Content(text="hello"))
         await device.publish([Packet(up(Device("alice", "plain"), 0), encode_command(send, Format.JSON))])
-        heard.extend(decode_frames((await device.receive(1))[0].payload))
+        frames.extend(decode_frames((await device.receive(1))[0].payload))
 
     run_world(scenario)
-    (answer,) = heard
+    (answer,) = frames
     assert isinstance(answer, Rejected)
     assert (answer.client_msg_id, answer.code, answer.retryable) == ("m1", "unavailable", True)
 
 
 @pytest.mark.parametrize("full", [True, False])
 def test_a_device_that_sends_hello_while_the_disk_is_full_receives_later_events(full: bool) -> None:
-    """It was welcomed without being registered: nothing was published to it until it said something else."""
+    """It was welcomed without being registered: nothing was published to it until its next command."""
 
     async def scenario(world: World) -> None:
         world.tables.full = full
@@ -89,7 +89,7 @@ def test_a_device_that_sends_hello_while_the_disk_is_full_receives_later_events(
 
 
 def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered() -> None:
-    """After `Restarted`, an iterator went on with up to a hundred events of the log that it spoke of."""
+    """After `Restarted`, an iterator continued with up to a hundred events of the old log."""
     given: list[str] = []
 
     async def scenario(world: World) -> None:

@@ -102,7 +102,7 @@ def test_while_the_state_is_away_calls_soon_answer_unknown() -> None:
         await asyncio.sleep(2 * RETRY_SECONDS)
         assert not state.trouble
         assert await state.seen(KEYS) == frozenset(KEYS)
-        assert await state.devices(["alice"]) == {}  # somebody else may have registered one and told nobody
+        assert await state.devices(["alice"]) == {}  # another worker may have registered one unnoticed
 
     play(course)
 
@@ -128,8 +128,8 @@ def test_a_call_carried_out_without_an_answer_counts_as_unknown() -> None:
         beating = asyncio.create_task(world.one.beat(WORKER, 60_000))
         await asyncio.sleep(0.002 * world.loop.random.random())
         world.one.cut = True
-        told = not isinstance((await asyncio.gather(beating, return_exceptions=True))[0], StateAway)
-        ends.add((bool(await world.two.workers()), told))
+        confirmed = not isinstance((await asyncio.gather(beating, return_exceptions=True))[0], StateAway)
+        ends.add((bool(await world.two.workers()), confirmed))
 
     play(course, times=60)
     assert ends == {(False, False), (True, False), (True, True)}

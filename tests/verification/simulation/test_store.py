@@ -1,6 +1,6 @@
-"""What the contract cannot reach: a store that fails in each of its ways, and workers that die meanwhile.
+"""Behaviour beyond the contract: a store that fails in every way, and workers that die meanwhile.
 
-What it does when all is well is the contract's: `tests/contract` runs on it too.
+Its normal behaviour is tested by the contract: `tests/contract` runs on it too.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from tests.verification.simulation.store import LINGER_SECONDS, SimStore, Tables
 D = "d:alice:bob"
 PHONE = Registration(Device("alice", "phone"), "json")
 TIMES = 60
-LONG = 2 * LINGER_SECONDS  # whatever is under way is over by then
+LONG = 2 * LINGER_SECONDS  # every call in flight has ended by then
 
 flavours = pytest.mark.parametrize("prefix", [True, False], ids=["mongodb", "sqlite"])
 
@@ -34,7 +34,7 @@ class World:
         self.seen: list[str] = []
 
     def worker(self, work: Callable[[SimStore], Coroutine[Any, Any, object]]) -> Process:
-        """A process that does this with a connection of its own, and notes how it ended."""
+        """A process that does this on its own connection, and records how it ended."""
         process = self.loop.new_process(f"worker-{len(self.seen)}")
 
         async def run() -> None:
@@ -56,7 +56,7 @@ Play = Callable[[World], Awaitable[None]]
 
 
 def play(course: Play, *, prefix: bool = True, seed: int = 1, times: int = 1) -> World:
-    """Runs `course`, each time as another world. Returns the last one as it is then."""
+    """Runs `course` several times, each time in a new world. Returns the last world."""
     with simulated(seed) as loop:
 
         async def run() -> World:
@@ -83,7 +83,7 @@ def test_an_append_with_an_unknown_outcome_stores_the_requested_part(prefix: boo
         assert world.seqs == list(range(1, stored + 1))
         await asyncio.sleep(LONG)
         assert world.seqs == list(range(1, stored + 1))
-        await world.store.append(log(D, stored + 1, 6))  # the one after it is an ordinary one
+        await world.store.append(log(D, stored + 1, 6))  # the next append is an ordinary one
 
     assert play(course, prefix=prefix).tables.doubted == 1
 
@@ -138,29 +138,29 @@ def test_records_sent_again_and_their_delayed_insert_are_stored_once() -> None:
     play(again_late)
 
 
-def outcomes_of_doubt(prefix: bool) -> set[tuple[int, int]]:
-    """Over many worlds: how many of five records are there when the caller is told, and in the end."""
+def unknown_outcomes(prefix: bool) -> set[tuple[int, int]]:
+    """Over many worlds: how many of five records are stored when the caller gets the error, and finally."""
     found: set[tuple[int, int]] = set()
 
     async def course(world: World) -> None:
         world.tables.unknown = 1.0
         with pytest.raises(OutcomeUnknown):
             await world.store.append(log(D, 1, 5))
-        told = len(world.seqs)
+        before = len(world.seqs)
         await asyncio.sleep(LONG)
         assert world.seqs == list(range(1, len(world.seqs) + 1))
-        found.add((told, len(world.seqs)))
+        found.add((before, len(world.seqs)))
 
     play(course, prefix=prefix, times=4 * TIMES)
     return found
 
 
 def test_mongodb_may_store_nothing_a_prefix_everything_or_everything_later() -> None:
-    assert outcomes_of_doubt(prefix=True) == {(number, number) for number in range(6)} | {(0, 5)}
+    assert unknown_outcomes(prefix=True) == {(number, number) for number in range(6)} | {(0, 5)}
 
 
 def test_sqlite_may_store_nothing_or_everything_but_nothing_later() -> None:
-    assert outcomes_of_doubt(prefix=False) == {(0, 0), (5, 5)}
+    assert unknown_outcomes(prefix=False) == {(0, 0), (5, 5)}
 
 
 @flavours
@@ -294,11 +294,11 @@ def test_reads_fail_at_the_set_rate_and_slow_calls_take_the_set_time() -> None:
     play(course)
 
 
-# --- workers that die, stop, or no longer wait
+# --- workers that are killed or paused, and cancelled calls
 
 
 def after_a_kill(prefix: bool, stop: Callable[[Loop, Process], None]) -> set[tuple[str, int, int]]:
-    """Over many worlds: what the worker saw, what was stored when it was stopped, and what in the end."""
+    """Over many worlds: the worker's outcome, and the number of rows when it was stopped and in the end."""
     ends: set[tuple[str, int, int]] = set()
 
     async def course(world: World) -> None:
@@ -307,7 +307,7 @@ def after_a_kill(prefix: bool, stop: Callable[[Loop, Process], None]) -> set[tup
         stop(world.loop, process)
         seen, then = " ".join(world.seen), len(world.seqs)
         await asyncio.sleep(LONG)
-        assert " ".join(world.seen) == seen, "who was stopped sees nothing more"
+        assert " ".join(world.seen) == seen, "a stopped worker sees nothing more"
         ends.add((seen, then, len(world.seqs)))
 
     play(course, prefix=prefix, times=4 * TIMES)
@@ -348,7 +348,7 @@ def test_a_write_is_carried_out_although_its_caller_is_cancelled(prefix: bool) -
         writing = asyncio.create_task(world.store.append(records))
         await asyncio.sleep(0)
         writing.cancel()
-        records.clear()  # they are the caller's own again
+        records.clear()  # a cancelled caller may change them
         await asyncio.sleep(LONG)
         assert writing.cancelled()
         assert world.seqs == [1, 2]
@@ -357,7 +357,7 @@ def test_a_write_is_carried_out_although_its_caller_is_cancelled(prefix: bool) -
     play(course, prefix=prefix)
 
 
-# --- order, and what reads see
+# --- the order of writes, and the rows that reads see
 
 
 @flavours
@@ -374,7 +374,7 @@ def test_writes_about_devices_do_not_overtake_each_other(prefix: bool) -> None:
 
 
 def firsts(prefix: bool) -> set[str]:
-    """Of two workers' appends, and of one worker's two, at the same place: which came first."""
+    """Over many worlds: which of two concurrent appends at the same seq came first."""
     won: set[str] = set()
 
     async def course(world: World) -> None:
@@ -409,7 +409,7 @@ def test_a_read_sees_earlier_writes_and_possibly_concurrent_ones() -> None:
     assert seen == {2, 3}
 
 
-# --- rules that may be switched off
+# --- rules that can be switched off
 
 
 def test_an_unordered_append_continues_after_a_duplicate() -> None:
@@ -489,16 +489,16 @@ def test_a_dump_contains_every_conversation_with_its_rows_and_marks() -> None:
     play(course)
 
 
-# --- the same seed is the same world
+# --- reproducible worlds
 
 
 def story(seed: int) -> list[str]:
-    """What happens, in words, where everything goes wrong now and then."""
-    told: list[str] = []
+    """The events of a world in which every fault happens at times, in words."""
+    events: list[str] = []
 
     async def course(world: World) -> None:
         tables = world.tables
-        tables.noted = lambda text: told.append(f"{world.loop.time():.6f} {text}")
+        tables.noted = lambda text: events.append(f"{world.loop.time():.6f} {text}")
         tables.unknown, tables.unreachable, tables.slow = 0.3, 0.1, 0.1
 
         async def work(store: SimStore) -> None:
@@ -509,7 +509,7 @@ def story(seed: int) -> list[str]:
                     await store.append(log(D, seq, seq + 2))
                     await store.put_devices([PHONE])
                 except (StoreUnreachable, OutcomeUnknown, AppendConflict) as error:
-                    told.append(f"{world.loop.time():.6f} {error!r}")
+                    events.append(f"{world.loop.time():.6f} {error!r}")
 
         processes = [world.worker(work) for _ in range(3)]
         await asyncio.sleep(0.5)
@@ -522,7 +522,7 @@ def story(seed: int) -> list[str]:
         await asyncio.sleep(60.0)
 
     play(course, seed=seed)
-    return told
+    return events
 
 
 def test_the_same_seed_repeats_the_same_outcomes() -> None:

@@ -47,7 +47,7 @@ log = logging.getLogger("soak")
 
 @dataclass(slots=True)
 class Open:
-    """An unanswered message: when it was sent, and when it is sent resent."""
+    """An unanswered message: when it was sent, and when it is resent."""
 
     conversation: str
     payload: bytes
@@ -151,12 +151,12 @@ class SoakDevice:
     def _say_hello(self) -> None:
         self._hello_due = now() + self._wait(self._hellos)
         self._hellos += 1
-        self._say(Hello(self._nonce, "soak", cursors=tuple(self._cursors.values())))
+        self._send_command(Hello(self._nonce, "soak", cursors=tuple(self._cursors.values())))
 
     def _sync(self) -> None:
         self._sync_due = now() + self._wait(self._syncs)
         self._syncs += 1
-        self._say(Sync(tuple(self._cursors.values())))
+        self._send_command(Sync(tuple(self._cursors.values())))
 
     async def _receive(self) -> None:
         link = self._link
@@ -174,7 +174,7 @@ class SoakDevice:
         partition = 0 if self._detour or not self._partitions else partition_of(place, self._partitions)
         return up(self.device, partition)
 
-    def _say(self, command: AnyCommand) -> None:
+    def _send_command(self, command: AnyCommand) -> None:
         if self._link is not None:
             place = getattr(command, "conversation", home_of(self.device.user))
             self._link.publish([Packet(self._topic(place), encode_command(command, self._format))])
@@ -233,7 +233,7 @@ class SoakDevice:
             self._send_again(due, at)
         if self._cursors and self._rng.random() < MARKS:
             cursor = self._rng.choice(list(self._cursors.values()))
-            self._say(Mark(cursor.conversation, delivered=cursor.seq, read=cursor.seq))
+            self._send_command(Mark(cursor.conversation, delivered=cursor.seq, read=cursor.seq))
 
     def _send_again(self, due: list[Open], at: float) -> None:
         """The same bytes, in the original order."""

@@ -40,7 +40,7 @@ class LoadPlan(msgspec.Struct, frozen=True):
     seed: int
 
 
-class Tally(msgspec.Struct, frozen=True, tag_field="said", tag="tally"):
+class Tally(msgspec.Struct, frozen=True, tag_field="report", tag="tally"):
     """The progress of all devices. `slowest`: the earliest of all devices' `newest`.
 
     `slowest_device`: its device. `stuck`: devices that do not read and to which the broker sends nothing
@@ -125,8 +125,8 @@ class Load:
         self._history.close()
         for task in done:
             task.result()
-        _say(self.tally())
-        _say(Done("stop"))
+        _report(self.tally())
+        _report(Done("stop"))
 
     def tally(self) -> Tally:
         devices = self.devices.values()
@@ -169,7 +169,7 @@ class Load:
             await asyncio.sleep(TICK_SECONDS)
             for device in self.devices.values():
                 device.tick()
-            _say(self.tally())
+            _report(self.tally())
 
     async def _execute_orders(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
@@ -186,8 +186,8 @@ class Load:
                 device.resume_reading()
 
 
-def _say(said: Tally | Done) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
+def _report(report: Tally | Done) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     sys.stdout.buffer.flush()
 
 

@@ -211,10 +211,10 @@ def _pid_of(stack: SoakStack) -> int | None:
 def _redis(stack: SoakStack) -> dict[str, int]:
     assert stack.redis is not None
     try:
-        said = stack.redis.command("INFO", "memory").decode()
+        answer = stack.redis.command("INFO", "memory").decode()
     except OSError:  # killed or paused
         return {}
-    used = [line.partition(":")[2] for line in said.splitlines() if line.startswith("used_memory:")]
+    used = [line.partition(":")[2] for line in answer.splitlines() if line.startswith("used_memory:")]
     return {"redis data": int(used[0])} if used else {}
 
 

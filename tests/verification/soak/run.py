@@ -284,9 +284,9 @@ class Run:
         )
 
     def _fail(self, what: str, error: BaseException) -> None:
-        said = f"{what}: {type(error).__name__} {error}"
-        self._failures.append(said)
-        log.error("%s", said)
+        failure = f"{what}: {type(error).__name__} {error}"
+        self._failures.append(failure)
+        log.error("%s", failure)
 
 
 class LineCounter(Iterator[Line]):

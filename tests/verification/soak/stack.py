@@ -21,7 +21,7 @@ from tests.verification.soak.load import LoadOrder, LoadPlan, Tally
 END_SECONDS = 20.0
 
 _encode = msgspec.json.Encoder().encode
-_said = msgspec.json.Decoder(Tally | Done).decode
+_decode_report = msgspec.json.Decoder(Tally | Done).decode
 
 
 class LoadEnded(Exception):
@@ -103,9 +103,9 @@ class LoadProcess:
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         while (line := await process.stdout.readline()).endswith(b"\n"):
-            said = _said(line)
-            if isinstance(said, Tally):
-                self.tally = said
+            report = _decode_report(line)
+            if isinstance(report, Tally):
+                self.tally = report
             else:
                 self._stopped = True
         await process.wait()
