@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from imqtt import fields
 from imqtt.errors import Invalid, TooLarge
-from imqtt.model import AnyCommand, AnyFrame, Content, Cursor, Value
+from imqtt.model import AnyFrame, Content, Cursor, Value
 from imqtt.protocol.topics import is_name
 
 MAX_MENTIONS = 100
@@ -32,9 +32,12 @@ Check = Callable[[Any, str], None]
 Matches = Callable[[Any], object]
 
 
-def check(command: AnyCommand, bounds: Bounds) -> None:
-    """Raises `Malformed`, `Invalid` or `TooLarge` for a command that may not go further."""
-    _check_value(command, bounds)
+def check(value: Value, bounds: Bounds | None) -> None:
+    """Raises `Malformed`, `Invalid` or `TooLarge` for a command, or part of one, that may not go further."""
+    for name, most, matches, check_field in _compiled(type(value), bounds):
+        field = getattr(value, name)
+        if not 0 <= field <= most if most >= 0 else matches is None or matches(field) is None:
+            check_field(field, name)
 
 
 def check_frame(frame: AnyFrame) -> None:
@@ -42,7 +45,7 @@ def check_frame(frame: AnyFrame) -> None:
 
     Nothing else is asked of a frame. A server of a later version may say what this one would not.
     """
-    _check_value(frame, None)
+    check(frame, None)
 
 
 def check_content(content: Content, bounds: Bounds) -> None:
@@ -68,14 +71,7 @@ def check_content(content: Content, bounds: Bounds) -> None:
         if not all(map(is_name, content.mentions)):
             raise Invalid("mentions holds user ids")
     if content.reply_to is not None:
-        _check_value(content.reply_to, None)
-
-
-def _check_value(value: Value, bounds: Bounds | None) -> None:
-    for name, most, matches, check_field in _compiled(type(value), bounds):
-        field = getattr(value, name)
-        if not 0 <= field <= most if most >= 0 else matches is None or matches(field) is None:
-            check_field(field, name)
+        check(content.reply_to, None)
 
 
 @cache
@@ -107,7 +103,7 @@ def _checks(cls: type[Value], annotation: Any, bounds: Bounds | None) -> Iterato
         yield lambda content, _: check_content(content, bounds)
     elif isinstance(annotation, type) and issubclass(annotation, Value):
         if _compiled(annotation, bounds):
-            yield lambda value, _: _check_value(value, bounds)
+            yield lambda value, _: check(value, bounds)
     elif origin is tuple:
         if bounds is not None and arguments[0] is Cursor:
             yield partial(_check_number, f"a {cls.__name__.lower()}", bounds.cursors)

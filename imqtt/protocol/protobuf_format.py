@@ -6,7 +6,7 @@ message and copying it into its parent.
 """
 
 import msgspec
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from imqtt.errors import Malformed, Unsupported
 from imqtt.model import (
@@ -22,7 +22,6 @@ from imqtt.model import (
     Position,
     RecallBody,
     Send,
-    Value,
     canonical_json,
 )
 from imqtt.protocol.command_info import CommandInfo
@@ -32,7 +31,7 @@ from imqtt.protocol.protobuf_tables import OVERRIDES, Codec, codec
 
 def encode_command(command: AnyCommand) -> bytes:
     out = pb.Command()
-    _fill(getattr(out, command.name), command)
+    codec(type(command)).fill(getattr(out, command.name), command)
     return out.SerializeToString()
 
 
@@ -70,9 +69,7 @@ def encode_frame(frame: AnyFrame) -> bytes:
     """One frame as `Frames` of its own: what `join` concatenates."""
     out = pb.Frames()
     name, fill = _FILL_FRAME[type(frame)]
-    message = getattr(out.frames.add(), name)
-    message.SetInParent()  # a frame whose fields all have their defaults is there too
-    fill(message, frame)
+    fill(getattr(out.frames.add(), name), frame)
     return out.SerializeToString()
 
 
@@ -92,11 +89,6 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
         )
     except DecodeError:
         raise Malformed("not a protobuf packet of frames") from None
-
-
-def _fill(message: Message, value: Value) -> None:
-    message.SetInParent()  # one whose fields all have their defaults is there too
-    codec(type(value)).fill(message, value)
 
 
 # --- what is sent often -----------------------------------------------------------------------------
@@ -138,7 +130,7 @@ def _fill_content(out: pb.Content, content: Content) -> None:
     if content.content_type:
         out.content_type = content.content_type
     if content.reply_to is not None:
-        _fill(out.reply_to, content.reply_to)
+        codec(Position).fill(out.reply_to, content.reply_to)
     if content.mentions:
         out.mentions.extend(content.mentions)
 
@@ -182,7 +174,7 @@ def _fill_event(out: pb.Event, event: Event) -> None:
     if event.previous:
         out.previous = event.previous
     if event.recall is not None:
-        _fill(out.recall, event.recall)
+        codec(RecallBody).fill(out.recall, event.recall)
 
 
 def _event_in(event: pb.Event) -> Event:

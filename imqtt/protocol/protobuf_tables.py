@@ -37,6 +37,7 @@ def codec(cls: type[Value]) -> Codec:
     fills, reads = [field.fill for field in compiled], [field.read for field in compiled]
 
     def fill(message: Any, value: Any) -> None:
+        message.SetInParent()  # one whose fields all have their defaults is there too
         for fill_field in fills:
             fill_field(message, value)
 
@@ -82,7 +83,7 @@ def _inverse(name: str, opposite: str) -> Codec:
 def _message(name: str, cls: type[Value]) -> Codec:
     def fill(message: Any, value: Any) -> None:
         part = getattr(message, name)
-        part.SetInParent()
+        part.SetInParent()  # also where a codec that is written by hand sets nothing
         codec(cls).fill(part, getattr(value, name))
 
     return Codec(fill, lambda message: codec(cls).read(getattr(message, name)))
