@@ -46,6 +46,7 @@ async def open_client(
                 yield client
     finally:
         telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
 
 
 def make_client(access: DeviceAccess, *, platform: str, wait: float) -> Client:

@@ -99,10 +99,14 @@ class Inbox:
             step.changes.wanted_after = self.feed.wanted_after
         stored = self.store.apply(step.changes) if step.changes else None
         # Even if the connection ends now: the replica has changed, so this has to be reported.
-        task = asyncio.create_task(self._settle(step, stored, answers))
+        task = asyncio.create_task(self._settle(step, stored, answers), name="imqtt-settle")
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         await asyncio.shield(task)
+
+    async def settled(self) -> None:
+        """Returns when everything that was taken is stored and reported, even for cancelled callers."""
+        await asyncio.gather(*self._settling, return_exceptions=True)
 
     def check(self) -> None:
         """Raises the error of a failed write, after which the replica is unusable."""

@@ -90,13 +90,16 @@ class Parts:
             self.check()
             if self._running is None:
                 raise ClientError("the client is closed")
-            done = asyncio.create_task(self.catchup.complete.wait())
-            other = asyncio.create_task(changed.wait())
+            waits = [
+                asyncio.create_task(event.wait(), name="imqtt-caught-up")
+                for event in (self.catchup.complete, changed)
+            ]
             try:
-                await asyncio.wait([done, other], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                done.cancel()
-                other.cancel()
+                for wait in waits:
+                    wait.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)
 
     def check(self) -> None:
         """Raises the error that ended the client."""
@@ -117,6 +120,7 @@ class Parts:
             running.cancel()
             try:
                 await asyncio.wait([running])
+                await self.inbox.settled()
             finally:
                 await self.store.close()
 

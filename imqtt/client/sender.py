@@ -142,7 +142,7 @@ class Sender:
                     keys = self._outbox.take(time.monotonic())
                     if keys:
                         for entry in await self._load(keys):
-                            tasks.create_task(self._publish(entry))
+                            tasks.create_task(self._publish(entry), name="imqtt-publish")
                     due = self._outbox.next_at()
                     wait = None if due is None else max(0.0, due - time.monotonic())
                     with contextlib.suppress(TimeoutError):

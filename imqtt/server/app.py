@@ -241,9 +241,7 @@ class Server:
         )
         snowflakes = [Snowflake(partition, tolerance) for partition in range(partitions)]
         heads = HeadCache(config.conversations_cached)
-        delivery = Delivery(
-            store, state, devices, presences, reads, publish=publish, counters=counters, max_packet=packet
-        )
+        delivery = Delivery(store, state, devices, presences, reads, publish, counters, packet, tasks)
         pipeline = Pipeline(
             Router(partitions, bounds),
             devices,

@@ -142,7 +142,7 @@ class Line:
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
     """Returns when one of them returns, or raises what it raised; the others are cancelled."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
+    tasks = [asyncio.create_task(wait, name="first-of") for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

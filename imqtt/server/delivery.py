@@ -85,6 +85,7 @@ class Delivery:
     publish: Publish
     counters: Counters
     max_packet: int
+    tasks: asyncio.TaskGroup  # awaits the work that a batch begins
 
     async def deliver(
         self, batch: Batch, outcome: Outcome, answered: Container[int], revoked: Collection[Device] = ()
@@ -122,7 +123,7 @@ class Delivery:
             fanout.add(frame, (audience.one(device, format),))
         begun: list[Awaitable[object]] = [self.publish(fanout.messages())]
         if batch.forwards:
-            begun.append(asyncio.create_task(self._forward(batch.forwards), name="forward"))
+            begun.append(self.tasks.create_task(self._forward(batch.forwards), name="forward"))
         unheard = outcome.registered.refused.keys() | set(revoked)
         status = [
             (device, command)
@@ -134,7 +135,7 @@ class Delivery:
         if heard is None:
             await serving
         else:
-            begun.append(asyncio.create_task(serving, name="reads-after-presence"))
+            begun.append(self.tasks.create_task(serving, name="reads-after-presence"))
         return begun[0] if len(begun) == 1 else asyncio.gather(*begun)
 
     def _answer(

@@ -108,7 +108,12 @@ class PeerDiscovery:
         """
         connect = partial(self.connect, Will(SERVERS, self._goodbye))
         line = Line(self.connections, "peer discovery", connect)
-        await line.run(partial(self._serve, ready, line), ready=ready)
+        try:
+            await line.run(partial(self._serve, ready, line), ready=ready)
+        finally:
+            if self._asking is not None:
+                self._asking.cancel()
+                await asyncio.wait([self._asking])
 
     async def _serve(self, ready: asyncio.Event, line: Line, link: Link) -> None:
         try:
