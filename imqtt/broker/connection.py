@@ -84,59 +84,57 @@ class Connection:
             buffer, cuts = self._cutter.cut(data)
             for cut in cuts:
                 kind = cut[0] & 0xF0
+                event: Event | None
                 if self.state is not State.OPEN:
-                    self._opened(buffer, cut, now, events)
+                    event = self._opened(buffer, cut, now)
                 elif kind == packets.PUBLISH:
-                    events.append(self._published(buffer, cut))
+                    event = self._published(buffer, cut)
                 elif kind == packets.PUBACK:
-                    answered = self._publications.answer(*packets.read_puback(buffer, cut))
-                    if answered is not None:
-                        events.append(answered)
+                    event = self._publications.answer(*packets.read_puback(buffer, cut))
                 else:
-                    self._read(kind, buffer, cut, events)
+                    event = self._read(kind, buffer, cut)
+                if event is not None:
+                    events.append(event)
             if self._cutter.error is not None:
                 raise self._cutter.error
-        except ProtocolError as error:
-            self._violated(error, events)
-        except (IndexError, UnicodeDecodeError):
-            self._violated(
-                ProtocolError("a packet shorter than its length, or text that is not UTF-8"), events
-            )
+        except (ProtocolError, IndexError, UnicodeDecodeError) as error:
+            if not events or not isinstance(events[-1], Ended):  # what follows a DISCONNECT is ignored
+                events.append(self._violated(error))
         return events
 
-    def _violated(self, error: ProtocolError, events: list[Event]) -> None:
-        if not events or not isinstance(events[-1], Ended):  # what follows a DISCONNECT is ignored
-            events.append(self._end(Closed(f"the broker sent {error.reason}", error.code), error.code))
+    def _violated(self, error: Exception) -> Ended:
+        if not isinstance(error, ProtocolError):
+            error = ProtocolError("a packet shorter than its length, or text that is not UTF-8")
+        return self._end(Closed(f"the broker sent {error.reason}", error.code), error.code)
 
-    def _read(self, kind: int, data: bytes, cut: packets.Cut, events: list[Event]) -> None:
+    def _read(self, kind: int, data: bytes, cut: packets.Cut) -> Event | None:
         if kind == packets.SUBACK:
             packet_id, codes = packets.read_suback(data, cut)
             self._publications.answer(packet_id, SUCCESS)
-            events.append(Subscribed(packet_id, codes))
-        elif kind == packets.DISCONNECT:
+            return Subscribed(packet_id, codes)
+        if kind == packets.DISCONNECT:
             code, reason = packets.read_disconnect(data, cut)
-            events.append(self._end(Closed(reason or "the broker ended the connection", code)))
-        elif kind != packets.PINGRESP:
+            return self._end(Closed(reason or "the broker ended the connection", code))
+        if kind != packets.PINGRESP:
             raise ProtocolError(f"an unexpected packet of type {kind >> 4}", PROTOCOL_ERROR)
+        return None
 
-    def _opened(self, data: bytes, cut: packets.Cut, now: float, events: list[Event]) -> None:
+    def _opened(self, data: bytes, cut: packets.Cut, now: float) -> Event | None:
         if self.state is State.ENDED:
-            return  # what follows a DISCONNECT is ignored
+            return None  # what follows a DISCONNECT is ignored
         if cut[0] != packets.CONNACK:
             raise ProtocolError("another packet before CONNACK", PROTOCOL_ERROR)
         answer = packets.read_connack(data, cut)
         if answer.code != SUCCESS:
-            events.append(self._end(ConnackRefused(answer.code, answer.reason, answer.server)))
-            return
+            return self._end(ConnackRefused(answer.code, answer.reason, answer.server))
         if answer.max_qos == 0:
-            events.append(self._end(ConnackRefused(QOS_NOT_SUPPORTED, "it only supports QoS 0"), SUCCESS))
-            return
+            return self._end(ConnackRefused(QOS_NOT_SUPPORTED, "it only supports QoS 0"), SUCCESS)
         self.state = State.OPEN
         self._publications.open(answer.receive_max, answer.max_packet)
         if answer.keep_alive is not None:
             self._keep_alive = KeepAlive(answer.keep_alive, now)
         client_id = answer.client_id or self._settings.client_id
-        events.append(Connected(answer.session_present, client_id, answer.max_packet))
+        return Connected(answer.session_present, client_id, answer.max_packet)
 
     def _published(self, data: bytes, cut: packets.Cut) -> Received:
         topic, payload, packet_id, dup, properties, qos = packets.read_publish(data, cut)
@@ -215,16 +213,17 @@ class Connection:
         """Whether PUBACKs wait to be sent."""
         return bool(self._acks)
 
-    def send(self, now: float, room: int) -> tuple[bytes, list[Event]]:
+    def send(self, now: float, room: int) -> tuple[bytes, Sequence[Event]]:
         """Returns bytes to write, including PUBACKs, and the events of having written them."""
         out, self._out = self._acks + self._out, []
         self._acks = []
-        events: list[Event] = []
+        answered: Sequence[Publication] = ()
         if self.state is State.OPEN:
-            events.extend(self._publications.send(out, room))
+            encoded, answered = self._publications.send(room)
+            out += encoded
         if out:
             self._keep_alive.sent = now
-        return b"".join(out), events
+        return b"".join(out), answered
 
     def _end(self, error: ConnackRefused | Closed, disconnect: int | None = None) -> Ended:
         """Ends the connection, with a DISCONNECT if a code is given."""

@@ -255,7 +255,7 @@ class Link(asyncio.Protocol):
 
     # --- inside
 
-    def _handle(self, events: list[Event]) -> None:
+    def _handle(self, events: Sequence[Event]) -> None:
         arrived = False
         for event in events:
             if isinstance(event, Received):

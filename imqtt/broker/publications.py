@@ -60,21 +60,25 @@ class Publications:
         self._in_flight[packet_id] = None
         return packet_id
 
-    def send(self, out: list[bytes], room: int) -> list[Publication]:
-        """Appends about `room` bytes of packets to `out`. Returns publications that await no answer."""
+    def send(self, room: int) -> tuple[list[bytes], list[Publication]]:
+        """Returns about `room` bytes of packets, and the publications that await no answer."""
+        out: list[bytes] = []
         answered: list[Publication] = []
         waiting = self._waiting
         while waiting:
             publication = waiting[0]
-            room = self._send(publication, out, room)
+            encoded, room = self._send(publication, room)
+            out += encoded
             if publication.unanswered == 0:
                 answered.append(publication)
             if publication.unsent < len(publication.packets):
                 break
             waiting.popleft()
-        return answered
+        return out, answered
 
-    def _send(self, publication: Publication, out: list[bytes], room: int) -> int:
+    def _send(self, publication: Publication, room: int) -> tuple[list[bytes], int]:
+        """Its packets that fit into `room` bytes, and the room that is left."""
+        out: list[bytes] = []
         in_flight, most, max_packet = self._in_flight, self._most, self._max_packet
         packets = publication.packets
         for index in range(publication.unsent, len(packets)):
@@ -94,7 +98,7 @@ class Publications:
                 in_flight[packet_id] = publication, index
             out.append(encoded)
             room -= len(encoded)
-        return room
+        return out, room
 
     def answer(self, packet_id: int, code: int) -> Publication | None:
         """Handles a PUBACK or SUBACK. Returns the publication if this was its last missing answer.
