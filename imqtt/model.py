@@ -109,7 +109,13 @@ class RecallBody(Value, frozen=True):
     target: Position
 
 
-class Event(Value, frozen=True, tag="event", tag_field="type"):
+class Frame(Value, frozen=True, tag_field="type", tag=str.lower):
+    """What the server tells a device, several to a packet. The loss of a `durable` one would be noticed."""
+
+    durable: ClassVar[bool] = True
+
+
+class Event(Frame, frozen=True):
     """One entry of a conversation's log; also the frame that carries it to a device.
 
     `kind` says what it changes, and `imqtt.bodies` which field carries that. `withheld` is the event's size
@@ -250,10 +256,6 @@ COMMANDS: dict[str, type[Command]] = {command.name: command for command in AnyCo
 # --- frames: server to device -----------------------------------------------------------------------
 
 
-class Frame(Value, frozen=True, tag_field="type", tag=str.lower):
-    """What a device receives, several to a packet."""
-
-
 class Limits(Value, frozen=True, omit_defaults=False):
     """What the server takes and gives. Sizes in bytes."""
 
@@ -365,6 +367,8 @@ class Presence(Frame, frozen=True):
     `last_seen` is the latest change of any device; for an offline user, the time at which they left.
     """
 
+    durable: ClassVar[bool] = False
+
     user: str
     state: str
     last_seen: Time = 0
@@ -373,13 +377,15 @@ class Presence(Frame, frozen=True):
 class PeerTyping(Frame, frozen=True, tag="typing"):
     """Somebody is typing, or has stopped. Forget it after six seconds without another."""
 
+    durable: ClassVar[bool] = False
+
     conversation: str
     user: str
     typing: IsTyping = True
 
 
 AnyFrame = Welcome | Accepted | Rejected | Event | Marks | Page | Presence | PeerTyping
-FRAMES: dict[str, type[Value]] = {str(frame.__struct_config__.tag): frame for frame in AnyFrame.__args__}
+FRAMES: dict[str, type[Frame]] = {str(frame.__struct_config__.tag): frame for frame in AnyFrame.__args__}
 
 
 # --- what the server keeps about devices ------------------------------------------------------------

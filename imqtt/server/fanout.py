@@ -7,14 +7,12 @@ from msgspec.structs import replace
 
 from imqtt.broker.link import Packet
 from imqtt.fields import MIN_PACKET
-from imqtt.model import AnyFrame, Content, Device, Event, PeerTyping, Presence, Registration
+from imqtt.model import AnyFrame, Content, Device, Event, Registration
 from imqtt.protocol import Format, encode_frame, join
 from imqtt.protocol.topics import down
 from imqtt.server.counters import Counters
 
 PACKET_OVERHEAD = 160  # bytes: MQTT's header, the longest topic, and what joins the frames
-
-SOFT = (PeerTyping, Presence)  # nobody notices one that is lost: QoS 0
 
 
 @dataclass(slots=True)
@@ -25,7 +23,7 @@ class _Bundle:
     room: int
     packets: list[list[bytes]] = field(default_factory=lambda: [[]])
     size: int = 0  # bytes of the last packet's frames, and what joins them
-    durable: bool = False  # whether a loss would be noticed: QoS 1
+    durable: bool = False  # whether one of them is: QoS 1
 
 
 class Fanout:
@@ -38,7 +36,6 @@ class Fanout:
 
     def add(self, frame: AnyFrame, registrations: Iterable[Registration], but: Device | None = None) -> None:
         encoded: dict[Format, bytes] = {}
-        durable = type(frame) not in SOFT
         for registration in registrations:
             device = registration.device
             if device == but:
@@ -60,7 +57,7 @@ class Fanout:
                 bundle.size = 0
             bundle.packets[-1].append(data)
             bundle.size += size
-            bundle.durable = bundle.durable or durable
+            bundle.durable = bundle.durable or frame.durable
 
     def messages(self) -> list[Packet]:
         """The packets, each device's in order."""
