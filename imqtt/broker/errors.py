@@ -82,8 +82,8 @@ class ConnackRefused(LinkError):
     """
 
     def __init__(self, code: int, reason: str = "", server: str = "") -> None:
-        said = f": {reason}" if reason else ""
-        super().__init__(f"the broker refused the connection, {describe(code)}{said}")
+        detail = f": {reason}" if reason else ""
+        super().__init__(f"the broker refused the connection, {describe(code)}{detail}")
         self.code = code
         self.reason = reason
         self.server = server

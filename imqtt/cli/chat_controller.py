@@ -244,9 +244,9 @@ class Chat:
     async def _follow_states(self) -> None:
         news = StateNews()
         async for state in self._client.states():
-            said = news.of(state)
-            if said and not state.silent and state.phase is Phase.ESTABLISHED:
-                self._say(said)
+            report = news.of(state)
+            if report and not state.silent and state.phase is Phase.ESTABLISHED:
+                self._say(report)
             if state.phase is Phase.ESTABLISHED and not self._transcript.first:
                 self.older()  # there was no connection before
             self._screen.changed()

@@ -142,5 +142,5 @@ async def _tell_states(client: Client, *, patient: bool) -> None:
     news = StateNews()
     async for state in client.states():
         is_raised = isinstance(state.error, TlsFailed) and not patient
-        if not is_raised and (said := news.of(state)):
-            complain(said)
+        if not is_raised and (report := news.of(state)):
+            complain(report)

@@ -15,7 +15,7 @@ from imqtt.stores import attach_store, open_store
 from imqtt.stores.base import Identity
 
 if TYPE_CHECKING:
-    from imqtt.server.control import Seen
+    from imqtt.server.control import DeviceReport
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
@@ -78,15 +78,16 @@ def read_records(
     return records, problems
 
 
-def _presence(user: str, access: Access | None) -> "tuple[dict[str, Seen], str]":
+def _presence(user: str, access: Access | None) -> "tuple[dict[str, DeviceReport], str]":
     """The presence of each device that the server knows, or the reason why it is unknown."""
     if access is None:
         return {}, "no broker runs on this data directory, or the settings lack the server's password"
     try:
-        told = access.ask(user)
+        report = access.ask(user)
     except ServerUnreachable as error:
         return {}, error.reason
-    return {one.device: one for one in told.devices}, "" if told.known else "the server cannot reach Redis"
+    trouble = "" if report.known else "the server cannot reach Redis"
+    return {one.device: one for one in report.devices}, trouble
 
 
 async def _registrations(user: str, config: ServerConfig) -> tuple[Registration, ...]:

@@ -107,16 +107,16 @@ async def _keep_running(broker: Mosquitto) -> None:
             pause = first
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         log.error("Mosquitto ended %s; restarting it in %.1f s", how, pause)
-        said = ""
+        logged = ""
         while True:
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
             try:
                 await broker.start()
             except SetupError as error:
-                if error.reason != said:  # one line per cause
-                    said = error.reason
-                    log.error("%s; trying again until it starts, at most %.0f s apart", said, longest)
+                if error.reason != logged:  # one line per cause
+                    logged = error.reason
+                    log.error("%s; trying again until it starts, at most %.0f s apart", logged, longest)
             else:
                 log.warning("Mosquitto runs again as process %s", broker.pid)
                 break

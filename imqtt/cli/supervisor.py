@@ -95,9 +95,9 @@ class _Member:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             while line := await process.stdout.readline():
                 with contextlib.suppress(msgspec.DecodeError):
-                    said = msgspec.json.decode(line, type=dict[str, object])
-                    if said.get("ready") and not self.ready.done():
-                        self.ready.set_result(int(str(said["partitions"])))
+                    output = msgspec.json.decode(line, type=dict[str, object])
+                    if output.get("ready") and not self.ready.done():
+                        self.ready.set_result(int(str(output["partitions"])))
             return await process.wait()
         finally:
             await _end(process)

@@ -51,7 +51,7 @@ class Marker:
                 order, delivered, read = log.order, log.marks.delivered, log.marks.read
                 await self._uplink.publish(Mark(name, delivered, read))
                 if log.order is order:  # otherwise the log was restarted, and the marks were of the old one
-                    self._replica.told(name, delivered, read)
+                    self._replica.server_has(name, delivered, read)
             if not log.marks.is_ahead:  # they may have risen since
                 self._waiting.pop(name, None)
         if not self._waiting:

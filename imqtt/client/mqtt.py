@@ -228,13 +228,13 @@ class Mqtt(MqttConnection):
         self._loop.call_soon_threadsafe(self._ended, flags.is_disconnect_packet_from_server, code)
         cast("Any", self._tell_disconnected)(client, userdata, flags, code, properties)
 
-    def _ended(self, said_so: bool, code: ReasonCode) -> None:
+    def _ended(self, by_broker: bool, code: ReasonCode) -> None:
         cause = self._log.cause
         connected = self._client._connected  # noqa: SLF001 - aiomqtt has no method for it
         disconnected = self._client._disconnected  # noqa: SLF001
         if disconnected.done():
             disconnected.exception()  # otherwise asyncio logs that it was never retrieved
-        if said_so:
+        if by_broker:
             taken_over = code.value == TAKEN_OVER
             why = "" if taken_over else f": {code}"  # a revoked device gets this code too
             self._end = Lost(f"the broker ended the connection{why}", taken_over=taken_over)
@@ -271,8 +271,8 @@ async def _failure(address: Address, cause: BaseException, login: Login) -> NotC
     if not login.proven:
         found = await spoken(address, min(2.0, login.timeout))
         if found is not None and found is not address.protocol:
-            said = f"{address.place} {advice(address, found)}"
-            return TlsFailed(said) if found is Protocol.TLS or address.is_encrypted else Lost(said)
+            text = f"{address.place} {advice(address, found)}"
+            return TlsFailed(text) if found is Protocol.TLS or address.is_encrypted else Lost(text)
     if isinstance(cause, TimeoutError):
         return Lost(f"{address}: no answer within {login.timeout:g} s")
     return Lost(f"{address}: {cause}")

@@ -251,7 +251,7 @@ async def _followed(change: "asyncio.Future[T]", follow: Callable[[T], None]) ->
 
 def _tell(waiting: "Collection[asyncio.Future[Accepted]]", error: Exception) -> bool:
     """False if nobody waits."""
-    told = [future for future in waiting if not future.done()]
-    for future in told:
+    unanswered = [future for future in waiting if not future.done()]
+    for future in unanswered:
         future.set_exception(error)
-    return bool(told)
+    return bool(unanswered)

@@ -13,7 +13,7 @@ from imqtt.core.reorder import InOrder, Reorder
 from imqtt.core.view import EMPTY
 from imqtt.model import Accepted, Device, Event, Head, Id, Marks, Position, Slice
 
-TOLD = "told "  # and a conversation: the key of the user's marks that the server has
+SERVER_MARKS = "told "  # and a conversation: the key of the user's marks that the server has
 
 
 @dataclass(slots=True)
@@ -61,9 +61,10 @@ class DeviceLog:
             step.changes.marks.append(Marks(self.conversation, self.device.user, marks.delivered, marks.read))
         if marks.is_ahead:
             step.marked.add(self.conversation)
-        if marks.is_told:
-            step.changes.meta[TOLD + self.conversation] = f"{marks.told_delivered} {marks.told_read}"
-        self.is_changed = marks.is_raised = marks.is_told = False
+        if marks.is_server_changed:
+            key = SERVER_MARKS + self.conversation
+            step.changes.meta[key] = f"{marks.server_delivered} {marks.server_read}"
+        self.is_changed = marks.is_raised = marks.is_server_changed = False
 
     # --- events
 
@@ -104,9 +105,9 @@ class DeviceLog:
         self.marks.deliver(seq)
         step.touched.add(self.conversation)
 
-    def tell(self, step: Step, delivered: int, read: int) -> None:
+    def set_server_marks(self, step: Step, delivered: int, read: int) -> None:
         """The server has exactly these marks of the user."""
-        self.marks.tell(delivered, read)
+        self.marks.set_server(delivered, read)
         step.touched.add(self.conversation)
 
     def _advance(self, step: Step, order: InOrder) -> bool:
@@ -229,7 +230,7 @@ class DeviceLog:
         user = self.device.user
         known = (marks for marks in reversed(head.marks) if marks.user == user)
         own = next(known, Marks(self.conversation, user))
-        self.tell(step, own.delivered, own.read)
+        self.set_server_marks(step, own.delivered, own.read)
         self.marks.merge(own.delivered, own.read)
 
     def begin_at_first_known(self, step: Step) -> None:

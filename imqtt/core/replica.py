@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from msgspec.structs import replace
 
 from imqtt.core.changes import Held, Memory, Place, Step, Want
-from imqtt.core.device_log import TOLD, DeviceLog
+from imqtt.core.device_log import SERVER_MARKS, DeviceLog
 from imqtt.core.outbox import OutboxKey
 from imqtt.core.own_marks import OwnMarks
 from imqtt.core.reorder import Reorder
@@ -41,9 +41,9 @@ class Replica:
                 log.want(self._step, Want.BEHIND)
         for marks in memory.own_marks:
             if (known := self.logs.get(marks.conversation)) is not None:
-                told = memory.meta.get(TOLD + marks.conversation)
+                stored = memory.meta.get(SERVER_MARKS + marks.conversation)
                 own = (marks.delivered, marks.read)
-                known.marks = OwnMarks(*own, *(map(int, told.split()) if told else own))
+                known.marks = OwnMarks(*own, *(map(int, stored.split()) if stored else own))
                 self._step.touched.add(marks.conversation)
 
     @property
@@ -106,7 +106,7 @@ class Replica:
                 frame, delivered=max(early.delivered, frame.delivered), read=max(early.read, frame.read)
             )
         else:
-            self.told(frame.conversation, frame.delivered, frame.read)
+            self.server_has(frame.conversation, frame.delivered, frame.read)
             log.marks.merge(frame.delivered, frame.read)
 
     def page(self, page: Page, asked: Mapping[str, bool], held: Held) -> None:
@@ -151,11 +151,11 @@ class Replica:
 
     def _trust(self, page: Page, asked: Mapping[str, bool]) -> None:
         """Ends the doubt about logs whose cursor the server has looked at and knows."""
-        told = {part.conversation: part.restart for part in page.slices if not part.history}
+        restarts = {part.conversation: part.restart for part in page.slices if not part.history}
         for name, undoubted in asked.items():
             log = self.logs.get(name)
-            was_looked_at = name in told or not page.more
-            is_known = undoubted and was_looked_at and not told.get(name, False)
+            was_looked_at = name in restarts or not page.more
+            is_known = undoubted and was_looked_at and not restarts.get(name, False)
             if log is not None and log.order.in_doubt and is_known:
                 log.trust(self._step)
 
@@ -194,10 +194,11 @@ class Replica:
         log.deliver(self._step, read)
         return True
 
-    def told(self, conversation: str, delivered: int, read: int) -> None:
+    def server_has(self, conversation: str, delivered: int, read: int) -> None:
         """The server has these marks of the user. That is stored with the next changes."""
         log = self.logs[conversation]
-        log.tell(self._step, max(log.marks.told_delivered, delivered), max(log.marks.told_read, read))
+        delivered = max(log.marks.server_delivered, delivered)
+        log.set_server_marks(self._step, delivered, max(log.marks.server_read, read))
 
     def trimmed(self, bases: Mapping[str, int]) -> None:
         """The store has removed the events up to these seqs."""

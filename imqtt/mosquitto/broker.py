@@ -280,14 +280,14 @@ class Mosquitto:
         while not await self._answers():
             status = self._process.status
             if status is not None:
-                said = self._output.last_words(start) or f"exit status {status}"
+                reason = self._output.last_errors(start) or f"exit status {status}"
                 error: type[SetupError] = SetupError
-                if os.strerror(errno.EADDRINUSE) in said:
+                if os.strerror(errno.EADDRINUSE) in reason:
                     error = PortTaken
                     ports = (self.port, self.websocket_port, self.internal_port)
                     held = [f"port {port} by {program}" for port in ports if (program := holder(port))]
-                    said += f" ({', '.join(held)})" if held else ""
-                raise error(f"Mosquitto did not start: {said}; its log is {self.log}")
+                    reason += f" ({', '.join(held)})" if held else ""
+                raise error(f"Mosquitto did not start: {reason}; its log is {self.log}")
             if time.monotonic() > deadline:
                 raise SetupError(
                     f"Mosquitto does not answer after {START_SECONDS:.0f} s; its log is {self.log}"

@@ -16,7 +16,8 @@ from imqtt.mosquitto.login import log_in
 from imqtt.tls_files import TlsFileError, TlsFiles
 
 if TYPE_CHECKING:
-    from imqtt.server.control import Told  # most commands do not need it, and it loads the server
+    # Most commands do not need it, and it loads the server.
+    from imqtt.server.control import PresenceReport
 
 TIMEOUT = 5.0  # seconds, for connecting
 ANSWER_SECONDS = 3.0
@@ -93,11 +94,11 @@ class Access:
 
         _run(tell())
 
-    def ask(self, user: str) -> "Told":
+    def ask(self, user: str) -> "PresenceReport":
         """The presence of the user's devices."""
         from imqtt.server import control
 
-        async def ask() -> "Told":
+        async def ask() -> "PresenceReport":
             link = await self._connect()
             reply = secrets.token_hex(8)
             try:

@@ -47,7 +47,7 @@ class LogFile:
             finally:
                 os.close(descriptor)
 
-    def last_words(self, start: int = 0) -> str:
+    def last_errors(self, start: int = 0) -> str:
         """The last errors after byte `start`, or else the last lines, without their times."""
         try:
             with self.path.open("rb") as log:
@@ -55,9 +55,9 @@ class LogFile:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        said = [without_time(line).strip() for line in text.splitlines()]
-        errors = [line for line in said if line.startswith(("Error", "Warning: Unable"))]
-        return "; ".join((errors or [line for line in said if line])[-3:])
+        lines = [without_time(line).strip() for line in text.splitlines()]
+        errors = [line for line in lines if line.startswith(("Error", "Warning: Unable"))]
+        return "; ".join((errors or [line for line in lines if line])[-3:])
 
     def _size(self) -> int:
         try:

@@ -65,20 +65,20 @@ class BrokerLog:
             self.line(line)
 
     def line(self, line: str) -> None:
-        said = without_time(line)
-        if _OUT_OF_FILES.search(said):
+        text = without_time(line)
+        if _OUT_OF_FILES.search(text):
             self._files.note(f"it may open {raise_file_limit()} (raise `ulimit -n` before `imqtt up`)")
-        elif _FULL.search(said):
+        elif _FULL.search(text):
             self._full.note(
                 "a listener has reached max_connections, which is derived from the limit of open files: "
                 f"{raise_file_limit()} (raise `ulimit -n` before `imqtt up`)"
             )
-        elif _HARMLESS.search(said):
+        elif _HARMLESS.search(text):
             pass
-        elif _ERROR.match(said):
-            self._error.note(printable(said))
-        elif _WARNING.match(said):
-            self._warning.note(printable(said))
+        elif _ERROR.match(text):
+            self._error.note(printable(text))
+        elif _WARNING.match(text):
+            self._warning.note(printable(text))
 
 
 async def follow(broker_log: BrokerLog) -> None:

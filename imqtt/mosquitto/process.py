@@ -88,14 +88,14 @@ class Process:
     async def wait(self) -> int:
         """Returns the exit status once it has ended and all output was read."""
         loop = asyncio.get_running_loop()
-        told = asyncio.Event()
+        notified = asyncio.Event()
 
         def tell(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(told.set)
+                loop.call_soon_threadsafe(notified.set)
 
         self._ended.add_done_callback(tell)
-        await told.wait()
+        await notified.wait()
         return cast("int", self.status)
 
     def send_signal(self, number: signal.Signals) -> None:

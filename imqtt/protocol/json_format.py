@@ -84,10 +84,10 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
 
 def _reason(what: str, error: Exception, payload: bytes) -> str:
     """In ASCII, since the parser quotes what it met, and short."""
-    said = str(error)
-    if "surrogate" in said or ("truncated" in said and _LONE_SURROGATE.search(payload)):
-        said = "text is not valid Unicode (lone surrogate)"
-    return ascii(f"{what}: {said}")[1:-1][:120]
+    reason = str(error)
+    if "surrogate" in reason or ("truncated" in reason and _LONE_SURROGATE.search(payload)):
+        reason = "text is not valid Unicode (lone surrogate)"
+    return ascii(f"{what}: {reason}")[1:-1][:120]
 
 
 # --- JSON that no parser takes ------------------------------------------------------------------------

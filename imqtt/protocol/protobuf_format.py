@@ -116,8 +116,10 @@ def _fill_accepted(out: pb.Accepted, accepted: Accepted) -> None:
         out.previous = accepted.previous
 
 
-def _accepted_in(it: pb.Accepted) -> Accepted:
-    return Accepted(it.conversation, it.client_msg_id, it.seq, Id(it.id), it.time, Id(it.previous))
+def _accepted_in(frame: pb.Accepted) -> Accepted:
+    return Accepted(
+        frame.conversation, frame.client_msg_id, frame.seq, Id(frame.id), frame.time, Id(frame.previous)
+    )
 
 
 def _fill_content(out: pb.Content, content: Content) -> None:

@@ -41,16 +41,16 @@ class Access:
         """Call it when a packet that this process sent to itself has come back on `topic`."""
         self._awaited[topic].set()
 
-    async def granted(self, link: Link, said: Packet) -> bool:
+    async def granted(self, link: Link, announcement: Packet) -> bool:
         """Whether the account has all rights that it needs; logs the missing ones.
 
-        Publishes `said`, whose topic is `SERVERS`. Raises `Closed`.
+        Publishes `announcement`, whose topic is `SERVERS`. Raises `Closed`.
         """
         for event in self._awaited.values():
             event.clear()
         # By topic, the filter whose rights a packet tests.
         filters = {SERVERS: SERVERS, self._up: _ALL_UP, DOWN: _ALL_DOWN}
-        codes = await link.publish([said, Packet(self._up, b""), Packet(DOWN, b"")])
+        codes = await link.publish([announcement, Packet(self._up, b""), Packet(DOWN, b"")])
         refused = {topic: code for topic, code in zip(filters, codes, strict=True) if code >= FAILURE}
         missing = [f"publish to {filters[topic]} ({describe(code)})" for topic, code in refused.items()]
         # A refused packet cannot come back.

@@ -40,13 +40,13 @@ class Revoke(msgspec.Struct, frozen=True, tag="revoke", tag_field="type"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="presence", tag_field="type"):
-    """Asks for `Told` of a user's devices, on `REPLIES` followed by `reply`."""
+    """Asks for the `PresenceReport` of a user's devices, on `REPLIES` followed by `reply`."""
 
     user: str
     reply: str
 
 
-class Seen(msgspec.Struct, frozen=True):
+class DeviceReport(msgspec.Struct, frozen=True):
     """A device's state, and since when it has it, in milliseconds since the Unix epoch."""
 
     device: str
@@ -54,10 +54,10 @@ class Seen(msgspec.Struct, frozen=True):
     since: int
 
 
-class Told(msgspec.Struct, frozen=True):
+class PresenceReport(msgspec.Struct, frozen=True):
     """The presence of a user's devices. `known` is False if the state is away."""
 
-    devices: tuple[Seen, ...]
+    devices: tuple[DeviceReport, ...]
     known: bool = True
 
 
@@ -75,9 +75,9 @@ def parse(payload: bytes) -> Order | None:
         return None
 
 
-def parse_answer(payload: bytes) -> Told:
+def parse_answer(payload: bytes) -> PresenceReport:
     """Raises `msgspec.DecodeError` for an answer in another version's form."""
-    return msgspec.json.decode(payload, type=Told)
+    return msgspec.json.decode(payload, type=PresenceReport)
 
 
 @dataclass(eq=False, repr=False)
@@ -119,10 +119,11 @@ class Control:
         try:
             known = await self.presences.of_devices(ask.user)
         except StateAway:
-            told = Told((), known=False)
+            report = PresenceReport((), known=False)
         else:
-            told = Told(tuple(Seen(str(one.device), one.state, one.since) for one in known))
-        self.publish([Packet(REPLIES + ask.reply, encode(told))])
+            devices = tuple(DeviceReport(str(one.device), one.state, one.since) for one in known)
+            report = PresenceReport(devices)
+        self.publish([Packet(REPLIES + ask.reply, encode(report))])
 
 
 def _devices(revocations: Iterable[Revoke]) -> list[Device]:

@@ -98,11 +98,11 @@ class Delivery:
         members, decisions = outcome.members, outcome.decisions
         events = await self._events(batch, decisions)
         # The last of each user in each conversation.
-        typing = {(said.command.conversation, said.device.user): said for said in batch.of(Typing)}
-        told = {event.conversation for event in events if event is not None}
-        told.update(marks.conversation for marks, _ in outcome.raised)
-        told.update(conversation for conversation, _ in typing)
-        users = {user for conversation in told for user in members.of(conversation)}
+        typing = {(signal.command.conversation, signal.device.user): signal for signal in batch.of(Typing)}
+        conversations = {event.conversation for event in events if event is not None}
+        conversations.update(marks.conversation for marks, _ in outcome.raised)
+        conversations.update(conversation for conversation, _ in typing)
+        users = {user for conversation in conversations for user in members.of(conversation)}
         users.update(device.user for device in batch.spoke)
         users.update(rejection.device.user for rejection in batch.rejections)
         decided = zip(batch.messages, decisions, strict=True)

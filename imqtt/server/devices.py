@@ -102,8 +102,8 @@ class Devices:
         lists = await self.of({device.user for device in spoke})
         known: dict[Device, Registration] = {}
         for before in chain.from_iterable(lists.values()):
-            if (said := spoke.get(before.device)) is not None:
-                now = _registration(before.device, before, *said)
+            if (spoken := spoke.get(before.device)) is not None:
+                now = _registration(before.device, before, *spoken)
                 if replace(now, platform=before.platform) == before:
                     known[before.device] = now
         return known

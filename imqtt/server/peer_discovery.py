@@ -220,7 +220,7 @@ class PeerDiscovery:
             if not self._foreign_workers:
                 self.foreign.end()
             return
-        who = f"{other.host} (pid {other.pid})"
+        server = f"{other.host} (pid {other.pid})"
         if other.cluster == self.me.cluster:
             # A claim in MongoDB expires if its holder is paused, so this may be the very same store.
             store = f"this store or a copy of it, of cluster {other.cluster}"
@@ -229,9 +229,9 @@ class PeerDiscovery:
             store = f"the store of cluster {other.cluster}"
             remedy = f"the store here is of cluster {self.me.cluster}. Give each its own broker"
         if gives_way(self._now(), other):
-            raise SetupError(f"this broker is served already, by {who} on {store}; {remedy}")
+            raise SetupError(f"this broker is served already, by {server} on {store}; {remedy}")
         self._foreign_workers.add(other.worker)
-        self.foreign.start(f"{who} serves {store}")
+        self.foreign.start(f"{server} serves {store}")
 
     def _now(self) -> Peer:
         standing = -1.0 if self._since is None else asyncio.get_running_loop().time() - self._since

@@ -209,12 +209,12 @@ class Pipeline:
         topic, payload = batch[0].packet[:2]
         if refused:
             log.warning("the store refuses a message on %s: %s", topic, error)
-            told: Invalid | Failed = Invalid(f"the store cannot hold this message: {error}")
+            answer: Invalid | Failed = Invalid(f"the store cannot hold this message: {error}")
         else:
             log.error("a command on %s failed", topic, exc_info=error)
-            told = Failed("the server failed on this command; its log says why", retry_after=60_000)
+            answer = Failed("the server failed on this command; its log says why", retry_after=60_000)
         device = self.router.device(topic)
-        return self.delivery.reject([] if device is None else [rejection(device, payload, told)])
+        return self.delivery.reject([] if device is None else [rejection(device, payload, answer)])
 
     async def _acknowledge(self) -> None:
         """PUBACKs batches in order, each when it is finished: the end of the transaction."""

@@ -82,8 +82,8 @@ class Presences:
 
         If there are any of the latter, the future is done when they are noted in the state.
         """
-        said = {device for device, command in status if not is_last_word(command)}
-        self._spoke.update(dict.fromkeys(device for device in spoke if device not in said))
+        reported = {device for device, command in status if not is_farewell(command)}
+        self._spoke.update(dict.fromkeys(device for device in spoke if device not in reported))
         self._wake.set()
         if not status:
             return None
@@ -125,14 +125,14 @@ class Presences:
         for device, command in commands:
             if isinstance(command, Hello):  # it takes every peer for offline
                 self._unknown.pop(device, None)
-            elif not is_last_word(command) and not _is_connected(device, before or {}):
+            elif not is_farewell(command) and not _is_connected(device, before or {}):
                 self._newcomers.put(Newcomer(device, back=True))
                 self._settle(device)
         # A `Status` with another connection's nonce changes nothing, but it shows that the device is there.
         ignored = {
             device
             for (device, command), done in zip(commands, taken, strict=True)
-            if not done and not is_last_word(command)
+            if not done and not is_farewell(command)
         }
         if ignored:
             await self.refresh(ignored)
@@ -168,7 +168,7 @@ class Presences:
         A device that is known to be offline already is not told of again. What earlier batches have heard of
         the devices does not make them present afterwards.
         """
-        self._status = [said for said in self._status if said[0] not in devices]
+        self._status = [(device, command) for device, command in self._status if device not in devices]
         self._spoke = {device: None for device in self._spoke if device not in devices}
         async with self._noting:
             known = await self._known({device.user for device in devices}) or {}
@@ -312,7 +312,7 @@ class Presences:
         return await _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
 
 
-def is_last_word(command: Hello | Status) -> bool:
+def is_farewell(command: Hello | Status) -> bool:
     """Whether it is `offline`, from the device itself or its last will."""
     return isinstance(command, Status) and command.state == "offline"
 

@@ -92,8 +92,8 @@ class Reads:
             ref=command.ref,
         )
         page = await self.pages.hello(device.user, command, room)
-        told = await self.presences.for_newcomer(device, page.heads, more=page.more_heads != 0)
-        return [welcome, page, *told]
+        presences = await self.presences.for_newcomer(device, page.heads, more=page.more_heads != 0)
+        return [welcome, page, *presences]
 
     async def _sync(self, device: Device, command: Sync, room: Room) -> list[AnyFrame]:
         return [await self.pages.sync(device.user, command, room)]

@@ -168,8 +168,8 @@ class MarkStore(Protocol):
 class DeviceStore(Protocol):
     """The registered devices of each user."""
 
-    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        """Registers devices. `said` contains each device once.
+    async def put_devices(self, devices: Sequence[Registration | DeviceFormat]) -> None:
+        """Registers devices, each given once.
 
         A `Registration` replaces an existing one. A `DeviceFormat` changes only the format, since another
         worker may just have received the device's `Hello`; a new device gets the defaults. `seen` only grows.

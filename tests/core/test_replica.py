@@ -324,16 +324,16 @@ def test_marks_that_were_not_sent_are_sent_after_a_restart_though_no_head_lists_
     for _ in range(5):
         replica.event(server.store(talk, "hi"), {})
     replica.take()
-    replica.told(talk, 5, 0)
+    replica.server_has(talk, 5, 0)
     assert replica.mark_read(talk, 3)
     changes = replica.take().changes
     states, own = tuple(changes.logs.values()), tuple(changes.marks)
     restarted = Memory((replica.logs[talk].state(), *states), own, (), changes.meta)
     again = Replica(ALICE, restarted, adopting=False)
     assert again.take().marked == {talk}
-    again.told(talk, 5, 3)
-    told = Memory(restarted.logs, own, (), again.take().changes.meta)
-    assert not Replica(ALICE, told, adopting=False).take().marked
+    again.server_has(talk, 5, 3)
+    stored = Memory(restarted.logs, own, (), again.take().changes.meta)
+    assert not Replica(ALICE, stored, adopting=False).take().marked
 
 
 def test_events_with_numbers_that_no_server_draws_are_counted_and_dropped() -> None:

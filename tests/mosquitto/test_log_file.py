@@ -63,4 +63,4 @@ def test_a_full_disk_loses_log_lines_and_raises_nothing(log: LogFile) -> None:
     log.write(b"2026-11-29T18:00:00: Error: No space left on device.\n")
     log.path.parent.mkdir()
     log.write(b"2026-11-29T18:00:01: Error: Still none.\n")
-    assert log.last_words() == "Error: Still none."
+    assert log.last_errors() == "Error: Still none."

@@ -16,7 +16,7 @@ from imqtt.protocol.topics import up
 from imqtt.server import control
 from imqtt.server.app import Server
 from imqtt.server.batch import Inbound
-from imqtt.server.control import Ask, Control, Revoke, Seen, Told
+from imqtt.server.control import Ask, Control, DeviceReport, PresenceReport, Revoke
 from imqtt.state.base import DevicePresence, StateAway
 from imqtt.stores.base import Identity
 from imqtt.stores.sqlite.store import SqliteStore
@@ -87,8 +87,8 @@ async def test_a_request_is_answered_with_the_states_of_a_users_devices(parts: W
     answers = Answers(parts)
     await answers.control.carry_out([Ask("alice", "r1"), Ask("nobody", "r2")])
     assert [(message.topic, control.parse_answer(message.payload)) for message in answers.messages] == [
-        ("imqtt/$control/down/r1", Told((Seen("alice@phone", "online", NOW),))),
-        ("imqtt/$control/down/r2", Told(())),
+        ("imqtt/$control/down/r1", PresenceReport((DeviceReport("alice@phone", "online", NOW),))),
+        ("imqtt/$control/down/r2", PresenceReport(())),
     ]
 
 
@@ -101,7 +101,7 @@ async def test_while_the_state_is_unavailable_the_answer_says_so(
     monkeypatch.setattr(parts.state, "presence", away)
     answers = Answers(parts)
     await answers.control.carry_out([Ask("alice", "r1")])
-    assert control.parse_answer(answers.messages[0].payload) == Told((), known=False)
+    assert control.parse_answer(answers.messages[0].payload) == PresenceReport((), known=False)
 
 
 async def test_a_hello_in_the_batch_of_its_devices_revocation_makes_no_device_present(

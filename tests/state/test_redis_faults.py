@@ -15,7 +15,7 @@ from imqtt.state.base import DevicePresence, StateAway, Worker
 from imqtt.state.redis import connection as redis_link
 from imqtt.state.redis import presence as redis_presence
 from imqtt.state.redis.connection import TRIP_SECONDS
-from imqtt.state.redis.presence import EXPIRED_AT_ONCE, TOLD_AT_ONCE
+from imqtt.state.redis.presence import EXPIRED_AT_ONCE, SENT_AT_ONCE
 from imqtt.state.redis.state import RedisState
 from tests.redis_server import BURST, RATE, RedisServer, open_state
 from tests.services import WITHIN, eventually
@@ -411,11 +411,11 @@ async def test_a_status_that_redis_missed_does_not_override_a_later_change(
     await other.close()
 
 
-@pytest.mark.parametrize("at_once", [1, TOLD_AT_ONCE])
+@pytest.mark.parametrize("at_once", [1, SENT_AT_ONCE])
 async def test_devices_that_were_active_while_redis_was_away_do_not_count_as_silent(
     server: RedisServer, state: RedisState, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(redis_presence, "TOLD_AT_ONCE", at_once)
+    monkeypatch.setattr(redis_presence, "SENT_AT_ONCE", at_once)
     devices = [Device(f"user{number}", "phone") for number in range(5)]
     for device in devices[:-1]:  # Redis does not know the last one
         await state.arrive(DevicePresence(device, "n1", "online", 1_000, 2_000))

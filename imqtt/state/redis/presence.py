@@ -18,7 +18,7 @@ EXPIRED_AT_MOST = 20_000  # by one call; the next call continues
 # Kept while Redis is away, and sent when it is back.
 MISSED_CHANGES = 2_000
 MISSED_COMMANDS = 20_000
-TOLD_AT_ONCE = 1_000  # devices in one command
+SENT_AT_ONCE = 1_000  # devices in one command
 CLOCK_STEP = 1_000  # milliseconds; a clock that steps back further was corrected
 
 
@@ -59,7 +59,7 @@ class Presences:
         self._spoke: dict[Device, Spoke] = {}
         self._latest = 0  # the expiry of the last batch
         self._appeared: dict[Device, str] = {}  # found late, for the next `refresh` to return
-        link.when_back(self._tell)
+        link.when_back(self._send_missed)
 
     async def arrive(self, presence: DevicePresence) -> None:
         try:
@@ -169,18 +169,18 @@ class Presences:
         if len(self._spoke) < MISSED_COMMANDS:
             self._spoke.update(spoke)
 
-    def _tell(self) -> None:
+    def _send_missed(self) -> None:
         missed, self._missed = self._missed, {}
         for change in missed.values():
             # Another worker may have received a later change.
-            self._put(change.how, change.presence, "late").add_done_callback(partial(self._told, change))
+            self._put(change.how, change.presence, "late").add_done_callback(partial(self._confirm, change))
         spoke, self._spoke = list(self._spoke.items()), {}
-        for start in range(0, len(spoke), TOLD_AT_ONCE):
-            part = dict(spoke[start : start + TOLD_AT_ONCE])
+        for start in range(0, len(spoke), SENT_AT_ONCE):
+            part = dict(spoke[start : start + SENT_AT_ONCE])
             self._refresh(part).add_done_callback(undelivered)
             self._look(part).add_done_callback(partial(self._looked, part))
 
-    def _told(self, change: Change, answer: asyncio.Future[Any]) -> None:
+    def _confirm(self, change: Change, answer: asyncio.Future[Any]) -> None:
         if undelivered(answer) and change.presence.device not in self._missed:
             self._miss(change)
 

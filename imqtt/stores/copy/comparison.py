@@ -62,7 +62,7 @@ async def verify(source: Source, target: Source, tell: Tell, *, live: bool) -> C
     whole = blake2b(digest_size=DIGEST_SIZE)
     copied = Copied(0, 0, 0, 0, 0, 0, "")
     async for names in both(pages(source), pages(target), str):
-        page = [name for name, ours, theirs in names if _is_in_target(name, ours, theirs, live)]
+        page = [name for name, here, there in names if _is_in_target(name, here, there, live)]
         logs = await _compare_logs(source, target, page, live)
         members = await _compare_members(source, target, page, live)
         marks = await _compare_marks(source, target, page, live)
@@ -77,53 +77,53 @@ async def verify(source: Source, target: Source, tell: Tell, *, live: bool) -> C
         tell(Progress("verifying", copied.conversations, copied.events))
     devices = 0
     async for rows in both(device_pages(source), device_pages(target), device_of):
-        for device, ours, theirs in rows:
+        for device, in_source, in_target in rows:
             # During a live copy a device may register again, as each `Hello` does, or be removed. The target
             # may have it as before; a device that was removed is pruned there later.
-            if not live and ours != theirs:
+            if not live and in_source != in_target:
                 raise CopyDiffers(f"device {device} differs between the stores")
-            if theirs is not None:
+            if in_target is not None:
                 devices += 1
-                row = (*device, theirs.format, theirs.platform, theirs.max_packet, theirs.seen)
+                row = (*device, in_target.format, in_target.platform, in_target.max_packet, in_target.seen)
                 whole.update(_encode(row))
     return copied._replace(devices=devices, digest=whole.hexdigest())
 
 
-def _is_in_target(name: str, ours: str | None, theirs: str | None, live: bool) -> bool:
+def _is_in_target(name: str, in_source: str | None, in_target: str | None, live: bool) -> bool:
     """False if the conversation began after a live copy. Raises `CopyDiffers`."""
-    if ours is None:
+    if in_source is None:
         raise CopyDiffers(f"the target has {name}, but the source does not", name)
-    if theirs is None and not live:
+    if in_target is None and not live:
         raise CopyDiffers(f"the source has {name}, but the target does not", name)
-    return theirs is not None
+    return in_target is not None
 
 
 async def _compare_logs(
     source: Source, target: Source, names: Sequence[str], live: bool
 ) -> dict[str, tuple[int, bytes]]:
     """The number of events of each log in the target, and their digest."""
-    theirs = await retry(target.heads, names)
-    ours = await retry(source.heads, names)
+    in_target = await retry(target.heads, names)
+    in_source = await retry(source.heads, names)
     digests: dict[str, tuple[bytes, bytes]] = {}
     waiting = iter(names)
 
     async def compare() -> None:
         left, right = Reading(source), Reading(target)
         for name in waiting:
-            end = seq_of(theirs, name)
+            end = seq_of(in_target, name)
             digests[name] = await asyncio.gather(_digest(left, name, end), _digest(right, name, end))
 
     await side_by_side(compare() for _ in range(LANES))
     logs: dict[str, tuple[int, bytes]] = {}
     for name in names:
-        count, (mine, other) = seq_of(theirs, name), digests[name]
-        if mine != other:
+        count, (of_source, of_target) = seq_of(in_target, name), digests[name]
+        if of_source != of_target:
             seq = await _first_difference(source, target, name)
             raise CopyDiffers(f"event {seq} of {name} differs between the stores", name, seq)
-        if count > seq_of(ours, name) or (not live and count < seq_of(ours, name)):
-            seq = min(count, seq_of(ours, name)) + 1
+        if count > seq_of(in_source, name) or (not live and count < seq_of(in_source, name)):
+            seq = min(count, seq_of(in_source, name)) + 1
             raise CopyDiffers(f"event {seq} of {name} is only in one of the stores", name, seq)
-        logs[name] = count, other
+        logs[name] = count, of_target
     return logs
 
 
@@ -156,43 +156,43 @@ def _row(record: Record) -> bytes:
 async def _first_difference(source: Source, target: Source, conversation: str) -> int:
     seq = 0
     while True:
-        ours = await source.records_after(conversation, seq, FIRST_EVENTS)
-        theirs = await target.records_after(conversation, seq, FIRST_EVENTS)
-        for mine, other in zip(ours, theirs, strict=False):
-            if _row(mine) != _row(other):
-                return min(mine.event.seq, other.event.seq)
-        if len(ours) != len(theirs) or not ours:
-            return seq + min(len(ours), len(theirs)) + 1
-        seq = ours[-1].event.seq
+        in_source = await source.records_after(conversation, seq, FIRST_EVENTS)
+        in_target = await target.records_after(conversation, seq, FIRST_EVENTS)
+        for of_source, of_target in zip(in_source, in_target, strict=False):
+            if _row(of_source) != _row(of_target):
+                return min(of_source.event.seq, of_target.event.seq)
+        if len(in_source) != len(in_target) or not in_source:
+            return seq + min(len(in_source), len(in_target)) + 1
+        seq = in_source[-1].event.seq
 
 
 async def _compare_members(
     source: Source, target: Source, names: Sequence[str], live: bool
 ) -> dict[str, list[str]]:
-    theirs = await retry(target.members, names)
-    ours = await retry(source.members, names)
+    in_target = await retry(target.members, names)
+    in_source = await retry(source.members, names)
     for name in names:
-        mine, other = set(ours.get(name, ())), set(theirs.get(name, ()))
-        if not other <= mine or (not live and other != mine):
-            user = min(mine ^ other)
+        of_source, of_target = set(in_source.get(name, ())), set(in_target.get(name, ()))
+        if not of_target <= of_source or (not live and of_target != of_source):
+            user = min(of_source ^ of_target)
             raise CopyDiffers(f"{user} is a member of {name} only in one of the stores", name)
-    return theirs
+    return in_target
 
 
 async def _compare_marks(
     source: Source, target: Source, names: Sequence[str], live: bool
 ) -> dict[str, list[Marks]]:
-    theirs = await retry(target.marks, names)
-    ours = await retry(source.marks, names)
+    in_target = await retry(target.marks, names)
+    in_source = await retry(source.marks, names)
     for name in names:
-        mine = {user: seqs for user, *seqs in _plain(ours.get(name, ()))}
-        other = {user: seqs for user, *seqs in _plain(theirs.get(name, ()))}
-        for user in sorted(mine.keys() | other.keys()):
-            here, there = mine.get(user, [0, 0]), other.get(user, [0, 0])
+        of_source = {user: seqs for user, *seqs in _plain(in_source.get(name, ()))}
+        of_target = {user: seqs for user, *seqs in _plain(in_target.get(name, ()))}
+        for user in sorted(of_source.keys() | of_target.keys()):
+            here, there = of_source.get(user, [0, 0]), of_target.get(user, [0, 0])
             # Marks only grow, so those of a live source may be ahead.
             if there != here and not (live and there[0] <= here[0] and there[1] <= here[1]):
                 raise CopyDiffers(f"the marks of {user} in {name} differ between the stores", name)
-    return theirs
+    return in_target
 
 
 def _plain(marks: Iterable[Marks]) -> list[tuple[str, int, int]]:

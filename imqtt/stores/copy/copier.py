@@ -133,7 +133,7 @@ async def _transfer(source: Source, target: Store, plan: Plan, tell: Tell) -> in
         await retry(target.put_devices, registrations)
     # An earlier run may have copied devices that the source has removed since.
     async for page in both(device_pages(source), device_pages(target), device_of):
-        for device in [device for device, ours, _ in page if ours is None]:
+        for device in [device for device, in_source, _ in page if in_source is None]:
             await retry(target.remove_device, device)
     return done.events - plan.held
 

@@ -100,24 +100,24 @@ async def _rows(pages: AsyncIterator[list[T]]) -> AsyncIterator[T]:
 
 
 async def both(
-    ours: AsyncIterator[list[T]], theirs: AsyncIterator[list[T]], key: Callable[[T], K]
+    source: AsyncIterator[list[T]], target: AsyncIterator[list[T]], key: Callable[[T], K]
 ) -> AsyncIterator[list[tuple[K, T | None, T | None]]]:
-    """Merges two stores' rows in order of their keys into pages of (key, ours, theirs); None: missing."""
+    """Merges two stores' rows in order of their keys into pages of (key, source, target); None: missing."""
     page: list[tuple[K, T | None, T | None]] = []
-    our_rows, their_rows = _rows(ours), _rows(theirs)
-    mine, other = await anext(our_rows, None), await anext(their_rows, None)
-    while mine is not None or other is not None:
-        at = min(key(row) for row in (mine, other) if row is not None)
-        here = mine if mine is not None and key(mine) == at else None
-        there = other if other is not None and key(other) == at else None
+    source_rows, target_rows = _rows(source), _rows(target)
+    source_row, target_row = await anext(source_rows, None), await anext(target_rows, None)
+    while source_row is not None or target_row is not None:
+        at = min(key(row) for row in (source_row, target_row) if row is not None)
+        here = source_row if source_row is not None and key(source_row) == at else None
+        there = target_row if target_row is not None and key(target_row) == at else None
         page.append((at, here, there))
         if len(page) == CONVERSATIONS:
             yield page
             page = []
         if here is not None:
-            mine = await anext(our_rows, None)
+            source_row = await anext(source_rows, None)
         if there is not None:
-            other = await anext(their_rows, None)
+            target_row = await anext(target_rows, None)
     if page:
         yield page
 

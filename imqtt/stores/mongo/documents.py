@@ -117,12 +117,12 @@ def marks_of(document: Document) -> Marks:
     return Marks(document["c"], document["u"], _int(document.get("delivered")), _int(document.get("read")))
 
 
-def device_update(said: Registration | DeviceFormat) -> Document:
+def device_update(new: Registration | DeviceFormat) -> Document:
     """The update of the device's document, which also creates it."""
-    seen = {"$max": {"seen": said.seen}}
-    if isinstance(said, DeviceFormat):
-        return {"$set": {"format": said.format}, "$setOnInsert": {"platform": "", "max_packet": 0}, **seen}
-    return {"$set": {"format": said.format, "platform": said.platform, "max_packet": said.max_packet}, **seen}
+    seen = {"$max": {"seen": new.seen}}
+    if isinstance(new, DeviceFormat):
+        return {"$set": {"format": new.format}, "$setOnInsert": {"platform": "", "max_packet": 0}, **seen}
+    return {"$set": {"format": new.format, "platform": new.platform, "max_packet": new.max_packet}, **seen}
 
 
 def registration_of(document: Document) -> Registration:

@@ -174,9 +174,9 @@ class MongoStore(MongoReader):
         )
         return grown
 
-    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
+    async def put_devices(self, devices: Sequence[Registration | DeviceFormat]) -> None:
         updates = [
-            _upsert({"u": new.device.user, "d": new.device.device}, device_update(new)) for new in said
+            _upsert({"u": new.device.user, "d": new.device.device}, device_update(new)) for new in devices
         ]
         await self._change_devices("update", updates)
 

@@ -64,9 +64,9 @@ class SqliteStore(SqliteReader):
         grown: list[Marks] = await self._writer.submit(lambda tables: tables.raise_marks(marks))
         return grown
 
-    async def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        if said:
-            await self._writer.submit(lambda tables: tables.put_devices(said))
+    async def put_devices(self, devices: Sequence[Registration | DeviceFormat]) -> None:
+        if devices:
+            await self._writer.submit(lambda tables: tables.put_devices(devices))
 
     async def set_unfinished(self, unfinished: bool) -> None:
         statement = sqlite_file.SET_UNFINISHED if unfinished else sqlite_file.SET_FINISHED

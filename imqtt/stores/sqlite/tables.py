@@ -78,8 +78,8 @@ class Tables:
                 grown.append(Marks(mark.conversation, mark.user, *row))
         return grown
 
-    def put_devices(self, said: Sequence[Registration | DeviceFormat]) -> None:
-        for new in said:
+    def put_devices(self, devices: Sequence[Registration | DeviceFormat]) -> None:
+        for new in devices:
             if isinstance(new, DeviceFormat):
                 self.connection.execute(_PUT_FORMAT, (*new.device, new.format, new.seen))
             else:
