@@ -14,7 +14,7 @@ T = TypeVar("T")
 READ_AHEAD = 100  # events that an iterator reads from the store at once
 
 
-class Signal:
+class Notifier:
     """Wakes all waiting iterators, and tells them when the client has ended."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Feed:
     """The new events of a device, in order of their ordinals."""
 
     def __init__(self, ordinal: int) -> None:
-        self.signal = Signal()
+        self.notifier = Notifier()
         self.ordinal = ordinal  # of the newest stored event
         self.invalidations = 0  # events in the store were changed or removed: events read ahead are void
         self.iterators: WeakSet[Events] = WeakSet()  # an iterator may be dropped without `close`
@@ -53,7 +53,7 @@ class Feed:
         """Events up to this one are stored."""
         if ordinal > self.ordinal:
             self.ordinal = ordinal
-            self.signal.notify()
+            self.notifier.notify()
 
     @property
     def wanted_after(self) -> int | None:
@@ -92,10 +92,10 @@ class Events:
             await self.finish()
             await self._look_ahead()
         except DeviceStoreError:
-            if not self._feed.signal.ended:
+            if not self._feed.notifier.ended:
                 raise
             self.close()
-            raise self._feed.signal.stop() from None  # the client ended and closed the store
+            raise self._feed.notifier.stop() from None  # the client ended and closed the store
         self.position, event = self._ahead.popleft()
         self._unfinished = True
         return event
@@ -123,14 +123,14 @@ class Events:
 
     async def _look_ahead(self) -> None:
         """Returns when an event is available. Raises the exception that ends the iteration."""
-        signal = self._feed.signal
+        notifier = self._feed.notifier
         while not self._still_ahead():
-            changed = signal.watch()
+            changed = notifier.watch()
             if self._read_to < self._feed.ordinal:
                 await self._read()
-            elif signal.ended:
+            elif notifier.ended:
                 self.close()
-                raise signal.stop()
+                raise notifier.stop()
             else:
                 await changed.wait()
 
@@ -171,10 +171,10 @@ class Queue(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        signal = self._broadcast.signal
+        notifier = self._broadcast.notifier
         while not self.waiting:
-            changed = signal.watch()
-            if signal.ended:
+            changed = notifier.watch()
+            if notifier.ended:
                 self.close()
                 raise StopAsyncIteration
             await changed.wait()
@@ -189,14 +189,14 @@ class Broadcast(Generic[T]):
     """Passes each item to all of its iterators."""
 
     def __init__(self, size: int) -> None:
-        self.signal = Signal()
+        self.notifier = Notifier()
         self.queues: WeakSet[Queue[T]] = WeakSet()  # an iterator may be dropped without `close`
         self._size = size
 
     def tell(self, item: T) -> None:
         for queue in self.queues:
             queue.put(item)
-        self.signal.notify()
+        self.notifier.notify()
 
     def iterate(self, *first: T) -> Queue[T]:
         queue = Queue(self, self._size)

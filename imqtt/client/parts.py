@@ -86,7 +86,7 @@ class Parts:
     async def caught_up(self) -> None:
         """Returns when the device is connected and has received everything that it missed."""
         while not self.catchup.complete.is_set():
-            changed = self._states.signal.watch()
+            changed = self._states.notifier.watch()
             self.check()
             if self._running is None:
                 raise ClientError("the client is closed")
@@ -153,5 +153,5 @@ class Parts:
         self.failure = failure
         self.connector.close(reason)
         self.sender.fail(failure or NotConnected("the client is closed; the command stays in the outbox"))
-        for ended in (self.feed.signal, self._notices.signal, self._states.signal):
+        for ended in (self.feed.notifier, self._notices.notifier, self._states.notifier):
             ended.end(failure)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from imqtt.core.membership import Membership
+from imqtt.core.live_workers import LiveWorkers
 from imqtt.core.partitions import assign
 from imqtt.server.liveness import Liveness
 from imqtt.server.partition import Partition
@@ -51,7 +51,7 @@ class Assignment:
 
     def __post_init__(self) -> None:
         self._beat_seconds = self.ttl / BEATS
-        self._membership = Membership(STABLE_BEATS * self._beat_seconds if self.state.shared else 0.0)
+        self._live = LiveWorkers(STABLE_BEATS * self._beat_seconds if self.state.shared else 0.0)
         self._holding: dict[int, asyncio.Task[None]] = {}
         self._ready: dict[int, asyncio.Event] = {}
         self._starting = True  # until this worker has held a partition
@@ -96,7 +96,7 @@ class Assignment:
 
     async def outranked(self) -> bool:
         """Whether a worker that this one does not see in its state keeps the sessions that both take."""
-        other = await self.discovery.outranked(self._membership.acted or ())
+        other = await self.discovery.outranked(self._live.acted or ())
         if other is None:
             self.problems.stranger.end()
         else:
@@ -115,7 +115,7 @@ class Assignment:
                     if task.done():
                         task.result()  # raises its error
                 held = all(self._ready[number].is_set() for number in self._holding)
-                if held and self._membership.acted is not None:
+                if held and self._live.acted is not None:
                     ready.set()
                 if any(partition.held_since is not None for partition in self.partitions):
                     self._starting = False
@@ -149,27 +149,27 @@ class Assignment:
         except StateAway as error:
             log.debug("the live workers are unknown: %s", error)
             self.liveness.away = True
-            self._membership.see_nothing()
-            if self._membership.acted is not None:
+            self._live.see_nothing()
+            if self._live.acted is not None:
                 # Workers whose connections ended and did not come back are gone.
-                self._membership.acted -= self.liveness.gone(STABLE_BEATS * self._beat_seconds)
+                self._live.acted -= self.liveness.gone(STABLE_BEATS * self._beat_seconds)
             self._follow(())
         else:
             self.liveness.away = False
             now = asyncio.get_running_loop().time()
             if now - self._seen_at > self.ttl:
                 # The others hold this worker's partitions, and release them once they trust its heartbeats.
-                self._membership.see_nothing()
+                self._live.see_nothing()
             self._seen_at = now
             self.liveness.keep({worker.id for worker in alive}, self.ttl)
             alive = [worker for worker in alive if not self.liveness.is_gone(worker)]
             staying = [worker for worker in alive if not worker.leaving]
             # A worker that alone cannot store anything leaves that to others. If none can, nothing moves.
             able = [worker for worker in staying if not worker.stuck] or staying
-            before = self._membership.acted
-            if not self._membership.see(now, frozenset(worker.id for worker in able)):
+            before = self._live.acted
+            if not self._live.see(now, frozenset(worker.id for worker in able)):
                 return
-            if before is None or before - (self._membership.acted or frozenset()):
+            if before is None or before - (self._live.acted or frozenset()):
                 # A worker that is gone may have registered devices without invalidating the others' lists: no
                 # cached list may be read once its partitions are taken over.
                 await self.state.distrust_devices()
@@ -180,7 +180,7 @@ class Assignment:
 
     def _follow(self, others: Sequence[Worker]) -> None:
         """Takes the partitions assigned to this worker, and releases the others."""
-        acted = self._membership.acted
+        acted = self._live.acted
         if acted is None or self._leaving:
             return
         held_by_others = {holding.partition for worker in others for holding in worker.holdings}

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from imqtt.broker.link import Link
 from imqtt.core.backoff import backoff
-from imqtt.core.membership import contention
+from imqtt.core.live_workers import contention
 from imqtt.problems import Problem
 from imqtt.protocol.topics import all_up
 from imqtt.server.batch import Inbound

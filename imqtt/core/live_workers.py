@@ -8,7 +8,7 @@ two workers would take them from each other.
 from imqtt.core.backoff import backoff
 
 
-class Membership:
+class LiveWorkers:
     """The current view, and the last one that was stable for `period` seconds.
 
     `acted` is the view to act on; None until one has been stable for that long. It stays while no view is
