@@ -39,6 +39,7 @@ class Append(msgspec.Struct, frozen=True, gc=False):
     before it in the store says the same.
     """
 
+    incoming: Incoming
     event: Event
     previous: Id
     effects: Effects
@@ -50,6 +51,7 @@ class Known(msgspec.Struct, frozen=True, gc=False):
     `untold`: an attempt with an unknown outcome stored it, so nobody has been told of it.
     """
 
+    incoming: Incoming
     position: Position
     untold: bool = False
 
@@ -57,6 +59,7 @@ class Known(msgspec.Struct, frozen=True, gc=False):
 class Refuse(msgspec.Struct, frozen=True, gc=False):
     """Reject the command with this error."""
 
+    incoming: Incoming
     error: ImqttError
 
 
@@ -103,17 +106,18 @@ def decide(
             head = view.head(command.conversation)
             position = Position(head.seq + 1, draw(incoming.partition, head.id))
         except ImqttError as error:
-            decisions.append(Refuse(error))
+            decisions.append(Refuse(incoming, error))
             continue
         event = event_of(sender, command, incoming.change, position)
         view.advance(incoming.key, Stored(position, incoming.digest), event, incoming.change.register)
-        decisions.append(Append(event, head.id, rule.effects(event, view)))
+        decisions.append(Append(incoming, event, head.id, rule.effects(event, view)))
     return decisions
 
 
 def duplicate(incoming: Incoming, stored: Stored) -> Decision:
     """The answer to a command whose key is stored: `Known`, or a conflict if the change is another one."""
     if stored.digest == incoming.digest:
-        return Known(stored.position)
+        return Known(incoming, stored.position)
     seq = stored.position.seq
-    return Refuse(Conflict(f"this client_msg_id was used for another change, at seq {seq}; draw a new one"))
+    error = Conflict(f"this client_msg_id was used for another change, at seq {seq}; draw a new one")
+    return Refuse(incoming, error)

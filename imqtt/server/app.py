@@ -33,7 +33,6 @@ from imqtt.server.devices import Devices
 from imqtt.server.head_cache import HeadCache
 from imqtt.server.health import Health, HealthPage
 from imqtt.server.liveness import Liveness
-from imqtt.server.marks import MarkRaiser
 from imqtt.server.pages import PAGE_EVENTS, Pages
 from imqtt.server.partition import Partition
 from imqtt.server.peer_discovery import Peer, PeerDiscovery
@@ -44,6 +43,7 @@ from imqtt.server.pruning import Pruning
 from imqtt.server.publisher import Publish, Publisher
 from imqtt.server.reads import Reads
 from imqtt.server.router import Router
+from imqtt.server.signals import Signals
 from imqtt.state.base import State, Worker
 from imqtt.stores.base import Store
 from imqtt.tls_files import TlsFileError, TlsFiles
@@ -246,7 +246,7 @@ class Server:
             Router(partitions, bounds),
             devices,
             Committer(store, state, snowflakes, heads, counters, problems=problems, clock=clock),
-            MarkRaiser(store, problems),
+            Signals(store, problems),
             Control(devices, presences, publish_reads, counters, partitions),
             delivery=delivery,
             counters=counters,

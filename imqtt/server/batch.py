@@ -64,12 +64,13 @@ class Batch:
     """One batch by what is to be done, in order of receipt."""
 
     spoke: Mapping[Device, Spoken]
-    messages: Sequence[Incoming]
-    others: Sequence[Request[Command]]
+    commands: Sequence[Incoming]  # those that write events
+    requests: Sequence[Request[Command]]  # reads and signals
     forwards: Sequence[Forward]
     orders: Sequence[Order]
     rejections: Sequence[Rejection]
 
     def of(self, kind: type[C]) -> list[Request[C]]:
-        """The commands of a class, other than log commands."""
-        return [cast("Request[C]", other) for other in self.others if isinstance(other.command, kind)]
+        """The reads or signals of a class."""
+        found = (request for request in self.requests if isinstance(request.command, kind))
+        return [cast("Request[C]", request) for request in found]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import random
 
+from msgspec.structs import replace
+
 from imqtt.core.backoff import backoff
 from imqtt.core.conversations import Members
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, decide, duplicate, needs_of
@@ -63,26 +65,25 @@ class Committer:
         conflicts = 0  # in a row, with nothing stored between
         while pending := commands[len(settled) :]:
             decisions = await self._decide(pending, found, members, tokens)
-            decisions = await self._look_up_refused(pending, decisions)
+            decisions = await self._look_up_refused(decisions)
             try:
-                durable = await self._append(pending, decisions)
+                durable = await self._append(decisions)
             except Unavailable as error:
                 self.problems.storing.start(explain(error), "messages")
                 # A duplicate of an event of this very batch is not stored either.
-                refused = [
-                    decision if isinstance(decision, Refuse) or command.key in found else Refuse(error)
-                    for command, decision in zip(pending, decisions, strict=True)
-                ]
-                settled += await self._look_up_refused(pending, refused)
+                settled += await self._look_up_refused(
+                    [
+                        made
+                        if isinstance(made, Refuse) or made.incoming.key in found
+                        else Refuse(made.incoming, error)
+                        for made in decisions
+                    ]
+                )
                 break
             settled += decisions[:durable]
-            if durable < len(decisions):
+            if undone := decisions[durable:]:
                 self.counters.conflicts += 1
-                attempted.update(
-                    command.key
-                    for command, decision in zip(pending[durable:], decisions[durable:], strict=True)
-                    if isinstance(decision, Append)
-                )
+                attempted.update(made.incoming.key for made in undone if isinstance(made, Append))
                 progress = any(isinstance(decision, Append) for decision in decisions[:durable])
                 conflicts = 0 if progress else conflicts + 1
                 if conflicts > 1:  # a rival is at work, or its rows are not visible yet
@@ -92,34 +93,30 @@ class Committer:
             return settled
         # An append whose outcome was unknown may have gone on in the store after it was given up.
         return [
-            Known(decision.position, untold=True)
-            if isinstance(decision, Known) and command.key in attempted
-            else decision
-            for command, decision in zip(commands, settled, strict=True)
+            replace(made, untold=True) if isinstance(made, Known) and made.incoming.key in attempted else made
+            for made in settled
         ]
 
     def forget(self) -> None:
         """Another owner may have appended: heads are read anew."""
         self.heads.forget()
 
-    async def _look_up_refused(
-        self, commands: Sequence[Incoming], decisions: list[Decision]
-    ) -> list[Decision]:
+    async def _look_up_refused(self, decisions: list[Decision]) -> list[Decision]:
         """Commands that are refused are answered as duplicates if they are stored.
 
         The state does not know every stored key, since it may have lost some. A rule may refuse a command
         because of the command's own event: a message that it has recalled cannot be recalled again.
         """
         keys = [
-            command.key
-            for command, decision in zip(commands, decisions, strict=True)
-            if isinstance(decision, Refuse) and not isinstance(decision.error, Conflict)
+            made.incoming.key
+            for made in decisions
+            if isinstance(made, Refuse) and not isinstance(made.error, Conflict)
         ]
         if not keys or not (stored := await self.store.find(keys)):
             return decisions
         return [
-            duplicate(command, stored[command.key]) if command.key in stored else decision
-            for command, decision in zip(commands, decisions, strict=True)
+            duplicate(made.incoming, stored[made.incoming.key]) if made.incoming.key in stored else made
+            for made in decisions
         ]
 
     async def _reread(self, commands: Sequence[Incoming]) -> dict[Key, Stored]:
@@ -185,7 +182,7 @@ class Committer:
             heads.update(found)
         return heads
 
-    async def _append(self, commands: Sequence[Incoming], decisions: Sequence[Decision]) -> int:
+    async def _append(self, decisions: Sequence[Decision]) -> int:
         """Carries decisions out. Returns how many of them, from the first on, are durable.
 
         Raises `Unavailable` or `RecordRefused` if nothing was stored.
@@ -193,7 +190,7 @@ class Committer:
         appends = {place: made for place, made in enumerate(decisions) if isinstance(made, Append)}
         if not appends:
             return len(decisions)
-        records = [_record(commands[place], append) for place, append in appends.items()]
+        records = list(map(_record, appends.values()))
         members = [row for append in appends.values() for row in append.effects.members]
 
         async def write(attempt: int) -> int:
@@ -232,5 +229,6 @@ class Committer:
         return len(records)
 
 
-def _record(incoming: Incoming, append: Append) -> Record:
+def _record(append: Append) -> Record:
+    incoming = append.incoming
     return Record(append.event, incoming.body, incoming.digest, incoming.change.register)

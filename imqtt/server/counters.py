@@ -9,7 +9,7 @@ class Counters:
 
     received: int = 0  # commands, redeliveries included
     stored: int = 0  # events committed
-    known: int = 0  # messages that were stored already
+    known: int = 0  # commands whose event was stored already
     rejected: int = 0  # commands refused
     unanswered: int = 0  # refusals that were not sent, so that a flood is not answered with another
     passed_on: int = 0  # commands published to the wrong partition

@@ -19,24 +19,21 @@ from imqtt.model import (
     Event,
     Hello,
     Id,
-    Mark,
-    PeerTyping,
     Position,
     ReadCommand,
     Registration,
     Status,
-    Typing,
 )
 from imqtt.protocol import Format
 from imqtt.server.batch import Batch, Forward, Rejection, Request
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices, Registered
 from imqtt.server.fanout import Fanout
-from imqtt.server.marks import Raised
 from imqtt.server.presence import Presences
 from imqtt.server.publisher import FAILURE, Publish
 from imqtt.server.reads import Reads
 from imqtt.server.rejections import refusal, rejection, throttled
+from imqtt.server.signals import Signalled
 from imqtt.state.base import SeenKeys
 from imqtt.stores.base import LogStore
 
@@ -45,13 +42,12 @@ REREAD = 50  # events read together when stored events are told again: they most
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A batch's effect on the store. `decisions` has one for each of the batch's messages."""
+    """A batch's effect on the store."""
 
     members: Members
     registered: Registered
     decisions: Sequence[Decision]
-    raised: Sequence[Raised]
-    marks_error: Unavailable | None  # of a store that takes no writes
+    signalled: Signalled
 
 
 class Audience(NamedTuple):
@@ -95,39 +91,34 @@ class Delivery:
         `answered` has the receipts of reads that are answered already. A `Hello` of a `revoked` device would
         make it present again, so it is answered and not heard.
         """
-        members, decisions = outcome.members, outcome.decisions
-        events = await self._events(batch, decisions)
-        # The last of each user in each conversation.
-        typing = {(signal.command.conversation, signal.device.user): signal for signal in batch.of(Typing)}
-        conversations = {event.conversation for event in events if event is not None}
-        conversations.update(marks.conversation for marks, _ in outcome.raised)
-        conversations.update(conversation for conversation, _ in typing)
+        members, notices = outcome.members, outcome.signalled.notices
+        answers = await self._with_events(outcome.decisions)
+        conversations = {event.conversation for _, event in answers if event is not None}
+        conversations.update(notice.frame.conversation for notice in notices)
         users = {user for conversation in conversations for user in members.of(conversation)}
         users.update(device.user for device in batch.spoke)
         users.update(rejection.device.user for rejection in batch.rejections)
-        decided = zip(batch.messages, decisions, strict=True)
-        stored = [message.key for message, decision in decided if isinstance(decision, Append)]
+        stored = [decision.incoming.key for decision, _ in answers if isinstance(decision, Append)]
         # The devices are read after the commit: a device that registers later finds the events by `Sync`.
         # Together, for one round trip to the state.
         lists, _ = await asyncio.gather(self.devices.of(users), self.state.mark_seen(stored))
         audience = Audience(lists, outcome.registered.current)
         fanout = Fanout(self.max_packet, self.counters)
         reads, rejections = self._admit(batch, outcome.registered, answered)
-        rejections += self._answer(fanout, audience, batch, outcome, events)
-        for marks, but in outcome.raised:
-            fanout.add(marks, audience.of(members.of(marks.conversation)), but)
-        for (conversation, user), (device, command, *_) in typing.items():
-            peers = [member for member in members.of(conversation) if member != user]
-            fanout.add(PeerTyping(conversation, user, command.typing), audience.of(peers), device)
+        rejections += self._answer(fanout, audience, batch, members, answers)
+        rejections += outcome.signalled.rejections
+        for notice, but, but_user in notices:
+            told = [user for user in members.of(notice.conversation) if user != but_user]
+            fanout.add(notice, audience.of(told), but)
         for device, frame, format in throttled([*batch.rejections, *rejections], self.counters):
             fanout.add(frame, (audience.one(device, format),))
-        begun: list[Awaitable[object]] = [self.publish(fanout.messages())]
+        begun: list[Awaitable[object]] = [self.publish(fanout.packets())]
         if batch.forwards:
             begun.append(self.tasks.create_task(self._forward(batch.forwards), name="forward"))
         unheard = outcome.registered.refused.keys() | set(revoked)
         status = [
             (device, command)
-            for device, command, *_ in batch.others
+            for device, command, *_ in batch.requests
             if isinstance(command, Hello | Status) and device not in unheard
         ]
         heard = self.presences.hear(batch.spoke, status)
@@ -143,13 +134,13 @@ class Delivery:
         fanout: Fanout,
         audience: Audience,
         batch: Batch,
-        outcome: Outcome,
-        events: Sequence[Event | None],
+        members: Members,
+        answers: Sequence[tuple[Decision, Event | None]],
     ) -> list[Rejection]:
         """Adds `Accepted` to the senders and events to all others. Returns the rejections."""
         rejections: list[Rejection] = []
-        for message, decision, event in zip(batch.messages, outcome.decisions, events, strict=True):
-            sender, command = message.sender, message.command
+        for decision, event in answers:
+            sender, command = decision.incoming.sender, decision.incoming.command
             if isinstance(decision, Refuse):
                 rejections.append(refusal(batch, sender, command, decision.error))
                 continue
@@ -164,12 +155,10 @@ class Delivery:
             )
             fanout.add(accepted, (audience.one(sender, batch.spoke[sender].format),))
             if event is not None:
-                members = outcome.members.of(event.conversation)
-                fanout.add(event, audience.of(members), sender)
-                if event.seq == 1 and len(members) == 2:
-                    self.presences.acquaint(*members)
-        if (error := outcome.marks_error) is not None:
-            rejections += [refusal(batch, device, mark, error) for device, mark, *_ in batch.of(Mark)]
+                users = members.of(event.conversation)
+                fanout.add(event, audience.of(users), sender)
+                if event.seq == 1 and len(users) == 2:
+                    self.presences.acquaint(*users)
         return rejections
 
     async def answer_reads(
@@ -218,26 +207,26 @@ class Delivery:
                 rejections.append(refusal(batch, read.device, read.command, error))
         return admitted, rejections
 
-    async def _events(self, batch: Batch, decisions: Sequence[Decision]) -> list[Event | None]:
-        """The event to tell for each message; None: nothing to tell.
+    async def _with_events(self, decisions: Sequence[Decision]) -> list[tuple[Decision, Event | None]]:
+        """Each decision with the event to publish for it; None: there is none.
 
-        Stored events that an earlier owner may not have told are read from the store.
+        Stored events that an earlier owner may not have published are read from the store.
         """
-        events: list[Event | None] = []
+        answers: list[tuple[Decision, Event | None]] = []
         read: dict[tuple[str, int], Event] = {}
-        for message, decision in zip(batch.messages, decisions, strict=True):
+        for decision in decisions:
+            event: Event | None = None
             if isinstance(decision, Append):
-                events.append(replace(decision.event, previous=decision.previous))
-            elif isinstance(decision, Known) and (message.again or decision.untold):
-                place = (message.command.conversation, decision.position.seq)
+                event = replace(decision.event, previous=decision.previous)
+            elif isinstance(decision, Known) and (decision.incoming.again or decision.untold):
+                place = (decision.incoming.command.conversation, decision.position.seq)
                 if place not in read:
                     read |= await self._read_from(*place)
                 if place not in read:
                     raise StoreUnreachable("an event that was found is not visible yet")
-                events.append(read[place])
-            else:
-                events.append(None)
-        return events
+                event = read[place]
+            answers.append((decision, event))
+        return answers
 
     async def _read_from(self, conversation: str, seq: int) -> dict[tuple[str, int], Event]:
         """The event at this place and some that follow it, each naming the one before it."""
@@ -272,4 +261,4 @@ class Delivery:
         fanout = Fanout(self.max_packet, self.counters)
         for device, frame, format in throttled(list(rejections), self.counters):
             fanout.add(frame, (Registration(device, format.value),))
-        return self.publish(fanout.messages())
+        return self.publish(fanout.packets())

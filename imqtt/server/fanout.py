@@ -59,16 +59,16 @@ class Fanout:
             bundle.size += size
             bundle.durable = bundle.durable or frame.durable
 
-    def messages(self) -> list[Packet]:
+    def packets(self) -> list[Packet]:
         """The packets, each device's in order."""
-        messages: list[Packet] = []
+        packets: list[Packet] = []
         for device, bundle in self._bundles.items():
             topic, qos = down(device), 1 if bundle.durable else 0
             for frames in bundle.packets:
                 self._counters.frames += len(frames)
-                messages.append(Packet(topic, join(frames, bundle.format), qos))
-        self._counters.packets += len(messages)
-        return messages
+                packets.append(Packet(topic, join(frames, bundle.format), qos))
+        self._counters.packets += len(packets)
+        return packets
 
 
 def packet_room(registration: Registration, max_packet: int) -> int:

@@ -1,6 +1,6 @@
 """One partition: a persistent MQTT session. The worker that holds its connection owns the partition.
 
-Connecting takes the session over. The broker disconnects the previous owner, and redelivers every message
+Connecting takes the session over. The broker disconnects the previous owner, and redelivers every packet
 that it had not PUBACKed, in order, to the new one.
 """
 

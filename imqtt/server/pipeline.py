@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from imqtt.core.backoff import backoff
 from imqtt.core.conversations import Members
 from imqtt.errors import Failed, Invalid, Unavailable
-from imqtt.model import Mark, ReadCommand
+from imqtt.model import ReadCommand
 from imqtt.problems import explain
 from imqtt.server.batch import Batch, Inbound, Request
 from imqtt.server.committer import Committer
@@ -30,11 +30,11 @@ from imqtt.server.control import Control
 from imqtt.server.counters import Counters
 from imqtt.server.delivery import Delivery, Outcome
 from imqtt.server.devices import Devices
-from imqtt.server.marks import MarkRaiser
 from imqtt.server.memberships import members_of
 from imqtt.server.problems import PROBE, Problems
 from imqtt.server.rejections import rejection
 from imqtt.server.router import Router, conversations_of, of_members
+from imqtt.server.signals import Signals
 from imqtt.stores.base import RecordRefused
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Pipeline:
     router: Router
     devices: Devices
     committer: Committer
-    marks: MarkRaiser
+    signals: Signals
     control: Control
     delivery: Delivery
     counters: Counters
@@ -167,19 +167,19 @@ class Pipeline:
         batch, members = await self._load(inbounds)
         # Side by side, so that they share round trips and commits. All have ended before one's error is
         # raised.
-        registered, decisions, raised = await asyncio.gather(
+        registered, decisions, signalled = await asyncio.gather(
             self.devices.register(batch.spoke),
-            self.committer.commit(batch.messages, members),
-            self.marks.raise_all(batch.of(Mark)),
+            self.committer.commit(batch.commands, members),
+            self.signals.carry_out(batch),
             return_exceptions=True,
         )
         if isinstance(registered, BaseException):
             raise registered
         if isinstance(decisions, BaseException):
             raise decisions
-        if isinstance(raised, BaseException):
-            raise raised
-        outcome = Outcome(members, registered, decisions, *raised)
+        if isinstance(signalled, BaseException):
+            raise signalled
+        outcome = Outcome(members, registered, decisions, signalled)
         if not batch.orders:
             return await self.delivery.deliver(batch, outcome, self._answered)
         revoked, copied = await self.control.carry_out(batch.orders)

@@ -265,7 +265,7 @@ class Presences:
         fanout = Fanout(self.max_packet, self.counters)
         for registrations in lists.values():
             fanout.add(presence, [peer for peer in registrations if peer.device in online])
-        await self.publish(fanout.messages())
+        await self.publish(fanout.packets())
         return ended
 
     async def _tell_all(self, newcomer: Newcomer, after: str) -> str:
@@ -285,7 +285,7 @@ class Presences:
             if newcomer.back or presence.state != "offline":
                 fanout.add(presence, registrations)
         # No await between reading and publishing: what `_tell` publishes later is never older than this.
-        await self.publish(fanout.messages())
+        await self.publish(fanout.packets())
         return ended
 
     async def _seen_lately(self, users: Collection[str]) -> set[str]:
@@ -303,7 +303,7 @@ class Presences:
             if presence.state != "offline":
                 fanout.add(presence, [peer for peer in lists[other] if peer.device in online])
         # No await between reading and publishing here either.
-        await self.publish(fanout.messages())
+        await self.publish(fanout.packets())
         return ""
 
     async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:

@@ -34,18 +34,18 @@ class Publisher:
         self._since = 0.0  # when it was connected, by the event loop's clock
         self._unconfirmed: dict[asyncio.Future[list[int]], Sequence[Packet]] = {}  # in order of publication
 
-    def publish(self, messages: Sequence[Packet]) -> asyncio.Future[list[int]]:
-        """Publishes in order. The future's result is the broker's reason code for each message.
+    def publish(self, packets: Sequence[Packet]) -> asyncio.Future[list[int]]:
+        """Publishes in order. The future's result is the broker's reason code for each packet.
 
         It is done when the broker has answered all of them, and never fails.
         """
         done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        if not messages:
+        if not packets:
             done.set_result([])
             return done
-        self._unconfirmed[done] = messages
+        self._unconfirmed[done] = packets
         if self._link is not None:
-            self._put(self._link, done, messages)
+            self._put(self._link, done, packets)
         return done
 
     @property
@@ -63,16 +63,16 @@ class Publisher:
     async def _serve(self, ready: asyncio.Event, link: Link) -> None:
         self._link, self._since = link, asyncio.get_running_loop().time()
         try:
-            for done, messages in list(self._unconfirmed.items()):
-                self._put(link, done, messages)
+            for done, packets in list(self._unconfirmed.items()):
+                self._put(link, done, packets)
             self._line.works()
             ready.set()
             raise await link.wait_closed()
         finally:
             self._link = None
 
-    def _put(self, link: Link, done: asyncio.Future[list[int]], messages: Sequence[Packet]) -> None:
-        link.publish(messages).add_done_callback(partial(self._confirm, done))
+    def _put(self, link: Link, done: asyncio.Future[list[int]], packets: Sequence[Packet]) -> None:
+        link.publish(packets).add_done_callback(partial(self._confirm, done))
 
     def _confirm(self, done: asyncio.Future[list[int]], codes: asyncio.Future[list[int]]) -> None:
         if codes.cancelled() or codes.exception() is not None:

@@ -79,7 +79,7 @@ class Reads:
             fanout = Fanout(self.max_packet, self.counters)
             for frame in frames:
                 fanout.add(frame, (registration,))
-            await self.publish(fanout.messages())
+            await self.publish(fanout.packets())
 
     async def _hello(self, device: Device, command: Hello, room: Room) -> list[AnyFrame]:
         welcome = Welcome(

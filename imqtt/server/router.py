@@ -31,8 +31,8 @@ class Router:
 
     def sort(self, inbounds: Sequence[Inbound]) -> Batch:
         spoke: dict[Device, Spoken] = {}
-        messages: list[Incoming] = []
-        others: list[Request[Command]] = []
+        commands: list[Incoming] = []
+        requests: list[Request[Command]] = []
         forwards: list[Forward] = []
         orders: list[control.Order] = []
         rejections: list[Rejection] = []
@@ -50,9 +50,9 @@ class Router:
                     forwards.append(_forward(device, target, packet))
                     continue
                 if isinstance(command, LogCommand):
-                    messages.append(receive(device, command, target, again=inbound.again))
+                    commands.append(receive(device, command, target, again=inbound.again))
                 else:
-                    others.append(Request(device, command, packet.receipt, inbound.again))
+                    requests.append(Request(device, command, packet.receipt, inbound.again))
                     if isinstance(command, Status) and command.state == "offline":
                         continue  # perhaps a revoked device's will, which must not register the device again
             except ImqttError as error:
@@ -63,12 +63,12 @@ class Router:
                 spoke[device] = Spoken(format, command)
             elif before is None or before.format is not format:
                 spoke[device] = Spoken(format, None if before is None else before.hello)
-        return Batch(spoke, messages, others, forwards, orders, rejections)
+        return Batch(spoke, commands, requests, forwards, orders, rejections)
 
 
 def conversations_of(batch: Batch) -> set[str]:
-    named = {message.command.conversation for message in batch.messages}
-    named.update(getattr(other.command, "conversation", "") for other in batch.others)
+    named = {incoming.command.conversation for incoming in batch.commands}
+    named.update(getattr(request.command, "conversation", "") for request in batch.requests)
     return named - {""}
 
 
@@ -77,18 +77,18 @@ def of_members(batch: Batch, members: Members) -> Batch:
 
     Log commands are checked when they are decided, since a duplicate is answered before permission is asked.
     """
-    others: list[Request[Command]] = []
+    kept: list[Request[Command]] = []
     refused: list[Rejection] = []
-    for other in batch.others:
-        device, command = other.device, other.command
+    for request in batch.requests:
+        device, command = request.device, request.command
         try:
             if conversation := getattr(command, "conversation", ""):
                 members.check(conversation, device.user)
         except ImqttError as error:
             refused.append(refusal(batch, device, command, error))
         else:
-            others.append(other)
-    return replace(batch, others=others, rejections=[*batch.rejections, *refused]) if refused else batch
+            kept.append(request)
+    return replace(batch, requests=kept, rejections=[*batch.rejections, *refused]) if refused else batch
 
 
 def _forward(device: Device, partition: int, packet: Received) -> Forward:

@@ -63,13 +63,13 @@ def test_an_append_has_the_id_of_the_previous_event_and_the_stored_event_does_no
 def test_a_message_twice_in_a_batch_is_stored_once() -> None:
     first, again = run([message(ALICE, "u:alice", "1"), message(ALICE, "u:alice", "1")])
     assert isinstance(first, Append)
-    assert again == Known(first.event.position)
+    assert again == Known(again.incoming, first.event.position)
 
 
 def test_a_stored_message_keeps_its_position() -> None:
     sent = message(ALICE, "u:alice", "1")
     place = Position(3, Id(9))
-    assert run([sent], stored={sent.key: Stored(place, sent.digest)}) == [Known(place)]
+    assert run([sent], stored={sent.key: Stored(place, sent.digest)}) == [Known(sent, place)]
 
 
 def test_the_same_client_msg_id_for_other_content_is_a_conflict() -> None:

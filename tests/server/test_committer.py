@@ -211,7 +211,7 @@ async def test_a_stored_recall_is_known_when_the_state_has_forgotten_it(store: F
         ],
         members,
     )
-    assert again == Known(recalled.event.position)
+    assert again == Known(again.incoming, recalled.event.position)
     assert isinstance(other, Refuse)
     assert isinstance(other.error, AlreadyRecalled)
     assert isinstance(conflict, Refuse)

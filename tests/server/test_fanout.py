@@ -13,7 +13,7 @@ def test_a_device_that_changes_its_format_in_mid_batch_does_not_affect_the_packe
     fanout = Fanout(1_000, Counters())
     fanout.add(MARKS, [Registration(PHONE, "protobuf")])
     fanout.add(MARKS, [Registration(PHONE, "json"), Registration(LAPTOP, "json")])
-    first, second = fanout.messages()
+    first, second = fanout.packets()
     assert first.payload[:1] != b"{"
     assert list(decode_frames(first.payload)) == [MARKS, MARKS]
     assert second.payload[:1] == b"{"

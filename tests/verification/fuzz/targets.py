@@ -187,7 +187,7 @@ def _check_routing(payload: bytes) -> None:
         inbound = Inbound(partition, received, cast("Any", None), again=True)
         batch = Router(PARTITIONS, BOUNDS).sort([inbound])
         batch = of_members(batch, members_from_ids(conversations_of(batch)))
-        acted = batch.messages or batch.others
+        acted = batch.commands or batch.requests
         assert (bool(acted), bool(batch.rejections), bool(batch.forwards)).count(True) == 1
         assert not (properties and batch.forwards)
 

@@ -123,7 +123,7 @@ def _devices_read_before_the_commit() -> Iterator[None]:
 
     async def load_lists_first(self: Pipeline, inbounds: Sequence[Inbound]) -> Any:
         batch, members = await self._load(inbounds)
-        users = {user for message in batch.messages for user in members.of(message.command.conversation)}
+        users = {user for sent in batch.commands for user in members.of(sent.command.conversation)}
         loaded[id(self.devices)] = await of(self.devices, users) if users else {}
         return await stages(self, inbounds)
 
