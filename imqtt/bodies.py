@@ -1,4 +1,4 @@
-"""What events say: one body for each kind of event, and the form in which stores keep it.
+"""The bodies of events, one class for each kind, and the form in which stores keep them.
 
 `kind` is the tag of the union. Each body has a field of `Event` that carries it, in both wire formats.
 """
@@ -36,7 +36,7 @@ _decoders = {kind: msgspec.json.Decoder(body.cls, dec_hook=from_json_type) for k
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """What an event changes: its kind and body, and the register of the conversation that it sets, if any."""
+    """An event's change: its kind and body, and the register of the conversation that it sets, if any."""
 
     kind: str
     body: Body

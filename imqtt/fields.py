@@ -1,8 +1,8 @@
-"""What a field of a command or frame may hold: constraints that stand in the field's annotation.
+"""Constraints on the fields of commands and frames, for their annotations.
 
 `imqtt.protocol.check` compiles them into one check for each class. A number out of range is `Malformed`, in
 commands and in frames, since a store could not keep it. The rest is `Invalid`, in commands only: a server of
-a later version may send a device what this version would not.
+a later version may send values that this version would not.
 """
 
 import re
@@ -90,7 +90,7 @@ COUNT = Range(MAX_COUNT, "below 2**32")
 ID = Range(MAX_ID, "below 2**63")
 TOKEN = Pattern(re.compile(r"[!-~]{1,64}"), "1 to 64 printable ASCII characters without spaces")
 REF = replace(TOKEN, optional=True)
-# Which kinds of conversations there are, and who is in them, is decided in `core`.
+# `core` decides which kinds of conversations there are, and who their members are.
 CONVERSATION = Pattern(
     re.compile(r"[!-~]{3,131}"),
     f"3 to {MAX_CONVERSATION} printable ASCII characters without spaces",

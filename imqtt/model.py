@@ -1,4 +1,4 @@
-"""The values that cross between rooms: commands, frames, and what they are made of.
+"""The values that cross between packages: commands, frames and their parts.
 
 Both wire formats carry exactly these. Every value is frozen. Units: times are milliseconds since the
 Unix epoch; `seq` counts a conversation's events from 1; 0 (or an empty string) means "not given".
@@ -60,10 +60,10 @@ class Device(NamedTuple):
 
 
 class Value(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What all values have in common: immutable, and in JSON a field at its default is left out.
+    """The base of all values: immutable; JSON omits a field that has its default.
 
-    Being frozen they form no cycles, so the garbage collector need not look at them (a tenth of the
-    server's time otherwise).
+    Frozen values form no cycles, so the garbage collector skips them. It would take a tenth of the server's
+    time.
     """
 
 
@@ -75,7 +75,7 @@ class Position(Value, frozen=True, omit_defaults=False):
 
 
 class Key(msgspec.Struct, frozen=True, gc=False):
-    """What makes a message one message, however often it is sent: `sender` is the user."""
+    """Identifies a log command, however often it is sent. `sender` is the user."""
 
     conversation: str
     sender: str
@@ -83,14 +83,14 @@ class Key(msgspec.Struct, frozen=True, gc=False):
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
-    """Where a message is stored already, and a digest of its content."""
+    """The position of a stored event, and the digest of its change."""
 
     position: Position
     digest: bytes
 
 
 class Content(Value, frozen=True):
-    """What a message says: exactly one of `text`, `data` (with `content_type`) and `json`."""
+    """A message's content: exactly one of `text`, `data` (with `content_type`) and `json`."""
 
     text: str | None = None
     data: bytes | None = None
@@ -104,13 +104,13 @@ NO_CONTENT = Content()
 
 
 class RecallBody(Value, frozen=True):
-    """What a recall says: the message that its sender has taken back."""
+    """The body of a recall. `target`: the message that its sender takes back."""
 
     target: Position
 
 
 class Frame(Value, frozen=True, tag_field="type", tag=str.lower):
-    """What the server tells a device, several to a packet. The loss of a `durable` one would be noticed."""
+    """An answer or news for a device; a packet carries several. The loss of a `durable` one is noticed."""
 
     durable: ClassVar[bool] = True
 
@@ -118,7 +118,7 @@ class Frame(Value, frozen=True, tag_field="type", tag=str.lower):
 class Event(Frame, frozen=True):
     """One entry of a conversation's log; also the frame that carries it to a device.
 
-    `kind` says what it changes, and `imqtt.bodies` which field carries that. `withheld` is the event's size
+    `kind` names its change, and `imqtt.bodies` the field with its body. `withheld` is the event's size
     in bytes if it does not fit into the device's packets; `content` is empty then. `previous` is the id of
     the event at seq - 1. It is sent only with live events and never stored; a device that holds another event
     at seq - 1 has another log.
@@ -144,7 +144,7 @@ class Event(Frame, frozen=True):
 
 
 class Cursor(Value, frozen=True):
-    """How far a device has got in a conversation: the last event that it has applied without a hole."""
+    """A device's place in a conversation: the last event that it has applied without a hole."""
 
     conversation: str
     seq: Seq = 0
@@ -155,7 +155,7 @@ class Cursor(Value, frozen=True):
 
 
 class Command(Value, frozen=True, tag_field="type", tag=str.lower):
-    """What a device publishes."""
+    """A device's request. It goes to its conversation's partition, or without one to its user's."""
 
     name: ClassVar[str] = "command"
 
@@ -176,7 +176,7 @@ class ReadCommand(Command, frozen=True):
 
 
 class Signal(Command, frozen=True):
-    """A command that writes no event and asks for nothing."""
+    """A command that writes no event and expects no answer."""
 
 
 class Hello(ReadCommand, frozen=True):
@@ -257,14 +257,14 @@ COMMANDS: dict[str, type[Command]] = {command.name: command for command in AnyCo
 
 
 class Limits(Value, frozen=True, omit_defaults=False):
-    """What the server takes and gives. Sizes in bytes."""
+    """The server's limits. Sizes in bytes."""
 
     content: Count  # a message's body: UTF-8 of text, data before base64, compact JSON
     command: Count  # one command
     page: Count  # events in a page
     cursors: Count  # cursors in one `Hello` or `Sync`
     rate: Count  # messages a second that a device may send, sustained
-    presence: Count  # seconds after which a device that says nothing is taken for offline
+    presence: Count  # seconds without a command after which a device is considered offline
 
 
 class Welcome(Frame, frozen=True):
@@ -280,9 +280,9 @@ class Welcome(Frame, frozen=True):
 
 
 class Accepted(Frame, frozen=True):
-    """The message is stored, at this place. Sent only after the store has committed.
+    """The command's event is stored at this position. Sent only after the store has committed.
 
-    `previous` is as in `Event`, and not said of a message that was stored before.
+    `previous` is as in `Event`; 0 if the event was stored before.
     """
 
     conversation: str
@@ -311,7 +311,7 @@ class Rejected(Frame, frozen=True):
 
 
 class Marks(Frame, frozen=True):
-    """How far a member has got: every event up to these seqs is delivered to them, read by them."""
+    """A member's progress: the seqs up to which every event was delivered to them, and read by them."""
 
     conversation: str
     user: str
@@ -320,7 +320,7 @@ class Marks(Frame, frozen=True):
 
 
 class Head(Value, frozen=True):
-    """A conversation's newest event. `latest` is that event, where the device sent no cursor for it."""
+    """A conversation's newest event. `latest` is that event, if the device sent no cursor for it."""
 
     conversation: str
     seq: Seq
@@ -332,10 +332,10 @@ class Head(Value, frozen=True):
 class Slice(Value, frozen=True):
     """Contiguous events of one conversation, in order of seq.
 
-    `restart`: the device's cursor is not in this store's log, so it drops what it has of the
-    conversation and begins anew with these events. `missing` says why there is nothing before the
-    first event (`start`, `archived`, `before_joined`), where that is so. `registers` are later events,
-    outside of these, that change how these are shown.
+    `restart`: the device's cursor is not in this store's log, so it drops its events of the
+    conversation and begins anew with these. `missing`: why no earlier events can be requested (`start`,
+    `archived`, `before_joined`). `registers` are later events, not among these, that change how these are
+    shown.
     """
 
     conversation: str
@@ -348,10 +348,10 @@ class Slice(Value, frozen=True):
 
 
 class Page(Frame, frozen=True):
-    """Answers `Hello`, `Sync` and `History`; always one packet that the device takes.
+    """Answers `Hello`, `Sync` and `History`, always in one packet of a size that the device accepts.
 
-    `more_heads` is the next `heads_before`; 0: that was all. `more`: some cursors were not looked at, or
-    have more events than fitted, so ask again with the cursors where they are then.
+    `more_heads` is the next `heads_before`; 0: there are no more. `more`: some cursors were not looked at, or
+    have more events than fit, so sync again with the advanced cursors.
     """
 
     ref: str = ""
@@ -388,7 +388,7 @@ AnyFrame = Welcome | Accepted | Rejected | Event | Marks | Page | Presence | Pee
 FRAMES: dict[str, type[Frame]] = {str(frame.__struct_config__.tag): frame for frame in AnyFrame.__args__}
 
 
-# --- what the server keeps about devices ------------------------------------------------------------
+# --- the server's records of devices ----------------------------------------------------------------
 
 
 class Registration(msgspec.Struct, frozen=True, gc=False):
@@ -425,7 +425,7 @@ def to_json_type(value: object) -> object:
 
 
 def from_json_type(wanted: type, value: object) -> object:
-    """msgspec's `dec_hook`, the inverse of `to_json_type`. Raises `ValueError` for what is out of range."""
+    """msgspec's `dec_hook`, the inverse of `to_json_type`. Raises `ValueError`."""
     if wanted is Id:
         if isinstance(value, str) and 0 < len(value) <= 19 and value.isascii() and value.isdecimal():
             number = int(value)
@@ -443,8 +443,8 @@ MAX_JSON_DEPTH = 32
 def canonical_json(value: object) -> JsonText:
     """Compact JSON text of a decoded value.
 
-    Raises `ValueError` for what a store or another client's parser would choke on: nesting deeper than
-    32, integers beyond 64 bits.
+    Raises `ValueError` for nesting deeper than 32 and integers beyond 64 bits, which a store or another
+    client's parser may not accept.
     """
     _check_json(value, 0)
     return JsonText(msgspec.json.encode(value).decode())

@@ -2,7 +2,7 @@
 
 The driver passes bytes to `receive` in pieces of any size, calls `send` while something is `pending` or
 `owing`, and `tick` at `deadline`. `publish`, `subscribe` and `ack` never wait and never fail. `now` is in
-seconds, of any clock that does not go backwards. After an `Ended`, the connection only sends what is queued.
+seconds, of any clock that does not go backwards. After an `Ended`, the connection only sends queued bytes.
 """
 
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ class Connection:
             if self._cutter.error is not None:
                 raise self._cutter.error
         except (ProtocolError, IndexError, UnicodeDecodeError) as error:
-            if not events or not isinstance(events[-1], Ended):  # what follows a DISCONNECT is ignored
+            if not events or not isinstance(events[-1], Ended):  # packets after a DISCONNECT are ignored
                 events.append(self._violated(error))
         return events
 
@@ -121,7 +121,7 @@ class Connection:
 
     def _opened(self, data: bytes, cut: packets.Cut, now: float) -> Event | None:
         if self.state is State.ENDED:
-            return None  # what follows a DISCONNECT is ignored
+            return None  # packets after a DISCONNECT are ignored
         if cut[0] != packets.CONNACK:
             raise ProtocolError("another packet before CONNACK", PROTOCOL_ERROR)
         answer = packets.read_connack(data, cut)

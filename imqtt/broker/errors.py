@@ -1,4 +1,4 @@
-"""What the link raises.
+"""The errors of the link.
 
     LinkError
     +-- ConnackRefused        the broker refuses the connection

@@ -215,7 +215,7 @@ class Link(asyncio.Protocol):
         if self._transport is None:
             self._lost.set_result(None)
         elif hang_up:
-            self._transport.close()  # after sending what is written
+            self._transport.close()  # after sending the buffered bytes
 
     # --- asyncio's side
 

@@ -33,7 +33,7 @@ class ProtocolError(Exception):
 
 
 Cut = tuple[int, int, int]
-"""A packet in a buffer: its first byte, and the start and end of what follows its length."""
+"""A packet in a buffer: its first byte, and the start and end of the bytes after its length."""
 
 
 class Cutter:

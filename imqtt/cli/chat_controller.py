@@ -49,7 +49,7 @@ Marks behind your own messages
 
 
 async def converse(access: DeviceAccess, to: str) -> None:
-    """Returns when the person leaves. Raises `SetupError` and what ends the client."""
+    """Returns when the person leaves. Raises `SetupError` and the error that ends the client."""
     given = conversation_with(access.device.user, to) if to else ""
     # Messages may arrive later, but the latest conversation has to be known before the screen opens.
     client = make_client(access, platform="imqtt chat", wait=1.0 if given else 5.0)
@@ -82,7 +82,7 @@ class Chat:
         self._screen = Screen(self._transcript, self)
 
     async def run(self) -> None:
-        """Shows the conversation until the person leaves. Raises what ends the client."""
+        """Shows the conversation until the person leaves. Raises the error that ends the client."""
         self._say(HINT, 30.0)
         events, notices = self._client.events(), self._client.notices()  # from here on, none is missed
         await self._open(self._conversation)

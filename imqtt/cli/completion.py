@@ -1,6 +1,6 @@
 """Shell completion of the users and devices in the data directory.
 
-It connects to nothing, and ignores what it cannot read, because a shell cannot show errors here.
+It connects to nothing, and ignores unreadable files, because a shell cannot show errors here.
 """
 
 import contextlib

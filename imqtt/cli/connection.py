@@ -113,7 +113,7 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class DeviceAccess:
-    """What a client needs to connect. `users` have a device on this broker; None if that is unknown."""
+    """The arguments of a client. `users` have a device on this broker; None if that is unknown."""
 
     device: Device
     password: str = field(repr=False)

@@ -1,4 +1,4 @@
-"""What the password file, the store and the server know about a user's devices."""
+"""A user's devices, according to the password file, the store and the server."""
 
 import asyncio
 from collections.abc import Collection

@@ -31,7 +31,7 @@ def words_of(event: Event) -> str:
 
 
 def words_of_command(command: AnyLogCommand) -> str:
-    """What a command in the outbox says, in text."""
+    """A command in the outbox as text."""
     if isinstance(command, Recall):
         return f"[recalls message {command.target.seq}]"
     return words_of_content(command.content) if isinstance(command, Send) else f"[{command.name}]"

@@ -30,7 +30,7 @@ Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.1, help=
 def send(
     to: To,
     text: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="The message. Default: what is on stdin.")
+        list[str] | None, typer.Argument(metavar="TEXT", help="The message. Default: the content of stdin.")
     ] = None,
     *,
     file: Annotated[Path | None, typer.Option("--file", help="Send a file's content; `-` is stdin.")] = None,

@@ -78,7 +78,7 @@ class Outgoing:
 async def connected(
     access: DeviceAccess, options: ConnectionOptions, conversation: str, wait: float, *, as_json: bool
 ) -> AsyncIterator[Outgoing]:
-    """Connects, for at most three seconds, and yields what sends commands of this conversation."""
+    """Connects, for at most three seconds, and yields an `Outgoing` for this conversation."""
     where = data_option(options.data)
     if options.device_store is not None:
         where += f" --device-store {shlex.quote(str(options.device_store))}"

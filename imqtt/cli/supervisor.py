@@ -47,7 +47,7 @@ async def run(config: ServerConfig, say_ready: Callable[[int], None]) -> None:
             partitions = [await member.ready for member in members]
             say_ready(partitions[0])
     except ExceptionGroup as group:
-        # Not `except*`: before 3.11.4 (Debian 12 has 3.11.2), Python wraps what it raises in another group.
+        # Not `except*`: before 3.11.4 (Debian 12 has 3.11.2), Python wraps its error in another group.
         ended, others = group.split(SetupError)
         if ended is None or others is not None:
             raise

@@ -180,8 +180,7 @@ class Client:
         `NotConnected` after `close`, or `CredentialsRefused`.
         """
         made = _content(content, content_type, reply_to, tuple(mentions))
-        command = self._message(conversation, made, client_msg_id)
-        return await self._parts.sender.send(command)
+        return await self._parts.sender.send(self._message(conversation, made, client_msg_id))
 
     async def post(
         self,

@@ -167,16 +167,10 @@ class Connector:
             )
 
     def _show(self, address: Address | None, retry_in: float = 0.0) -> None:
-        error = self._error
+        machine, error = self._machine, self._error
         silent = self._is_open and self.requests.is_silent
         self.state = ConnectionState(
-            self._machine.phase,
-            str(address or ""),
-            self._machine.tries,
-            retry_in,
-            str(error or ""),
-            silent,
-            error,
+            machine.phase, str(address or ""), machine.tries, retry_in, str(error or ""), silent, error
         )
         self.changed(self.state)
 

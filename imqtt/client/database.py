@@ -51,7 +51,7 @@ class Database(Protocol):
         A committed transaction survives the end of the process. With `durable` it also survives a crash of
         the machine, at the cost of an fsync: for data that exists nowhere else. `chained` operations build on
         each other: after one has failed, all later ones fail with it. After one that `erases`, no file still
-        holds what it removed, at the cost of a checkpoint.
+        holds the removed data, at the cost of a checkpoint.
         """
 
     async def close(self) -> None:

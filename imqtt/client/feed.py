@@ -27,7 +27,7 @@ class Notifier:
         self._event = asyncio.Event()
 
     def end(self, failure: Exception | None) -> None:
-        """Iterators return what they have, then stop or raise `failure`."""
+        """Iterators return their remaining items, then stop or raise `failure`."""
         self.ended, self.failure = True, failure
         self.notify()
 

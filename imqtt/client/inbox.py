@@ -1,4 +1,4 @@
-"""Receives frames: stores what they change, then reports it."""
+"""Receives frames: stores their changes, then reports them."""
 
 import asyncio
 import logging
@@ -88,7 +88,7 @@ class Inbox:
         await self.commit(answers)
 
     async def commit(self, answers: Sequence[Page | Rejected] = ()) -> None:
-        """Stores what the replica has changed, and then reports it.
+        """Stores the changes of the replica, and then reports them.
 
         If storing fails, the replica is ahead of the store and must not be used any more: `failed` gets the
         error, even if the caller was cancelled.

@@ -64,7 +64,7 @@ class _Incoming(asyncio.Queue[aiomqtt.Message]):
 
 
 class Mqtt(MqttConnection):
-    """An open connection with clean start: the client requests what it misses; the broker queues nothing."""
+    """An open connection with clean start: the client requests missed events; the broker queues nothing."""
 
     def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
         self._log = _PahoLog(log)

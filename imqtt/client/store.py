@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import msgspec
+from msgspec.structs import astuple
 
 from imqtt.client.database import Database, SqliteDatabase
 from imqtt.client.values import Summary
@@ -285,15 +286,7 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
     connection.executemany(
         "INSERT OR REPLACE INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
-            (
-                log.conversation,
-                log.cursor.seq,
-                log.cursor.id,
-                log.base,
-                log.head.seq,
-                log.head.id,
-                log.missing,
-            )
+            (log.conversation, *astuple(log.cursor), log.base, *astuple(log.head), log.missing)
             for log in changes.logs.values()
         ),
     )

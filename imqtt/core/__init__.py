@@ -1,1 +1,1 @@
-"""Decisions only: no await, no clock, no randomness, no I/O. Each takes what is known and says what to do."""
+"""Decisions only: no await, no clock, no randomness, no I/O. Each takes facts and returns what to do."""

@@ -1,4 +1,4 @@
-"""What a device stores of its conversations, and what received frames change in it."""
+"""A device's stored part of its conversations, and the changes that received frames make to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class LogState(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """What a client loads when it starts: everything but events and commands."""
+    """The state that a client loads when it starts: everything but events and commands."""
 
     logs: tuple[LogState, ...]
     own_marks: tuple[Marks, ...]
@@ -68,7 +68,7 @@ class Want(Enum):
 
 @dataclass(slots=True)
 class Changes:
-    """What to store of a batch of frames, as one transaction, in the order of the fields.
+    """The changes of a batch of frames to the store: one transaction, in the order of the fields.
 
     `events` are by place, each with its ordinal: a number over all conversations for events that are new to
     the device, None for history.
@@ -97,7 +97,7 @@ class Changes:
 
 @dataclass(slots=True)
 class Step:
-    """What a batch of frames results in. Nothing of it is reported before `changes` are stored.
+    """The result of a batch of frames. Nothing of it is reported before `changes` are stored.
 
     `doubted`: logs of which earlier answers may not be trusted. `voided`: logs of which earlier answers judge
     a cursor that no longer exists.

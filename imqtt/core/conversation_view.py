@@ -1,7 +1,7 @@
 """A conversation as a program displays it: its events folded, with receipts, holes and the outbox.
 
-`KINDS` is the only place that knows what an event of each kind changes. An event of another kind has a place
-in the log and is not displayed.
+`KINDS` is the only place that knows how an event of each kind changes a view. An event of another kind has a
+place in the log and is not displayed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -53,7 +53,7 @@ class ConversationView(Value, frozen=True):
 
 
 Places = dict[int, Message | None]
-"""What is displayed for each event, by seq. None: nothing."""
+"""The message displayed for each event, by seq; None: nothing is displayed."""
 
 
 def view_of(
@@ -120,7 +120,7 @@ def _recall(places: Places, event: Event) -> None:
 
 
 KINDS: Mapping[str, Callable[[Places, Event], None]] = {"message": _message, "recall": _recall}
-"""What an event of each kind changes. It may change its own place and earlier ones."""
+"""The function that applies an event of each kind, to its own place and earlier ones."""
 
 
 def _with_receipts(message: Message, members: tuple[Marks, ...]) -> Message:

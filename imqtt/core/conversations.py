@@ -1,4 +1,4 @@
-"""A conversation's id says what kind it is and, unless it is a group, who its members are."""
+"""The kind of a conversation, and the members of all but groups, both from its id."""
 
 import re
 from collections.abc import Iterable, Mapping

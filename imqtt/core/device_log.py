@@ -1,4 +1,4 @@
-"""One conversation's log on a device: what events, pages and heads change in it."""
+"""One conversation's log on a device, and how events, pages and heads change it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ SERVER_MARKS = "told "  # and a conversation: the key of the user's marks that t
 
 @dataclass(slots=True)
 class DeviceLog:
-    """Holds the events after `base` up to the cursor. What changes goes into the `Step` that is passed in.
+    """Holds the events after `base` up to the cursor. Changes go into the `Step` that is passed in.
 
     A log that is not `begun` only buffers events until its head is known. Wherever `held` is passed, it has
     the ids of stored events at the places of `Replica.overlaps`.

@@ -1,4 +1,4 @@
-"""What follows from an event beside its row in the log."""
+"""The effects of an event beside its row in the log."""
 
 from typing import NamedTuple
 

@@ -59,7 +59,7 @@ class Entry(Value, frozen=True):
 
 
 class Fate(Enum):
-    """What a rejection means for a command."""
+    """The consequence of a rejection for a command."""
 
     UNKNOWN = "unknown"  # not in the outbox: answered before
     AGAIN = "again"

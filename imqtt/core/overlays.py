@@ -13,7 +13,7 @@ from imqtt.model import NO_CONTENT, Event, Position
 
 
 class Overlay(NamedTuple):
-    """What events of one kind change about the message that is their `target`."""
+    """The change that events of one kind make to the message that is their `target`."""
 
     register: Callable[[int], str]
     """The register's name, by the message's seq."""

@@ -1,4 +1,4 @@
-"""Which partition a conversation belongs to, and which worker a partition. Clients compute the former too."""
+"""The partition of a conversation, which clients compute too, and the worker of a partition."""
 
 from collections.abc import Collection
 from functools import lru_cache

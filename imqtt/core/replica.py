@@ -1,4 +1,4 @@
-"""A device's copy of its conversations: takes the frames that it receives, and returns what they change."""
+"""A device's copy of its conversations: takes received frames, and returns their changes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -17,8 +17,8 @@ from imqtt.model import Accepted, AnyFrame, AnyLogCommand, Device, Event, Head, 
 class Replica:
     """All logs of one device.
 
-    While it is `adopting`, unknown conversations begin at their head: the device is new, and what was stored
-    before is history. Afterwards they begin at seq 1, so that nothing is missed. Wherever `held` is passed,
+    While it is `adopting`, unknown conversations begin at their head: the device is new, and earlier events
+    are history. Afterwards they begin at seq 1, so that nothing is missed. Wherever `held` is passed,
     it has the ids of the events that the store holds at the places of `overlaps`.
     """
 
@@ -51,7 +51,7 @@ class Replica:
         return self._step.ordinal
 
     def take(self) -> Step:
-        """What the frames since the last call result in."""
+        """The result of the frames since the last call."""
         step, self._step = self._step, Step(self._step.ordinal)
         step.wanted = {
             name: want

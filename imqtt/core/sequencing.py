@@ -1,7 +1,7 @@
 """Decides a batch of log commands: each is appended at the next seq, known already, or refused.
 
-The decision reads nothing itself: it is given a view of the log. Where that turns out to be stale the store's
-indexes refuse the append, and the caller decides again with what it then reads.
+The decision reads nothing itself: it is given a view of the log. If the view is stale, the store's
+indexes refuse the append, and the caller decides again with a new view.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ class Incoming(msgspec.Struct, frozen=True, gc=False):
 class Append(msgspec.Struct, frozen=True, gc=False):
     """Append this event. `previous` is the id of the event before it; 0: there is none.
 
-    `previous` is not part of the event because devices are told it and stores do not keep it: the event
-    before it in the store says the same.
+    `previous` is not part of the event, since it is sent to devices and not stored: the store has the event
+    before it.
     """
 
     incoming: Incoming
@@ -75,7 +75,7 @@ def receive(sender: Device, command: AnyLogCommand, partition: int = 0, *, again
 
 
 def needs_of(incoming: Incoming) -> Needs:
-    """What the command's rule wants to see in the view."""
+    """The parts of the view that the command's rule reads."""
     return RULES[type(incoming.command)].needs(incoming.command)
 
 
@@ -88,7 +88,7 @@ def decide(
     """One decision per command, in order; each advances the view for those that follow.
 
     `draw` gives a partition's next id, greater than the given one; `admit` takes a token of the device's
-    rate. Duplicates are found before permission and rate are asked: what was accepted stays accepted.
+    rate. Duplicates are detected before permission and rate are checked: an accepted command stays accepted.
     """
     decisions: list[Decision] = []
     for incoming in batch:

@@ -1,7 +1,7 @@
 """Snowflake ids: 41 bits of milliseconds, 10 of partition, 12 of sequence.
 
-An id is an attribute of an event and not its key: uniqueness rests on the store's indexes. What ids must
-do is grow within a conversation, so that `(seq, id)` tells whether two logs are one, and tell the time.
+An id is an attribute of an event and not its key: uniqueness rests on the store's indexes. Ids must grow
+within a conversation, so that `(seq, id)` tells whether two logs are the same, and they tell the time.
 Sources: Twitter's Snowflake (2010); Kulkarni et al., "Logical Physical Clocks" (2014), for ids that follow
 a clock and never step back with it.
 """

@@ -10,7 +10,7 @@ EMPTY = Position(0, Id(0))  # the head of an empty log
 
 
 class Needs(NamedTuple):
-    """What a rule wants to see in the view: events at (conversation, seq), and (conversation, register)."""
+    """The parts of the view that a rule reads: events by (conversation, seq), (conversation, register)."""
 
     events: tuple[tuple[str, int], ...] = ()
     registers: tuple[tuple[str, str], ...] = ()
@@ -23,7 +23,7 @@ class View:
     """The known part of the log, loaded once for a batch. Each decision advances it for the next ones.
 
     `heads` has each conversation's newest position (absent: empty), `stored` the position and digest of
-    keys known to be stored, `events` and `registers` what the rules need. If any of these is stale, the
+    keys known to be stored, `events` and `registers` those that the rules need. If any of these is stale, the
     store's indexes refuse the append, and everything is decided again.
     """
 

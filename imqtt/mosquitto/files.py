@@ -58,7 +58,7 @@ class BrokerFiles:
         (self.directory / "passwords").replace(self.passwords)  # last: now the directory is not outdated
 
     def make_private(self, user: SystemUser | None) -> None:
-        """Denies others access to all files, and lets `user` read what the broker needs. Raises `OSError`.
+        """Denies others access to all files, and lets `user` read the broker's own. Raises `OSError`.
 
         A directory that also contains files that are not imqtt's keeps its mode.
         """

@@ -24,8 +24,8 @@ def migrate(files: BrokerFiles, passwords: Passwords) -> None:
     renamed = passwords.migrate()
     log.warning(
         "%s is migrated: usernames are USER@DEVICE now, no longer USER/DEVICE, and topics "
-        "imqtt/USER@DEVICE/up/… and …/down. Passwords and messages are unchanged; what the broker had "
-        "queued is removed, so clients send again what was not accepted. Renamed: %s",
+        "imqtt/USER@DEVICE/up/… and …/down. Passwords and messages are unchanged; everything "
+        "queued at the broker is removed, so clients repeat unanswered commands. Renamed: %s",
         files.directory, ", ".join(renamed),
     )  # fmt: skip
     if kept:

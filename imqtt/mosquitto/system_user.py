@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 PACKAGED = ("mosquitto", "_mosquitto")  # created by packages of Mosquitto
 NOBODY = 65_534  # in a container without a user database
 
-# What root needs to give files to another user, to read that user's files and signal its processes, and to
-# become that user:
-# CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID (capabilities(7)). A container may withhold them.
+# CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID (capabilities(7)). Root needs them to give files to
+# another user, to read that user's files and signal its processes, and to become that user. A container may
+# withhold them.
 _CAPABILITIES = sum(1 << number for number in (0, 1, 3, 5, 6, 7))
 
 

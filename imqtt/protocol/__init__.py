@@ -9,7 +9,7 @@ from enum import Enum
 from imqtt.errors import TooLarge
 from imqtt.model import AnyCommand, AnyFrame
 from imqtt.protocol import json_format, protobuf_format
-from imqtt.protocol.check import Bounds, check, check_frame
+from imqtt.protocol.check import Bounds, check
 from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 __all__ = [
@@ -49,7 +49,7 @@ def decode_command(payload: bytes, bounds: Bounds) -> AnyCommand:
 
 
 def identify(payload: bytes) -> CommandInfo:
-    """What names a command that did not decode or was refused, as far as it can be read. Never raises."""
+    """The names of a command that did not decode or was refused, as far as readable. Never raises."""
     if payload[:1] == b"{":
         return json_format.identify(payload)
     return protobuf_format.identify(payload) if len(payload) <= READ_UP_TO else CommandInfo()
@@ -82,5 +82,5 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
     else:
         frames = protobuf_format.decode_frames(payload)
     for frame in frames:
-        check_frame(frame)
+        check(frame, None)
     return frames

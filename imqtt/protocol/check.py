@@ -1,7 +1,7 @@
-"""What a decoded command or frame must satisfy before any later stage sees it.
+"""The conditions that a decoded command or frame must meet before any later stage sees it.
 
 Both formats pass through here, so a store, a broker or another client's parser never meets a value that it
-would choke on. Each class has one check, compiled from the constraints in its annotations (`imqtt.fields`).
+cannot handle. Each class has one check, compiled from the constraints in its annotations (`imqtt.fields`).
 Whether a conversation exists for the sender is not decided here.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from imqtt import fields
 from imqtt.errors import Invalid, TooLarge
-from imqtt.model import AnyFrame, Content, Cursor, Value
+from imqtt.model import Content, Cursor, Value
 from imqtt.protocol.topics import is_name
 
 MAX_MENTIONS = 100
@@ -33,19 +33,15 @@ Matches = Callable[[Any], object]
 
 
 def check(value: Value, bounds: Bounds | None) -> None:
-    """Raises `Malformed`, `Invalid` or `TooLarge` for a command, or part of one, that may not go further."""
+    """Raises `Malformed`, `Invalid` or `TooLarge` for a command, or part of one, that may not go further.
+
+    Without `bounds` it is a frame, and only a number that a device's store could not keep is `Malformed`: a
+    server of a later version may send other values.
+    """
     for name, most, matches, check_field in _compiled(type(value), bounds):
         field = getattr(value, name)
         if not 0 <= field <= most if most >= 0 else matches is None or matches(field) is None:
             check_field(field, name)
-
-
-def check_frame(frame: AnyFrame) -> None:
-    """Raises `Malformed` for a number that no server sends: a device's store could not keep it.
-
-    Nothing else is asked of a frame. A server of a later version may say what this one would not.
-    """
-    check(frame, None)
 
 
 def check_content(content: Content, bounds: Bounds) -> None:

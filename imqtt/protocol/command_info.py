@@ -1,4 +1,4 @@
-"""What can be told of a command that was refused, so that its `Rejected` names it."""
+"""The names of a refused command, for its `Rejected`."""
 
 import re
 from typing import NamedTuple
@@ -9,7 +9,7 @@ _NAME = re.compile(r"[!-~]{1,131}")
 
 
 class CommandInfo(NamedTuple):
-    """The names of a command; "" for what it has not, or what could not be read.
+    """The names of a command; "" for one that it lacks or that could not be read.
 
     They are echoed to the sender, so they hold printable ASCII without spaces and are short.
     """

@@ -52,7 +52,7 @@ def decode_command(payload: bytes) -> AnyCommand:
 
 
 def identify(payload: bytes) -> CommandInfo:
-    """What names the command in `payload`, as far as it can be read."""
+    """The names of the command in `payload`, as far as they can be read."""
     if len(payload) <= READ_UP_TO:
         with suppress(*_UNREADABLE):
             found = _names.decode(payload)
@@ -83,14 +83,14 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
 
 
 def _reason(what: str, error: Exception, payload: bytes) -> str:
-    """In ASCII, since the parser quotes what it met, and short."""
+    """Short, and in ASCII, since the parser quotes its input."""
     reason = str(error)
     if "surrogate" in reason or ("truncated" in reason and _LONE_SURROGATE.search(payload)):
         reason = "text is not valid Unicode (lone surrogate)"
     return ascii(f"{what}: {reason}")[1:-1][:120]
 
 
-# --- JSON that no parser takes ------------------------------------------------------------------------
+# --- JSON that no parser accepts ----------------------------------------------------------------------
 
 _SCANNED = 4096  # bytes: a client that writes its names before the content gets them back
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]:,]', re.DOTALL)

@@ -51,7 +51,7 @@ def decode_command(payload: bytes) -> AnyCommand:
 
 
 def identify(payload: bytes) -> CommandInfo:
-    """What names the command in `payload`; its content is not looked at."""
+    """The names of the command in `payload`; its content is not looked at."""
     try:
         message = pb.Command.FromString(payload)
     except DecodeError:
@@ -66,7 +66,7 @@ def identify(payload: bytes) -> CommandInfo:
 
 
 def encode_frame(frame: AnyFrame) -> bytes:
-    """One frame as `Frames` of its own: what `join` concatenates."""
+    """One frame as `Frames` of its own, for `join` to concatenate."""
     out = pb.Frames()
     name, fill = _FILL_FRAME[type(frame)]
     fill(getattr(out.frames.add(), name), frame)
@@ -91,7 +91,7 @@ def decode_frames(payload: bytes) -> tuple[AnyFrame, ...]:
         raise Malformed("not a protobuf packet of frames") from None
 
 
-# --- what is sent often -----------------------------------------------------------------------------
+# --- messages that are sent often -------------------------------------------------------------------
 
 
 def _fill_send(out: pb.Send, send: Send) -> None:

@@ -25,7 +25,7 @@ _ALL_UP, _ALL_DOWN = "imqtt/+/up/+", "imqtt/+/down"
 
 
 class Access:
-    """Tests what this server's account may do, over a connection that subscribes to `topics`.
+    """Tests the rights of this server's account, over a connection that subscribes to `topics`.
 
     `account`: its name at the broker.
     """

@@ -1,4 +1,4 @@
-"""The server: makes every part once, gives it what it needs, and starts and ends the parts in order."""
+"""The server: makes every part once, connects the parts, and starts and ends them in order."""
 
 import asyncio
 import os
@@ -101,7 +101,7 @@ class Server:
             await self._end()
 
     async def wait(self) -> None:
-        """Runs until cancelled; raises what ended the server, if something did."""
+        """Runs until cancelled; raises the error that ended the server, if one did."""
         await asyncio.shield(self._running)
 
     async def _end(self) -> None:

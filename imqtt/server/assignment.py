@@ -102,7 +102,7 @@ class Assignment:
         else:
             self.problems.stranger.start(
                 f"worker {other.worker} ({other.host}, pid {other.pid}) serves the same store and is not in "
-                "this worker's Redis: is it the same one? What both want is left to it"
+                "this worker's Redis: is it the same one? That worker keeps the partitions that both want"
             )
         return other is not None
 

@@ -1,4 +1,4 @@
-"""The values that pass through the pipeline: what was received, and one batch of it by what is to be done."""
+"""The values that pass through the pipeline: received packets, and a batch of them sorted by the work."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Rejection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch by what is to be done, in order of receipt."""
+    """One batch sorted by the work that it causes, each part in order of receipt."""
 
     spoke: Mapping[Device, Spoken]
     commands: Sequence[Incoming]  # those that write events

@@ -46,7 +46,7 @@ class Committer:
     clock: Callable[[], int]
 
     async def commit(self, commands: Sequence[Incoming], members: Members) -> list[Decision]:
-        """One decision per command, in order, each carried out: what is `Append` or `Known` is durable.
+        """One decision per command, in order, each carried out: an `Append` or `Known` is durable.
 
         Waits for as long as the outcome of an append is unknown. If the store takes no writes, the commands
         are refused with its error. Raises `Unavailable` if the store cannot be read, and `RecordRefused` if
@@ -71,14 +71,13 @@ class Committer:
             except Unavailable as error:
                 self.problems.storing.start(explain(error), "messages")
                 # A duplicate of an event of this very batch is not stored either.
-                settled += await self._look_up_refused(
-                    [
-                        made
-                        if isinstance(made, Refuse) or made.incoming.key in found
-                        else Refuse(made.incoming, error)
-                        for made in decisions
-                    ]
-                )
+                refused = [
+                    one
+                    if isinstance(one, Refuse) or one.incoming.key in found
+                    else Refuse(one.incoming, error)
+                    for one in decisions
+                ]
+                settled += await self._look_up_refused(refused)
                 break
             settled += decisions[:durable]
             if undone := decisions[durable:]:
@@ -120,7 +119,7 @@ class Committer:
         ]
 
     async def _reread(self, commands: Sequence[Incoming]) -> dict[Key, Stored]:
-        """After a conflict: what is stored under each key. Heads are read anew, too."""
+        """After a conflict: the stored events of each key. Heads are read anew, too."""
         self.heads.forget({command.command.conversation for command in commands})
         return await self.store.find({command.key for command in commands})
 
@@ -220,7 +219,7 @@ class Committer:
         return len(records)
 
     async def _own_prefix(self, records: Sequence[Record]) -> int:
-        """After an unknown outcome: how many of these records, under these ids, are what is stored."""
+        """After an unknown outcome: how many of these records are stored under these very ids."""
         stored = await self.store.find([record.key for record in records])
         for count, record in enumerate(records):
             found = stored.get(record.key)

@@ -17,7 +17,7 @@ from imqtt.errors import SetupError
 from imqtt.problems import Problem, explain
 
 # Intervals of the connection that looks for the broker: the first one, and the longest. The server should
-# find a restarted broker before devices do: what they publish to a broker that has lost its sessions meets no
+# find a restarted broker before devices do: a command to a broker that has lost its sessions meets no
 # subscriber until the server has subscribed. An attempt on a closed port costs 0.1 ms; a broker that accepts
 # and hangs up may log a line for each.
 FIRST_LOOK_SECONDS = 0.03
@@ -29,7 +29,7 @@ Connect = Callable[[], Awaitable[Link]]
 
 
 class Connections:
-    """What all connections share: the problem in the log, and the notice that the broker is back."""
+    """The state that all connections share: the problem in the log, and whether the broker is back."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -63,11 +63,11 @@ class Line:
         self.refused_at = 0.0  # start of the refusals, by the event loop's clock
 
     def failed(self, error: Exception) -> None:
-        """The connection cannot be made, was lost, or does not do what it is for."""
+        """The connection cannot be made, was lost, or is of no use."""
         self._connections.problem.start(explain(error), self.name)
 
     def works(self) -> None:
-        """The connection does what it is for, or is no longer needed."""
+        """The connection is of use, or no longer needed."""
         self.refusal = ""
         self._connections.problem.end(self.name)
 
@@ -141,7 +141,7 @@ class Line:
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Returns when one of them returns, or raises what it raised; the others are cancelled."""
+    """Returns when one of them returns, or raises its error; the others are cancelled."""
     tasks = [asyncio.create_task(wait, name="first-of") for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

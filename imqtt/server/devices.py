@@ -44,7 +44,7 @@ class Devices:
         self.grown: dict[str, int] = {}
 
     async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
-        """Every device of each user. To miss no device, call it after the commit of what it is for."""
+        """Every device of each user. To miss no device, call it after the commit of the events."""
         lists = await self._state.devices(users)
         if len(lists) < len(users):
             missing = [user for user in users if user not in lists]
@@ -55,7 +55,7 @@ class Devices:
         return lists
 
     async def register(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> Registered:
-        """Registers the devices of a batch by what they last sent.
+        """Registers the devices of a batch by their last commands.
 
         Only a device that is new, or that changed its format or what its `Hello` says, costs a write. Another
         worker may be registering the same device, so without its `Hello` only the format is written.
@@ -95,9 +95,9 @@ class Devices:
         return Registered(current, refused)
 
     async def known(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> dict[Device, Registration]:
-        """Those devices whose registration already matches what they last sent. Writes nothing.
+        """Those devices whose registration already matches their last commands. Writes nothing.
 
-        A different platform does not count, since it does not change what is published to a device.
+        A different platform does not count, since it does not change the packets for a device.
         """
         lists = await self.of({device.user for device in spoke})
         known: dict[Device, Registration] = {}
@@ -109,7 +109,7 @@ class Devices:
         return known
 
     async def _complete(self, current: dict[Device, Registration], unheard: Collection[Device]) -> None:
-        """Takes from the store what another worker may have heard of these. They keep the format they used.
+        """Reads these again: another worker may have received a `Hello`. They keep the format they used.
 
         Such a device may have asked for small packets, and the broker silently drops larger ones.
         """

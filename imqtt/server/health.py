@@ -18,8 +18,8 @@ class Health(msgspec.Struct, frozen=True):
     """A worker's status.
 
     `status` is `ok`, `degraded` (it serves, and something is wrong), or `starting`, `leaving` and `cut off`
-    (it does not serve). `store`, `state`, `broker`, `clock` and `process` are `ok` or a sentence that says
-    what is wrong, since when and why; `unfinished` are commands that were received and not PUBACKed yet.
+    (it does not serve). `store`, `state`, `broker`, `clock` and `process` are `ok` or a sentence with the
+    problem, its start and its cause; `unfinished` are commands that were received and not PUBACKed yet.
     """
 
     status: str

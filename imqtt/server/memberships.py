@@ -1,4 +1,4 @@
-"""Who is in a conversation. Every stage and every read asks here, for conversations of every kind."""
+"""The members of conversations of every kind. Every stage and every read asks here."""
 
 from collections.abc import Iterable
 

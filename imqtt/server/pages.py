@@ -27,7 +27,7 @@ BARE_HEAD = HEAD_OVERHEAD + ID_BYTES  # a head without `marks` and `latest`
 
 
 class Room:
-    """What is left of one page. `size`: bytes of the largest packet that the device takes.
+    """The room that is left in one page. `size`: bytes of the largest packet that the device takes.
 
     A page is filled up to `PAGE_BYTES`. Only its first event may exceed that, up to the packet's size, so
     that every event fits into some page.
@@ -46,7 +46,7 @@ class Room:
         return Room(self._format, self._size)
 
     def take(self, size: int, *, is_first: bool = False) -> bool:
-        """Takes bytes, if they are there. The page's first event may take what is left of the packet."""
+        """Takes bytes, if they are there. The page's first event may take the rest of the packet."""
         if size > (self._packet if is_first else self._bytes):
             return False
         self._packet -= size

@@ -37,7 +37,7 @@ class Confirmation(Protocol):
 
 @dataclass(eq=False, repr=False)
 class Partition:
-    """Holds one partition's session while `run` runs, and passes on what it receives.
+    """Holds one partition's session while `run` runs, and passes on the packets that it receives.
 
     `broker_steady(since)` tells whether the broker has kept this process's other connections since then; a
     disconnection is unexplained if it has. `taken` is the problem that another server keeps taking sessions.

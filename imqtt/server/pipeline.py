@@ -99,7 +99,7 @@ class Pipeline:
     async def put(self, partition: int, inbounds: Sequence[Inbound]) -> None:
         """Takes a partition's packets.
 
-        At QoS 0, where no PUBACK bounds what a link receives, waits while the inbox is full. At QoS 1 the
+        At QoS 0, where no PUBACK bounds the received packets, waits while the inbox is full. At QoS 1 the
         link itself stops reading, and taking everything lets a read overtake the writes before it.
         """
         while len(self._inbox) >= WAITING_BATCHES * self.max_batch and any(
@@ -112,7 +112,7 @@ class Pipeline:
         self._arrival.set()
 
     def take_over(self) -> None:
-        """This process has taken a session over: what it remembers of the log may be stale."""
+        """This process has taken a session over: its cached heads may be stale."""
         self.committer.forget()
 
     async def drained(self, partition: int) -> None:

@@ -46,7 +46,7 @@ class Newcomer(NamedTuple):
 class Presences:
     """The presence of the users whose devices speak to this process.
 
-    Presence is soft: a device's next command corrects what is lost here. But unknown is not offline: while
+    Presence is soft: a device's next command corrects any loss. But unknown is not offline: while
     the state is away peers are told nothing. Publishing happens beside the batches, in slices, so a user with
     fifty thousand conversations delays no one else. Presence is never kept here: it is read just before it is
     published, since another worker may have changed it.
@@ -159,14 +159,14 @@ class Presences:
                 self._settle(device)
 
     def _settle(self, device: Device) -> None:
-        """Has the device told of offline peers once the state has heard of every present device."""
+        """Schedules telling the device of offline peers, once the state has heard of every present device."""
         self._unknown[device] = self.clock() + self.ttl
 
     async def end(self, devices: Collection[Device]) -> None:
         """Ends devices' presence on any connection, and has their peers told.
 
-        A device that is known to be offline already is not told of again. What earlier batches have heard of
-        the devices does not make them present afterwards.
+        A device that is known to be offline already is not told of again. Commands of earlier batches do not
+        make the devices present afterwards.
         """
         self._status = [(device, command) for device, command in self._status if device not in devices]
         self._spoke = {device: None for device in self._spoke if device not in devices}
@@ -197,7 +197,7 @@ class Presences:
         return [peer for peer in _presences(known or {}) if peer.state != "offline"]
 
     async def of_devices(self, user: str) -> tuple[DevicePresence, ...]:
-        """What is known of each of the user's devices. Raises `StateAway`."""
+        """The known presence of each of the user's devices. Raises `StateAway`."""
         return (await self.state.presence([user])).get(user, ())
 
     async def present(self, users: Collection[str]) -> set[Device]:
@@ -228,7 +228,7 @@ class Presences:
                 log.debug("the look for silent devices failed", exc_info=True)
 
     async def _find_settled(self, now: int) -> None:
-        """Has those told who have waited for long enough, and are still there. The state may be away."""
+        """Tells the devices that have waited for long enough and are still present. The state may be away."""
         due = [device for device, until in self._unknown.items() if until <= now]
         for start in range(0, len(due), DEVICES_AT_ONCE):
             some = due[start : start + DEVICES_AT_ONCE]

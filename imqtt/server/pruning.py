@@ -58,7 +58,7 @@ class Pruning:
     def __post_init__(self) -> None:
         self._first: tuple[int, float] | None = None  # clock and timer at the first sweep
         self._jump = Problem(
-            log, "the clock has jumped ahead, and no device is removed for what it says", "the clock is back"
+            log, "the clock has jumped ahead, and no device is removed by its time", "the clock is back"
         )
         self._writing = Problem(
             log, "devices' last-seen times cannot be stored", "devices' last-seen times are stored again"
@@ -136,7 +136,7 @@ class Pruning:
         measured = first + int((timer - began) * 1_000)
         if clock - measured > JUMP:
             self._jump.start(
-                f"it is {(clock - measured) // DAY} days further than by what this process has measured; "
+                f"it is {(clock - measured) // DAY} days further than the time measured by this process; "
                 "if it is right, as after the machine was suspended, start the server again"
             )
         else:

@@ -1,4 +1,4 @@
-"""Rejections: the frame that tells a sender what was wrong, and the throttle for many of them."""
+"""Rejections: the frame that tells a sender the error, and the throttle for many of them."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

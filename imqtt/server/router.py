@@ -26,7 +26,7 @@ class Router:
     def __init__(self, partitions: int, bounds: Bounds) -> None:
         self._partitions = partitions
         self._bounds = bounds
-        # The publisher to a topic; None if its names are not ones that imqtt gives out.
+        # The device that publishes to a topic; None if it names no valid device.
         self.device = lru_cache(TOPICS_CACHED)(parse_up)
 
     def sort(self, inbounds: Sequence[Inbound]) -> Batch:

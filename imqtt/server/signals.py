@@ -27,7 +27,7 @@ class Notice(NamedTuple):
 
 
 class Signalled(NamedTuple):
-    """What follows from signals. `rejections`: of a store that takes no writes."""
+    """The effects of signals. `rejections`: of a store that takes no writes."""
 
     notices: Sequence[Notice] = ()
     rejections: Sequence[Rejection] = ()

@@ -14,16 +14,16 @@ class Rule(Protocol):
     """How one kind of command becomes an event."""
 
     def change(self, command: Any) -> Change:
-        """What the command asks for. It tells a duplicate from a conflict."""
+        """The change that the command asks for, which tells a duplicate from a conflict."""
 
     def needs(self, command: Any) -> Needs:
-        """What `decide` looks at in the view, beside heads and members."""
+        """The parts of the view that `decide` reads, beside heads and members."""
 
     def decide(self, command: Any, by: Device, view: View) -> None:
         """Raises the `ImqttError` that refuses the command."""
 
     def effects(self, event: Event, view: View) -> Effects:
-        """What follows from the event."""
+        """The event's effects beside its row."""
 
 
 RULES: Mapping[type[LogCommand], Rule] = {Send: send, Recall: recall}

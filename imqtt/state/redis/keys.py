@@ -24,7 +24,7 @@ DAY = 24 * HOUR
 # 1970). The last two are queried.
 #
 # A duplicate usually arrives within seconds: a device that got no `Accepted` sends again, and a broker
-# redelivers what a dead worker had not acknowledged. So a key is kept for 2 to 4 minutes. After that the
+# redelivers the unacknowledged packets of a dead worker. So a key is kept for 2 to 4 minutes. After that the
 # store's index finds it, at the cost of one refused append.
 #
 # A set of digests was tried: at 72 bytes a key it takes 86 MB a period at this rate, and Redis blocks for 270

@@ -36,7 +36,7 @@ from imqtt.stores.copy.source import (
 
 
 async def copy(source: Source, target: Store, *, live: bool = False, tell: Tell = lambda _: None) -> Copied:
-    """Copies what the target lacks, and verifies all of it.
+    """Copies the rows that the target lacks, and verifies all rows.
 
     `live`: others may write to the source meanwhile; the target then has a prefix of each log as of about
     now. `target` must be opened `copying`, and is marked as unfinished until this returns.

@@ -60,7 +60,7 @@ Cursor = AsyncCommandCursor[Document]
 def connect(url: str, password: str, driver: str) -> Database:
     """The database named in the address, without connecting yet.
 
-    Whatever the address says, reads return only what a majority has, which is never rolled back. Raises
+    Whatever the address says, reads return only data that a majority has, which is never rolled back. Raises
     `SetupError`, which never contains the password.
     """
     name = _database_name(url)

@@ -121,7 +121,7 @@ class MongoStore(MongoReader):
     async def barrier(self) -> None:
         """Writes: once a majority has this write, it has all earlier ones, and a deposed primary fails.
 
-        A primary that was just elected may not know yet what a majority had in the last term.
+        A primary that was just elected may not know yet which writes a majority had in the last term.
         """
         try:
             await self._update("meta", [{"q": {"_id": META_ID}, "u": {"$currentDate": {"barrier": True}}}])
