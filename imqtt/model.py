@@ -118,10 +118,10 @@ class Frame(Value, frozen=True, tag_field="type", tag=str.lower):
 class Event(Frame, frozen=True):
     """One entry of a conversation's log; also the frame that carries it to a device.
 
-    `kind` names its change, and `imqtt.bodies` the field with its body. `withheld` is the event's size
-    in bytes if it does not fit into the device's packets; `content` is empty then. `previous` is the id of
-    the event at seq - 1. It is sent only with live events and never stored; a device that holds another event
-    at seq - 1 has another log.
+    `kind` names its change; the field of that name has its body (`content` for a `message`). `withheld` is
+    the event's size in bytes if it does not fit into the device's packets; `content` is empty then.
+    `previous` is the id of the event at seq - 1. It is sent only with live events and never stored; a device
+    that holds another event at seq - 1 has another log.
     """
 
     conversation: str

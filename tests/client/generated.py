@@ -73,7 +73,11 @@ def _class(node: ast.ClassDef, source: str) -> Iterator[str]:
     yield f"#### {node.name}\n"
     constructor = next((function for function in _functions(node) if function.name == "__init__"), None)
     assignments = [child for child in node.body if isinstance(child, ast.AnnAssign | ast.Assign)]
-    fields = [assignment for assignment in assignments if not _is_private(assignment)]
+    fields = [
+        assignment
+        for assignment in assignments
+        if not _is_private(assignment) and "ClassVar" not in ast.unparse(assignment)
+    ]
     if constructor is not None and node.name == "Client":
         yield _fence(f"Client({_arguments(constructor)})")
     elif fields:
