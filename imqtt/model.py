@@ -134,6 +134,7 @@ class Event(Value, frozen=True, tag="event", tag_field="type"):
 
     @property
     def position(self) -> Position:
+        """The event's position."""
         return Position(self.seq, self.id)
 
 
@@ -278,9 +279,9 @@ class Welcome(Frame, frozen=True):
 
 
 class Accepted(Frame, frozen=True):
-    """The message is stored, at this place. Sent only after the store has committed.
+    """The command's event is stored, at this position. Sent only after the store has committed.
 
-    `previous` is as in `Event`, and not said of a message that was stored before.
+    `previous` is as in `Event`; 0 if the event was stored before.
     """
 
     conversation: str
@@ -289,6 +290,11 @@ class Accepted(Frame, frozen=True):
     id: EventId
     time: Time
     previous: EventId = Id(0)
+
+    @property
+    def position(self) -> Position:
+        """The event's position."""
+        return Position(self.seq, self.id)
 
 
 class Rejected(Frame, frozen=True):
