@@ -140,6 +140,7 @@ class Event(Frame, frozen=True):
 
     @property
     def position(self) -> Position:
+        """The event's position."""
         return Position(self.seq, self.id)
 
 
@@ -280,7 +281,7 @@ class Welcome(Frame, frozen=True):
 
 
 class Accepted(Frame, frozen=True):
-    """The command's event is stored at this position. Sent only after the store has committed.
+    """The command's event is stored, at this position. Sent only after the store has committed.
 
     `previous` is as in `Event`; 0 if the event was stored before.
     """
@@ -291,6 +292,11 @@ class Accepted(Frame, frozen=True):
     id: EventId
     time: Time
     previous: EventId = Id(0)
+
+    @property
+    def position(self) -> Position:
+        """The event's position."""
+        return Position(self.seq, self.id)
 
 
 class Rejected(Frame, frozen=True):

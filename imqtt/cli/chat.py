@@ -31,8 +31,8 @@ def chat(
     there is one.
 
     Enter sends, Alt-Enter begins a new line, PageUp shows older messages. `/to USER` changes the
-    conversation, `/discard` takes back a message that is not stored yet, `/help` or F1 shows all commands and
-    keys, `/quit` or Ctrl-C leaves.
+    conversation, `/recall` takes back your newest message, `/discard` removes one that is not stored yet,
+    `/help` or F1 shows all commands and keys, `/quit` or Ctrl-C leaves.
     """
     access = resolve(options)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

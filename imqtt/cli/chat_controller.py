@@ -13,7 +13,7 @@ from imqtt.cli.screen import Screen
 from imqtt.cli.transcript import Transcript
 from imqtt.client import Client, Phase, Refused, Restarted
 from imqtt.errors import ImqttError, SetupError, TakenOver
-from imqtt.model import Content, Marks, PeerTyping, Send
+from imqtt.model import Content, Marks, PeerTyping, Recall, Send
 from imqtt.printable import printable
 
 PAGE = 100  # messages per fetch
@@ -142,6 +142,8 @@ class Chat:
                 self._do(self._discard())
             case "/recall", "":
                 self._do(self._recall())
+            case "/discard" | "/recall", _:
+                self._say(f"{command} takes no text; /{text} sends it as a text")
             case "/help", _:
                 self.help()
             case _:
@@ -162,13 +164,20 @@ class Chat:
         elif self._transcript.discard(message).refused:
             self._say("removed")
         else:
-            self._say("taken back; if it was sent already, it may be stored nevertheless")
+            self._say("removed; if it was sent already, it may be stored nevertheless")
 
     async def _recall(self) -> None:
-        """Recalls the person's newest stored message."""
+        """Recalls the person's newest message, which has to be stored."""
         message = self._transcript.own_newest
+        if self._transcript.unstored:  # newer than any that is stored
+            self._say("your newest message is not stored: /discard removes it")
+            return
         if message is None:
             self._say("none of your messages here can be recalled")
+            return
+        commands = [entry.command for entry in await self._client.outbox() if not entry.refused]
+        if any(isinstance(command, Recall) and command.target == message.position for command in commands):
+            self._say("it is being recalled already")
             return
         if self._client.state.phase is not Phase.ESTABLISHED:
             self._say("recalled as soon as the server answers")
@@ -234,8 +243,10 @@ class Chat:
                     self._transcript.mark(notice)
                 case PeerTyping() if notice.conversation == self._conversation:
                     self._typing_until = time.monotonic() + TYPING_SECONDS if notice.typing else 0.0
-                case Refused():
+                case Refused() if isinstance(notice.entry.command, Send):
                     self._transcript.refuse(notice.entry.client_msg_id, notice.error.reason)
+                case Refused():
+                    self._say(notice.error.reason)
                 case Restarted() if notice.conversation == self._conversation:
                     self._say("the server was restored from a backup: these are its messages")
                     self._do(self._open(self._conversation))
@@ -280,6 +291,9 @@ class Chat:
         now = time.monotonic()
         if now < self._typing_until:
             return f"{peer_of(self._device.user, self._conversation)} is typing …"
+        until, note = self._note
+        if now < until and note != HINT:  # the answer to what the person has just done
+            return note
         state = self._client.state
         if state.silent:
             return f"{SILENT} · messages wait"
@@ -287,7 +301,6 @@ class Chat:
             return f"another process seems to use {self._device}; each needs its own device"
         if state.phase is not Phase.ESTABLISHED and state.reason:
             return printable(f"what you write is sent later ({state.reason})")
-        until, note = self._note
         return note if now < until else ""
 
     def _say(self, note: str, seconds: float = NOTE_SECONDS) -> None:

@@ -25,8 +25,8 @@ def words_of(event: Event) -> str:
         return f"[recalls message {event.recall.target.seq}]"
     if event.withheld:
         return f"[{event.withheld} bytes, more than this device accepts]"
-    if event.kind == "message" and event.content == NO_CONTENT:
-        return "[recalled]"
+    if event.content == NO_CONTENT:
+        return "[recalled]" if event.kind == "message" else f"[{printable(event.kind)}]"
     return words_of_content(event.content)
 
 

@@ -195,7 +195,7 @@ def history(
 ) -> None:
     """Print a conversation's messages, oldest first.
 
-    With `--json`, each line is an event in its wire format.
+    With `--json`, each line is an event in its wire format. The `content` of a recalled message is empty.
     """
     from imqtt.cli import signals
     from imqtt.cli.client import fetch, open_client

@@ -11,12 +11,12 @@ from imqtt.cli.formatting import local, words_of_command
 from imqtt.cli.options import with_options
 from imqtt.cli.output import Json, complain, print_json, print_result, print_table
 from imqtt.core.outbox import Entry
-from imqtt.errors import SetupError
+from imqtt.errors import DeviceStoreInUse, SetupError
 
 app = typer.Typer(
-    help="Show and discard messages of this device that are not stored yet.\n\n"
-    "A message stays in the device's outbox until the server has stored it. Every command that connects as"
-    " the device sends the messages that wait there. The commands here do not connect, and send nothing."
+    help="Show and discard messages and recalls of this device that are not stored yet.\n\n"
+    "They stay in the device's outbox until the server has stored them. Every command that connects as"
+    " the device sends those that wait there. The commands here do not connect, and send nothing."
     " Without a command, `imqtt outbox` lists them.",
     invoke_without_command=True,
 )
@@ -106,15 +106,16 @@ async def _entries(
     options: StoreOptions, messages: list[str] | None = None, *, discard: bool = False
 ) -> list[Entry]:
     """Returns the named entries or all, and may discard them. Raises `SetupError` if one is missing."""
-    from imqtt.cli.client import naming_the_holder
     from imqtt.client.store import LocalStore
 
     device, path = resolve_store(options)
     entries: list[Entry] = []
     async with contextlib.AsyncExitStack() as stack:
         if path.exists():
-            with naming_the_holder(device, options.data):
+            try:
                 store = await LocalStore.open(path, device)
+            except DeviceStoreInUse as error:  # another device has another outbox
+                raise DeviceStoreInUse(f"{error.reason}; end it first") from error
             stack.push_async_callback(store.close)
             entries += (await store.entries()).values()
         known = {entry.client_msg_id for entry in entries}

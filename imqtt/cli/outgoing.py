@@ -13,9 +13,10 @@ import msgspec
 from imqtt.cli.client import fetch, open_client, seconds_left, why_unanswered
 from imqtt.cli.connection import ConnectionOptions, DeviceAccess
 from imqtt.cli.data import data_option
+from imqtt.cli.formatting import words_of
 from imqtt.cli.output import complain, print_result
 from imqtt.cli.stdin import stdin_bytes
-from imqtt.client import Client
+from imqtt.client import Client, Phase
 from imqtt.errors import Invalid, NotConnected, NotFound, SetupError
 from imqtt.model import Accepted, Content, canonical_json
 
@@ -43,7 +44,12 @@ class Outgoing:
     async def recall(self, seq: int, begun: float) -> None:
         found = await fetch(self.client, self.conversation, seq + 1, 1, wait=self.wait, begun=begun)
         if not found or found[0].seq != seq:
+            if self.client.state.silent or self.client.state.phase is not Phase.ESTABLISHED:
+                why = why_unanswered(self.client)
+                raise NotConnected(f"{self.access.device} does not hold message {seq}: {why}")
             raise NotFound(f"{self.conversation} has no message {seq}; `imqtt history` shows each one's seq")
+        if found[0].kind != "message":
+            raise NotFound(f"{self.conversation} {seq} is not a message: {words_of(found[0])}")
         message_id = uuid4().hex
         sent = self.client.recall(self.conversation, found[0].position, client_msg_id=message_id)
         accepted = await self._answer(sent, begun, message_id)
@@ -70,7 +76,7 @@ class Outgoing:
         return (
             f"it stays in the outbox, and the next command of {device} sends it;"
             f" `imqtt outbox discard {shlex.quote(message_id)} --user {device.user} --device {device.device}"
-            f"{self.where}` takes it back"
+            f"{self.where}` removes it"
         )
 
 

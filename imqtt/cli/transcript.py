@@ -157,8 +157,8 @@ class Transcript:
         read = max((marks.read for marks in others), default=0)
         for seq in sorted(self._events):
             event = self._events[seq]
-            if target_of(event) is not None:
-                continue  # the message that it changes shows it
+            if event.kind != "message":
+                continue  # if it changes a message, that shows it
             tick = ("", "") if event.sender != self.user else _tick(seq, delivered, read)
             block = self._blocks.get(seq)
             if block is None:

@@ -27,6 +27,7 @@ from imqtt.model import (
     Accepted,
     Content,
     Event,
+    Id,
     Marks,
     Position,
     Presence,
@@ -212,7 +213,8 @@ class Client:
         for another user's message, `AlreadyRecalled`, and as `send`.
         """
         self._parts.check()
-        command = Recall(self._id_of(conversation), client_msg_id or uuid4().hex, message, _now())
+        target = _position(message)
+        command = Recall(self._id_of(conversation), client_msg_id or uuid4().hex, target, _now())
         return await self._parts.sender.send(command)
 
     async def outbox(self) -> list[Entry]:
@@ -382,7 +384,8 @@ def _now() -> int:
 def _content(
     content: object, content_type: str, reply_to: Position | None, mentions: tuple[str, ...]
 ) -> Content:
-    given: dict[str, Any] = {"content_type": content_type, "reply_to": reply_to, "mentions": mentions}
+    answers = None if reply_to is None else _position(reply_to)
+    given: dict[str, Any] = {"content_type": content_type, "reply_to": answers, "mentions": mentions}
     if isinstance(content, Content):
         return content
     if isinstance(content, str):
@@ -390,3 +393,8 @@ def _content(
     if isinstance(content, bytes | bytearray | memoryview):
         return Content(data=bytes(content), **given)
     return Content(json=canonical_json(content), **given)
+
+
+def _position(position: Position) -> Position:
+    """The position with an `Id`, also if the program gave a plain number, which JSON would carry as one."""
+    return Position(position.seq, Id(position.id))

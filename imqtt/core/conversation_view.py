@@ -73,7 +73,8 @@ def view_of(
     """
     places = fold(events)
     for event in registers:
-        KINDS[event.kind](places, event)
+        if (apply := KINDS.get(event.kind)) is not None:
+            apply(places, event)
     members = tuple(marks)
     items: list[Message | Hole] = []
     expected = first

@@ -312,6 +312,35 @@ async def test_a_message_can_be_discarded_before_it_is_stored(
     assert [event["content"]["text"] for event in history] == ["before", "one"]
 
 
+async def test_a_recall_takes_back_the_newest_message_and_no_other(
+    alice: Terminal, broker: Mosquitto, data: Path
+) -> None:
+    alice.type("/recall\r")
+    await alice.shows("none of your messages here can be recalled")
+    alice.type("stored\r")
+    await alice.shows("stored ✓")
+    await broker.kill()
+    await alice.shows("no connection, trying again")
+    alice.type("waiting\r")
+    await alice.shows("waiting ·")
+    alice.type("/recall\r")
+    await alice.shows("your newest message is not stored: /discard removes it")
+    alice.type("/discard\r")
+    await alice.shows_no("waiting ·")
+    alice.type("/recall\r")
+    await alice.shows("recalled as soon as the server answers")
+    alice.type("/recall\r")
+    await alice.shows("it is being recalled already")
+    await broker.start()
+    await alice.shows("alice  [recalled] ✓")
+    history = (await imqtt("history", "alice", "--user", "bob", "--data", data, "--json")).rows
+    assert [(event["content"], event.get("kind")) for event in history] == [
+        ({"text": "before"}, None),
+        ({}, None),
+        ({}, "recall"),
+    ]
+
+
 async def test_pending_messages_of_one_conversation_are_not_shown_in_another(
     alice: Terminal, broker: Mosquitto
 ) -> None:
@@ -352,6 +381,8 @@ async def test_another_command_on_the_device_names_the_process_that_uses_it(
     assert "imqtt chat bob --user alice" in refused.err
     assert f"`imqtt device add alice@NAME --save --data {data}`, then --device NAME" in refused.err
     assert refused.err.count("\n") == 1
+    outbox = await imqtt("outbox", "--user", "alice", "--data", data)
+    assert (outbox.status, outbox.err.partition("); ")[2]) == (1, "end it first\n")
 
 
 async def test_messages_of_others_cannot_control_the_terminal(alice: Terminal, data: Path) -> None:
@@ -398,6 +429,8 @@ async def test_a_chat_that_cannot_start_prints_the_reason_in_one_line(
 async def test_an_unknown_command_is_explained(alice: Terminal) -> None:
     alice.type("/dance\r")
     await alice.shows("there is no command /dance: /help shows all; //dance sends it as a text")
+    alice.type("/recall it\r")
+    await alice.shows("/recall takes no text; //recall it sends it as a text")
     alice.type("/help me\r")
     await alice.shows("/discard")
     alice.type("\x1b")

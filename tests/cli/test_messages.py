@@ -79,7 +79,7 @@ async def test_a_message_is_recalled_once_by_its_seq(data: Path) -> None:
     ("user", "seq", "said"),
     [
         ("alice", "1", "the message was recalled at seq 2"),
-        ("alice", "2", "there is no message with seq 2 and id "),
+        ("alice", "2", "d:alice:bob 2 is not a message: [recalls message 1]"),
         ("alice", "9", "d:alice:bob has no message 9; `imqtt history` shows each one's seq"),
         ("bob", "1", "only alice may recall this message"),
     ],
@@ -102,6 +102,9 @@ async def test_a_recall_without_a_broker_stays_in_the_outbox(data: Path) -> None
     assert nowhere.status == 1
     assert "not known to be stored after 1 s" in nowhere.err
     assert "it stays in the outbox, and the next command of alice@phone sends it" in nowhere.err
+    unknown = await imqtt("recall", "bob", "2", "--broker", "127.0.0.1:1", "--wait", "1", *as_alice)
+    assert unknown.status == 1
+    assert "alice@phone does not hold message 2: mqtt://127.0.0.1:1: " in unknown.err
     assert "[recalls message 1]" in (await imqtt("outbox", *as_alice)).out
     assert (await imqtt("recall", "bob", "1", *as_alice)).err.startswith("imqtt: the message was recalled")
 
@@ -311,7 +314,7 @@ async def test_the_message_of_an_interrupted_send_stays_in_the_outbox_and_can_be
     assert (entry["conversation"], entry["content"]) == ("d:alice:bob", {"text": "taken-back"})
     listed = await imqtt("outbox", "list", *as_alice)
     assert "taken-back" in listed.out
-    found = re.search("`imqtt (.*)` takes it back", hint)
+    found = re.search("`imqtt (.*)` removes it", hint)
     assert found is not None
     discarded = await imqtt(*shlex.split(found[1]))  # two credentials are saved
     assert discarded.out == f"discarded: d:alice:bob {entry['client_msg_id']}\n"

@@ -178,3 +178,9 @@ def test_a_recalled_message_keeps_its_place_and_loses_its_text() -> None:
     lines = [line for line in shown(transcript) if "  alice  " in line or "  bob  " in line]
     assert [line.split("  ")[-1].removesuffix(" ✓") for line in lines] == ["text 1", "[recalled]", "text 3"]
     assert transcript.own_newest == event(1)
+
+
+def test_an_event_of_an_unknown_kind_is_not_shown() -> None:
+    transcript = Transcript("alice")
+    transcript.add([event(1), replace(event(2), kind="later", content=NO_CONTENT)])
+    assert [line.split("  ")[-1] for line in shown(transcript) if "  alice  " in line] == ["text 1 ✓"]

@@ -7,8 +7,8 @@ import pytest
 
 from imqtt.client import Client, Format, Phase, Refused
 from imqtt.core.outbox import Entry, OutboxKey
-from imqtt.errors import Conflict, DeviceStoreError, Discarded, NotAllowed, NotConnected, TooLarge
-from imqtt.model import Accepted, Hello, Rejected, Send
+from imqtt.errors import Conflict, DeviceStoreError, Discarded, Malformed, NotAllowed, NotConnected, TooLarge
+from imqtt.model import Accepted, Content, Hello, Id, Position, Recall, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import Devices, held
 from tests.client.fake_server import FakeServer
@@ -77,6 +77,32 @@ async def test_a_command_may_be_too_large_though_its_content_is_not(
             await asyncio.wait_for(alice.send(TALK, "\x01" * 60_000), WITHIN)  # six bytes each in JSON
         assert caught.value.limit == 262_144
         assert await alice.outbox() == []
+
+
+async def test_ids_may_be_given_as_plain_numbers(device: Devices) -> None:
+    number: int = 5  # as a program reads it from its own file
+    async with device(stored=True, brokers="127.0.0.1:1") as alice:
+        await alice.post(TALK, "answer", reply_to=Position(1, number))  # type: ignore[arg-type]
+        recall = asyncio.create_task(alice.recall(TALK, Position(1, number)))  # type: ignore[arg-type]
+
+        async def are_both_kept() -> bool:
+            return len(await alice.outbox()) == 2
+
+        await eventually(are_both_kept)
+        recall.cancel()
+    async with device(stored=True, brokers="127.0.0.1:1") as alice:
+        answer, taken_back = (entry.command for entry in await alice.outbox())
+        assert isinstance(answer, Send)
+        assert isinstance(taken_back, Recall)
+        assert answer.content.reply_to == taken_back.target == Position(1, Id(number))
+
+
+async def test_what_the_outbox_could_not_read_again_is_refused(device: Devices) -> None:
+    async with device(stored=True, brokers="127.0.0.1:1") as alice:
+        with pytest.raises(Malformed, match="reply_to"):
+            await alice.post(TALK, Content(text="one", reply_to=Position(1, 5)))  # type: ignore[arg-type]
+        await alice.post(TALK, "two")
+        assert [entry.content.text for entry in await alice.outbox()] == ["two"]
 
 
 # --- waiting callers -----------------------------------------------------------------------------------

@@ -53,6 +53,12 @@ def test_any_pages_show_each_event_as_the_whole_log_does(
     assert messages == [whole[event.seq] for event in part if event.kind == "message"]
 
 
+def test_a_register_of_an_unknown_kind_changes_nothing() -> None:
+    """A later version wrote it into the device's store."""
+    log = [event(1), event(2)]
+    assert view_of(TALK, log, registers=[event(9, kind="later")]) == view_of(TALK, log)
+
+
 @given(logs(), st.sets(st.integers(1, 30)), st.integers(1, 31))
 def test_every_seq_is_a_message_a_hole_or_an_event_of_an_unknown_kind(
     log: list[Event], held: set[int], first: int
