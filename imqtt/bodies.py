@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from imqtt.model import Content, RecallBody, Value, from_json_type, to_json_type
+from imqtt.model import Content, RecallBody, Value, json_decoder, to_json_type
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ BODIES: Mapping[str, BodyType] = {
 }
 
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
-_decoders = {kind: msgspec.json.Decoder(body.cls, dec_hook=from_json_type) for kind, body in BODIES.items()}
+_decoders = {kind: json_decoder(body.cls) for kind, body in BODIES.items()}
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
