@@ -7,7 +7,7 @@ not stored yet is loaded and decided again.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import random
 
@@ -68,11 +68,7 @@ class Committer:
                 durable = await self._append(pending, decisions)
             except Unavailable as error:
                 self.problems.storing.start(explain(error), "messages")
-                # A duplicate of an event of this very batch is not stored either.
-                refused = [
-                    decision if isinstance(decision, Refuse) or command.key in found else Refuse(error)
-                    for command, decision in zip(pending, decisions, strict=True)
-                ]
+                refused = _refused(pending, decisions, found, error)
                 settled += await self._look_up_refused(pending, refused)
                 break
             settled += decisions[:durable]
@@ -230,6 +226,25 @@ class Committer:
             if found is None or found.position != record.event.position:
                 return count
         return len(records)
+
+
+def _refused(
+    commands: Sequence[Incoming], decisions: Sequence[Decision], found: Collection[Key], error: Unavailable
+) -> list[Decision]:
+    """The decisions if none of these appends is stored.
+
+    What was decided after an append in its conversation may depend on the append: a duplicate of its event, a
+    second recall of the message. Keys that were `found` are stored.
+    """
+    changed: set[str] = set()
+    refused: list[Decision] = []
+    for command, decision in zip(commands, decisions, strict=True):
+        conversation = command.command.conversation
+        if isinstance(decision, Append):
+            changed.add(conversation)
+        holds = isinstance(decision, Refuse) and conversation not in changed
+        refused.append(decision if holds or command.key in found else Refuse(error))
+    return refused
 
 
 def _record(incoming: Incoming, append: Append) -> Record:
