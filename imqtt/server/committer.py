@@ -74,6 +74,8 @@ class Committer:
             settled += decisions[:durable]
             if durable < len(decisions):
                 self.counters.conflicts += 1
+                for command, decision in zip(pending, decisions[:durable], strict=False):
+                    tokens[command.sender] -= isinstance(decision, Append)
                 attempted.update(
                     command.key
                     for command, decision in zip(pending[durable:], decisions[durable:], strict=True)

@@ -165,6 +165,22 @@ async def test_what_a_full_store_has_not_stored_refuses_no_other_command(
     ]
 
 
+async def test_a_conflict_gives_no_tokens_back(store: FaultyStore) -> None:
+    """What precedes the conflict is stored, as in MongoDB, and the rest is decided again."""
+    owner = committer(store)
+    owner.state = MemoryState(rate=1, burst=3)
+
+    async def append(records: Sequence[Record]) -> None:
+        store.append = real  # type: ignore[method-assign]
+        await real(records[:2])
+        raise AppendConflict(2)
+
+    real = store.append
+    store.append = append  # type: ignore[method-assign]  # a store that stores a prefix
+    decisions = await owner.commit(*batch("1", "2", "3", "4", "5"))
+    assert [type(decision) for decision in decisions] == [Append, Append, Append, Refuse, Refuse]
+
+
 async def test_a_store_that_cannot_be_read_fails_the_batch(store: FaultyStore) -> None:
     owner = committer(store)
     await store.close()
