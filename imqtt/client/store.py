@@ -30,7 +30,7 @@ from imqtt.model import (
     Marks,
     Position,
     Send,
-    from_json_type,
+    json_decoder,
     to_json_type,
 )
 from imqtt.protocol import Format, encode_command
@@ -77,9 +77,9 @@ PUT = "INSERT INTO outbox (conversation, client_msg_id, command, refused, reason
 DISCARD = "DELETE FROM outbox WHERE conversation = ? AND client_msg_id = ?"
 
 _encode = msgspec.json.Encoder(enc_hook=to_json_type).encode
-_event = msgspec.json.Decoder(Event, dec_hook=from_json_type).decode
-_content = msgspec.json.Decoder(Content, dec_hook=from_json_type).decode
-_command = msgspec.json.Decoder(AnyLogCommand, dec_hook=from_json_type).decode
+_event = json_decoder(Event).decode
+_content = json_decoder(Content).decode
+_command = json_decoder(AnyLogCommand).decode
 
 
 class LocalStore:

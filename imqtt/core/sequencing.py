@@ -56,8 +56,11 @@ class Known(msgspec.Struct, frozen=True, gc=False):
     untold: bool = False
 
 
-class Refuse(msgspec.Struct, frozen=True, gc=False):
-    """Reject the command with this error."""
+class Refuse(msgspec.Struct, frozen=True):
+    """Reject the command with this error.
+
+    The garbage collector has to look at it: an error's traceback can lead to a frame that holds the decision.
+    """
 
     incoming: Incoming
     error: ImqttError
@@ -106,7 +109,8 @@ def decide(
             head = view.head(command.conversation)
             position = Position(head.seq + 1, draw(incoming.partition, head.id))
         except ImqttError as error:
-            decisions.append(Refuse(incoming, error))
+            # A traceback would hold this list in a cycle.
+            decisions.append(Refuse(incoming, error.with_traceback(None)))
             continue
         event = event_of(sender, command, incoming.change, position)
         view.advance(incoming.key, Stored(position, incoming.digest), event, incoming.change.register)

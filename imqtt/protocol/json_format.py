@@ -6,7 +6,7 @@ from contextlib import suppress
 import msgspec
 
 from imqtt.errors import Malformed, Unsupported
-from imqtt.model import COMMANDS, FRAMES, AnyCommand, AnyFrame, Value, from_json_type, to_json_type
+from imqtt.model import COMMANDS, FRAMES, AnyCommand, AnyFrame, Value, json_decoder, to_json_type
 from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 
@@ -29,9 +29,9 @@ _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _encoder = msgspec.json.Encoder(enc_hook=to_json_type)
-_command: msgspec.json.Decoder[AnyCommand] = msgspec.json.Decoder(AnyCommand, dec_hook=from_json_type)
-_frame: msgspec.json.Decoder[AnyFrame] = msgspec.json.Decoder(AnyFrame, dec_hook=from_json_type)
-_packet = msgspec.json.Decoder(_Packet, dec_hook=from_json_type)
+_command: msgspec.json.Decoder[AnyCommand] = json_decoder(AnyCommand)
+_frame: msgspec.json.Decoder[AnyFrame] = json_decoder(AnyFrame)
+_packet: msgspec.json.Decoder[_Packet] = json_decoder(_Packet)
 _raw_packet = msgspec.json.Decoder(_RawPacket)
 _names = msgspec.json.Decoder(_Names)
 

@@ -5,7 +5,8 @@ by hand and filled field by field: that costs half of building them from argumen
 message and copying it into its parent.
 """
 
-import msgspec
+from typing import Any
+
 from google.protobuf.message import DecodeError
 
 from imqtt.errors import Malformed, Unsupported
@@ -23,10 +24,13 @@ from imqtt.model import (
     RecallBody,
     Send,
     canonical_json,
+    json_decoder,
 )
 from imqtt.protocol.command_info import CommandInfo
 from imqtt.protocol.generated import imqtt_pb2 as pb
 from imqtt.protocol.protobuf_tables import OVERRIDES, Codec, codec
+
+_decode_json = json_decoder(Any).decode
 
 
 def encode_command(command: AnyCommand) -> bytes:
@@ -152,7 +156,7 @@ def _content_in(content: pb.Content) -> Content:
 def _json_in(text: str) -> JsonText | None:
     """The JSON body, or None for `null`: in the JSON format that is the same as no body."""
     try:
-        value = msgspec.json.decode(text)
+        value = _decode_json(text)
         return None if value is None else canonical_json(value)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"content.json is not JSON: {error}"[:120]) from None

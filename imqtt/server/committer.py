@@ -7,7 +7,7 @@ not stored yet is loaded and decided again.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import random
 
@@ -70,18 +70,13 @@ class Committer:
                 durable = await self._append(decisions)
             except Unavailable as error:
                 self.problems.storing.start(explain(error), "messages")
-                # A duplicate of an event of this very batch is not stored either.
-                refused = [
-                    one
-                    if isinstance(one, Refuse) or one.incoming.key in found
-                    else Refuse(one.incoming, error)
-                    for one in decisions
-                ]
-                settled += await self._look_up_refused(refused)
+                settled += await self._look_up_refused(_refused(decisions, found, error))
                 break
             settled += decisions[:durable]
             if undone := decisions[durable:]:
                 self.counters.conflicts += 1
+                for made in decisions[:durable]:
+                    tokens[made.incoming.sender] -= isinstance(made, Append)
                 attempted.update(made.incoming.key for made in undone if isinstance(made, Append))
                 progress = any(isinstance(decision, Append) for decision in decisions[:durable])
                 conflicts = 0 if progress else conflicts + 1
@@ -226,6 +221,24 @@ class Committer:
             if found is None or found.position != record.event.position:
                 return count
         return len(records)
+
+
+def _refused(decisions: Sequence[Decision], found: Collection[Key], error: Unavailable) -> list[Decision]:
+    """The decisions if none of these appends is stored.
+
+    What was decided after an append in its conversation may depend on the append: a duplicate of its event, a
+    second recall of the message. Keys that were `found` are stored.
+    """
+    changed: set[str] = set()
+    refused: list[Decision] = []
+    for decision in decisions:
+        incoming = decision.incoming
+        conversation = incoming.command.conversation
+        if isinstance(decision, Append):
+            changed.add(conversation)
+        holds = isinstance(decision, Refuse) and conversation not in changed
+        refused.append(decision if holds or incoming.key in found else Refuse(incoming, error))
+    return refused
 
 
 def _record(append: Append) -> Record:

@@ -1,15 +1,17 @@
 """Sequencing decides for each command of a batch whether it is appended, known or refused."""
 
 from collections.abc import Sequence
+from gc import collect
 from itertools import count
+from weakref import ref
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imqtt.core.conversations import members_from_ids
+from imqtt.core.conversations import members_from_ids, members_of
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, decide, receive
 from imqtt.core.view import View
-from imqtt.errors import ClockWrong, Conflict, Invalid, NotAllowed, RateLimited
+from imqtt.errors import ClockWrong, Conflict, ImqttError, Invalid, NotAllowed, RateLimited
 from imqtt.model import Content, Device, Id, Key, Position, Send, Stored
 
 ALICE = Device("alice", "phone")
@@ -92,6 +94,29 @@ def test_a_user_who_is_not_a_member_is_refused_and_takes_no_seq() -> None:
     assert isinstance(other.error, NotAllowed)
     assert isinstance(member, Append)
     assert member.event.seq == 1
+
+
+def test_a_refusal_is_freed_with_its_batch() -> None:
+    decisions = run([message(Device("eve", "x"), "d:alice:bob", "1")])
+    refused = decisions[0]
+    assert isinstance(refused, Refuse)
+    error = ref(refused.error)
+    del refused, decisions
+    assert error() is None
+
+
+def test_the_garbage_collector_frees_a_refusal_in_a_cycle() -> None:
+    def refuse() -> ref[ImqttError]:
+        try:
+            members_of("d:bob:alice")
+        except Invalid as error:
+            decision = Refuse(message(ALICE, "d:bob:alice", "1"), error)
+            return ref(decision.error)
+        raise AssertionError
+
+    error = refuse()
+    collect()
+    assert error() is None
 
 
 def test_a_malformed_conversation_id_is_refused() -> None:

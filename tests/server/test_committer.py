@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from imqtt.core.conversations import Members, members_from_ids
 from imqtt.core.sequencing import Append, Decision, Incoming, Known, Refuse, receive
 from imqtt.core.snowflake import Snowflake
-from imqtt.errors import AlreadyRecalled, Conflict, ImqttError, StoreFull, Unavailable
+from imqtt.errors import AlreadyRecalled, Conflict, ImqttError, StoreFull, StoreReadOnly, Unavailable
 from imqtt.model import Content, Device, Recall, Send
 from imqtt.server.app import wall_clock
 from imqtt.server.committer import Committer
@@ -139,6 +139,46 @@ async def test_a_full_store_refuses_every_copy_of_a_new_message_and_knows_stored
     assert await log(store) == [(1, "old")]
     store.before = None
     assert seqs(await owner.commit(*batch("new"))) == [2]
+
+
+@pytest.mark.parametrize("error", [StoreFull("full"), StoreReadOnly("read only")])
+async def test_what_a_full_store_has_not_stored_refuses_no_other_command(
+    store: FaultyStore, error: Unavailable
+) -> None:
+    """Neither the second recall nor the other message may be told of an event that does not exist."""
+    owner = committer(store)
+    commands, members = batch("1")
+    (sent,) = await owner.commit(commands, members)
+    assert isinstance(sent, Append)
+    target = sent.event.position
+    both = [receive(ALICE, Recall("u:alice", name, target)) for name in ("r1", "r2")]
+    other = [receive(ALICE, Send("u:alice", "r1", Content(text="x")))]
+    store.before = lambda _: error
+    decisions = await owner.commit([*both, *other], members)
+    assert [decision.error for decision in decisions if isinstance(decision, Refuse)] == [error] * 3
+    store.before = None
+    again = await owner.commit([*both, *other], members)
+    assert [type(decision) for decision in again] == [Append, Refuse, Refuse]
+    assert [type(decision.error) for decision in again if isinstance(decision, Refuse)] == [
+        AlreadyRecalled,
+        Conflict,
+    ]
+
+
+async def test_a_conflict_gives_no_tokens_back(store: FaultyStore) -> None:
+    """What precedes the conflict is stored, as in MongoDB, and the rest is decided again."""
+    owner = committer(store)
+    owner.state = MemoryState(rate=1, burst=3)
+
+    async def append(records: Sequence[Record]) -> None:
+        store.append = real  # type: ignore[method-assign]
+        await real(records[:2])
+        raise AppendConflict(2)
+
+    real = store.append
+    store.append = append  # type: ignore[method-assign]  # a store that stores a prefix
+    decisions = await owner.commit(*batch("1", "2", "3", "4", "5"))
+    assert [type(decision) for decision in decisions] == [Append, Append, Append, Refuse, Refuse]
 
 
 async def test_a_store_that_cannot_be_read_fails_the_batch(store: FaultyStore) -> None:
