@@ -189,7 +189,10 @@ class Committer:
         appends = {place: made for place, made in enumerate(decisions) if isinstance(made, Append)}
         if not appends:
             return len(decisions)
-        records = list(map(_record, appends.values()))
+        records = [
+            Record(made.event, made.incoming.body, made.incoming.digest, made.incoming.change.register)
+            for made in appends.values()
+        ]
         members = [row for append in appends.values() for row in append.effects.members]
 
         async def write(attempt: int) -> int:
@@ -226,8 +229,3 @@ class Committer:
             if found is None or found.position != record.event.position:
                 return count
         return len(records)
-
-
-def _record(append: Append) -> Record:
-    incoming = append.incoming
-    return Record(append.event, incoming.body, incoming.digest, incoming.change.register)

@@ -247,9 +247,7 @@ async def test_a_clock_that_jumps_ahead_removes_no_device_however_long_it_is_wro
     parts.now += DAY
     await parts.prune()
     assert await parts.names() == ["alice@phone"]  # but the elapsed time counts
-    message = (
-        "the clock has jumped ahead, and no device is removed by its time: it is 400 days further than"
-    )
+    message = "the clock has jumped ahead, and no device is removed by its time: it is 400 days further than"
     assert [record.getMessage().startswith(message) for record in caplog.records] == [True]
     parts.ahead = 0
     await parts.prune()
