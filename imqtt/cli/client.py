@@ -13,6 +13,7 @@ from imqtt.cli.connection import DeviceAccess
 from imqtt.cli.data import data_option
 from imqtt.cli.formatting import peer_of
 from imqtt.cli.output import complain
+from imqtt.cli.signals import beside
 from imqtt.client import Client, ConnectionState, Phase, Timing
 from imqtt.errors import DeviceStoreInUse, NotConnected, TakenOver, TlsFailed
 from imqtt.model import Device, Event
@@ -37,16 +38,11 @@ async def open_client(
         if warning := stranger(access, conversation):
             complain(warning)
     client = make_client(access, platform="imqtt command line", wait=wait)
-    telling = asyncio.create_task(_tell_states(client, patient=patient), name="states")
-    try:
-        with naming_the_holder(access.device, access.data):
-            async with client:
-                if isinstance(client.state.error, TlsFailed) and not patient:
-                    raise client.state.error
-                yield client
-    finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+    with naming_the_holder(access.device, access.data):
+        async with beside(_tell_states(client, patient=patient), "states"), client:
+            if isinstance(client.state.error, TlsFailed) and not patient:
+                raise client.state.error
+            yield client
 
 
 def make_client(access: DeviceAccess, *, platform: str, wait: float) -> Client:

@@ -1,16 +1,16 @@
 """Running the server of `imqtt serve`, and the server and broker of `imqtt up`."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from imqtt.cli.data import DataDirectory
 from imqtt.cli.settings import server_config
+from imqtt.cli.signals import beside
 from imqtt.config import ServerConfig
 from imqtt.errors import SetupError
 from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
@@ -38,8 +38,8 @@ async def up(
 ) -> None:
     async with (
         broker,
-        _beside(_keep_running(broker), "broker"),
-        _beside(follow(BrokerLog(broker.log, broker.log_start)), "broker-log"),
+        beside(_keep_running(broker), "broker"),
+        beside(follow(BrokerLog(broker.log, broker.log_start)), "broker-log"),
     ):
         config = server_config(
             flags,
@@ -83,18 +83,6 @@ def _tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-
-
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Runs `work` as a task while the block runs."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _keep_running(broker: Mosquitto) -> None:

@@ -1,10 +1,11 @@
-"""Running a coroutine until it ends or a signal cancels it."""
+"""Running a coroutine until it ends, or a signal or the end of a block cancels it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 STDIN_SECONDS = 15.0  # to end after stdin has closed; then the process exits, since its parent may be gone
@@ -24,6 +25,18 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool = Fal
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_until_signal(main, with_stdin=with_stdin))
+
+
+@contextlib.asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Runs `work` as a task while the block runs."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]], *, with_stdin: bool) -> int:

@@ -180,7 +180,7 @@ class Client:
         `DeviceStoreError`. If the client ends first, the message stays in the outbox, and the error is
         `NotConnected` after `close`, or `CredentialsRefused`.
         """
-        made = _content(content, content_type, reply_to, tuple(mentions))
+        made = _content(content, content_type, reply_to, mentions)
         return await self._parts.sender.send(self._message(conversation, made, client_msg_id))
 
     async def post(
@@ -198,7 +198,7 @@ class Client:
         The arguments are those of `send`. A message that the server refuses stays in the outbox as refused,
         and `notices` reports it.
         """
-        made = _content(content, content_type, reply_to, tuple(mentions))
+        made = _content(content, content_type, reply_to, mentions)
         command = self._message(conversation, made, client_msg_id)
         await self._parts.sender.put(command)
         return command.client_msg_id
@@ -357,10 +357,7 @@ class Client:
         return ConnectionState() if self._made is None else self._made.connector.state
 
     def states(self) -> Queue[ConnectionState]:
-        """An async iterator of the connection's states, from the present one on.
-
-        Available before entering.
-        """
+        """An async iterator of the connection's states from the present one on, also before entering."""
         return self._states.iterate(self.state)
 
     async def caught_up(self) -> None:
@@ -382,10 +379,10 @@ def _now() -> int:
 
 
 def _content(
-    content: object, content_type: str, reply_to: Position | None, mentions: tuple[str, ...]
+    content: object, content_type: str, reply_to: Position | None, mentions: Iterable[str]
 ) -> Content:
     answers = None if reply_to is None else _position(reply_to)
-    given: dict[str, Any] = {"content_type": content_type, "reply_to": answers, "mentions": mentions}
+    given: dict[str, Any] = {"content_type": content_type, "reply_to": answers, "mentions": tuple(mentions)}
     if isinstance(content, Content):
         return content
     if isinstance(content, str):

@@ -167,9 +167,7 @@ class Requests:
         return {} if question is None else dict(question.asked)
 
     def revise(self, doubted: set[str], voided: set[str]) -> None:
-        """Open requests may have been answered before these logs became doubtful, or judge a cursor of a log
-        that was restarted since.
-        """
+        """Open requests may have been answered before a log was doubted, or judge a cursor that is void."""
         for question in self._questions.values():
             question.asked.update(dict.fromkeys(doubted & question.asked.keys(), False))
             for conversation in voided & question.asked.keys():

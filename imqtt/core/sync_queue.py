@@ -1,7 +1,4 @@
-"""The conversations whose missing events are to be requested, and when.
-
-Times are in seconds of a monotonic clock.
-"""
+"""The conversations whose missing events are to be requested, and when, in seconds of a monotonic clock."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

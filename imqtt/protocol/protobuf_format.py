@@ -120,10 +120,8 @@ def _fill_accepted(out: pb.Accepted, accepted: Accepted) -> None:
         out.previous = accepted.previous
 
 
-def _accepted_in(frame: pb.Accepted) -> Accepted:
-    return Accepted(
-        frame.conversation, frame.client_msg_id, frame.seq, Id(frame.id), frame.time, Id(frame.previous)
-    )
+def _accepted_in(raw: pb.Accepted) -> Accepted:
+    return Accepted(raw.conversation, raw.client_msg_id, raw.seq, Id(raw.id), raw.time, Id(raw.previous))
 
 
 def _fill_content(out: pb.Content, content: Content) -> None:

@@ -24,7 +24,7 @@ DOWN = f"{SERVERS}/down"
 _ALL_UP, _ALL_DOWN = "imqtt/+/up/+", "imqtt/+/down"
 
 
-class Access:
+class AccessTest:
     """Tests the rights of this server's account, over a connection that subscribes to `topics`.
 
     `account`: its name at the broker.

@@ -22,10 +22,10 @@ from imqtt.errors import SetupError
 from imqtt.model import Limits
 from imqtt.protocol import Bounds
 from imqtt.server import open_files, store_probe
-from imqtt.server.access import Access
+from imqtt.server.access import AccessTest
 from imqtt.server.assignment import Assignment
 from imqtt.server.committer import Committer
-from imqtt.server.connections import Connections, Line, first_of
+from imqtt.server.connections import Connections, ReconnectingLink, first_of
 from imqtt.server.control import Control
 from imqtt.server.counters import Counters
 from imqtt.server.delivery import Delivery
@@ -187,7 +187,7 @@ class Server:
             Partition(
                 number,
                 pipeline,
-                self._line(f"partition {number}", self._settings(str(number))),
+                self._reconnecting(f"partition {number}", self._settings(str(number))),
                 self.config.max_batch,
                 broker_steady=events.steady,
                 taken=self._problems.contested,
@@ -274,14 +274,14 @@ class Server:
             Peer(cluster, worker.id, worker.host, worker.pid, worker.started, exclusive=exclusive),
             partial(self._connect, self._settings("present", own=True)),
             self._connections,
-            Access(worker.id, self.config.broker_username, self._problems.access),
+            AccessTest(worker.id, self.config.broker_username, self._problems.access),
             liveness=liveness,
             foreign=self._problems.cluster,
         )
 
     def _publisher(self, name: str, *, looks: bool = False) -> Publisher:
-        line = self._line(name, self._settings(name, own=True), looks=looks)
-        return Publisher(line, self.counters, self._problems.refused_packets)
+        connection = self._reconnecting(name, self._settings(name, own=True), looks=looks)
+        return Publisher(connection, self.counters, self._problems.refused_packets)
 
     def _settings(self, name: str, *, own: bool = False) -> LinkSettings:
         """`own`: no other process has this connection, and it leaves nothing behind."""
@@ -299,8 +299,8 @@ class Server:
             ack_delay=ACK_DELAY,
         )
 
-    def _line(self, name: str, settings: LinkSettings, *, looks: bool = False) -> Line:
-        return Line(self._connections, name, partial(self._connect, settings), looks=looks)
+    def _reconnecting(self, name: str, settings: LinkSettings, *, looks: bool = False) -> ReconnectingLink:
+        return ReconnectingLink(self._connections, name, partial(self._connect, settings), looks=looks)
 
     async def _connect(self, settings: LinkSettings, will: Will | None = None) -> Link:
         settings = replace(settings, will=will)

@@ -219,8 +219,8 @@ class Assignment:
     def _is_refused(self) -> bool:
         """Whether the broker has refused this worker a session for long, now or lately; others may get it."""
         now = asyncio.get_running_loop().time()
-        lines = [partition.line for partition in self.partitions]
-        if any(line.refusal and now - line.refused_at > STUCK_SECONDS for line in lines):
+        links = [partition.connection for partition in self.partitions]
+        if any(link.refusal and now - link.refused_at > STUCK_SECONDS for link in links):
             self._unfit_until = now + UNFIT_SECONDS
         return now < self._unfit_until
 
@@ -236,7 +236,7 @@ class Assignment:
         if contested:
             numbers = ", ".join(contested)
             problems.append(f"the sessions of partitions {numbers} are being taken from this worker")
-        if refused := {one.number: one.line.refusal for one in self.partitions if one.line.refusal}:
+        if refused := {one.number: why for one in self.partitions if (why := one.connection.refusal)}:
             numbers, refusal = ", ".join(map(str, refused)), next(iter(refused.values()))
             problems.append(f"the broker refuses the sessions of partitions {numbers}: {refusal}")
         return "; ".join(filter(None, problems))

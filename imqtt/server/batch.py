@@ -72,5 +72,4 @@ class Batch:
 
     def of(self, kind: type[C]) -> list[Request[C]]:
         """The reads or signals of a class."""
-        found = (request for request in self.requests if isinstance(request.command, kind))
-        return [cast("Request[C]", request) for request in found]
+        return [cast("Request[C]", one) for one in self.requests if isinstance(one.command, kind)]

@@ -184,7 +184,10 @@ class Committer:
         appends = {place: made for place, made in enumerate(decisions) if isinstance(made, Append)}
         if not appends:
             return len(decisions)
-        records = list(map(_record, appends.values()))
+        records = [
+            Record(made.event, made.incoming.body, made.incoming.digest, made.incoming.change.register)
+            for made in appends.values()
+        ]
         members = [row for append in appends.values() for row in append.effects.members]
 
         async def write(attempt: int) -> int:
@@ -239,8 +242,3 @@ def _refused(decisions: Sequence[Decision], found: Collection[Key], error: Unava
         holds = isinstance(decision, Refuse) and conversation not in changed
         refused.append(decision if holds or incoming.key in found else Refuse(incoming, error))
     return refused
-
-
-def _record(append: Append) -> Record:
-    incoming = append.incoming
-    return Record(append.event, incoming.body, incoming.digest, incoming.change.register)

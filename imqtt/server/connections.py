@@ -48,7 +48,7 @@ class Connections:
         await asyncio.wait([self._return], timeout=within)
 
 
-class Line:
+class ReconnectingLink:
     """One connection by its name, over all the links that it has in its life.
 
     `looks`: it is the one that looks for a broker that is gone.

@@ -13,17 +13,7 @@ from imqtt.core.conversations import Members
 from imqtt.core.overlays import overlaid, registers_of
 from imqtt.core.sequencing import Append, Decision, Known, Refuse
 from imqtt.errors import Busy, ImqttError, StoreUnreachable, Unavailable
-from imqtt.model import (
-    Accepted,
-    Device,
-    Event,
-    Hello,
-    Id,
-    Position,
-    ReadCommand,
-    Registration,
-    Status,
-)
+from imqtt.model import Accepted, Device, Event, Hello, Id, Position, ReadCommand, Registration, Status
 from imqtt.protocol import Format
 from imqtt.server.batch import Batch, Forward, Rejection, Request
 from imqtt.server.counters import Counters

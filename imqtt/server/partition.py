@@ -18,7 +18,7 @@ from imqtt.core.live_workers import contention
 from imqtt.problems import Problem
 from imqtt.protocol.topics import all_up
 from imqtt.server.batch import Inbound
-from imqtt.server.connections import Line, first_of
+from imqtt.server.connections import ReconnectingLink, first_of
 from imqtt.server.pipeline import Pipeline
 
 TAKEOVER_SECONDS = 10.0  # after connecting: commands may be the previous owner's unfinished work
@@ -45,7 +45,7 @@ class Partition:
 
     number: int
     pipeline: Pipeline
-    line: Line
+    connection: ReconnectingLink
     max_batch: int
     broker_steady: Callable[[float], bool]
     taken: Problem
@@ -78,7 +78,7 @@ class Partition:
         With `starting`, a permanent refusal raises `SetupError`. Otherwise the worker keeps trying.
         """
         try:
-            await self.line.run(
+            await self.connection.run(
                 partial(self._serve, ready),
                 ready=ready if starting else None,
                 until=self._stopping,
@@ -86,7 +86,7 @@ class Partition:
             )
         finally:
             self._stopping.clear()
-            self.line.works()  # the session is no longer this worker's to hold
+            self.connection.works()  # the session is no longer this worker's to hold
 
     async def _recover(self, confirmation: Confirmation, attempt: int) -> None:
         """Waits after a disconnection until the session may be taken again."""
@@ -98,7 +98,7 @@ class Partition:
                 self.taken.start(
                     f"{self.cuts} times in {CUTS_REMEMBERED_SECONDS / 60:.0f} minutes; "
                     "does another imqtt serve this broker?",
-                    self.line.name,
+                    self.connection.name,
                 )
             await asyncio.sleep(contention(self.cuts, random()))
             while self.contested and await confirmation.outranked():  # noqa: ASYNC110 - it asks others
@@ -109,7 +109,7 @@ class Partition:
         connected = asyncio.get_running_loop().time()
         await link.subscribe(all_up(self.number))
         self.held_since = connected
-        self.line.works()
+        self.connection.works()
         ready.set()
         self.pipeline.take_over()
         try:

@@ -21,8 +21,8 @@ from imqtt.broker.link import Link, Packet
 from imqtt.broker.values import Will
 from imqtt.errors import SetupError
 from imqtt.problems import Problem
-from imqtt.server.access import SERVERS, Access
-from imqtt.server.connections import Connections, Line
+from imqtt.server.access import SERVERS, AccessTest
+from imqtt.server.connections import Connections, ReconnectingLink
 from imqtt.server.liveness import Liveness
 
 ANSWER_SECONDS = 0.5
@@ -88,7 +88,7 @@ class PeerDiscovery:
     me: Peer
     connect: Callable[[Will], Awaitable[Link]]
     connections: Connections
-    access: Access
+    access: AccessTest
     liveness: Liveness
     foreign: Problem
 
@@ -107,17 +107,17 @@ class PeerDiscovery:
         Raises `SetupError` if a server of another store was on this broker before.
         """
         connect = partial(self.connect, Will(SERVERS, self._goodbye))
-        line = Line(self.connections, "peer discovery", connect)
+        connection = ReconnectingLink(self.connections, "peer discovery", connect)
         try:
-            await line.run(partial(self._serve, ready, line), ready=ready)
+            await connection.run(partial(self._serve, ready, connection), ready=ready)
         finally:
             if self._asking is not None:
                 self._asking.cancel()
                 await asyncio.wait([self._asking])
 
-    async def _serve(self, ready: asyncio.Event, line: Line, link: Link) -> None:
+    async def _serve(self, ready: asyncio.Event, connection: ReconnectingLink, link: Link) -> None:
         try:
-            await self._answer(link, ready, line)
+            await self._answer(link, ready, connection)
         except SetupError:
             await self.say_goodbye()
             raise
@@ -152,7 +152,7 @@ class PeerDiscovery:
             self._link.publish([self._message(asks=True)])
         await asyncio.sleep(ANSWER_SECONDS)
 
-    async def _answer(self, link: Link, ready: asyncio.Event, line: Line) -> None:
+    async def _answer(self, link: Link, ready: asyncio.Event, connection: ReconnectingLink) -> None:
         if asyncio.get_running_loop().time() - self._cut > ABSENT_SECONDS:
             self._since = None
         self._foreign_workers.clear()  # goodbyes may have been missed; those still here will answer
@@ -160,7 +160,7 @@ class PeerDiscovery:
         # Asked before this server subscribes, so that the PUBACK tells whether any other server has.
         alone = await link.publish([self._message(asks=True)]) == [NO_MATCHING_SUBSCRIBERS]
         await link.subscribe(*self.access.topics)
-        line.works()
+        connection.works()
         self._link = link
         standing = asyncio.create_task(self._stand(link, ready, alone=alone), name="peer-discovery-standing")
         try:

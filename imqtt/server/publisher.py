@@ -11,7 +11,7 @@ from functools import partial
 from imqtt.broker.errors import describe
 from imqtt.broker.link import Link, Packet
 from imqtt.problems import Problem
-from imqtt.server.connections import Line
+from imqtt.server.connections import ReconnectingLink
 from imqtt.server.counters import Counters
 
 Publish = Callable[[Sequence[Packet]], asyncio.Future[list[int]]]
@@ -26,8 +26,8 @@ class Publisher:
     A device may therefore receive a packet twice; it ignores events that it has.
     """
 
-    def __init__(self, line: Line, counters: Counters, refused: Problem) -> None:
-        self._line = line
+    def __init__(self, connection: ReconnectingLink, counters: Counters, refused: Problem) -> None:
+        self._connection = connection
         self._counters = counters
         self._refused = refused  # packets that the broker refuses
         self._link: Link | None = None
@@ -58,14 +58,14 @@ class Publisher:
 
     async def run(self, ready: asyncio.Event) -> None:
         """Connects, and reconnects after every disconnection, until cancelled."""
-        await self._line.run(partial(self._serve, ready))
+        await self._connection.run(partial(self._serve, ready))
 
     async def _serve(self, ready: asyncio.Event, link: Link) -> None:
         self._link, self._since = link, asyncio.get_running_loop().time()
         try:
             for done, packets in list(self._unconfirmed.items()):
                 self._put(link, done, packets)
-            self._line.works()
+            self._connection.works()
             ready.set()
             raise await link.wait_closed()
         finally:

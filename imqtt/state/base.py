@@ -69,10 +69,7 @@ class Workers(Protocol):
     """The live workers."""
 
     async def beat(self, worker: Worker, ttl: int) -> list[Worker]:
-        """Records a heartbeat, valid for `ttl` milliseconds. Returns all live workers, by id.
-
-        Raises `StateAway`.
-        """
+        """Records a heartbeat, valid for `ttl` ms. Returns all live workers, by id. Raises `StateAway`."""
 
     async def workers(self) -> list[Worker]:
         """All live workers, by id, for callers that are not workers. Raises `StateAway`."""

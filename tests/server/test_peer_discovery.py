@@ -17,7 +17,7 @@ from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
 from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.problems import Problem
 from imqtt.server import peer_discovery
-from imqtt.server.access import Access
+from imqtt.server.access import AccessTest
 from imqtt.server.app import wall_clock
 from imqtt.server.connections import Connections
 from imqtt.server.liveness import Liveness
@@ -103,7 +103,7 @@ async def test_a_server_keeps_its_seniority_through_a_short_disconnection_only(
     def discovery(name: str) -> PeerDiscovery:
         return PeerDiscovery(
             Peer(name, name, "host", 1, 0), lambda will: connect_to(name, will), Connections(problem),
-            Access(name, SERVER_ACCOUNT, problem),
+            AccessTest(name, SERVER_ACCOUNT, problem),
             liveness=Liveness(), foreign=foreign,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.problems import Problem
 from imqtt.server.app import Server
 from imqtt.server.assignment import Assignment
-from imqtt.server.connections import Connections, Line
+from imqtt.server.connections import Connections, ReconnectingLink
 from imqtt.server.liveness import Liveness
 from imqtt.server.partition import Partition
 from imqtt.server.peer_discovery import PeerDiscovery
@@ -47,8 +47,9 @@ class Alone:
 
 
 def refused_partition(number: int = 3, pipeline: object = None) -> Partition:
+    link = ReconnectingLink(Connections(problem()), "a partition", connect)
     return Partition(
-        number, cast("Pipeline", pipeline), Line(Connections(problem()), "a partition", connect), 100,
+        number, cast("Pipeline", pipeline), link, 100,
         broker_steady=lambda _: True, taken=problem(),
     )  # fmt: skip
 
@@ -61,11 +62,11 @@ async def test_a_starting_server_that_the_broker_refuses_reports_that() -> None:
 async def test_a_serving_worker_continues_though_the_session_of_a_new_partition_is_refused() -> None:
     partition = refused_partition()
     running = asyncio.create_task(partition.run(asyncio.Event(), Alone(), starting=False))
-    await eventually(lambda: "not authorized" in partition.line.refusal)
+    await eventually(lambda: "not authorized" in partition.connection.refusal)
     assert not running.done()
     partition.stop()
     await asyncio.wait_for(running, WITHIN)
-    assert partition.line.refusal == ""
+    assert partition.connection.refusal == ""
 
 
 class Shared(MemoryState):
@@ -100,14 +101,14 @@ async def test_a_joining_worker_that_is_refused_all_of_its_partitions_ends() -> 
 
 async def test_a_worker_that_is_refused_a_session_for_long_is_stuck_for_a_while() -> None:
     assignment = assignment_of_a_joining_worker()
-    line = assignment.partitions[3].line
+    connection = assignment.partitions[3].connection
     now = asyncio.get_running_loop().time()
-    line.refusal, line.refused_at = "no", now - 5
+    connection.refusal, connection.refused_at = "no", now - 5
     assert not assignment.worker.stuck
-    line.refused_at = now - 15
+    connection.refused_at = now - 15
     assert assignment.worker.stuck
     assert "partitions 3: no" in assignment.worker.trouble
-    line.refusal = ""
+    connection.refusal = ""
     assert assignment.worker.stuck
 
 
