@@ -16,8 +16,9 @@ from imqtt.errors import DeviceStoreInUse, SetupError
 app = typer.Typer(
     help="Show and discard messages and recalls of this device that are not stored yet.\n\n"
     "They stay in the device's outbox until the server has stored them. Every command that connects as"
-    " the device sends those that wait there. The commands here do not connect, and send nothing."
-    " Without a command, `imqtt outbox` lists them.",
+    " the device sends those that wait there; a short one, such as `imqtt history`, may end before all are"
+    " stored. The commands here do not connect, and send nothing. Without a command, `imqtt outbox` lists"
+    " them.",
     invoke_without_command=True,
 )
 

@@ -93,7 +93,7 @@ async def connected(
         try:
             client = await stack.enter_async_context(opening)
         except asyncio.CancelledError:
-            complain("interrupted before anything was sent; nothing is in the outbox")
+            complain("interrupted: not sent, and not put into the outbox")
             raise
         yield Outgoing(client, access, conversation, wait, where, as_json)
 

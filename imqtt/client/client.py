@@ -208,9 +208,9 @@ class Client:
     ) -> Accepted:
         """Takes back a message of this user, and returns when the server has stored that.
 
-        `message` is the message's `position`. All devices then show it as recalled, without its content. The
-        recall is in the outbox until it is stored or refused, as in `send`. Raises `NotFound`, `NotAllowed`
-        for another user's message, `AlreadyRecalled`, and as `send`.
+        `message` is the `position` of the message's `Accepted`, `Event` or `Message`. All devices then show
+        it as recalled, without its content. The recall is in the outbox until it is stored or refused, as in
+        `send`. Raises `NotFound`, `NotAllowed` for another user's message, `AlreadyRecalled`, and as `send`.
         """
         self._parts.check()
         target = _position(message)

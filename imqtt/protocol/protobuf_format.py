@@ -8,7 +8,9 @@ message and copying it into its parent.
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from msgspec.structs import replace
 
+from imqtt.bodies import BODIES
 from imqtt.errors import Malformed, Unsupported
 from imqtt.model import (
     COMMANDS,
@@ -21,7 +23,6 @@ from imqtt.model import (
     Id,
     JsonText,
     Position,
-    RecallBody,
     Send,
     canonical_json,
     json_decoder,
@@ -171,23 +172,26 @@ def _fill_event(out: pb.Event, event: Event) -> None:
     _fill_content(out.content, event.content)
     if event.kind != "message":
         out.kind = event.kind
+        for name, body in _OTHER_BODIES.items():
+            if (value := getattr(event, name)) is not None:
+                body.fill(getattr(out, name), value)
     if event.client_time:
         out.client_time = event.client_time
     if event.withheld:
         out.withheld = event.withheld
     if event.previous:
         out.previous = event.previous
-    if event.recall is not None:
-        codec(RecallBody).fill(out.recall, event.recall)
 
 
 def _event_in(event: pb.Event) -> Event:
-    return Event(
+    made = Event(
         event.conversation, event.seq, Id(event.id), event.time, event.sender, event.device,
         event.client_msg_id, _content_in(event.content), event.kind or "message", event.client_time,
         event.withheld, Id(event.previous),
-        codec(RecallBody).read(event.recall) if event.HasField("recall") else None,
     )  # fmt: skip
+    if event.kind and (name := event.WhichOneof("body")) in _OTHER_BODIES:
+        return replace(made, **{name: _OTHER_BODIES[name].read(getattr(event, name))})
+    return made
 
 
 OVERRIDES.update(
@@ -200,3 +204,4 @@ OVERRIDES.update(
 )
 _READ_COMMAND = {name: codec(cls).read for name, cls in COMMANDS.items()}
 _FILL_FRAME = {cls: (name, codec(cls).fill) for name, cls in FRAMES.items()}
+_OTHER_BODIES = {body.field: codec(body.cls) for kind, body in BODIES.items() if kind != "message"}

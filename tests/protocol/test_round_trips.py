@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imqtt.bodies import BODIES
 from imqtt.model import AnyCommand, AnyFrame
 from imqtt.protocol import (
     Bounds,
@@ -51,6 +52,11 @@ def test_json_and_protobuf_carry_the_same_command(command: AnyCommand) -> None:
 def test_protobuf_and_json_carry_the_same_frame(frame: AnyFrame) -> None:
     (from_protobuf,) = decode_frames(join([encode_frame(frame, Format.PROTOBUF)], Format.PROTOBUF))
     assert encode_frame(from_protobuf, Format.JSON) == encode_frame(frame, Format.JSON)
+
+
+def test_the_schema_has_the_body_of_each_kind_of_event() -> None:
+    fields = pb.Event.DESCRIPTOR.oneofs_by_name["body"].fields
+    assert {field.name for field in fields} == {body.field for body in BODIES.values()}
 
 
 @given(command=commands)

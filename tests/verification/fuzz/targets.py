@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from imqtt.bodies import BODIES
 from imqtt.broker import Received
 from imqtt.client import store as device_store
 from imqtt.core.changes import Memory
@@ -221,11 +222,14 @@ def _check_encodings(packet: tuple[AnyFrame, ...]) -> None:
 
 
 def _is_common(event: Event) -> bool:
-    """protobuf has no two bodies and reads "" as the kind `message`; JSON has no null content."""
+    """protobuf has no two bodies, only content in a message, and no kind ""; JSON has no null content."""
     content = event.content
-    bodies = 4 - [content.text, content.data, content.json, event.recall].count(None)
-    has_content = content != NO_CONTENT and event.recall is not None
-    return bodies <= 1 and not has_content and content.json != "null" and event.kind != ""
+    contents = 3 - [content.text, content.data, content.json].count(None)
+    others = [body.field for kind, body in BODIES.items() if kind != "message"]
+    given = sum(getattr(event, name) is not None for name in others)
+    if not event.kind or (event.kind == "message" and given):
+        return False
+    return contents <= 1 and (content != NO_CONTENT) + given <= 1 and content.json != "null"
 
 
 def _events(frame: AnyFrame) -> list[Event]:
