@@ -27,6 +27,7 @@ from imqtt.model import (
     Accepted,
     Content,
     Event,
+    Id,
     Marks,
     Position,
     Presence,
@@ -213,7 +214,7 @@ class Client:
         for another user's message, `AlreadyRecalled`, and as `send`.
         """
         self._parts.check()
-        command = Recall(self._id_of(conversation), client_msg_id or uuid4().hex, message, _now())
+        command = Recall(self._id_of(conversation), client_msg_id or uuid4().hex, _position(message), _now())
         return await self._parts.sender.send(command)
 
     async def outbox(self) -> list[Entry]:
@@ -383,6 +384,7 @@ def _now() -> int:
 def _content(
     content: object, content_type: str, reply_to: Position | None, mentions: tuple[str, ...]
 ) -> Content:
+    reply_to = None if reply_to is None else _position(reply_to)
     given: dict[str, Any] = {"content_type": content_type, "reply_to": reply_to, "mentions": mentions}
     if isinstance(content, Content):
         return content
@@ -391,3 +393,8 @@ def _content(
     if isinstance(content, bytes | bytearray | memoryview):
         return Content(data=bytes(content), **given)
     return Content(json=canonical_json(content), **given)
+
+
+def _position(given: Position) -> Position:
+    """The position with an `Id`. A program may have kept it as two plain integers."""
+    return Position(given.seq, Id(given.id))

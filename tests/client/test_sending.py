@@ -7,8 +7,8 @@ import pytest
 
 from imqtt.client import Client, Format, Phase, Refused
 from imqtt.core.outbox import Entry, OutboxKey
-from imqtt.errors import Conflict, DeviceStoreError, Discarded, NotAllowed, NotConnected, TooLarge
-from imqtt.model import Accepted, Hello, Rejected, Send
+from imqtt.errors import Conflict, DeviceStoreError, Discarded, Malformed, NotAllowed, NotConnected, TooLarge
+from imqtt.model import Accepted, Content, Hello, Id, JsonText, Position, Recall, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import Devices, held
 from tests.client.fake_server import FakeServer
@@ -77,6 +77,39 @@ async def test_a_command_may_be_too_large_though_its_content_is_not(
             await asyncio.wait_for(alice.send(TALK, "\x01" * 60_000), WITHIN)  # six bytes each in JSON
         assert caught.value.limit == 262_144
         assert await alice.outbox() == []
+
+
+# --- values of other types than declared --------------------------------------------------------------
+
+
+async def test_the_same_content_in_another_spelling_is_no_conflict(fake: FakeServer, device: Devices) -> None:
+    async with device() as alice:
+        fake.silent = True
+        for text in ('{"a": 1}', '{"a":1}', ' {"a" : 1}'):
+            await alice.post(TALK, Content(json=JsonText(text)), client_msg_id="m1")
+            await eventually(lambda: fake.commands(Send))
+        assert [entry.content.json for entry in await alice.outbox()] == ['{"a":1}']
+
+
+async def test_a_content_that_is_no_json_is_refused_and_not_stored(fake: FakeServer, device: Devices) -> None:
+    async with device() as alice:
+        with pytest.raises(Malformed):
+            await alice.post(TALK, Content(json=JsonText("{oops")))
+        assert await alice.outbox() == []
+
+
+async def test_a_position_may_be_of_plain_integers(fake: FakeServer, device: Devices) -> None:
+    position = Position(1, 77)  # type: ignore[arg-type]
+    async with device() as alice:
+        fake.silent = True
+        await alice.post(TALK, "yes", reply_to=position)
+        recalling = asyncio.create_task(alice.recall("d:alice:carol", position))
+        await eventually(lambda: fake.commands(Send) and fake.commands(Recall))
+        answer, recall = (entry.command for entry in await alice.outbox())
+        assert isinstance(answer, Send)
+        assert isinstance(recall, Recall)
+        assert answer.content.reply_to == recall.target == Position(1, Id(77))
+        recalling.cancel()
 
 
 # --- waiting callers -----------------------------------------------------------------------------------
