@@ -213,8 +213,7 @@ class Client:
         `send`. Raises `NotFound`, `NotAllowed` for another user's message, `AlreadyRecalled`, and as `send`.
         """
         self._parts.check()
-        target = _position(message)
-        command = Recall(self._id_of(conversation), client_msg_id or uuid4().hex, target, _now())
+        command = Recall(self._id_of(conversation), client_msg_id or uuid4().hex, _position(message), _now())
         return await self._parts.sender.send(command)
 
     async def outbox(self) -> list[Entry]:
@@ -381,8 +380,8 @@ def _now() -> int:
 def _content(
     content: object, content_type: str, reply_to: Position | None, mentions: Iterable[str]
 ) -> Content:
-    answers = None if reply_to is None else _position(reply_to)
-    given: dict[str, Any] = {"content_type": content_type, "reply_to": answers, "mentions": tuple(mentions)}
+    reply_to = None if reply_to is None else _position(reply_to)
+    given: dict[str, Any] = {"content_type": content_type, "reply_to": reply_to, "mentions": tuple(mentions)}
     if isinstance(content, Content):
         return content
     if isinstance(content, str):
@@ -392,6 +391,6 @@ def _content(
     return Content(json=canonical_json(content), **given)
 
 
-def _position(position: Position) -> Position:
-    """The position with an `Id`, also if the program gave a plain number, which JSON would carry as one."""
-    return Position(position.seq, Id(position.id))
+def _position(given: Position) -> Position:
+    """The position with an `Id`. A program may have kept it as two plain integers."""
+    return Position(given.seq, Id(given.id))

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from random import random
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from imqtt.client.settings import Timing
 from imqtt.client.store import LocalStore
@@ -17,7 +17,7 @@ from imqtt.core.outbox import Entry, Fate, Outbox, OutboxKey
 from imqtt.core.rules import change_of
 from imqtt.errors import Conflict, Discarded, ImqttError, TooLarge
 from imqtt.model import Accepted, AnyLogCommand, Rejected
-from imqtt.protocol import Bounds, check
+from imqtt.protocol import Bounds, Format, check, decode_command, encode_command
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +95,14 @@ class Sender:
     async def put(self, command: AnyLogCommand) -> None:
         """Returns when the command is durable; it is then sent. Raises `Conflict`, and as `check`.
 
+        Raises `Malformed` for values of other types than declared.
+
         A cancellation does not stop it: the command would be in the outbox and not be sent.
         """
         self.check(command)
-        entry = Entry(command)
+        entry = Entry(_as_read(command))
         published = self._unanswered.get(entry.key)
-        if published is not None and published != hash(change_of(command)):
+        if published is not None and published != hash(change_of(entry.command)):
             # Its answer would be taken for this one's.
             raise Conflict(f"the client_msg_id {entry.client_msg_id} was sent with other content")
 
@@ -236,6 +238,14 @@ class Sender:
             if not _tell(waiting, error):
                 log.warning("a command in %s is refused: %s: %s", entry.conversation, error.code, error)
                 self._notify(Refused(entry, error))
+
+
+def _as_read(command: AnyLogCommand) -> AnyLogCommand:
+    """The command as it will be read from the store, which must not be given what it cannot read.
+
+    A program may spell JSON in another way, or give values of other types.
+    """
+    return cast("AnyLogCommand", decode_command(encode_command(command, Format.JSON), UNBOUNDED))
 
 
 async def _followed(change: "asyncio.Future[T]", follow: Callable[[T], None]) -> T:

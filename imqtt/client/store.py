@@ -20,7 +20,7 @@ from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.overlays import counts_as_unread, overlaid, register_of, registers_of, target_of
 from imqtt.core.partitions import home_of
 from imqtt.core.rules import change_of
-from imqtt.errors import Conflict, DeviceStoreError, Malformed
+from imqtt.errors import Conflict, DeviceStoreError
 from imqtt.model import (
     AnyLogCommand,
     Content,
@@ -394,16 +394,11 @@ def _summaries(
 
 def _put(connection: sqlite3.Connection, entry: Entry) -> bool:
     command = encode_command(entry.command, Format.JSON)
-    try:
-        change = change_of(_command(command))
-    except msgspec.ValidationError as error:  # nothing could read the outbox any more
-        raise Malformed(f"not a {entry.command.name}: {error}") from error
     found = connection.execute(
         "SELECT command, refused FROM outbox WHERE conversation = ? AND client_msg_id = ?", entry.key
     ).fetchone()
     if found is not None:
-        # Both decoded: a program may give JSON that is not in its compact form.
-        if change_of(_command(found[0])) != change:
+        if change_of(_command(found[0])) != change_of(entry.command):
             raise Conflict(f"the client_msg_id {entry.client_msg_id} is in use for other content")
         if not found[1]:
             return False

@@ -8,7 +8,7 @@ import pytest
 from imqtt.client import Client, Format, Phase, Refused
 from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.errors import Conflict, DeviceStoreError, Discarded, Malformed, NotAllowed, NotConnected, TooLarge
-from imqtt.model import Accepted, Content, Hello, Id, Position, Recall, Rejected, Send
+from imqtt.model import Accepted, Content, Hello, Id, JsonText, Position, Recall, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import Devices, held
 from tests.client.fake_server import FakeServer
@@ -79,22 +79,37 @@ async def test_a_command_may_be_too_large_though_its_content_is_not(
         assert await alice.outbox() == []
 
 
-async def test_ids_may_be_given_as_plain_numbers(device: Devices) -> None:
-    number: int = 5  # as a program reads it from its own file
-    async with device(stored=True, brokers="127.0.0.1:1") as alice:
-        await alice.post(TALK, "answer", reply_to=Position(1, number))  # type: ignore[arg-type]
-        recall = asyncio.create_task(alice.recall(TALK, Position(1, number)))  # type: ignore[arg-type]
+# --- values of other types than declared --------------------------------------------------------------
 
-        async def are_both_kept() -> bool:
-            return len(await alice.outbox()) == 2
 
-        await eventually(are_both_kept)
-        recall.cancel()
-    async with device(stored=True, brokers="127.0.0.1:1") as alice:
-        answer, taken_back = (entry.command for entry in await alice.outbox())
+async def test_the_same_content_in_another_spelling_is_no_conflict(fake: FakeServer, device: Devices) -> None:
+    async with device() as alice:
+        fake.silent = True
+        for text in ('{"a": 1}', '{"a":1}', ' {"a" : 1}'):
+            await alice.post(TALK, Content(json=JsonText(text)), client_msg_id="m1")
+            await eventually(lambda: fake.commands(Send))
+        assert [entry.content.json for entry in await alice.outbox()] == ['{"a":1}']
+
+
+async def test_a_content_that_is_no_json_is_refused_and_not_stored(fake: FakeServer, device: Devices) -> None:
+    async with device() as alice:
+        with pytest.raises(Malformed):
+            await alice.post(TALK, Content(json=JsonText("{oops")))
+        assert await alice.outbox() == []
+
+
+async def test_a_position_may_be_of_plain_integers(fake: FakeServer, device: Devices) -> None:
+    position = Position(1, 77)  # type: ignore[arg-type]
+    async with device() as alice:
+        fake.silent = True
+        await alice.post(TALK, "yes", reply_to=position)
+        recalling = asyncio.create_task(alice.recall("d:alice:carol", position))
+        await eventually(lambda: fake.commands(Send) and fake.commands(Recall))
+        answer, recall = (entry.command for entry in await alice.outbox())
         assert isinstance(answer, Send)
-        assert isinstance(taken_back, Recall)
-        assert answer.content.reply_to == taken_back.target == Position(1, Id(number))
+        assert isinstance(recall, Recall)
+        assert answer.content.reply_to == recall.target == Position(1, Id(77))
+        recalling.cancel()
 
 
 async def test_what_the_outbox_could_not_read_again_is_refused(device: Devices) -> None:
