@@ -148,7 +148,7 @@ PLANTED: dict[str, list[Plant]] = {
     ],
     "content": [unchecked("imqtt.model", "_check_json")],
     "frames": [
-        unchecked("imqtt.protocol", "check_frame"),
+        unchecked("imqtt.protocol", "check"),
         *map(unconstrained, (Marks, Event, Head, Limits, fields.COUNT)),
     ],
     "link": [

@@ -109,6 +109,7 @@ def test_events_prefetched_from_a_log_that_was_restored_away_are_not_delivered()
                 other = world.sdk_device(
                     "alice@tablet", MessagePlan(world.loop, [CONVERSATION], 3, 0.1), Format.JSON
                 )
+                other.recalls = 0.0
                 other.start()
                 async for notice in notices:
                     if isinstance(notice, Restarted):
