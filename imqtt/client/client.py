@@ -22,7 +22,7 @@ from imqtt.core.conversation_view import ConversationView
 from imqtt.core.conversations import conversation_with
 from imqtt.core.outbox import Entry, OutboxKey
 from imqtt.core.overlays import counts_as_unread
-from imqtt.errors import ClientError, NotConnected, SetupError
+from imqtt.errors import ClientError, Invalid, NotConnected, SetupError
 from imqtt.model import (
     Accepted,
     Content,
@@ -383,6 +383,8 @@ def _content(
     reply_to = None if reply_to is None else _position(reply_to)
     given: dict[str, Any] = {"content_type": content_type, "reply_to": reply_to, "mentions": tuple(mentions)}
     if isinstance(content, Content):
+        if any(given.values()):
+            raise Invalid("a Content has its own content_type, reply_to and mentions")
         return content
     if isinstance(content, str):
         return Content(text=content, **given)

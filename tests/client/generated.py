@@ -40,7 +40,7 @@ SECTIONS = {
 ERRORS = [
     "ClientError", "NotConnected", "TlsFailed", "TakenOver", "Discarded", "CredentialsRefused",
     "DeviceStoreError", "DeviceStoreInUse",
-    "SetupError", "Invalid", "TooLarge", "NotAllowed", "NotFound", "AlreadyRecalled", "Conflict",
+    "SetupError", "Malformed", "Invalid", "TooLarge", "NotAllowed", "NotFound", "AlreadyRecalled", "Conflict",
     "Unsupported",
 ]  # fmt: skip
 

@@ -7,7 +7,16 @@ import pytest
 
 from imqtt.client import Client, Format, Phase, Refused
 from imqtt.core.outbox import Entry, OutboxKey
-from imqtt.errors import Conflict, DeviceStoreError, Discarded, Malformed, NotAllowed, NotConnected, TooLarge
+from imqtt.errors import (
+    Conflict,
+    DeviceStoreError,
+    Discarded,
+    Invalid,
+    Malformed,
+    NotAllowed,
+    NotConnected,
+    TooLarge,
+)
 from imqtt.model import Accepted, Content, Hello, Id, JsonText, Position, Recall, Rejected, Send
 from imqtt.mosquitto.broker import Mosquitto
 from tests.client.conftest import Devices, held
@@ -95,6 +104,18 @@ async def test_a_content_that_is_no_json_is_refused_and_not_stored(fake: FakeSer
     async with device() as alice:
         with pytest.raises(Malformed):
             await alice.post(TALK, Content(json=JsonText("{oops")))
+        assert await alice.outbox() == []
+
+
+async def test_a_content_and_parts_of_one_are_not_given_together(fake: FakeServer, device: Devices) -> None:
+    async with device() as alice:
+        for given in (
+            {"reply_to": Position(1, Id(2))},
+            {"mentions": ["bob"]},
+            {"content_type": "text/plain"},
+        ):
+            with pytest.raises(Invalid):
+                await alice.post(TALK, Content(text="hi"), **given)  # type: ignore[arg-type]
         assert await alice.outbox() == []
 
 

@@ -77,6 +77,7 @@ def run(seeds: Sequence[int], faults: Sequence[str], processes: int) -> int:
                 longest = max(longest, outcome.seconds)
                 if not outcome.ok:
                     failed.append(outcome.seed)
+                    print(f"seed {outcome.seed} failed", flush=True)  # in case the run is stopped
     seconds = time.perf_counter() - started
     print(
         f"{len(seeds)} seeds in {seconds:.1f} s ({len(seeds) / seconds:.0f} per second), "
