@@ -40,8 +40,12 @@ def check(value: Value, bounds: Bounds | None) -> None:
     """
     for name, most, matches, check_field in _compiled(type(value), bounds):
         field = getattr(value, name)
-        if not 0 <= field <= most if most >= 0 else matches is None or matches(field) is None:
-            check_field(field, name)
+        if most >= 0:
+            if 0 <= field <= most:
+                continue
+        elif matches is not None and matches(field) is not None:
+            continue
+        check_field(field, name)
 
 
 def check_content(content: Content, bounds: Bounds) -> None:
