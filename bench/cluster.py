@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from bench import report
+from bench.services import PARTITIONS, Options, Plan, broker_for, load
+from bench.traffic import devices
 from imqtt.core.partitions import partition_of
 from imqtt.model import Accepted, Content, Send
 from imqtt.mosquitto.broker import Mosquitto
@@ -15,8 +18,36 @@ from tests.mongodb import MongoServer
 from tests.redis_server import RedisServer
 from tests.services import ServerProcess, eventually
 
-PARTITIONS = 16
 PROBER = "prober"
+
+
+async def measure(options: Options) -> dict[str, float]:
+    """One worker, two workers, and the time of a takeover."""
+    phases: dict[str, dict[str, Any]] = {}
+    for count in (1, 2):
+        name = f"{count} worker{'s' if count > 1 else ''}"
+        saturated = {"kind": "saturate", "name": name, "window": options.window, **options.steady}
+        half = {"kind": "pace", "name": f"{name}, half load", "part": 0.5, **options.steady}
+        async with through_workers(options, count) as plan:
+            async for phase in load(plan | {"phases": [saturated, half]}):
+                phases[phase["phase"]] = phase
+    report.print_phases([*phases.values()], "On MongoDB and Redis")
+    async with broker_for(options, ()) as (broker, directory, _):
+        seconds = await takeovers(broker, directory, kills=2 if options.quick else 10)
+    found = figures(phases, seconds)
+    report.print_cluster(found)
+    return found
+
+
+@contextlib.asynccontextmanager
+async def through_workers(options: Options, count: int) -> AsyncIterator[Plan]:
+    """A broker, MongoDB, Redis and this many workers; yields a plan."""
+    async with (
+        broker_for(options, devices()) as (broker, directory, plan),
+        workers(broker, directory, count) as (servers, mongo, redis),
+    ):
+        pids = {"server": [server.pid for server in servers], "mongodb": [mongo.pid], "redis": [redis.pid]}
+        yield plan | {"through": "server", "pids": plan["pids"] | pids}
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +29,7 @@ CLUSTER_GOALS = {"server_cpu_us": 90, "takeover_p99_s": 3}
 console = Console(highlight=False, width=None if os.isatty(1) else 120)
 
 
-def method(window: int, size: int, seconds: float) -> dict[str, Any]:
+def method(window: int, size: int, seconds: float, runs: int) -> dict[str, Any]:
     """Machine, versions and parameters."""
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
@@ -40,6 +41,7 @@ def method(window: int, size: int, seconds: float) -> dict[str, Any]:
         "text_bytes": size,
         "window": window,
         "seconds": seconds,
+        "runs": runs,
     }
 
 
@@ -107,6 +109,20 @@ def print_cluster(found: dict[str, float]) -> None:
         goal = CLUSTER_GOALS.get(key)
         table.add_row(key, f"{value:,.2f}", "" if goal is None else f"at most {goal:,}")
     console.print(table)
+
+
+def print_medians(figures: dict[str, list[float]], runs: int) -> None:
+    """All figures of several runs."""
+    table = Table("figure", title=f"\n{runs} runs", title_justify="left")
+    for name in ("median", "lowest", "highest"):
+        table.add_column(name, justify="right")
+    for name, found in figures.items():
+        table.add_row(name, *(f"{value:,.2f}" for value in (median(found), min(found), max(found))))
+    console.print(table)
+
+
+def print_time(part: str, seconds: float) -> None:
+    console.print(f"{part} took {seconds:.0f} s")
 
 
 def print_codec(rows: list[Row]) -> None:
