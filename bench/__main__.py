@@ -1,5 +1,5 @@
-"""`python -m bench`: direct messages between 20 pairs of devices, compared with a bare relay; and the
-codecs.
+"""`python -m bench`: direct messages between 20 pairs of devices, compared with a bare relay; catching up;
+the codecs.
 
 Prints tables and writes `bench/latest.json`.
 """
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from bench import cluster, codec, direct, report
+from bench import cluster, codec, direct, report, sync
 from bench.processes import Failed
 from bench.repeats import figures, medians, spread
 from bench.services import Options
@@ -39,6 +39,7 @@ async def measure_codec(options: Options) -> list[dict[str, Any]]:
 PARTS: dict[str, Part] = {  # by name in `latest.json`, in the order of the default run
     "direct": direct.measure_direct,
     "paced": direct.measure_paced,
+    "sync": sync.measure,
     "cluster": cluster.measure,
     "codec": measure_codec,
 }

@@ -111,6 +111,17 @@ def print_cluster(found: dict[str, float]) -> None:
     console.print(table)
 
 
+def print_sync(rows: list[dict[str, Any]], events: int) -> None:
+    """How a device that has nothing fetched everything."""
+    table = Table("pages", title=f"\nCatching up on {events:,} events", title_justify="left")
+    for name in ("events/s", "server us", "broker us", "device us"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cpu = (f"{row[f'{part}_cpu_us']:.1f}" for part in ("server", "broker", "device"))
+        table.add_row(row["way"], f"{row['per_second']:,.0f}", *cpu)
+    console.print(table)
+
+
 def print_medians(figures: dict[str, list[float]], runs: int) -> None:
     """All figures of several runs."""
     table = Table("figure", title=f"\n{runs} runs", title_justify="left")
