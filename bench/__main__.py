@@ -1,5 +1,5 @@
-"""`python -m bench`: direct messages between 20 pairs of devices, compared with a bare relay; catching up;
-the codecs.
+"""`python -m bench`: direct messages between 20 pairs of devices, compared with a bare relay; catching up; a
+storm of connections; the codecs.
 
 Prints tables and writes `bench/latest.json`.
 """
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from bench import cluster, codec, direct, report, sync
+from bench import cluster, codec, direct, report, storm, sync
 from bench.processes import Failed
 from bench.repeats import figures, medians, spread
 from bench.services import Options
@@ -40,6 +40,7 @@ PARTS: dict[str, Part] = {  # by name in `latest.json`, in the order of the defa
     "direct": direct.measure_direct,
     "paced": direct.measure_paced,
     "sync": sync.measure,
+    "storm": storm.measure,
     "cluster": cluster.measure,
     "codec": measure_codec,
 }

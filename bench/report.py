@@ -122,6 +122,18 @@ def print_sync(rows: list[dict[str, Any]], events: int) -> None:
     console.print(table)
 
 
+def print_storms(rows: list[dict[str, float]], title: str) -> None:
+    """Connections of all devices at once; CPU for each device."""
+    table = Table("storm", title=f"\n{title}", title_justify="left")
+    for name in ("last CONNACK s", "last welcome s", "server us", "broker us", "load us"):
+        table.add_column(name, justify="right")
+    for number, row in enumerate(rows, 1):
+        seconds = (f"{row[key]:.2f}" for key in ("connected_s", "welcomed_s"))
+        cpu = (f"{row[f'{part}_cpu_us']:.0f}" for part in ("server", "broker", "load"))
+        table.add_row(str(number), *seconds, *cpu)
+    console.print(table)
+
+
 def print_medians(figures: dict[str, list[float]], runs: int) -> None:
     """All figures of several runs."""
     table = Table("figure", title=f"\n{runs} runs", title_justify="left")
