@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from bench import cluster, codec, direct, report, storm, sync
+from bench import cluster, codec, direct, growth, report, storm, sync
 from bench.processes import Failed
 from bench.repeats import figures, medians, spread
 from bench.services import Options
@@ -68,6 +68,8 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Part]:
         return {"memory": lambda options: direct.measure_memory(options, arguments.memory)}
     if arguments.sweep:
         return {"windows": direct.sweep}
+    if arguments.growth:
+        return {"growth": growth.measure}
     return {name: part for name, part in PARTS.items() if name in (arguments.only or PARTS)}
 
 
@@ -116,6 +118,11 @@ def _arguments() -> argparse.Namespace:
         "--memory", type=int, metavar="N", help="send N messages and print the server's memory"
     )
     parser.add_argument("--sweep", action="store_true", help="measure different window sizes")
+    parser.add_argument(
+        "--growth", action="store_true",
+        help="measure with up to a million conversations and ten million events; takes some minutes, and "
+        "several GB in --directory, where the stores are kept for the next run",
+    )  # fmt: skip
     parser.add_argument("--window", type=int, default=WINDOW, help="unanswered messages of each device")
     parser.add_argument("--seconds", type=float, default=6.0, help="seconds measured in each phase")
     parser.add_argument("--size", type=int, default=200, help="bytes of text in a message")

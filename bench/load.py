@@ -15,11 +15,13 @@ from typing import Any
 import uvloop
 
 from bench.processes import cpu_seconds, resident_bytes
-from bench.traffic import DEVICES, Broken, Traffic, devices, traffic
+from bench.traffic import Broken, Traffic, traffic
 from imqtt.broker import Link, LinkSettings, Packet, connect
 from imqtt.protocol.topics import down
 
 GRACE_SECONDS = 30.0  # for messages in flight at the end of a phase
+SETTLE_SECONDS = 120.0  # a user with 50,000 conversations has as many peers to be told of
+IDLE = 0.05  # of a core
 LONE_GAP_SECONDS = 0.002
 TICK_SECONDS = 0.001  # of the schedule: messages are sent half of it late on average
 FAILURE = 0x80  # reason codes from here on are failures
@@ -54,8 +56,8 @@ class Load:
         self._plan = plan
         self._links: list[Link] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._topics = [traffic.topic(device) for device in range(DEVICES)]
-        self._sent = [0] * DEVICES  # messages sent by each device
+        self._devices = len(traffic.devices)
+        self._sent = [0] * self._devices  # messages sent by each device
         # When each was sent, and whether one of its two packets has arrived.
         self._in_flight: dict[int, tuple[float, bool]] = {}
         self._window = 0  # unanswered messages per device; 0: sending is scheduled
@@ -70,7 +72,7 @@ class Load:
 
     async def connect(self) -> None:
         """Connects, subscribes and sends `Hello`; returns when every device is welcomed."""
-        for device in devices():
+        for device in self._traffic.devices:
             username = str(device)
             link = await connect(
                 LinkSettings(
@@ -80,7 +82,7 @@ class Load:
             )  # fmt: skip
             await link.subscribe(down(device))
             self._links.append(link)
-        self._tasks = [asyncio.create_task(self._listen(number)) for number in range(DEVICES)]
+        self._tasks = [asyncio.create_task(self._listen(number)) for number in range(self._devices)]
         for task in self._tasks:
             task.add_done_callback(self._ended)
         for number, link in enumerate(self._links):
@@ -90,6 +92,15 @@ class Load:
         async with asyncio.timeout(GRACE_SECONDS):
             while not self._traffic.ready():
                 await asyncio.sleep(0.01)
+
+    async def settle(self) -> None:
+        """Waits until the server has done what the connections have caused."""
+        async with asyncio.timeout(SETTLE_SECONDS):
+            busy = True
+            while busy:
+                before = self._cpu()["server"]
+                await asyncio.sleep(1)
+                busy = self._cpu()["server"] - before > IDLE
 
     async def close(self) -> None:
         """Closes all links."""
@@ -133,9 +144,9 @@ class Load:
         self._sent[device] = first + count
         messages = []
         for index in range(first, first + count):
-            number = index * DEVICES + device
+            number = index * self._devices + device
             self._in_flight[number] = when, False
-            messages.append(Packet(self._topics[device], self._traffic.message(number)))
+            messages.append(Packet(self._traffic.topic(number), self._traffic.message(number)))
         self._links[device].publish(messages).add_done_callback(self._published)
         self._idle.clear()
 
@@ -153,7 +164,7 @@ class Load:
         """Each device keeps `window` messages unanswered."""
         self._window = window
         now = clock()
-        for device in range(DEVICES):
+        for device in range(self._devices):
             self._send(device, window, now)
         await asyncio.sleep(warmup)
         cpu_before = self._begin()
@@ -175,7 +186,7 @@ class Load:
                 cpu_before = self._begin()
             due = int((now - start) * rate) + 1
             for index in range(sent, due):
-                self._send(index % DEVICES, 1, start + index / rate)
+                self._send(index % self._devices, 1, start + index / rate)
             sent = due
             await asyncio.sleep(TICK_SECONDS)  # a shorter sleep would use CPU that is measured
         assert cpu_before is not None
@@ -187,7 +198,7 @@ class Load:
         """One message at a time in an otherwise idle system."""
         cpu_before = self._begin()
         for index in range(count):
-            self._send(index % DEVICES, 1, clock())
+            self._send(index % self._devices, 1, clock())
             await self._drain()
             await asyncio.sleep(LONE_GAP_SECONDS)
         return self._latencies(self._measure(name, cpu_before))
@@ -198,7 +209,7 @@ class Load:
         """Sends `messages`, and reports the memory of the processes at each step."""
         cpu_before = self._begin()
         self._window = window
-        for device in range(DEVICES):
+        for device in range(self._devices):
             self._send(device, window, clock())
         for number in range(steps + 1):
             while self._done < number * messages // steps:
@@ -266,9 +277,11 @@ def _percentile(ordered: list[float], part: float) -> float:
 
 async def run(plan: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     """Connects and runs the plan's phases. Raises `Broken` or the error that ended a link."""
-    packets = traffic(plan["through"], plan["partitions"], plan["size"])
+    packets = traffic(plan)
     load = Load(packets, plan)
     await load.connect()
+    if plan.get("settle"):
+        await load.settle()
     saturated = 0.0
     for phase in plan["phases"]:
         options = dict(phase)

@@ -134,6 +134,30 @@ def print_storms(rows: list[dict[str, float]], title: str) -> None:
     console.print(table)
 
 
+def print_store(sizes: dict[str, int], size: int, seconds: float) -> None:
+    sizes_text = ", ".join(f"{number:,} {name}" for name, number in sizes.items())
+    console.print(f"\na store of {sizes_text}: {size / 2**20:,.0f} MiB, in {seconds:.0f} s")
+
+
+def print_growth(found: dict[str, dict[str, float]]) -> None:
+    """Each point by what distinguishes it from the first."""
+    table = Table("point", title="\nGrowth", title_justify="left")
+    for name in ("msg/s", "server us", "broker us", "p50 ms", "p99 ms"):
+        table.add_column(name, justify="right")
+    for name in ("paced: server us", "broker us", "p50 ms", "p99 ms"):
+        table.add_column(name, justify="right")
+    for name, point in found.items():
+        cpu = ("server_cpu_us", "broker_cpu_us")
+        latency = ("p50_ms", "p99_ms")
+        table.add_row(
+            name, f"{point['stored_per_second']:,.0f}",
+            *(f"{point[key]:.0f}" for key in cpu), *(f"{point[key]:.2f}" for key in latency),
+            *(f"{point[f'paced_{key}']:.0f}" for key in cpu),
+            *(f"{point[f'paced_{key}']:.2f}" for key in latency),
+        )  # fmt: skip
+    console.print(table)
+
+
 def print_medians(figures: dict[str, list[float]], runs: int) -> None:
     """All figures of several runs."""
     table = Table("figure", title=f"\n{runs} runs", title_justify="left")

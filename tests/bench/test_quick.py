@@ -9,7 +9,7 @@ from bench.__main__ import PARTS
 
 
 @pytest.mark.verify
-@pytest.mark.parametrize("arguments", [[f"--only={part}"] for part in PARTS], ids="".join)
+@pytest.mark.parametrize("arguments", [*([f"--only={part}"] for part in PARTS), ["--growth"]], ids="".join)
 def test_the_benchmark_runs(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "bench", "--quick", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
