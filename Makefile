@@ -18,7 +18,7 @@ help:
 	@echo "make soak    a million messages with a fault every ten seconds; reports growth of memory and files"
 	@echo "make fuzz    the codecs and the MQTT parser, coverage-guided, for ten minutes (SECONDS=600)"
 	@echo "make check   ruff, mypy --strict, import rules, generated code is current"
-	@echo "make bench   throughput, latency and CPU, compared with the bare broker; writes bench/latest.json"
+	@echo "make bench   throughput, latency and CPU of messages, catching up and connecting: four minutes; writes bench/latest.json"
 	@echo "make proto   regenerates the protobuf code"
 	@echo "make docs    writes the settings' table into docs/deployment.md, and the reference into docs/sdk.md"
 	@echo "make lock    writes requirements/ from pyproject.toml (UPGRADE=1: with the newest versions)"
