@@ -162,13 +162,14 @@ def _fill_content(out: pb.Content, content: Content) -> None:
 
 def _content_in(content: pb.Content) -> Content:
     which = content.WhichOneof("body")
+    mentions = content.mentions
     return Content(
         content.text if which == "text" else None,
         content.data if which == "data" else None,
         content.content_type,
         _json_in(content.json) if which == "json" else None,
         codec(Position).read(content.reply_to) if content.HasField("reply_to") else None,
-        tuple(content.mentions),
+        tuple(mentions) if mentions else (),  # a tuple of none takes three times as long as the question
     )
 
 
