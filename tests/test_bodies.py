@@ -13,7 +13,7 @@ from tests.protocol.strategies import contents
 @given(contents)
 def test_a_stored_content_keeps_its_value(content: Content) -> None:
     encoded = Change("message", content).encode().decode()
-    found = decode_body("message", encoded)["content"]
+    found = decode_body("message", encoded)
     assert type(found) is Content
     assert found == content
     assert type(found.json) is type(content.json)
@@ -21,13 +21,13 @@ def test_a_stored_content_keeps_its_value(content: Content) -> None:
 
 def test_a_text_that_looks_like_json_stays_text() -> None:
     content = Content(text='{"json":1,"text":"x"}')
-    assert decode_body("message", Change("message", content).encode().decode()) == {"content": content}
+    assert decode_body("message", Change("message", content).encode().decode()) == content
 
 
 def test_a_content_with_fields_of_a_later_version_is_decoded() -> None:
     found = decode_body("message", '{"font":{"json":[1]},"json":{"a":1}}')
-    assert found == {"content": Content(json=JsonText('{"a":1}'))}
-    assert decode_body("message", '{"text":"x","font":{"json":[1]}}') == {"content": Content(text="x")}
+    assert found == Content(json=JsonText('{"a":1}'))
+    assert decode_body("message", '{"text":"x","font":{"json":[1]}}') == Content(text="x")
 
 
 def test_a_large_json_value_is_read_as_fast_as_text() -> None:

@@ -37,6 +37,7 @@ class CatchUp:
     timing: Timing
     meta: InitVar[Mapping[str, str]]
     commit: Callable[[], Awaitable[None]]
+    settled: Callable[[], Awaitable[None]]
 
     def __post_init__(self, meta: Mapping[str, str]) -> None:
         self.complete = asyncio.Event()  # everything missed has arrived on this connection
@@ -77,6 +78,7 @@ class CatchUp:
                 if due is not None and due <= now:
                     await self._repair()
                     continue
+                await self.settled()  # requests are answered before their events are stored
                 self.complete.set()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(next_walk, due or next_walk) - now):

@@ -65,7 +65,8 @@ class Inbox:
         entries = await self.sender.entries(keys) if keys else {}
         overlaps = self.replica.overlaps(frames)
         held = await self.store.ids(overlaps) if overlaps else {}
-        answers: list[Page | Rejected] = []
+        pages: list[Page] = []
+        rejections: list[Rejected] = []
         welcomed = False
         for frame in frames:
             if isinstance(frame, Event):
@@ -75,9 +76,9 @@ class Inbox:
                 self.replica.accepted(frame, None if entry is None else entry.command, held)
             elif isinstance(frame, Page):
                 self.replica.page(frame, self.requests.asked(frame.ref), held)
-                answers.append(frame)
+                pages.append(frame)
             elif isinstance(frame, Rejected):
-                answers.append(frame)
+                rejections.append(frame)
             elif isinstance(frame, Welcome):
                 welcome(frame)
                 welcomed = True
@@ -85,10 +86,13 @@ class Inbox:
                 self._tell(frame)
         if welcomed:  # the presence of those who are still present came with it
             self._tell_departed()
-        await self.commit(answers)
+        await self.commit(pages, rejections)
 
-    async def commit(self, answers: Sequence[Page | Rejected] = ()) -> None:
+    async def commit(self, pages: Sequence[Page] = (), rejections: Sequence[Rejected] = ()) -> None:
         """Stores the changes of the replica, and then reports them.
+
+        The requests that `pages` answer are done at once: the server reads the next page while this one is
+        stored. Its packet waits, so no more than one page does.
 
         If storing fails, the replica is ahead of the store and must not be used any more: `failed` gets the
         error, even if the caller was cancelled.
@@ -99,9 +103,12 @@ class Inbox:
             step.changes.wanted_after = self.feed.wanted_after
         stored = self.store.apply(step.changes) if step.changes else None
         # Even if the connection ends now: the replica has changed, so this has to be reported.
-        task = asyncio.create_task(self._settle(step, stored, answers), name="imqtt-settle")
+        task = asyncio.create_task(self._settle(step, stored, rejections), name="imqtt-settle")
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
+        self.catchup.want(step.wanted)
+        for page in pages:
+            self.requests.answer(page)
         await asyncio.shield(task)
 
     async def settled(self) -> None:
@@ -117,7 +124,7 @@ class Inbox:
         self,
         step: Step,
         stored: "asyncio.Future[dict[str, int]] | None",
-        answers: Sequence[Page | Rejected],
+        rejections: Sequence[Rejected],
     ) -> None:
         try:
             if stored is not None:
@@ -126,21 +133,20 @@ class Inbox:
                     self.feed.invalidations += 1
                 self.feed.advance(step.ordinal)
             self.check()
-            await self._report(step, answers)
+            await self._report(step, rejections)
         except Exception as error:
             if not self.failed.done():
                 self.failed.set_result(error)
             raise
 
-    async def _report(self, step: Step, answers: Sequence[Page | Rejected]) -> None:
+    async def _report(self, step: Step, rejections: Sequence[Rejected]) -> None:
         for accepted in step.accepted:
             self.sender.accepted(accepted)
         for notice in step.notices:
             self.notices.tell(notice)
-        self.catchup.want(step.wanted)
         self.marker.add(step.marked)
-        for answer in answers:
-            if self.requests.answer(answer) or isinstance(answer, Page):
+        for answer in rejections:
+            if self.requests.answer(answer):
                 continue
             if answer.client_msg_id:
                 await self.sender.rejected(answer)

@@ -42,6 +42,9 @@ class Parts:
         async def commit() -> None:
             await self.inbox.commit()
 
+        async def settled() -> None:
+            await self.inbox.settled()
+
         adopting = settings.start == "latest" and "adopted" not in memory.meta
         self.store = store
         self.uplink = Uplink(settings.device, settings.format)
@@ -51,7 +54,7 @@ class Parts:
         self.feed = Feed(self.replica.ordinal)
         self.reader = Reader(self.replica, store, self.requests, commit)
         self.catchup = CatchUp(
-            self.replica, store, self.uplink, self.requests, settings.timing, memory.meta, commit
+            self.replica, store, self.uplink, self.requests, settings.timing, memory.meta, commit, settled
         )
         marker = Marker(self.replica, self.uplink, settings.timing)
         self.inbox = Inbox(

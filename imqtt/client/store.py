@@ -273,7 +273,13 @@ def _apply(connection: sqlite3.Connection, changes: Changes) -> dict[str, int]:
         connection.execute("DELETE FROM marks WHERE conversation = ?", (conversation,))
         connection.execute("DELETE FROM registers WHERE conversation = ?", (conversation,))
     _set_registers(connection, changes.overlays)
-    shown = [(key, ordinal, _shown(connection, event)) for key, (ordinal, event) in changes.events.items()]
+    has_registers = "SELECT EXISTS (SELECT 1 FROM registers WHERE conversation = ?)"
+    names = {conversation for conversation, _ in changes.events}
+    changed = {name for name in names if connection.execute(has_registers, (name,)).fetchone()[0]}
+    shown = [
+        (key, ordinal, _shown(connection, event) if key[0] in changed else event)
+        for key, (ordinal, event) in changes.events.items()
+    ]
     connection.executemany(
         # An event that arrives again as history stays new for consumers that have not read it.
         "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT (conversation, seq) DO UPDATE"

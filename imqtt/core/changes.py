@@ -87,7 +87,7 @@ class Changes:
     @property
     def overlays(self) -> list[Event]:
         """The events that change how earlier ones are shown."""
-        events = (*self.registers, *(event for _, event in self.events.values()))
+        events = (*self.registers, *(event for _, event in self.events.values() if event.kind != "message"))
         return [event for event in events if target_of(event) is not None]
 
     def __bool__(self) -> bool:

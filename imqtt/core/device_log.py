@@ -122,7 +122,7 @@ class DeviceLog:
         for event in events:
             step.ordinal += new
             # Its predecessor has been compared. From here on it equals the event of a page.
-            stored = replace(event, previous=Id(0))
+            stored = replace(event, previous=Id(0)) if event.previous else event
             step.changes.events[self.conversation, event.seq] = (step.ordinal if new else None, stored)
             if event.sender != self.device.user:
                 self.deliver(step, event.seq)
@@ -169,8 +169,12 @@ class DeviceLog:
                 step.notices.append(Skipped(self.conversation, expected, first - 1, part.missing))
                 self.missing = part.missing
                 self.begin(step, Position(first - 1, Id(0)))
-            for event in _linked(events):
-                self.offer(step, event, held)
+            if self.order.extend(events):
+                self._apply(step, events)
+                self.want(step, Want.HOLE)
+            else:
+                for event in _linked(events):
+                    self.offer(step, event, held)
         if part.more:
             self.want(step, Want.BEHIND)
 

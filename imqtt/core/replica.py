@@ -72,7 +72,7 @@ class Replica:
             (placed.conversation, placed.seq)
             for placed in _placed(frames)
             if (log := self.logs.get(placed.conversation)) is not None
-            and log.base < placed.seq <= log.cursor.seq
+            and log.base < placed.seq <= log.order.cursor.seq
         ]
 
     def event(self, event: Event, held: Held) -> None:

@@ -4,17 +4,18 @@ A payload's format is found out by its first byte: `{` is JSON. No protobuf comm
 can begin with it (it would be field 15 as a group).
 """
 
+from collections.abc import Callable
 from enum import Enum
 
 from imqtt.errors import TooLarge
-from imqtt.model import AnyCommand, AnyFrame
+from imqtt.model import AnyCommand, AnyFrame, Event
 from imqtt.protocol import json_format, protobuf_format
 from imqtt.protocol.check import Bounds, check
 from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 __all__ = [
     "Bounds", "CommandInfo", "Format", "check", "decode_command", "decode_frames", "encode_command",
-    "encode_frame", "format_of", "identify", "join",
+    "encode_frame", "format_of", "identify", "join", "packer",
 ]  # fmt: skip
 
 
@@ -66,6 +67,15 @@ def encode_frame(frame: AnyFrame, format: Format) -> bytes:
     if format is Format.JSON:
         return json_format.encode_frame(frame)
     return protobuf_format.encode_frame(frame)
+
+
+def packer(format: Format) -> Callable[[Event], tuple[Event, int]]:
+    """Encodes the events of one page, each once: their sizes decide how many the page holds.
+
+    The function returns the encoded event and its size as a frame. The encoded one is not a value: it only
+    takes the event's place in a page that `encode_frame` encodes in the same format.
+    """
+    return json_format.pack if format is Format.JSON else protobuf_format.packer()
 
 
 def join(frames: list[bytes], format: Format) -> bytes:

@@ -2,11 +2,12 @@
 
 import re
 from contextlib import suppress
+from typing import cast
 
 import msgspec
 
 from imqtt.errors import Malformed, Unsupported
-from imqtt.model import COMMANDS, FRAMES, AnyCommand, AnyFrame, Value, json_decoder, to_json_type
+from imqtt.model import COMMANDS, FRAMES, AnyCommand, AnyFrame, Event, Value, json_decoder, to_json_type
 from imqtt.protocol.command_info import READ_UP_TO, CommandInfo
 
 
@@ -63,6 +64,12 @@ def identify(payload: bytes) -> CommandInfo:
 def encode_frame(frame: AnyFrame) -> bytes:
     """One frame, to be joined with others by `join`: an event goes to many devices and is encoded once."""
     return _encoder.encode(frame)
+
+
+def pack(event: Event) -> tuple[Event, int]:
+    """See `imqtt.protocol.packer`."""
+    encoded = _encoder.encode(event)
+    return cast("Event", msgspec.Raw(encoded)), len(encoded)
 
 
 def join(frames: list[bytes]) -> bytes:

@@ -5,7 +5,8 @@ by hand and filled field by field: that costs half of building them from argumen
 message and copying it into its parent.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from google.protobuf.message import DecodeError
 from msgspec.structs import replace
@@ -24,6 +25,7 @@ from imqtt.model import (
     JsonText,
     Position,
     Send,
+    Slice,
     canonical_json,
     json_decoder,
 )
@@ -76,6 +78,24 @@ def encode_frame(frame: AnyFrame) -> bytes:
     name, fill = _FILL_FRAME[type(frame)]
     fill(getattr(out.frames.add(), name), frame)
     return out.SerializeToString()
+
+
+def packer() -> Callable[[Event], tuple[Event, int]]:
+    """See `imqtt.protocol.packer`. A packed event is an encoded `Frame`.
+
+    Its only field has the number of a slice's `events`. So it is also a `Slice` of this event alone, and
+    slices, one after the other, are merged when they are decoded.
+    """
+    add = pb.Frames().frames.add  # one parent for all: a message of its own costs as much as filling it
+
+    def pack(event: Event) -> tuple[Event, int]:
+        frame = add()
+        _fill_event(frame.event, event)
+        packed = frame.SerializeToString()
+        length = len(packed)
+        return cast("Event", packed), 1 + (length.bit_length() + 6) // 7 + length
+
+    return pack
 
 
 def join(frames: list[bytes]) -> bytes:
@@ -142,13 +162,14 @@ def _fill_content(out: pb.Content, content: Content) -> None:
 
 def _content_in(content: pb.Content) -> Content:
     which = content.WhichOneof("body")
+    mentions = content.mentions
     return Content(
         content.text if which == "text" else None,
         content.data if which == "data" else None,
         content.content_type,
         _json_in(content.json) if which == "json" else None,
         codec(Position).read(content.reply_to) if content.HasField("reply_to") else None,
-        tuple(content.mentions),
+        tuple(mentions) if mentions else (),  # a tuple of none takes three times as long as the question
     )
 
 
@@ -162,6 +183,9 @@ def _json_in(text: str) -> JsonText | None:
 
 
 def _fill_event(out: pb.Event, event: Event) -> None:
+    if isinstance(event, bytes):  # packed
+        out.CopyFrom(pb.Frame.FromString(event).event)
+        return
     out.conversation = event.conversation
     out.seq = event.seq
     out.id = event.id
@@ -183,6 +207,34 @@ def _fill_event(out: pb.Event, event: Event) -> None:
         out.previous = event.previous
 
 
+def _fill_slice(out: pb.Slice, part: Slice) -> None:
+    out.conversation = part.conversation
+    if part.events and isinstance(part.events[0], bytes):  # packed
+        out.MergeFromString(b"".join(cast("tuple[bytes, ...]", part.events)))
+    else:
+        for event in part.events:
+            _fill_event(out.events.add(), event)
+    out.more = part.more
+    out.restart = part.restart
+    out.missing = part.missing
+    out.history = part.history
+    for event in part.registers:
+        _fill_event(out.registers.add(), event)
+    out.SetInParent()
+
+
+def _slice_in(part: pb.Slice) -> Slice:
+    return Slice(
+        part.conversation,
+        tuple(map(_event_in, part.events)),
+        part.more,
+        part.restart,
+        part.missing,
+        part.history,
+        tuple(map(_event_in, part.registers)),
+    )
+
+
 def _event_in(event: pb.Event) -> Event:
     made = Event(
         event.conversation, event.seq, Id(event.id), event.time, event.sender, event.device,
@@ -199,6 +251,7 @@ OVERRIDES.update(
         Accepted: Codec(_fill_accepted, _accepted_in),
         Content: Codec(_fill_content, _content_in),
         Event: Codec(_fill_event, _event_in),
+        Slice: Codec(_fill_slice, _slice_in),
         Send: Codec(_fill_send, _send_in),
     }
 )

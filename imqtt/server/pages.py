@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from imqtt.core.overlays import overlaid, registers_of
+from imqtt.core.overlays import Registers, overlaid, registers_of
 from imqtt.core.view import EMPTY
 from imqtt.model import Cursor, Event, Head, Hello, History, Id, Marks, Page, Position, Slice, Sync
-from imqtt.protocol import Format, encode_frame
+from imqtt.protocol import Format, packer
 from imqtt.server.fanout import withhold
 from imqtt.server.memberships import members_of
 from imqtt.stores.base import Store
@@ -35,6 +35,7 @@ class Room:
 
     def __init__(self, format: Format, size: int) -> None:
         self._format = format
+        self._pack = packer(format)
         self._size = size
         self._whole = size - PAGE_OVERHEAD - SLICE_OVERHEAD - BARE_HEAD - ID_BYTES
         self._packet = size - PAGE_OVERHEAD
@@ -45,26 +46,30 @@ class Room:
     def emptied(self) -> "Room":
         return Room(self._format, self._size)
 
-    def take(self, size: int, *, is_first: bool = False) -> bool:
-        """Takes bytes, if they are there. The page's first event may take the rest of the packet."""
-        if size > (self._packet if is_first else self._bytes):
+    def take(self, size: int) -> bool:
+        """Takes bytes, if they are there."""
+        if size > self._bytes:
             return False
         self._packet -= size
         self._bytes -= size
         return True
 
     def event(self, event: Event, *, counted: bool = True) -> Event | None:
-        """The event, without its content if no page could hold it; None when this page is full."""
+        """The packed event, without its content if no page could hold it; None when this page is full."""
         if counted and self._events == 0:
             return None
-        size = len(encode_frame(event, self._format)) + 1
+        packed, size = self._pack(event)
+        size += 1
         if size > self._whole:
-            event = withhold(event, size)
-            size = len(encode_frame(event, self._format)) + 1
-        if not self.take(size, is_first=counted and self._events == PAGE_EVENTS):
+            packed, size = self._pack(withhold(event, size))
+            size += 1
+        # The page's first event may take the rest of the packet.
+        if size > (self._packet if counted and self._events == PAGE_EVENTS else self._bytes):
             return None
+        self._packet -= size
+        self._bytes -= size
         self._events -= counted
-        return event
+        return packed
 
     @property
     def full_of_heads(self) -> bool:
@@ -113,7 +118,7 @@ class Pages:
         room.take(SLICE_OVERHEAD + len(command.conversation))
         limit = min(command.limit or PAGE_EVENTS, PAGE_EVENTS)
         part = await self._before(command.conversation, command.before, limit, room)
-        older = bool(part.events) and part.events[0].seq > 1
+        older = bool(part.events) and not part.missing
         return Page(command.ref, slices=(msgspec.structs.replace(part, history=True, more=older),))
 
     async def _heads(
@@ -156,11 +161,12 @@ class Pages:
             elif head is not None and cursor.seq < head.seq:
                 if not room.events or not room.take(SLICE_OVERHEAD + len(cursor.conversation)):
                     return slices, True
-                found = await self._store.events_after(cursor.conversation, cursor.seq, room.events)
-                events, changes = await self._fit(found, room)
-                more = not events or events[-1].seq < head.seq
+                found, registers = await self._store.events_with_registers(
+                    cursor.conversation, cursor.seq, room.events
+                )
+                events, beyond = _fit(found, registers, room)
+                more = not events or found[len(events) - 1].seq < head.seq
                 if events:
-                    beyond = _beyond(changes, events[-1].seq)
                     slices.append(Slice(cursor.conversation, tuple(events), more, registers=beyond))
                 if more:
                     return slices, True
@@ -171,15 +177,14 @@ class Pages:
 
         Those were restored from a backup. (Raft's log matching check.)
         """
-        heads = await self._store.heads([cursor.conversation for cursor in cursors])
-        ids = await self._store.ids_at([(one.conversation, one.seq) for one in cursors if one.seq and one.id])
+        found = await self._store.heads_and_ids([(cursor.conversation, cursor.seq) for cursor in cursors])
         others: set[str] = set()
         for cursor in cursors:
-            head = heads.get(cursor.conversation, EMPTY)
-            moved = cursor.seq and cursor.id and ids.get((cursor.conversation, cursor.seq)) != cursor.id
+            head, held = found.get((cursor.conversation, cursor.seq), (EMPTY, 0))
+            moved = cursor.seq and cursor.id and held != cursor.id
             if moved or cursor.seq > head.seq:
                 others.add(cursor.conversation)
-        return heads, others
+        return {conversation: head for (conversation, _), (head, _) in found.items()}, others
 
     async def _latest_slice(self, conversation: str, room: Room) -> Slice | None:
         """The latest events of a conversation that the device begins with; None when the page is full."""
@@ -189,25 +194,12 @@ class Pages:
 
     async def _before(self, conversation: str, seq: int, limit: int, room: Room) -> Slice:
         found = await self._store.events_before(conversation, seq, limit)
-        events, changes = await self._fit(found[::-1], room)
-        events.reverse()
-        begins = not found or (bool(events) and events[0].seq == 1)
-        beyond = _beyond(changes, events[-1].seq) if events else ()
-        return Slice(conversation, tuple(events), missing="start" if begins else "", registers=beyond)
-
-    async def _fit(self, found: Sequence[Event], room: Room) -> tuple[list[Event], list[Event]]:
-        """As many of the events, from the first on, as fit, and the events that change how they are shown."""
         registers = await self._store.registers(registers_of(found)) if found else {}
-        leading: list[Event] = []
-        changes: list[Event] = []
-        for event in found:
-            shown, changed_by = overlaid(event, registers)
-            fitted = room.event(shown)
-            if fitted is None or any(room.event(change, counted=False) is None for change in changed_by):
-                break
-            leading.append(fitted)
-            changes += changed_by
-        return leading, changes
+        found.reverse()
+        events, beyond = _fit(found, registers, room)
+        begins = not found or (bool(events) and found[len(events) - 1].seq == 1)
+        events.reverse()
+        return Slice(conversation, tuple(events), missing="start" if begins else "", registers=beyond)
 
 
 async def _own(user: str, cursors: Sequence[Cursor]) -> list[Cursor]:
@@ -228,7 +220,19 @@ def _fit_head(head: Head, marks: tuple[Marks, ...], latest: Sequence[Event], roo
     return msgspec.structs.replace(head, latest=fitted[0] if fitted else None, marks=marks)
 
 
-def _beyond(changes: Sequence[Event], seq: int) -> tuple[Event, ...]:
-    """The events after `seq`, each once and in order."""
-    later = {change.seq: change for change in changes if change.seq > seq}
-    return tuple(later[place] for place in sorted(later))
+def _fit(found: Sequence[Event], registers: Registers, room: Room) -> tuple[list[Event], tuple[Event, ...]]:
+    """As many of the events, from the first on, as fit, and the later events that change them."""
+    packed: list[Event] = []
+    changes: list[Event] = []
+    for event in found:
+        shown, changed_by = overlaid(event, registers) if registers else (event, [])
+        fitted = room.event(shown)
+        if fitted is None or (
+            changed_by and any(room.event(change, counted=False) is None for change in changed_by)
+        ):
+            break
+        packed.append(fitted)
+        changes += changed_by
+    newest = max(found[0].seq, found[len(packed) - 1].seq) if packed else 0
+    later = {change.seq: change for change in changes if change.seq > newest}
+    return packed, tuple(later[seq] for seq in sorted(later))

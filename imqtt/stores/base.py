@@ -108,6 +108,14 @@ class LogStore(Protocol):
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """The ids of the events at these (conversation, seq) pairs; pairs without an event have no entry."""
 
+    async def heads_and_ids(
+        self, places: Collection[tuple[str, int]]
+    ) -> dict[tuple[str, int], tuple[Position, int]]:
+        """For each (conversation, seq): the conversation's head, and the id at that seq; 0: no such event.
+
+        The result of `heads` and `ids_at` in one read. An empty conversation has no entry.
+        """
+
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
         """The events at these (conversation, seq) pairs; pairs without an event have no entry."""
 
@@ -119,6 +127,11 @@ class LogStore(Protocol):
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         """At most `limit` events with a greater seq, in order of seq."""
+
+    async def events_with_registers(
+        self, conversation: str, seq: int, limit: int
+    ) -> tuple[list[Event], dict[tuple[str, str], Event]]:
+        """`events_after`, and the `registers` that may change how these events are shown, in one read."""
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         """The last `limit` events with a smaller seq (0: of the whole log), in order of seq."""

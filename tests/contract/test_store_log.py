@@ -211,6 +211,22 @@ async def test_ids_at_returns_the_ids_of_the_events_that_exist(store: Store) -> 
     assert await store.ids_at([]) == {}
 
 
+async def test_heads_and_ids_returns_the_head_of_each_conversation_and_the_id_at_each_seq(
+    store: Store,
+) -> None:
+    await store.append([*log(D, 1, 3), *log("u:alice", 1, 1)])
+    head, own = record(D, 3).event.position, record("u:alice", 1).event.position
+    places = [(D, 0), (D, 1), (D, 3), (D, 4), ("u:alice", 1), ("u:nobody", 1)]
+    assert await store.heads_and_ids(places) == {
+        (D, 0): (head, 0),
+        (D, 1): (head, record(D, 1).event.id),
+        (D, 3): (head, head.id),
+        (D, 4): (head, 0),
+        ("u:alice", 1): (own, own.id),
+    }
+    assert await store.heads_and_ids([]) == {}
+
+
 @pytest.mark.parametrize(
     ("seq", "limit", "expected"),
     [

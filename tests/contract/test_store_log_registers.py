@@ -77,6 +77,16 @@ async def test_many_registers_of_a_page_are_read_in_one_call(store: Store) -> No
     assert await store.registers(wanted) == found(*edits[:3])
 
 
+async def test_events_are_read_with_the_registers_that_change_them(store: Store) -> None:
+    await store.append([*log(D, 1, 5), setting("title", 6)])
+    events = [record(D, seq).event for seq in (2, 3, 4)]
+    assert await store.events_with_registers(D, 1, 3) == (events, {})
+    recalls = [setting(f"recall:{target}", 5 + target) for target in (2, 4, 5)]
+    await store.append([setting("recall:2", 1, GROUP), *recalls])
+    assert await store.events_with_registers(D, 1, 3) == (events, found(*recalls[:2]))
+    assert await store.events_with_registers("g:none", 0, 3) == ([], {})
+
+
 async def test_registers_of_many_conversations_are_read_in_one_call(store: Store) -> None:
     names = [f"g:{number}" for number in range(60)]
     records = [setting("title", seq, name) for name in names for seq in (1, 2)]

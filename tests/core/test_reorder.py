@@ -48,6 +48,39 @@ def test_any_permutation_with_duplicates_is_applied_once_in_order(arrived: tuple
     assert not order.buffered
 
 
+@given(st.integers(0, 5), st.lists(st.tuples(st.integers(0, 2), st.integers(-10, 20)), min_size=1), st.data())
+def test_extending_equals_offering_each_event_with_its_predecessor(
+    start: int, steps: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    seq, last = start, start * 10
+    events: list[Event] = []
+    for by, more in steps:
+        seq, last = seq + by, max(1, last + more)
+        events.append(event(seq, last))
+    events[0] = behind(events[0].seq, events[0].id, data.draw(st.sampled_from([0, start * 10, 99])))
+    extended, offered = (Reorder(Position(start, Id(start * 10))) for _ in range(2))
+    if data.draw(st.booleans(), "an event waits"):
+        extended.offer(event(start + 2))
+        offered.offer(event(start + 2))
+    before, waiting = extended.cursor, extended.buffered
+    linked = [events[0], *(behind(now.seq, now.id, then.id) for then, now in pairwise(events))]
+    applied = [new for each in linked for new in offered.offer(each).events]
+    if extended.extend(events):
+        assert applied == linked
+        assert (extended.cursor, extended.buffered) == (offered.cursor, offered.buffered)
+        assert not offered.in_doubt
+    else:
+        assert (extended.cursor, extended.buffered) == (before, waiting)
+
+
+@given(arrivals())
+def test_a_log_is_extended_by_the_events_after_its_cursor(arrived: tuple[int, list[int]]) -> None:
+    events = log(arrived[0])
+    order = Reorder()
+    assert all(order.extend(part) for part in (events[:2], events[2:]) if part)
+    assert order.cursor == events[-1].position
+
+
 @given(st.sets(st.integers(1, 40)), st.integers(0, 10), st.randoms())
 def test_the_buffer_holds_the_events_after_the_first_missing_one(
     arrived: set[int], start: int, random: object

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imqtt.bodies import BODIES
-from imqtt.model import AnyCommand, AnyFrame
+from imqtt.model import AnyCommand, AnyFrame, Event, Head, Page, Position, Slice
 from imqtt.protocol import (
     Bounds,
     Format,
@@ -18,9 +18,10 @@ from imqtt.protocol import (
     format_of,
     identify,
     join,
+    packer,
 )
 from imqtt.protocol.generated import imqtt_pb2 as pb
-from tests.protocol.strategies import commands, frames
+from tests.protocol.strategies import commands, events, frames, positions
 
 WIDE = Bounds(content=1 << 20, command=1 << 20)
 BOTH = pytest.mark.parametrize("format", Format, ids=[each.value for each in Format])
@@ -39,6 +40,23 @@ def test_a_decoded_command_equals_the_encoded_one(format: Format, command: AnyCo
 def test_decoded_frames_equal_the_encoded_ones(format: Format, packet: list[AnyFrame]) -> None:
     payload = join([encode_frame(frame, format) for frame in packet], format)
     assert decode_frames(payload) == tuple(packet)
+
+
+@BOTH
+@given(log=st.lists(events, max_size=4), registers=st.lists(events, max_size=2), head=positions)
+def test_a_page_of_packed_events_equals_the_page_of_the_events(
+    format: Format, log: list[Event], registers: list[Event], head: Position
+) -> None:
+    pack = packer(format)
+
+    def page(events: list[Event]) -> bytes:
+        part = Slice("u:alice", tuple(events), more=True, registers=tuple(registers))
+        heads = tuple(Head("u:alice", head.seq, head.id, event) for event in events)
+        return encode_frame(Page("r", heads, slices=(part, part)), format)
+
+    packed = [pack(event) for event in log]
+    assert [size for _, size in packed] == [len(encode_frame(event, format)) for event in log]
+    assert page([event for event, _ in packed]) == page(log)
 
 
 @given(command=commands)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+from imqtt.core.overlays import registers_of
 from imqtt.core.partitions import partition_of
 from imqtt.errors import StoreUnreachable, Unavailable
 from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
@@ -80,6 +81,13 @@ class MongoReader:
         found = await self._found(rows, self._row, _AT_SEQ)
         return {(row["c"], row["s"]): document["i"] for row, document in found}
 
+    async def heads_and_ids(
+        self, places: Collection[tuple[str, int]]
+    ) -> dict[tuple[str, int], tuple[Position, int]]:
+        heads = await self.heads([conversation for conversation, _ in places])
+        ids = await self.ids_at(places)
+        return {place: (heads[place[0]], ids.get(place, 0)) for place in places if place[0] in heads}
+
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
         rows = [{**self._place(name), "s": seq} for name, seq in dict.fromkeys(places) if 0 < seq <= END]
         found = await self._whole(rows, "s", [], _EVENT_AT_SEQ)
@@ -92,6 +100,12 @@ class MongoReader:
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         return [event_of(document) for document in await self._after(conversation, seq, limit)]
+
+    async def events_with_registers(
+        self, conversation: str, seq: int, limit: int
+    ) -> tuple[list[Event], dict[tuple[str, str], Event]]:
+        events = await self.events_after(conversation, seq, limit)
+        return events, await self.registers(registers_of(events))
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         earlier = {**self._place(conversation), "s": {"$lt": seq or END}}

@@ -2,9 +2,8 @@
 
 import asyncio
 import sqlite3
-import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import astuple
 
-from imqtt.bodies import decode_body
+from imqtt.bodies import stored_event
+from imqtt.core.overlays import registers_of
 from imqtt.errors import Unavailable
 from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registration, Stored
 from imqtt.stores.base import END, Identity, Record
@@ -45,6 +45,17 @@ CROSS JOIN conversations AS c ON c.name = json_extract(wanted.value, '$[0]')
 CROSS JOIN events AS e ON e.conversation = c.number AND e.seq = json_extract(wanted.value, '$[1]')
 """
 
+_HEADS_AND_IDS = """
+SELECT wanted.key, e.seq, e.id, coalesce((
+    SELECT id FROM events WHERE conversation = c.number AND seq = json_extract(wanted.value, '$[1]')
+), 0)
+FROM json_each(?) AS wanted
+CROSS JOIN conversations AS c ON c.name = json_extract(wanted.value, '$[0]')
+CROSS JOIN events AS e ON e.conversation = c.number
+    AND e.seq = (SELECT max(seq) FROM events WHERE conversation = c.number)
+"""
+
+# As `stored_event` takes them.
 _EVENT = "e.seq, e.id, e.sender, e.device, e.client_msg_id, e.content, e.kind, e.client_time"
 _LOG = "FROM conversations AS c CROSS JOIN events AS e ON e.conversation = c.number"
 _EVENTS_AFTER = f"SELECT {_EVENT} {_LOG} WHERE c.name = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"
@@ -74,6 +85,8 @@ CROSS JOIN events AS e ON e.rowid = (
     ORDER BY seq DESC LIMIT 1
 )
 """  # noqa: S608 - made of constants
+
+_HAS_REGISTERS = f"SELECT EXISTS (SELECT 1 {_LOG} WHERE c.name = ? AND e.register IS NOT NULL)"
 
 _HEADS_OF = """
 SELECT c.name, newest.seq, newest.id
@@ -171,6 +184,13 @@ class SqliteReader:
         places = list(places)
         return {places[place]: number for place, number in await self._rows_of(_IDS_AT, places)}
 
+    async def heads_and_ids(
+        self, places: Collection[tuple[str, int]]
+    ) -> dict[tuple[str, int], tuple[Position, int]]:
+        places = list(places)
+        rows = await self._rows_of(_HEADS_AND_IDS, places)
+        return {places[place]: (Position(seq, Id(number)), held) for place, seq, number, held in rows}
+
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
         return await self._read(lambda db: _events_of(db, _EVENTS_AT, places))
 
@@ -179,6 +199,11 @@ class SqliteReader:
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         return await self._read(lambda db: _events(db, _EVENTS_AFTER, conversation, seq, limit))
+
+    async def events_with_registers(
+        self, conversation: str, seq: int, limit: int
+    ) -> tuple[list[Event], dict[tuple[str, str], Event]]:
+        return await self._read(lambda db: _events_with_registers(db, conversation, seq, limit))
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         before = seq or END
@@ -252,7 +277,16 @@ class SqliteReader:
 def _events(connection: sqlite3.Connection, sql: str, conversation: str, seq: int, limit: int) -> list[Event]:
     # All rows at once, since an unfinished statement would prevent the log from being reset.
     rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
-    return [_event(conversation, row) for row in rows]
+    return [stored_event(conversation, row) for row in rows]
+
+
+def _events_with_registers(
+    connection: sqlite3.Connection, conversation: str, seq: int, limit: int
+) -> tuple[list[Event], dict[tuple[str, str], Event]]:
+    # Few conversations have registers, and looking for each of a hundred takes a tenth of the page's time.
+    events = _events(connection, _EVENTS_AFTER, conversation, seq, limit)
+    (has_registers,) = connection.execute(_HAS_REGISTERS, (conversation,)).fetchone()
+    return events, _events_of(connection, _REGISTERS, registers_of(events)) if has_registers else {}
 
 
 def _events_of(
@@ -262,7 +296,7 @@ def _events_of(
     for conversation, item in wanted:
         items.setdefault(conversation, []).append(item)
     rows = connection.execute(sql, (_encode(items).decode(),)).fetchall()
-    return {(conversation, item): _event(conversation, row) for conversation, item, *row in rows}
+    return {(conversation, item): stored_event(conversation, row) for conversation, item, *row in rows}
 
 
 def _registrations(connection: sqlite3.Connection, sql: str, *parameters: object) -> list[Registration]:
@@ -276,27 +310,11 @@ def _records(connection: sqlite3.Connection, conversation: str, seq: int, limit:
     sql = _RECORDS_AFTER.format(register="e.register" if known else "NULL")
     rows = connection.execute(sql, (conversation, seq, limit)).fetchall()
     return [
-        Record(_event(conversation, row), (row[5] or "").encode(), digest=row[8], register=row[9] or "")
+        Record(
+            stored_event(conversation, row[:8]), (row[5] or "").encode(), digest=row[8], register=row[9] or ""
+        )
         for row in rows
     ]
-
-
-def _event(conversation: str, row: Sequence[Any]) -> Event:
-    """`row` begins with the columns of `_EVENT`."""
-    seq, number, sender, device, client_msg_id, content, kind, client_time = row[:8]
-    event_id = Id(number)
-    return Event(
-        conversation=conversation,
-        seq=seq,
-        id=event_id,
-        time=event_id.time,
-        sender=sender,
-        device=device,
-        client_msg_id=client_msg_id,
-        kind=sys.intern(kind),
-        client_time=client_time,
-        **decode_body(kind, content),
-    )
 
 
 def _json(values: Collection[object]) -> str:

@@ -157,7 +157,7 @@ def _check_stored_form(sends: list[Send]) -> None:
     messages = [receive(PHONE, send) for send in sends]
     (body,) = {message.body for message in messages}
     assert len({message.digest for message in messages}) == 1
-    assert decode_body("message", body.decode()) == {"content": sends[0].content}
+    assert decode_body("message", body.decode()) == sends[0].content
     assert len(body) <= ESCAPED * (BOUNDS.content + 127 + 64 * 100) + 200
     decisions = decide(
         messages,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple, TypeVar
 
+from imqtt.core.overlays import registers_of
 from imqtt.errors import ImqttError, StoreFull, StoreUnreachable, Unavailable
 from imqtt.model import Device, DeviceFormat, Event, Head, Key, Marks, Position, Registration, Stored
 from imqtt.stores.base import Identity, OutcomeUnknown, Record
@@ -151,6 +152,13 @@ class SimStore:
     async def ids_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
         return await self._read(lambda: self.tables.ids_at(places))
 
+    async def heads_and_ids(
+        self, places: Collection[tuple[str, int]]
+    ) -> dict[tuple[str, int], tuple[Position, int]]:
+        heads = await self.heads({conversation for conversation, _ in places})
+        ids = await self.ids_at(places)
+        return {place: (heads[place[0]], ids.get(place, 0)) for place in places if place[0] in heads}
+
     async def events_at(self, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Event]:
         return await self._read(lambda: self.tables.events_at(places))
 
@@ -159,6 +167,12 @@ class SimStore:
 
     async def events_after(self, conversation: str, seq: int, limit: int) -> list[Event]:
         return await self._read(lambda: self.tables.events_after(conversation, seq, limit))
+
+    async def events_with_registers(
+        self, conversation: str, seq: int, limit: int
+    ) -> tuple[list[Event], dict[tuple[str, str], Event]]:
+        events = await self.events_after(conversation, seq, limit)
+        return events, await self.registers(registers_of(events))
 
     async def events_before(self, conversation: str, seq: int, limit: int) -> list[Event]:
         return await self._read(lambda: self.tables.events_before(conversation, seq, limit))
