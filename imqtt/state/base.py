@@ -6,7 +6,7 @@ are milliseconds since the Unix epoch.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -161,12 +161,30 @@ class RateLimits(Protocol):
         """
 
 
+class Begun(NamedTuple):
+    """The answers of `State.begin`: as those of `devices`, `seen` and `take`."""
+
+    lists: dict[str, tuple[Registration, ...]]
+    maybe: frozenset[Key]
+    tokens: dict[Device, int]
+
+
 class State(Workers, SeenKeys, DeviceLists, PresenceState, RateLimits, Protocol):
     """Workers, seen keys, device lists, presence and rate limits.
 
     A state that cannot be reached soon answers like an empty one and sets `trouble`; only `beat`, `workers`
     and `presence` raise `StateAway`.
     """
+
+    async def begin(
+        self, users: Collection[str], keys: Collection[Key], wanted: Mapping[Device, int], now: int
+    ) -> Begun:
+        """`devices`, `seen` and `take` in one round trip: what a batch needs before its decisions."""
+
+    async def finish(
+        self, stored: Collection[Key], users: Collection[str]
+    ) -> dict[str, tuple[Registration, ...]]:
+        """`mark_seen` and `devices` in one round trip, after a batch's commit."""
 
     @property
     def shared(self) -> bool:

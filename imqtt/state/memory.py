@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from imqtt.core.bucket import Bucket, Rate
 from imqtt.model import Device, Key, Registration
-from imqtt.state.base import SILENCED_MOST, DevicePresence, Worker
+from imqtt.state.base import SILENCED_MOST, Begun, DevicePresence, Worker
 
 
 class _Workers:
@@ -272,6 +272,17 @@ class MemoryState(_Workers, _SeenKeys, _DeviceLists, _Presences, _RateLimits):
         _DeviceLists.__init__(self, users)
         _Presences.__init__(self, devices)
         _RateLimits.__init__(self, Rate(rate, burst), devices)
+
+    async def begin(
+        self, users: Collection[str], keys: Collection[Key], wanted: Mapping[Device, int], now: int
+    ) -> Begun:
+        return Begun(await self.devices(users), await self.seen(keys), await self.take(wanted, now))
+
+    async def finish(
+        self, stored: Collection[Key], users: Collection[str]
+    ) -> dict[str, tuple[Registration, ...]]:
+        await self.mark_seen(stored)
+        return await self.devices(users)
 
     async def close(self) -> None:
         return

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ async def is_unavailable_at_once(state: RedisState) -> None:
             assert await state.seen([KEY]) == frozenset()
             await state.mark_seen([KEY])
             assert await state.devices(["alice"]) == {}
+            lists, maybe, _ = await state.begin(["alice"], [KEY], {PHONE: 1}, 1_000)
+            assert (lists, maybe) == ({}, frozenset())
+            assert await state.finish([KEY], ["alice"]) == {}
             await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
             assert await state.update(presence()) is True
             await state.refresh([PHONE], 1_500, 9_000)
@@ -137,6 +141,24 @@ async def test_rate_limits_hold_roughly_while_redis_is_away(server: RedisServer,
     assert await state.take({PHONE: 100}, 1_000) == {PHONE: BURST}
     assert await state.take({PHONE: 100}, 1_000) == {PHONE: 0}
     assert await state.take({PHONE: 100}, 2_000) == {PHONE: RATE}
+
+
+async def test_a_batch_is_limited_roughly_while_redis_is_away(server: RedisServer, state: RedisState) -> None:
+    await server.kill()
+    await until_away(state)
+    assert await state.begin(["alice"], [KEY], {PHONE: 100}, 1_000) == ({}, frozenset(), {PHONE: BURST})
+    assert await state.take({PHONE: 100}, 1_000) == {PHONE: 0}
+
+
+async def test_a_refused_part_of_a_batch_leaves_the_other_answers(
+    server: RedisServer, state: RedisState
+) -> None:
+    await state.fill_devices(await state.lease_devices(["alice"]), {"alice": ALICE})
+    await state.mark_seen([KEY])
+    server.command("DEL", "imqtt:c:bucket:alice@phone")
+    server.command("HSET", "imqtt:c:bucket:alice@phone", "not", "a string")
+    assert await state.begin(["alice"], [KEY], {PHONE: 1}, 1_000) == ({"alice": ALICE}, {KEY}, {PHONE: 1})
+    assert state.trouble == ""
 
 
 async def test_a_stalled_event_loop_does_not_make_redis_count_as_away(
@@ -244,6 +266,16 @@ async def test_a_command_that_redis_refuses_is_logged_once_and_counts_as_unanswe
     assert await state.devices(["alice"]) == {}
     await state.mark_seen([KEY])
     assert await state.seen([KEY]) == {KEY}
+
+
+async def test_each_call_of_a_batch_is_one_round_trip(server: RedisServer, state: RedisState) -> None:
+    counts = [server.reads(), server.reads()]  # counting adds reads of its own
+    await state.begin(["alice"], [KEY], {PHONE: 1}, 1_000)
+    counts.append(server.reads())
+    await state.finish([KEY], ["alice"])
+    counts.append(server.reads())
+    idle, beginning, finishing = (after - before for before, after in pairwise(counts))
+    assert (beginning, finishing) == (idle + 1, idle + 1)
 
 
 # --- wiped

@@ -1,7 +1,7 @@
 """Device lists in Redis: a cache of the store that all processes share."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -47,14 +47,19 @@ class DeviceLists:
         link.when_back(self._forget_all)
 
     async def devices(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
-        found: dict[str, tuple[Registration, ...]] = {}
         if not users:
-            return found
+            return {}
         users = list(users)
         try:
-            answer = await self._link.call("MGET", self._keys.forgotten, *map(self._keys.devices, users))
+            return self._found(users, await self._ask_devices(users))
         except StateAway:
-            return found
+            return {}
+
+    def _ask_devices(self, users: Sequence[str]) -> asyncio.Future[Any]:
+        return self._link.call("MGET", self._keys.forgotten, *map(self._keys.devices, users))
+
+    def _found(self, users: Sequence[str], answer: list[bytes | None]) -> dict[str, tuple[Registration, ...]]:
+        found: dict[str, tuple[Registration, ...]] = {}
         forgotten = answer[0] or b""
         for user, value in zip(users, answer[1:], strict=True):
             if value is None or len(value) == TICK or value[:TICK] < forgotten:

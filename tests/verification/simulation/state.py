@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 from imqtt.model import Device, Key, Registration
-from imqtt.state.base import DevicePresence, StateAway, Worker
+from imqtt.state.base import Begun, DevicePresence, StateAway, Worker
 from imqtt.state.memory import MemoryState
 
 T = TypeVar("T")
@@ -85,13 +85,36 @@ class SimState:
     async def leave(self, worker: str) -> None:
         await self._ask_or(None, lambda memory: memory.leave(worker))
 
+    # --- batches
+
+    async def begin(
+        self, users: Collection[str], keys: Collection[Key], wanted: Mapping[Device, int], now: int
+    ) -> Begun:
+        try:
+            lists, maybe, tokens = await self._ask(lambda memory: memory.begin(users, keys, wanted, now))
+        except StateAway:
+            return Begun({}, frozenset(), await self._meanwhile.take(wanted, now))
+        return Begun(lists, maybe | self._mistaken(keys), tokens)
+
+    async def finish(
+        self, stored: Collection[Key], users: Collection[str]
+    ) -> dict[str, tuple[Registration, ...]]:
+        nothing: dict[str, tuple[Registration, ...]] = {}
+        return await self._ask_or(nothing, lambda memory: memory.finish(stored, users))
+
     # --- seen ids
 
     async def seen(self, keys: Collection[Key]) -> frozenset[Key]:
-        found = await self._ask_or(None, lambda memory: memory.seen(keys))
-        if found is None or not self._state.mistaken:
-            return found or frozenset()
-        return found | {key for key in keys if self._random() < self._state.mistaken}
+        try:
+            found = await self._ask(lambda memory: memory.seen(keys))
+        except StateAway:
+            return frozenset()
+        return found | self._mistaken(keys)
+
+    def _mistaken(self, keys: Collection[Key]) -> set[Key]:
+        if not self._state.mistaken:
+            return set()
+        return {key for key in keys if self._random() < self._state.mistaken}
 
     async def mark_seen(self, keys: Collection[Key]) -> None:
         await self._ask_or(None, lambda memory: memory.mark_seen(keys))
