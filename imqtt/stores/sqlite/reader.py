@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from imqtt.model import Device, Event, Head, Id, Key, Marks, Position, Registrat
 from imqtt.stores.base import END, Identity, Record
 from imqtt.stores.sqlite import file as sqlite_file
 from imqtt.stores.sqlite.errors import is_of_connection, read_error
+from imqtt.stores.sqlite.threads import Threads
 
 READERS = 8  # more than the reads of pages at once, so that a partition's own reads need not wait
 
@@ -154,7 +155,7 @@ class SqliteReader:
     def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
         self.identity = identity
-        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="imqtt-sqlite-reader")
+        self._threads = Threads(READERS, "imqtt-sqlite-reader")
         self._local = threading.local()
         self._connections: set[sqlite3.Connection] = set()
         self._reading = True
@@ -167,7 +168,7 @@ class SqliteReader:
 
     async def close(self) -> None:
         self._reading = False
-        await asyncio.to_thread(self._pool.shutdown)
+        await self._threads.close()
         while self._connections:
             self._connections.pop().close()
 
@@ -257,7 +258,7 @@ class SqliteReader:
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         if not self._reading:
             raise Unavailable("the store is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._carry_out, read)
+        return await self._threads.call(partial(self._carry_out, read))
 
     def _carry_out(self, read: Callable[[sqlite3.Connection], T]) -> T:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

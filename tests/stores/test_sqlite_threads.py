@@ -1,0 +1,67 @@
+"""Threads carry out reads for the event loop."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from imqtt.stores.sqlite.threads import Threads
+from tests.services import eventually
+
+COUNT = 3
+
+
+@pytest.fixture
+async def threads() -> AsyncIterator[Threads]:
+    threads = Threads(COUNT, "test")
+    yield threads
+    await threads.close()
+
+
+def alive() -> list[str]:
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("test-"))
+
+
+async def test_each_caller_gets_its_own_result_or_error(threads: Threads) -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    calls = [threads.call(fail if number % 3 == 0 else lambda number=number: number) for number in range(100)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [result for result in results if isinstance(result, int)] == [n for n in range(100) if n % 3]
+    assert all(isinstance(results[number], ValueError) for number in range(0, 100, 3))
+
+
+async def test_threads_are_started_as_they_are_needed(threads: Threads) -> None:
+    for _ in range(10):
+        await threads.call(lambda: None)
+    assert alive() == ["test-0"]
+    release = threading.Event()
+    calls = [threads.call(release.wait) for _ in range(COUNT + 2)]
+    await eventually(lambda: len(alive()) == COUNT)
+    release.set()
+    assert await asyncio.gather(*calls) == [True] * (COUNT + 2)
+    assert len(alive()) == COUNT
+
+
+async def test_a_cancelled_call_disturbs_no_other(threads: Threads) -> None:
+    release = threading.Event()
+    calls = [threads.call(release.wait) for _ in range(2 * COUNT)]
+    for call in calls[::2]:
+        call.cancel()
+    release.set()
+    assert await asyncio.gather(*calls[1::2]) == [True] * COUNT
+
+
+async def test_closing_waits_for_calls_and_ends_the_threads() -> None:
+    threads = Threads(COUNT, "test")
+    release = threading.Event()
+    calls = [threads.call(release.wait) for _ in range(2 * COUNT)]
+    closing = asyncio.create_task(threads.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    release.set()
+    await closing
+    assert all(call.result() for call in calls)
+    assert alive() == []
