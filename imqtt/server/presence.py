@@ -1,6 +1,7 @@
 """Presence: derived from devices' commands and last wills, and published to users' peers."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PEERS_AT_ONCE = 200  # conversations in one slice
 DEVICES_AT_ONCE = 500  # of those looked up in the state
+REFRESH_SECONDS = 0.25  # commands in which a device reports no state of its own are noted together
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
 # published before, to other partitions, may be carried out later than its `offline`.
 FAREWELL_SECONDS = 10
@@ -80,21 +82,24 @@ class Presences:
     ) -> asyncio.Future[None] | None:
         """Takes a batch's devices, and its `Hello` and `Status` in order, to be noted beside the batches.
 
-        If there are any of the latter, the future is done when they are noted in the state.
+        If there are any of the latter, all are noted at once, and the future is done when they are.
         """
+        if not status:
+            self._spoke.update(dict.fromkeys(spoke))
+            return None
         reported = {device for device, command in status if not is_farewell(command)}
         self._spoke.update(dict.fromkeys(device for device in spoke if device not in reported))
-        self._wake.set()
-        if not status:
-            return None
         self._status += status
+        self._wake.set()
         if self._noted is None:
             self._noted = asyncio.get_running_loop().create_future()
         return self._noted
 
     async def _listen(self) -> None:
         while True:
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await self._wake.wait()
             self._wake.clear()
             spoke, self._spoke = self._spoke, {}
             status, self._status = self._status, []
