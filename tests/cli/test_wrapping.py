@@ -41,8 +41,8 @@ def test_a_line_breaks_between_words() -> None:
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
 def test_64_kib_of_any_text_are_wrapped_quickly(text: str) -> None:
-    assert seconds_for(lambda: wrapped(unstacked(text.replace("\n", "")), 60)) < 0.2
-    assert seconds_for(lambda: Rows(text, 77)) < 0.2
+    assert seconds_for(lambda: wrapped(unstacked(text.replace("\n", "")), 60)) < 1.0
+    assert seconds_for(lambda: Rows(text, 77)) < 1.0
 
 
 def test_few_combining_characters_stay_and_many_do_not() -> None:
