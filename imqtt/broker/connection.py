@@ -138,8 +138,6 @@ class Connection:
 
     def _published(self, data: bytes, cut: packets.Cut) -> Received:
         topic, payload, packet_id, dup, properties, qos = packets.read_publish(data, cut)
-        if packet_id is None:
-            return Received(topic, payload, None, dup, properties, 0, -1)
         if qos == 2:
             raise ProtocolError("a PUBLISH at QoS 2, without such a subscription", QOS_NOT_SUPPORTED)
         receipt = self._receipts.add(packet_id, len(payload))
@@ -167,18 +165,16 @@ class Connection:
         return due if self.state is State.OPEN and due < NEVER else None
 
     def ack(self, received: Received) -> None:
-        """Queues the PUBACK, once all packets before it are acked."""
+        """Makes room for another packet, and queues the PUBACK, once all packets before it are acked."""
         if self.state is State.OPEN:
             for packet_id in self._receipts.ack(received.receipt):
                 self._acks.append(_PUBACK + packet_id.to_bytes(2, "big"))
 
-    def load(self, unread: int) -> float:
-        """Received packets in relation to their bounds: 1 is full. `unread`: those in the inbox."""
-        settings = self._settings
-        return max(
-            max(len(self._receipts), unread) / settings.receive_max,
-            self._receipts.size / settings.receive_bytes,
-        )
+    @property
+    def load(self) -> float:
+        """Received packets that are not acked, in relation to their bounds: 1 is full."""
+        settings, receipts = self._settings, self._receipts
+        return max(len(receipts) / settings.receive_max, receipts.size / settings.receive_bytes)
 
     def publish(self, packets: Sequence[Packet]) -> Publication:
         """Queues packets. They leave in order, within the broker's Receive Maximum."""
@@ -209,9 +205,9 @@ class Connection:
         return bool(self._out) or (self.state is State.OPEN and self._publications.waiting)
 
     @property
-    def owing(self) -> bool:
-        """Whether PUBACKs wait to be sent."""
-        return bool(self._acks)
+    def owing(self) -> int:
+        """How many PUBACKs wait to be sent."""
+        return len(self._acks)
 
     def send(self, now: float, room: int) -> tuple[bytes, Sequence[Event]]:
         """Returns bytes to write, including PUBACKs, and the events of having written them."""

@@ -3,7 +3,7 @@
     link = await connect(settings)
     await link.subscribe(*patterns)
     codes = await link.publish(packets)
-    for received in await link.receive(limit):
+    for received in await link.receive(limit):  # or `link.hand_to`
         link.ack(received)
     await link.close()
 
@@ -13,8 +13,9 @@ and the outcome of unanswered publishes is unknown.
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from imqtt.broker.connection import Connected, Connection, Event, State, Subscribed
@@ -25,6 +26,8 @@ from imqtt.broker.values import LinkSettings, Packet, Received, Will
 __all__ = ["Link", "LinkSettings", "Packet", "Received", "Will", "connect"]
 
 _ROOM = 256 * 1024  # bytes encoded at a time, so that packets wait unencoded while the socket is slow
+# Owed PUBACKs that no longer wait: a broker that is not configured otherwise sends 20 packets without one.
+_MOST_OWED = 8
 
 
 async def connect(settings: LinkSettings) -> "Link":
@@ -63,7 +66,9 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._inbox: list[Received] = []
         self._arrival: asyncio.Future[None] | None = None  # what `receive` waits for
-        self._publishing: dict[Publication, asyncio.Future[list[int]]] = {}
+        self._take: Callable[[list[Received]], None] | None = None
+        self._answers: dict[Publication, Callable[[list[int]], None]] = {}
+        self._publishing: set[asyncio.Future[list[int]]] = set()  # failed when the link ends
         self._subscribing: dict[int, asyncio.Future[bytes]] = {}  # by packet id
         self._accepted: asyncio.Future[None] = loop.create_future()
         self._lost: asyncio.Future[None] = loop.create_future()
@@ -112,23 +117,34 @@ class Link(asyncio.Protocol):
         else:
             batch = inbox[:limit]
             del inbox[:limit]
-        if not self._reading:
-            self._read_on()
         return batch
 
-    def ack(self, received: Received) -> None:
-        """Lets the broker forget the packet. Its PUBACK leaves once all packets before it are acked.
+    def hand_to(self, take: Callable[[list[Received]], None] | None) -> None:
+        """Calls `take` with packets as they are read, in place of `receive`; None ends that.
 
-        Does nothing if the link has ended, or for a packet of QoS 0, of another link or acked before.
+        A task that waits for `receive` would cost each packet another iteration of the event loop.
+        """
+        self._take = take
+        if take is not None and self._inbox:
+            batch, self._inbox = self._inbox, []
+            take(batch)
+
+    def ack(self, *packets: Received) -> None:
+        """Lets the broker forget packets. The PUBACK of each leaves once all packets before it are acked.
+
+        Every packet is to be acked: at QoS 0 that sends nothing, but makes room for others. Does nothing if
+        the link has ended, or for a packet of another link or acked before.
         """
         if self.closed is not None:
             return
-        self._connection.ack(received)
-        if not (self._flushing or self._acking):
-            if self._settings.ack_delay:
-                self._acking = self._loop.call_later(self._settings.ack_delay, self._flush)
-            else:
+        connection = self._connection
+        for received in packets:
+            connection.ack(received)
+        if not self._flushing:
+            if not self._settings.ack_delay or connection.owing >= _MOST_OWED:
                 self._flush_soon()
+            elif self._acking is None and connection.owing:
+                self._acking = self._loop.call_later(self._settings.ack_delay, self._flush)
         if not self._reading:
             self._read_on()
 
@@ -158,11 +174,24 @@ class Link(asyncio.Protocol):
         if self.closed is not None:
             _fail(future, self.closed)
         elif packets:
-            self._publishing[self._connection.publish(packets)] = future
-            self._flush_soon()
+            self._publishing.add(future)
+            self.send(packets, partial(self._published, future))
         else:
             future.set_result([])
         return future
+
+    def send(self, packets: Sequence[Packet], answer: Callable[[list[int]], None]) -> None:
+        """Like `publish`, for at least one packet, but calls `answer` with the reason codes at once.
+
+        It is never called if the link ends before.
+        """
+        self._answers[self._connection.publish(packets)] = answer
+        self._flush_soon()
+
+    def _published(self, future: asyncio.Future[list[int]], codes: list[int]) -> None:
+        self._publishing.discard(future)
+        if not future.done():
+            future.set_result(codes)
 
     async def close(self) -> None:
         """Ends the link with a DISCONNECT after the queued PUBACKs, so that the broker drops the will.
@@ -206,10 +235,11 @@ class Link(asyncio.Protocol):
             _fail(self._accepted, error)
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
-        for publishing in self._publishing.values():
+        for publishing in self._publishing:
             _fail(publishing, self.closed)
         for subscribing in self._subscribing.values():
             _fail(subscribing, self.closed)
+        self._answers.clear()
         self._publishing.clear()
         self._subscribing.clear()
         if self._transport is None:
@@ -256,15 +286,12 @@ class Link(asyncio.Protocol):
     # --- inside
 
     def _handle(self, events: Sequence[Event]) -> None:
-        arrived = False
+        received: list[Received] = []
         for event in events:
             if isinstance(event, Received):
-                self._inbox.append(event)
-                arrived = True
+                received.append(event)
             elif isinstance(event, Publication):
-                future = self._publishing.pop(event)
-                if not future.done():
-                    future.set_result(event.codes)
+                self._answers.pop(event)(event.codes)
             elif isinstance(event, Subscribed):
                 answer = self._subscribing.pop(event.packet_id, None)
                 if answer is not None and not answer.done():
@@ -278,11 +305,15 @@ class Link(asyncio.Protocol):
                 self._flush()
                 self._end(event.error)
                 return
-        if arrived:
+        if received:
+            if not self._subscribing and self._connection.load > 1:
+                self._set_reading(False)
+            if self._take is not None:
+                self._take(received)
+                return
+            self._inbox += received
             if self._arrival is not None and not self._arrival.done():
                 self._arrival.set_result(None)
-            if not self._subscribing and self._connection.load(len(self._inbox)) > 1:
-                self._set_reading(False)
 
     def _tick(self) -> None:
         self._handle(self._connection.tick(self._loop.time()))
@@ -295,7 +326,7 @@ class Link(asyncio.Protocol):
             self._flush_soon()
 
     def _read_on(self) -> None:
-        if self._subscribing or self._connection.load(len(self._inbox)) < 0.5:
+        if self._subscribing or self._connection.load < 0.5:
             self._set_reading(True)
 
     def _set_reading(self, reading: bool) -> None:

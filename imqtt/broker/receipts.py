@@ -19,16 +19,16 @@ class Receipts:
 
     def __init__(self) -> None:
         self._first = self._next = next(_connections) << 40  # `_first` is the oldest that is not acked
-        self._waiting: deque[tuple[int, int]] = deque()  # (packet id, bytes), the oldest first
+        self._waiting: deque[tuple[int | None, int]] = deque()  # (packet id, bytes), the oldest first
         self._done: set[int] = set()  # acked, but a packet before them is not
         self.size = 0  # payload bytes of all that wait
 
     def __len__(self) -> int:
-        """Packets without a PUBACK."""
+        """Packets that wait for their ack, or for that of a packet before them."""
         return len(self._waiting)
 
-    def add(self, packet_id: int, size: int) -> int:
-        """Adds a packet. Returns its receipt."""
+    def add(self, packet_id: int | None, size: int) -> int:
+        """Adds a packet; at QoS 0 its id is None. Returns its receipt."""
         receipt = self._next
         self._next = receipt + 1
         self._waiting.append((packet_id, size))
@@ -49,7 +49,8 @@ class Receipts:
         while True:
             packet_id, size = self._waiting.popleft()
             self.size -= size
-            free.append(packet_id)
+            if packet_id is not None:
+                free.append(packet_id)
             self._first += 1
             if self._first not in self._done:
                 return free

@@ -22,8 +22,8 @@ class LinkSettings:
     `session_expiry`: how long the broker keeps the session after the connection has ended. Mosquitto
     persists only sessions that began with `clean_start=False`.
 
-    `receive_max`: the number of received packets without an ack at which the link stops reading the socket;
-    also sent to the broker as Receive Maximum. `receive_bytes` limits their payloads.
+    `receive_max`: the number of received packets without an ack at which the link stops reading the socket,
+    at QoS 0 as well; also sent to the broker as Receive Maximum. `receive_bytes` limits their payloads.
 
     `max_packet`: the largest packet that the broker may send, or None. A broker silently drops larger ones,
     so this bounds memory at the cost of losing them.
@@ -31,8 +31,8 @@ class LinkSettings:
     `keep_alive`: the longest time without a packet to the broker; 0: no limit, and a silent peer is not
     detected. A value in the broker's CONNACK replaces it.
 
-    `ack_delay`: how long PUBACKs may wait, so that several leave in one write. A PUBACK only frees memory of
-    the broker.
+    `ack_delay`: how long a few PUBACKs may wait, so that several leave in one write. A PUBACK only frees
+    memory of the broker.
 
     `timeout`: for connecting as a whole, and for closing.
     """
@@ -73,8 +73,8 @@ class Received(NamedTuple):
     """A packet from the broker, at QoS 0 or 1.
 
     `packet_id` is None at QoS 0. `dup`: the broker has sent it before, perhaps on another connection.
-    `receipt` is its number in the order of receipt, unique among all connections of the process; -1 at QoS 0.
-    The packet id is not unique: Mosquitto 2.0.11 reuses ids that are not acked.
+    `receipt` is its number in the order of receipt, unique among all connections of the process. The packet
+    id is not unique: Mosquitto 2.0.11 reuses ids that are not acked.
     """
 
     topic: str

@@ -50,7 +50,7 @@ from imqtt.tls_files import TlsFileError, TlsFiles
 
 SESSION_EXPIRY = 7 * 86_400  # seconds: how long the broker queues for a server that is away
 KEEP_ALIVE = 30  # seconds
-ACK_DELAY = 0.005  # seconds
+ACK_DELAY = 0.05  # seconds
 
 
 def wall_clock() -> int:
@@ -188,7 +188,6 @@ class Server:
                 number,
                 pipeline,
                 self._reconnecting(f"partition {number}", self._settings(str(number))),
-                self.config.max_batch,
                 broker_steady=events.steady,
                 taken=self._problems.contested,
             )
@@ -244,14 +243,16 @@ class Server:
         delivery = Delivery(store, state, devices, presences, reads, publish, counters, packet, tasks)
         pipeline = Pipeline(
             Router(partitions, bounds),
+            state,
             devices,
-            Committer(store, state, snowflakes, heads, counters, problems=problems, clock=clock),
+            Committer(store, snowflakes, heads, counters, problems=problems, clock=clock),
             Signals(store, problems),
             Control(devices, presences, publish_reads, counters, partitions),
             delivery=delivery,
             counters=counters,
             problems=problems,
             max_batch=config.max_batch,
+            clock=clock,
         )
         pruning = Pruning(
             store,

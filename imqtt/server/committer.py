@@ -6,7 +6,6 @@ not stored yet is loaded and decided again.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import random
@@ -25,7 +24,7 @@ from imqtt.server.counters import Counters
 from imqtt.server.head_cache import HeadCache
 from imqtt.server.problems import Problems
 from imqtt.server.retry import until_known
-from imqtt.state.base import State
+from imqtt.state.base import Begun
 from imqtt.stores.base import AppendConflict, OutcomeUnknown, Record, Store
 
 
@@ -38,28 +37,24 @@ class Committer:
     """
 
     store: Store
-    state: State
     snowflakes: Sequence[Snowflake]  # by partition
     heads: HeadCache
     counters: Counters
     problems: Problems
     clock: Callable[[], int]
 
-    async def commit(self, commands: Sequence[Incoming], members: Members) -> list[Decision]:
+    async def commit(self, commands: Sequence[Incoming], members: Members, begun: Begun) -> list[Decision]:
         """One decision per command, in order, each carried out: an `Append` or `Known` is durable.
+
+        `begun` has the keys that may be stored, and the tokens of each device; a duplicate needs none.
 
         Waits for as long as the outcome of an append is unknown. If the store takes no writes, the commands
         are refused with its error. Raises `Unavailable` if the store cannot be read, and `RecordRefused` if
         it cannot hold one of the events. Either may be raised after a part is stored: the commands are to be
         committed again.
         """
-        if not commands:
-            return []
-        keys = [command.key for command in commands]
-        wanted = Counter(command.sender for command in commands)
-        # Together, for one round trip. A duplicate takes a token as well, and is answered without one.
-        maybe, tokens = await asyncio.gather(self.state.seen(keys), self.state.take(wanted, self.clock()))
-        found = await self.store.find(maybe) if maybe else {}
+        tokens = dict(begun.tokens)
+        found = await self.store.find(begun.maybe) if begun.maybe else {}
         settled: list[Decision] = []
         attempted: set[Key] = set()  # keys of events that were to be appended and were decided again
         conflicts = 0  # in a row, with nothing stored between

@@ -2,9 +2,9 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -24,7 +24,7 @@ from imqtt.server.publisher import FAILURE, Publish
 from imqtt.server.reads import Reads
 from imqtt.server.rejections import refusal, rejection, throttled
 from imqtt.server.signals import Signalled
-from imqtt.state.base import SeenKeys
+from imqtt.state.base import State
 from imqtt.stores.base import LogStore
 
 REREAD = 50  # events read together when stored events are told again: they mostly stand side by side
@@ -64,7 +64,7 @@ class Delivery:
     """Publishes a batch's frames, and starts its reads."""
 
     store: LogStore
-    state: SeenKeys
+    state: State
     devices: Devices
     presences: Presences
     reads: Reads
@@ -75,7 +75,7 @@ class Delivery:
 
     async def deliver(
         self, batch: Batch, outcome: Outcome, answered: Container[int], revoked: Collection[Device] = ()
-    ) -> Awaitable[object]:
+    ) -> asyncio.Future[Any]:
         """Publishes a batch's frames. The result is done when the batch may be acknowledged.
 
         `answered` has the receipts of reads that are answered already. A `Hello` of a `revoked` device would
@@ -90,8 +90,7 @@ class Delivery:
         users.update(rejection.device.user for rejection in batch.rejections)
         stored = [decision.incoming.key for decision, _ in answers if isinstance(decision, Append)]
         # The devices are read after the commit: a device that registers later finds the events by `Sync`.
-        # Together, for one round trip to the state.
-        lists, _ = await asyncio.gather(self.devices.of(users), self.state.mark_seen(stored))
+        lists = await self.devices.of(users, await self.state.finish(stored, users))
         audience = Audience(lists, outcome.registered.current)
         fanout = Fanout(self.max_packet, self.counters)
         reads, rejections = self._admit(batch, outcome.registered, answered)
@@ -102,7 +101,7 @@ class Delivery:
             fanout.add(notice, audience.of(told), but)
         for device, frame, format in throttled([*batch.rejections, *rejections], self.counters):
             fanout.add(frame, (audience.one(device, format),))
-        begun: list[Awaitable[object]] = [self.publish(fanout.packets())]
+        begun: list[asyncio.Future[Any]] = [self.publish(fanout.packets())]
         if batch.forwards:
             begun.append(self.tasks.create_task(self._forward(batch.forwards), name="forward"))
         unheard = outcome.registered.refused.keys() | set(revoked)
@@ -246,7 +245,7 @@ class Delivery:
             if code == NO_MATCHING_SUBSCRIBERS or code >= FAILURE
         )
 
-    def reject(self, rejections: Iterable[Rejection]) -> Awaitable[object]:
+    def reject(self, rejections: Iterable[Rejection]) -> asyncio.Future[Any]:
         """Publishes rejections in the commands' own formats: their senders need not be registered."""
         fanout = Fanout(self.max_packet, self.counters)
         for device, frame, format in throttled(list(rejections), self.counters):

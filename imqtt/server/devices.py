@@ -1,7 +1,7 @@
 """Which devices a user has: read from the store, remembered in the state."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -20,13 +20,16 @@ SEEN_EVERY = 86_400_000  # milliseconds after which a device's last-seen time is
 
 
 class Registered(NamedTuple):
-    """The devices of a batch. `refused`: those that the store does not have, and why.
+    """The devices of a batch by their last commands. `new`: those that were unknown.
 
-    They get answers to messages but no pages, since no later event would be published to them.
+    `changed` is to be written. `refused`: new devices that the store does not have, and why. They get answers
+    to messages but no pages, since no later event would be published to them.
     """
 
     current: dict[Device, Registration]
-    refused: dict[Device, Unavailable]
+    new: Collection[Device] = ()
+    changed: Sequence[Registration | DeviceFormat] = ()
+    refused: Mapping[Device, Unavailable] = {}
 
 
 class Devices:
@@ -43,9 +46,14 @@ class Devices:
         # Users with a new device, and how many devices they have. `Pruning` takes these and clears it.
         self.grown: dict[str, int] = {}
 
-    async def of(self, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
-        """Every device of each user. To miss no device, call it after the commit of the events."""
-        lists = await self._state.devices(users)
+    async def of(
+        self, users: Collection[str], cached: dict[str, tuple[Registration, ...]] | None = None
+    ) -> dict[str, tuple[Registration, ...]]:
+        """Every device of each user; `cached`: the lists that the state has, if it was asked already.
+
+        To miss no device, ask after the commit of the events.
+        """
+        lists = await self._state.devices(users) if cached is None else cached
         if len(lists) < len(users):
             missing = [user for user in users if user not in lists]
             lease = await self._state.lease_devices(missing)
@@ -54,15 +62,19 @@ class Devices:
             lists.update(read)
         return lists
 
-    async def register(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> Registered:
-        """Registers the devices of a batch by their last commands.
+    def match(
+        self,
+        spoke: Mapping[Device, tuple[Format, Hello | None]],
+        lists: Mapping[str, tuple[Registration, ...]],
+    ) -> Registered:
+        """Compares the devices of a batch with their users' lists.
 
         Only a device that is new, or that changed its format or what its `Hello` says, costs a write. Another
         worker may be registering the same device, so without its `Hello` only the format is written.
         """
-        lists = await self.of({device.user for device in spoke})
-        known = {before.device: before for user in lists for before in lists[user]}
+        known = {before.device: before for devices in lists.values() for before in devices}
         current: dict[Device, Registration] = {}
+        new: list[Device] = []
         changed: list[Registration | DeviceFormat] = []
         time = self._clock()
         for device, (format, hello) in spoke.items():
@@ -73,26 +85,31 @@ class Devices:
                 now = replace(now, seen=max(seen, time))
                 changed.append(now if hello is not None else DeviceFormat(device, format.value, now.seen))
                 if before is None:
+                    new.append(device)
                     self.grown[device.user] = self.grown.get(device.user, len(lists[device.user])) + 1
             elif time - seen > SEEN_EVERY:
                 self.seen[device] = time
             current[device] = now
+        return Registered(current, new, changed)
+
+    async def write(self, registered: Registered) -> Registered:
+        """Stores what has changed. Returns the devices as they are then."""
+        current, new, changed, _ = registered
         refused: dict[Device, Unavailable] = {}
-        if changed:
-            try:
-                await until_known(
-                    "registering devices", lambda _: self._store.put_devices(changed), self._problems
-                )
-            except Unavailable as error:
-                self._problems.storing.start(explain(error), "devices")
-                refused = {new.device: error for new in changed if new.device not in known}
-            else:
-                self._problems.storing.end_all()
-            await self._state.forget_devices({new.device.user for new in changed})
-            unheard = [new.device for new in changed if isinstance(new, DeviceFormat)]
-            if unheard:
-                await self._complete(current, unheard)
-        return Registered(current, refused)
+        try:
+            await until_known(
+                "registering devices", lambda _: self._store.put_devices(changed), self._problems
+            )
+        except Unavailable as error:
+            self._problems.storing.start(explain(error), "devices")
+            refused = dict.fromkeys(new, error)
+        else:
+            self._problems.storing.end_all()
+        await self._state.forget_devices({one.device.user for one in changed})
+        unheard = [one.device for one in changed if isinstance(one, DeviceFormat)]
+        if unheard:
+            await self._complete(current, unheard)
+        return Registered(current, new, refused=refused)
 
     async def known(self, spoke: Mapping[Device, tuple[Format, Hello | None]]) -> dict[Device, Registration]:
         """Those devices whose registration already matches their last commands. Writes nothing.

@@ -6,13 +6,13 @@ that it had not PUBACKed, in order, to the new one.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import random
 from typing import Protocol
 
-from imqtt.broker.link import Link
+from imqtt.broker.link import Link, Received
 from imqtt.core.backoff import backoff
 from imqtt.core.live_workers import contention
 from imqtt.problems import Problem
@@ -46,7 +46,6 @@ class Partition:
     number: int
     pipeline: Pipeline
     connection: ReconnectingLink
-    max_batch: int
     broker_steady: Callable[[float], bool]
     taken: Problem
 
@@ -113,16 +112,18 @@ class Partition:
         ready.set()
         self.pipeline.take_over()
         try:
-            await first_of(self._receive(link, connected), self._stopping.wait())
+            link.hand_to(partial(self._put, link, connected))
+            await first_of(link.wait_closed(), self._stopping.wait())
+            link.hand_to(None)
+            if link.closed is not None:
+                raise link.closed
             # Or until another worker has taken over; it redoes the unfinished work.
             await first_of(self.pipeline.drained(self.number), link.wait_closed())
         finally:
             self.held_since = None
 
-    async def _receive(self, link: Link, connected: float) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            packets = await link.receive(self.max_batch)
-            takeover = loop.time() - connected < TAKEOVER_SECONDS
-            inbounds = [Inbound(self.number, packet, link, takeover or packet.dup) for packet in packets]
-            await self.pipeline.put(self.number, inbounds)
+    def _put(self, link: Link, connected: float, packets: Sequence[Received]) -> None:
+        now = asyncio.get_running_loop().time()
+        takeover = now - connected < TAKEOVER_SECONDS
+        inbounds = [Inbound(self.number, packet, link, takeover or packet.dup) for packet in packets]
+        self.pipeline.put(self.number, inbounds, now)

@@ -72,16 +72,13 @@ class Publisher:
             self._link = None
 
     def _put(self, link: Link, done: asyncio.Future[list[int]], packets: Sequence[Packet]) -> None:
-        link.publish(packets).add_done_callback(partial(self._confirm, done))
+        link.send(packets, partial(self._confirm, done))
 
-    def _confirm(self, done: asyncio.Future[list[int]], codes: asyncio.Future[list[int]]) -> None:
-        if codes.cancelled() or codes.exception() is not None:
-            return  # disconnected: the next connection publishes it again
+    def _confirm(self, done: asyncio.Future[list[int]], codes: list[int]) -> None:
         if self._unconfirmed.pop(done, None) is None:
             return
-        refused = sum(code >= FAILURE for code in codes.result())
-        if refused:
-            self._counters.packets_refused += refused
-            self._refused.note(describe(next(code for code in codes.result() if code >= FAILURE)))
+        if max(codes) >= FAILURE:
+            self._counters.packets_refused += sum(code >= FAILURE for code in codes)
+            self._refused.note(describe(next(code for code in codes if code >= FAILURE)))
         if not done.done():
-            done.set_result(codes.result())
+            done.set_result(codes)

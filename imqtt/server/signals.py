@@ -42,6 +42,9 @@ class Signals:
         self._problems = problems
         self._functions: Mapping[type[Signal], Function] = {Mark: self._mark, Typing: self._typing}
 
+    def are_in(self, batch: Batch) -> bool:
+        return any(type(request.command) in self._functions for request in batch.requests)
+
     async def carry_out(self, batch: Batch) -> Signalled:
         """Raises `StoreUnreachable`."""
         signalled = Signalled()

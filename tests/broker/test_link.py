@@ -19,6 +19,7 @@ from imqtt.broker import (
     Will,
     connect,
 )
+from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
 from tests.broker.peers import WITHIN, Broker, eventually
 
 
@@ -417,13 +418,84 @@ async def test_connecting_to_a_port_without_a_listener_raises(tmp_path: Path) ->
         await connect(Broker(tmp_path).settings("one"))
 
 
-async def test_pubacks_wait_for_others_no_longer_than_ack_delay(broker: Broker, open_link: Open) -> None:
+async def test_a_few_pubacks_wait_for_others_no_longer_than_ack_delay(
+    broker: Broker, open_link: Open
+) -> None:
     receiver = await open_link(broker.settings("patient", ack_delay=0.1))
     sender = await open_link(broker.settings("sender"))
     await receiver.subscribe("t/#")
-    await sender.publish(numbered(10))
-    for received in await take(receiver, 10):
+    await sender.publish(numbered(7))
+    for received in await take(receiver, 7):
         receiver.ack(received)
-    assert receiver._connection.owing
+    await asyncio.sleep(0)
+    assert receiver._connection.owing == 7
 
     await eventually(lambda: not receiver._connection.owing)
+
+
+async def test_many_pubacks_do_not_wait(broker: Broker, open_link: Open) -> None:
+    receiver = await open_link(broker.settings("patient", ack_delay=3_600.0))
+    sender = await open_link(broker.settings("sender"))
+    await receiver.subscribe("t/#")
+    await sender.publish(numbered(8))
+    for received in await take(receiver, 8):
+        receiver.ack(received)
+
+    await eventually(lambda: not receiver._connection.owing)
+
+
+async def test_packets_are_handed_over_as_they_are_read(broker: Broker, open_link: Open) -> None:
+    receiver = await open_link(broker.settings("receiver"))
+    sender = await open_link(broker.settings("sender"))
+    await receiver.subscribe("t/#")
+    await sender.publish(numbered(1))
+    await eventually(lambda: receiver._inbox)
+    handed: list[Received] = []
+
+    receiver.hand_to(handed.extend)
+    assert [int(received.payload) for received in handed] == [0]
+    await sender.publish(numbered(3)[1:])
+    await eventually(lambda: len(handed) == 3)
+    receiver.hand_to(None)
+    await sender.publish(numbered(4)[3:])
+
+    assert [int(received.payload) for received in handed] == [0, 1, 2]
+    assert [int(received.payload) for received in await receiver.receive(10)] == [3]
+
+
+async def test_packets_handed_over_count_until_they_are_acked_at_any_qos(
+    broker: Broker, open_link: Open
+) -> None:
+    receiver = await open_link(broker.settings("receiver", receive_max=10))
+    sender = await open_link(broker.settings("sender"))
+    await receiver.subscribe("t/#")
+    handed: list[Received] = []
+    receiver.hand_to(handed.extend)
+
+    for packet in numbered(200):
+        await sender.publish([packet._replace(qos=0)])
+    await eventually(lambda: not receiver._reading)
+    assert len(handed) < 200
+    acked = 0
+    while acked < 200:
+        await eventually(lambda: len(handed) > acked)  # noqa: B023
+        receiver.ack(handed[acked])
+        acked += 1
+
+    assert [int(received.payload) for received in handed] == list(range(200))
+
+
+async def test_the_answer_to_a_send_is_told_at_once_and_never_after_the_end(
+    broker: Broker, open_link: Open
+) -> None:
+    link = await open_link(broker.settings("sender"))
+    answers: list[list[int]] = []
+
+    link.send(numbered(2), answers.append)
+    await eventually(lambda: answers)
+    assert answers == [[NO_MATCHING_SUBSCRIBERS] * 2]
+    link.send(numbered(1), answers.append)
+    link.abort()
+    await link.wait_closed()
+
+    assert len(answers) == 1

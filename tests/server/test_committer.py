@@ -3,6 +3,7 @@
 The store is SQLite's own; a test injects an outcome of `append` at a chosen moment.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -49,16 +50,24 @@ async def store(tmp_path: Path) -> AsyncIterator[FaultyStore]:
     await store.close()
 
 
-def committer(store: SqliteStore) -> Committer:
-    return Committer(
-        store=store,
-        state=MemoryState(rate=10_000, burst=10_000),
-        snowflakes=[Snowflake(0, 60_000)],
-        heads=HeadCache(100),
-        counters=Counters(),
-        problems=Problems(),
-        clock=wall_clock,
-    )
+class Owner:
+    """A committer and its state, which remembers keys that it is told to."""
+
+    def __init__(self, store: SqliteStore, *, rate: int = 10_000, burst: int = 10_000) -> None:
+        self._committer = Committer(
+            store=store,
+            snowflakes=[Snowflake(0, 60_000)],
+            heads=HeadCache(100),
+            counters=Counters(),
+            problems=Problems(),
+            clock=wall_clock,
+        )
+        self._state = MemoryState(rate, burst)
+
+    async def commit(self, commands: Sequence[Incoming], members: Members) -> list[Decision]:
+        senders = Counter(command.sender for command in commands)
+        begun = await self._state.begin((), [command.key for command in commands], senders, wall_clock())
+        return await self._committer.commit(commands, members, begun)
 
 
 def messages(*names: str, conversation: str = "u:alice") -> list[Incoming]:
@@ -96,14 +105,14 @@ def seqs(decisions: Sequence[Decision]) -> list[int]:
 
 async def test_an_append_of_unknown_outcome_is_sent_again(store: FaultyStore) -> None:
     store.before = once(OutcomeUnknown("gone"))
-    decisions = await committer(store).commit(*batch("1", "2"))
+    decisions = await Owner(store).commit(*batch("1", "2"))
     assert [type(decision) for decision in decisions] == [Append, Append]
     assert await log(store) == [(1, "1"), (2, "2")]
 
 
 async def test_an_append_that_had_succeeded_after_all_is_recognised(store: FaultyStore) -> None:
     store.after = once(OutcomeUnknown("no answer"))
-    decisions = await committer(store).commit(*batch("1", "2"))
+    decisions = await Owner(store).commit(*batch("1", "2"))
     assert [type(decision) for decision in decisions] == [Append, Append]  # so the events are delivered
     stored = await store.events_after("u:alice", 0, 10)
     assert [decision.event.id for decision in decisions if isinstance(decision, Append)] == [
@@ -112,7 +121,7 @@ async def test_an_append_that_had_succeeded_after_all_is_recognised(store: Fault
 
 
 async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
-    one, other = committer(store), committer(store)
+    one, other = Owner(store), Owner(store)
     await one.commit(*batch("1"))
     await other.commit(*batch("2", "3"))
     decisions = await one.commit(*batch("3", "4", "2", "5"))  # with an outdated head; two are stored already
@@ -124,14 +133,14 @@ async def test_two_owners_at_once_do_no_harm(store: FaultyStore) -> None:
 async def test_an_event_that_the_store_cannot_hold_fails_its_batch(store: FaultyStore) -> None:
     store.before = refusing("2")
     with pytest.raises(RecordRefused):
-        await committer(store).commit(*batch("1", "2", "3"))
+        await Owner(store).commit(*batch("1", "2", "3"))
     assert await log(store) == []
 
 
 async def test_a_full_store_refuses_every_copy_of_a_new_message_and_knows_stored_ones(
     store: FaultyStore,
 ) -> None:
-    owner = committer(store)
+    owner = Owner(store)
     await owner.commit(*batch("old"))
     store.before = lambda _: StoreFull("full")
     decisions = await owner.commit(*batch("old", "new", "new"))
@@ -146,7 +155,7 @@ async def test_what_a_full_store_has_not_stored_refuses_no_other_command(
     store: FaultyStore, error: Unavailable
 ) -> None:
     """Neither the second recall nor the other message may be told of an event that does not exist."""
-    owner = committer(store)
+    owner = Owner(store)
     commands, members = batch("1")
     (sent,) = await owner.commit(commands, members)
     assert isinstance(sent, Append)
@@ -167,8 +176,7 @@ async def test_what_a_full_store_has_not_stored_refuses_no_other_command(
 
 async def test_a_conflict_gives_no_tokens_back(store: FaultyStore) -> None:
     """What precedes the conflict is stored, as in MongoDB, and the rest is decided again."""
-    owner = committer(store)
-    owner.state = MemoryState(rate=1, burst=3)
+    owner = Owner(store, rate=1, burst=3)
 
     async def append(records: Sequence[Record]) -> None:
         store.append = real  # type: ignore[method-assign]
@@ -182,7 +190,7 @@ async def test_a_conflict_gives_no_tokens_back(store: FaultyStore) -> None:
 
 
 async def test_a_store_that_cannot_be_read_fails_the_batch(store: FaultyStore) -> None:
-    owner = committer(store)
+    owner = Owner(store)
     await store.close()
     with pytest.raises(Unavailable):
         await owner.commit(*batch("1"))
@@ -195,7 +203,7 @@ async def test_members_are_known_before_the_first_event(store: FaultyStore) -> N
         seen.append([record.event.conversation for record in records])
 
     store.before = fault
-    await committer(store).commit(*batch("1", conversation="d:alice:bob"))
+    await Owner(store).commit(*batch("1", conversation="d:alice:bob"))
     (head,) = await store.heads_of("bob", 0, 10)
     assert (head.conversation, head.seq) == ("d:alice:bob", 1)
 
@@ -211,7 +219,7 @@ async def test_an_unknown_outcome_stays_unknown_until_the_store_answers(store: F
         return OutcomeUnknown("no answer")
 
     store.before, store.after = before, after
-    (decision,) = await committer(store).commit(*batch("1"))
+    (decision,) = await Owner(store).commit(*batch("1"))
     assert isinstance(decision, Append)  # stored by the first try, though the second met a full disk
     assert not answers
     assert await log(store) == [(1, "1")]
@@ -220,30 +228,21 @@ async def test_an_unknown_outcome_stays_unknown_until_the_store_answers(store: F
 async def test_a_stored_message_is_not_rate_limited_when_the_state_has_forgotten_it(
     store: FaultyStore,
 ) -> None:
-    await committer(store).commit(*batch("1", "2"))
-    forgetful = Committer(
-        store=store,
-        state=MemoryState(rate=1, burst=1),
-        snowflakes=[Snowflake(0, 60_000)],
-        heads=HeadCache(100),
-        counters=Counters(),
-        problems=Problems(),
-        clock=wall_clock,
-    )
-    decisions = await forgetful.commit(*batch("1", "2", "3"))
+    await Owner(store).commit(*batch("1", "2"))
+    decisions = await Owner(store, rate=1, burst=1).commit(*batch("1", "2", "3"))
     assert [type(decision) for decision in decisions[:2]] == [Known, Known]
 
 
 async def test_a_stored_recall_is_known_when_the_state_has_forgotten_it(store: FaultyStore) -> None:
     """Its own event sets the register that refuses another recall."""
     commands, members = batch("1", "2")
-    first, second = await committer(store).commit(commands, members)
+    first, second = await Owner(store).commit(commands, members)
     assert isinstance(first, Append)
     assert isinstance(second, Append)
     recall = Recall("u:alice", "r1", first.event.position)
-    (recalled,) = await committer(store).commit([receive(ALICE, recall)], members)
+    (recalled,) = await Owner(store).commit([receive(ALICE, recall)], members)
     assert isinstance(recalled, Append)
-    again, other, conflict = await committer(store).commit(
+    again, other, conflict = await Owner(store).commit(
         [
             receive(ALICE, recall),
             receive(ALICE, replace(recall, client_msg_id="r2")),
@@ -283,7 +282,7 @@ async def test_events_that_an_append_of_unknown_outcome_stores_late_are_delivere
 
     store.before = times_out
     store.append = append  # type: ignore[method-assign]  # a store that applies writes late
-    decisions = await committer(store).commit(*batch("1", "2", "3"))
+    decisions = await Owner(store).commit(*batch("1", "2", "3"))
     assert [type(decision) for decision in decisions] == [Append, Known, Known]
     assert [decision.untold for decision in decisions if isinstance(decision, Known)] == [True, True]
     assert await log(store) == [(1, "1"), (2, "2"), (3, "3")]

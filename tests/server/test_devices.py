@@ -15,6 +15,7 @@ from imqtt.server.problems import Problems
 from imqtt.state.memory import MemoryState
 from imqtt.stores.base import Identity
 from imqtt.stores.sqlite.store import SqliteStore
+from tests.server.registering import register
 
 PHONE = Device("alice", "phone")
 NOW = 1_790_000_000_000
@@ -57,8 +58,8 @@ async def test_a_hello_that_another_worker_has_received_is_kept(
 ) -> None:
     first, second = workers
     await store.put_devices(before)
-    store.meanwhile = lambda: first.register({PHONE: (Format.JSON, HELLO)})
-    registered = await second.register({PHONE: (Format.JSON, None)})
+    store.meanwhile = lambda: register(first, {PHONE: (Format.JSON, HELLO)})
+    registered = await register(second, {PHONE: (Format.JSON, None)})
     assert await store.devices(["alice"]) == {"alice": (WHOLE,)}
     assert registered.current == {PHONE: WHOLE}  # so this batch's events are in its format, too
     assert await first.of(["alice"]) == {"alice": (WHOLE,)}
@@ -71,11 +72,11 @@ async def test_a_device_is_answered_in_the_format_that_it_used_here(
     await store.put_devices([Registration(PHONE, "protobuf")])
 
     async def register_twice_elsewhere() -> None:
-        await first.register({PHONE: (Format.JSON, HELLO)})
-        await first.register({PHONE: (Format.PROTOBUF, None)})
+        await register(first, {PHONE: (Format.JSON, HELLO)})
+        await register(first, {PHONE: (Format.PROTOBUF, None)})
 
     store.meanwhile = register_twice_elsewhere
-    registered = await second.register({PHONE: (Format.JSON, None)})
+    registered = await register(second, {PHONE: (Format.JSON, None)})
     assert registered.current == {PHONE: WHOLE}
 
 
@@ -83,8 +84,8 @@ async def test_the_worker_that_receives_a_hello_writes_all_of_its_fields(
     store: InterleavedStore, workers: tuple[Devices, Devices]
 ) -> None:
     first, second = workers
-    store.meanwhile = lambda: second.register({PHONE: (Format.PROTOBUF, None)})
-    registered = await first.register({PHONE: (Format.JSON, HELLO)})
+    store.meanwhile = lambda: register(second, {PHONE: (Format.PROTOBUF, None)})
+    registered = await register(first, {PHONE: (Format.JSON, HELLO)})
     assert registered.current == {PHONE: WHOLE}
     assert await store.devices(["alice"]) == {"alice": (WHOLE,)}
 
@@ -94,5 +95,5 @@ async def test_a_hello_that_differs_only_in_format_is_written_with_all_of_its_fi
 ) -> None:
     await store.put_devices([Registration(PHONE, "protobuf", "android", 4_096)])
     store.meanwhile = lambda: store.remove_device(PHONE)
-    await workers[0].register({PHONE: (Format.JSON, HELLO)})
+    await register(workers[0], {PHONE: (Format.JSON, HELLO)})
     assert await store.devices(["alice"]) == {"alice": (WHOLE,)}

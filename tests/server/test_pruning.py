@@ -21,6 +21,7 @@ from imqtt.state.base import StateAway
 from imqtt.state.memory import MemoryState
 from imqtt.stores.base import Identity, OutcomeUnknown, RecordRefused
 from imqtt.stores.sqlite.store import SqliteStore
+from tests.server.registering import register
 from tests.services import eventually
 
 NOW = 1_790_000_000_000
@@ -71,7 +72,7 @@ class WorkerParts:
         task.cancel()
 
     async def hear(self, name: str, hello: Hello | None = None) -> None:
-        await self.devices.register({device(name): (Format.JSON, hello)})
+        await register(self.devices, {device(name): (Format.JSON, hello)})
         await self.presences.refresh([device(name)])
 
 

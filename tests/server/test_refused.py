@@ -48,10 +48,7 @@ class Alone:
 
 def refused_partition(number: int = 3, pipeline: object = None) -> Partition:
     link = ReconnectingLink(Connections(problem()), "a partition", connect)
-    return Partition(
-        number, cast("Pipeline", pipeline), link, 100,
-        broker_steady=lambda _: True, taken=problem(),
-    )  # fmt: skip
+    return Partition(number, cast("Pipeline", pipeline), link, broker_steady=lambda _: True, taken=problem())
 
 
 async def test_a_starting_server_that_the_broker_refuses_reports_that() -> None:

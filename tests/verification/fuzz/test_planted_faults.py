@@ -44,7 +44,8 @@ def unconstrained(*what: object) -> Plant:
             return checks(cls, annotation, bounds)
 
         patch.setattr(CHECK, "_checks", fewer)
-        patch.setattr(CHECK, "_compiled", cache(CHECK._compiled.__wrapped__))
+        for compiled in ("_checker", "_fields"):
+            patch.setattr(CHECK, compiled, cache(getattr(CHECK, compiled).__wrapped__))
 
     plant.__name__ = f"without {what}"
     return plant

@@ -174,13 +174,9 @@ class _Connection:
             if kind == DELIVERY:
                 _, packet_id, message, dup = packet
                 topic, payload, _, properties = message
-                if packet_id is None:
-                    events.append(Received(topic, payload, None, dup, properties, 0, -1))
-                else:
-                    receipt = self._receipts.add(packet_id, len(payload))
-                    events.append(
-                        _received(Received, (topic, payload, packet_id, dup, properties, 1, receipt))
-                    )
+                receipt = self._receipts.add(packet_id, len(payload))
+                qos = 0 if packet_id is None else 1
+                events.append(_received(Received, (topic, payload, packet_id, dup, properties, qos, receipt)))
             elif kind == PUBACK:
                 publication, place = packet[1]
                 publication.codes[place] = packet[2]
@@ -234,12 +230,10 @@ class _Connection:
             for packet_id in self._receipts.ack(received.receipt):
                 self._acks.append((ACK, packet_id))
 
-    def load(self, unread: int) -> float:
+    @property
+    def load(self) -> float:
         settings, receipts = self._settings, self._receipts
-        return max(
-            max(len(receipts), unread) / settings.receive_max,
-            receipts.size / settings.receive_bytes,
-        )
+        return max(len(receipts) / settings.receive_max, receipts.size / settings.receive_bytes)
 
     def reading(self, reading: bool) -> None:
         self._reading = reading
@@ -265,8 +259,8 @@ class _Connection:
         return bool(self._out) or (self.state is State.OPEN and bool(self._waiting))
 
     @property
-    def owing(self) -> bool:
-        return bool(self._acks)
+    def owing(self) -> int:
+        return len(self._acks)
 
     def send(self, now: float, room: int) -> tuple[list[Packet], list[Event]]:
         """Everything is sent at once; `now` and `room` are parameters of the real session."""

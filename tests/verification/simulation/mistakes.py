@@ -92,10 +92,10 @@ def _dedupe_record_before_the_commit() -> Iterator[None]:
 def _puback_before_the_commit() -> AbstractContextManager[object]:
     put = Pipeline.put
 
-    async def ack_early(self: Pipeline, partition: int, inbounds: Sequence[Inbound]) -> None:
+    def ack_early(self: Pipeline, partition: int, inbounds: Sequence[Inbound], now: float) -> None:
         for inbound in inbounds:
             inbound.link.ack(inbound.packet)
-        await put(self, partition, inbounds)
+        put(self, partition, inbounds, now)
 
     return _replaced(Pipeline, "put", ack_early)
 
@@ -131,8 +131,10 @@ def _devices_read_before_the_commit() -> Iterator[None]:
         early[id(self.devices)] = loaded.pop(id(self.devices), {})
         return await deliver(self, *stage)
 
-    async def use_early_lists(self: Devices, users: Collection[str]) -> dict[str, tuple[Registration, ...]]:
-        return await of(self, users) | early.pop(id(self), {})
+    async def use_early_lists(
+        self: Devices, users: Collection[str], cached: dict[str, tuple[Registration, ...]] | None = None
+    ) -> dict[str, tuple[Registration, ...]]:
+        return await of(self, users, cached) | early.pop(id(self), {})
 
     stack = ExitStack()
     stack.enter_context(_replaced(Pipeline, "_stages", load_lists_first))

@@ -191,7 +191,7 @@ class SoakDevice:
     def stuck(self) -> bool:
         """Whether so much is unread that the broker sends it nothing more."""
         link = self._link
-        return link is not None and not self._reads.is_set() and link._connection.load(len(link._inbox)) >= 1
+        return link is not None and not self._reads.is_set() and link._connection.load >= 1
 
     # --- sending
 
