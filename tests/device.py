@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self, TypeVar
 
+from imqtt.broker.errors import NO_MATCHING_SUBSCRIBERS
 from imqtt.broker.link import Link, LinkSettings, Packet, connect
 from imqtt.core.partitions import home_of, partition_of
 from imqtt.model import (
@@ -75,10 +76,15 @@ class RawDevice:
         await asyncio.wait([self._reader])
 
     async def command(self, command: AnyCommand, *, to: int | None = None) -> None:
-        """Publishes, to the right partition unless `to` is given, and waits for the PUBACK."""
+        """Publishes, to the right partition unless `to` is given, and waits for the PUBACK.
+
+        Again while no server has the partition's session: a broker that was killed has lost it.
+        """
         key = getattr(command, "conversation", home_of(self.device.user))
         partition = partition_of(key, self.partitions) if to is None else to
-        await self.raw(encode_command(command, self.format), to=partition)
+        payload = encode_command(command, self.format)
+        while await self.raw(payload, to=partition) == [NO_MATCHING_SUBSCRIBERS]:
+            await asyncio.sleep(0.1)
 
     async def raw(self, payload: bytes, *, to: int = 0, topic: str = "", **fields: object) -> list[int]:
         assert self._link is not None
