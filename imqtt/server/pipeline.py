@@ -94,6 +94,7 @@ class Pipeline:
     clock: Callable[[], int]
 
     def __post_init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._inbox: deque[Inbound] = deque()
         self._arrival = asyncio.Event()
         self._due = 0.0  # when a batch after the free ones may begin, by the event loop's clock
@@ -124,7 +125,7 @@ class Pipeline:
     def unfinished(self, partition: int) -> tuple[int, float]:
         """The number of a partition's unfinished packets, and the age of the oldest in seconds."""
         arrivals = self._unfinished[partition].arrivals
-        return len(arrivals), asyncio.get_running_loop().time() - arrivals[0] if arrivals else 0.0
+        return len(arrivals), self._loop.time() - arrivals[0] if arrivals else 0.0
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -139,7 +140,7 @@ class Pipeline:
                 self.counters.received += len(batch)
                 # A sharded store takes a partition's records in one round trip if they stand together.
                 batch.sort(key=_partition)
-                self._current, self._current_since = batch, asyncio.get_running_loop().time()
+                self._current, self._current_since = batch, self._loop.time()
                 delivered = await self._process(batch)
                 self._current = ()
                 if self._answered:
@@ -152,7 +153,7 @@ class Pipeline:
 
     async def _gather(self) -> None:
         """Waits while batches follow each other too fast. (A token bucket, as a time: GCRA.)"""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         wait = self._due - now - FREE_BATCHES * BATCH_INTERVAL
         if wait > 0:
             await asyncio.sleep(wait)
@@ -234,7 +235,7 @@ class Pipeline:
         """PUBACKs batches in order, each when it is finished: the end of the transaction."""
         while self._delivered and (delivered := self._delivered[0][1]).done():
             if delivered.cancelled() or delivered.exception() is not None:
-                return  # the server is ending; the next owner does the batch again
+                return  # its task's error ends the server; the next owner does the batch again
             batch, _ = self._delivered.popleft()
             for (partition, link), inbounds in groupby(batch, _partition_and_link):
                 packets = [inbound.packet for inbound in inbounds]
@@ -246,12 +247,11 @@ class Pipeline:
 
     async def _overtake(self) -> None:
         """While a batch waits for the store, answers the waiting reads that do not depend on its writes."""
-        loop = asyncio.get_running_loop()
         stalled: Sequence[Inbound] = ()
         looked_at: set[int] = set()  # receipts, during this stall
         while True:
             await asyncio.sleep(STALL_SECONDS)
-            if not self._current or loop.time() - self._current_since < STALL_SECONDS:
+            if not self._current or self._loop.time() - self._current_since < STALL_SECONDS:
                 continue
             if self._current is not stalled:
                 stalled = self._current

@@ -30,6 +30,7 @@ class Publisher:
         self._connection = connection
         self._counters = counters
         self._refused = refused  # packets that the broker refuses
+        self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._since = 0.0  # when it was connected, by the event loop's clock
         self._unconfirmed: dict[asyncio.Future[list[int]], Sequence[Packet]] = {}  # in order of publication
@@ -39,7 +40,7 @@ class Publisher:
 
         It is done when the broker has answered all of them, and never fails.
         """
-        done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[list[int]] = self._loop.create_future()
         if not packets:
             done.set_result([])
             return done
@@ -61,7 +62,7 @@ class Publisher:
         await self._connection.run(partial(self._serve, ready))
 
     async def _serve(self, ready: asyncio.Event, link: Link) -> None:
-        self._link, self._since = link, asyncio.get_running_loop().time()
+        self._link, self._since = link, self._loop.time()
         try:
             for done, packets in list(self._unconfirmed.items()):
                 self._put(link, done, packets)
