@@ -66,7 +66,7 @@ def row(text: str, name: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def frequent_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """More messages per second than in a long run."""
-    monkeypatch.setattr(runner, "RATE", 12.0)
+    monkeypatch.setattr(runner, "RATES", dict.fromkeys(runner.RATES, 12.0))
 
 
 @pytest.mark.parametrize(
