@@ -472,8 +472,8 @@ async def test_packets_handed_over_count_until_they_are_acked_at_any_qos(
     handed: list[Received] = []
     receiver.hand_to(handed.extend)
 
-    for packet in numbered(200):
-        await sender.publish([packet._replace(qos=0)])
+    for packet in numbered(200):  # a single read takes a third of them at most
+        await sender.publish([packet._replace(payload=packet.payload.ljust(4_096), qos=0)])
     await eventually(lambda: not receiver._reading)
     assert len(handed) < 200
     acked = 0
