@@ -1,28 +1,18 @@
 """Several runs of the same measurements: medians, with the lowest and the highest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 
 def medians(runs: Sequence[Any]) -> Any:
     """The results of one run, with each number replaced by its median over all `runs`, which are alike."""
-    first = runs[0]
-    if isinstance(first, Mapping):
-        return {key: medians([run[key] for run in runs]) for key in first}
-    if isinstance(first, list):
-        return [medians(items) for items in zip(*runs, strict=True)]
-    return round(median(runs), 3) if _is_number(first) else first
+    return _combined(runs, lambda numbers: round(median(numbers), 3))
 
 
 def spread(runs: Sequence[Any]) -> Any:
     """The same with [lowest, highest] for each number."""
-    first = runs[0]
-    if isinstance(first, Mapping):
-        return {key: spread([run[key] for run in runs]) for key in first}
-    if isinstance(first, list):
-        return [spread(items) for items in zip(*runs, strict=True)]
-    return [min(runs), max(runs)] if _is_number(first) else first
+    return _combined(runs, lambda numbers: [min(numbers), max(numbers)])
 
 
 def figures(runs: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
@@ -35,6 +25,15 @@ def figures(runs: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
         elif _is_number(results[0]):
             found[name] = list(results)
     return found
+
+
+def _combined(runs: Sequence[Any], combine: Callable[[Sequence[float]], Any]) -> Any:
+    first = runs[0]
+    if isinstance(first, Mapping):
+        return {key: _combined([run[key] for run in runs], combine) for key in first}
+    if isinstance(first, list):
+        return [_combined(items, combine) for items in zip(*runs, strict=True)]
+    return combine(runs) if _is_number(first) else first
 
 
 def _is_number(value: object) -> bool:

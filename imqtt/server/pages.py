@@ -46,9 +46,9 @@ class Room:
     def emptied(self) -> "Room":
         return Room(self._format, self._size)
 
-    def take(self, size: int) -> bool:
-        """Takes bytes, if they are there."""
-        if size > self._bytes:
+    def take(self, size: int, *, is_first: bool = False) -> bool:
+        """Takes bytes, if they are there. The page's first event may take the rest of the packet."""
+        if size > (self._packet if is_first else self._bytes):
             return False
         self._packet -= size
         self._bytes -= size
@@ -63,11 +63,8 @@ class Room:
         if size > self._whole:
             packed, size = self._pack(withhold(event, size))
             size += 1
-        # The page's first event may take the rest of the packet.
-        if size > (self._packet if counted and self._events == PAGE_EVENTS else self._bytes):
+        if not self.take(size, is_first=counted and self._events == PAGE_EVENTS):
             return None
-        self._packet -= size
-        self._bytes -= size
         self._events -= counted
         return packed
 

@@ -418,15 +418,21 @@ async def test_connecting_to_a_port_without_a_listener_raises(tmp_path: Path) ->
         await connect(Broker(tmp_path).settings("one"))
 
 
+async def acked(broker: Broker, open_link: Open, count: int, *, ack_delay: float) -> Link:
+    """A link that has received and acked this many packets."""
+    receiver = await open_link(broker.settings("patient", ack_delay=ack_delay))
+    sender = await open_link(broker.settings("sender"))
+    await receiver.subscribe("t/#")
+    await sender.publish(numbered(count))
+    for received in await take(receiver, count):
+        receiver.ack(received)
+    return receiver
+
+
 async def test_a_few_pubacks_wait_for_others_no_longer_than_ack_delay(
     broker: Broker, open_link: Open
 ) -> None:
-    receiver = await open_link(broker.settings("patient", ack_delay=0.1))
-    sender = await open_link(broker.settings("sender"))
-    await receiver.subscribe("t/#")
-    await sender.publish(numbered(7))
-    for received in await take(receiver, 7):
-        receiver.ack(received)
+    receiver = await acked(broker, open_link, 7, ack_delay=0.1)
     await asyncio.sleep(0)
     assert receiver._connection.owing == 7
 
@@ -434,12 +440,7 @@ async def test_a_few_pubacks_wait_for_others_no_longer_than_ack_delay(
 
 
 async def test_many_pubacks_do_not_wait(broker: Broker, open_link: Open) -> None:
-    receiver = await open_link(broker.settings("patient", ack_delay=3_600.0))
-    sender = await open_link(broker.settings("sender"))
-    await receiver.subscribe("t/#")
-    await sender.publish(numbered(8))
-    for received in await take(receiver, 8):
-        receiver.ack(received)
+    receiver = await acked(broker, open_link, 8, ack_delay=3_600.0)
 
     await eventually(lambda: not receiver._connection.owing)
 
