@@ -138,10 +138,14 @@ class _Process:
 
 @dataclass(slots=True)
 class _SeenLog:
-    """The events of one log of a conversation that a process saw, and its state at the last of them."""
+    """Events of one log of a conversation that a process saw between two of its starts.
+
+    `epoch`: that of the first. `continues`: the process was killed, and has recorded no restart of the log.
+    """
 
     incarnation: int
     epoch: int
+    continues: bool = False
     rows: list[Row] = field(default_factory=list)
 
 
@@ -347,25 +351,14 @@ class _HistoryReader:
             # A killed device may not have finished the last event, and sees it again, perhaps recalled.
             process.unfinished = None
         else:
-            if seen_log.incarnation != process.incarnation and self._was_rolled_back(log.name, seen_log):
-                # It restarted the log and was killed before it could record that.
-                seen_log = _SeenLog(process.incarnation, self._epoch)
+            if seen_log.incarnation != process.incarnation:
+                seen_log = _SeenLog(process.incarnation, self._epoch, continues=True)
                 seen_logs.append(seen_log)
             seen_log.rows.append(row)
-        seen_log.incarnation, seen_log.epoch = process.incarnation, self._epoch
         process.last = log.name, row
 
     def _paged(self, line: Paged) -> None:
         self._conversation(line.conversation).pages.append(line)
-
-    def _was_rolled_back(self, conversation: str, seen_log: _SeenLog) -> bool:
-        """Whether a later restore removed events that were seen."""
-        last = seen_log.rows[-1].seq if seen_log.rows else 0
-        rollbacks = [_Rollback.by(restore, conversation) for restore in self._restores[seen_log.epoch :]]
-        return any(
-            rollback.seq < last or rollback.epoch < number
-            for number, rollback in enumerate(rollbacks, seen_log.epoch)
-        )
 
     def _restarted(self, line: LogRestarted) -> None:
         process = self._process(line.process)
@@ -751,8 +744,7 @@ class _ConversationCheck:
 
     def _check_seen(self) -> None:
         for process, seen_logs in self._log.seen.items():
-            for seen_log in seen_logs:
-                rows = [self._whole(row, self._recalled) for row in seen_log.rows]
+            for rows in self._joined(seen_logs):
                 self._check_rows(f"what {process} saw", rows, after=None)
                 self._check_unknown(process, rows)
                 self._check_one_log(process, rows)
@@ -761,6 +753,21 @@ class _ConversationCheck:
             if not any(self._rolled_back[:epoch]):
                 what = f"{process} restarted the log, but no restore had removed anything"
                 self._find(Kind.REWRITTEN, what)
+
+    def _joined(self, seen_logs: Sequence[_SeenLog]) -> Iterable[list[Row]]:
+        """The rows of each log, across kills of the process.
+
+        A device may restart its log and be killed before it can record that. This is assumed if a restore
+        had removed the last event that it saw before: it may have seen that after the restore, from a queue.
+        """
+        joined: list[Row] = []
+        for seen_log in seen_logs:
+            removed = self._rolled_back[: seen_log.epoch]
+            if joined and (not seen_log.continues or any(joined[-1] in rows for rows in removed)):
+                yield joined
+                joined = []
+            joined += [self._whole(row, self._recalled) for row in seen_log.rows]
+        yield joined
 
     def _check_one_log(self, process: str, rows: Sequence[Row]) -> None:
         """Without a restart of the log, the rows must come from one log, not from two."""

@@ -461,6 +461,25 @@ def test_a_device_killed_during_a_restore_may_restart_the_log_without_recording_
     assert history.end().ok
 
 
+def test_a_device_killed_after_an_event_of_before_the_restore_arrived_late_may_restart_the_log() -> None:
+    """A queue delivered it after the restore. Simulation, seed 1999302."""
+    history, rows = accepted_messages(1)
+    history.restore({})
+    history.see(BOB, *rows)
+    history.start(BOB)
+    history.see(BOB, history.send(ALICE, "m2"))
+    assert history.end().ok
+
+
+def test_a_device_killed_after_a_restore_that_removed_nothing_it_saw_may_not_restart_the_log() -> None:
+    history, rows = accepted_messages(3)
+    history.restore({TALK: 2})
+    history.see(BOB, *rows[:2])
+    history.start(BOB)
+    history.see(BOB, rows[0])
+    assert kinds(history.end()) == [Kind.DOUBLED, Kind.DISORDER]
+
+
 # --- phantom
 
 
