@@ -33,7 +33,7 @@ async def test_each_caller_gets_its_own_result_or_error(threads: Threads) -> Non
     assert all(isinstance(results[number], ValueError) for number in range(0, 100, 3))
 
 
-async def test_threads_are_started_as_they_are_needed(threads: Threads) -> None:
+async def test_threads_are_started_when_calls_have_to_wait(threads: Threads) -> None:
     for _ in range(10):
         await threads.call(lambda: None)
     assert alive() == ["test-0"]
@@ -43,6 +43,32 @@ async def test_threads_are_started_as_they_are_needed(threads: Threads) -> None:
     release.set()
     assert await asyncio.gather(*calls) == [True] * (COUNT + 2)
     assert len(alive()) == COUNT
+
+
+async def test_calls_that_do_not_wait_for_long_wake_one_thread(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imqtt.stores.sqlite.threads.PATIENCE", 60.0)
+    await asyncio.gather(*(threads.call(lambda: None) for _ in range(50)))
+    assert alive() == ["test-0"]
+
+
+async def test_a_long_call_delays_no_short_one_for_long(threads: Threads) -> None:
+    release = threading.Event()
+    long = threads.call(release.wait)
+    for _ in range(10):
+        async with asyncio.timeout(5):
+            await threads.call(lambda: None)
+    assert not long.done()
+    release.set()
+    await long
+
+
+async def test_no_call_is_forgotten_while_threads_fall_asleep(threads: Threads) -> None:
+    """Each call meets a thread that has just found nothing to do."""
+    async with asyncio.timeout(30):
+        for _ in range(3_000):
+            await asyncio.gather(threads.call(lambda: None), threads.call(lambda: None))
 
 
 async def test_a_cancelled_call_disturbs_no_other(threads: Threads) -> None:
