@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from imqtt.core.presence import of_user
@@ -15,13 +16,15 @@ from imqtt.server.devices import Devices
 from imqtt.server.fanout import Fanout
 from imqtt.server.memberships import members_of
 from imqtt.server.publisher import Publish
-from imqtt.server.sliced_queue import SlicedQueue
+from imqtt.server.sliced_queue import SlicedQueue, alone
 from imqtt.state.base import DevicePresence, PresenceState, StateAway
 from imqtt.stores.base import MemberStore
 
 log = logging.getLogger(__name__)
 
 PEERS_AT_ONCE = 200  # conversations in one slice
+TOLD_AT_ONCE = 32  # users whose first peers are told together: a device then gets one packet for all of them
+FIRST_PEERS = 20  # conversations of each of these
 DEVICES_AT_ONCE = 500  # of those looked up in the state
 REFRESH_SECONDS = 0.25  # commands in which a device reports no state of its own are noted together
 # For this long after a device went offline by itself, commands alone do not make it present: commands that it
@@ -64,9 +67,9 @@ class Presences:
     clock: Callable[[], int]
 
     def __post_init__(self) -> None:
-        self._changed = SlicedQueue("telling peers of users' presence", self._tell)
-        self._newcomers = SlicedQueue("telling new devices of their peers' presence", self._tell_all)
-        self._acquainted = SlicedQueue("telling two users of each other's presence", self._introduce)
+        self._changed = SlicedQueue("telling peers of users' presence", self._tell, together=TOLD_AT_ONCE)
+        self._newcomers = SlicedQueue("telling new devices of their peers' presence", alone(self._tell_all))
+        self._acquainted = SlicedQueue("telling two users of each other's presence", alone(self._introduce))
         self._spoke: dict[Device, None] = {}  # to be noted, and so are the following
         self._status: list[tuple[Device, Hello | Status]] = []
         self._noted: asyncio.Future[None] | None = None
@@ -257,26 +260,29 @@ class Presences:
 
     # --- publishing, a slice at a time. Each raises `Unavailable` or `StateAway` before publishing anything.
 
-    async def _tell(self, user: str, after: str) -> str:
-        """Tells a user's presence to those of the user's peers who are online."""
-        peers, ended = await self._peers_after(user, after)
-        known = await self.state.presence([user, *peers])
-        devices = known.pop(user, ())
-        if not devices:
-            return ""  # the state has lost it since
-        online = _online(known)
+    async def _tell(self, slices: Sequence[tuple[str, str]]) -> list[str]:
+        """Tells users' presence to those of their peers who are online."""
+        slice_size = PEERS_AT_ONCE if len(slices) == 1 else FIRST_PEERS
+        found = await self._peers_after(dict(slices), slice_size)
+        known = await self.state.presence(
+            {*found, *chain.from_iterable(peers for peers, _ in found.values())}
+        )
+        # The state may have lost a user since.
+        told = {user: peers for user, (peers, _) in found.items() if user in known}
+        online = _online({peer: known[peer] for peers in told.values() for peer in peers if peer in known})
         lists = await self.devices.of({device.user for device in online})
-        presence = of_user(user, _states(devices))
         fanout = Fanout(self.max_packet, self.counters)
-        for registrations in lists.values():
+        for user, peers in told.items():
+            registrations = chain.from_iterable(lists.get(peer, ()) for peer in peers)
+            presence = of_user(user, _states(known[user]))
             fanout.add(presence, [peer for peer in registrations if peer.device in online])
         await self.publish(fanout.packets())
-        return ended
+        return [found[user][1] for user, _ in slices]
 
     async def _tell_all(self, newcomer: Newcomer, after: str) -> str:
         """Tells a device of its user's peers."""
         device = newcomer.device
-        peers, ended = await self._peers_after(device.user, after)
+        ((peers, ended),) = (await self._peers_after({device.user: after}, PEERS_AT_ONCE)).values()
         lists = await self.devices.of([device.user])
         registrations = [own for own in lists[device.user] if own.device == device]
         fanout = Fanout(self.max_packet, self.counters)
@@ -311,10 +317,13 @@ class Presences:
         await self.publish(fanout.packets())
         return ""
 
-    async def _peers_after(self, user: str, after: str) -> tuple[list[str], str]:
-        """The user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
-        names = await self.store.conversations_of(user, after, PEERS_AT_ONCE)
-        return await _peers(user, names), names[-1] if len(names) == PEERS_AT_ONCE else ""
+    async def _peers_after(self, after: Mapping[str, str], limit: int) -> dict[str, tuple[list[str], str]]:
+        """Each user's peers in a slice of the conversations, and where that ended ("": nothing follows)."""
+        found = await self.store.conversations_of(after, limit)
+        return {
+            user: (await _peers(user, names), names[-1] if len(names) == limit else "")
+            for user, names in found.items()
+        }
 
 
 def is_farewell(command: Hello | Status) -> bool:

@@ -16,7 +16,7 @@ from imqtt.problems import Problem, explain
 from imqtt.server.counters import Counters
 from imqtt.server.devices import Devices
 from imqtt.server.presence import Presences
-from imqtt.server.sliced_queue import SlicedQueue
+from imqtt.server.sliced_queue import SlicedQueue, alone
 from imqtt.state.base import StateAway
 from imqtt.stores.base import Store
 
@@ -66,7 +66,7 @@ class Pruning:
         self._looking = Problem(
             log, "abandoned devices cannot be looked for", "abandoned devices are looked for again"
         )
-        self._crowded = SlicedQueue("removing users' surplus devices", self._thin_out)
+        self._crowded = SlicedQueue("removing users' surplus devices", alone(self._thin_out))
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:

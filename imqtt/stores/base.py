@@ -156,11 +156,11 @@ class MemberStore(Protocol):
         since an id contains its partition and grows within it.
         """
 
-    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
-        """The first `limit` conversations after `after` in which the user has a member row.
+    async def conversations_of(self, after: Mapping[str, str], limit: int) -> dict[str, list[str]]:
+        """For each user in `after`, the first `limit` conversations in which the user has a member row.
 
-        The order is fixed, but differs between stores; "" precedes all of them. The cost grows with the
-        number returned, not with the user's number of conversations.
+        They follow the given one. The order is fixed, but differs between stores; "" precedes all of them.
+        The cost grows with the number returned, not with the users' number of conversations.
         """
 
 

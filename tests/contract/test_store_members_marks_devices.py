@@ -63,12 +63,15 @@ async def test_a_users_conversations_are_paged_in_a_stable_order(store: Store) -
     names = {f"d:alice:user{number:03}" for number in range(25)}
     await store.put_members([("alice", name) for name in names] + [("bob", "d:bob:carol")])
     found: list[str] = []
-    while page := await store.conversations_of("alice", found[-1] if found else "", 10):
+    while page := (await store.conversations_of({"alice": found[-1] if found else ""}, 10))["alice"]:
         assert len(page) == min(10, 25 - len(found))
         found += page
     assert len(found) == 25
     assert set(found) == names
-    assert await store.conversations_of("carol", "", 10) == []
+    last = {"alice": found[9], "bob": "", "carol": ""}
+    assert await store.conversations_of(last, 10) == {
+        "alice": found[10:20], "bob": ["d:bob:carol"], "carol": [],
+    }  # fmt: skip
 
 
 async def test_members_may_be_written_again(store: Store) -> None:

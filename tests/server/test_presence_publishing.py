@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from math import inf
 from pathlib import Path
@@ -132,11 +132,11 @@ def fail(monkeypatch: pytest.MonkeyPatch, store: SqliteStore, *, times: float = 
     """Lets the next `times` reads of users' conversations fail. Returns the growing list of their users."""
     read, failed = store.conversations_of, list[str]()
 
-    async def conversations_of(user: str, after: str, limit: int) -> list[str]:
+    async def conversations_of(after: Mapping[str, str], limit: int) -> dict[str, list[str]]:
         if len(failed) < times:
-            failed.append(user)
+            failed.extend(after)
             raise StoreUnreachable("a primary is being elected")
-        return await read(user, after, limit)
+        return await read(after, limit)
 
     monkeypatch.setattr(store, "conversations_of", conversations_of)
     return failed
@@ -454,9 +454,9 @@ async def test_silent_devices_are_found_however_long_publishing_takes(
 ) -> None:
     read, on = harness.store.conversations_of, asyncio.Event()
 
-    async def conversations_of(user: str, after: str, limit: int) -> list[str]:
+    async def conversations_of(after: Mapping[str, str], limit: int) -> dict[str, list[str]]:
         await on.wait()
-        return await read(user, after, limit)
+        return await read(after, limit)
 
     monkeypatch.setattr(harness.store, "conversations_of", conversations_of)
     await harness.receive(ALICE, Hello("a"))

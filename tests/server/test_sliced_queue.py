@@ -1,11 +1,11 @@
 """Work that is divided into slices by key: keys take turns."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from imqtt.errors import StoreUnreachable
-from imqtt.server.sliced_queue import SlicedQueue
+from imqtt.server.sliced_queue import SlicedQueue, alone
 from tests.services import eventually
 
 
@@ -13,7 +13,7 @@ class Worker:
     """Does three slices of each key. The next `fail` slices fail."""
 
     def __init__(self) -> None:
-        self.queue = SlicedQueue[str]("testing", self._do)
+        self.queue = SlicedQueue[str]("testing", alone(self._do))
         self.done: list[str] = []
         self.fail = 0
         self.put: dict[str, str] = {}  # keys that are added during this slice
@@ -76,7 +76,7 @@ async def test_an_exception_ends_the_work_of_its_own_key_only() -> None:
         done.append(key)
         return ""
 
-    queue = SlicedQueue[str]("testing", do)
+    queue = SlicedQueue[str]("testing", alone(do))
     queue.put("bad")
     queue.put("good")
     task = asyncio.create_task(queue.run())
@@ -98,9 +98,43 @@ async def test_a_key_that_is_put_again_before_an_exception_starts_over() -> None
             raise ValueError(key)
         return "1" if not after and key == "a" else ""
 
-    queue = SlicedQueue[str]("testing", do)
+    queue = SlicedQueue[str]("testing", alone(do))
     queue.put("a")
     task = asyncio.create_task(queue.run())
     await eventually(lambda: queue.idle)
     task.cancel()
     assert done == ["a", "b", "a1", "a", "a1"]
+
+
+async def test_first_slices_are_done_together_and_later_ones_alone() -> None:
+    done: list[str] = []
+
+    async def do(slices: Sequence[tuple[str, str]]) -> list[str]:
+        done.append("+".join(key + after for key, after in slices))
+        return ["" if key in "bd" or after else "1" for key, after in slices]
+
+    queue = SlicedQueue[str]("testing", do, together=3)
+    for key in "abcde":
+        queue.put(key)
+    task = asyncio.create_task(queue.run())
+    await eventually(lambda: queue.idle)
+    task.cancel()
+    assert done == ["a+b+c", "d+e", "a1", "c1", "e1"]
+
+
+async def test_a_key_that_fails_does_not_fail_those_done_together_with_it() -> None:
+    done: list[str] = []
+
+    async def do(slices: Sequence[tuple[str, str]]) -> list[str]:
+        if any(key == "bad" for key, _ in slices):
+            raise ValueError("bad")
+        done.extend(key for key, _ in slices)
+        return [""] * len(slices)
+
+    queue = SlicedQueue[str]("testing", do, together=3)
+    for key in ("a", "bad", "b"):
+        queue.put(key)
+    task = asyncio.create_task(queue.run())
+    await eventually(lambda: queue.idle)
+    task.cancel()
+    assert done == ["a", "b"]

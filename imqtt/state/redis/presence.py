@@ -106,7 +106,10 @@ class Presences:
                 "EVAL", PRESENCE, 1 + len(users), self._keys.expiries, *hashes, *users
             )
         except Refusal:
-            return {}  # Redis would refuse it again, and the caller would retry for ever
+            if len(users) == 1:
+                return {}  # Redis would refuse it again, and the caller would retry for ever
+            alone = await asyncio.gather(*(self.presence([user]) for user in users))
+            return {user: devices for one in alone for user, devices in one.items()}
         found: dict[str, list[DevicePresence]] = {}
         for number, device, entry, expires in answer:
             presence = _presence(Device(users[number], device.decode(errors="replace")), entry, expires)

@@ -128,8 +128,9 @@ class MongoReader:
         )
         return [Head(row["c"], row["e"]["s"], Id(row["e"]["i"])) for row in rows]
 
-    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
-        return await self._names("members", {"u": user}, after, limit)
+    async def conversations_of(self, after: Mapping[str, str], limit: int) -> dict[str, list[str]]:
+        reads = [self._names("members", {"u": user}, name, limit) for user, name in after.items()]
+        return dict(zip(after, await asyncio.gather(*reads), strict=True))
 
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
         marks: dict[str, list[Marks]] = {}

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -216,8 +216,12 @@ class SqliteReader:
         rows = await self._rows(_HEADS_OF, user, int(before) or END, limit)
         return [Head(name, seq, Id(number)) for name, seq, number in rows]
 
-    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
-        return [name for (name,) in await self._rows(_CONVERSATIONS_OF, user, after, limit)]
+    async def conversations_of(self, after: Mapping[str, str], limit: int) -> dict[str, list[str]]:
+        def read(db: sqlite3.Connection) -> dict[str, list[str]]:
+            rows = {user: db.execute(_CONVERSATIONS_OF, (user, name, limit)) for user, name in after.items()}
+            return {user: [name for (name,) in cursor.fetchall()] for user, cursor in rows.items()}
+
+        return await self._read(read)
 
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
         marks: dict[str, list[Marks]] = {}

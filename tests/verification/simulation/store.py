@@ -183,8 +183,10 @@ class SimStore:
     async def heads_of(self, user: str, before: int, limit: int) -> list[Head]:
         return await self._read(lambda: self.tables.heads_of(user, before, limit))
 
-    async def conversations_of(self, user: str, after: str, limit: int) -> list[str]:
-        return await self._read(lambda: self.tables.conversations_of(user, after, limit))
+    async def conversations_of(self, after: Mapping[str, str], limit: int) -> dict[str, list[str]]:
+        return await self._read(
+            lambda: {user: self.tables.conversations_of(user, name, limit) for user, name in after.items()}
+        )
 
     async def marks(self, conversations: Collection[str]) -> dict[str, list[Marks]]:
         return await self._read(lambda: self.tables.marks(conversations))
