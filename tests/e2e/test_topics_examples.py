@@ -20,13 +20,14 @@ import pytest
 
 from imqtt.config import ServerConfig
 from imqtt.errors import ImqttError
-from imqtt.mosquitto.broker import Mosquitto
+from imqtt.mosquitto.broker import INTERNAL_HOST, Mosquitto
+from imqtt.mosquitto.passwords import SERVER_ACCOUNT
 from imqtt.protocol import Format, decode_frames, encode_frame, format_of, join
 from imqtt.server.app import Server
 from imqtt.serving import serving
 from tests.protocol import topics_page
 from tests.protocol.topics_page import Example, as_protobuf, frames_of
-from tests.services import WITHIN
+from tests.services import WITHIN, eventually
 
 STANDS_FOR = {"id", "previous", "more_heads", "heads_before", "time", "last_seen"}
 
@@ -217,25 +218,61 @@ class Reader:
         return phone
 
     async def _console(self, example: Example) -> None:
-        """Runs the commands; their output, in the order in which they end, must be the page's."""
+        """Runs the commands; their output, in the order in which they end, must be the page's.
+
+        `mosquitto_rr` prints whatever arrives first. A person does not run the next command within the
+        quarter of a second in which the others are told that a new user is online.
+        """
         lines = example.text.splitlines()
         shown = [frames_of(line.encode()) for line in lines if not line.startswith("$ ")]
         background: list[Subscriber] = []
         printed: list[str] = []
-        for line in (line.removeprefix("$ ") for line in lines if line.startswith("$ ")):
-            command = self._filled(line.removesuffix(" &"))
-            if assignment := re.fullmatch(r'([A-Z]+)="(.*)"', command):
-                self._variables[assignment[1]] = assignment[2]
-            elif line.endswith(" &"):
-                background.append(Subscriber(shlex.split(command)))
-                await background[-1].start()
-            else:
-                printed += await _output(await _run(shlex.split(command)), example)
+        online: set[str] = set()
+        async with self._presence_told() as told:
+            for line in (line.removeprefix("$ ") for line in lines if line.startswith("$ ")):
+                command = self._filled(line.removesuffix(" &"))
+                if assignment := re.fullmatch(r'([A-Z]+)="(.*)"', command):
+                    self._variables[assignment[1]] = assignment[2]
+                elif line.endswith(" &"):
+                    background.append(Subscriber(shlex.split(command)))
+                    await background[-1].start()
+                else:
+                    printed += await _output(await _run(shlex.split(command)), example)
+                    (device,) = re.findall(r"-u (\S+)", command)
+                    if device not in online:
+                        user = device.partition("@")[0]
+                        await eventually(lambda user=user: {(other, user) for other in online} <= told)
+                        online.add(device)
         printed += [await subscriber.received() for subscriber in background]
         assert len(printed) == len(shown), f"{example.place}: printed {printed}"
         for page, seen in zip(shown, printed, strict=True):
             if difference := self.stand.difference(page, frames_of(seen.encode())):
                 pytest.fail(f"{example.place}: {difference}\n  seen: {seen}")
+
+    @contextlib.asynccontextmanager
+    async def _presence_told(self) -> AsyncIterator[set[tuple[str, str]]]:
+        """Each device that has been told of a presence, and of whose."""
+        told: set[tuple[str, str]] = set()
+
+        async def watch() -> None:
+            async for message in client.messages:
+                assert isinstance(message.payload, bytes)
+                device = message.topic.value.split("/")[1]
+                for frame in frames_of(as_json(message.payload)):
+                    if frame["type"] == "presence":
+                        told.add((device, str(frame["user"])))
+
+        async with aiomqtt.Client(
+            INTERNAL_HOST,
+            self._broker.internal_port,
+            username=SERVER_ACCOUNT,
+            password=self._broker.server_password,
+        ) as client:
+            await client.subscribe("imqtt/+/down")
+            watching = asyncio.create_task(watch())
+            yield told
+            watching.cancel()
+            await asyncio.wait([watching])
 
     def _filled(self, line: str) -> str:
         """The line with this broker's address and variables; creates its account."""
