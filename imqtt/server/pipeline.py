@@ -46,8 +46,8 @@ STALL_SECONDS = 0.25  # a batch that takes longer waits for the store
 LOOKED_AT_ONCE = 1_000  # commands that are decoded to find the reads among them
 UNFINISHED_BATCHES = 4  # delivered, and waiting for the broker to confirm it
 # Batches begin this many seconds apart when more than `FREE_BATCHES` that write have followed each other
-# faster, so that more messages share a commit: at 2,000 a second that saves 5 % of the server's CPU. Neither a
-# message alone nor a device that fetches one page after the other waits.
+# faster, so that more messages share a commit: at 2,000 a second that saves a third of the server's CPU time.
+# Neither a message alone nor a device that fetches one page after the other waits.
 BATCH_INTERVAL = 0.002
 FREE_BATCHES = 8
 
